@@ -1,0 +1,1 @@
+"""Measurements that print a ratio: both sides in one process, their rounds interleaved."""

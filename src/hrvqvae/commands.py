@@ -1,0 +1,108 @@
+"""What the commands do with a trained run: evaluate, reconstruct, demo."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hrvqvae import data, presets
+from hrvqvae.checkpoint import RunFolder, load_with_config
+from hrvqvae.config import TrainingConfig
+from hrvqvae.data.fetch import get
+from hrvqvae.data.images import read_image
+from hrvqvae.data.sources import data_root
+from hrvqvae.errors import InputError
+from hrvqvae.evaluation.evaluate import Report, evaluate
+from hrvqvae.pictures import sheets
+from hrvqvae.training.autoencoder import level_captions, level_rows, train
+from hrvqvae.training.device import Compute
+
+DEMO_PRESET = "hrvqvae/mnist"
+EVALUATION_BATCH = 128
+
+
+def evaluate_run(run: str | Path, split: str = "test", root: str | None = None, device: str = "auto") -> Report:
+    """Measure a run's model on a whole split, in float32. Raises InputError where the run or its data is missing."""
+    compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
+    model, config = load_with_config(run)
+    if root is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    images = data.load(config.data, split)
+    model = compute.place_model(model)
+    batch_size = min(EVALUATION_BATCH, config.training.batch_size)
+    batches = data.evaluation_batches(
+        images, batch_size=batch_size, workers=config.data.workers, on_error=config.data.on_error
+    )
+    return evaluate(model, config, batches, split, compute.device)
+
+
+def reconstruct(
+    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None
+) -> list[tuple[Path, float]]:
+    """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
+
+    Images keep their own sizes.
+
+    Raises:
+        InputError: no such run, image or level; a colour image for a greyscale model; the sheet can't be written.
+    """
+    model, config = load_with_config(run)
+    most = len(config.model.num_symbols)
+    if levels is not None and not 1 <= levels <= most:
+        raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+    originals, decoded, errors = [], [], []
+    with torch.inference_mode():
+        for path in paths:
+            pixels = torch.from_numpy(read_image(path, model.channels, config.data.max_pixels))
+            size = (pixels.shape[-2], pixels.shape[-1])
+            image = model.decode(model.encode(pixels[None]), levels=levels, size=size)[0]
+            originals.append(pixels)
+            decoded.append(image)
+            errors.append((path, float((image - pixels / 255).square().mean())))
+    used = levels or most
+    caption = "reconstruction, " + ("level 1" if used == 1 else f"levels 1-{used} of {most}")
+    sheets.save(sheets.draw([sheets.Row("original", originals), sheets.Row(caption, decoded)]), out)
+    return errors
+
+
+def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> None:
+    """MNIST from nothing: get it, train, evaluate, draw; print a summary with the paths of the pictures.
+
+    Goes on where an earlier demo in the same folder stopped.
+    """
+    begun = time.monotonic()
+    folder = data_root(root)
+    get("mnist", folder, print)
+    preset = presets.get(DEMO_PRESET).config
+    config = dataclasses.replace(
+        preset,
+        data=dataclasses.replace(preset.data, root=str(folder.absolute())),
+        training=dataclasses.replace(preset.training, max_minutes=max_minutes, max_steps=max_steps),
+    )
+    run = RunFolder(out)
+    outcome = train(config, run, resume=run.config.is_file())
+    if outcome.signal is not None:
+        print(f"stopped at step {outcome.step}, saved; the same command goes on")
+        return
+    report = evaluate_run(out)
+    images = data.load(config.data, "test")
+    few = torch.from_numpy(np.stack([images.read(index, None) for index in range(16)]))
+    model, _ = load_with_config(out)
+    captions = level_captions([level.mse for level in report.levels])
+    sheet = run.pictures / "test-images.png"
+    sheets.save(sheets.draw(level_rows(model, few.float() / 255, captions)), sheet)
+    used = ", ".join(f"{level.used} of {level.codewords}" for level in report.levels)
+    print(
+        f"\n{report.images:,} test images: MSE {report.mse:.3e}, PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}\n"
+        f"codewords in use, level by level: {used}\n"
+        f"{report.bits_per_image:,.0f} bits an image, {report.compression_ratio:.2f} times fewer than the 8-bit image\n"
+        f"trained {outcome.step} steps in {outcome.seconds / 60:.1f} minutes; all in "
+        f"{(time.monotonic() - begun) / 60:.1f} minutes\n\npictures:"
+    )
+    for picture in (sheet, *(run.pictures / f"{name}.png" for name in ("reconstructions", "curves", "usage"))):
+        print(f"  {picture}")

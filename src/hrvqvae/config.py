@@ -1,0 +1,245 @@
+"""The whole description of a run: frozen dataclasses, no torch, no effect on import.
+
+A field name is the dotted path that the command line takes (`--model.quantizer.codewords 8`), that
+`config.yaml` holds, and that a preset cites its source for. A system brings a model configuration of its own:
+a frozen dataclass with `system`, `latent_grids` and `num_symbols`, added to the type of `Config.model`. Values a
+grid (the lists of Tables 4, 7 and 9) are tuples there, coarse first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from hrvqvae.errors import InputError
+
+Grid = tuple[int, int]
+
+
+def _require(holds: bool, name: str, value: object, what: str) -> None:
+    if not holds:
+        raise InputError(f"{name} is {value!r}; it must be {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they become the pixels that a model sees (spec.md Table 5).
+
+    Attributes:
+        dataset: mnist, fashion-mnist, cifar10, or the name of an image folder (imagenet, ffhq, photos, ...).
+        root: folder of the data; None takes the variable HRVQVAE_DATA, else the user's cache folder.
+        size: height and width in pixels that images of a folder are resized and cropped to.
+        channels: 1 (greyscale) or 3 (RGB).
+        train_samples, test_samples: published counts (0: not published); they give the published training steps.
+        split: how a folder without train/ and test/ is divided: by a hash of the file name, or its first
+            `train_samples` names in sorted order for training ("sorted", FFHQ's convention).
+        test_fraction: share of the files that goes to the test split where the split is by hash.
+        crop: random crops of the training images, or the centre one; test images always take the centre.
+        flip: mirror half of the training images.
+        labels: whether class folders are classes.
+        on_error: a broken image stops the run, or is skipped and counted.
+        max_pixels: largest image that is decoded, in pixels.
+        workers: processes that decode the images of a folder.
+        memory_mb: folders whose images have no random crop are held in memory as uint8 up to this size.
+    """
+
+    dataset: str = "mnist"
+    root: str | None = None
+    size: int = 28
+    channels: int = 1
+    train_samples: int = 0
+    test_samples: int = 0
+    split: Literal["hash", "sorted"] = "hash"
+    test_fraction: float = 0.1
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    labels: bool = True
+    on_error: Literal["stop", "skip"] = "stop"
+    max_pixels: int = 64_000_000
+    workers: int = 2
+    memory_mb: int = 512
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, "data.size", self.size, "at least 1 pixel")
+        _require(self.channels in (1, 3), "data.channels", self.channels, "1 (greyscale) or 3 (RGB)")
+        _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "between 0 and 1")
+        _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeQuantizerConfig:
+    """Linked codebooks (spec.md section 2, Table 6).
+
+    Attributes:
+        levels: L, number of quantization levels.
+        codewords: m, codewords a codebook; level l has m^l in all.
+        dim: D, width of a codeword.
+        beta: weight beta_l of the commitment loss of every level, and beta_0 of the combined latent.
+        update: codewords follow moving averages of what they stand for, or the gradient of the codebook loss.
+        decay: decay of those moving averages.
+        init_vectors: latent vectors that the k-means start of the tree takes (0: random start).
+        revive_every: training steps between revivals of dead codewords (0: none).
+        revive_below: a codeword is dead when its share of its codebook's assignments is below this / m.
+    """
+
+    levels: int = 3
+    codewords: int = 8
+    dim: int = 32
+    beta: float = 0.25
+    update: Literal["ema", "gradient"] = "ema"
+    decay: float = 0.99
+    init_vectors: int = 131_072
+    revive_every: int = 100
+    revive_below: float = 0.03
+
+    def __post_init__(self) -> None:
+        _require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
+        _require(self.codewords >= 2, "model.quantizer.codewords", self.codewords, "at least 2")
+        _require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
+        _require(self.beta >= 0, "model.quantizer.beta", self.beta, "at least 0")
+        _require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
+        leaves = self.codewords**self.levels
+        _require(leaves <= 2**31, "model.quantizer.codewords ** levels", leaves, "at most 2^31 leaves")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRVQVAEConfig:
+    """One encoder, one latent grid, L levels of linked codebooks, one decoder (spec.md section 2, Table 6).
+
+    Attributes:
+        stride: image pixels a latent position, a side: 2^s.
+        padding: pixels added on each side of the image before encoding, cropped after decoding.
+        hidden_units: channels of the convolutions.
+        residual_units: channels inside a residual block.
+        residual_blocks: residual blocks in the encoder, and in the decoder.
+        kernel: filter size of the convolutions that keep the resolution.
+    """
+
+    system: ClassVar[str] = "hrvqvae"
+
+    stride: int = 2
+    padding: int = 0
+    hidden_units: int = 64
+    residual_units: int = 64
+    residual_blocks: int = 2
+    kernel: int = 3
+    quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
+
+    def __post_init__(self) -> None:
+        power_of_two = self.stride >= 2 and self.stride & (self.stride - 1) == 0
+        _require(power_of_two, "model.stride", self.stride, "a power of two, at least 2")
+        _require(self.padding >= 0, "model.padding", self.padding, "at least 0")
+        _require(self.hidden_units >= 2, "model.hidden_units", self.hidden_units, "at least 2")
+        _require(self.kernel % 2 == 1, "model.kernel", self.kernel, "odd")
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
+        grid = (
+            math.ceil((height + 2 * self.padding) / self.stride),
+            math.ceil((width + 2 * self.padding) / self.stride),
+        )
+        return (grid,) * self.quantizer.levels
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each level can take: m, since its parent is known."""
+        return (self.quantizer.codewords,) * self.quantizer.levels
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each level in all: m^l."""
+        return tuple(self.quantizer.codewords**level for level in range(1, self.quantizer.levels + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimization of one stage (spec.md Tables 5 and 6).
+
+    Attributes:
+        batch_size: images a step.
+        epochs, max_steps, max_minutes: the budget; whichever is spent first ends the run (0: no such limit).
+        learning_rate: Adam's rate, after the warm-up.
+        schedule: constant, or a linear warm-up and a cosine down to zero over the budget.
+        warmup_steps: steps of the warm-up.
+        polyak_decay: decay of the moving average of the network's weights.
+        precision: auto takes bf16 where the processor or GPU computes in it.
+        memory_format: layout of images and weights in memory.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads (0: as torch decides).
+        seed: start weights, data order, augmentation, k-means and revival depend on it alone.
+        log_every, evaluate_every, checkpoint_every: in steps.
+        evaluation_images: test images that an evaluation during training takes.
+    """
+
+    batch_size: int = 128
+    epochs: int = 0
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    learning_rate: float = 3e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = 100
+    polyak_decay: float = 0.9
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    device: str = "auto"
+    threads: int = 0
+    seed: int = 0
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    evaluation_images: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "log_every", "evaluate_every", "checkpoint_every", "evaluation_images"):
+            _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
+            _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
+        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
+        _require(0 <= self.polyak_decay < 1, "training.polyak_decay", self.polyak_decay, "at least 0 and below 1")
+        if not (self.epochs or self.max_steps or self.max_minutes):
+            raise InputError(
+                "no budget: give training.epochs, training.max_steps (--max-steps) or training.max_minutes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run: data, model, training. `name` is the preset that it began as."""
+
+    name: str = "custom"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: HRVQVAEConfig = field(default_factory=HRVQVAEConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain values, for JSON and YAML."""
+    return dataclasses.asdict(config)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf of a nested mapping, in order."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def training_steps(samples: int, epochs: int, batch_size: int) -> int:
+    """Steps of that many epochs: samples * epochs / batch, rounded down (how Table 5 counts)."""
+    return samples * epochs // batch_size
+
+
+def bits_per_image(model: HRVQVAEConfig, height: int, width: int) -> float:
+    """Bits that the codes of one image take: positions * log2(symbols), over the levels (appendix A.1)."""
+    grids = model.latent_grids(height, width)
+    return math.fsum(h * w * math.log2(m) for (h, w), m in zip(grids, model.num_symbols, strict=True))
+
+
+def compression_ratio(model: HRVQVAEConfig, channels: int, height: int, width: int) -> float:
+    """Bits of the 8-bit image over bits of its codes (appendix A.1: 170.67 for 256x256x3 and FFHQ's row)."""
+    return 8 * channels * height * width / bits_per_image(model, height, width)

@@ -1,0 +1,98 @@
+"""Configurations from files and from `--section.field VALUE`, checked by jsonargparse against the dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from hrvqvae.config import Config, flatten, to_dict
+from hrvqvae.errors import InputError
+
+
+@cache
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _error(error: Exception, where: str) -> InputError:
+    text = " ".join(str(error).replace('Parser key "', '"').split())
+    return InputError(f"{where}: {text}")
+
+
+def _built(namespace: Any) -> Config:
+    built = _parser().instantiate(namespace)
+    return Config(name=built.name, data=built.data, model=built.model, training=built.training)
+
+
+def from_dict(tree: Any, where: str) -> Config:
+    """A configuration from nested plain values; missing fields take their defaults.
+
+    Raises:
+        InputError: an unknown field, or a value of the wrong type or out of range; `where` is named.
+    """
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{where}: a configuration is a mapping with data, model and training")
+    try:
+        return _built(_parser().parse_object(dict(tree)))
+    except (argparse.ArgumentError, TypeError, KeyError) as error:
+        raise _error(error, where) from error
+
+
+def from_file(path: Path) -> Config:
+    """A configuration from a YAML or JSON file. Raises as `from_dict` does, and where the file can't be read."""
+    try:
+        return from_dict(yaml.safe_load(path.read_text()), str(path))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as YAML or JSON ({type(error).__name__})") from error
+
+
+def field_names() -> list[str]:
+    """Dotted names of every field."""
+    return [name for name, _ in flatten(to_dict(Config()))]
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--section.field VALUE` or `--section.field=VALUE`, in pairs, to dotted name -> text.
+
+    Raises:
+        InputError: an option that is no field (near names are listed), or one without its value.
+    """
+    given: dict[str, str] = {}
+    known = field_names()
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        name, equals, value = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            hint = f"; did you mean {' or '.join('--' + other for other in near)}?" if near else ""
+            raise InputError(f"unknown argument {option.split('=')[0]!r}{hint}")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"--{name} needs a value")
+            value = rest.pop(0)
+        given[name] = value
+    return given
+
+
+def override(base: Config, given: Mapping[str, str]) -> Config:
+    """`base` with fields replaced by texts, checked. Raises InputError as `from_dict` does."""
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    parser = _parser()
+    try:
+        start = parser.parse_object(to_dict(base))
+        return _built(parser.parse_args(arguments, namespace=start))
+    except argparse.ArgumentError as error:
+        raise _error(error, "configuration") from error
+
+
+__all__ = ["field_names", "from_dict", "from_file", "override", "parse_overrides"]

@@ -1,0 +1,129 @@
+"""Batches in an order that depends on (seed, epoch, index) alone.
+
+The training images form one endless stream: epoch after epoch, each in its own order. Step s takes the samples
+s * batch ... (s + 1) * batch - 1 of it, so a run that resumes at step s needs to remember nothing else.
+Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hrvqvae.data.images import BrokenImageError
+from hrvqvae.data.sources import Draw, ImageSet
+from hrvqvae.errors import InputError
+
+Sample = tuple[int, Draw | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        images: (B, C, Y, X) uint8.
+        labels: (B,) int64, zeros where there are no classes.
+        broken: messages about the images that are not in it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    broken: tuple[str, ...] = ()
+
+
+class Stream(Sampler[list[Sample]]):
+    """The samples of each step from `first_step` on, without end."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int = 0) -> None:
+        self.num_images, self.batch_size, self.seed, self.first_step = num_images, batch_size, seed, first_step
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch: a permutation of the image indices."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        position = self.first_step * self.batch_size
+        current, order = -1, np.empty(0, np.int64)
+        while True:
+            samples: list[Sample] = []
+            for place in range(position, position + self.batch_size):
+                epoch, rank = divmod(place, self.num_images)
+                if epoch != current:
+                    current, order = epoch, self.order(epoch)
+                index = int(order[rank])
+                samples.append((index, (self.seed, epoch, index)))
+            position += self.batch_size
+            yield samples
+
+
+class _Samples(Dataset[tuple[Tensor, int] | str]):
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __getitem__(self, sample: Sample) -> tuple[Tensor, int] | str:
+        index, draw = sample
+        try:
+            return torch.from_numpy(self.images.read(index, draw)), int(self.images.labels[index])
+        except BrokenImageError as error:
+            return str(error)
+
+
+def _collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
+    read = [sample for sample in samples if not isinstance(sample, str)]
+    broken = tuple(sample for sample in samples if isinstance(sample, str))
+    if not read:
+        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), broken)
+    images, labels = zip(*read, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), broken)
+
+
+def _loaded(images: ImageSet, sampler: Sampler[list[Sample]], workers: int, on_error: str) -> Iterator[Batch]:
+    loader = DataLoader(
+        _Samples(images), batch_sampler=sampler, collate_fn=_collate, num_workers=workers if images.decodes else 0
+    )
+    empty = 0
+    for batch in loader:
+        if batch.broken and on_error == "stop":
+            raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
+        if len(batch.images) or not batch.broken:
+            empty = 0
+            yield batch
+        else:
+            empty += 1
+            if empty * len(batch.broken) > len(images):
+                raise InputError(f"every one of the {len(images)} images is broken: {batch.broken[0]}")
+
+
+def batches(
+    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop"
+) -> Iterator[Batch]:
+    """Training batches from step `first_step` on, without end, augmented.
+
+    Raises:
+        BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" it is left out of its batch.
+    """
+    return _loaded(images, Stream(len(images), batch_size, seed, first_step), workers, on_error)
+
+
+class _InOrder(Sampler[list[Sample]]):
+    def __init__(self, num_images: int, batch_size: int) -> None:
+        self.num_images, self.batch_size = num_images, batch_size
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for start in range(0, self.num_images, self.batch_size):
+            yield [(index, None) for index in range(start, min(start + self.batch_size, self.num_images))]
+
+
+def evaluation_batches(
+    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop"
+) -> Iterator[Batch]:
+    """Every image once, in order, not augmented; at most `limit`. Raises as `batches` does."""
+    count = len(images) if limit is None else min(limit, len(images))
+    return _loaded(images, _InOrder(count, batch_size), workers, on_error)

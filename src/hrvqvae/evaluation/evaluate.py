@@ -1,0 +1,113 @@
+"""Distortion, rate and codeword usage of an autoencoder on a split.
+
+Errors are over the original pixels in [0, 1], never over padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from hrvqvae.config import Config, bits_per_image, compression_ratio
+from hrvqvae.data import Batch
+from hrvqvae.models import Autoencoder
+from hrvqvae.quantize import functional as vq
+
+_SSIM_WINDOW = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelReport:
+    """One level.
+
+    Attributes:
+        codewords: K_l, of the level in all.
+        used: codewords chosen at least once on the split; usage: their share.
+        perplexity: exp(entropy) of the choices, 1 to K_l.
+        mse: of the image decoded from the levels up to this one.
+        counts: (K_l,) int64, how often each codeword was chosen.
+    """
+
+    codewords: int
+    used: int
+    usage: float
+    perplexity: float
+    mse: float
+    counts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A model on a split: mse, psnr (dB, of the mean squared error), ssim (mean over images; None below 11 pixels)."""
+
+    dataset: str
+    split: str
+    images: int
+    mse: float
+    psnr: float
+    ssim: float | None
+    bits_per_image: float
+    compression_ratio: float
+    levels: tuple[LevelReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the counts."""
+        plain = dict(vars(self))
+        plain["levels"] = [{k: v for k, v in vars(level).items() if k != "counts"} for level in self.levels]
+        return plain
+
+
+def _mean_ssim(metric: StructuralSimilarityIndexMeasure) -> float:
+    mean = metric.compute()
+    assert isinstance(mean, Tensor)
+    return float(mean)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None
+) -> Report:
+    """Measure a model in evaluation mode on every image of the batches."""
+    device = device or torch.device("cpu")
+    codewords = config.model.num_codewords
+    counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
+    errors = [0.0] * len(codewords)
+    psnr = PeakSignalNoiseRatio(data_range=1.0).to(device)
+    ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+    images = values = 0
+    has_ssim = config.data.size >= _SSIM_WINDOW
+    for batch in batches:
+        original = batch.images.to(device).float() / 255
+        size = (original.shape[-2], original.shape[-1])
+        codes = model.encode(original)
+        for level, path in enumerate(model.paths(codes)):
+            counts[level] += vq.counts(path, codewords[level]).cpu()
+        for level in range(len(codewords)):
+            decoded = model.decode(codes, levels=level + 1, size=size)
+            errors[level] += float((decoded - original).double().square().sum())
+        psnr.update(decoded, original)
+        if has_ssim:
+            ssim.update(decoded, original)
+        images += len(original)
+        values += original.numel()
+    mse = [error / values for error in errors]
+    levels = tuple(
+        LevelReport(
+            codewords=number, used=int((count > 0).sum()), usage=float((count > 0).double().mean()),
+            perplexity=vq.perplexity(count), mse=error, counts=count,
+        )
+        for number, count, error in zip(codewords, counts, mse, strict=True)
+    )  # fmt: skip
+    data = config.data
+    return Report(
+        dataset=data.dataset, split=split, images=images, mse=mse[-1],
+        psnr=float(psnr.compute()) if mse[-1] > 0 else math.inf, ssim=_mean_ssim(ssim) if has_ssim else None,
+        bits_per_image=bits_per_image(config.model, data.size, data.size),
+        compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size), levels=levels,
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""The contract that every system fulfils: image -> codes -> image.
+
+Shapes: (B, C, Y, X) images; codes are a tuple of int64 (B, H_l, W_l), coarse first. Images at this border are uint8
+(0..255) or float32 in [0, 1]; the range [-1, 1] inside is the model's own matter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import Grid
+from hrvqvae.errors import InputError
+from hrvqvae.quantize import Codes
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What a forward pass gives.
+
+    Attributes:
+        images: (B, C, Y, X) float32, the reconstruction on the scale [0, 1], not clamped.
+        codes: of each level, coarse first.
+        losses: every term of the loss by name, a scalar each; training minimizes their sum. "reconstruction" is the
+            mean squared error over the original pixels in [-1, 1]; the others are on the same scale.
+    """
+
+    images: Tensor
+    codes: Codes
+    losses: Mapping[str, Tensor]
+
+
+def unit_images(images: Tensor, channels: int) -> Tensor:
+    """Checked images as float32 in [0, 1], same shape.
+
+    Raises:
+        InputError: wrong shape, channel count or type, values outside [0, 1], or NaN; the number is named.
+    """
+    if images.dim() != 4:
+        raise InputError(f"images have {images.dim()} dimensions; expected 4: (B, C, Y, X)")
+    if images.shape[1] != channels:
+        raise InputError(f"images have {images.shape[1]} channels; this model takes {channels}")
+    if images.shape[2] < 1 or images.shape[3] < 1:
+        raise InputError(f"images are {images.shape[2]}x{images.shape[3]} pixels; at least 1x1 is needed")
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise InputError(f"images are {images.dtype}; expected uint8 (0..255) or float32 in [0, 1]")
+    if images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= 0 and high <= 1):  # NaN fails both comparisons
+            raise InputError(f"images have values from {low:g} to {high:g}; expected [0, 1] as float, 0..255 as uint8")
+    return images.float()
+
+
+class Autoencoder(nn.Module, ABC):
+    """A system that turns images into codes and back. Models never import training."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of its images."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Reconstructed:
+        """Encode, quantize, decode, with the loss terms. Raises InputError on images outside the contract."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images. Raises InputError on images outside the contract."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
+        """Images (B, C, Y, X) float32 in [0, 1] from codes.
+
+        Args:
+            codes: of every level.
+            levels: how many levels to use, coarse first; None uses all.
+            size: height and width in pixels; None gives the largest image of that latent grid.
+
+        Raises:
+            InputError: levels out of range or not supported by the system, codes out of range.
+        """
+
+    @abstractmethod
+    def paths(self, codes: Codes) -> tuple[Tensor, ...]:
+        """Number of the codeword that each code stands for among all of its level: same shapes, for usage counts."""
+
+    @abstractmethod
+    def initialize(self, images: Tensor, generator: torch.Generator) -> None:
+        """Data-dependent start from the first training images, before the first step."""
+
+    @abstractmethod
+    def revive(self, images: Tensor, generator: torch.Generator) -> int:
+        """Revive dead codewords from a training batch; returns how many."""

@@ -1,0 +1,5 @@
+"""Blocks that know nothing of quantization."""
+
+from hrvqvae.nn.convolutional import Decoder, Encoder, ResidualStack
+
+__all__ = ["Decoder", "Encoder", "ResidualStack"]

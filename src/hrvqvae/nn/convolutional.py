@@ -1,0 +1,74 @@
+"""Convolutional encoder and decoder (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, appendix).
+
+Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(relu(conv(relu(x)))): shape kept."""
+
+    def __init__(self, hidden: int, inner: int, kernel: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(hidden, inner, kernel, padding=kernel // 2)
+        self.pointwise = nn.Conv2d(inner, hidden, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual: Tensor = self.pointwise(relu(self.spatial(relu(features))))
+        return features + residual
+
+
+class ResidualStack(nn.Sequential):
+    """Residual blocks and a last relu: shape kept."""
+
+    def __init__(self, hidden: int, inner: int, kernel: int, blocks: int) -> None:
+        super().__init__(*(ResidualBlock(hidden, inner, kernel) for _ in range(blocks)), nn.ReLU())
+
+
+def _halvings(stride: int) -> int:
+    return stride.bit_length() - 1
+
+
+class Encoder(nn.Sequential):
+    """(B, C, Y, X) -> (B, D, Y / stride, X / stride); the stride is a power of two, at least 2.
+
+    image -> [conv 4x4, stride 2, relu] x log2(stride) -> conv -> residual stack -> conv 1x1 -> latents
+    """
+
+    def __init__(
+        self, *, channels: int, dim: int, stride: int, hidden: int, inner: int, blocks: int, kernel: int
+    ) -> None:
+        layers: list[nn.Module] = []
+        width = channels
+        for step in range(_halvings(stride)):
+            wider = hidden // 2 if step == 0 else hidden
+            layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
+            width = wider
+        layers.append(nn.Conv2d(width, hidden, kernel, padding=kernel // 2))
+        layers.append(ResidualStack(hidden, inner, kernel, blocks))
+        layers.append(nn.Conv2d(hidden, dim, 1))
+        super().__init__(*layers)
+
+
+class Decoder(nn.Sequential):
+    """(B, D, H, W) -> (B, C, H * stride, W * stride): the encoder's mirror.
+
+    latents -> conv -> residual stack -> [transposed conv 4x4, stride 2, relu] x (log2(stride) - 1) -> transposed conv
+    """
+
+    def __init__(
+        self, *, channels: int, dim: int, stride: int, hidden: int, inner: int, blocks: int, kernel: int
+    ) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)]
+        layers.append(ResidualStack(hidden, inner, kernel, blocks))
+        width = hidden
+        for step in reversed(range(1, _halvings(stride))):
+            narrower = hidden // 2 if step == 1 else hidden
+            layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1), nn.ReLU()]
+            width = narrower
+        layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
+        super().__init__(*layers)

@@ -1,0 +1,147 @@
+"""Codebooks of one level: how their codewords learn, start and are revived.
+
+Shapes: a level has num_books codebooks of m codewords of width D; N vectors r are quantized, and the path says which
+codeword each one got (path = book * m + child).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.quantize import functional as vq
+
+
+class Codebook(nn.Module, ABC):
+    """The codebooks of one level, (num_books, m, D), with the moving average of how often each codeword is used.
+
+    `codewords` is a buffer where moving averages lead it, and a parameter where the gradient does.
+    """
+
+    codewords: Tensor
+    count: Tensor  # (num_books, m): moving average of assignments a batch
+
+    def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("count", torch.ones(num_books, size))
+
+    @property
+    def num_codewords(self) -> int:
+        """Codewords of the level in all: num_books * m."""
+        return self.count.numel()
+
+    def lookup(self, path: Tensor) -> Tensor:
+        """Codewords that paths stand for: (...) int64 -> (..., D)."""
+        return self.codewords.flatten(0, 1)[path]
+
+    @abstractmethod
+    def codebook_loss(self, residual: Tensor, codeword: Tensor) -> Tensor | None:
+        """||sg[residual] - codeword||^2, a scalar, where the gradient moves the codewords; None elsewhere."""
+
+    @abstractmethod
+    def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
+        """Place the codewords of those paths (K,) at vectors (K, D), with the count (K,) that they begin with.
+
+        Every moving average that a later update would use is reset with them.
+        """
+
+    @torch.no_grad()
+    def update(self, residual: Tensor, path: Tensor) -> None:
+        """Follow a batch of assignments: residual (N, D), path (N,)."""
+        batch = vq.counts(path, self.num_codewords).to(self.count.dtype)
+        self.count.lerp_(batch.view_as(self.count), 1 - self.decay)
+
+    @torch.no_grad()
+    def initialize(self, residual: Tensor, parent: Tensor, generator: torch.Generator) -> None:
+        """k-means in each codebook that gets data; a codebook that gets none starts near zero residual.
+
+        Args:
+            residual: (N, D), what this level has to code.
+            parent: (N,), the codebook that each vector is searched in.
+        """
+        num_books, size = self.count.shape
+        dim = residual.shape[-1]
+        scale = residual.std(0, correction=0) * 0.1
+        start = torch.randn(num_books * size, dim, generator=generator).to(residual.device) * scale
+        for book, members in vq.nodes(parent, num_books):
+            start[book * size : (book + 1) * size] = vq.kmeans(residual[members], size, generator)
+        everything = torch.arange(num_books * size, device=residual.device)
+        self.set_codewords(everything, start, torch.ones(num_books * size, device=residual.device))
+
+    @torch.no_grad()
+    def revive(self, residual: Tensor, parent: Tensor, below: float, generator: torch.Generator) -> int:
+        """Move dead codewords of codebooks that get data to vectors of theirs, drawn at random.
+
+        A codeword is dead when its moving average of assignments is below `below` / m of its codebook's. Those that
+        are placed begin with the codebook's mean count, so that the next update does not undo it.
+
+        Returns:
+            How many were revived.
+        """
+        num_books, size = self.count.shape
+        total = self.count.sum(1, keepdim=True)
+        dead = self.count < total * (below / size)
+        if not dead.any():
+            return 0
+        revived = 0
+        for book, members in vq.nodes(parent, num_books):
+            children = dead[book].nonzero().flatten()
+            children = children[: len(members)]
+            if len(children) == 0:
+                continue
+            drawn = torch.randperm(len(members), generator=generator)[: len(children)].to(members.device)
+            count = (total[book] / size).expand(len(children))
+            self.set_codewords(book * size + children, residual[members[drawn]], count)
+            revived += len(children)
+        return revived
+
+
+class EMACodebook(Codebook):
+    """Codewords are the moving average of the vectors that chose them (VQVAE's appendix A.1; VQVAE-2)."""
+
+    total: Tensor  # (num_books, m, D): moving average of the sum of the vectors assigned
+
+    def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
+        super().__init__(num_books, size, dim, decay)
+        self.register_buffer("codewords", torch.zeros(num_books, size, dim))
+        self.register_buffer("total", torch.zeros(num_books, size, dim))
+
+    def codebook_loss(self, residual: Tensor, codeword: Tensor) -> None:
+        return None
+
+    @torch.no_grad()
+    def update(self, residual: Tensor, path: Tensor) -> None:
+        super().update(residual, path)
+        batch = vq.sums(residual, path, self.num_codewords)
+        self.total.lerp_(batch.view_as(self.total), 1 - self.decay)
+        self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
+
+    def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
+        self.codewords.flatten(0, 1)[path] = vectors
+        self.count.view(-1)[path] = count
+        self.total.flatten(0, 1)[path] = vectors * count.unsqueeze(-1)
+
+
+class GradientCodebook(Codebook):
+    """Codewords are parameters that the codebook loss moves (spec.md section 2, the loss as printed)."""
+
+    def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
+        super().__init__(num_books, size, dim, decay)
+        self.codewords = nn.Parameter(torch.zeros(num_books, size, dim))
+
+    def codebook_loss(self, residual: Tensor, codeword: Tensor) -> Tensor:
+        return vq.squared_error(residual.detach(), codeword)
+
+    def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
+        self.codewords.data.flatten(0, 1)[path] = vectors
+        self.count.view(-1)[path] = count
+
+
+CODEBOOKS: dict[Literal["ema", "gradient"], type[EMACodebook] | type[GradientCodebook]] = {
+    "ema": EMACodebook,
+    "gradient": GradientCodebook,
+}

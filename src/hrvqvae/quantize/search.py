@@ -1,0 +1,65 @@
+"""Which codeword is nearest: the plain search. A faster one has the same signature and the same answers.
+
+Shapes: N vectors, D their width, L levels, m codewords a codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hrvqvae.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class TreeSearch:
+    """What a search of linked codebooks found.
+
+    Attributes:
+        paths: (L, N) int64; row l is p_l in [0, m^l), so the child index is p_l mod m.
+        quantized: (N, D) float32, z_q = e_1 + ... + e_L.
+    """
+
+    paths: Tensor
+    quantized: Tensor
+
+
+TreeSearcher = Callable[[Tensor, Sequence[Tensor]], TreeSearch]
+
+
+def require_finite(latents: Tensor) -> None:
+    """Raises NonFiniteError with the count where a latent is NaN or infinite: it has no nearest codeword."""
+    finite = torch.isfinite(latents)
+    if not finite.all():
+        bad = int((~finite).sum())
+        raise NonFiniteError(f"latents: {bad} of {latents.numel()} values are NaN or infinite")
+
+
+def search_tree(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
+    """k_l = argmin over the m codewords c of codebook p_{l-1} of ||r_{l-1} - c||^2, level by level.
+
+    The plain reference: it gathers the m codewords of every position. Ties go to the lowest index.
+
+    Args:
+        latents: (N, D) float32, r_0.
+        codebooks: level l's at index l - 1, (m^(l-1), m, D).
+
+    Raises:
+        NonFiniteError: a latent is NaN or infinite.
+    """
+    require_finite(latents)
+    residual, quantized = latents, torch.zeros_like(latents)
+    path = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+    paths = []
+    for codebook in codebooks:
+        num_books, size, dim = codebook.shape
+        distances = (residual.unsqueeze(1) - codebook[path]).square().sum(-1)
+        path = path * size + distances.argmin(-1)
+        codeword = codebook.reshape(num_books * size, dim)[path]
+        quantized = quantized + codeword
+        residual = residual - codeword
+        paths.append(path)
+    return TreeSearch(torch.stack(paths), quantized)

@@ -1,0 +1,178 @@
+"""Residual quantization with linked codebooks: the heart of HR-VQVAE (spec.md section 2).
+
+Shapes: (B, H, W, D) latents, L levels, m codewords a codebook; N = B * H * W.
+
+    z = r_0 --+--> level 1: nearest of m in the one codebook --> e_1 --+
+              |                                                        | k_1 names the codebook below
+    r_1 = r_0 - e_1 --> level 2: nearest of m in codebook p_1 --> e_2 --+
+    ...                                                                +--> z_q = e_1 + ... + e_L
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import TreeQuantizerConfig
+from hrvqvae.errors import InputError
+from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
+from hrvqvae.quantize.search import TreeSearch, TreeSearcher, search_tree
+
+Codes = tuple[Tensor, ...]
+"""int64 tensors (B, H_l, W_l), coarse first."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Latents after quantization.
+
+    Attributes:
+        latents: (B, H, W, D) float32, z_q, with the straight-through gradient of z.
+        codes: L tensors (B, H, W) int64, child indices in [0, m).
+        losses: the codebook and commitment terms by name, beta included; each a scalar, the squared error summed over
+            the batch, as printed.
+    """
+
+    latents: Tensor
+    codes: Codes
+    losses: Mapping[str, Tensor]
+
+
+class TreeQuantizer(nn.Module):
+    """L levels of linked codebooks on one latent grid.
+
+    `codebooks[l]` holds (m^l, m, D) codewords; the path so far names the one codebook that is searched there. Codewords
+    change in training mode alone. Everything is computed in float32, whatever autocast says.
+    """
+
+    def __init__(self, config: TreeQuantizerConfig, search: TreeSearcher = search_tree) -> None:
+        super().__init__()
+        self.config = config
+        self.search = search
+        kind = CODEBOOKS[config.update]
+        self.codebooks = nn.ModuleList(
+            kind(config.codewords**level, config.codewords, config.dim, config.decay) for level in range(config.levels)
+        )
+
+    @property
+    def levels(self) -> Sequence[Codebook]:
+        """The codebooks of each level, coarse first."""
+        return [book for book in self.codebooks if isinstance(book, Codebook)]
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize (B, H, W, D); in training mode, let the codewords follow.
+
+        Raises:
+            NonFiniteError: a latent is NaN or infinite.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            flat = self._flat(latents)
+            paths = self._search(flat).paths
+            quantized, losses = self._losses(flat, paths)
+            if self.training:
+                for level, (residual, path) in enumerate(self._walk(flat.detach(), paths)):
+                    self.levels[level].update(residual, path)
+            through = vq.straight_through(flat, quantized).view(latents.shape)
+        return Quantized(through, self._codes(paths, latents.shape[:-1]), losses)
+
+    def encode(self, latents: Tensor) -> Codes:
+        """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64 in [0, m).
+
+        Raises:
+            NonFiniteError: a latent is NaN or infinite.
+        """
+        paths = self._search(self._flat(latents)).paths
+        return self._codes(paths, latents.shape[:-1])
+
+    def lookup(self, codes: Codes) -> Tensor:
+        """Sum of the codewords of the levels that are given, any non-empty prefix: -> (B, H, W, D).
+
+        Raises:
+            InputError: no level, more levels than there are, or a code outside [0, m).
+        """
+        size, levels = self.config.codewords, self.levels
+        if not 1 <= len(codes) <= len(levels):
+            raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(levels)}")
+        path = torch.zeros_like(codes[0])
+        quantized = torch.zeros((), device=path.device)
+        for level, (codebook, code) in enumerate(zip(levels, codes, strict=False), start=1):
+            if code.numel() and (code.min() < 0 or code.max() >= size):
+                worst = int(code.min()) if code.min() < 0 else int(code.max())
+                raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
+            path = path * size + code
+            quantized = quantized + codebook.lookup(path)
+        return quantized
+
+    def paths(self, codes: Codes) -> tuple[Tensor, ...]:
+        """Path p_l of each level from child indices: same shapes, values in [0, m^l)."""
+        found: list[Tensor] = []
+        for code in codes:
+            found.append(code if not found else found[-1] * self.config.codewords + code)
+        return tuple(found)
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor, generator: torch.Generator) -> None:
+        """k-means start of the tree from (..., D) latents, level by level, node by node."""
+        residual = self._flat(latents)
+        path = torch.zeros(len(residual), dtype=torch.long, device=residual.device)
+        books: list[Tensor] = []
+        for codebook in self.levels:
+            codebook.initialize(residual, path, generator)
+            books.append(codebook.codewords)
+            path = self.search(self._flat(latents), books).paths[-1]
+            residual = residual - codebook.lookup(path)
+
+    @torch.no_grad()
+    def revive(self, latents: Tensor, generator: torch.Generator) -> int:
+        """Revive dead codewords from (..., D) latents of a training batch; returns how many."""
+        flat = self._flat(latents)
+        parent = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        revived = 0
+        for codebook, (residual, path) in zip(self.levels, self._walk(flat, self._search(flat).paths), strict=True):
+            revived += codebook.revive(residual, parent, self.config.revive_below, generator)
+            parent = path
+        return revived
+
+    def _flat(self, latents: Tensor) -> Tensor:
+        return latents.reshape(-1, latents.shape[-1]).float()
+
+    def _search(self, flat: Tensor) -> TreeSearch:
+        return self.search(flat.detach(), [book.codewords.detach() for book in self.levels])
+
+    def _codes(self, paths: Tensor, shape: Sequence[int]) -> Codes:
+        return tuple((path % self.config.codewords).view(shape) for path in paths)
+
+    def _walk(self, flat: Tensor, paths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(r_{l-1}, p_l) of each level, with the codewords as they were at the search."""
+        books = [book.codewords.detach().flatten(0, 1) for book in self.levels]
+        residual = flat
+        for book, path in zip(books, paths, strict=True):
+            after = residual - book[path]
+            yield residual, path
+            residual = after
+
+    def _losses(self, flat: Tensor, paths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_q, and the terms of spec.md section 2 after the reconstruction error.
+
+        The residual is of the encoder's own output minus detached codewords, never of a straight-through tensor: so
+        every level's commitment reaches the encoder, and no level's reaches another level's codewords.
+        """
+        beta = self.config.beta
+        residual, quantized = flat, torch.zeros_like(flat)
+        losses: dict[str, Tensor] = {}
+        for level, (codebook, path) in enumerate(zip(self.levels, paths, strict=True), start=1):
+            codeword = codebook.lookup(path)
+            loss = codebook.codebook_loss(residual, codeword)
+            if loss is not None:
+                losses[f"codebook_{level}"] = loss
+            quantized = quantized + codeword
+            residual = residual - codeword.detach()
+            losses[f"commitment_{level}"] = beta * vq.squared_error(residual, torch.zeros_like(residual))
+        if "codebook_1" in losses:
+            losses["codebook"] = vq.squared_error(flat.detach(), quantized)
+        losses["commitment"] = beta * vq.squared_error(flat, quantized.detach())
+        return quantized, losses

@@ -1,0 +1,225 @@
+"""The autoencoder stage: from a configuration to a run folder with a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from hrvqvae import data
+from hrvqvae.checkpoint import RunFolder
+from hrvqvae.config import Config
+from hrvqvae.data import Batch, ImageSet
+from hrvqvae.errors import InputError, NonFiniteError
+from hrvqvae.evaluation.evaluate import Report, evaluate
+from hrvqvae.models import Autoencoder, build
+from hrvqvae.pictures import curves, sheets
+from hrvqvae.quantize import functional as vq
+from hrvqvae.training.device import Compute
+from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, Say
+from hrvqvae.training.loop import Budget, Hook, Metrics, StopSignal, fit, update
+from hrvqvae.training.state import TrainState
+
+SHEET_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        step: steps taken in all.
+        signal: number of the signal that stopped it, or None where the budget was spent.
+        seconds: wall-clock time of the training, over all resumptions.
+        peak_bytes: most memory that the process held at once; on a GPU, that its tensors took there.
+    """
+
+    step: int
+    signal: int | None
+    seconds: float
+    peak_bytes: int
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Random draws of a step depend on (seed, step) alone."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+class AutoencoderStep:
+    """One update of an autoencoder; revives dead codewords every so many steps."""
+
+    def __init__(self, model: Autoencoder, config: Config, compute: Compute) -> None:
+        self.model, self.config, self.compute = model, config, compute
+        self.broken: set[str] = set()
+
+    def __call__(self, state: TrainState, batch: Batch) -> Metrics:
+        images = self.compute.place_images(batch.images)
+        self.broken.update(batch.broken)
+        self.model.train()
+        with self.compute.autocast():
+            result = self.model(images)
+        metrics = update(self.model, state.optimizer, result.losses, state.step)
+        every = self.config.model.quantizer.revive_every
+        if every and (state.step + 1) % every == 0:
+            with self.compute.autocast():
+                revived = self.model.revive(images, _generator(self.config.training.seed, state.step))
+            metrics["revived"] = float(revived)
+        state.averaged.update_parameters(self.model)
+        if (state.step + 1) % self.config.training.log_every == 0:
+            metrics["usage"] = self._usage(result.codes)
+        if self.broken:
+            metrics["broken_images"] = float(len(self.broken))
+        return metrics
+
+    def _usage(self, codes: tuple[Tensor, ...]) -> float:
+        """Share of the finest level's codewords that a batch uses."""
+        finest = self.config.model.num_codewords[-1]
+        return float((vq.counts(self.model.paths(codes)[-1], finest) > 0).double().mean())
+
+
+def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.Row]:
+    """Originals above their reconstructions, a row for each caption: levels 1, 1-2, ..., 1-L."""
+    size = (images.shape[-2], images.shape[-1])
+    with torch.inference_mode():
+        codes = model.encode(images)
+        rows = [sheets.Row("original", list(images))]
+        for level, caption in enumerate(captions, start=1):
+            rows.append(sheets.Row(caption, list(model.decode(codes, levels=level, size=size))))
+    return rows
+
+
+def level_captions(errors: Sequence[float]) -> list[str]:
+    """A caption for each prefix of the levels with its MSE."""
+    names = ["level 1"] + [f"levels 1-{level}" for level in range(2, len(errors) + 1)]
+    return [f"{name}: MSE {error:.2e}" for name, error in zip(names, errors, strict=True)]
+
+
+class EvaluationHook:
+    """Test metrics and pictures of the averaged model, every so many steps."""
+
+    def __init__(
+        self, config: Config, run: RunFolder, images: ImageSet, log: MetricsLog, display: Display, compute: Compute
+    ) -> None:
+        self.config, self.run, self.images, self.log = config, run, images, log
+        self.display, self.compute = display, compute
+
+    def due(self, state: TrainState) -> bool:
+        return state.step % self.config.training.evaluate_every == 0
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        report = self.evaluate(state)
+        levels = report.levels
+        record = {
+            "kind": "evaluation", "step": state.step, "images": report.images, "mse": report.mse, "psnr": report.psnr,
+            "ssim": report.ssim, "level_mse": [level.mse for level in levels],
+            "usage": [level.usage for level in levels], "perplexity": [level.perplexity for level in levels],
+        }  # fmt: skip
+        self.log.write(record)
+        used = " ".join(f"{level.used}/{level.codewords}" for level in levels)
+        self.display.say(f"step {state.step}  test MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}")
+        self._pictures(state, report)
+
+    def evaluate(self, state: TrainState) -> Report:
+        model = self._model(state)
+        return evaluate(model, self.config, self._batches(), "test", self.compute.device)
+
+    def _model(self, state: TrainState) -> Autoencoder:
+        model = state.averaged.module
+        assert isinstance(model, Autoencoder)
+        return model.eval()
+
+    def _batches(self) -> Iterator[Batch]:
+        training = self.config.training
+        return data.evaluation_batches(
+            self.images, batch_size=training.batch_size, limit=training.evaluation_images,
+            workers=self.config.data.workers, on_error=self.config.data.on_error,
+        )  # fmt: skip
+
+    def _pictures(self, state: TrainState, report: Report) -> None:
+        few = next(self._batches()).images[:SHEET_IMAGES]
+        images = self.compute.place_images(few).float() / 255
+        captions = level_captions([level.mse for level in report.levels])
+        rows = level_rows(self._model(state), images, captions)
+        sheets.save(sheets.draw(rows), self.run.pictures / "reconstructions.png")
+        curves.training_curves(self.log.records, self.run.pictures / "curves.png")
+        curves.codeword_usage([level.counts for level in report.levels], self.run.pictures / "usage.png")
+
+
+def _first_images(images: ImageSet, config: Config) -> Tensor:
+    """Training images for the data-dependent start: as many as their latents are asked for."""
+    (rows, columns), *_ = config.model.latent_grids(config.data.size, config.data.size)
+    wanted = max(1, min(len(images), config.model.quantizer.init_vectors // (rows * columns)))
+    some = data.batches(
+        images, batch_size=min(wanted, config.training.batch_size), seed=config.training.seed,
+        workers=0, on_error=config.data.on_error,
+    )  # fmt: skip
+    rounds = -(-wanted // config.training.batch_size)
+    return torch.cat([batch.images for batch in islice(some, rounds)])[:wanted]
+
+
+def _fresh_state(config: Config, images: ImageSet, compute: Compute) -> TrainState:
+    torch.manual_seed(config.training.seed)
+    model = compute.place_model(build(config))
+    first = compute.place_images(_first_images(images, config))
+    with compute.autocast():
+        model.initialize(first, _generator(config.training.seed, 0))
+    return TrainState.start(model, config.training)
+
+
+def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> Outcome:
+    """Train the autoencoder of a configuration into a run folder.
+
+    A run that resumes goes on from its newest whole checkpoint, to the weights of a run that never stopped.
+
+    Raises:
+        InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
+        NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
+    """
+    if run.config.is_file() and not resume:
+        raise InputError(f"{run.path} holds a run already: continue it with --resume, or choose another --out")
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    compute = Compute.of(config.training)
+    training_images = data.load(config.data, "train")
+    test_images = data.load(config.data, "test")
+    run.create()
+    run.write_config(config)
+    state = _fresh_state(config, training_images, compute)
+    saved = run.newest(say) if resume else None
+    if saved is not None:
+        state.restore(*saved)
+        say(f"resuming {run.path} at step {state.step}")
+    model = state.model
+    assert isinstance(model, Autoencoder)
+    budget = Budget.of(config.training, len(training_images))
+    log = MetricsLog(run.metrics, state.step)
+    stream = data.batches(
+        training_images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
+        workers=config.data.workers, on_error=config.data.on_error,
+    )  # fmt: skip
+    say(f"{config.name}: {len(training_images):,} training images, {_count(model):,} parameters, {compute.precision}")
+    with StopSignal() as stop, Display(budget) as display:
+        checkpoint = CheckpointHook(config, run)
+        evaluation = EvaluationHook(config, run, test_images, log, display, compute)
+        hooks: list[Hook] = [LogHook(config, log, display), evaluation, checkpoint]
+        started = state.step
+        try:
+            fit(state, stream, AutoencoderStep(model, config, compute), config.training, budget, hooks, stop)
+        except NonFiniteError as error:
+            kept = run.saved()
+            good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+            raise NonFiniteError(
+                f"{error}; nothing was updated, {good}; try a lower --training.learning_rate"
+            ) from error
+        if stop.received is None and state.step > started and not evaluation.due(state):
+            evaluation(state, {})
+        if (state.step > started and not checkpoint.due(state)) or not run.model.is_file():
+            checkpoint.save(state)
+    return Outcome(state.step, stop.received, state.seconds, compute.peak_bytes())
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

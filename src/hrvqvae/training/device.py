@@ -1,0 +1,85 @@
+"""Where and how tensors are computed: device, precision, memory format."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import TrainingConfig
+from hrvqvae.errors import InputError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use --device cpu")
+    return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the processor or GPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX; compute capability 8)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a stage computes: device, bf16 or not, memory format."""
+
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+
+    @staticmethod
+    def of(config: TrainingConfig) -> Compute:
+        device = resolve_device(config.device)
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+        return Compute(device, bf16, config.memory_format == "channels_last")
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
+
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def place_model(self, model: M) -> M:
+        """The model on the device, its 4-dimensional weights in the memory format."""
+        return model.to(self.device).to(memory_format=self._format)  # type: ignore[call-overload, no-any-return]
+
+    def place_images(self, images: Tensor) -> Tensor:
+        """(B, C, Y, X) on the device, in the memory format."""
+        return images.to(self.device, memory_format=self._format, non_blocking=True)
+
+    def peak_bytes(self) -> int:
+        """Most memory that this process has held; on a GPU, that its tensors took."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Convolutions in bf16 where this is on; losses and quantizers stay in float32."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            yield

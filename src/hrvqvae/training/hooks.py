@@ -1,0 +1,158 @@
+"""What happens now and then while training: log and progress, evaluation with pictures, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from hrvqvae.checkpoint import RunFolder, save_model
+from hrvqvae.config import Config
+from hrvqvae.errors import InputError
+from hrvqvae.storage import write_atomic
+from hrvqvae.training.loop import Budget, Metrics
+from hrvqvae.training.state import TrainState
+
+Say = Callable[[str], None]
+
+
+class MetricsLog:
+    """metrics.jsonl: a JSON object a line, with kind ("train" or "evaluation") and step."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped."""
+        self.path = path
+        self.records = [record for record in _read(path) if record["step"] <= first_step] if first_step else []
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_atomic(path, lines.encode())
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record. Raises OSError where the disk is full."""
+        self.records.append(dict(record))
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics file; a last line cut short by a kill is dropped."""
+    records = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
+    return records
+
+
+class Display:
+    """Progress for a person: a bar on a terminal, a line now and then elsewhere."""
+
+    LINE_SECONDS = 15.0
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._last = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.fields[text]}"), transient=True
+            )
+            self._task = self._bar.add_task("", total=1.0, step=0, text="")
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, state: TrainState, text: str) -> None:
+        """A new state of things."""
+        if self._bar:
+            self._bar.update(self._task, completed=self.budget.fraction(state), step=state.step, text=text)
+        elif time.monotonic() - self._last >= self.LINE_SECONDS or self.budget.spent(state):
+            self._last = time.monotonic()
+            print(f"step {state.step}  {text}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+
+class LogHook:
+    """Mean of each metric since the last log, to metrics.jsonl and to the display."""
+
+    def __init__(self, config: Config, log: MetricsLog, display: Display) -> None:
+        self.every, self.batch_size = config.training.log_every, config.training.batch_size
+        self.log, self.display = log, display
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def due(self, state: TrainState) -> bool:
+        return True
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        if state.step % self.every and not self.display.budget.spent(state):
+            return
+        mean = {name: total / self._counts[name] for name, total in self._sums.items()}
+        revived = self._sums.get("revived")
+        if revived is not None:
+            mean["revived"] = revived  # a count, not a mean
+        rate = self.batch_size / mean.pop("step_seconds")
+        self.log.write({"kind": "train", "step": state.step, **mean, "images_per_second": rate})
+        self._sums, self._counts = {}, {}
+        used = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
+        self.display.show(state, f"loss {mean['loss']:.5f}{used}  {rate:,.0f} images/s  {self._left(state)} left")
+
+    def _left(self, state: TrainState) -> str:
+        fraction = self.display.budget.fraction(state)
+        seconds = int(state.seconds * (1 - fraction) / fraction) if fraction else 0
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class CheckpointHook:
+    """Resume state and the averaged model, every so many steps."""
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        self.config, self.run, self.every = config, run, config.training.checkpoint_every
+
+    def due(self, state: TrainState) -> bool:
+        return state.step % self.every == 0
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        self.save(state)
+
+    def save(self, state: TrainState) -> Path:
+        """Write both now.
+
+        Raises:
+            InputError: the disk is full or not writable; the checkpoints from before stay good.
+        """
+        try:
+            path = self.run.save(state.step, state.tensors(), state.meta())
+            save_model(self.run.model, self.config, state.averaged.module.state_dict(), state.step)
+        except OSError as error:
+            kept = self.run.saved()
+            good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise InputError(
+                f"step {state.step} could not be saved ({reason}); {good}: make room and continue with --resume"
+            ) from error
+        return path
