@@ -7,7 +7,8 @@ Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,9 +85,21 @@ def _collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), broken)
 
 
-def _loaded(images: ImageSet, sampler: Sampler[list[Sample]], workers: int, on_error: str) -> Iterator[Batch]:
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C reaches the whole process group: the main process decides when workers end, and ends them by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _loaded(
+    images: ImageSet, sampler: Sampler[list[Sample]], workers: int, on_error: str
+) -> Generator[Batch, None, None]:
     loader = DataLoader(
-        _Samples(images), batch_sampler=sampler, collate_fn=_collate, num_workers=workers if images.decodes else 0
+        _Samples(images),
+        batch_sampler=sampler,
+        collate_fn=_collate,
+        worker_init_fn=_quiet_worker,
+        num_workers=workers if images.decodes else 0,
     )
     empty = 0
     for batch in loader:
@@ -103,8 +116,8 @@ def _loaded(images: ImageSet, sampler: Sampler[list[Sample]], workers: int, on_e
 
 def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop"
-) -> Iterator[Batch]:
-    """Training batches from step `first_step` on, without end, augmented.
+) -> Generator[Batch, None, None]:
+    """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
 
     Raises:
         BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" it is left out of its batch.
@@ -123,7 +136,7 @@ class _InOrder(Sampler[list[Sample]]):
 
 def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop"
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every image once, in order, not augmented; at most `limit`. Raises as `batches` does."""
     count = len(images) if limit is None else min(limit, len(images))
     return _loaded(images, _InOrder(count, batch_size), workers, on_error)

@@ -41,7 +41,8 @@ def require_finite(latents: Tensor) -> None:
 def search_tree(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
     """k_l = argmin over the m codewords c of codebook p_{l-1} of ||r_{l-1} - c||^2, level by level.
 
-    The plain reference: it gathers the m codewords of every position. Ties go to the lowest index.
+    The plain reference. It goes through the m children one after the other, so that nothing larger than (N, D) exists.
+    Ties go to the lowest index.
 
     Args:
         latents: (N, D) float32, r_0.
@@ -55,10 +56,16 @@ def search_tree(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
     path = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     paths = []
     for codebook in codebooks:
-        num_books, size, dim = codebook.shape
-        distances = (residual.unsqueeze(1) - codebook[path]).square().sum(-1)
-        path = path * size + distances.argmin(-1)
-        codeword = codebook.reshape(num_books * size, dim)[path]
+        size = codebook.shape[1]
+        nearest = torch.full_like(latents[:, 0], torch.inf)
+        code = torch.zeros_like(path)
+        for child in range(size):
+            distance = (residual - codebook[:, child][path]).square().sum(-1)
+            closer = distance < nearest
+            nearest = torch.where(closer, distance, nearest)
+            code = torch.where(closer, child, code)
+        path = path * size + code
+        codeword = codebook.flatten(0, 1)[path]
         quantized = quantized + codeword
         residual = residual - codeword
         paths.append(path)

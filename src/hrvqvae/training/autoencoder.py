@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -61,7 +62,7 @@ class AutoencoderStep:
         self.model.train()
         with self.compute.autocast():
             result = self.model(images)
-        metrics = update(self.model, state.optimizer, result.losses, state.step)
+        metrics = update(self.model, state.optimizer, result.losses)
         every = self.config.model.quantizer.revive_every
         if every and (state.step + 1) % every == 0:
             with self.compute.autocast():
@@ -131,7 +132,7 @@ class EvaluationHook:
         assert isinstance(model, Autoencoder)
         return model.eval()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         training = self.config.training
         return data.evaluation_batches(
             self.images, batch_size=training.batch_size, limit=training.evaluation_images,
@@ -201,7 +202,7 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
         workers=config.data.workers, on_error=config.data.on_error,
     )  # fmt: skip
     say(f"{config.name}: {len(training_images):,} training images, {_count(model):,} parameters, {compute.precision}")
-    with StopSignal() as stop, Display(budget) as display:
+    with closing(stream), StopSignal() as stop, Display(budget) as display:
         checkpoint = CheckpointHook(config, run)
         evaluation = EvaluationHook(config, run, test_images, log, display, compute)
         hooks: list[Hook] = [LogHook(config, log, display), evaluation, checkpoint]

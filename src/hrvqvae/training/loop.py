@@ -94,7 +94,7 @@ class StopSignal:
         self.received = number
 
 
-def update(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor], step: int) -> dict[str, float]:
+def update(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor]) -> dict[str, float]:
     """Minimize the sum of the losses by one step; -> the terms, their sum ("loss") and the gradient's norm.
 
     Raises:
@@ -104,13 +104,13 @@ def update(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor],
     values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
     described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     if not all(math.isfinite(value) for value in values.values()):
-        raise NonFiniteError(f"step {step}: the loss is not finite ({described})")
+        raise NonFiniteError(f"the loss is not finite ({described})")
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(norm):
-        raise NonFiniteError(f"step {step}: the gradient is not finite ({described})")
+        raise NonFiniteError(f"the gradient is not finite ({described})")
     optimizer.step()
     return {**values, "loss": math.fsum(values.values()), "gradient_norm": norm}
 
@@ -131,7 +131,10 @@ def fit(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         begun = time.monotonic()
-        metrics = step(state, next(batches))
+        try:
+            metrics = step(state, next(batches))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {state.step}: {error}") from error
         state.step += 1
         now = time.monotonic()
         metrics = {**metrics, "learning_rate": rate, "step_seconds": now - begun}

@@ -1,0 +1,97 @@
+"""Small real runs for the tests: drawn digits in MNIST's own files, a folder of colour images, a tiny configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
+
+import torch
+
+from hrvqvae.config import Config, DataConfig, HRVQVAEConfig, TrainingConfig, TreeQuantizerConfig
+from hrvqvae.data.files import gzip_bytes, idx_bytes
+
+torch.set_num_threads(1)
+
+
+def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Images of random bars and their labels: something that an autoencoder can learn."""
+    generator = np.random.default_rng(seed)
+    images = np.zeros((count, size, size), np.uint8)
+    labels = generator.integers(0, 10, count).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 : size - 2, label % size // 2 + 2] = 255
+        image[generator.integers(2, size - 2), 2:-2] = 180
+    return images, labels
+
+
+def write_mnist(folder: Path, train: int = 96, test: int = 40) -> None:
+    folder.mkdir(parents=True)
+    for part, count, seed in (("train", train, 1), ("t10k", test, 2)):
+        images, labels = drawn_digits(count, seed)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder with a small data set in MNIST's form."""
+    root = tmp_path_factory.mktemp("data")
+    write_mnist(root / "mnist")
+    return root
+
+
+def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+    generator = np.random.default_rng(seed)
+    image = Image.new("RGB", size, tuple(int(v) for v in generator.integers(0, 255, 3)))
+    pen = ImageDraw.Draw(image)
+    corner = generator.integers(1, 10, 2)
+    pen.ellipse((*map(int, corner), 25, 25), fill=tuple(int(v) for v in generator.integers(0, 255, 3)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.convert(mode).save(path)
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """30 colour images in two class folders, PNG, JPEG and WebP."""
+    folder = tmp_path / "pictures"
+    for index in range(30):
+        suffix = ("png", "jpg", "webp")[index % 3]
+        write_picture(folder / ("cats" if index % 2 else "dogs") / f"{index:03d}.{suffix}", index)
+    return folder
+
+
+@pytest.fixture
+def tiny(mnist_root: Path) -> Config:
+    """A configuration that trains in a second: 12x12 greyscale images, 2 levels of 3 codewords."""
+    return Config(
+        name="tiny",
+        data=DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1, workers=0),
+        model=HRVQVAEConfig(
+            stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1,
+            quantizer=TreeQuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=1_000, revive_every=4),
+        ),
+        training=TrainingConfig(
+            batch_size=16, max_steps=24, warmup_steps=4, log_every=4, evaluate_every=100, checkpoint_every=3,
+            evaluation_images=40, device="cpu", precision="fp32",
+        ),
+    )  # fmt: skip
+
+
+def with_training(config: Config, **changes: object) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))  # type: ignore[arg-type]
+
+
+def with_data(config: Config, **changes: object) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))  # type: ignore[arg-type]
+
+
+def with_quantizer(config: Config, **changes: object) -> Config:
+    quantizer = dataclasses.replace(config.model.quantizer, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))

@@ -1,0 +1,88 @@
+"""Presets against the printed tables, read again from spec.md by hand, and derived figures against printed ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from hrvqvae import presets
+from hrvqvae.config import HRVQVAEConfig, TreeQuantizerConfig, bits_per_image, compression_ratio, flatten, to_dict
+from hrvqvae.errors import InputError
+
+COLUMNS = ("ffhq", "imagenet", "cifar10", "mnist")
+PRINTED = {
+    # Table 5
+    "data.train_samples": (60_000, 1_281_167, 50_000, 60_000),
+    "data.test_samples": (10_000, 100_000, 10_000, 10_000),
+    "data.size": (256, 128, 32, 28),
+    "data.channels": (3, 3, 3, 1),
+    "training.batch_size": (32, 64, 128, 128),
+    "training.epochs": (400, 400, 999, 999),
+    # Table 6
+    "model.quantizer.levels": (3, 3, 3, 3),
+    "model.quantizer.beta": (0.25, 0.25, 0.25, 0.25),
+    "model.hidden_units": (128, 128, 64, 64),
+    "model.residual_units": (64, 64, 64, 64),
+    "model.quantizer.codewords": (8, 8, 8, 4),
+    "model.quantizer.dim": (32, 32, 16, 8),
+    "model.kernel": (3, 3, 3, 3),
+    "training.learning_rate": (3e-3, 3e-3, 3e-3, 3e-3),
+    "training.polyak_decay": (0.9, 0.9, 0.9, 0.9),
+}
+GRIDS = (32, 32, 16, 16)
+CODEWORDS = ((8, 64, 512), (8, 64, 512), (8, 64, 512), (4, 16, 64))
+STEPS = (875_000, 8_007_293, 390_234, 468_281)
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_printed_values(column: int) -> None:
+    preset = presets.get(f"hrvqvae/{COLUMNS[column]}")
+    values = dict(flatten(to_dict(preset.config)))
+    for name, row in PRINTED.items():
+        assert values[name] == row[column], name
+        assert preset.source(name).startswith("Table"), name
+    derived = presets.derived(preset.config)
+    assert derived["latent_grids"] == ((GRIDS[column],) * 2,) * 3
+    assert derived["codewords"] == CODEWORDS[column]
+    assert derived["codewords_searched"] == 3 * CODEWORDS[column][0]
+
+
+@pytest.mark.parametrize("name", [*presets.PRESETS])
+def test_what_no_table_prints_is_ours(name: str) -> None:
+    preset = presets.get(name)
+    printed = {*PRINTED, "data.dataset", "model.stride"}
+    for field in presets.describe(preset)["values"]:
+        if field not in printed:
+            assert preset.source(field) == "ours", field
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_training_steps_follow_but_for_the_misprint(column: int) -> None:
+    preset = presets.get(f"hrvqvae/{COLUMNS[column]}")
+    assert preset.printed["training_steps"] == STEPS[column]
+    computed = presets.derived(preset.config)["training_steps"]
+    if COLUMNS[column] == "ffhq":
+        assert computed == 750_000
+        assert any("875,000" in note and "70,000" in note for note in preset.notes)
+    else:
+        assert computed == STEPS[column]
+
+
+def test_compression_is_the_printed_one() -> None:
+    derived = presets.derived(presets.get("hrvqvae/ffhq").config)
+    assert derived["image_bits"] == 1_572_864
+    assert derived["bits_per_image"] == 32 * 32 * 3 * 3
+    assert derived["compression_ratio"] == pytest.approx(170.67, abs=0.005)
+    assert round(derived["compression_ratio"]) == presets.get("hrvqvae/ffhq").printed["compression_ratio"] == 171
+
+
+def test_bits_of_a_grid_that_the_stride_does_not_divide() -> None:
+    model = HRVQVAEConfig(stride=4, quantizer=TreeQuantizerConfig(levels=2, codewords=16))
+    assert bits_per_image(model, 9, 13) == 3 * 4 * 2 * 4
+    assert compression_ratio(model, 1, 9, 13) == pytest.approx(8 * 9 * 13 / 96)
+
+
+def test_near_names_are_offered() -> None:
+    with pytest.raises(InputError, match="did you mean hrvqvae/mnist"):
+        presets.get("hrvqvae/minst")
+    with pytest.raises(InputError, match="there are hrvqvae/mnist, "):
+        presets.get("zzz")

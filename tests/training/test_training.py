@@ -1,0 +1,420 @@
+"""One run, killed, damaged, stopped and resumed: always the weights of the run that nothing happened to."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import hrvqvae
+from hrvqvae import data, storage
+from hrvqvae.checkpoint import RunFolder, load_with_config
+from hrvqvae.config import Config, to_dict
+from hrvqvae.errors import DamagedFileError, InputError, NonFiniteError
+from hrvqvae.models import build
+from hrvqvae.training import loop
+from hrvqvae.training.autoencoder import AutoencoderStep, Outcome, train
+from hrvqvae.training.device import Compute
+from hrvqvae.training.hooks import MetricsLog
+from hrvqvae.training.state import TrainState
+from tests.conftest import with_data, with_quantizer, with_training
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def run_to(config: Config, folder: Path, resume: bool = False) -> Outcome:
+    return train(config, RunFolder(folder), resume=resume, say=silent)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Everything that the last checkpoint and the model hold."""
+    run = RunFolder(folder)
+    tensors = storage.read(run.saved()[0])[0]
+    return tensors | {f"file.{name}": tensor for name, tensor in storage.read(run.model)[0].items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture
+def undisturbed(tiny: Config, tmp_path: Path) -> dict[str, Tensor]:
+    run_to(tiny, tmp_path / "undisturbed")
+    return weights(tmp_path / "undisturbed")
+
+
+def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    outcome = run_to(with_training(tiny, max_steps=150, evaluate_every=50), run.path)
+    assert (outcome.step, outcome.signal) == (150, None)
+    assert outcome.peak_bytes > 10**7
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    losses = [record["reconstruction"] for record in records if record["kind"] == "train"]
+    assert losses[-1] < 0.3 * losses[0]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    assert [record["step"] for record in evaluations] == [50, 100, 150]
+    assert evaluations[-1]["mse"] < evaluations[0]["mse"]
+    assert run.read_config() == with_training(tiny, max_steps=150, evaluate_every=50)
+    assert [path.name for path in run.saved()] == ["step-000000150.safetensors", "step-000000147.safetensors"]
+    assert {path.name for path in run.pictures.iterdir()} == {"reconstructions.png", "curves.png", "usage.png"}
+    assert load_with_config(run.path)[1] == run.read_config()
+    assert not list(run.path.rglob(f"{storage.TEMPORARY}*"))
+
+
+def test_the_model_is_the_average_of_the_weights(tiny: Config, tmp_path: Path) -> None:
+    run_to(with_training(tiny, polyak_decay=0.5), tmp_path / "run")
+    tensors = weights(tmp_path / "run")
+    name = "decoder.0.weight"
+    assert torch.equal(tensors[f"file.{name}"], tensors[f"averaged.module.{name}"])
+    assert not torch.equal(tensors[f"file.{name}"], tensors[f"model.{name}"])
+    codewords = "quantizer.codebooks.1.codewords"
+    assert torch.equal(tensors[f"file.{codewords}"], tensors[f"model.{codewords}"])
+
+
+def test_polyak_averaging_is_the_printed_recursion(tiny: Config) -> None:
+    model = build(tiny)
+    state = TrainState.start(model, dataclasses.replace(tiny.training, polyak_decay=0.9))
+    parameter, expected = next(model.parameters()), None
+    for value in (1.0, 2.0, 4.0):
+        parameter.data.fill_(value)
+        state.averaged.update_parameters(model)
+        expected = value if expected is None else 0.9 * expected + 0.1 * value
+    torch.testing.assert_close(next(state.averaged.module.parameters())[0, 0, 0, 0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("fields", "seed"), [({}, 0), ({"update": "gradient"}, 1), ({"levels": 3, "codewords": 2}, 2)], ids=str
+)
+def test_same_seed_same_weights(fields: dict[str, object], seed: int, tiny: Config, tmp_path: Path) -> None:
+    config = with_training(with_quantizer(tiny, **fields), seed=seed, max_steps=9, memory_format="channels_last")
+    run_to(config, tmp_path / "one")
+    run_to(config, tmp_path / "two")
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    run_to(with_training(config, seed=seed + 1), tmp_path / "other")
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_stopping_and_resuming_changes_nothing(
+    precision: str, memory_format: str, update: str, tiny: Config, tmp_path: Path
+) -> None:
+    config = with_training(with_quantizer(tiny, update=update), precision=precision, memory_format=memory_format)
+    config = with_training(config, schedule="constant", max_steps=14)
+    run_to(config, tmp_path / "whole")
+    run_to(with_training(config, max_steps=5), tmp_path / "parts")
+    run_to(with_training(config, max_steps=11), tmp_path / "parts", resume=True)
+    run_to(config, tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_folder_decoded_by_workers_resumes_as_well(tiny: Config, picture_folder: Path, tmp_path: Path) -> None:
+    config = with_data(
+        tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random", flip=True, workers=2
+    )
+    config = with_training(config, max_steps=8, schedule="constant")
+    run_to(config, tmp_path / "whole")
+    run_to(with_training(config, max_steps=4), tmp_path / "parts")
+    run_to(config, tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process, at a place that a real kill could hit."""
+
+
+def test_twenty_random_kills_in_process(
+    tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(11)
+    countdown = [0]
+
+    def mortal(call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*arguments: object, **options: object) -> object:
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise Killed
+            result = call(*arguments, **options)
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise Killed
+            return result
+
+        return wrapped
+
+    for owner, name in (
+        (AutoencoderStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"),
+        (MetricsLog, "write"), (torch.optim.Adam, "step"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
+    folder, kills = tmp_path / "killed", 0
+    while kills < 20:
+        countdown[0] = draw.randint(1, 45)
+        try:
+            run_to(tiny, folder, resume=True)
+        except Killed:
+            kills += 1
+    countdown[0] = 0
+    run_to(tiny, folder, resume=True)
+    assert same(weights(folder), undisturbed)
+    steps = [json.loads(line)["step"] for line in RunFolder(folder).metrics.read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_twenty_random_kills_of_the_process(tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(tiny)))
+    folder = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.training.killed_runs", tmp_path / "config.yaml", folder, "20", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stderr == ""
+    folders = [Path(line) for line in done.stdout.splitlines() if line.startswith("/")]
+    assert folders
+    for ended in folders:
+        assert same(weights(ended), undisturbed)
+        assert not list(ended.rglob(f"{storage.TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header", "text"])
+def test_a_damaged_checkpoint_is_noticed(damage: str, tiny: Config, tmp_path: Path) -> None:
+    folder, said = tmp_path / "run", list[str]()
+    run_to(with_training(tiny, max_steps=13), folder)
+    run = RunFolder(folder)
+    newest, older = run.saved()
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[-100] ^= 1
+    if damage == "header":
+        content[10] ^= 255
+    content = {"cut": content[: len(content) // 2], "empty": bytearray(), "text": bytearray(b"no checkpoint")}.get(
+        damage, content
+    )
+    newest.write_bytes(content)
+    train(tiny, run, resume=True, say=said.append)
+    assert newest.name in said[0]
+    assert "is damaged" in said[0]
+    assert f"at step {int(older.stem.removeprefix('step-'))}" in said[1]
+    assert len(run.saved()) == 2
+    assert all(storage.read(path) for path in run.saved())
+
+
+def test_damage_does_not_change_the_end(tiny: Config, tmp_path: Path) -> None:
+    config = with_training(tiny, schedule="constant")
+    run_to(config, tmp_path / "whole")
+    run_to(with_training(config, max_steps=13), tmp_path / "run")
+    newest = RunFolder(tmp_path / "run").saved()[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    run_to(config, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_when_every_checkpoint_is_damaged(tiny: Config, tmp_path: Path) -> None:
+    run_to(tiny, tmp_path / "run")
+    for path in RunFolder(tmp_path / "run").saved():
+        path.write_bytes(b"")
+    with pytest.raises(DamagedFileError, match=r"every checkpoint in .* is damaged; train again without --resume"):
+        run_to(tiny, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_write_a_checkpoint(
+    number: int, tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = AutoencoderStep.__call__
+
+    def step(self: AutoencoderStep, state: TrainState, batch: data.Batch) -> loop.Metrics:
+        if state.step == 7:
+            signal.raise_signal(number)
+        return original(self, state, batch)
+
+    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    outcome = run_to(tiny, tmp_path / "run")
+    assert (outcome.step, outcome.signal) == (8, number)
+    monkeypatch.undo()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    run_to(tiny, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "latents"])
+def test_what_is_not_finite_stops_before_the_update(
+    where: str, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    original = AutoencoderStep.__call__
+
+    def step(self: AutoencoderStep, state: TrainState, batch: data.Batch) -> loop.Metrics:
+        if state.step == 7:
+            if where == "loss":
+                list(self.model.parameters())[-1].data.fill_(float("inf"))
+            elif where == "latents":
+                next(self.model.parameters()).data.fill_(float("nan"))
+            else:
+                list(self.model.parameters())[-1].register_hook(lambda gradient: gradient * float("nan"))
+            seen.append({name: tensor.clone() for name, tensor in state.tensors().items()})
+            try:
+                return original(self, state, batch)
+            finally:
+                seen.append({name: tensor.clone() for name, tensor in state.tensors().items()})
+        return original(self, state, batch)
+
+    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    with pytest.raises(NonFiniteError, match=rf"{where}.*last good checkpoint is .*step-000000006") as caught:
+        run_to(tiny, tmp_path / "run")
+    assert "step 7" in str(caught.value)
+    before, after = seen
+    trained = [name for name in before if "codebooks" not in name]
+    assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in trained)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_a_full_disk_while_saving(
+    tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = [0]
+    original = storage.write_atomic
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name.startswith("step-"):
+            saves[0] += 1
+            if saves[0] == 4:
+                monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        original(path, content)
+
+    monkeypatch.setattr(storage, "write_atomic", full)
+    with pytest.raises(InputError, match=r"step 12 could not be saved \(No space left.*step-000000009.*--resume"):
+        run_to(tiny, tmp_path / "run")
+    monkeypatch.undo()
+    assert [path.stem for path in RunFolder(tmp_path / "run").saved()] == ["step-000000009", "step-000000006"]
+    run_to(tiny, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), undisturbed)
+
+
+def test_a_run_is_not_overwritten(tiny: Config, tmp_path: Path) -> None:
+    run_to(with_training(tiny, max_steps=3), tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run already: continue it with --resume"):
+        run_to(tiny, tmp_path / "run")
+
+
+def test_a_finished_run_stays_as_it_is(tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
+    run_to(tiny, tmp_path / "undisturbed", resume=True)
+    assert same(weights(tmp_path / "undisturbed"), undisturbed)
+
+
+def test_a_folder_that_can_not_be_written(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't be written"):
+        run_to(tiny, tmp_path / "file" / "run")
+
+
+def test_skipped_images_are_counted_in_the_log(tiny: Config, picture_folder: Path, tmp_path: Path) -> None:
+    config = with_data(
+        tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random", on_error="skip", workers=2
+    )
+    for path in sorted(picture_folder.rglob("*"))[5:8]:
+        if path.is_file():
+            path.write_bytes(b"broken")
+    run_to(with_training(config, max_steps=8), tmp_path / "run")
+    records = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
+    assert max(record.get("broken_images", 0) for record in records) == 3
+
+
+def test_revivals_are_counted_in_the_log(tiny: Config, tmp_path: Path) -> None:
+    config = with_quantizer(tiny, revive_every=2, revive_below=2.9)
+    run_to(config, tmp_path / "run")
+    records = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
+    assert sum(record.get("revived", 0) for record in records) > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "seconds"),
+    [
+        ({"max_steps": 10}, 10, None),
+        ({"max_steps": 0, "epochs": 3}, 18, None),
+        ({"max_steps": 20, "epochs": 3}, 18, None),
+        ({"max_steps": 0, "max_minutes": 0.5}, None, 30.0),
+    ],
+)
+def test_budgets(fields: dict[str, object], steps: int | None, seconds: float | None, tiny: Config) -> None:
+    budget = loop.Budget.of(with_training(tiny, **fields).training, 96)
+    assert (budget.steps, budget.seconds) == (steps, seconds)
+
+
+def test_a_budget_in_minutes_ends(tiny: Config, tmp_path: Path) -> None:
+    outcome = run_to(with_training(tiny, max_steps=0, max_minutes=1 / 60), tmp_path / "run")
+    assert outcome.step > 3
+    assert outcome.seconds >= 1
+
+
+def test_learning_rates(tiny: Config) -> None:
+    cosine = dataclasses.replace(tiny.training, learning_rate=1.0, warmup_steps=10, schedule="cosine")
+    assert loop.learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
+    assert loop.learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
+    assert loop.learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
+    constant = dataclasses.replace(cosine, schedule="constant")
+    assert loop.learning_rate(constant, 0, 0.9) == 1.0
+
+
+def test_bf16_is_chosen_where_the_processor_has_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = dataclasses.replace(tiny.training, precision="auto")
+    for present in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda present=present: {"avx512_bf16": present})
+        assert Compute.of(auto).bf16 is present
+        assert Compute.of(dataclasses.replace(auto, precision="bf16")).bf16
+        assert not Compute.of(dataclasses.replace(auto, precision="fp32")).bf16
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:x"])
+def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
+    with pytest.raises(InputError, match=f"device is '{name}'"):
+        Compute.of(dataclasses.replace(tiny.training, device=name))
+
+
+def test_loading_from_anywhere(tiny: Config, tmp_path: Path) -> None:
+    run_to(tiny, tmp_path / "run")
+    model = hrvqvae.load(tmp_path / "run")
+    file = hrvqvae.load(tmp_path / "run" / "model.safetensors")
+    images = torch.rand(2, 1, 12, 12)
+    assert not model.training
+    assert torch.equal(model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "there is no such run folder"),
+        (lambda path: path.mkdir(), "is not a run folder"),
+        (lambda path: (path.mkdir(), (path / "config.yaml").write_text("")), "has no model.safetensors yet"),
+        (lambda path: path.write_text("text"), "is damaged"),
+        (lambda path: storage.write(path, {}, {}), "not a model of hrvqvae"),
+    ],
+)
+def test_runs_that_are_none(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        hrvqvae.load(tmp_path / "run")
+
+
+def test_weights_of_another_model(tiny: Config, tmp_path: Path) -> None:
+    run_to(with_training(tiny, max_steps=3), tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    tensors, meta = storage.read(path)
+    meta["config"]["model"]["hidden_units"] = 16
+    storage.write(path, tensors, meta)
+    with pytest.raises(DamagedFileError, match="do not fit their configuration"):
+        hrvqvae.load(path)
