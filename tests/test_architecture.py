@@ -24,7 +24,7 @@ ORDER = (
     {"training"},
     {"presets"},
     {"resolve"},
-    {"commands", "bench"},
+    {"commands", "figures", "bench"},
     {"cli"},
 )
 FORBIDDEN = {("data", "models"), ("models", "data"), ("models", "training"), ("data", "quantize"), ("nn", "quantize")}

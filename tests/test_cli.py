@@ -18,11 +18,14 @@ import yaml
 
 import hrvqvae
 from hrvqvae import commands, presets
+from hrvqvae.bench import search as bench_search_module
+from hrvqvae.bench.search import bench_search
 from hrvqvae.checkpoint import RunFolder
 from hrvqvae.cli import main
 from hrvqvae.config import Config, to_dict
 from hrvqvae.configfile import override
 from hrvqvae.data import fetch, read_image
+from hrvqvae.pictures.curves import search_growth
 from tests.conftest import with_training, write_picture
 
 
@@ -160,6 +163,34 @@ def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["images_per_second"] > 0 and row["batch"] == 4 for row in rows)
     assert main(["bench", "train", "--rounds", "1", *fields]) == 0
     assert "ratio" in capsys.readouterr().out
+
+
+def test_bench_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = [(levels, 3) for levels in (1, 2)]
+    rows = bench_search(grid, vectors=600, width=5)
+    assert {row["method"] for row in rows} == {"tree", "flat", "cdist", "vector_quantize", "residual_vq"}
+    for row in rows:
+        assert {"vectors", "width", "levels", "codewords", "leaves", "seconds"} <= set(row)
+        assert row["leaves"] == 3 ** row["levels"]
+        assert row["seconds"] > 0
+        assert row["distances"] == (3 * row["levels"] if row["method"] in ("tree", "residual_vq") else row["leaves"])
+        assert row["agreement"] in (1.0, None)
+    tree = next(row for row in rows if row["method"] == "tree" and row["levels"] == 2)
+    assert tree["bytes"] == 4 * 5 * (600 + 3 + 9) + 8 * 600 * 2 + 4 * 5 * 600
+    search_growth([{**row, "codewords": 8} for row in rows], tmp_path / "growth.png")
+    assert read_image(tmp_path / "growth.png", 3).shape[0] == 3
+
+
+def test_bench_search_by_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_search_module, "GRID", ((1, 8), (2, 8)))
+    command = ["bench", "search", "--vectors", "300", "--no-libraries"]
+    assert main([*command, "--json", "--plot", str(tmp_path / "growth.png")]) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)] == ["tree", "flat", "cdist"] * 2
+    assert (tmp_path / "growth.png").is_file()
+    assert main(command) == 0
+    assert "tree is faster" in capsys.readouterr().out
 
 
 # Bad input

@@ -162,6 +162,23 @@ def _demo(arguments: Arguments) -> int:
     return 0
 
 
+def _path(text: str) -> list[int]:
+    try:
+        return [int(child) for child in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--path is {text!r}; it must be child indices such as 2,1,3") from error
+
+
+def _figure_hierarchy(arguments: Arguments) -> int:
+    from hrvqvae.figures import figure_hierarchy
+
+    path = None if arguments.path is None else _path(arguments.path)
+    position = None if arguments.position is None else (arguments.position[0], arguments.position[1])
+    drawn = figure_hierarchy(arguments.run, arguments.out, position, path)
+    print(f"{drawn}: {arguments.out}")
+    return 0
+
+
 def _bench_train(arguments: Arguments) -> int:
     from hrvqvae.bench.train import bench_train
     from hrvqvae.configfile import override, parse_overrides
@@ -176,6 +193,47 @@ def _bench_train(arguments: Arguments) -> int:
     for row in rows:
         ratio = row["images_per_second"] / rows[0]["images_per_second"]
         table.append((row["method"], row["preset"], row["batch"], f"{row['images_per_second']:.1f}", f"{ratio:.2f}"))
+    _table(table)
+    return 0
+
+
+def _bench_search(arguments: Arguments) -> int:
+    from hrvqvae.bench.search import bench_search
+    from hrvqvae.pictures.curves import search_growth
+
+    rows = bench_search(vectors=arguments.vectors, libraries=not arguments.no_libraries)
+    if arguments.plot:
+        search_growth(rows, arguments.plot)
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    head = (
+        "method",
+        "L",
+        "m",
+        "leaves",
+        "distances",
+        "ms",
+        "tree is faster",
+        "x floor",
+        "of copy speed",
+        "MB",
+        "oracle",
+    )
+    table: list[Sequence[object]] = [head]
+    trees = {(row["levels"], row["codewords"]): row["seconds"] for row in rows if row["method"] == "tree"}
+    for row in rows:
+        ratio = row["seconds"] / trees[row["levels"], row["codewords"]]
+        scaled = "" if row["timed_on"] == row["vectors"] else f" (from {row['timed_on']:,} vectors)"
+        agreement = "-" if row["agreement"] is None else f"{row['agreement']:.4f}"
+        table.append(
+            (
+                row["method"], row["levels"], row["codewords"], f"{row['leaves']:,}", f"{row['distances']:,}",
+                f"{row['seconds'] * 1e3:,.2f}{scaled}", f"{ratio:,.1f}", f"{row['times_floor']:.1f}",
+                f"{row['copy_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", agreement,
+            )
+        )  # fmt: skip
+    print(f"{arguments.vectors:,} vectors of width {rows[0]['width']}, medians, side by side")
     _table(table)
     return 0
 
@@ -233,6 +291,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--max-minutes", type=float, default=7.8, metavar="M", help="training time (default: 7.8)")
     demo.add_argument("--max-steps", type=int, default=0, metavar="N", help="training steps, if fewer")
 
+    figure = commands.add_parser("figure", help="the paper's figures")
+    figures = figure.add_subparsers(metavar="FIGURE", required=True, parser_class=_Parser)
+    hierarchy = command(
+        "hierarchy", "which codebooks a choice leaves within reach (Figure 10)", _figure_hierarchy, figures
+    )
+    hierarchy.add_argument("run", nargs="?", metavar="RUN", help="a trained run (default: synthetic vectors)")
+    hierarchy.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png", help="PNG or SVG")
+    hierarchy.add_argument(
+        "--position", nargs=2, type=int, metavar=("Y", "X"), help="of the first test image's latents"
+    )
+    hierarchy.add_argument("--path", metavar="K,K,K", help="child indices from level 1 on, such as 2,1,3")
+
     bench = commands.add_parser("bench", help="measurements that print a ratio")
     targets = bench.add_subparsers(metavar="TARGET", required=True, parser_class=_Parser)
     bench_train = command("train", "training throughput against the same model in plain form", _bench_train, targets)
@@ -240,6 +310,11 @@ def _parser() -> argparse.ArgumentParser:
     bench_train.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each side")
     bench_train.add_argument("--json", action="store_true", help="for programs")
     bench_train.set_defaults(takes_fields=True)
+    search = command("search", "the tree's search against flat ones, ours and others'", _bench_search, targets)
+    search.add_argument("--vectors", type=int, default=32_768, metavar="N", help="vectors of width 32 (default: 32768)")
+    search.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")
+    search.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
+    search.add_argument("--json", action="store_true", help="for programs")
     return parser
 
 

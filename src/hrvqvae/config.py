@@ -162,6 +162,7 @@ class TrainingConfig:
         batch_size: images a step.
         epochs, max_steps, max_minutes: the budget; whichever is spent first ends the run (0: no such limit).
         learning_rate: Adam's rate, after the warm-up.
+        adam_beta2: decay of Adam's second moment; its first moment's is 0.9.
         schedule: constant, or a linear warm-up and a cosine down to zero over the budget.
         warmup_steps: steps of the warm-up.
         polyak_decay: decay of the moving average of the network's weights.
@@ -179,6 +180,7 @@ class TrainingConfig:
     max_steps: int = 0
     max_minutes: float = 0.0
     learning_rate: float = 3e-3
+    adam_beta2: float = 0.999
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: int = 100
     polyak_decay: float = 0.9
@@ -198,6 +200,7 @@ class TrainingConfig:
         for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
             _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
         _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
+        _require(0 <= self.adam_beta2 < 1, "training.adam_beta2", self.adam_beta2, "at least 0 and below 1")
         _require(0 <= self.polyak_decay < 1, "training.polyak_decay", self.polyak_decay, "at least 0 and below 1")
         if not (self.epochs or self.max_steps or self.max_minutes):
             raise InputError(

@@ -81,7 +81,9 @@ PRINTED: Mapping[str, Rows] = {
 
 _PHOTO_DATA: Rows = {"data.crop": "random", "data.flip": True, "data.labels": False}
 OURS: Mapping[str, Rows] = {
-    "mnist": {"model.padding": 2},  # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded
+    # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded. At Table 6's learning rate the codewords, and Adam's
+    # second moment, must follow the encoder faster than by their usual decays: docs/results.md has the measurements.
+    "mnist": {"model.padding": 2, "model.quantizer.decay": 0.95, "training.adam_beta2": 0.99},
     "cifar10": {"data.flip": True},
     "imagenet": {"data.crop": "random", "data.flip": True},
     "ffhq": {"data.split": "sorted", "data.flip": True, "data.labels": False},

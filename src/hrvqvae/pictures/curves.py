@@ -32,7 +32,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         points = [(record["step"], record[name]) for record in steps if name in record]
         if points:
             losses.plot(*zip(*points, strict=True), line, label=name, linewidth=1.2)
-    losses.set(title="training loss", xlabel="step", yscale="log")
+    losses.set(title="training loss", xlabel="step", yscale="log" if steps else "linear")
     if losses.lines:
         losses.legend(frameon=False)
     if tests:
@@ -43,8 +43,36 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             usage.plot(at, [record["usage"][level] * 100 for record in tests], ".-", label=f"level {level + 1}")
         errors.legend(frameon=False)
         usage.legend(frameon=False)
-    errors.set(title="test MSE of each prefix", xlabel="step", yscale="log")
+    errors.set(title="test MSE of each prefix", xlabel="step", yscale="log" if tests else "linear")
     usage.set(title="codewords used on test images", xlabel="step", ylabel="%", ylim=(0, 105))
+    _save(figure, path)
+
+
+_METHODS = {
+    "tree": ("tree of linked codebooks", "o-"), "flat": ("flat, ours", "s-"), "cdist": ("torch.cdist + argmin", "x:"),
+    "vector_quantize": ("flat, vector-quantize-pytorch", "^--"),
+    "residual_vq": ("unlinked residual, vector-quantize-pytorch", "v--"),
+}  # fmt: skip
+
+
+def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Cost of a search against the number of leaves, from the rows of bench search: m = 8 left, L = 3 right."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = (("codewords", 8, "m = 8, L = 1 to 6"), ("levels", 3, "L = 3, m = 4 to 64"))
+    for axes, (fixed, value, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        some = sorted((row for row in rows if row[fixed] == value), key=lambda row: row["leaves"])
+        for method, (label, style) in _METHODS.items():
+            points = [(row["leaves"], row["seconds"] * 1e3) for row in some if row["method"] == method]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label)
+        floor = [(row["leaves"], row["floor"] * 1e3) for row in some if row["method"] == "tree"]
+        if floor:
+            axes.plot(*zip(*floor, strict=True), "k:", linewidth=1, label="arithmetic floor of the tree")
+        axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+    size = f"{rows[0]['vectors']:,} vectors of width {rows[0]['width']}" if rows else ""
+    figure.axes[0].set_ylabel(f"milliseconds for {size}")
     _save(figure, path)
 
 

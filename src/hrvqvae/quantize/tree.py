@@ -20,7 +20,7 @@ from hrvqvae.config import TreeQuantizerConfig
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
-from hrvqvae.quantize.search import TreeSearch, TreeSearcher, search_tree
+from hrvqvae.quantize.search import TreeSearch, TreeSearcher, search_tree_fastest
 
 Codes = tuple[Tensor, ...]
 """int64 tensors (B, H_l, W_l), coarse first."""
@@ -49,7 +49,7 @@ class TreeQuantizer(nn.Module):
     change in training mode alone. Everything is computed in float32, whatever autocast says.
     """
 
-    def __init__(self, config: TreeQuantizerConfig, search: TreeSearcher = search_tree) -> None:
+    def __init__(self, config: TreeQuantizerConfig, search: TreeSearcher = search_tree_fastest) -> None:
         super().__init__()
         self.config = config
         self.search = search

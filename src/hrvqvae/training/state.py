@@ -41,7 +41,7 @@ class TrainState:
     def start(model: nn.Module, config: TrainingConfig) -> TrainState:
         average = get_ema_multi_avg_fn(config.polyak_decay)  # type: ignore[no-untyped-call]
         averaged = AveragedModel(model, multi_avg_fn=average)
-        optimizer = Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        optimizer = Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
         return TrainState(model, averaged, optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
