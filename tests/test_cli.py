@@ -161,8 +161,10 @@ def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in rows] == ["plain", "hrvqvae"]
     assert all(row["images_per_second"] > 0 and row["batch"] == 4 for row in rows)
-    assert main(["bench", "train", "--rounds", "1", *fields]) == 0
-    assert "ratio" in capsys.readouterr().out
+    assert main(["bench", "train", "--rounds", "1", "--profile", *fields]) == 0
+    out = capsys.readouterr().out
+    assert "ratio" in out
+    assert "hrvqvae: the quantizer takes" in out
 
 
 def test_bench_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -185,7 +185,7 @@ def _bench_train(arguments: Arguments) -> int:
     from hrvqvae.resolve import base_config
 
     config = override(base_config(arguments.preset), parse_overrides(arguments.rest))
-    rows = bench_train(config, arguments.rounds)
+    rows = bench_train(config, arguments.rounds, profile=arguments.profile)
     if arguments.json:
         _print_json(rows)
         return 0
@@ -194,6 +194,9 @@ def _bench_train(arguments: Arguments) -> int:
         ratio = row["images_per_second"] / rows[0]["images_per_second"]
         table.append((row["method"], row["preset"], row["batch"], f"{row['images_per_second']:.1f}", f"{ratio:.2f}"))
     _table(table)
+    for row in rows if arguments.profile else []:
+        spent, step = row["quantizer_seconds"] * 1e3, row["step_seconds"] * 1e3
+        print(f"{row['method']}: the quantizer takes {spent:.1f} of {step:.1f} ms a step, {row['quantizer_share']:.1%}")
     return 0
 
 
@@ -308,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_train = command("train", "training throughput against the same model in plain form", _bench_train, targets)
     bench_train.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
     bench_train.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each side")
+    bench_train.add_argument("--profile", action="store_true", help="also the quantizer's share of a step")
     bench_train.add_argument("--json", action="store_true", help="for programs")
     bench_train.set_defaults(takes_fields=True)
     search = command("search", "the tree's search against flat ones, ours and others'", _bench_search, targets)

@@ -1,4 +1,4 @@
-"""Training throughput: this package's training step against the same model in plain form."""
+"""Training throughput: this package's training step against the same model in plain form, and where its time goes."""
 
 from __future__ import annotations
 
@@ -12,53 +12,87 @@ import torch
 
 from hrvqvae.config import Config
 from hrvqvae.data import Batch
-from hrvqvae.models import build
+from hrvqvae.models import HRVQVAE, build
+from hrvqvae.quantize.search import search_tree
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.device import Compute
 from hrvqvae.training.state import TrainState
 
 
-def _stepper(config: Config, images: torch.Tensor) -> Callable[[], float]:
-    """A function that takes one training step and returns its seconds."""
-    torch.manual_seed(0)
-    compute = Compute.of(config.training)
-    model = compute.place_model(build(config))
-    with compute.autocast():
-        model.initialize(compute.place_images(images), torch.Generator().manual_seed(0))
-    state = TrainState.start(model, config.training)
-    step = AutoencoderStep(model, config, compute)
-    batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
+class _Side:
+    """One of the two that are compared: takes training steps, and quantizes alone."""
 
-    def run() -> float:
+    def __init__(self, config: Config, images: torch.Tensor, *, plain: bool) -> None:
+        torch.manual_seed(0)
+        if plain:
+            form = dataclasses.replace(config.training, precision="fp32", memory_format="contiguous")
+            config = dataclasses.replace(config, training=form)
+        self.compute = Compute.of(config.training)
+        self.model = self.compute.place_model(build(config))
+        if plain and isinstance(self.model, HRVQVAE):
+            self.model.quantizer.search = search_tree
+        self.images = self.compute.place_images(images)
+        with self.compute.autocast():
+            self.model.initialize(self.images, torch.Generator().manual_seed(0))
+        self.state = TrainState.start(self.model, config.training)
+        self.step = AutoencoderStep(self.model, config, self.compute)
+        self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
+
+    def _timed(self, call: Callable[[], object]) -> float:
         begun = time.perf_counter()
-        step(state, batch)
-        if compute.device.type == "cuda":
+        call()
+        if self.compute.device.type == "cuda":
             torch.cuda.synchronize()
-        state.step += 1
         return time.perf_counter() - begun
 
-    return run
+    def train(self) -> float:
+        """Seconds of one training step."""
+        seconds = self._timed(lambda: self.step(self.state, self.batch))
+        self.state.step += 1
+        return seconds
+
+    def quantize(self) -> float:
+        """Seconds of what the quantizer adds to a step: search, losses, their gradient, and the codebooks' update."""
+        assert isinstance(self.model, HRVQVAE)
+        with torch.no_grad():
+            latents = self.model.latents(self.images.float() / 255)
+        latents.requires_grad_()
+        gradient = torch.ones_like(latents)
+
+        def both_ways() -> None:
+            assert isinstance(self.model, HRVQVAE)
+            quantized = self.model.quantizer(latents)
+            total = torch.stack(list(quantized.losses.values())).sum()
+            torch.autograd.backward([total, quantized.latents], [torch.ones_like(total), gradient])
+
+        return self._timed(both_ways)
 
 
-def bench_train(config: Config, rounds: int = 12) -> list[dict[str, Any]]:
+def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> list[dict[str, Any]]:
     """Rows with method, preset, batch, images_per_second (median step), for random images of the preset's size.
 
-    "plain" is the same network and quantizer in float32 with contiguous tensors; "hrvqvae" is what `train` does.
+    "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search; "hrvqvae" is
+    what `train` does. With `profile`, also step_seconds, quantizer_seconds and quantizer_share of a step.
     """
     data, batch = config.data, config.training.batch_size
-    images = torch.randint(
-        256, (batch, data.channels, data.size, data.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    plain_form = dataclasses.replace(config.training, precision="fp32", memory_format="contiguous")
-    plain = dataclasses.replace(config, training=plain_form)
-    steppers = {"plain": _stepper(plain, images), "hrvqvae": _stepper(config, images)}
-    seconds: dict[str, list[float]] = {name: [] for name in steppers}
-    for run in steppers.values():
-        run()  # the first step allocates
+    shape = (batch, data.channels, data.size, data.size)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sides = {"plain": _Side(config, images, plain=True), "hrvqvae": _Side(config, images, plain=False)}
+    steps: dict[str, list[float]] = {name: [] for name in sides}
+    quantizer: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side.train()  # the first step allocates and compiles
     for _ in range(rounds):
-        for name, run in steppers.items():
-            seconds[name].append(run())
-    return [
-        {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / median(times)}
-        for name, times in seconds.items()
-    ]
+        for name, side in sides.items():
+            steps[name].append(side.train())
+            if profile:
+                quantizer[name].append(side.quantize())
+    rows = []
+    for name in sides:
+        seconds = median(steps[name])
+        row = {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / seconds}
+        if profile:
+            spent = median(quantizer[name])
+            row |= {"step_seconds": seconds, "quantizer_seconds": spent, "quantizer_share": spent / seconds}
+        rows.append(row)
+    return rows

@@ -14,11 +14,12 @@ Compiled code is kept on disk by numba, so only the first process pays (about a 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -143,27 +144,56 @@ def _nearest(
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="search")
+def _team() -> Any:
+    """torch's own team of threads: the function of its OpenMP runtime that calls a callback on each; None without one.
+
+    Not a pool of our own: torch's threads keep spinning on their cores for milliseconds after each of its operations,
+    so that a thread of another pool finds none. Nor numba's layers: they can't be called from two threads at once
+    (workqueue), or end a process that forks afterwards (OpenMP), which loading images with workers does.
+    """
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        call.argtypes = [_MEMBER, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        call.restype = None
+        return call
+    return None
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_is_child = False
+
+
+def _after_fork() -> None:
+    """A forked child has none of its parent's threads, and would wait for them."""
+    global _is_child
+    _is_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _in_parts(count: int, run: Callable[[int, int], T]) -> list[T]:
-    """run(first, last) for equal parts of the vectors, on as many threads as torch uses.
-
-    Python threads, since the loops hold no lock: numba's own layers can't be called from two threads at once
-    (workqueue), or end a process that forks afterwards (OpenMP), which loading images with workers does.
-    """
+    """run(first, last) for equal parts of the vectors, on as many threads as torch uses."""
     threads = torch.get_num_threads()
-    if threads == 1 or count <= _ALONE:
+    team = None if threads == 1 or count <= _ALONE or _is_child else _team()
+    if team is None:
         return [run(0, count)]
-    ends = [count * part // threads for part in range(threads + 1)]
-    pool = _pool(threads - 1)
-    others = [pool.submit(run, first, last) for first, last in pairwise(ends[1:])]
-    return [run(ends[0], ends[1]), *(other.result() for other in others)]
+    parts = list(pairwise(count * part // threads for part in range(threads + 1)))
+    results: dict[int, T] = {}
+    tickets = iter(range(threads))
+
+    def member(_: object) -> None:
+        for part in tickets:  # each thread takes the parts that no other has taken
+            results[part] = run(*parts[part])
+
+    team(_MEMBER(member), None, threads, 0)
+    if len(results) < threads:
+        raise RuntimeError("a part of the search failed; its error is printed above")
+    return [results[part] for part in range(threads)]
 
 
 def search_tree_compiled(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:

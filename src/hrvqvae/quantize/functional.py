@@ -39,7 +39,8 @@ def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) ->
 
 def counts(path: Tensor, num_codewords: int) -> Tensor:
     """How often each codeword was chosen: (N,) int64 -> (num_codewords,) int64."""
-    return torch.bincount(path.reshape(-1), minlength=num_codewords)
+    flat = path.reshape(-1)
+    return flat.new_zeros(num_codewords).scatter_add_(0, flat, torch.ones_like(flat))  # bincount waits for the device
 
 
 def sums(vectors: Tensor, path: Tensor, num_codewords: int) -> Tensor:

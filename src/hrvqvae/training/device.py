@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +74,10 @@ class Compute:
         """Most memory that this process has held; on a GPU, that its tensors took."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":
+            return 0  # not told there
+        import resource
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

@@ -64,7 +64,11 @@ class Display:
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.fields[text]}"), transient=True
+                TextColumn("step {task.fields[step]}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                transient=True,
+                auto_refresh=False,  # its own thread would take turns with those that compute
             )
             self._task = self._bar.add_task("", total=1.0, step=0, text="")
 
@@ -80,7 +84,9 @@ class Display:
     def show(self, state: TrainState, text: str) -> None:
         """A new state of things."""
         if self._bar:
-            self._bar.update(self._task, completed=self.budget.fraction(state), step=state.step, text=text)
+            self._bar.update(
+                self._task, completed=self.budget.fraction(state), step=state.step, text=text, refresh=True
+            )
         elif time.monotonic() - self._last >= self.LINE_SECONDS or self.budget.spent(state):
             self._last = time.monotonic()
             print(f"step {state.step}  {text}", flush=True)
