@@ -52,6 +52,10 @@ def test_wrong_overrides(arguments: list[str], message: str) -> None:
         ("model.quantizer.levels", "0", "levels is 0"),
         ("model.stride", "3", "stride is 3; it must be a power of two"),
         ("model.kernel", "4", "kernel is 4; it must be odd"),
+        ("model.kernel", "-1", "kernel is -1"),
+        ("model.quantizer.codewords", "1000", "4 GiB of leaves"),
+        ("training.seed", "20240101120000", "seed is 20240101120000"),
+        ("data.max_pixels", "999999999", "max_pixels is 999999999"),
         ("data.channels", "2", "channels is 2; it must be 1"),
         ("data.on_error", "ignore", "on_error"),
         ("training.learning_rate", "-1", "learning_rate is -1"),
@@ -69,7 +73,7 @@ def test_a_run_needs_a_budget() -> None:
 
 
 def test_too_many_leaves() -> None:
-    with pytest.raises(InputError, match=r"2\^31"):
+    with pytest.raises(InputError, match=r"2\^30"):
         TreeQuantizerConfig(levels=12, codewords=8)
 
 

@@ -69,6 +69,10 @@ class RunFolder:
             reason = error.strerror or str(error)
             raise InputError(f"the run folder {self.path} can't be written ({reason}); choose another --out") from error
 
+    def begun(self) -> bool:
+        """Whether there is anything here that a new run would overwrite."""
+        return bool(self.saved()) or self.model.is_file()
+
     def write_config(self, config: Config) -> None:
         storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
@@ -102,15 +106,21 @@ class RunFolder:
         Raises:
             DamagedFileError: there are checkpoints and every one is damaged.
         """
-        found = self.saved()
+        found, damaged = self.saved(), list[Path]()
         for path in found:
             try:
-                return storage.read(path)
+                state = storage.read(path)
             except DamagedFileError as error:
-                say(f"{error}; the one before it is taken")
-                path.replace(path.with_suffix(".damaged"))
+                say(str(error))
+                damaged.append(path)
+                continue
+            for bad in damaged:
+                bad.replace(bad.with_suffix(".damaged"))
+            if damaged:
+                say(f"{path.name}, the one before, is taken")
+            return state
         if found:
-            raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train again without --resume")
+            raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out")
         return None
 
 
@@ -150,7 +160,7 @@ def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder,
     if "config" not in meta:
         raise DamagedFileError(f"{path} holds no configuration: it is not a model of hrvqvae")
     config = from_dict(meta["config"], str(path))
-    model = build(config)
+    model = build(config).requires_grad_(False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

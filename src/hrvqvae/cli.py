@@ -96,7 +96,9 @@ def _given(arguments: Arguments) -> dict[str, str]:
     for short, name in _SHORT.items():
         value = getattr(arguments, short)
         if value is not None:
-            given[name] = str(Path(value).expanduser().absolute()) if short == "data" else value
+            given[name] = value
+    if "data.root" in given:
+        given["data.root"] = str(Path(given["data.root"]).expanduser().absolute())
     return given
 
 
@@ -158,8 +160,12 @@ def _reconstruct(arguments: Arguments) -> int:
 def _demo(arguments: Arguments) -> int:
     from hrvqvae.commands import demo
 
-    demo(Path(arguments.out), arguments.root, arguments.max_minutes, arguments.max_steps)
-    return 0
+    return demo(Path(arguments.out), arguments.root, arguments.max_minutes, arguments.max_steps)
+
+
+def _at_least(value: int, least: int, name: str) -> None:
+    if value < least:
+        raise InputError(f"{name} is {value}; it must be at least {least}")
 
 
 def _path(text: str) -> list[int]:
@@ -185,6 +191,7 @@ def _bench_train(arguments: Arguments) -> int:
     from hrvqvae.resolve import base_config
 
     config = override(base_config(arguments.preset), parse_overrides(arguments.rest))
+    _at_least(arguments.rounds, 1, "--rounds")
     rows = bench_train(config, arguments.rounds, profile=arguments.profile)
     if arguments.json:
         _print_json(rows)
@@ -204,6 +211,7 @@ def _bench_search(arguments: Arguments) -> int:
     from hrvqvae.bench.search import bench_search
     from hrvqvae.pictures.curves import search_growth
 
+    _at_least(arguments.vectors, 64, "--vectors")
     rows = bench_search(vectors=arguments.vectors, libraries=not arguments.no_libraries)
     if arguments.plot:
         search_growth(rows, arguments.plot)

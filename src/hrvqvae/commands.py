@@ -70,11 +70,17 @@ def reconstruct(
     return errors
 
 
-def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> None:
+def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int:
     """MNIST from nothing: get it, train, evaluate, draw; print a summary with the paths of the pictures.
 
-    Goes on where an earlier demo in the same folder stopped.
+    Goes on where an earlier demo in the same folder stopped. Returns the exit code: 0, or 128 + the signal that
+    stopped it.
+
+    Raises:
+        InputError: the folder holds another run, or the budget is not above 0.
     """
+    if max_minutes <= 0:
+        raise InputError(f"--max-minutes is {max_minutes:g}; it must be above 0")
     begun = time.monotonic()
     folder = data_root(root)
     get("mnist", folder, print)
@@ -85,10 +91,12 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> Non
         training=dataclasses.replace(preset.training, max_minutes=max_minutes, max_steps=max_steps),
     )
     run = RunFolder(out)
-    outcome = train(config, run, resume=run.config.is_file())
+    if run.begun() and (run.read_config().model, run.read_config().name) != (config.model, config.name):
+        raise InputError(f"{out} holds another run; choose another --out")
+    outcome = train(config, run, resume=run.begun())
     if outcome.signal is not None:
         print(f"stopped at step {outcome.step}, saved; the same command goes on")
-        return
+        return 128 + outcome.signal
     report = evaluate_run(out)
     images = data.load(config.data, "test")
     few = torch.from_numpy(np.stack([images.read(index, None) for index in range(16)]))
@@ -106,3 +114,4 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> Non
     )
     for picture in (sheet, *(run.pictures / f"{name}.png" for name in ("reconstructions", "curves", "usage"))):
         print(f"  {picture}")
+    return 0

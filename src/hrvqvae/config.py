@@ -18,6 +18,8 @@ from hrvqvae.errors import InputError
 
 Grid = tuple[int, int]
 
+_PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
+
 
 def _require(holds: bool, name: str, value: object, what: str) -> None:
     if not holds:
@@ -67,6 +69,7 @@ class DataConfig:
         _require(self.channels in (1, 3), "data.channels", self.channels, "1 (greyscale) or 3 (RGB)")
         _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "between 0 and 1")
         _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        _require(1 <= self.max_pixels <= _PILLOW_PIXELS, "data.max_pixels", self.max_pixels, f"1 to {_PILLOW_PIXELS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +104,10 @@ class TreeQuantizerConfig:
         _require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
         _require(self.beta >= 0, "model.quantizer.beta", self.beta, "at least 0")
         _require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
-        leaves = self.codewords**self.levels
-        _require(leaves <= 2**31, "model.quantizer.codewords ** levels", leaves, "at most 2^31 leaves")
+        for name in ("init_vectors", "revive_every", "revive_below"):
+            _require(getattr(self, name) >= 0, f"model.quantizer.{name}", getattr(self, name), "at least 0")
+        values = self.codewords**self.levels * self.dim
+        _require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, "at most 2^30 (4 GiB of leaves)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,9 @@ class HRVQVAEConfig:
         _require(power_of_two, "model.stride", self.stride, "a power of two, at least 2")
         _require(self.padding >= 0, "model.padding", self.padding, "at least 0")
         _require(self.hidden_units >= 2, "model.hidden_units", self.hidden_units, "at least 2")
-        _require(self.kernel % 2 == 1, "model.kernel", self.kernel, "odd")
+        _require(self.kernel % 2 == 1 and self.kernel > 0, "model.kernel", self.kernel, "odd and positive")
+        _require(self.residual_units >= 1, "model.residual_units", self.residual_units, "at least 1")
+        _require(self.residual_blocks >= 0, "model.residual_blocks", self.residual_blocks, "at least 0")
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
@@ -199,7 +206,8 @@ class TrainingConfig:
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
             _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
-        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "above 0")
+        _require(self.seed < 2**31, "training.seed", self.seed, "below 2^31")
         _require(0 <= self.adam_beta2 < 1, "training.adam_beta2", self.adam_beta2, "at least 0 and below 1")
         _require(0 <= self.polyak_decay < 1, "training.polyak_decay", self.polyak_decay, "at least 0 and below 1")
         if not (self.epochs or self.max_steps or self.max_minutes):

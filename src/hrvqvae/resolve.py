@@ -16,7 +16,7 @@ RESUMABLE = frozenset(
     {
         "training.epochs", "training.max_steps", "training.max_minutes", "training.device", "training.threads",
         "training.log_every", "training.evaluate_every", "training.checkpoint_every", "training.evaluation_images",
-        "data.root", "data.workers", "data.memory_mb",
+        "data.root", "data.workers",
     }
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ def resolve(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool
         InputError: unknown preset, bad value, or a resumed run that would no longer be the same run.
     """
     base = base_config(name)
-    if not (resume and run.config.is_file()):
+    if not (resume and run.begun()):
         return override(base, given)
     stored = run.read_config()
     if stored.name != base.name:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import multiprocessing
+import os
 import pickle
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -283,6 +286,35 @@ def test_a_broken_image_stops_or_is_skipped_and_counted(
         assert "1 broken images skipped" in capsys.readouterr().out
     else:
         assert next(message for batch in batches for message in batch.broken).startswith(str(broken))
+
+
+def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
+    for memory_mb in (0, 100):
+        config = folder_config(picture_folder, memory_mb=memory_mb, channels=1, workers=2)
+        with pytest.raises(InputError, match="has 3 channels") as caught:
+            next(data.batches(data.load(config, "train"), batch_size=4, seed=0, workers=2))
+        assert "Traceback" not in str(caught.value)
+
+
+def test_a_worker_that_is_ended_from_outside(picture_folder: Path) -> None:
+    stream = data.batches(
+        data.load(folder_config(picture_folder, memory_mb=0), "train"), batch_size=4, seed=0, workers=2
+    )
+    next(stream)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    with pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"):
+        for _ in stream:
+            pass
+
+
+def test_sizes_of_a_known_set(mnist_root: Path) -> None:
+    with pytest.raises(InputError, match="mnist has 12x12 pixels, data.size is 28"):
+        data.load(DataConfig(dataset="mnist", root=str(mnist_root)), "train")
+
+
+def test_extreme_shapes_are_cropped_before_they_are_resized(tmp_path: Path) -> None:
+    Image.new("L", (1, 60_000), 7).save(tmp_path / "x.png")
+    assert (read_square(tmp_path / "x.png", 1, 256, 10**6) == 7).all()
 
 
 def test_every_image_broken(tmp_path: Path) -> None:

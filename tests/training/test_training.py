@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ import hrvqvae
 from hrvqvae import data, storage
 from hrvqvae.checkpoint import RunFolder, load_with_config
 from hrvqvae.config import Config, to_dict
+from hrvqvae.data.images import list_folder
 from hrvqvae.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.models import build
 from hrvqvae.training import loop
@@ -132,6 +134,7 @@ def test_a_folder_decoded_by_workers_resumes_as_well(tiny: Config, picture_folde
     run_to(with_training(config, max_steps=4), tmp_path / "parts")
     run_to(config, tmp_path / "parts", resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert multiprocessing.active_children() == [], "the workers have ended"
 
 
 class Killed(BaseException):
@@ -208,7 +211,8 @@ def test_a_damaged_checkpoint_is_noticed(damage: str, tiny: Config, tmp_path: Pa
     train(tiny, run, resume=True, say=said.append)
     assert newest.name in said[0]
     assert "is damaged" in said[0]
-    assert f"at step {int(older.stem.removeprefix('step-'))}" in said[1]
+    assert said[1].startswith(f"{older.name}, the one before")
+    assert f"at step {int(older.stem.removeprefix('step-'))}" in said[2]
     assert len(run.saved()) == 2
     assert all(storage.read(path) for path in run.saved())
 
@@ -227,8 +231,34 @@ def test_when_every_checkpoint_is_damaged(tiny: Config, tmp_path: Path) -> None:
     run_to(tiny, tmp_path / "run")
     for path in RunFolder(tmp_path / "run").saved():
         path.write_bytes(b"")
-    with pytest.raises(DamagedFileError, match=r"every checkpoint in .* is damaged; train again without --resume"):
+    with pytest.raises(DamagedFileError, match=r"every checkpoint in .* is damaged; train anew with another --out"):
         run_to(tiny, tmp_path / "run", resume=True)
+    assert len(RunFolder(tmp_path / "run").saved()) == 2, "nothing is renamed or lost"
+
+
+@pytest.mark.parametrize("write", [1, 2])
+def test_a_kill_at_the_last_save(
+    write: int, tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two files of the last save: neither may stay behind the other."""
+    run, original, last = RunFolder(tmp_path / "run"), storage.write, [0]
+
+    def mortal(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
+        if meta["step"] == 24:
+            last[0] += 1
+            if last[0] == write:
+                raise Killed
+        original(path, tensors, meta)
+
+    monkeypatch.setattr(storage, "write", mortal)
+    with pytest.raises(Killed):
+        run_to(tiny, run.path)
+    monkeypatch.undo()
+    run_to(tiny, run.path, resume=True)
+    assert same(weights(run.path), undisturbed)
+    assert storage.read(run.model)[1]["step"] == 24
+    kinds = [json.loads(line)["kind"] for line in run.metrics.read_text().splitlines()]
+    assert kinds.count("evaluation") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -332,6 +362,51 @@ def test_skipped_images_are_counted_in_the_log(tiny: Config, picture_folder: Pat
     run_to(with_training(config, max_steps=8), tmp_path / "run")
     records = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
     assert max(record.get("broken_images", 0) for record in records) == 3
+
+
+def test_skipping_broken_images_keeps_the_order(tiny: Config, picture_folder: Path, tmp_path: Path) -> None:
+    """A batch of broken images alone must not move the data against the steps."""
+    config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random", on_error="skip")
+    config = with_training(config, batch_size=1, max_steps=40, schedule="constant", checkpoint_every=7)
+    for path in sorted(picture_folder.rglob("*.png"))[:3]:
+        path.write_bytes(b"broken")
+    run_to(config, tmp_path / "whole")
+    run_to(with_training(config, max_steps=23), tmp_path / "parts")
+    run_to(config, tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_run_that_never_began_may_begin_again(tiny: Config, picture_folder: Path, tmp_path: Path) -> None:
+    config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random")
+    for path in sorted(picture_folder.rglob("*.png")):
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="--data.on_error skip"):
+        run_to(config, tmp_path / "run")
+    run_to(with_training(with_data(config, on_error="skip"), max_steps=3), tmp_path / "run")
+
+
+def test_no_test_image_that_can_be_read(tiny: Config, picture_folder: Path, tmp_path: Path) -> None:
+    config = with_data(
+        tiny, dataset="pictures", root=str(picture_folder), channels=3, on_error="skip", crop="random", memory_mb=0
+    )
+    for path in list_folder(picture_folder, "test", test_fraction=0.1, first=0, labels=True).paths:
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="no image of the test split could be read"):
+        run_to(with_training(config, max_steps=3), tmp_path / "run")
+
+
+def test_revived_parameters_leave_no_moments_behind(tiny: Config, tmp_path: Path) -> None:
+    config = with_quantizer(tiny, update="gradient", revive_every=4, revive_below=2.9)
+    run_to(with_training(config, max_steps=4, checkpoint_every=4), tmp_path / "run")
+    tensors = weights(tmp_path / "run")
+    model = build(config)
+    index = [name for name, _ in model.named_parameters()].index("quantizer.codebooks.0.codewords")
+    fresh = (tensors[f"optimizer.{index}.exp_avg"] == 0).all(-1) & (tensors[f"optimizer.{index}.exp_avg_sq"] == 0).all(
+        -1
+    )
+    name = "quantizer.codebooks.0.codewords"
+    assert fresh.any()
+    assert torch.equal(tensors[f"averaged.module.{name}"][fresh], tensors[f"model.{name}"][fresh])
 
 
 def test_revivals_are_counted_in_the_log(tiny: Config, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 import torch
@@ -32,11 +33,13 @@ class Batch:
         images: (B, C, Y, X) uint8.
         labels: (B,) int64, zeros where there are no classes.
         broken: messages about the images that are not in it.
+        fatal: an error that no setting skips.
     """
 
     images: Tensor
     labels: Tensor
     broken: tuple[str, ...] = ()
+    fatal: InputError | None = None
 
 
 class Stream(Sampler[list[Sample]]):
@@ -64,31 +67,56 @@ class Stream(Sampler[list[Sample]]):
             yield samples
 
 
-class _Samples(Dataset[tuple[Tensor, int] | str]):
+@dataclass(frozen=True)
+class _Read:
+    """An image, or why there is none: an error raised in a worker would arrive wrapped in a traceback."""
+
+    pixels: Tensor | None
+    label: int
+    broken: tuple[str, ...] = ()
+    fatal: InputError | None = None
+
+
+class _Samples(Dataset[_Read]):
+    """Reads samples. In training a broken image gives its place to the next one, so that every batch is full."""
+
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def __getitem__(self, sample: Sample) -> tuple[Tensor, int] | str:
+    def __getitem__(self, sample: Sample) -> _Read:
         index, draw = sample
-        try:
-            return torch.from_numpy(self.images.read(index, draw)), int(self.images.labels[index])
-        except BrokenImageError as error:
-            return str(error)
+        broken: tuple[str, ...] = ()
+        for _ in range(1 if draw is None else len(self.images)):
+            try:
+                pixels = torch.from_numpy(self.images.read(index, draw))
+                return _Read(pixels, int(self.images.labels[index]), broken)
+            except BrokenImageError as error:
+                broken = (*broken, str(error))
+            except InputError as error:
+                return _Read(None, 0, broken, error)
+            index = (index + 1) % len(self.images)
+        return _Read(None, 0, broken)
 
 
-def _collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
-    read = [sample for sample in samples if not isinstance(sample, str)]
-    broken = tuple(sample for sample in samples if isinstance(sample, str))
-    if not read:
-        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), broken)
-    images, labels = zip(*read, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), broken)
+def _collate(samples: list[_Read]) -> Batch:
+    fatal = next((sample.fatal for sample in samples if sample.fatal), None)
+    if fatal:
+        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=fatal)
+    broken = tuple(message for sample in samples for message in sample.broken)
+    pixels = [sample.pixels for sample in samples if sample.pixels is not None]
+    labels = [sample.label for sample in samples if sample.pixels is not None]
+    images = torch.stack(pixels) if pixels else torch.empty(0)
+    return Batch(images, torch.tensor(labels, dtype=torch.long), broken)
 
 
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group: the main process decides when workers end, and ends them by SIGTERM."""
+def quiet_worker(_: int) -> None:
+    """A signal to the whole process group is the main process's to answer: it ends its workers when it has saved."""
+
+    def once(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, once)
 
 
 def _loaded(
@@ -98,20 +126,26 @@ def _loaded(
         _Samples(images),
         batch_sampler=sampler,
         collate_fn=_collate,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=quiet_worker,
         num_workers=workers if images.decodes else 0,
     )
-    empty = 0
-    for batch in loader:
-        if batch.broken and on_error == "stop":
-            raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-        if len(batch.images) or not batch.broken:
-            empty = 0
-            yield batch
-        else:
-            empty += 1
-            if empty * len(batch.broken) > len(images):
+    try:
+        for batch in loader:
+            if batch.fatal:
+                raise batch.fatal
+            if batch.broken and on_error == "stop":
+                raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
+            if len(batch.images):
+                yield batch
+            elif isinstance(sampler, Stream):
                 raise InputError(f"every one of the {len(images)} images is broken: {batch.broken[0]}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that decodes images was ended from outside, perhaps for want of memory; "
+            "try fewer with --data.workers 0"
+        ) from error
 
 
 def batches(
@@ -120,7 +154,8 @@ def batches(
     """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
 
     Raises:
-        BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" it is left out of its batch.
+        BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" the next one takes its place.
+        InputError: every image is broken, or the process that decodes them was ended.
     """
     return _loaded(images, Stream(len(images), batch_size, seed, first_step), workers, on_error)
 
@@ -137,6 +172,6 @@ class _InOrder(Sampler[list[Sample]]):
 def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop"
 ) -> Generator[Batch, None, None]:
-    """Every image once, in order, not augmented; at most `limit`. Raises as `batches` does."""
+    """Every image once, in order, not augmented; at most `limit`. Broken ones are left out; else as `batches`."""
     count = len(images) if limit is None else min(limit, len(images))
     return _loaded(images, _InOrder(count, batch_size), workers, on_error)

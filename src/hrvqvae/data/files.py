@@ -79,5 +79,7 @@ def read_arrays(stream: BinaryIO | bytes) -> Any:
     source = io.BytesIO(stream) if isinstance(stream, bytes) else stream
     try:
         return _ArraysOnly(source, encoding="latin1").load()
-    except (EOFError, pickle.UnpicklingError, zlib.error, gzip.BadGzipFile) as error:
+    except DamagedFileError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its opcodes run into
         raise DamagedFileError(f"the file of arrays is damaged: {error}") from error

@@ -50,7 +50,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such image") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders of damaged files raise whatever they run into
         raise BrokenImageError(f"{path} is not a readable PNG, JPEG or WebP image ({error})") from error
 
 
@@ -84,17 +84,15 @@ def read_image(path: Path, channels: int, max_pixels: int = 64_000_000) -> Pixel
 def read_square(
     path: Path, channels: int, size: int, max_pixels: int, draw: tuple[float, float] = (0.5, 0.5)
 ) -> Pixels:
-    """Pixels of an image file, its short side resized to `size`, cropped to a square: (C, size, size) uint8.
+    """Pixels of an image file, cropped to a square of its short side and resized: (C, size, size) uint8.
 
     `draw` in [0, 1]^2 places the crop: (0.5, 0.5) is the centre. Raises as `read_image` does.
     """
     image = _channels(_open(path, max_pixels), channels, path)
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = round(draw[0] * (width - size)), round(draw[1] * (height - size))
-    return _pixels(image.crop((left, top, left + size, top + size)))
+    side = min(image.size)
+    left, top = (round(place * (length - side)) for place, length in zip(draw, image.size, strict=True))
+    box = (left, top, left + side, top + side)
+    return _pixels(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,10 @@ def list_folder(folder: Path, split: str, *, test_fraction: float, first: int, l
     if not known:
         raise InputError(f"{folder} has no PNG, JPEG or WebP image")
     if not names:
-        raise InputError(f"{folder} has {len(known)} images, none of which is in the {split} split")
+        raise InputError(
+            f"{folder} has {len(known)} images, none of which is in the {split} split; "
+            "add images, or divide them otherwise with --data.split"
+        )
     paths = tuple(files[name] for name in names)
     if not labels or not all("/" in name for name in known):
         return Listing(paths, (0,) * len(paths), ())

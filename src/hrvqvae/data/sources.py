@@ -101,18 +101,18 @@ class FolderImages(ImageSet):
         return True
 
 
-class _EveryImage(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
+class _EveryImage(torch.utils.data.Dataset[tuple[int, Tensor | InputError]]):
     def __init__(self, images: FolderImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | InputError]:
         try:
             return index, torch.from_numpy(self.images.read(index, None))
-        except BrokenImageError as error:
-            return index, str(error)
+        except InputError as error:  # as a value: raised in a worker it would arrive wrapped in a traceback
+            return index, error
 
 
 def _first(items: list[Any]) -> Any:
@@ -120,16 +120,18 @@ def _first(items: list[Any]) -> Any:
 
 
 def _held(images: FolderImages) -> ImageSet:
-    """The same images in memory, decoded once by workers, where they fit and have no random crop."""
+    """The same images in memory, decoded once by workers, where they fit."""
     config = images.config
     size = len(images) * config.channels * config.size**2
-    if config.crop == "random" or size > config.memory_mb * 2**20:
+    if size > config.memory_mb * 2**20:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     broken = []
     loader = DataLoader(_EveryImage(images), batch_size=1, num_workers=config.workers, collate_fn=_first)
     for index, read in loader:
-        if isinstance(read, str):
+        if isinstance(read, InputError):
+            if not isinstance(read, BrokenImageError):
+                raise read
             if config.on_error == "stop":
                 raise BrokenImageError(f"{read}; delete it, or skip such images with --data.on_error skip")
             broken.append(index)
@@ -209,8 +211,11 @@ def _cifar_split(base: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.
     for name in _CIFAR_TRAIN if split == "train" else (f"{_CIFAR_FOLDER}/test_batch",):
         with (base / name).open("rb") as stream:
             content = read_arrays(stream)
-        images.append(np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32))
-        labels.append(np.asarray(content["labels"], np.int64))
+        try:
+            images.append(np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32))
+            labels.append(np.asarray(content["labels"], np.int64))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError(f"{base / name} does not hold CIFAR10's arrays; get it again") from error
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -239,6 +244,8 @@ def load(config: DataConfig, split: str) -> ImageSet:
         classes = [str(digit) for digit in range(10)] if source.name == "mnist" else _FASHION_CLASSES
     if images.shape[1] != config.channels:
         raise InputError(f"{source.name} has {images.shape[1]} channels, data.channels is {config.channels}")
+    if images.shape[2:] != (config.size, config.size):
+        raise InputError(f"{source.name} has {images.shape[2]}x{images.shape[3]} pixels, data.size is {config.size}")
     return MemoryImages(images, labels, classes, config.flip)
 
 
@@ -252,4 +259,5 @@ def _load_folder(config: DataConfig, root: Path, split: str) -> ImageSet:
         _base(root, config.dataset), split, test_fraction=config.test_fraction, labels=config.labels,
         first=config.train_samples if config.split == "sorted" else 0,
     )  # fmt: skip
-    return _held(FolderImages(listing, config))
+    images = FolderImages(listing, config)
+    return images if split == "train" and config.crop == "random" else _held(images)

@@ -16,6 +16,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from hrvqvae.config import Config, bits_per_image, compression_ratio
 from hrvqvae.data import Batch
+from hrvqvae.errors import InputError
 from hrvqvae.models import Autoencoder
 from hrvqvae.quantize import functional as vq
 
@@ -73,7 +74,18 @@ def _mean_ssim(metric: StructuralSimilarityIndexMeasure) -> float:
 def evaluate(
     model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None
 ) -> Report:
-    """Measure a model in evaluation mode on every image of the batches."""
+    """Measure a model in evaluation mode on every image of the batches.
+
+    Args:
+        model: on `device`, in evaluation mode.
+        config: of the model; gives its rate and the name of the data.
+        batches: images (B, C, Y, X) uint8.
+        split: its name, for the report.
+        device: None is the CPU.
+
+    Raises:
+        InputError: there is no image.
+    """
     device = device or torch.device("cpu")
     codewords = config.model.num_codewords
     counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
@@ -96,6 +108,8 @@ def evaluate(
             ssim.update(decoded, original)
         images += len(original)
         values += original.numel()
+    if not images:
+        raise InputError(f"no image of the {split} split could be read")
     mse = [error / values for error in errors]
     levels = tuple(
         LevelReport(

@@ -40,11 +40,11 @@ def to_pil(image: Tensor) -> Image.Image:
 def draw(rows: Sequence[Row], zoom: int | None = None) -> Image.Image:
     """The rows below each other, each under its caption.
 
-    `zoom` repeats pixels, so that small images can be seen; None brings the widest image to about 64 pixels or more.
+    `zoom` repeats pixels, so that small images can be seen; None brings the largest side to about 64 pixels or more.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
-    widest = max(picture.width for row in pictures for picture in row)
-    factor = zoom or max(1, round(64 / widest))
+    largest = max(max(picture.size) for row in pictures for picture in row)
+    factor = zoom or max(1, round(64 / largest))
     columns = max(len(row) for row in pictures)
     widths = [max((row[i].width for row in pictures if i < len(row)), default=0) * factor for i in range(columns)]
     heights = [max(picture.height for picture in row) * factor for row in pictures]
@@ -69,8 +69,10 @@ def save(image: Image.Image, path: Path) -> None:
     """Write a picture as PNG, whole or not at all.
 
     Raises:
-        InputError: the folder does not exist or can't be written.
+        InputError: the name does not end in .png, the folder does not exist or can't be written.
     """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} must end in .png")
     stream = BytesIO()
     image.save(stream, "PNG", optimize=True)
     try:

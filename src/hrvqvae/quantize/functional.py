@@ -73,14 +73,14 @@ def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator, itera
 
     Fewer distinct vectors than clusters leave duplicates, which revival moves later.
     """
-    first = torch.randint(len(vectors), (1,), generator=generator)
+    first = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
     centers = vectors[first].repeat(num_clusters, 1)
     distance = (vectors - centers[0]).square().sum(-1)
     for cluster in range(1, num_clusters):
         mass = distance.double().cumsum(0)
         if mass[-1] <= 0:
             break  # every vector is a center already
-        draw = torch.rand(1, generator=generator, dtype=torch.float64) * mass[-1]
+        draw = torch.rand(1, generator=generator, dtype=torch.float64).to(mass.device) * mass[-1]
         centers[cluster] = vectors[torch.searchsorted(mass, draw).clamp(max=len(vectors) - 1)]
         distance = torch.minimum(distance, (vectors - centers[cluster]).square().sum(-1))
     for _ in range(iterations):

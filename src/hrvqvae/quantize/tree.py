@@ -92,7 +92,7 @@ class TreeQuantizer(nn.Module):
         """Sum of the codewords of the levels that are given, any non-empty prefix: -> (B, H, W, D).
 
         Raises:
-            InputError: no level, more levels than there are, or a code outside [0, m).
+            InputError: no level, more levels than there are, different grids, or a code outside [0, m).
         """
         size, levels = self.config.codewords, self.levels
         if not 1 <= len(codes) <= len(levels):
@@ -100,6 +100,10 @@ class TreeQuantizer(nn.Module):
         path = torch.zeros_like(codes[0])
         quantized = torch.zeros((), device=path.device)
         for level, (codebook, code) in enumerate(zip(levels, codes, strict=False), start=1):
+            if code.shape != codes[0].shape or code.dtype != torch.long:
+                raise InputError(
+                    f"level {level} has codes {code.dtype} {tuple(code.shape)}; every level has int64 (B, H, W)"
+                )
             if code.numel() and (code.min() < 0 or code.max() >= size):
                 worst = int(code.min()) if code.min() < 0 else int(code.max())
                 raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")

@@ -64,16 +64,34 @@ class AutoencoderStep:
             result = self.model(images)
         metrics = update(self.model, state.optimizer, result.losses)
         every = self.config.model.quantizer.revive_every
+        moved: dict[str, Tensor] = {}
         if every and (state.step + 1) % every == 0:
-            with self.compute.autocast():
-                revived = self.model.revive(images, _generator(self.config.training.seed, state.step))
+            revived, moved = self._revive(state, images)
             metrics["revived"] = float(revived)
         state.averaged.update_parameters(self.model)
+        averaged = dict(state.averaged.module.named_parameters())
+        for name, rows in moved.items():
+            averaged[name].data[rows] = self.model.get_parameter(name).data[rows]
         if (state.step + 1) % self.config.training.log_every == 0:
             metrics["usage"] = self._usage(result.codes)
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
         return metrics
+
+    def _revive(self, state: TrainState, images: Tensor) -> tuple[int, dict[str, Tensor]]:
+        """Revive dead codewords; -> how many, and of codewords that are parameters the rows that moved, by name.
+
+        Adam's moments of those rows begin anew: they belong to the place that was left.
+        """
+        codewords = {name: one for name, one in self.model.named_parameters() if name.endswith(".codewords")}
+        before = {name: one.detach().clone() for name, one in codewords.items()}
+        with self.compute.autocast():
+            revived = self.model.revive(images, _generator(self.config.training.seed, state.step))
+        moved = {name: (one.detach() != before[name]).any(-1) for name, one in codewords.items()}
+        for name, rows in moved.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state.optimizer.state[codewords[name]][moment][rows] = 0
+        return revived, moved
 
     def _usage(self, codes: tuple[Tensor, ...]) -> float:
         """Share of the finest level's codewords that a batch uses."""
@@ -125,22 +143,22 @@ class EvaluationHook:
 
     def evaluate(self, state: TrainState) -> Report:
         model = self._model(state)
-        return evaluate(model, self.config, self._batches(), "test", self.compute.device)
+        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers)
+        return evaluate(model, self.config, batches, "test", self.compute.device)
 
     def _model(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module
         assert isinstance(model, Autoencoder)
         return model.eval()
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        training = self.config.training
+    def _batches(self, limit: int, workers: int) -> Generator[Batch, None, None]:
         return data.evaluation_batches(
-            self.images, batch_size=training.batch_size, limit=training.evaluation_images,
-            workers=self.config.data.workers, on_error=self.config.data.on_error,
+            self.images, batch_size=self.config.training.batch_size, limit=limit,
+            workers=workers, on_error=self.config.data.on_error,
         )  # fmt: skip
 
     def _pictures(self, state: TrainState, report: Report) -> None:
-        few = next(self._batches()).images[:SHEET_IMAGES]
+        few = next(self._batches(SHEET_IMAGES, workers=0)).images
         images = self.compute.place_images(few).float() / 255
         captions = level_captions([level.mse for level in report.levels])
         rows = level_rows(self._model(state), images, captions)
@@ -179,7 +197,7 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
         InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
         NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
     """
-    if run.config.is_file() and not resume:
+    if run.begun() and not resume:
         raise InputError(f"{run.path} holds a run already: continue it with --resume, or choose another --out")
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -188,9 +206,13 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
     test_images = data.load(config.data, "test")
     run.create()
     run.write_config(config)
-    state = _fresh_state(config, training_images, compute)
     saved = run.newest(say) if resume else None
-    if saved is not None:
+    if saved is None:
+        state = _fresh_state(config, training_images, compute)
+        if resume:
+            say(f"no checkpoint in {run.path}: starting anew")
+    else:
+        state = TrainState.start(compute.place_model(build(config)), config.training)
         state.restore(*saved)
         say(f"resuming {run.path} at step {state.step}")
     model = state.model
@@ -205,7 +227,8 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
     with closing(stream), StopSignal() as stop, Display(budget) as display:
         checkpoint = CheckpointHook(config, run)
         evaluation = EvaluationHook(config, run, test_images, log, display, compute)
-        hooks: list[Hook] = [LogHook(config, log, display), evaluation, checkpoint]
+        logging = LogHook(config, log, display)
+        hooks: list[Hook] = [logging, evaluation, checkpoint]
         started = state.step
         try:
             fit(state, stream, AutoencoderStep(model, config, compute), config.training, budget, hooks, stop)
@@ -213,9 +236,10 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
             kept = run.saved()
             good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
             raise NonFiniteError(
-                f"{error}; nothing was updated, {good}; try a lower --training.learning_rate"
+                f"{error}; no weight was updated, {good}; try a lower --training.learning_rate with another --out"
             ) from error
-        if stop.received is None and state.step > started and not evaluation.due(state):
+        logging.flush(state)
+        if stop.received is None and not log.evaluated(state.step):
             evaluation(state, {})
         if (state.step > started and not checkpoint.due(state)) or not run.model.is_file():
             checkpoint.save(state)

@@ -32,6 +32,10 @@ class MetricsLog:
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomic(path, lines.encode())
 
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation of that step."""
+        return any(record["kind"] == "evaluation" and record["step"] == step for record in self.records)
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record. Raises OSError where the disk is full."""
         self.records.append(dict(record))
@@ -48,7 +52,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and "step" in record:
+            if isinstance(record, dict) and "step" in record and "kind" in record:
                 records.append(record)
     return records
 
@@ -62,7 +66,7 @@ class Display:
         self.budget = budget
         self._last = time.monotonic()
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stdout.isatty():
             self._bar = Progress(
                 TextColumn("step {task.fields[step]}"),
                 BarColumn(),
@@ -107,6 +111,7 @@ class LogHook:
         self.log, self.display = log, display
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self._last: Metrics = {}
 
     def due(self, state: TrainState) -> bool:
         return True
@@ -115,12 +120,17 @@ class LogHook:
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
-        if state.step % self.every and not self.display.budget.spent(state):
+        self._last = metrics
+        if state.step % self.every == 0:
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """Log what has come since the last log, if anything."""
+        if not self._sums:
             return
         mean = {name: total / self._counts[name] for name, total in self._sums.items()}
-        revived = self._sums.get("revived")
-        if revived is not None:
-            mean["revived"] = revived  # a count, not a mean
+        mean |= {name: self._sums[name] for name in ("revived",) if name in mean}  # counts, not means
+        mean |= {name: self._last[name] for name in ("broken_images",) if name in self._last}
         rate = self.batch_size / mean.pop("step_seconds")
         self.log.write({"kind": "train", "step": state.step, **mean, "images_per_second": rate})
         self._sums, self._counts = {}, {}
@@ -152,8 +162,9 @@ class CheckpointHook:
             InputError: the disk is full or not writable; the checkpoints from before stay good.
         """
         try:
-            path = self.run.save(state.step, state.tensors(), state.meta())
+            # the model first: a kill in between leaves a checkpoint from which it is written again
             save_model(self.run.model, self.config, state.averaged.module.state_dict(), state.step)
+            path = self.run.save(state.step, state.tensors(), state.meta())
         except OSError as error:
             kept = self.run.saved()
             good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"

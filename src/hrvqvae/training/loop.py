@@ -130,17 +130,17 @@ def fit(
         rate = learning_rate(config, state.step, budget.fraction(state))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        begun = time.monotonic()
         try:
             metrics = step(state, next(batches))
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step}: {error}") from error
         state.step += 1
-        now = time.monotonic()
-        metrics = {**metrics, "learning_rate": rate, "step_seconds": now - begun}
+        spent = time.monotonic() - mark
+        state.seconds += spent
+        mark += spent
         for hook in hooks:
             if hook.due(state):
-                hook(state, metrics)
-        now = time.monotonic()
-        state.seconds += now - mark
-        mark = now
+                hook(state, {**metrics, "learning_rate": rate, "step_seconds": spent})
+        spent = time.monotonic() - mark
+        state.seconds += spent
+        mark += spent
