@@ -119,7 +119,7 @@ def _panel(axes: Axes, level: int, points: Points, path: Sequence[int], size: in
     away = choice - previous
     away = away / max(float(np.linalg.norm(away)), 1e-9)
     axes.annotate(
-        f"$k_{level + 1}={path[level]}$", choice, xytext=tuple(away * 20), textcoords="offset points",
+        f"$k_{level + 1}={path[level]}$", choice, xytext=tuple(away * 26), textcoords="offset points",
         ha="center", va="center", fontsize=10, zorder=5,
         bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
     )  # fmt: skip
@@ -150,7 +150,8 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     everything = np.concatenate(flat)
     margin = 0.08 * np.ptp(everything, axis=0).max()
     low, high = everything.min(0) - margin, everything.max(0) + margin
-    figure = Figure(figsize=(4.2 * levels, 4.7), layout="constrained")
+    shape = min(1.2, max(0.4, float((high - low)[1] / (high - low)[0])))
+    figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), layout="constrained")
     previous, place = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
         _panel(axes, level, flat[level], path, size, previous)
