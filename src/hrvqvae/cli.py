@@ -208,7 +208,7 @@ def _bench_train(arguments: Arguments) -> int:
 
 
 def _bench_search(arguments: Arguments) -> int:
-    from hrvqvae.bench.search import bench_search
+    from hrvqvae.bench.search import as_table, bench_search
     from hrvqvae.pictures.curves import search_growth
 
     _at_least(arguments.vectors, 64, "--vectors")
@@ -218,34 +218,8 @@ def _bench_search(arguments: Arguments) -> int:
     if arguments.json:
         _print_json(rows)
         return 0
-    head = (
-        "method",
-        "L",
-        "m",
-        "leaves",
-        "distances",
-        "ms",
-        "tree is faster",
-        "x floor",
-        "of copy speed",
-        "MB",
-        "oracle",
-    )
-    table: list[Sequence[object]] = [head]
-    trees = {(row["levels"], row["codewords"]): row["seconds"] for row in rows if row["method"] == "tree"}
-    for row in rows:
-        ratio = row["seconds"] / trees[row["levels"], row["codewords"]]
-        scaled = "" if row["timed_on"] == row["vectors"] else f" (from {row['timed_on']:,} vectors)"
-        agreement = "-" if row["agreement"] is None else f"{row['agreement']:.4f}"
-        table.append(
-            (
-                row["method"], row["levels"], row["codewords"], f"{row['leaves']:,}", f"{row['distances']:,}",
-                f"{row['seconds'] * 1e3:,.2f}{scaled}", f"{ratio:,.1f}", f"{row['times_floor']:.1f}",
-                f"{row['copy_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", agreement,
-            )
-        )  # fmt: skip
     print(f"{arguments.vectors:,} vectors of width {rows[0]['width']}, medians, side by side")
-    _table(table)
+    _table(as_table(rows))
     return 0
 
 

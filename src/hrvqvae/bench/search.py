@@ -212,3 +212,22 @@ def _derived(row: Row, distances: int, products_a_second: float, bytes_a_second:
         "distances": distances, "bytes": moved, "floor": floor, "times_floor": row["seconds"] / floor,
         "peak_share": floor / row["seconds"], "copy_share": moved / bytes_a_second / row["seconds"],
     }  # fmt: skip
+
+
+def as_table(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+    """The rows for a person, with a head; times in milliseconds."""
+    trees = {(row["levels"], row["codewords"]): row["seconds"] for row in rows if row["method"] == "tree"}
+    head = "method,L,m,leaves,distances,ms,tree is faster,x floor,of copy speed,MB,oracle"
+    table: list[tuple[object, ...]] = [tuple(head.split(","))]
+    for row in rows:
+        ratio = row["seconds"] / trees[row["levels"], row["codewords"]]
+        scaled = "" if row["timed_on"] == row["vectors"] else f" (from {row['timed_on']:,} vectors)"
+        agreement = "-" if row["agreement"] is None else f"{row['agreement']:.4f}"
+        table.append(
+            (
+                row["method"], row["levels"], row["codewords"], f"{row['leaves']:,}", f"{row['distances']:,}",
+                f"{row['seconds'] * 1e3:,.2f}{scaled}", f"{ratio:,.1f}", f"{row['times_floor']:.1f}",
+                f"{row['copy_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", agreement,
+            )
+        )  # fmt: skip
+    return table
