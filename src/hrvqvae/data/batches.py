@@ -7,10 +7,8 @@ Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from types import FrameType
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.sources import Draw, ImageSet
+from hrvqvae.data.workers import quiet_worker, told_plainly
 from hrvqvae.errors import InputError
 
 Sample = tuple[int, Draw | None]
@@ -109,16 +108,6 @@ def _collate(samples: list[_Read]) -> Batch:
     return Batch(images, torch.tensor(labels, dtype=torch.long), broken)
 
 
-def quiet_worker(_: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it ends its workers when it has saved."""
-
-    def once(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, once)
-
-
 def _loaded(
     images: ImageSet, sampler: Sampler[list[Sample]], workers: int, on_error: str
 ) -> Generator[Batch, None, None]:
@@ -129,7 +118,7 @@ def _loaded(
         worker_init_fn=quiet_worker,
         num_workers=workers if images.decodes else 0,
     )
-    try:
+    with told_plainly():
         for batch in loader:
             if batch.fatal:
                 raise batch.fatal
@@ -139,13 +128,6 @@ def _loaded(
                 yield batch
             elif isinstance(sampler, Stream):
                 raise InputError(f"every one of the {len(images)} images is broken: {batch.broken[0]}")
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            "a process that decodes images was ended from outside, perhaps for want of memory; "
-            "try fewer with --data.workers 0"
-        ) from error
 
 
 def batches(

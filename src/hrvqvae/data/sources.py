@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from hrvqvae.config import DataConfig
 from hrvqvae.data.files import read_arrays, read_idx
 from hrvqvae.data.images import BrokenImageError, Listing, list_folder, read_square
+from hrvqvae.data.workers import quiet_worker, told_plainly
 from hrvqvae.errors import DamagedFileError, InputError
 
 Draw = tuple[int, int, int]
@@ -127,16 +128,19 @@ def _held(images: FolderImages) -> ImageSet:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     broken = []
-    loader = DataLoader(_EveryImage(images), batch_size=1, num_workers=config.workers, collate_fn=_first)
-    for index, read in loader:
-        if isinstance(read, InputError):
-            if not isinstance(read, BrokenImageError):
-                raise read
-            if config.on_error == "stop":
-                raise BrokenImageError(f"{read}; delete it, or skip such images with --data.on_error skip")
-            broken.append(index)
-        else:
-            pixels[index] = read.numpy()
+    loader = DataLoader(
+        _EveryImage(images), batch_size=1, num_workers=config.workers, collate_fn=_first, worker_init_fn=quiet_worker
+    )
+    with told_plainly():
+        for index, read in loader:
+            if isinstance(read, InputError):
+                if not isinstance(read, BrokenImageError):
+                    raise read
+                if config.on_error == "stop":
+                    raise BrokenImageError(f"{read}; delete it, or skip such images with --data.on_error skip")
+                broken.append(index)
+            else:
+                pixels[index] = read.numpy()
     if len(broken) == len(images):
         raise InputError(f"every one of the {len(images)} images is broken, {images.paths[0]} first")
     if broken:

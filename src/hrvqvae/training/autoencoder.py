@@ -69,9 +69,9 @@ class AutoencoderStep:
             revived, moved = self._revive(state, images)
             metrics["revived"] = float(revived)
         state.averaged.update_parameters(self.model)
-        averaged = dict(state.averaged.module.named_parameters())
         for name, rows in moved.items():
-            averaged[name].data[rows] = self.model.get_parameter(name).data[rows]
+            average = state.averaged.module.get_parameter(name)
+            average.data[rows] = self.model.get_parameter(name).data[rows]
         if (state.step + 1) % self.config.training.log_every == 0:
             metrics["usage"] = self._usage(result.codes)
         if self.broken:
