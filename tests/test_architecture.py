@@ -13,21 +13,31 @@ SOURCE = Path(__file__).parent.parent / "src" / "hrvqvae"
 
 # A package may import those of the lines above it, and itself.
 ORDER = (
-    {"errors"},
+    {"errors", "threads"},
     {"config"},
     {"configfile", "storage"},
     {"nn"},
     {"quantize"},
-    {"models", "data"},
-    {"checkpoint"},
+    {"models", "data", "priors"},
+    {"checkpoint", "codemaps", "sampling"},
     {"pictures", "evaluation"},
     {"training"},
     {"presets"},
     {"resolve"},
-    {"commands", "figures", "bench"},
+    {"generate", "figures", "bench"},
+    {"commands"},
     {"cli"},
 )
-FORBIDDEN = {("data", "models"), ("models", "data"), ("models", "training"), ("data", "quantize"), ("nn", "quantize")}
+FORBIDDEN = {
+    ("data", "models"),
+    ("data", "priors"),
+    ("models", "priors"),
+    ("priors", "models"),
+    ("models", "data"),
+    ("models", "training"),
+    ("data", "quantize"),
+    ("nn", "quantize"),
+}
 
 
 def package(path: Path) -> str:

@@ -4,12 +4,14 @@ RUN/config.yaml         the resolved configuration
     metrics.jsonl       a line for each logged step and each evaluation
     model.safetensors   averaged weights with the configuration inside: what everything else loads
     checkpoints/        the two newest resume states, step-00001000.safetensors
-    pictures/           reconstruction sheets, training curves, codeword usage
+    pictures/           reconstruction sheets, training curves, codeword usage, samples
+    priors/codes/       the codes of the train split
+    priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hrvqvae.config import Config, to_dict
 from hrvqvae.configfile import from_dict
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.models import Autoencoder, build
+from hrvqvae.priors import Prior, build_prior
 
 KEPT = 2
 
@@ -48,6 +51,10 @@ class RunFolder:
     @property
     def pictures(self) -> Path:
         return self.path / "pictures"
+
+    @property
+    def codes(self) -> Path:
+        return self.path / "priors" / "codes"
 
     @property
     def checkpoints(self) -> Path:
@@ -124,22 +131,148 @@ class RunFolder:
         return None
 
 
+def export(run: str | Path, out: Path) -> list[Path]:
+    """Write what others need of a run, and nothing else: the model, and its priors in half precision; -> the files.
+
+    Paths of the data are left out. Raises InputError where the run has no model, `out` has one, or can't be written.
+    """
+    if RunFolder(out).begun():
+        raise InputError(f"{out} holds a model already; choose another folder")
+    source = locate(run)
+    weights, meta = storage.read(source)
+    written = [out / "model.safetensors"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        storage.write(written[0], weights, {**meta, "config": _without_paths(meta["config"])})
+        autoencoder = storage.digest(written[0])
+        for level in range(len(from_dict(meta["config"], str(source)).model.num_symbols)):
+            path = prior_run(source.parent, level).model
+            if path.is_file():
+                weights, about = storage.read(path)
+                half = {
+                    name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+                }
+                written.append(prior_run(out, level).model)
+                written[-1].parent.mkdir(parents=True, exist_ok=True)
+                about |= {"config": _without_paths(about["config"]), "autoencoder": autoencoder}
+                storage.write(written[-1], half, about)
+    except OSError as error:
+        raise InputError(f"{out} can't be written ({error.strerror or error})") from error
+    return written
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "data": {**config["data"], "root": None}}
+
+
 def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
     """Write weights with their configuration. Raises OSError."""
     storage.write(path, weights, {"kind": "autoencoder", "config": to_dict(config), "step": step})
 
 
+def prior_run(run: str | Path, level: int) -> RunFolder:
+    """The folder of the prior of a run's level (0 is the coarsest)."""
+    return RunFolder(Path(run) / "priors" / f"level-{level + 1}")
+
+
+def save_prior(
+    path: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    *,
+    level: int,
+    step: int,
+    autoencoder: str,
+    classes: Sequence[str],
+    class_counts: Sequence[int],
+    bits_per_code: float,
+) -> None:
+    """Write a level's prior with what it was trained on. Raises OSError."""
+    meta = {
+        "kind": "prior", "config": to_dict(config), "level": level, "step": step, "autoencoder": autoencoder,
+        "classes": list(classes), "class_counts": list(class_counts), "bits_per_code": bits_per_code,
+    }  # fmt: skip
+    storage.write(path, weights, meta)
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The priors of a run, one a level, coarse first.
+
+    Attributes:
+        levels: in evaluation mode, on the CPU, float32.
+        classes: names of the class labels, empty where there are none.
+        class_counts: training images of each class.
+    """
+
+    levels: tuple[Prior, ...]
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+
+
+def load_priors(run: str | Path) -> Priors:
+    """The priors of every level of a run.
+
+    Raises:
+        InputError: no such run, a level has no prior, or one was trained for another state of the autoencoder; the
+            command that trains them is named.
+        DamagedFileError: a file is damaged, or does not fit its configuration.
+    """
+    model_path = locate(run)
+    autoencoder = storage.digest(model_path)
+    _, meta = storage.read(model_path)
+    levels = len(from_dict(meta["config"], str(model_path)).model.num_symbols)
+    priors, about = [], dict[str, Any]()
+    for level in range(levels):
+        path = prior_run(model_path.parent, level).model
+        train = f"hrvqvae train-prior {run} --level {level + 1}"
+        if not path.is_file():
+            raise InputError(f"{run} has no prior of level {level + 1}; train it: {train}")
+        weights, about = storage.read(path)
+        if about.get("kind") != "prior":
+            raise DamagedFileError(f"{path} is not a prior")
+        if about["autoencoder"] != autoencoder:
+            raise InputError(
+                f"{path} was trained on codes of another state of the autoencoder; delete {path.parent} and train it "
+                f"anew: {train}"
+            )
+        prior = build_prior(from_dict(about["config"], str(path)), about["level"], len(about["classes"]))
+        try:
+            prior.requires_grad_(False).load_state_dict(weights)
+        except RuntimeError as error:
+            raise DamagedFileError(f"{path}: the weights do not fit their configuration") from error
+        priors.append(prior.eval())
+    return Priors(tuple(priors), tuple(about["classes"]), tuple(about["class_counts"]))
+
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Trained models inside the package, a folder each, in the form that `export` writes."""
+
+
+def shipped() -> list[str]:
+    """Names of the trained models inside the package."""
+    return sorted(path.name for path in SHIPPED.glob("*") if RunFolder(path).model.is_file())
+
+
+def run_folder(run: str | Path) -> Path:
+    """The folder that a person means: a path as it is, or else the name of a model inside the package."""
+    path = Path(run)
+    is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
+    return SHIPPED / path if str(run) in shipped() and not is_run else path
+
+
 def locate(run: str | Path) -> Path:
-    """The weights file that a run folder, or a path to a weights file, stands for.
+    """The weights file that a run folder, a path to a weights file, or the name of a shipped model stands for.
 
     Raises:
         InputError: there is no such folder or file, or the folder holds no trained model.
     """
-    path = Path(run)
+    path = run_folder(run)
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such run folder")
+        named = f"; models inside the package: {', '.join(shipped())}" if shipped() else ""
+        raise InputError(f"{path}: there is no such run folder{named}")
     folder = RunFolder(path)
     if folder.model.is_file():
         return folder.model
@@ -169,5 +302,5 @@ def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder,
 
 
 def load(run: str | Path, device: str = "cpu") -> Autoencoder:
-    """The model of a run folder or weights file, in evaluation mode. Raises as `load_with_config` does."""
+    """The model of a run folder, weights file or shipped name, in evaluation mode. Raises as `load_with_config`."""
     return load_with_config(run, device)[0]

@@ -84,16 +84,15 @@ def _data_get(arguments: Arguments) -> int:
     return 0
 
 
-_SHORT = {"data": "data.root", "max_steps": "training.max_steps", "max_minutes": "training.max_minutes",
-          "seed": "training.seed", "device": "training.device"}  # fmt: skip
+_BUDGET = ("max_steps", "max_minutes", "seed", "device")
 
 
-def _given(arguments: Arguments) -> dict[str, str]:
-    """Dotted name -> text, of every option that names a field of the configuration."""
+def _given(arguments: Arguments, stage: str) -> dict[str, str]:
+    """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
     from hrvqvae.configfile import parse_overrides
 
     given = parse_overrides(arguments.rest)
-    for short, name in _SHORT.items():
+    for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _BUDGET)):
         value = getattr(arguments, short)
         if value is not None:
             given[name] = value
@@ -103,7 +102,7 @@ def _given(arguments: Arguments) -> dict[str, str]:
 
 
 def _train(arguments: Arguments) -> int:
-    given = _given(arguments)
+    given = _given(arguments, "training")
     if arguments.print_config:
         import yaml
 
@@ -129,12 +128,31 @@ def _train(arguments: Arguments) -> int:
     return 0
 
 
+def _train_prior(arguments: Arguments) -> int:
+    given = _given(arguments, "prior.training")
+    from hrvqvae.resolve import resolve_priors
+    from hrvqvae.training.prior import train_priors
+
+    configs = resolve_priors(arguments.run, arguments.level, given, resume=arguments.resume)
+    outcomes = train_priors(arguments.run, configs, resume=arguments.resume)
+    for level, outcome in outcomes.items():
+        spent = f"{outcome.step} steps in {outcome.seconds / 60:.1f} minutes"
+        if outcome.signal is not None:
+            print(f"level {level + 1}: stopped after {spent}, saved; continue with --resume")
+            return 128 + outcome.signal
+        print(f"level {level + 1}: trained {spent}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB")
+    print(f"priors in {Path(arguments.run) / 'priors'}")
+    return 0
+
+
 def _evaluate(arguments: Arguments) -> int:
     from hrvqvae.commands import evaluate_run
 
-    report = evaluate_run(arguments.run, arguments.split, arguments.data, arguments.device)
+    _at_least(arguments.samples, 0, "--samples")
+    evaluated = evaluate_run(arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples)
+    report, rate = evaluated.report, evaluated.rate
     if arguments.json:
-        _print_json(report.to_dict())
+        _print_json(evaluated.to_dict())
         return 0
     ssim = "-" if report.ssim is None else f"{report.ssim:.4f}"
     print(f"{report.dataset} {report.split}: {report.images:,} images")
@@ -145,6 +163,24 @@ def _evaluate(arguments: Arguments) -> int:
         usage, perplexity = f"{level.usage:.1%}", f"{level.perplexity:.1f}"
         rows.append((number, level.codewords, level.used, usage, perplexity, f"{level.mse:.4e}"))
     _table(rows)
+    if rate is None:
+        print(f"\nno priors: {evaluated.no_rate}")
+        return 0
+    bits: list[Sequence[object]] = [("bits a code", "prior", "given path", "given path and neighbours")]
+    for number, one in enumerate(rate.levels, start=1):
+        bits.append((f"level {number}", f"{one.prior:.4f}", f"{one.path:.4f}", f"{one.neighbours:.4f}"))
+    totals = (rate.prior_bits_per_image, rate.path_bits_per_image, rate.neighbours_bits_per_image)
+    bits.append(("an image", *(f"{total:.1f}" for total in totals)))
+    print()
+    _table(bits)
+    share = rate.prior_bits_per_image / rate.neighbours_bits_per_image
+    print(f"the priors need {share:.1%} of what path and neighbours tell")
+    if evaluated.recognized is not None:
+        found = evaluated.recognized
+        print(
+            f"{found.recognized:.1%} of {found.samples:,} samples are recognized as their class, by a classifier "
+            f"that is right about {found.classifier_accuracy:.2%} of the test images"
+        )
     return 0
 
 
@@ -154,6 +190,42 @@ def _reconstruct(arguments: Arguments) -> int:
     for path, error in reconstruct(arguments.run, arguments.images, arguments.out, arguments.levels):
         print(f"{path}: MSE {error:.3e}")
     print(f"originals above reconstructions: {arguments.out}")
+    return 0
+
+
+def _export(arguments: Arguments) -> int:
+    from hrvqvae.checkpoint import export
+
+    for path in export(arguments.run, arguments.out):
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _draw(arguments: Arguments) -> dict[str, Any]:
+    """What `sample` and `complete` have in common."""
+    from hrvqvae.sampling import Draw
+
+    if arguments.top_k is not None:
+        _at_least(arguments.top_k, 1, "--top-k")
+    how = Draw(temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p)
+    return {"seed": arguments.seed, "class_name": arguments.class_name, "draw": how}
+
+
+def _sample(arguments: Arguments) -> int:
+    from hrvqvae.generate import sample
+
+    sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_draw(arguments))
+    print(f"{arguments.count} samples: {arguments.out}")
+    if arguments.save_dir is not None:
+        print(f"each on its own: {arguments.save_dir}")
+    return 0
+
+
+def _complete(arguments: Arguments) -> int:
+    from hrvqvae.generate import complete
+
+    complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_draw(arguments))
+    print(f"{arguments.count} completions: {arguments.out}")
     return 0
 
 
@@ -182,6 +254,15 @@ def _figure_hierarchy(arguments: Arguments) -> int:
     position = None if arguments.position is None else (arguments.position[0], arguments.position[1])
     drawn = figure_hierarchy(arguments.run, arguments.out, position, path)
     print(f"{drawn}: {arguments.out}")
+    return 0
+
+
+def _figure_nearest(arguments: Arguments) -> int:
+    from hrvqvae.generate import figure_nearest
+
+    _at_least(arguments.count, 1, "-n")
+    errors = figure_nearest(arguments.run, arguments.out, arguments.count, seed=arguments.seed, root=arguments.data)
+    print(f"samples beside their nearest training images, MSE {min(errors):.2e} to {max(errors):.2e}: {arguments.out}")
     return 0
 
 
@@ -223,6 +304,46 @@ def _bench_search(arguments: Arguments) -> int:
     return 0
 
 
+def _bench_prior(arguments: Arguments) -> int:
+    from hrvqvae.bench.prior import bench_prior
+    from hrvqvae.configfile import override, parse_overrides
+    from hrvqvae.resolve import base_config
+
+    given = {
+        "prior.training.batch_size": "32",
+        "prior.network.residual_blocks": "18",
+        **parse_overrides(arguments.rest),
+    }
+    config = override(base_config(arguments.preset), given)
+    _at_least(arguments.rounds, 1, "--rounds")
+    levels = len(config.model.num_symbols)
+    if not 1 <= arguments.level <= levels:
+        raise InputError(f"--level is {arguments.level}; this model has levels 1 to {levels}")
+    rows = bench_prior(config, arguments.level - 1, arguments.rounds)
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    first = rows[0]["images_per_second"]
+    table: list[Sequence[object]] = [("method", "batch", "parameters", "images/s", "ratio")]
+    for row in rows:
+        speed = row["images_per_second"]
+        table.append((row["method"], row["batch"], f"{row['parameters']:,}", f"{speed:.1f}", f"{speed / first:.2f}"))
+    _table(table)
+    return 0
+
+
+def _bench_sample(arguments: Arguments) -> int:
+    from hrvqvae.bench.sample import as_table, bench_sample
+
+    _at_least(arguments.rounds, 1, "--rounds")
+    rows = bench_sample(rounds=arguments.rounds)
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    _table(as_table(rows))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -244,24 +365,35 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("name", metavar="NAME")
         action.add_argument("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")
 
+    def trains(added: Any, example: str) -> None:
+        added.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+        added.add_argument("--max-steps", metavar="N", help="budget in steps")
+        added.add_argument("--max-minutes", metavar="M", help="budget in minutes")
+        added.add_argument("--seed", metavar="S")
+        added.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+        added.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
+        added.set_defaults(takes_fields=True)
+        added.epilog = f"--section.field VALUE sets any field, such as {example} (see hrvqvae presets)"
+
     train = command("train", "train an autoencoder from a preset (or a YAML or JSON file)", _train)
     train.add_argument("preset", metavar="PRESET")
     train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
-    train.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
-    train.add_argument("--max-steps", metavar="N", help="budget in steps")
-    train.add_argument("--max-minutes", metavar="M", help="budget in minutes")
-    train.add_argument("--seed", metavar="S")
-    train.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    train.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint of RUN")
     train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    train.set_defaults(takes_fields=True)
-    train.epilog = "--section.field VALUE sets any field, such as --model.quantizer.codewords 8 (see hrvqvae presets)"
+    trains(train, "--model.quantizer.codewords 8")
+
+    train_prior = command("train-prior", "train the priors of a run, one a level; budgets are a level's", _train_prior)
+    train_prior.add_argument("run", metavar="RUN")
+    train_prior.add_argument("--level", type=int, metavar="L", help="this level only, 1 is the coarsest")
+    trains(train_prior, "--prior.network.hidden_units 128")
 
     evaluate = command("evaluate", "distortion, rate and codeword usage of a run", _evaluate)
     evaluate.add_argument("run", metavar="RUN")
     evaluate.add_argument("--split", default="test", metavar="SPLIT", help="test or train")
     evaluate.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
     evaluate.add_argument("--device", default="auto", metavar="NAME")
+    evaluate.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="draw N images and have a classifier of the data judge them"
+    )
     evaluate.add_argument("--json", action="store_true", help="for programs")
 
     reconstruct = command("reconstruct", "a sheet of images above their reconstructions", _reconstruct)
@@ -269,6 +401,34 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
     reconstruct.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
     reconstruct.add_argument("--levels", type=int, metavar="K", help="decode levels 1..K only")
+
+    export = command("export", "the model of a run and its priors in half precision, and nothing else", _export)
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("out", metavar="DIR", type=Path)
+
+    def draws(added: Any, count: int) -> None:
+        added.add_argument(
+            "-n", dest="count", type=int, default=count, metavar="N", help=f"how many (default: {count})"
+        )
+        added.add_argument("--class", dest="class_name", metavar="C", help="name or number of a class")
+        added.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1: likelier codes")
+        added.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest codes only")
+        added.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest share P only")
+        added.add_argument("--seed", type=int, default=0, metavar="S")
+        added.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
+
+    sample = command("sample", "new images from a run's priors", _sample)
+    sample.add_argument("run", metavar="RUN")
+    draws(sample, 64)
+    sample.add_argument(
+        "--save-dir", type=Path, metavar="DIR", help="also a PNG file of each, named by class and number"
+    )
+
+    complete = command("complete", "keep a part of an image and draw the rest from a run's priors", _complete)
+    complete.add_argument("run", metavar="RUN")
+    complete.add_argument("image", type=Path, metavar="IMAGE")
+    complete.add_argument("--keep", default="top", metavar="PART", help="top, left, or a fraction of the rows")
+    draws(complete, 8)
 
     demo = command("demo", "MNIST from nothing: data, training, evaluation, pictures", _demo)
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
@@ -288,6 +448,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     hierarchy.add_argument("--path", metavar="K,K,K", help="child indices from level 1 on, such as 2,1,3")
 
+    nearest = command("nearest", "samples beside their nearest training images", _figure_nearest, figures)
+    nearest.add_argument("run", metavar="RUN")
+    nearest.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
+    nearest.add_argument("-n", dest="count", type=int, default=64, metavar="N", help="how many (default: 64)")
+    nearest.add_argument("--seed", type=int, default=0, metavar="S")
+    nearest.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+
     bench = commands.add_parser("bench", help="measurements that print a ratio")
     targets = bench.add_subparsers(metavar="TARGET", required=True, parser_class=_Parser)
     bench_train = command("train", "training throughput against the same model in plain form", _bench_train, targets)
@@ -296,6 +463,19 @@ def _parser() -> argparse.ArgumentParser:
     bench_train.add_argument("--profile", action="store_true", help="also the quantizer's share of a step")
     bench_train.add_argument("--json", action="store_true", help="for programs")
     bench_train.set_defaults(takes_fields=True)
+    prior = command(
+        "prior", "training throughput of a prior, and what each step of the way brought", _bench_prior, targets
+    )
+    prior.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
+    prior.add_argument("--level", type=int, default=1, metavar="L", help="1 is the coarsest")
+    prior.add_argument("--rounds", type=int, default=5, metavar="N", help="steps of each form")
+    prior.add_argument("--json", action="store_true", help="for programs")
+    prior.set_defaults(takes_fields=True)
+    sampling = command(
+        "sample", "the cached sampler against the plain one, and how its cost grows", _bench_sample, targets
+    )
+    sampling.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each row")
+    sampling.add_argument("--json", action="store_true", help="for programs")
     search = command("search", "the tree's search against flat ones, ours and others'", _bench_search, targets)
     search.add_argument("--vectors", type=int, default=32_768, metavar="N", help="vectors of width 32 (default: 32768)")
     search.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from hrvqvae import data, presets
-from hrvqvae.checkpoint import RunFolder, load_with_config
+from hrvqvae import data, presets, storage
+from hrvqvae.checkpoint import RunFolder, load_priors, load_with_config, locate
+from hrvqvae.codemaps import extract, stored
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.fetch import get
 from hrvqvae.data.images import read_image
 from hrvqvae.data.sources import data_root
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.evaluate import Report, evaluate
+from hrvqvae.evaluation.rate import Rate, measure_rate
+from hrvqvae.generate import Recognized, recognize
 from hrvqvae.pictures import sheets
 from hrvqvae.training.autoencoder import level_captions, level_rows, train
 from hrvqvae.training.device import Compute
@@ -26,19 +31,61 @@ DEMO_PRESET = "hrvqvae/mnist"
 EVALUATION_BATCH = 128
 
 
-def evaluate_run(run: str | Path, split: str = "test", root: str | None = None, device: str = "auto") -> Report:
-    """Measure a run's model on a whole split, in float32. Raises InputError where the run or its data is missing."""
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` finds: the autoencoder's report; the priors' rate, or why there is none; what samples are."""
+
+    report: Report
+    rate: Rate | None
+    no_rate: str
+    recognized: Recognized | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the rate's beside the report's, None where there are no priors."""
+        plain = self.report.to_dict()
+        names = ("prior_bits_per_image", "path_bits_per_image", "neighbours_bits_per_image")
+        plain |= {name: getattr(self.rate, name, None) for name in names}
+        for level, values in enumerate(plain["levels"]):
+            rate = self.rate.levels[level] if self.rate else None
+            values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
+        plain |= vars(self.recognized) if self.recognized else {}
+        return plain
+
+
+def evaluate_run(
+    run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0
+) -> Evaluated:
+    """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
+
+    With `samples`, also draw so many and have them classified.
+
+    Raises:
+        InputError: the run or its data is missing.
+    """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model, config = load_with_config(run)
-    if root is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    config = config.with_root(root)
     images = data.load(config.data, split)
     model = compute.place_model(model)
     batch_size = min(EVALUATION_BATCH, config.training.batch_size)
     batches = data.evaluation_batches(
         images, batch_size=batch_size, workers=config.data.workers, on_error=config.data.on_error
     )
-    return evaluate(model, config, batches, split, compute.device)
+    report = evaluate(model, config, batches, split, compute.device)
+    try:
+        priors = load_priors(run)
+    except InputError as error:
+        if samples:
+            raise
+        return Evaluated(report, None, str(error))
+    path = locate(run)
+    digest, folder = storage.digest(path), RunFolder(path.parent).codes
+    maps, train = (
+        stored(folder, digest, config, name) or extract(model, config, name, compute.device)
+        for name in (split, "train")
+    )
+    rate = measure_rate(priors.levels, model, maps, train, compute.device)
+    return Evaluated(report, rate, "", recognize(run, config.data, samples) if samples else None)
 
 
 def reconstruct(
@@ -97,7 +144,7 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
     if outcome.signal is not None:
         print(f"stopped at step {outcome.step}, saved; the same command goes on")
         return 128 + outcome.signal
-    report = evaluate_run(out)
+    report = evaluate_run(out).report
     images = data.load(config.data, "test")
     few = torch.from_numpy(np.stack([images.read(index, None) for index in range(16)]))
     model, _ = load_with_config(out)

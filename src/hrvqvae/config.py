@@ -12,11 +12,12 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from hrvqvae.errors import InputError
 
 Grid = tuple[int, int]
+T = TypeVar("T")
 
 _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
 
@@ -217,13 +218,100 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelSNAILConfig:
+    """The autoregressive network of each level (spec.md Tables 8 and 9).
+
+    `attention_layers` and `dropout` hold one value for all levels, or one a level, coarse first.
+
+    Attributes:
+        hidden_units: channels of the features.
+        residual_units: channels inside a gated residual block.
+        residual_blocks: gated residual blocks in all; the attention layers are spread evenly among them.
+        attention_layers: causal attention layers.
+        attention_heads: heads of each; their number divides `hidden_units`.
+        kernel: filter size of the causal convolutions.
+        dropout: share of the activations inside a residual block that training drops.
+    """
+
+    hidden_units: int = 64
+    residual_units: int = 64
+    residual_blocks: int = 12
+    attention_layers: tuple[int, ...] = (4,)
+    attention_heads: int = 8
+    kernel: int = 5
+    dropout: tuple[float, ...] = (0.1,)
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_units", "residual_units", "residual_blocks", "attention_heads"):
+            _require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
+        _require(self.kernel % 2 == 1 and self.kernel >= 3, "prior.network.kernel", self.kernel, "odd, at least 3")
+        name = "prior.network.attention_layers"
+        _require(bool(self.attention_layers), name, self.attention_layers, "one number, or one a level")
+        for number in self.attention_layers:
+            _require(
+                0 <= number <= self.residual_blocks, name, number, f"0 to residual_blocks ({self.residual_blocks})"
+            )
+        _require(bool(self.dropout), "prior.network.dropout", self.dropout, "one share, or one a level")
+        for share in self.dropout:
+            _require(0 <= share < 1, "prior.network.dropout", share, "at least 0 and below 1")
+        if any(self.attention_layers) and self.hidden_units % self.attention_heads:
+            raise InputError(
+                f"prior.network.attention_heads is {self.attention_heads}; it must divide hidden_units "
+                f"({self.hidden_units})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """The priors of all levels and their training (spec.md section 2, Tables 8 and 9).
+
+    Attributes:
+        network: one autoregressive network a level.
+        training: optimization of each level's network; budgets are a level's own.
+        batch_size: batch size of each level, coarse first, where they differ; else `training.batch_size`.
+        held_out: share of the training images whose codes are held out; the state that codes them best is kept.
+    """
+
+    network: PixelSNAILConfig = field(default_factory=PixelSNAILConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(batch_size=32, epochs=50, learning_rate=1e-3, polyak_decay=0.99)
+    )
+    batch_size: tuple[int, ...] = ()
+    held_out: float = 0.05
+
+    def __post_init__(self) -> None:
+        for number in self.batch_size:
+            _require(number >= 1, "prior.batch_size", number, "at least 1")
+        _require(0 < self.held_out < 1, "prior.held_out", self.held_out, "between 0 and 1")
+
+    def training_of(self, level: int) -> TrainingConfig:
+        """Optimization of the network of a level (0 is the coarsest)."""
+        size = at_level(self.batch_size, level) if self.batch_size else self.training.batch_size
+        return dataclasses.replace(self.training, batch_size=size)
+
+
+def at_level(values: tuple[T, ...], level: int) -> T:
+    """The value of a level, of one value for all levels or one a level. Raises InputError where there is none."""
+    if len(values) == 1:
+        return values[0]
+    if level < len(values):
+        return values[level]
+    raise InputError(f"{values!r} has {len(values)} values; level {level + 1} needs one, or give one for all levels")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run: data, model, training. `name` is the preset that it began as."""
+    """A run: data, model, training, priors. `name` is the preset that it began as."""
 
     name: str = "custom"
     data: DataConfig = field(default_factory=DataConfig)
     model: HRVQVAEConfig = field(default_factory=HRVQVAEConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
+    prior: PriorConfig = field(default_factory=PriorConfig)
+
+    def with_root(self, root: str | None) -> Config:
+        """The same with its data in another root folder; None leaves it."""
+        return self if root is None else dataclasses.replace(self, data=dataclasses.replace(self.data, root=root))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

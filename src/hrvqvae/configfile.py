@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -30,7 +31,7 @@ def _error(error: Exception, where: str) -> InputError:
 
 def _built(namespace: Any) -> Config:
     built = _parser().instantiate(namespace)
-    return Config(name=built.name, data=built.data, model=built.model, training=built.training)
+    return Config(**{field.name: getattr(built, field.name) for field in dataclasses.fields(Config)})
 
 
 def from_dict(tree: Any, where: str) -> Config:

@@ -16,6 +16,8 @@ from hrvqvae.config import (
     Config,
     DataConfig,
     HRVQVAEConfig,
+    PixelSNAILConfig,
+    PriorConfig,
     TrainingConfig,
     TreeQuantizerConfig,
     bits_per_image,
@@ -71,6 +73,20 @@ TABLE_6: Mapping[str, Rows] = {
     },
 }  # fmt: skip
 
+# Table 8: the priors of HR-VQVAE with three levels. Output stack layers: 0, which is how the network is built.
+_TABLE_8_ALL: Rows = {
+    "prior.network.residual_units": 64, "prior.network.attention_layers": (4,), "prior.network.attention_heads": 8,
+    "prior.network.kernel": 5, "prior.training.polyak_decay": 0.99,
+}  # fmt: skip
+_TABLE_8_LARGE: Rows = {**_TABLE_8_ALL, "prior.network.hidden_units": 128, "prior.network.dropout": (0.15,)}
+_TABLE_8_SMALL: Rows = {**_TABLE_8_ALL, "prior.network.hidden_units": 64, "prior.network.dropout": (0.1,)}
+TABLE_8: Mapping[str, Rows] = {
+    "ffhq": {**_TABLE_8_LARGE, "prior.training.batch_size": 32},
+    "imagenet": {**_TABLE_8_LARGE, "prior.training.batch_size": 128},
+    "cifar10": {**_TABLE_8_SMALL, "prior.training.batch_size": 512},
+    "mnist": {**_TABLE_8_SMALL, "prior.training.batch_size": 512},
+}
+
 # Figures that the paper prints and that follow from the rows above: Table 5's steps, appendix A.1's factor.
 PRINTED: Mapping[str, Rows] = {
     "ffhq": {"training_steps": 875_000, "compression_ratio": 171},
@@ -79,6 +95,11 @@ PRINTED: Mapping[str, Rows] = {
     "mnist": {"training_steps": 468_281},
 }
 
+# Of every prior: neither blocks nor optimizer are printed (spec.md section 5).
+_PRIOR_OURS: Rows = {
+    "prior.network.residual_blocks": 12, "prior.training.epochs": 100, "prior.training.learning_rate": 1e-3,
+    "prior.training.warmup_steps": 200,
+}  # fmt: skip
 _PHOTO_DATA: Rows = {"data.crop": "random", "data.flip": True, "data.labels": False}
 OURS: Mapping[str, Rows] = {
     # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded. At Table 6's learning rate the codewords, and Adam's
@@ -129,20 +150,27 @@ def _nested(rows: Rows) -> dict[str, Any]:
 
 
 def _config(name: str, rows: Rows) -> Config:
-    tree = _nested(rows)
-    model = dict(tree["model"])
+    tree = _nested({**_PRIOR_OURS, **rows})
+    model, prior = dict(tree["model"]), dict(tree["prior"])
     quantizer = TreeQuantizerConfig(**model.pop("quantizer"))
+    network, training = PixelSNAILConfig(**prior.pop("network")), TrainingConfig(**prior.pop("training"))
     return Config(
         name=name,
         data=DataConfig(**tree["data"]),
         model=HRVQVAEConfig(**model, quantizer=quantizer),
         training=TrainingConfig(**tree["training"]),
+        prior=PriorConfig(**prior, network=network, training=training),
     )
 
 
 def _published(dataset: str, about: str, notes: tuple[str, ...] = ()) -> Preset:
-    rows = {**TABLE_5[dataset], **TABLE_6[dataset], **OURS[dataset]}
-    sources = dict.fromkeys(TABLE_5[dataset], "Table 5") | dict.fromkeys(TABLE_6[dataset], "Table 6")
+    tables = {"Table 5": TABLE_5[dataset], "Table 6": TABLE_6[dataset], "Table 8": TABLE_8[dataset]}
+    rows: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for table, printed in tables.items():
+        rows |= printed
+        sources |= dict.fromkeys(printed, table)
+    rows |= OURS[dataset]
     sources["model.stride"] = "Table 6 (latent grid)"
     config = _config(f"hrvqvae/{dataset}", rows)
     return Preset(config=config, sources=sources, printed=PRINTED[dataset], about=about, notes=notes)
@@ -150,8 +178,9 @@ def _published(dataset: str, about: str, notes: tuple[str, ...] = ()) -> Preset:
 
 def _ours(name: str, row: str, changes: Rows, about: str) -> Preset:
     """A preset for data that the paper does not have: the model of one of its rows, the rest ours."""
-    base = TABLE_6[row]
-    sources = {key: f"Table 6 ({row})" for key in base if key not in changes}
+    base = {**TABLE_6[row], **TABLE_8[row]}
+    sources = dict.fromkeys(TABLE_6[row], f"Table 6 ({row})") | dict.fromkeys(TABLE_8[row], f"Table 8 ({row})")
+    sources = {key: source for key, source in sources.items() if key not in changes}
     config = _config(name, {**base, **changes})
     return Preset(config=config, sources=sources, printed={}, about=about)
 

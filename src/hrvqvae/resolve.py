@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hrvqvae import presets
-from hrvqvae.checkpoint import RunFolder
+from hrvqvae.checkpoint import RunFolder, prior_run
 from hrvqvae.config import Config, flatten, to_dict
 from hrvqvae.configfile import from_file, override
 from hrvqvae.errors import InputError
@@ -41,13 +41,49 @@ def resolve(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool
     stored = run.read_config()
     if stored.name != base.name:
         raise InputError(f"{run.path} holds a run of {stored.name}, not of {base.name}")
+    return _continued(stored, given, RESUMABLE)
+
+
+def _continued(stored: Config, given: Mapping[str, str], may_change: frozenset[str]) -> Config:
+    """The stored configuration with changes that leave the run the same. Raises InputError at any other."""
     config = override(stored, given)
     before, after = dict(flatten(to_dict(stored))), dict(flatten(to_dict(config)))
-    changed = [key for key in after if after[key] != before[key] and key not in RESUMABLE]
+    changed = [key for key in after if after[key] != before[key] and key not in may_change]
     if changed:
         key = changed[0]
         raise InputError(
             f"--resume continues the same run: --{key} is {before[key]} there, {after[key]} here; "
-            "leave it out, or train anew with another --out"
+            "leave it out, or train anew in another folder"
         )
     return config
+
+
+_PRIOR_RESUMABLE = RESUMABLE | {f"prior.{name}" for name in RESUMABLE if name.startswith("training.")}
+
+
+def resolve_priors(path: str, level: int | None, given: Mapping[str, str], *, resume: bool) -> dict[int, Config]:
+    """Level (0 is the coarsest) -> configuration of its prior, for all levels of a run or the one of that number.
+
+    Args:
+        path: a run folder.
+        level: counted from 1; None takes all.
+
+    Raises:
+        InputError: no such run or level, a bad value, a field that is not the priors', or a resumed prior that would
+            no longer be the same.
+    """
+    for key in given:
+        if not key.startswith("prior.") and key not in ("data.root", "data.workers"):
+            raise InputError(f"--{key} is not a field of the priors; train-prior takes --prior.* and --data")
+    stored = RunFolder(Path(path)).read_config()
+    count = len(stored.model.num_symbols)
+    if level is not None and not 1 <= level <= count:
+        raise InputError(f"--level is {level}; this model has levels 1 to {count}")
+    configs = {}
+    for index in range(count) if level is None else [level - 1]:
+        folder = prior_run(path, index)
+        if resume and folder.begun():
+            configs[index] = _continued(folder.read_config(), given, _PRIOR_RESUMABLE)
+        else:
+            configs[index] = override(stored, given)
+    return configs

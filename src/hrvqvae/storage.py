@@ -74,6 +74,15 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     write_atomic(path, save_tensors(plain, metadata=header))
 
 
+def digest(path: Path) -> str:
+    """The checksum that the header of a file carries: the name of its content. Raises as `read` does."""
+    read(path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    found: str = json.loads(content[8 : 8 + length].decode())["__metadata__"]["digest"]
+    return found
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, meta) of a file that `write` made, on the CPU.
 

@@ -48,6 +48,19 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Bits a code of training batches and of held-out codes against steps, from the records of metrics.jsonl."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for kind, label, style in (("train", "training, with dropout", "-"), ("evaluation", "held out", ".-")):
+        points = [(record["step"], record["bits_per_code"]) for record in records if record.get("kind") == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
+    axes.set(title="bits a code", xlabel="step", yscale="log")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 _METHODS = {
     "tree": ("tree of linked codebooks", "o-"), "flat": ("flat, ours", "s-"), "cdist": ("torch.cdist + argmin", "x:"),
     "vector_quantize": ("flat, vector-quantize-pytorch", "^--"),

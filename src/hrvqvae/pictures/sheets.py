@@ -5,6 +5,7 @@ Shapes: an image is (C, Y, X) uint8 or float in [0, 1]; a row may hold images of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -65,14 +66,34 @@ def draw(rows: Sequence[Row], zoom: int | None = None) -> Image.Image:
     return sheet
 
 
+def grid(images: Sequence[Tensor], columns: int | None = None) -> Image.Image:
+    """Images of one size beside and below each other, without captions; as square as can be by default."""
+    across = columns or math.ceil(math.sqrt(len(images)))
+    pictures = [to_pil(image) for image in images]
+    factor = max(1, round(64 / max(pictures[0].size)))
+    width, height = (side * factor + _GAP for side in pictures[0].size)
+    sheet = Image.new("RGB", (width * across + _GAP, height * -(-len(pictures) // across) + _GAP), _BACKGROUND)
+    for number, picture in enumerate(pictures):
+        place = (_GAP + width * (number % across), _GAP + height * (number // across))
+        sheet.paste(picture.resize((width - _GAP, height - _GAP), Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def check_name(path: Path) -> None:
+    """Raises InputError where a picture can't get that name, before any work is done for it."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} must end in .png")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path} can't be written: there is no folder {path.absolute().parent}")
+
+
 def save(image: Image.Image, path: Path) -> None:
     """Write a picture as PNG, whole or not at all.
 
     Raises:
         InputError: the name does not end in .png, the folder does not exist or can't be written.
     """
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path} must end in .png")
+    check_name(path)
     stream = BytesIO()
     image.save(stream, "PNG", optimize=True)
     try:

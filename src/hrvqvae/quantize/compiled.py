@@ -14,13 +14,8 @@ Compiled code is kept on disk by numba, so only the first process pays (about a 
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +27,7 @@ from torch import Tensor
 
 from hrvqvae.errors import NonFiniteError
 from hrvqvae.quantize.search import TreeSearch, require_finite
+from hrvqvae.threads import in_parts
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -45,8 +41,6 @@ _ALONE = 1024  # vectors that are not worth a second thread
 _TOGETHER, _AHEAD = 64, 4  # vectors that go down the tree together; how far ahead a codebook is asked for
 _NEAR_VALUES = 2**14  # of a level whose codewords are in the innermost caches anyway
 _SCORES, _LEAST_BLOCK = 2**21, 256  # scores that are held at once: 8 MiB, but of so many vectors at least
-
-T = TypeVar("T")
 
 
 def _ask_for_line(_: Any, address: Any) -> Any:
@@ -143,59 +137,6 @@ def _nearest(
         nearest[n] = chosen
 
 
-@cache
-def _team() -> Any:
-    """torch's own team of threads: the function of its OpenMP runtime that calls a callback on each; None without one.
-
-    Not a pool of our own: torch's threads keep spinning on their cores for milliseconds after each of its operations,
-    so that a thread of another pool finds none. Nor numba's layers: they can't be called from two threads at once
-    (workqueue), or end a process that forks afterwards (OpenMP), which loading images with workers does.
-    """
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        try:
-            call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        call.argtypes = [_MEMBER, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        call.restype = None
-        return call
-    return None
-
-
-_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_is_child = False
-
-
-def _after_fork() -> None:
-    """A forked child has none of its parent's threads, and would wait for them."""
-    global _is_child
-    _is_child = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _in_parts(count: int, run: Callable[[int, int], T]) -> list[T]:
-    """run(first, last) for equal parts of the vectors, on as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    team = None if threads == 1 or count <= _ALONE or _is_child else _team()
-    if team is None:
-        return [run(0, count)]
-    parts = list(pairwise(count * part // threads for part in range(threads + 1)))
-    results: dict[int, T] = {}
-    tickets = iter(range(threads))
-
-    def member(_: object) -> None:
-        for part in tickets:  # each thread takes the parts that no other has taken
-            results[part] = run(*parts[part])
-
-    team(_MEMBER(member), None, threads, 0)
-    if len(results) < threads:
-        raise RuntimeError("a part of the search failed; its error is printed above")
-    return [results[part] for part in range(threads)]
-
-
 def search_tree_compiled(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
     """As `search.search_tree`, for float32 tensors on the CPU.
 
@@ -207,7 +148,7 @@ def search_tree_compiled(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSe
     vectors, size = latents.detach().numpy(), codebooks[0].shape[1]
     paths, quantized = torch.empty(len(books), count, dtype=torch.long), torch.empty(count, dim)
     out = paths.numpy(), quantized.numpy()
-    left = sum(_in_parts(count, lambda first, last: float(_tree(vectors, books, first, last, size, *out))))
+    left = sum(in_parts(count, lambda first, last: float(_tree(vectors, books, first, last, size, *out)), alone=_ALONE))
     if not np.isfinite(left):  # the distances are finite unless a latent is not: one number tells for all
         require_finite(latents)
         raise NonFiniteError("latents: values are too large to be squared in float32")
@@ -236,5 +177,5 @@ def search_flat_compiled(latents: Tensor, codebook: Tensor) -> Tensor:
         def choose(first: int, last: int, arrays: list[Any] = arrays, found: Integers = found) -> None:
             _nearest(*(array[first:last] for array in arrays), words, largest, found[first:last])
 
-        _in_parts(len(some), choose)
+        in_parts(len(some), choose, alone=_ALONE)
     return nearest

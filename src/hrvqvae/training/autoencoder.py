@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from hrvqvae import data
-from hrvqvae.checkpoint import RunFolder
+from hrvqvae.checkpoint import RunFolder, save_model
 from hrvqvae.config import Config
 from hrvqvae.data import Batch, ImageSet
-from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.evaluation.evaluate import Report, evaluate
 from hrvqvae.models import Autoencoder, build
 from hrvqvae.pictures import curves, sheets
 from hrvqvae.quantize import functional as vq
 from hrvqvae.training.device import Compute
-from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, Say
-from hrvqvae.training.loop import Budget, Hook, Metrics, StopSignal, fit, update
+from hrvqvae.training.hooks import Display, MetricsLog, Say
+from hrvqvae.training.loop import Metrics, update
+from hrvqvae.training.stage import Outcome, begin, count_parameters, generator, require_new, train_stage
 from hrvqvae.training.state import TrainState
 
 SHEET_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended.
-
-    Attributes:
-        step: steps taken in all.
-        signal: number of the signal that stopped it, or None where the budget was spent.
-        seconds: wall-clock time of the training, over all resumptions.
-        peak_bytes: most memory that the process held at once; on a GPU, that its tensors took there.
-    """
-
-    step: int
-    signal: int | None
-    seconds: float
-    peak_bytes: int
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    """Random draws of a step depend on (seed, step) alone."""
-    return torch.Generator().manual_seed((seed << 32) + step)
 
 
 class AutoencoderStep:
@@ -86,7 +62,7 @@ class AutoencoderStep:
         codewords = {name: one for name, one in self.model.named_parameters() if name.endswith(".codewords")}
         before = {name: one.detach().clone() for name, one in codewords.items()}
         with self.compute.autocast():
-            revived = self.model.revive(images, _generator(self.config.training.seed, state.step))
+            revived = self.model.revive(images, generator(self.config.training.seed, state.step))
         moved = {name: (one.detach() != before[name]).any(-1) for name, one in codewords.items()}
         for name, rows in moved.items():
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -179,15 +155,6 @@ def _first_images(images: ImageSet, config: Config) -> Tensor:
     return torch.cat([batch.images for batch in islice(some, rounds)])[:wanted]
 
 
-def _fresh_state(config: Config, images: ImageSet, compute: Compute) -> TrainState:
-    torch.manual_seed(config.training.seed)
-    model = compute.place_model(build(config))
-    first = compute.place_images(_first_images(images, config))
-    with compute.autocast():
-        model.initialize(first, _generator(config.training.seed, 0))
-    return TrainState.start(model, config.training)
-
-
 def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> Outcome:
     """Train the autoencoder of a configuration into a run folder.
 
@@ -197,54 +164,33 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
         InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
         NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
     """
-    if run.begun() and not resume:
-        raise InputError(f"{run.path} holds a run already: continue it with --resume, or choose another --out")
+    if not resume:
+        require_new(run, "choose another --out")
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     compute = Compute.of(config.training)
-    training_images = data.load(config.data, "train")
-    test_images = data.load(config.data, "test")
+    images, test_images = data.load(config.data, "train"), data.load(config.data, "test")
     run.create()
     run.write_config(config)
-    saved = run.newest(say) if resume else None
-    if saved is None:
-        state = _fresh_state(config, training_images, compute)
-        if resume:
-            say(f"no checkpoint in {run.path}: starting anew")
-    else:
-        state = TrainState.start(compute.place_model(build(config)), config.training)
-        state.restore(*saved)
-        say(f"resuming {run.path} at step {state.step}")
+
+    def fresh() -> Autoencoder:
+        model = compute.place_model(build(config))
+        first = compute.place_images(_first_images(images, config))
+        with compute.autocast():
+            model.initialize(first, generator(config.training.seed, 0))
+        return model
+
+    state = begin(run, config.training, compute, fresh=fresh, like=lambda: build(config), resume=resume, say=say)
     model = state.model
     assert isinstance(model, Autoencoder)
-    budget = Budget.of(config.training, len(training_images))
-    log = MetricsLog(run.metrics, state.step)
     stream = data.batches(
-        training_images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
+        images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
         workers=config.data.workers, on_error=config.data.on_error,
     )  # fmt: skip
-    say(f"{config.name}: {len(training_images):,} training images, {_count(model):,} parameters, {compute.precision}")
-    with closing(stream), StopSignal() as stop, Display(budget) as display:
-        checkpoint = CheckpointHook(config, run)
-        evaluation = EvaluationHook(config, run, test_images, log, display, compute)
-        logging = LogHook(config, log, display)
-        hooks: list[Hook] = [logging, evaluation, checkpoint]
-        started = state.step
-        try:
-            fit(state, stream, AutoencoderStep(model, config, compute), config.training, budget, hooks, stop)
-        except NonFiniteError as error:
-            kept = run.saved()
-            good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-            raise NonFiniteError(
-                f"{error}; no weight was updated, {good}; try a lower --training.learning_rate with another --out"
-            ) from error
-        logging.flush(state)
-        if stop.received is None and not log.evaluated(state.step):
-            evaluation(state, {})
-        if (state.step > started and not checkpoint.due(state)) or not run.model.is_file():
-            checkpoint.save(state)
-    return Outcome(state.step, stop.received, state.seconds, compute.peak_bytes())
-
-
-def _count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    say(f"{config.name}: {len(images):,} training images, {count_parameters(model):,} parameters, {compute.precision}")
+    return train_stage(
+        run, config.training, compute, state, samples=len(images), stream=stream,
+        step=AutoencoderStep(model, config, compute),
+        evaluation=lambda log, display: EvaluationHook(config, run, test_images, log, display, compute),
+        write_model=lambda state: save_model(run.model, config, state.averaged.module.state_dict(), state.step),
+    )  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hrvqvae.checkpoint import RunFolder, save_model
-from hrvqvae.config import Config
+from hrvqvae.checkpoint import RunFolder
+from hrvqvae.config import TrainingConfig
 from hrvqvae.errors import InputError
 from hrvqvae.storage import write_atomic
 from hrvqvae.training.loop import Budget, Metrics
@@ -106,8 +106,8 @@ class Display:
 class LogHook:
     """Mean of each metric since the last log, to metrics.jsonl and to the display."""
 
-    def __init__(self, config: Config, log: MetricsLog, display: Display) -> None:
-        self.every, self.batch_size = config.training.log_every, config.training.batch_size
+    def __init__(self, training: TrainingConfig, log: MetricsLog, display: Display) -> None:
+        self.every, self.batch_size = training.log_every, training.batch_size
         self.log, self.display = log, display
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -144,10 +144,10 @@ class LogHook:
 
 
 class CheckpointHook:
-    """Resume state and the averaged model, every so many steps."""
+    """Resume state every so many steps, and whatever `write_model` writes for others to load."""
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        self.config, self.run, self.every = config, run, config.training.checkpoint_every
+    def __init__(self, every: int, run: RunFolder, write_model: Callable[[TrainState], None]) -> None:
+        self.every, self.run, self.write_model = every, run, write_model
 
     def due(self, state: TrainState) -> bool:
         return state.step % self.every == 0
@@ -163,7 +163,7 @@ class CheckpointHook:
         """
         try:
             # the model first: a kill in between leaves a checkpoint from which it is written again
-            save_model(self.run.model, self.config, state.averaged.module.state_dict(), state.step)
+            self.write_model(state)
             path = self.run.save(state.step, state.tensors(), state.meta())
         except OSError as error:
             kept = self.run.saved()

@@ -1,0 +1,170 @@
+"""Sampling: the cached sampler against the plain one, same weights, side by side; and how its cost grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrvqvae import presets
+from hrvqvae.bench.search import machine_rates
+from hrvqvae.config import Grid, PixelSNAILConfig
+from hrvqvae.models import build
+from hrvqvae.priors import Level, PixelSNAIL, build_prior
+from hrvqvae.sampling import Draw, sample_cached, sample_codes
+from hrvqvae.training.stage import count_parameters
+
+Row = dict[str, Any]
+
+# 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
+_REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_blocks=14)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One level's prior with random weights, and what it is conditioned on for a batch."""
+
+    name: str
+    prior: PixelSNAIL
+
+    def given(self, batch: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None, Tensor]:
+        """(codes, known, coarser, label, uniforms) for a batch."""
+        level, generator = self.prior.level, torch.Generator().manual_seed(0)
+        shape = (batch, *level.grid)
+        codes = torch.randint(level.symbols, shape, generator=generator)
+        coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
+        label = torch.randint(level.classes, (batch,), generator=generator) if level.classes else None
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return codes, torch.zeros(shape, dtype=torch.bool), coarser, label, uniforms
+
+    def multiply_adds(self) -> int:
+        """Of one full forward pass of one image, up to the small: what any sampler computes at least once."""
+        height, width = self.prior.level.grid
+        positions, hidden = height * width, self.prior.config.hidden_units
+        weights = sum(one.numel() for one in self.prior.parameters() if one.dim() > 1)
+        attention = len(self.prior.attentions) * 2 * hidden * positions * (positions + 1) // 2
+        return weights * positions + attention
+
+
+def make_case(name: str, network: PixelSNAILConfig, level: Level, index: int) -> Case:
+    """A prior of that size with random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    return Case(name, PixelSNAIL(network, level, index).eval().requires_grad_(False))
+
+
+def _preset_case(name: str, index: int, grid: Grid | None = None) -> Case:
+    config = presets.get(name).config
+    torch.manual_seed(0)
+    prior = build_prior(config, index, classes=10 if config.data.labels else 0)
+    assert isinstance(prior, PixelSNAIL)
+    level = prior.level if grid is None else dataclasses.replace(prior.level, grid=grid)
+    return make_case(name, config.prior.network, level, index)
+
+
+def _seconds(call: Callable[[], object], rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return median(times)
+
+
+def _cached(case: Case, batch: int, rounds: int) -> float:
+    """Seconds of one level of a batch."""
+    given = case.given(batch)
+    sample_cached(case.prior, *given, Draw())  # compiled code is loaded
+    return _seconds(lambda: sample_cached(case.prior, *given, Draw()), rounds)
+
+
+@torch.inference_mode()
+def _plain(case: Case, batch: int, positions: int) -> float:
+    """Seconds of one level of a batch: so many forward passes, scaled to all positions."""
+    codes, _, coarser, label, _ = case.given(batch)
+    height, width = case.prior.level.grid
+    case.prior.logits(codes, coarser, label)
+    return _seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
+
+
+def _row(case: Case, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
+    return {
+        "method": method, "network": case.name, "grid": list(case.prior.level.grid), "levels": 1, "batch": batch,
+        "parameters": count_parameters(case.prior), "seconds_per_image": seconds / batch,
+        "floor_seconds": case.multiply_adds() / rate, **more,
+    }  # fmt: skip
+
+
+def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
+    """All levels of a preset, decoded."""
+    config = presets.get(preset).config
+    model = build(config).eval().requires_grad_(False)
+    cases = [_preset_case(preset, index) for index in range(len(config.model.num_symbols))]
+    size = config.data.size
+
+    def image() -> None:
+        with torch.inference_mode():
+            label = torch.zeros(batch, dtype=torch.long) if cases[0].prior.level.classes else None
+            codes = sample_codes(
+                [case.prior for case in cases], model.paths, range(batch), seed=0, label=label, draw=Draw()
+            )
+            model.decode(codes, size=(size, size))
+
+    image()
+    return {
+        "method": "cached", "network": f"{preset}, decoded", "grid": list(cases[0].prior.level.grid),
+        "levels": len(cases), "batch": batch, "parameters": sum(count_parameters(case.prior) for case in cases),
+        "seconds_per_image": _seconds(image, rounds) / batch,
+        "floor_seconds": sum(case.multiply_adds() for case in cases) / rate,
+    }  # fmt: skip
+
+
+def bench_sample(
+    *, rounds: int = 3, plain_positions: int = 24, batches: Sequence[int] = (1, 4, 16, 64),
+    grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
+) -> list[Row]:  # fmt: skip
+    """Rows with method, network, grid, levels, batch, parameters, seconds_per_image, floor_seconds.
+
+    The plain sampler makes one forward pass for each position, all alike: it is timed on `plain_positions` of them, the
+    median scaled to all, and the row says so (timed_positions). ratio is the plain time over the cached. The floor is
+    the multiply-adds of one forward pass of an image at the rate of a large float32 matrix product in the same run.
+    """
+    rate = machine_rates()[0]
+    rows: list[Row] = []
+    for case in (_preset_case("hrvqvae/mnist", 0), _preset_case(ffhq, 1)):
+        plain, cached = _plain(case, 1, plain_positions), _cached(case, 1, rounds)
+        rows.append(_row(case, "plain", 1, plain, rate, timed_positions=plain_positions))
+        rows.append(_row(case, "cached", 1, cached, rate, ratio=plain / cached))
+    level = Level(grid=(16, 16), symbols=512)
+    case = make_case("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
+    rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
+    for batch in (1, 64):
+        rows.append(_whole_image("hrvqvae/mnist", batch, rounds, rate))
+    for batch in batches:
+        case = _preset_case("hrvqvae/mnist", 0)
+        rows.append(_row(case, "cached", batch, _cached(case, batch, rounds), rate))
+    for side in grids:
+        case = _preset_case("hrvqvae/mnist", 0, (side, side))
+        rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
+    return rows
+
+
+def as_table(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+    """The rows for a person, with a head."""
+    head = "method,network,grid,levels,batch,parameters,s an image,ratio,one forward pass at best"
+    table: list[tuple[object, ...]] = [tuple(head.split(","))]
+    for row in rows:
+        scaled = f" (from {row['timed_positions']} positions)" if "timed_positions" in row else ""
+        table.append(
+            (
+                row["method"], row["network"], "x".join(map(str, row["grid"])), row["levels"], row["batch"],
+                f"{row['parameters']:,}", f"{row['seconds_per_image']:.4f}{scaled}",
+                f"{row['ratio']:.1f}" if "ratio" in row else "", f"{row['floor_seconds']:.4f}",
+            )
+        )  # fmt: skip
+    return table

@@ -1,0 +1,122 @@
+"""The rate under priors: bits that the codes of a split take, and two yardsticks that need no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hrvqvae.codemaps import CodeMaps
+from hrvqvae.models import Autoencoder
+from hrvqvae.priors import Prior, total_bits
+
+_BATCH = 64
+_DENSE = 2**24  # contexts and symbols that are counted in a table; more are sorted
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelRate:
+    """Bits a code of one level.
+
+    Attributes:
+        prior: under its prior, mean over the split.
+        path: entropy of the training codes given their path.
+        neighbours: entropy of the training codes given their path and the codes to the left and above.
+    """
+
+    prior: float
+    path: float
+    neighbours: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Bits an image: under the priors on the split, and of the two yardsticks, which come from the training codes."""
+
+    prior_bits_per_image: float
+    path_bits_per_image: float
+    neighbours_bits_per_image: float
+    levels: tuple[LevelRate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "levels": [vars(level) for level in self.levels]}
+
+
+def conditional_entropy(context: NDArray[np.int64], codes: NDArray[np.int64], symbols: int) -> float:
+    """H(code | context) in bits, of how often they come together; both arrays of one shape."""
+    joint = context.ravel() * symbols + codes.ravel()
+    if joint.max() < _DENSE:
+        together = np.bincount(joint).astype(np.float64)
+        alone = np.bincount(context.ravel()).astype(np.float64)
+    else:
+        together = np.unique(joint, return_counts=True)[1].astype(np.float64)
+        alone = np.unique(context, return_counts=True)[1].astype(np.float64)
+    total = together.sum()
+
+    def entropy(counts: NDArray[np.float64]) -> float:
+        shares = counts[counts > 0] / total
+        return float(-(shares * np.log2(shares)).sum())
+
+    return entropy(together) - entropy(alone)
+
+
+def _shifted(codes: NDArray[np.int64], axis: int, outside: int) -> NDArray[np.int64]:
+    """The code above each (axis 1), or to its left (axis 2); `outside` where there is none."""
+    before = np.full_like(codes, outside)
+    if axis == 1:
+        before[:, 1:] = codes[:, :-1]
+    else:
+        before[:, :, 1:] = codes[:, :, :-1]
+    return before
+
+
+def yardsticks(maps: CodeMaps, model: Autoencoder, symbols: Sequence[int]) -> list[tuple[float, float]]:
+    """(entropy given the path, given path and left and upper neighbour) of each level, in bits a code.
+
+    The path is the codeword of the next coarser level at the same place; level 1 has none.
+    """
+    found = []
+    every = np.arange(len(maps))
+    codes = maps.read(every)[0]
+    paths = model.paths(codes)
+    for level, size in enumerate(symbols):
+        code = codes[level].numpy()
+        context = np.zeros_like(code)
+        if level:
+            coarser = paths[level - 1].numpy()
+            context = coarser.repeat(code.shape[1] // coarser.shape[1], 1).repeat(code.shape[2] // coarser.shape[2], 2)
+        path = conditional_entropy(context, code, size)
+        context = (context * (size + 1) + _shifted(code, 2, size)) * (size + 1) + _shifted(code, 1, size)
+        found.append((path, conditional_entropy(context, code, size)))
+    return found
+
+
+def measure_rate(
+    priors: Sequence[Prior], model: Autoencoder, maps: CodeMaps, train: CodeMaps, device: torch.device
+) -> Rate:
+    """Bits that the codes of a split (`maps`) take, beside the yardsticks of the training codes; in float32."""
+    symbols = [prior.level.symbols for prior in priors]
+    levels, per_image = [], [0.0, 0.0, 0.0]
+    for level, (prior, (path, neighbours)) in enumerate(zip(priors, yardsticks(train, model, symbols), strict=True)):
+        prior.to(device)
+        spent = 0.0
+        for start in range(0, len(maps), _BATCH):
+            codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
+            coarser = [paths.to(device) for paths in model.paths(codes[:level])]
+            label = labels.to(device) if prior.level.classes else None
+            spent += total_bits(prior, codes[level].to(device), coarser, label)
+        prior.cpu()
+        positions = prior.level.grid[0] * prior.level.grid[1]
+        rate = LevelRate(prior=spent / len(maps) / positions, path=path, neighbours=neighbours)
+        levels.append(rate)
+        for index, value in enumerate((rate.prior, rate.path, rate.neighbours)):
+            per_image[index] += value * positions
+    return Rate(
+        prior_bits_per_image=per_image[0], path_bits_per_image=per_image[1], neighbours_bits_per_image=per_image[2],
+        levels=tuple(levels),
+    )  # fmt: skip

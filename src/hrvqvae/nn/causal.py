@@ -1,0 +1,105 @@
+"""Blocks of autoregressive networks: causal convolutions, gated residual blocks, attention.
+
+Shapes: (B, C, H, W) features. Causal is what sees only what comes before in raster order: a position is "before"
+another when it lies in a row above, or to its left in its row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, dropout, elu, pad, scaled_dot_product_attention
+
+
+class CausalConv2d(nn.Module):
+    """A convolution with filter k that sees the rows above and, in its own row, what is to the left.
+
+    Its weights are the causal part of a k x k filter and nothing else, so there is no mask:
+
+        above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 [+ 1 with the position itself])
+
+    Args:
+        strict: leave out the position itself, as the first layer must (mask "A" of van den Oord et al. 2016).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, strict: bool = False) -> None:
+        super().__init__()
+        self.reach = kernel // 2
+        self.strict = strict
+        across = self.reach + (0 if strict else 1)
+        bound = 1 / math.sqrt(inputs * (self.reach * kernel + across))
+        self.above = nn.Parameter(torch.empty(outputs, inputs, self.reach, kernel).uniform_(-bound, bound))
+        self.left = nn.Parameter(torch.empty(outputs, inputs, 1, across).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H, W)."""
+        reach = self.reach
+        to_the_right = self.above.shape[3] - self.left.shape[3]
+        kernel = torch.cat([self.above, pad(self.left, (0, to_the_right))], dim=2)
+        return conv2d(pad(features, (reach, reach, reach, 0)), kernel, self.bias)
+
+
+class GatedResidualBlock(nn.Module):
+    """x + a * sigmoid(b), (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) + condition: shape kept."""
+
+    def __init__(self, hidden: int, inner: int, kernel: int, dropped: float) -> None:
+        super().__init__()
+        self.spatial = CausalConv2d(hidden, inner, kernel)
+        self.pointwise = nn.Conv2d(inner, 2 * hidden, 1)
+        self.dropped = dropped
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
+        """(B, hidden, H, W) with a condition (B, 2 * hidden, H, W)."""
+        inner = dropout(elu(self.spatial(elu(features))), self.dropped, self.training)
+        value, gate = (self.pointwise(inner) + condition).chunk(2, dim=1)
+        gated: Tensor = value * gate.sigmoid()
+        return features + gated
+
+
+_QUERIES = 64  # that are attended together on a CPU: their scores stay in cache, and half of all is never computed
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    """softmax(queries keys^T / sqrt(d)) values: (B, heads, N, d), as all three.
+
+    Over all positions, or those before each and itself. torch's fused attention on a GPU; on a CPU, where that is slow
+    for heads as narrow as ours, a block of queries at a time.
+    """
+    if queries.is_cuda:
+        return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+    number, width = queries.shape[-2:]
+    queries = queries / math.sqrt(width)
+    later = torch.full((_QUERIES, _QUERIES), -math.inf, dtype=queries.dtype).triu(1)
+    blocks = []
+    for start in range(0, number, _QUERIES):
+        end = min(start + _QUERIES, number)
+        seen = end if causal else number
+        scores = queries[:, :, start:end] @ keys[:, :, :seen].transpose(-1, -2)
+        if causal:
+            scores[..., start:] += later[: end - start, : end - start]
+        blocks.append(scores.softmax(-1) @ values[:, :, :seen])
+    return torch.cat(blocks, dim=2)
+
+
+class Attention(nn.Module):
+    """x + attention of each position to all, or to itself and what comes before; normalized first: shape kept."""
+
+    def __init__(self, hidden: int, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> None:
+        super().__init__()
+        self.heads, self.causal, self.form = heads, causal, form
+        self.norm = nn.LayerNorm(hidden)
+        self.inputs = nn.Linear(hidden, 3 * hidden)  # queries, keys, values
+        self.output = nn.Linear(hidden, hidden)
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch, hidden, height, width = features.shape
+        sequence = features.permute(0, 2, 3, 1).reshape(batch, height * width, hidden)
+        three = self.inputs(self.norm(sequence)).view(batch, height * width, 3, self.heads, hidden // self.heads)
+        queries, keys, values = three.permute(2, 0, 3, 1, 4)
+        attended = self.form(queries, keys, values, causal=self.causal)
+        output: Tensor = self.output(attended.transpose(1, 2).reshape(batch, height * width, hidden))
+        return features + output.view(batch, height, width, hidden).permute(0, 3, 1, 2)

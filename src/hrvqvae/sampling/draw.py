@@ -1,0 +1,88 @@
+"""Drawing a code from logits: temperature, top-k, top-p. One function for every sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from hrvqvae.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How codes are drawn from a distribution over m symbols.
+
+    Attributes:
+        temperature: logits are divided by it; below 1 makes likely codes likelier.
+        top_k: only the k likeliest codes are drawn (0: all).
+        top_p: only the likeliest codes that together reach this probability are drawn (1: all).
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature:g}; it must be above 0 (1 is the model's own)")
+        if self.top_k < 0:
+            raise InputError(f"top-k is {self.top_k}; it must be at least 1")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
+
+    def check(self, symbols: int) -> None:
+        """Raises InputError where top_k exceeds the number of symbols."""
+        if self.top_k > symbols:
+            raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
+
+    def values(self) -> tuple[float, int, float]:
+        """(temperature, top_k, top_p) for `draw_code`."""
+        return self.temperature, self.top_k, self.top_p
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_code(logits: NDArray[np.float32], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
+    """The code that a uniform number in [0, 1) picks by the inverse distribution, in float64.
+
+    Of codes that are equally likely, those of the lower number stay in the first k, or in p.
+    """
+    number = len(logits)
+    weights = np.empty(number, np.float64)
+    largest: Any = -np.inf
+    for k in range(number):
+        weights[k] = logits[k] / temperature
+        largest = max(largest, weights[k])
+    for k in range(number):
+        weights[k] = np.exp(weights[k] - largest)
+    if 0 < top_k < number or top_p < 1:
+        order = np.argsort(-weights, kind="mergesort")
+        kept = number if top_k == 0 else min(top_k, number)
+        mass = 0.0
+        for rank in range(kept):
+            mass += weights[order[rank]]
+        if top_p < 1:
+            reached, rank = 0.0, 0
+            while rank < kept and reached < top_p * mass:
+                reached += weights[order[rank]]
+                rank += 1
+            kept = max(rank, 1)
+        for rank in range(kept, number):
+            weights[order[rank]] = 0.0
+    total = 0.0
+    for k in range(number):
+        total += weights[k]
+    target, below, last = uniform * total, 0.0, 0
+    for k in range(number):
+        if weights[k] > 0:
+            below += weights[k]
+            last = k
+            if below > target:
+                return k
+    return last

@@ -1,0 +1,223 @@
+"""The prior stage: from a run with a trained autoencoder to a prior for each of its levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae import storage
+from hrvqvae.checkpoint import RunFolder, load_with_config, prior_run, save_prior
+from hrvqvae.codemaps import CodeMaps, stored_or_extracted
+from hrvqvae.config import Config
+from hrvqvae.data.batches import Stream
+from hrvqvae.errors import InputError
+from hrvqvae.models import Autoencoder
+from hrvqvae.pictures import curves
+from hrvqvae.priors import Prior, build_prior, code_loss
+from hrvqvae.priors.base import bits, total_bits
+from hrvqvae.training.device import Compute
+from hrvqvae.training.hooks import Display, MetricsLog, Say
+from hrvqvae.training.loop import Metrics, update
+from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, train_stage
+from hrvqvae.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class LevelBatch:
+    """Codes of one level with what its prior sees: codes (B, H, W), paths of the coarser levels, label (B,) or None."""
+
+    codes: Tensor
+    coarser: tuple[Tensor, ...]
+    label: Tensor | None
+
+
+class LevelCodes:
+    """The code maps of a split, seen from one level (0 is the coarsest)."""
+
+    def __init__(self, maps: CodeMaps, model: Autoencoder, level: int) -> None:
+        self.maps, self.model, self.level = maps, model, level
+
+    def read(self, indices: NDArray[np.int64]) -> LevelBatch:
+        """The batch of some images."""
+        codes, labels = self.maps.read(indices)
+        coarser = self.model.paths(codes[: self.level])
+        return LevelBatch(codes[self.level], coarser, labels if self.maps.classes else None)
+
+    def stream(self, kept: NDArray[np.int64], batch_size: int, seed: int, first: int) -> Generator[LevelBatch]:
+        """Training batches of the images of those numbers, from step `first` on, without end."""
+        for samples in Stream(len(kept), batch_size, seed, first):
+            yield self.read(kept[[index for index, _ in samples]])
+
+    def in_order(self, kept: NDArray[np.int64], batch_size: int) -> Iterator[LevelBatch]:
+        """Each image of those numbers once."""
+        for start in range(0, len(kept), batch_size):
+            yield self.read(kept[start : start + batch_size])
+
+
+def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(trained on, held out): numbers of images, drawn by the seed, at least one of each.
+
+    Raises:
+        InputError: there is only one image.
+    """
+    if images < 2:
+        raise InputError("a prior needs at least 2 training images: one is held out")
+    order = np.random.default_rng((seed, images)).permutation(images)
+    count = min(images - 1, max(1, round(images * share)))
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+class PriorStep:
+    """One update of a level's prior."""
+
+    def __init__(self, model: Prior, seed: int, compute: Compute) -> None:
+        self.model, self.seed, self.compute = model, seed, compute
+
+    def __call__(self, state: TrainState, batch: LevelBatch) -> Metrics:
+        torch.manual_seed((self.seed << 32) + state.step)  # of dropout
+        self.model.train()
+        codes, coarser, label = _placed(batch, self.compute)
+        with self.compute.autocast():
+            loss = code_loss(self.model, codes, coarser, label)
+        metrics = update(self.model, state.optimizer, {"nats_per_code": loss})
+        state.averaged.update_parameters(self.model)
+        return {**metrics, "bits_per_code": bits(metrics["loss"])}
+
+
+def _placed(batch: LevelBatch, compute: Compute) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    label = None if batch.label is None else batch.label.to(compute.device)
+    return batch.codes.to(compute.device), [paths.to(compute.device) for paths in batch.coarser], label
+
+
+class HeldOutHook:
+    """Bits that held-out codes take under the averaged prior; keeps the state that needs fewest for sampling."""
+
+    def __init__(
+        self, stage: PriorStage, every: int, run: RunFolder, log: MetricsLog, display: Display, compute: Compute
+    ) -> None:
+        self.stage, self.every, self.run = stage, every, run
+        self.log, self.display, self.compute = log, display, compute
+        known = [record["bits_per_code"] for record in log.records if record["kind"] == "evaluation"]
+        self.best = min(known, default=math.inf)
+
+    def due(self, state: TrainState) -> bool:
+        return state.step % self.every == 0
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        prior = state.averaged.module
+        assert isinstance(prior, Prior)
+        prior.eval()
+        spent = codes = images = 0.0
+        for batch in self.stage.held_out_batches():
+            with self.compute.autocast():
+                spent += total_bits(prior, *_placed(batch, self.compute))
+            codes += batch.codes.numel()
+            images += len(batch.codes)
+        found = spent / codes
+        better = found <= self.best
+        if better:  # before the log: a kill in between leaves an evaluation to be made again
+            self.best = found
+            self.stage.write(state, found)
+        record = {"kind": "evaluation", "step": state.step, "bits_per_code": found, "bits_per_image": spent / images}
+        self.log.write(record)
+        self.display.say(
+            f"step {state.step}  held out: {found:.4f} bits a code, {spent / images:.1f} bits an image"
+            + ("  (best so far, kept)" if better else f"  (best: {self.best:.4f})")
+        )
+        curves.prior_curves(self.log.records, self.run.pictures / "curves.png")
+
+
+class PriorStage:
+    """The training of one level's prior: its codes, its folder, and what is kept of it."""
+
+    def __init__(self, config: Config, maps: CodeMaps, model: Autoencoder, model_digest: str, level: int) -> None:
+        self.config, self.maps, self.level, self.model_digest = config, maps, level, model_digest
+        self.training = config.prior.training_of(level)
+        self.codes = LevelCodes(maps, model, level)
+        self.kept, self.held_out = held_out_split(len(maps), config.prior.held_out, self.training.seed)
+        self.run: RunFolder | None = None
+
+    def held_out_batches(self) -> Iterator[LevelBatch]:
+        """The held-out codes; as many images as `training.evaluation_images` at most."""
+        return self.codes.in_order(self.held_out[: self.training.evaluation_images], self.training.batch_size)
+
+    def write(self, state: TrainState, bits_per_code: float) -> None:
+        """Write the averaged prior for sampling."""
+        assert self.run is not None
+        counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
+        save_prior(
+            self.run.model, self.config, state.averaged.module.state_dict(), level=self.level, step=state.step,
+            autoencoder=self.model_digest, classes=self.maps.classes, class_counts=counts.tolist(),
+            bits_per_code=bits_per_code,
+        )  # fmt: skip
+
+    def train(self, run: RunFolder, compute: Compute, *, resume: bool, say: Say) -> Outcome:
+        """Train into the level's folder. Raises as `train_stage` does."""
+        self.run = run
+        run.create()
+        run.write_config(self.config)
+        classes = len(self.maps.classes)
+
+        def like() -> Prior:
+            return build_prior(self.config, self.level, classes)
+
+        state = begin(
+            run, self.training, compute, fresh=lambda: compute.place_model(like()), like=like, resume=resume, say=say
+        )
+        prior = state.model
+        assert isinstance(prior, Prior)
+        say(
+            f"{self.config.name}, prior of level {self.level + 1}: {len(self.kept):,} images, "
+            f"{len(self.held_out):,} held out, {count_parameters(prior):,} parameters, {compute.precision}"
+        )
+        return train_stage(
+            run, self.training, compute, state, samples=len(self.kept),
+            stream=self.codes.stream(self.kept, self.training.batch_size, self.training.seed, state.step),
+            step=PriorStep(prior, self.training.seed, compute),
+            evaluation=lambda log, display: HeldOutHook(
+                self, self.training.evaluate_every, run, log, display, compute
+            ),
+            write_model=lambda state: None,
+        )  # fmt: skip
+
+
+def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, say: Say = print) -> dict[int, Outcome]:
+    """Train the priors of a run's levels, one after the other; -> how each ended.
+
+    Ends early where a signal stopped one.
+
+    Args:
+        path: the run folder, whose autoencoder is trained.
+        configs: level (0 is the coarsest) -> the configuration of its prior.
+
+    Raises:
+        InputError: no trained autoencoder, no data, a prior that is there already (without `resume`).
+        NonFiniteError: as the autoencoder's training does.
+    """
+    folders = {level: prior_run(path, level) for level in configs}
+    if not resume:
+        for folder in folders.values():
+            require_new(folder, "delete that folder to train it anew")
+    first = next(iter(configs.values()))
+    compute = Compute.of(first.prior.training)
+    if first.prior.training.threads:
+        torch.set_num_threads(first.prior.training.threads)
+    run = RunFolder(Path(path))
+    model, config = load_with_config(path)
+    digest = storage.digest(run.model)
+    config = Config(name=config.name, data=first.data, model=config.model, training=config.training)
+    maps = stored_or_extracted(run.codes, model, digest, config, "train")
+    outcomes = {}
+    for level, folder in folders.items():
+        stage = PriorStage(configs[level], maps, model, digest, level)
+        outcomes[level] = stage.train(folder, compute, resume=resume, say=say)
+        if outcomes[level].signal is not None:
+            break
+    return outcomes

@@ -1,0 +1,194 @@
+"""The cached sampler is the plain one, faster: every code the same, whatever the network and the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae.errors import InputError
+from hrvqvae.priors import Level
+from hrvqvae.quantize import Codes
+from hrvqvae.sampling import Draw, Known, draw_labels, sample_cached, sample_codes, sample_plain
+from hrvqvae.sampling.draw import draw_code
+from tests.priors.test_pixelsnail import inputs, network, random_prior
+
+
+def drawn(
+    sampler: Callable[..., None], prior: object, level: Level, batch: int, seed: int, draw: Draw, keep: float
+) -> Tensor:
+    codes, coarser, label = inputs(level, batch, seed)
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.rand(codes.shape, generator=generator) < keep
+    uniforms = torch.rand(codes.shape, generator=generator, dtype=torch.float64)
+    sampler(prior, codes, known, coarser, label, uniforms, draw)
+    return codes
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+
+    def some(*values: object) -> object:
+        return values[generator.integers(len(values))]
+
+    symbols = int(generator.integers(2, 9))
+    heads = int(generator.integers(1, 4))
+    blocks = int(generator.integers(1, 5))
+    level = Level(
+        grid=(int(generator.integers(1, 7)), int(generator.integers(1, 7))), symbols=symbols,
+        coarser=tuple(symbols**power for power in range(1, int(generator.integers(1, 4)))),
+        classes=int(generator.integers(0, 4)),
+    )  # fmt: skip
+    config = network(
+        hidden_units=heads * int(generator.integers(1, 6)), residual_units=int(generator.integers(1, 10)),
+        residual_blocks=blocks, attention_layers=(int(generator.integers(0, blocks + 1)),), attention_heads=heads,
+        kernel=some(3, 5, 7),
+    )  # fmt: skip
+    draw = Draw(
+        temperature=some(1.0, 0.7, 1.5),  # type: ignore[arg-type]
+        top_k=some(0, 1, symbols, max(1, symbols // 2)),  # type: ignore[arg-type]
+        top_p=some(1.0, 0.9, 0.4),  # type: ignore[arg-type]
+    )
+    prior, batch = random_prior(config, level, seed=seed), int(generator.integers(1, 5))
+    keep = float(some(0.0, 0.0, 0.4))  # type: ignore[arg-type]
+    cached = drawn(sample_cached, prior, level, batch, seed, draw, keep)
+    assert torch.equal(cached, drawn(sample_plain, prior, level, batch, seed, draw, keep))
+
+
+def test_two_threads_draw_the_same_codes_as_one() -> None:
+    level = Level(grid=(5, 4), symbols=4, coarser=(4,), classes=3)
+    prior = random_prior(network(), level)
+    alone = drawn(sample_cached, prior, level, 7, 0, Draw(), 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(drawn(sample_cached, prior, level, 7, 0, Draw(), 0.0), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def chosen_by_definition(logits: np.ndarray, uniform: float, draw: Draw) -> int:
+    """The draw, written from its description: sort, cut, renormalize, inverse distribution."""
+    shares = np.exp(logits.astype(np.float64) / draw.temperature)
+    shares /= shares.sum()
+    order = sorted(range(len(shares)), key=lambda code: (-shares[code], code))
+    if draw.top_k:
+        order = order[: draw.top_k]
+    kept, reached, mass = [], 0.0, sum(shares[code] for code in order)
+    for code in order:
+        if reached >= draw.top_p * mass - 1e-12:
+            break
+        kept.append(code)
+        reached += shares[code]
+    left = np.array([share if code in kept else 0.0 for code, share in enumerate(shares)])
+    return int(np.searchsorted(np.cumsum(left / left.sum()), uniform, side="right"))
+
+
+@pytest.mark.parametrize(
+    "draw", [Draw(), Draw(temperature=0.5), Draw(top_k=2), Draw(top_p=0.7), Draw(temperature=2, top_k=4, top_p=0.8)]
+)
+def test_a_code_is_drawn_as_described(draw: Draw) -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(300):
+        logits = generator.normal(size=6).astype(np.float32) * 2
+        uniform = float(generator.random())
+        assert draw_code(logits, uniform, *draw.values()) == chosen_by_definition(logits, uniform, draw)
+
+
+def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> None:
+    flat = np.zeros(4, np.float32)
+    assert {draw_code(flat, u, 1.0, 2, 1.0) for u in np.linspace(0, 0.999, 50)} == {0, 1}
+    assert draw_code(flat, np.nextafter(1.0, 0.0), 1.0, 0, 1.0) == 3
+    assert draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, 0.01, 0, 1.0) == 1
+
+
+def test_codes_come_as_often_as_their_probability_says() -> None:
+    level = Level(grid=(1, 1), symbols=5)
+    prior = random_prior(network(attention_layers=(0,)), level)
+    codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, draw=Draw())[0].flatten()
+    shares = prior.logits(torch.zeros(1, 1, 1, dtype=torch.long), [], None).softmax(1).flatten().double().numpy()
+    counts, expected = torch.bincount(codes, minlength=5).numpy(), 4000 * shares / shares.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 18.5, "chi-square, 4 degrees of freedom, beyond 1 in 1,000"
+
+
+def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
+    found: list[Tensor] = []
+    for code in codes:
+        found.append(code if not found else found[-1] * 3 + code)
+    return tuple(found)
+
+
+@pytest.fixture
+def three_levels() -> list[object]:
+    levels = [
+        Level(grid=(4, 3), symbols=3, coarser=tuple(3**power for power in range(1, index + 1)), classes=2)
+        for index in range(3)
+    ]
+    return [random_prior(network(), level, index, seed=index) for index, level in enumerate(levels)]
+
+
+def test_a_sample_is_the_same_in_every_batch(three_levels: list) -> None:
+    label = torch.tensor([0, 1, 1, 0, 1])
+    together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, draw=Draw())
+    for number in range(5):
+        alone = sample_codes(three_levels, tree_paths, [number], seed=4, label=label[number : number + 1], draw=Draw())
+        assert all(torch.equal(one[number : number + 1], other) for one, other in zip(together, alone, strict=True))
+    other = sample_codes(three_levels, tree_paths, range(5), seed=5, label=label, draw=Draw())
+    assert any(not torch.equal(one, two) for one, two in zip(together, other, strict=True))
+
+
+def test_all_levels_cached_and_plain(three_levels: list) -> None:
+    label = torch.tensor([0, 1, 1])
+    cached, plain = (
+        sample_codes(three_levels, tree_paths, range(3), seed=9, label=label, draw=Draw(top_p=0.9), sampler=sampler)
+        for sampler in (sample_cached, sample_plain)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
+
+
+def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list) -> None:
+    label = torch.tensor([0])
+    free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, draw=Draw())
+    where = torch.zeros(4, 3, dtype=torch.bool)
+    where[:2] = True
+    again = sample_codes(
+        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=Known(free, (where,) * 3)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(free, again, strict=True)), "its own codes change nothing"
+    other = tuple((code + 1) % 3 for code in free)
+    kept = sample_codes(
+        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=Known(other, (where,) * 3)
+    )
+    assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
+    assert any(not torch.equal(one[0][~where], two[0][~where]) for one, two in zip(kept, free, strict=True))
+
+
+def test_labels_come_as_often_as_in_training() -> None:
+    labels = draw_labels([10, 0, 30], seed=0, numbers=range(4000))
+    counts = torch.bincount(labels, minlength=3).tolist()
+    assert counts[1] == 0
+    assert abs(counts[0] - 1000) < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0; it must be above 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top-k is -1"),
+        ({"top_p": 0.0}, "top-p is 0"),
+        ({"top_p": 1.5}, "top-p is 1.5"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Draw(**options)  # type: ignore[arg-type]
+
+
+def test_top_k_beyond_the_symbols(three_levels: list) -> None:
+    with pytest.raises(InputError, match="top-k is 4, but a code has only 3 symbols"):
+        sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), draw=Draw(top_k=4))
