@@ -45,6 +45,10 @@ def _tiny(mnist_root: Path) -> Config:
         "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",
         "model.quantizer.init_vectors": "1000", "training.batch_size": "16", "training.device": "cpu",
         "training.checkpoint_every": "20", "training.evaluation_images": "40", "name": "tiny",
+        "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
+        "prior.network.attention_layers": "[1]", "prior.training.batch_size": "16", "prior.training.device": "cpu",
+        "prior.training.warmup_steps": "3", "prior.training.learning_rate": "0.01",
+        "prior.training.polyak_decay": "0.5",
     }  # fmt: skip
     return override(base, arguments)
 
@@ -86,13 +90,20 @@ def test_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {
         "dataset", "split", "images", "mse", "psnr", "ssim", "bits_per_image", "compression_ratio", "levels",
+        "prior_bits_per_image", "path_bits_per_image", "neighbours_bits_per_image",
     }  # fmt: skip
     assert (report["dataset"], report["split"], report["images"]) == ("mnist", "test", 40)
-    assert [set(level) for level in report["levels"]] == [{"codewords", "used", "usage", "perplexity", "mse"}] * 3
+    of_level = {"codewords", "used", "usage", "perplexity", "mse"}
+    of_level |= {f"{name}_bits_per_code" for name in ("prior", "path", "neighbours")}
+    assert [set(level) for level in report["levels"]] == [of_level] * 3
+    assert report["prior_bits_per_image"] is None, "there are no priors"
     assert [level["codewords"] for level in report["levels"]] == [3, 9, 27]
     assert report["mse"] == report["levels"][-1]["mse"]
     assert main(["evaluate", str(run), "--split", "train", "--device", "cpu"]) == 0
-    assert "mnist train: 96 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mnist train: 96 images" in out
+    assert "no priors:" in out
+    assert "train it: hrvqvae train-prior" in out
 
 
 @pytest.mark.parametrize("levels", [None, 1])
@@ -151,7 +162,7 @@ def test_the_demo(
         out = capsys.readouterr().out
         assert "40 test images: MSE" in out
         pictures = [Path(line.strip()) for line in out.splitlines() if line.endswith(".png")]
-        assert len(pictures) == 4
+        assert len(pictures) == 6
         assert all(read_image(path, 3).shape[2] > 100 for path in pictures)
 
 
@@ -305,7 +316,16 @@ def test_a_full_disk_is_one_line(mnist_root: Path, tmp_path: Path) -> None:
 
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["train"], ["data", "get"], ["bench", "train"], ["evaluate"], ["reconstruct"], ["demo"]):
+    for command in (
+        [],
+        ["train"],
+        ["data", "get"],
+        ["bench", "train"],
+        ["evaluate"],
+        ["reconstruct"],
+        ["demo"],
+        ["sample"],
+    ):
         with pytest.raises(SystemExit) as ended:
             main([*command, "--help"])
         assert ended.value.code == 0

@@ -27,6 +27,15 @@ PRINTED = {
     "model.kernel": (3, 3, 3, 3),
     "training.learning_rate": (3e-3, 3e-3, 3e-3, 3e-3),
     "training.polyak_decay": (0.9, 0.9, 0.9, 0.9),
+    # Table 8
+    "prior.training.batch_size": (32, 128, 512, 512),
+    "prior.network.hidden_units": (128, 128, 64, 64),
+    "prior.network.residual_units": (64, 64, 64, 64),
+    "prior.network.attention_layers": ((4,),) * 4,
+    "prior.network.attention_heads": (8, 8, 8, 8),
+    "prior.network.kernel": (5, 5, 5, 5),
+    "prior.network.dropout": ((0.15,), (0.15,), (0.1,), (0.1,)),
+    "prior.training.polyak_decay": (0.99, 0.99, 0.99, 0.99),
 }
 GRIDS = (32, 32, 16, 16)
 CODEWORDS = ((8, 64, 512), (8, 64, 512), (8, 64, 512), (4, 16, 64))

@@ -433,8 +433,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", "MNIST from nothing: data, training, evaluation, pictures", _demo)
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
     demo.add_argument("--root", metavar="DIR", help="root folder of the data")
-    demo.add_argument("--max-minutes", type=float, default=7.8, metavar="M", help="training time (default: 7.8)")
-    demo.add_argument("--max-steps", type=int, default=0, metavar="N", help="training steps, if fewer")
+    demo.add_argument(
+        "--max-minutes", type=float, default=10.5, metavar="M", help="training time in all (default: 10.5)"
+    )
+    demo.add_argument("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most")
 
     figure = commands.add_parser("figure", help="the paper's figures")
     figures = figure.add_subparsers(metavar="FIGURE", required=True, parser_class=_Parser)

@@ -100,6 +100,11 @@ _PRIOR_OURS: Rows = {
     "prior.network.residual_blocks": 12, "prior.training.epochs": 100, "prior.training.learning_rate": 1e-3,
     "prior.training.warmup_steps": 200,
 }  # fmt: skip
+# Priors of a few thousand images, on a few cores.
+_PRIOR_SMALL: Rows = {
+    "prior.training.batch_size": 32, "prior.training.epochs": 60, "prior.training.evaluate_every": 100,
+    "prior.training.checkpoint_every": 100,
+}  # fmt: skip
 _PHOTO_DATA: Rows = {"data.crop": "random", "data.flip": True, "data.labels": False}
 OURS: Mapping[str, Rows] = {
     # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded. At Table 6's learning rate the codewords, and Adam's
@@ -199,12 +204,13 @@ def _presets() -> dict[str, Preset]:
     emoji = {
         "data.dataset": "emoji32", "data.size": 32, "data.channels": 3,
         "training.batch_size": 64, "training.epochs": 60, "training.evaluate_every": 250,
-        "training.checkpoint_every": 250,
+        "training.checkpoint_every": 250, **_PRIOR_SMALL, "prior.network.dropout": (0.3,),
     }  # fmt: skip
     photos = {
         "data.dataset": "photos", "data.size": 256, "data.channels": 3, **_PHOTO_DATA,
         "training.batch_size": 8, "training.epochs": 400, "training.learning_rate": 1e-3,
         "training.evaluate_every": 250, "training.checkpoint_every": 250, "training.evaluation_images": 64,
+        **_PRIOR_SMALL, "prior.training.batch_size": 8, "prior.network.dropout": (0.3,),
     }  # fmt: skip
     ours = [
         _ours("hrvqvae/emoji32", "cifar10", emoji, "a folder of 32x32 colour images in class folders"),
