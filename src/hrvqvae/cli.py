@@ -161,7 +161,9 @@ def _evaluate(arguments: Arguments) -> int:
     rows: list[Sequence[object]] = [("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")]
     for number, level in enumerate(report.levels, start=1):
         usage, perplexity = f"{level.usage:.1%}", f"{level.perplexity:.1f}"
-        rows.append((number, level.codewords, level.used, usage, perplexity, f"{level.mse:.4e}"))
+        rows.append(
+            (number, level.codewords, level.used, usage, perplexity, "-" if level.mse is None else f"{level.mse:.4e}")
+        )
     _table(rows)
     if rate is None:
         print(f"\nno priors: {evaluated.no_rate}")

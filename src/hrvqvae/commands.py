@@ -20,7 +20,7 @@ from hrvqvae.data.fetch import get
 from hrvqvae.data.images import read_image
 from hrvqvae.data.sources import data_root
 from hrvqvae.errors import InputError
-from hrvqvae.evaluation.evaluate import Report, evaluate
+from hrvqvae.evaluation.evaluate import LevelReport, Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.generate import Recognized, recognize, sample
 from hrvqvae.pictures import sheets
@@ -107,7 +107,7 @@ def reconstruct(
         InputError: no such run, image or level; a colour image for a greyscale model; the sheet can't be written.
     """
     model, config = load_with_config(run)
-    most = len(config.model.num_symbols)
+    most = model.prefixes[-1]
     if levels is not None and not 1 <= levels <= most:
         raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
     originals, decoded, errors = [], [], []
@@ -173,7 +173,7 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
         print(f"stopped at step {outcomes[-1].step}, saved; the same command goes on")
         return 128 + outcomes[-1].signal
     report = evaluate_run(out, rate=False).report
-    pictures = _demo_pictures(run, config, [level.mse for level in report.levels])
+    pictures = _demo_pictures(run, config, report.levels)
     used = ", ".join(f"{level.used} of {level.codewords}" for level in report.levels)
     print(
         f"\n{report.images:,} test images: MSE {report.mse:.3e}, PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}\n"
@@ -189,13 +189,13 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
     return 0
 
 
-def _demo_pictures(run: RunFolder, config: Config, errors: Sequence[float]) -> list[Path]:
+def _demo_pictures(run: RunFolder, config: Config, levels: Sequence[LevelReport]) -> list[Path]:
     """Test images above their reconstructions, samples of the run, and samples of the model that is shipped."""
     images = data.load(config.data, "test")
     few = torch.from_numpy(np.stack([images.read(index, None) for index in range(16)]))
     model, _ = load_with_config(run.path)
     sheet = run.pictures / "test-images.png"
-    sheets.save(sheets.draw(level_rows(model, few.float() / 255, level_captions(errors))), sheet)
+    sheets.save(sheets.draw(level_rows(model, few.float() / 255, level_captions(levels))), sheet)
     own, packaged = run.pictures / "samples.png", run.pictures / "samples-of-the-shipped-model.png"
     sample(str(run.path), 64, own)
     sample(SHIPPED_MODEL, 64, packaged)

@@ -2,8 +2,8 @@
 
 A field name is the dotted path that the command line takes (`--model.quantizer.codewords 8`), that
 `config.yaml` holds, and that a preset cites its source for. A system brings a model configuration of its own:
-a frozen dataclass with `system`, `latent_grids` and `num_symbols`, added to the type of `Config.model`. Values a
-grid (the lists of Tables 4, 7 and 9) are tuples there, coarse first.
+a frozen dataclass with `system`, `latent_grids`, `num_symbols`, `num_codewords` and `quantizer`, which SYSTEMS lists.
+Values that differ by level (the lists of Tables 7 and 9) are tuples, coarse first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from hrvqvae.errors import InputError
 
@@ -74,23 +74,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeQuantizerConfig:
-    """Linked codebooks (spec.md section 2, Table 6).
+class QuantizerConfig:
+    """One flat codebook on each latent grid (spec.md section 3, Tables 4 and 7).
 
     Attributes:
-        levels: L, number of quantization levels.
-        codewords: m, codewords a codebook; level l has m^l in all.
+        codewords: of a codebook.
         dim: D, width of a codeword.
-        beta: weight beta_l of the commitment loss of every level, and beta_0 of the combined latent.
+        beta: weight of the commitment loss.
         update: codewords follow moving averages of what they stand for, or the gradient of the codebook loss.
         decay: decay of those moving averages.
-        init_vectors: latent vectors that the k-means start of the tree takes (0: random start).
+        init_vectors: latent vectors that the k-means start takes (0: random start).
         revive_every: training steps between revivals of dead codewords (0: none).
-        revive_below: a codeword is dead when its share of its codebook's assignments is below this / m.
+        revive_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
     """
 
-    levels: int = 3
-    codewords: int = 8
+    codewords: int = 512
     dim: int = 32
     beta: float = 0.25
     update: Literal["ema", "gradient"] = "ema"
@@ -100,23 +98,39 @@ class TreeQuantizerConfig:
     revive_below: float = 0.03
 
     def __post_init__(self) -> None:
-        _require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
         _require(self.codewords >= 2, "model.quantizer.codewords", self.codewords, "at least 2")
         _require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
         _require(self.beta >= 0, "model.quantizer.beta", self.beta, "at least 0")
         _require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
         for name in ("init_vectors", "revive_every", "revive_below"):
             _require(getattr(self, name) >= 0, f"model.quantizer.{name}", getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeQuantizerConfig(QuantizerConfig):
+    """Linked codebooks (spec.md section 2, Table 6): as a flat codebook's, and how they are linked.
+
+    Attributes:
+        levels: L, number of quantization levels; `codewords` is m, of one codebook: level l has m^l in all. `beta` is
+            beta_l of every level, and beta_0 of the combined latent.
+    """
+
+    levels: int = 3
+    codewords: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
         values = self.codewords**self.levels * self.dim
         _require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, "at most 2^30 (4 GiB of leaves)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HRVQVAEConfig:
-    """One encoder, one latent grid, L levels of linked codebooks, one decoder (spec.md section 2, Table 6).
+class NetworkConfig:
+    """Encoder and decoder, which all systems have (spec.md Tables 4, 6 and 7).
 
     Attributes:
-        stride: image pixels a latent position, a side: 2^s.
+        stride: image pixels a latent position of the finest grid, a side: 2^s.
         padding: pixels added on each side of the image before encoding, cropped after decoding.
         hidden_units: channels of the convolutions.
         residual_units: channels inside a residual block.
@@ -124,15 +138,12 @@ class HRVQVAEConfig:
         kernel: filter size of the convolutions that keep the resolution.
     """
 
-    system: ClassVar[str] = "hrvqvae"
-
     stride: int = 2
     padding: int = 0
     hidden_units: int = 64
     residual_units: int = 64
     residual_blocks: int = 2
     kernel: int = 3
-    quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
 
     def __post_init__(self) -> None:
         power_of_two = self.stride >= 2 and self.stride & (self.stride - 1) == 0
@@ -143,13 +154,22 @@ class HRVQVAEConfig:
         _require(self.residual_units >= 1, "model.residual_units", self.residual_units, "at least 1")
         _require(self.residual_blocks >= 0, "model.residual_blocks", self.residual_blocks, "at least 0")
 
+    def grid(self, height: int, width: int, times: int = 1) -> Grid:
+        """(H, W) for an image of that many pixels, on a grid that is `times` coarser than the finest."""
+        pixels, stride = 2 * self.padding, self.stride * times
+        return math.ceil((height + pixels) / stride), math.ceil((width + pixels) / stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRVQVAEConfig(NetworkConfig):
+    """One encoder, one latent grid, L levels of linked codebooks, one decoder (spec.md section 2, Table 6)."""
+
+    system: Literal["hrvqvae"] = "hrvqvae"
+    quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
+
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
-        grid = (
-            math.ceil((height + 2 * self.padding) / self.stride),
-            math.ceil((width + 2 * self.padding) / self.stride),
-        )
-        return (grid,) * self.quantizer.levels
+        return (self.grid(height, width),) * self.quantizer.levels
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -160,6 +180,66 @@ class HRVQVAEConfig:
     def num_codewords(self) -> tuple[int, ...]:
         """Codewords of each level in all: m^l."""
         return tuple(self.quantizer.codewords**level for level in range(1, self.quantizer.levels + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(NetworkConfig):
+    """One encoder, one latent grid, one flat codebook, one decoder (spec.md section 3)."""
+
+    system: Literal["vqvae"] = "vqvae"
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of the one level of codes for an image of that many pixels."""
+        return (self.grid(height, width),)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code can take: K."""
+        return (self.quantizer.codewords,)
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of the one codebook: K."""
+        return self.num_symbols
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAE2Config(NetworkConfig):
+    """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (section 3).
+
+    Attributes:
+        grids: latent grids; the finest is `stride` times coarser than the image, each next one twice as coarse.
+    """
+
+    system: Literal["vqvae2"] = "vqvae2"
+    grids: int = 3
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.grids >= 1, "model.grids", self.grids, "at least 1")
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of each grid's codes for an image of that many pixels, coarse first."""
+        top = self.grid(height, width, 2 ** (self.grids - 1))
+        return tuple((top[0] * 2**finer, top[1] * 2**finer) for finer in range(self.grids))
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each grid can take: K."""
+        return (self.quantizer.codewords,) * self.grids
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each grid's codebook: K."""
+        return self.num_symbols
+
+
+ModelConfig = HRVQVAEConfig | VQVAEConfig | VQVAE2Config
+SYSTEMS: Mapping[str, type[HRVQVAEConfig] | type[VQVAEConfig] | type[VQVAE2Config]] = {
+    "hrvqvae": HRVQVAEConfig, "vqvae": VQVAEConfig, "vqvae2": VQVAE2Config,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +385,7 @@ class Config:
 
     name: str = "custom"
     data: DataConfig = field(default_factory=DataConfig)
-    model: HRVQVAEConfig = field(default_factory=HRVQVAEConfig)
+    model: ModelConfig = field(default_factory=HRVQVAEConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
     prior: PriorConfig = field(default_factory=PriorConfig)
 
@@ -333,12 +413,12 @@ def training_steps(samples: int, epochs: int, batch_size: int) -> int:
     return samples * epochs // batch_size
 
 
-def bits_per_image(model: HRVQVAEConfig, height: int, width: int) -> float:
+def bits_per_image(model: ModelConfig, height: int, width: int) -> float:
     """Bits that the codes of one image take: positions * log2(symbols), over the levels (appendix A.1)."""
     grids = model.latent_grids(height, width)
     return math.fsum(h * w * math.log2(m) for (h, w), m in zip(grids, model.num_symbols, strict=True))
 
 
-def compression_ratio(model: HRVQVAEConfig, channels: int, height: int, width: int) -> float:
+def compression_ratio(model: ModelConfig, channels: int, height: int, width: int) -> float:
     """Bits of the 8-bit image over bits of its codes (appendix A.1: 170.67 for 256x256x3 and FFHQ's row)."""
     return 8 * channels * height * width / bits_per_image(model, height, width)

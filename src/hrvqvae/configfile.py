@@ -6,21 +6,29 @@ import argparse
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jsonargparse
 import yaml
 
-from hrvqvae.config import Config, flatten, to_dict
+from hrvqvae.config import SYSTEMS, Config, flatten, to_dict
 from hrvqvae.errors import InputError
+
+DEFAULT_SYSTEM = "hrvqvae"
 
 
 @cache
-def _parser() -> jsonargparse.ArgumentParser:
+def _parser(system: str) -> jsonargparse.ArgumentParser:
+    """Of a system's configurations: one model class, so that a field is never looked for in another's."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Config)
+    defaults, types = Config(model=SYSTEMS[system]()), get_type_hints(Config) | {"model": SYSTEMS[system]}
+    fields = [
+        (name, types[name], dataclasses.field(default_factory=partial(getattr, defaults, name)))
+        for name in (field.name for field in dataclasses.fields(Config))
+    ]
+    parser.add_class_arguments(dataclasses.make_dataclass("Config", fields, kw_only=True))
     return parser
 
 
@@ -29,8 +37,8 @@ def _error(error: Exception, where: str) -> InputError:
     return InputError(f"{where}: {text}")
 
 
-def _built(namespace: Any) -> Config:
-    built = _parser().instantiate(namespace)
+def _built(parser: jsonargparse.ArgumentParser, namespace: Any) -> Config:
+    built = parser.instantiate(namespace)
     return Config(**{field.name: getattr(built, field.name) for field in dataclasses.fields(Config)})
 
 
@@ -42,8 +50,12 @@ def from_dict(tree: Any, where: str) -> Config:
     """
     if not isinstance(tree, Mapping):
         raise InputError(f"{where}: a configuration is a mapping with data, model and training")
+    model = tree.get("model")
+    system = model.get("system", DEFAULT_SYSTEM) if isinstance(model, Mapping) else DEFAULT_SYSTEM
+    if system not in SYSTEMS:
+        raise InputError(f"{where}: model.system is {system!r}; there are {', '.join(SYSTEMS)}")
     try:
-        return _built(_parser().parse_object(dict(tree)))
+        return _built(_parser(system), _parser(system).parse_object(dict(tree)))
     except (argparse.ArgumentError, TypeError, KeyError) as error:
         raise _error(error, where) from error
 
@@ -57,8 +69,11 @@ def from_file(path: Path) -> Config:
 
 
 def field_names() -> list[str]:
-    """Dotted names of every field."""
-    return [name for name, _ in flatten(to_dict(Config()))]
+    """Dotted names of every field, of any system."""
+    names = dict[str, None]()
+    for kind in SYSTEMS.values():
+        names |= dict.fromkeys(name for name, _ in flatten(to_dict(Config(model=kind()))))
+    return list(names)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -88,10 +103,10 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 def override(base: Config, given: Mapping[str, str]) -> Config:
     """`base` with fields replaced by texts, checked. Raises InputError as `from_dict` does."""
     arguments = [f"--{name}={value}" for name, value in given.items()]
-    parser = _parser()
+    parser = _parser(base.model.system)
     try:
         start = parser.parse_object(to_dict(base))
-        return _built(parser.parse_args(arguments, namespace=start))
+        return _built(parser, parser.parse_args(arguments, namespace=start))
     except argparse.ArgumentError as error:
         raise _error(error, "configuration") from error
 

@@ -16,10 +16,14 @@ from hrvqvae.config import (
     Config,
     DataConfig,
     HRVQVAEConfig,
+    ModelConfig,
     PixelSNAILConfig,
     PriorConfig,
+    QuantizerConfig,
     TrainingConfig,
     TreeQuantizerConfig,
+    VQVAE2Config,
+    VQVAEConfig,
     bits_per_image,
     compression_ratio,
     flatten,
@@ -73,6 +77,41 @@ TABLE_6: Mapping[str, Rows] = {
     },
 }  # fmt: skip
 
+# Table 7: VQVAE-2 with three levels as retrained for the comparison. Grids are printed bottom to top.
+_TABLE_7_ALL: Rows = {
+    "model.system": "vqvae2", "model.grids": 3, "model.quantizer.beta": 0.25, "model.residual_units": 64,
+    "model.kernel": 3, "training.learning_rate": 3e-3, "training.polyak_decay": 0.9,
+}  # fmt: skip
+TABLE_7: Mapping[str, Rows] = {
+    "ffhq": {
+        **_TABLE_7_ALL, "model.stride": 8, "model.hidden_units": 128,
+        "model.quantizer.codewords": 512, "model.quantizer.dim": 32,
+    },
+    "imagenet": {
+        **_TABLE_7_ALL, "model.stride": 4, "model.hidden_units": 128,
+        "model.quantizer.codewords": 512, "model.quantizer.dim": 32,
+    },
+    "cifar10": {
+        **_TABLE_7_ALL, "model.stride": 2, "model.hidden_units": 64,
+        "model.quantizer.codewords": 512, "model.quantizer.dim": 16,
+    },
+    "mnist": {
+        **_TABLE_7_ALL, "model.stride": 2, "model.hidden_units": 64,
+        "model.quantizer.codewords": 64, "model.quantizer.dim": 8,
+    },
+}  # fmt: skip
+
+# Table 4: VQVAE-2 as first published. Its codebook sizes contradict each other: 512 codewords of width 64 are taken.
+_TABLE_4_ALL: Rows = {
+    "model.system": "vqvae2", "model.quantizer.beta": 0.25, "model.hidden_units": 128, "model.residual_units": 64,
+    "model.quantizer.codewords": 512, "model.quantizer.dim": 64, "model.kernel": 3, "training.learning_rate": 2e-4,
+    "training.polyak_decay": 0.9999,
+}  # fmt: skip
+TABLE_4: Mapping[str, Rows] = {
+    "ffhq1024": {**_TABLE_4_ALL, "model.grids": 3, "model.stride": 8, "training.max_steps": 304_741},
+    "imagenet256": {**_TABLE_4_ALL, "model.grids": 2, "model.stride": 4, "training.max_steps": 2_207_444},
+}
+
 # Table 8: the priors of HR-VQVAE with three levels. Output stack layers: 0, which is how the network is built.
 _TABLE_8_ALL: Rows = {
     "prior.network.residual_units": 64, "prior.network.attention_layers": (4,), "prior.network.attention_heads": 8,
@@ -87,12 +126,27 @@ TABLE_8: Mapping[str, Rows] = {
     "mnist": {**_TABLE_8_SMALL, "prior.training.batch_size": 512},
 }
 
+# Table 9: the priors of VQVAE-2 with three levels; lists are printed bottom to top, here they are coarse first.
+_TABLE_9_ALL: Rows = {
+    "prior.network.residual_units": 64, "prior.network.attention_layers": (4, 1, 0), "prior.network.attention_heads": 8,
+    "prior.network.kernel": 5, "prior.network.dropout": (0.5, 0.3, 0.25), "prior.training.polyak_decay": 0.99,
+}  # fmt: skip
+TABLE_9: Mapping[str, Rows] = {
+    "ffhq": {**_TABLE_9_ALL, "prior.network.hidden_units": 128, "prior.batch_size": (128, 64, 32)},
+    "imagenet": {
+        **_TABLE_9_ALL, "prior.network.hidden_units": 128, "prior.network.residual_units": 128,
+        "prior.batch_size": (256, 128, 64),
+    },
+    "cifar10": {**_TABLE_9_ALL, "prior.network.hidden_units": 64, "prior.training.batch_size": 512},
+    "mnist": {**_TABLE_9_ALL, "prior.network.hidden_units": 64, "prior.training.batch_size": 512},
+}  # fmt: skip
+
 # Figures that the paper prints and that follow from the rows above: Table 5's steps, appendix A.1's factor.
+_PRINTED_STEPS = {"ffhq": 875_000, "imagenet": 8_007_293, "cifar10": 390_234, "mnist": 468_281}
 PRINTED: Mapping[str, Rows] = {
-    "ffhq": {"training_steps": 875_000, "compression_ratio": 171},
-    "imagenet": {"training_steps": 8_007_293},
-    "cifar10": {"training_steps": 390_234},
-    "mnist": {"training_steps": 468_281},
+    f"{system}/{data}": {"training_steps": steps, **({"compression_ratio": ratio} if data == "ffhq" else {})}
+    for system, ratio in (("hrvqvae", 171), ("vqvae2", 130))
+    for data, steps in _PRINTED_STEPS.items()
 }
 
 # Of every prior: neither blocks nor optimizer are printed (spec.md section 5).
@@ -155,68 +209,111 @@ def _nested(rows: Rows) -> dict[str, Any]:
 
 
 def _config(name: str, rows: Rows) -> Config:
+    """The configuration of those rows; whatever they leave out takes its default."""
     tree = _nested({**_PRIOR_OURS, **rows})
     model, prior = dict(tree["model"]), dict(tree["prior"])
-    quantizer = TreeQuantizerConfig(**model.pop("quantizer"))
+    system, quantizer = model.pop("system", "hrvqvae"), model.pop("quantizer")
+    if system == "hrvqvae":
+        built: ModelConfig = HRVQVAEConfig(**model, quantizer=TreeQuantizerConfig(**quantizer))
+    else:
+        kind = VQVAEConfig if system == "vqvae" else VQVAE2Config
+        built = kind(**model, quantizer=QuantizerConfig(**quantizer))
     network, training = PixelSNAILConfig(**prior.pop("network")), TrainingConfig(**prior.pop("training"))
     return Config(
         name=name,
         data=DataConfig(**tree["data"]),
-        model=HRVQVAEConfig(**model, quantizer=quantizer),
+        model=built,
         training=TrainingConfig(**tree["training"]),
         prior=PriorConfig(**prior, network=network, training=training),
     )
 
 
-def _published(dataset: str, about: str, notes: tuple[str, ...] = ()) -> Preset:
-    tables = {"Table 5": TABLE_5[dataset], "Table 6": TABLE_6[dataset], "Table 8": TABLE_8[dataset]}
+def _preset(name: str, about: str, tables: Mapping[str, Rows], ours: Rows, notes: tuple[str, ...] = ()) -> Preset:
+    """The union of tables' rows, each with its source, and of rows that are ours, which win."""
     rows: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for table, printed in tables.items():
         rows |= printed
         sources |= dict.fromkeys(printed, table)
-    rows |= OURS[dataset]
-    sources["model.stride"] = "Table 6 (latent grid)"
-    config = _config(f"hrvqvae/{dataset}", rows)
-    return Preset(config=config, sources=sources, printed=PRINTED[dataset], about=about, notes=notes)
+        if "model.stride" in printed:
+            sources["model.stride"] = f"{table} (latent grid)"
+    sources = {key: source for key, source in sources.items() if key not in ours and key != "model.system"}
+    printed = PRINTED.get(name, {})
+    return Preset(config=_config(name, {**rows, **ours}), sources=sources, printed=printed, about=about, notes=notes)
 
 
-def _ours(name: str, row: str, changes: Rows, about: str) -> Preset:
-    """A preset for data that the paper does not have: the model of one of its rows, the rest ours."""
-    base = {**TABLE_6[row], **TABLE_8[row]}
-    sources = dict.fromkeys(TABLE_6[row], f"Table 6 ({row})") | dict.fromkeys(TABLE_8[row], f"Table 8 ({row})")
-    sources = {key: source for key, source in sources.items() if key not in changes}
-    config = _config(name, {**base, **changes})
-    return Preset(config=config, sources=sources, printed={}, about=about)
+_FLAT: Rows = {"model.system": "vqvae"}
 
 
-def _presets() -> dict[str, Preset]:
-    ffhq_note = (
-        "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000. 875,000 is what "
-        "70,000 samples give. The printed value is kept beside the computed one."
-    )
-    published = [
-        _published("mnist", "MNIST, 28x28 greyscale"),
-        _published("cifar10", "CIFAR10, 32x32 colour"),
-        _published("imagenet", "ImageNet, 128x128 colour, class folders"),
-        _published("ffhq", "FFHQ, 256x256 colour, a folder of faces", notes=(ffhq_note,)),
-    ]
-    emoji = {
+def _flat_row(row: Rows) -> Rows:
+    """An HR-VQVAE row with one flat codebook of as many codewords as its tree has leaves: the same bits (section 5)."""
+    rest = {key: value for key, value in row.items() if key not in ("model.quantizer.levels",)}
+    leaves = row["model.quantizer.codewords"] ** row["model.quantizer.levels"]
+    return {**rest, **_FLAT, "model.quantizer.codewords": leaves}
+
+
+_ABOUT: Mapping[str, str] = {
+    "mnist": "MNIST, 28x28 greyscale",
+    "cifar10": "CIFAR10, 32x32 colour",
+    "imagenet": "ImageNet, 128x128 colour, class folders",
+    "ffhq": "FFHQ, 256x256 colour, a folder of faces",
+    "emoji32": "a folder of 32x32 colour images in class folders",
+    "photos": "any folder of photographs, 256x256 crops",
+}
+_FFHQ_NOTE = (
+    "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000. 875,000 is what "
+    "70,000 samples give. The printed value is kept beside the computed one."
+)
+_FLAT_NOTE = (
+    "VQVAE is not printed: the HR-VQVAE row with one flat codebook of m^3 codewords, so the same bits a position."
+)
+_TABLE_4_NOTE = (
+    "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts for two levels of ImageNet: "
+    "512 codewords of dimension 64 a level are taken."
+)
+_TABLE_9_NOTE = "Table 9 prints no head count for the middle grid's one attention layer: 8 is ours."
+_ROW_OF = {"emoji32": "cifar10", "photos": "ffhq"}  # data that the paper does not have -> the row whose model it takes
+_OURS_DATA: Mapping[str, Rows] = {
+    "emoji32": {
         "data.dataset": "emoji32", "data.size": 32, "data.channels": 3,
         "training.batch_size": 64, "training.epochs": 60, "training.evaluate_every": 250,
         "training.checkpoint_every": 250, **_PRIOR_SMALL, "prior.network.dropout": (0.3,),
-    }  # fmt: skip
-    photos = {
+    },
+    "photos": {
         "data.dataset": "photos", "data.size": 256, "data.channels": 3, **_PHOTO_DATA,
         "training.batch_size": 8, "training.epochs": 400, "training.learning_rate": 1e-3,
         "training.evaluate_every": 250, "training.checkpoint_every": 250, "training.evaluation_images": 64,
         **_PRIOR_SMALL, "prior.training.batch_size": 8, "prior.network.dropout": (0.3,),
-    }  # fmt: skip
-    ours = [
-        _ours("hrvqvae/emoji32", "cifar10", emoji, "a folder of 32x32 colour images in class folders"),
-        _ours("hrvqvae/photos", "ffhq", photos, "any folder of photographs, 256x256 crops"),
-    ]
-    return {preset.name: preset for preset in [*published, *ours]}
+    },
+}  # fmt: skip
+_ORIGINAL: Mapping[str, Rows] = {
+    "ffhq1024": {**TABLE_5["ffhq"], **OURS["ffhq"], "data.size": 1024, "training.epochs": 0, "training.batch_size": 8},
+    "imagenet256": {**TABLE_5["imagenet"], **OURS["imagenet"], "data.size": 256, "training.epochs": 0},
+}
+
+
+def _presets() -> dict[str, Preset]:
+    found = []
+    for data in ("mnist", "cifar10", "imagenet", "ffhq", "emoji32", "photos"):
+        row, about = _ROW_OF.get(data, data), _ABOUT[data]
+        mark = "" if row == data else f" ({row})"
+        inputs: dict[str, Rows] = {"Table 5": TABLE_5[data]} if row == data else {}
+        ours = OURS[data] if row == data else _OURS_DATA[data]
+        notes = (_FFHQ_NOTE,) if data == "ffhq" else ()
+        tree = {**inputs, f"Table 6{mark}": TABLE_6[row], f"Table 8{mark}": TABLE_8[row]}
+        grids = {**inputs, f"Table 7{mark}": TABLE_7[row], f"Table 9{mark}": TABLE_9[row]}
+        flat = {**inputs, f"as Table 6{mark}": _flat_row(TABLE_6[row]), f"as Table 8{mark}": TABLE_8[row]}
+        small = {key: value for key, value in ours.items() if key not in ("prior.batch_size",)}
+        found += [
+            _preset(f"hrvqvae/{data}", about, tree, ours, notes),
+            _preset(f"vqvae/{data}", about, flat, ours, (*notes, _FLAT_NOTE)),
+            _preset(f"vqvae2/{data}", about, grids, small, (*notes, _TABLE_9_NOTE)),
+        ]
+    for data, printed in TABLE_4.items():
+        about = f"VQVAE-2 as first published, {data.rstrip('0123456789')} at {_ORIGINAL[data]['data.size']} pixels"
+        found.append(_preset(f"vqvae2-original/{data}", about, {"Table 4": printed}, _ORIGINAL[data], (_TABLE_4_NOTE,)))
+    order = ("hrvqvae", "vqvae", "vqvae2", "vqvae2-original")
+    return {one.name: one for one in sorted(found, key=lambda one: order.index(one.name.split("/")[0]))}
 
 
 PRESETS: Mapping[str, Preset] = _presets()

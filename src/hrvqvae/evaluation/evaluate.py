@@ -31,7 +31,7 @@ class LevelReport:
         codewords: K_l, of the level in all.
         used: codewords chosen at least once on the split; usage: their share.
         perplexity: exp(entropy) of the choices, 1 to K_l.
-        mse: of the image decoded from the levels up to this one.
+        mse: of the image decoded from the levels up to this one; None where the system can't decode these.
         counts: (K_l,) int64, how often each codeword was chosen.
     """
 
@@ -39,7 +39,7 @@ class LevelReport:
     used: int
     usage: float
     perplexity: float
-    mse: float
+    mse: float | None
     counts: Tensor
 
 
@@ -89,7 +89,7 @@ def evaluate(
     device = device or torch.device("cpu")
     codewords = config.model.num_codewords
     counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
-    errors = [0.0] * len(codewords)
+    errors = dict.fromkeys(model.prefixes, 0.0)
     psnr = PeakSignalNoiseRatio(data_range=1.0).to(device)
     ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
     images = values = 0
@@ -100,9 +100,9 @@ def evaluate(
         codes = model.encode(original)
         for level, path in enumerate(model.paths(codes)):
             counts[level] += vq.counts(path, codewords[level]).cpu()
-        for level in range(len(codewords)):
-            decoded = model.decode(codes, levels=level + 1, size=size)
-            errors[level] += float((decoded - original).double().square().sum())
+        for levels in model.prefixes:
+            decoded = model.decode(codes, levels=levels, size=size)
+            errors[levels] += float((decoded - original).double().square().sum())
         psnr.update(decoded, original)
         if has_ssim:
             ssim.update(decoded, original)
@@ -110,18 +110,19 @@ def evaluate(
         values += original.numel()
     if not images:
         raise InputError(f"no image of the {split} split could be read")
-    mse = [error / values for error in errors]
-    levels = tuple(
+    mse = {levels: error / values for levels, error in errors.items()}
+    total = mse[model.prefixes[-1]]
+    reports = tuple(
         LevelReport(
             codewords=number, used=int((count > 0).sum()), usage=float((count > 0).double().mean()),
-            perplexity=vq.perplexity(count), mse=error, counts=count,
+            perplexity=vq.perplexity(count), mse=mse.get(level), counts=count,
         )
-        for number, count, error in zip(codewords, counts, mse, strict=True)
+        for level, (number, count) in enumerate(zip(codewords, counts, strict=True), start=1)
     )  # fmt: skip
     data = config.data
     return Report(
-        dataset=data.dataset, split=split, images=images, mse=mse[-1],
-        psnr=float(psnr.compute()) if mse[-1] > 0 else math.inf, ssim=_mean_ssim(ssim) if has_ssim else None,
+        dataset=data.dataset, split=split, images=images, mse=total,
+        psnr=float(psnr.compute()) if total > 0 else math.inf, ssim=_mean_ssim(ssim) if has_ssim else None,
         bits_per_image=bits_per_image(config.model, data.size, data.size),
-        compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size), levels=levels,
+        compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size), levels=reports,
     )  # fmt: skip

@@ -65,6 +65,11 @@ class Autoencoder(nn.Module, ABC):
     def channels(self) -> int:
         """Channels of its images."""
 
+    @property
+    @abstractmethod
+    def prefixes(self) -> tuple[int, ...]:
+        """Numbers of levels that `decode` takes, in order; the last is all of them."""
+
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize, decode, with the loss terms. Raises InputError on images outside the contract."""

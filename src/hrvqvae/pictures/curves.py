@@ -39,7 +39,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         at = [record["step"] for record in tests]
         for level in range(len(tests[0]["level_mse"])):
             label = "level 1" if level == 0 else f"levels 1-{level + 1}"
-            errors.plot(at, [record["level_mse"][level] for record in tests], ".-", label=label)
+            if tests[0]["level_mse"][level] is not None:
+                errors.plot(at, [record["level_mse"][level] for record in tests], ".-", label=label)
             usage.plot(at, [record["usage"][level] * 100 for record in tests], ".-", label=f"level {level + 1}")
         errors.legend(frameon=False)
         usage.legend(frameon=False)

@@ -1,5 +1,7 @@
 """Vector quantization: the equations, the codebooks, the search, and the quantizers made of them."""
 
-from hrvqvae.quantize.tree import Codes, Quantized, TreeQuantizer
+from hrvqvae.quantize.flat import FlatQuantizer, check_codes
+from hrvqvae.quantize.quantized import Codes, Quantized
+from hrvqvae.quantize.tree import TreeQuantizer
 
-__all__ = ["Codes", "Quantized", "TreeQuantizer"]
+__all__ = ["Codes", "FlatQuantizer", "Quantized", "TreeQuantizer", "check_codes"]

@@ -118,6 +118,24 @@ def search_flat(latents: Tensor, codebook: Tensor) -> Tensor:
     return search_tree(latents, [codebook.unsqueeze(0)]).paths[0]
 
 
+def search_flat_chunked(latents: Tensor, codebook: Tensor) -> Tensor:
+    """As `search_flat`, by matrix products of bounded chunks, for a GPU, where NaN is no error."""
+    lengths = codebook.square().sum(-1)
+    chunks = torch.split(latents, max(1, _CHUNK_VALUES // len(codebook)))
+    return torch.cat([torch.addmm(lengths, some, codebook.T, alpha=-2).argmin(-1) for some in chunks])
+
+
+def search_flat_fastest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """As `search_flat`: compiled on the CPU (where numba is installed), chunked on a GPU."""
+    if latents.device.type != "cpu":
+        return search_flat_chunked(latents, codebook)
+    if _compiled_is_there():
+        from hrvqvae.quantize.compiled import search_flat_compiled
+
+        return search_flat_compiled(latents, codebook)
+    return search_flat(latents, codebook)
+
+
 @cache
 def _compiled_is_there() -> bool:
     return importlib.util.find_spec("numba") is not None

@@ -10,8 +10,7 @@ Shapes: (B, H, W, D) latents, L levels, m codewords a codebook; N = B * H * W.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +19,9 @@ from hrvqvae.config import TreeQuantizerConfig
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
+from hrvqvae.quantize.flat import check_codes
+from hrvqvae.quantize.quantized import Codes, Quantized
 from hrvqvae.quantize.search import TreeSearch, TreeSearcher, search_tree_fastest
-
-Codes = tuple[Tensor, ...]
-"""int64 tensors (B, H_l, W_l), coarse first."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Latents after quantization.
-
-    Attributes:
-        latents: (B, H, W, D) float32, z_q, with the straight-through gradient of z.
-        codes: L tensors (B, H, W) int64, child indices in [0, m).
-        losses: the codebook and commitment terms by name, beta included; each a scalar, the squared error summed over
-            the batch, as printed.
-    """
-
-    latents: Tensor
-    codes: Codes
-    losses: Mapping[str, Tensor]
 
 
 class TreeQuantizer(nn.Module):
@@ -100,13 +82,7 @@ class TreeQuantizer(nn.Module):
         path = torch.zeros_like(codes[0])
         quantized = torch.zeros((), device=path.device)
         for level, (codebook, code) in enumerate(zip(levels, codes, strict=False), start=1):
-            if code.shape != codes[0].shape or code.dtype != torch.long:
-                raise InputError(
-                    f"level {level} has codes {code.dtype} {tuple(code.shape)}; every level has int64 (B, H, W)"
-                )
-            if code.numel() and (code.min() < 0 or code.max() >= size):
-                worst = int(code.min()) if code.min() < 0 else int(code.max())
-                raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
+            check_codes(code, codes[0].shape, size, level)
             path = path * size + code
             quantized = quantized + codebook.lookup(path)
         return quantized

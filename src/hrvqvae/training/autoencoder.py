@@ -12,7 +12,7 @@ from hrvqvae import data
 from hrvqvae.checkpoint import RunFolder, save_model
 from hrvqvae.config import Config
 from hrvqvae.data import Batch, ImageSet
-from hrvqvae.evaluation.evaluate import Report, evaluate
+from hrvqvae.evaluation.evaluate import LevelReport, Report, evaluate
 from hrvqvae.models import Autoencoder, build
 from hrvqvae.pictures import curves, sheets
 from hrvqvae.quantize import functional as vq
@@ -76,20 +76,20 @@ class AutoencoderStep:
 
 
 def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.Row]:
-    """Originals above their reconstructions, a row for each caption: levels 1, 1-2, ..., 1-L."""
+    """Originals above their reconstructions, a row for each prefix of the levels that the system decodes."""
     size = (images.shape[-2], images.shape[-1])
     with torch.inference_mode():
         codes = model.encode(images)
         rows = [sheets.Row("original", list(images))]
-        for level, caption in enumerate(captions, start=1):
+        for level, caption in zip(model.prefixes, captions, strict=True):
             rows.append(sheets.Row(caption, list(model.decode(codes, levels=level, size=size))))
     return rows
 
 
-def level_captions(errors: Sequence[float]) -> list[str]:
-    """A caption for each prefix of the levels with its MSE."""
-    names = ["level 1"] + [f"levels 1-{level}" for level in range(2, len(errors) + 1)]
-    return [f"{name}: MSE {error:.2e}" for name, error in zip(names, errors, strict=True)]
+def level_captions(levels: Sequence[LevelReport]) -> list[str]:
+    """A caption for each prefix of the levels that was decoded, with its MSE."""
+    named = [("level 1" if number == 1 else f"levels 1-{number}", level.mse) for number, level in enumerate(levels, 1)]
+    return [f"{name}: MSE {error:.2e}" for name, error in named if error is not None]
 
 
 class EvaluationHook:
@@ -136,7 +136,7 @@ class EvaluationHook:
     def _pictures(self, state: TrainState, report: Report) -> None:
         few = next(self._batches(SHEET_IMAGES, workers=0)).images
         images = self.compute.place_images(few).float() / 255
-        captions = level_captions([level.mse for level in report.levels])
+        captions = level_captions(report.levels)
         rows = level_rows(self._model(state), images, captions)
         sheets.save(sheets.draw(rows), self.run.pictures / "reconstructions.png")
         curves.training_curves(self.log.records, self.run.pictures / "curves.png")
@@ -145,7 +145,7 @@ class EvaluationHook:
 
 def _first_images(images: ImageSet, config: Config) -> Tensor:
     """Training images for the data-dependent start: as many as their latents are asked for."""
-    (rows, columns), *_ = config.model.latent_grids(config.data.size, config.data.size)
+    rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
     wanted = max(1, min(len(images), config.model.quantizer.init_vectors // (rows * columns)))
     some = data.batches(
         images, batch_size=min(wanted, config.training.batch_size), seed=config.training.seed,
