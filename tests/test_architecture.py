@@ -26,6 +26,7 @@ ORDER = (
     {"resolve"},
     {"generate", "figures", "bench"},
     {"commands"},
+    {"compare"},
     {"cli"},
 )
 FORBIDDEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -237,6 +238,27 @@ def _demo(arguments: Arguments) -> int:
     return demo(Path(arguments.out), arguments.root, arguments.max_minutes, arguments.max_steps)
 
 
+def _compare(arguments: Arguments) -> int:
+    from hrvqvae.compare import Comparison, as_markdown, compare
+
+    systems = tuple(name.strip() for name in arguments.systems.split(",") if name.strip())
+    comparison = Comparison(
+        dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
+        max_minutes=arguments.max_minutes, prior_steps=arguments.prior_steps,
+        root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
+    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        rows, signal = compare(comparison, Path(arguments.out))
+    if signal:
+        print("stopped, saved; the same command goes on", file=sys.stderr)
+        return 128 + signal
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    print(f"\n{as_markdown(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and sheets beside them")
+    return 0
+
+
 def _at_least(value: int, least: int, name: str) -> None:
     if value < least:
         raise InputError(f"{name} is {value}; it must be at least {least}")
@@ -439,6 +461,19 @@ def _parser() -> argparse.ArgumentParser:
         "--max-minutes", type=float, default=10.5, metavar="M", help="training time in all (default: 10.5)"
     )
     demo.add_argument("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most")
+
+    compare = command("compare", "systems side by side: same data, order, budget and test images", _compare)
+    compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
+    compare.add_argument("--systems", default="hrvqvae,vqvae,vqvae2", metavar="A,B", help="which (default: all)")
+    compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
+    compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
+    compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")
+    compare.add_argument(
+        "--prior-steps", type=int, default=0, metavar="N", help="also priors: N updates a system, shared by its levels"
+    )
+    compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    compare.add_argument("--out", required=True, metavar="DIR")
+    compare.add_argument("--json", action="store_true", help="for programs")
 
     figure = commands.add_parser("figure", help="the paper's figures")
     figures = figure.add_subparsers(metavar="FIGURE", required=True, parser_class=_Parser)

@@ -1,0 +1,159 @@
+"""The comparison: every system trained alike, measured alike, resumed, and told in a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrvqvae import compare as compare_module
+from hrvqvae import presets
+from hrvqvae.cli import main
+from hrvqvae.compare import COLUMNS, Comparison, as_markdown, compare, frechet_distance
+from hrvqvae.config import Config, QuantizerConfig, TrainingConfig, VQVAE2Config, VQVAEConfig
+from hrvqvae.data import read_image
+from hrvqvae.errors import InputError
+from hrvqvae.evaluation.classifier import Classifier, Judge
+from hrvqvae.training import loop
+from hrvqvae.training.autoencoder import AutoencoderStep
+from tests.test_cli import _tiny, refused
+
+FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
+
+
+@pytest.fixture
+def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny presets of every system under the names that the comparison asks for, and a classifier that is no good."""
+    tree = _tiny(mnist_root)
+    network = {name: getattr(tree.model, name) for name in ("stride", "padding", "hidden_units", "residual_units")}
+    models = {
+        "hrvqvae/mnist": tree.model,
+        "vqvae/mnist": VQVAEConfig(**network, quantizer=FLAT),
+        "vqvae2/mnist": VQVAE2Config(**network, grids=2, quantizer=FLAT),
+    }
+    original = presets.get
+
+    def get(name: str) -> presets.Preset:
+        if name not in models:
+            return original(name)
+        config = dataclasses.replace(tree, name=name, model=models[name])
+        return presets.Preset(config=config, sources={}, printed={}, about="")
+
+    def judge(config: object, say: object) -> Judge:
+        torch.manual_seed(0)
+        return Judge(Classifier(1, 10).eval().requires_grad_(False), 0.1)
+
+    monkeypatch.setattr(presets, "get", get)
+    monkeypatch.setattr(compare_module, "train_judge", judge)
+
+
+@pytest.mark.usefixtures("systems")
+def test_three_systems_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["compare", "mnist", "--max-steps", "6", "--seeds", "2", "--prior-steps", "6", "--out", str(out)]
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == json.loads((out / "results.json").read_text())
+    assert [(row["system"], row["seed"]) for row in rows] == [
+        (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2")
+    ]
+    for row in rows:
+        assert set(row) == {"system", "seed", *COLUMNS}
+        assert all(row[name] is not None for name in COLUMNS)
+        assert 0 < row["usage"] <= 1
+    table = (out / "results.md").read_text()
+    assert all(f"| {system} | 2 |" in table for system in ("hrvqvae", "vqvae", "vqvae2"))
+    assert "±" in table
+    assert read_image(out / "reconstructions.png", 3).shape[1] > 4 * 60
+    assert read_image(out / "samples.png", 3).shape[1] > 6 * 60
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
+    shutil.rmtree(out / "runs" / "vqvae-1")
+    (out / "rows" / "vqvae-1.json").unlink()
+    assert main(command) == 0
+    again = json.loads((out / "results.json").read_text())
+    assert [row for row in again if row["system"] != "vqvae"] == [row for row in rows if row["system"] != "vqvae"]
+    assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-1" not in str(path))
+    assert "holds another comparison" in refused([*command, "--max-steps", "7"], capsys)
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    comparison, whole = Comparison(dataset="mnist", max_steps=6, systems=("vqvae", "vqvae2")), tmp_path / "whole"
+    expected, _ = compare(comparison, whole, lambda _: None)
+    original, steps = AutoencoderStep.__call__, [0]
+
+    def step(self: AutoencoderStep, state: object, batch: object) -> loop.Metrics:
+        steps[0] += 1
+        if steps[0] == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, state, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    rows, stopped = compare(comparison, tmp_path / "parts", lambda _: None)
+    assert (len(rows), stopped) == (1, signal.SIGTERM)
+    rows, stopped = compare(comparison, tmp_path / "parts", lambda _: None)
+    assert stopped == 0
+    assert [row["mse"] for row in rows] == [row["mse"] for row in expected]
+    assert all(row["prior_bits_per_image"] is None for row in rows)
+    assert "prior" not in (tmp_path / "parts" / "results.md").read_text()
+
+
+def test_the_same_order_of_the_data_for_every_system() -> None:
+    comparison = Comparison(dataset="mnist", max_steps=5, seeds=2)
+    configs = [comparison.config(system, 1) for system in comparison.systems]
+    assert (
+        len({(config.training.seed, config.training.batch_size, config.training.max_steps) for config in configs}) == 1
+    )
+    assert len({config.data for config in configs}) == 1
+
+
+def test_frechet_distance_is_zero_of_the_same_and_grows_with_noise() -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(1, 10).eval().requires_grad_(False)
+    images = torch.rand(300, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    same = frechet_distance(classifier, [images], [images])
+    near, far = (frechet_distance(classifier, [images], [images * (1 - share)]) for share in (0.2, 0.8))
+    assert abs(same) < 1e-3
+    assert same < near < far
+
+
+def test_a_table_of_means() -> None:
+    rows = [
+        {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None}
+        for seed, mse in enumerate((1e-3, 3e-3))
+    ]
+    table = as_markdown(rows).splitlines()
+    assert table[0] == "| system | seeds | MSE | PSNR, dB |"
+    assert table[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_steps": 0}, "no budget: give --max-steps or --max-minutes"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"systems": ()}, "names none"),
+        ({"systems": ("vqgam",)}, "unknown preset 'vqgam/mnist'"),
+        ({"dataset": "mnits"}, "unknown preset 'hrvqvae/mnits'"),
+    ],
+)
+def test_what_can_not_be_compared(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Comparison(**{"dataset": "mnist", "max_steps": 1, **fields})  # type: ignore[arg-type]
+
+
+def test_configurations_of_other_systems_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "vqvae2/mnist", "--model.quantizer.codewords", "32", "--print_config"]) == 0
+    assert "system: vqvae2" in capsys.readouterr().out
+    line = refused(["train", "vqvae2/mnist", "--model.quantizer.levels", "2"], capsys)
+    assert "--model.quantizer.levels" in line
+    (tmp_path / "x.yaml").write_text("model: {system: gan}")
+    assert "model.system is 'gan'; there are hrvqvae, vqvae, vqvae2" in refused(["train", tmp_path / "x.yaml"], capsys)
+    assert Config(model=VQVAEConfig(), training=TrainingConfig(epochs=1)).model.system == "vqvae"
