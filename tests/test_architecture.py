@@ -18,7 +18,7 @@ ORDER = (
     {"configfile", "storage"},
     {"nn"},
     {"quantize"},
-    {"models", "data", "priors"},
+    {"models", "data", "priors", "losses"},
     {"checkpoint", "codemaps", "sampling"},
     {"pictures", "evaluation"},
     {"training"},

@@ -14,7 +14,15 @@ from hrvqvae import compare as compare_module
 from hrvqvae import presets
 from hrvqvae.cli import main
 from hrvqvae.compare import COLUMNS, Comparison, as_markdown, compare, frechet_distance
-from hrvqvae.config import Config, QuantizerConfig, TrainingConfig, VQVAE2Config, VQVAEConfig
+from hrvqvae.config import (
+    Config,
+    QuantizerConfig,
+    TrainingConfig,
+    TransformerConfig,
+    VQGANConfig,
+    VQVAE2Config,
+    VQVAEConfig,
+)
 from hrvqvae.data import read_image
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.classifier import Classifier, Judge
@@ -34,6 +42,14 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "hrvqvae/mnist": tree.model,
         "vqvae/mnist": VQVAEConfig(**network, quantizer=FLAT),
         "vqvae2/mnist": VQVAE2Config(**network, grids=2, quantizer=FLAT),
+        "vqgan/mnist": VQGANConfig(
+            **network,
+            quantizer=FLAT,
+            perceptual="none",
+            adversarial_start=2,
+            discriminator_units=4,
+            discriminator_layers=1,
+        ),
     }
     original = presets.get
 
@@ -41,6 +57,9 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name not in models:
             return original(name)
         config = dataclasses.replace(tree, name=name, model=models[name])
+        if name == "vqgan/mnist":
+            network = TransformerConfig(hidden_units=16, layers=1, heads=2)
+            config = dataclasses.replace(config, prior=dataclasses.replace(config.prior, network=network))
         return presets.Preset(config=config, sources={}, printed={}, about="")
 
     def judge(config: object, say: object) -> Judge:
@@ -52,24 +71,24 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("systems")
-def test_three_systems_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["compare", "mnist", "--max-steps", "6", "--seeds", "2", "--prior-steps", "6", "--out", str(out)]
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads((out / "results.json").read_text())
     assert [(row["system"], row["seed"]) for row in rows] == [
-        (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2")
+        (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan")
     ]
     for row in rows:
         assert set(row) == {"system", "seed", *COLUMNS}
         assert all(row[name] is not None for name in COLUMNS)
         assert 0 < row["usage"] <= 1
     table = (out / "results.md").read_text()
-    assert all(f"| {system} | 2 |" in table for system in ("hrvqvae", "vqvae", "vqvae2"))
+    assert all(f"| {system} | 2 |" in table for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan"))
     assert "±" in table
-    assert read_image(out / "reconstructions.png", 3).shape[1] > 4 * 60
-    assert read_image(out / "samples.png", 3).shape[1] > 6 * 60
+    assert read_image(out / "reconstructions.png", 3).shape[1] > 5 * 60
+    assert read_image(out / "samples.png", 3).shape[1] > 8 * 60
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
     shutil.rmtree(out / "runs" / "vqvae-1")
     (out / "rows" / "vqvae-1.json").unlink()
@@ -155,5 +174,7 @@ def test_configurations_of_other_systems_by_command(tmp_path: Path, capsys: pyte
     line = refused(["train", "vqvae2/mnist", "--model.quantizer.levels", "2"], capsys)
     assert "--model.quantizer.levels" in line
     (tmp_path / "x.yaml").write_text("model: {system: gan}")
-    assert "model.system is 'gan'; there are hrvqvae, vqvae, vqvae2" in refused(["train", tmp_path / "x.yaml"], capsys)
+    assert "model.system is 'gan'; there are hrvqvae, vqvae, vqvae2, vqgan" in refused(
+        ["train", tmp_path / "x.yaml"], capsys
+    )
     assert Config(model=VQVAEConfig(), training=TrainingConfig(epochs=1)).model.system == "vqvae"

@@ -116,7 +116,7 @@ def test_what_no_table_prints_is_ours(name: str) -> None:
     preset = presets.get(name)
     printed = {*PRINTED, *PRINTED_VQVAE2, "data.dataset", "model.stride", "model.grids", "prior.batch_size"}
     for field in presets.describe(preset)["values"]:
-        if field not in printed and not name.startswith("vqvae2-original"):
+        if field not in printed and not name.startswith(("vqvae2-original", "vqgan")):
             assert preset.source(field) == "ours", field
 
 
@@ -130,6 +130,15 @@ def test_training_steps_follow_but_for_the_misprint(column: int) -> None:
         assert any("875,000" in note and "70,000" in note for note in preset.notes)
     else:
         assert computed == STEPS[column]
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq"])
+def test_vqgan_is_ours_but_for_its_input(data: str) -> None:
+    preset = presets.get(f"vqgan/{data}")
+    printed = {field for field in presets.describe(preset)["values"] if preset.source(field) != "ours"}
+    assert printed <= {*(name for name in PRINTED if name.startswith(("data.", "training."))), "data.dataset"}
+    assert presets.derived(preset.config)["latent_grids"][0][0] == GRIDS[COLUMNS.index(data)]
+    assert preset.config.model.num_codewords == (1024,)
 
 
 def test_compression_is_the_printed_one() -> None:

@@ -464,7 +464,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = command("compare", "systems side by side: same data, order, budget and test images", _compare)
     compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
-    compare.add_argument("--systems", default="hrvqvae,vqvae,vqvae2", metavar="A,B", help="which (default: all)")
+    compare.add_argument("--systems", default="hrvqvae,vqvae,vqvae2,vqgan", metavar="A,B", help="which (default: all)")
     compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
     compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
     compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")

@@ -41,7 +41,7 @@ from hrvqvae.training.stage import count_parameters
 Row = dict[str, Any]
 Say = Callable[[str], None]
 
-SYSTEMS = ("hrvqvae", "vqvae", "vqvae2")
+SYSTEMS = ("hrvqvae", "vqvae", "vqvae2", "vqgan")
 _SHEET, _SAMPLES, _TIMED = 12, 24, 256
 _FRECHET_IMAGES = 2_000
 

@@ -236,9 +236,54 @@ class VQVAE2Config(NetworkConfig):
         return self.num_symbols
 
 
-ModelConfig = HRVQVAEConfig | VQVAEConfig | VQVAE2Config
-SYSTEMS: Mapping[str, type[HRVQVAEConfig] | type[VQVAEConfig] | type[VQVAE2Config]] = {
-    "hrvqvae": HRVQVAEConfig, "vqvae": VQVAEConfig, "vqvae2": VQVAE2Config,
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig(NetworkConfig):
+    """One latent grid, one flat codebook; trained for what images look like as well (spec.md section 3).
+
+    Attributes:
+        perceptual: features that the perceptual loss compares; none leaves it out.
+        perceptual_weight: its weight beside the squared error.
+        adversarial_weight: weight of the generator's adversarial loss, times the adaptive weight (Esser et al. 2021,
+            equation 7).
+        adversarial_start: training steps before the discriminator begins.
+        discriminator_units: channels of the patch discriminator's first layer.
+        discriminator_layers: its layers that halve the resolution.
+    """
+
+    system: Literal["vqgan"] = "vqgan"
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codewords=1024))
+    perceptual: Literal["efficientnet-lite0", "none"] = "efficientnet-lite0"
+    perceptual_weight: float = 1.0
+    adversarial_weight: float = 0.8
+    adversarial_start: int = 10_000
+    discriminator_units: int = 64
+    discriminator_layers: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
+            _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
+        for name in ("discriminator_units", "discriminator_layers"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of the one level of codes for an image of that many pixels."""
+        return (self.grid(height, width),)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code can take: K."""
+        return (self.quantizer.codewords,)
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of the one codebook: K."""
+        return self.num_symbols
+
+
+ModelConfig = HRVQVAEConfig | VQVAEConfig | VQVAE2Config | VQGANConfig
+SYSTEMS: Mapping[str, type[HRVQVAEConfig] | type[VQVAEConfig] | type[VQVAE2Config] | type[VQGANConfig]] = {
+    "hrvqvae": HRVQVAEConfig, "vqvae": VQVAEConfig, "vqvae2": VQVAE2Config, "vqgan": VQGANConfig,
 }  # fmt: skip
 
 
@@ -313,6 +358,7 @@ class PixelSNAILConfig:
         dropout: share of the activations inside a residual block that training drops.
     """
 
+    kind: Literal["pixelsnail"] = "pixelsnail"
     hidden_units: int = 64
     residual_units: int = 64
     residual_blocks: int = 12
@@ -342,6 +388,36 @@ class PixelSNAILConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A GPT-like network (spec.md section 3; Esser et al. 2021).
+
+    Attributes:
+        hidden_units: width of the features.
+        layers: of attention and two-layer network.
+        heads: of each attention; their number divides `hidden_units`.
+        dropout: share of what a layer adds that training drops.
+    """
+
+    kind: Literal["transformer"] = "transformer"
+    hidden_units: int = 256
+    layers: int = 6
+    heads: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_units", "layers", "heads"):
+            _require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
+        _require(0 <= self.dropout < 1, "prior.network.dropout", self.dropout, "at least 0 and below 1")
+        if self.hidden_units % self.heads:
+            raise InputError(f"prior.network.heads is {self.heads}; it must divide hidden_units ({self.hidden_units})")
+
+
+NETWORKS: Mapping[str, type[PixelSNAILConfig] | type[TransformerConfig]] = {
+    "pixelsnail": PixelSNAILConfig, "transformer": TransformerConfig,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriorConfig:
     """The priors of all levels and their training (spec.md section 2, Tables 8 and 9).
 
@@ -352,7 +428,7 @@ class PriorConfig:
         held_out: share of the training images whose codes are held out; the state that codes them best is kept.
     """
 
-    network: PixelSNAILConfig = field(default_factory=PixelSNAILConfig)
+    network: PixelSNAILConfig | TransformerConfig = field(default_factory=PixelSNAILConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(batch_size=32, epochs=50, learning_rate=1e-3, polyak_decay=0.99)
     )

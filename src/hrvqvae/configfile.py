@@ -13,23 +13,37 @@ from typing import Any, get_type_hints
 import jsonargparse
 import yaml
 
-from hrvqvae.config import SYSTEMS, Config, flatten, to_dict
+from hrvqvae.config import NETWORKS, SYSTEMS, Config, PriorConfig, flatten, to_dict
 from hrvqvae.errors import InputError
 
-DEFAULT_SYSTEM = "hrvqvae"
+
+def _narrowed(kind: type[Any], **types: type[Any]) -> type[Any]:
+    """The dataclass with the types of some fields, which are unions, narrowed to one, and that one's defaults."""
+    defaults, hints = kind(**{name: narrow() for name, narrow in types.items()}), get_type_hints(kind) | types
+    fields = [
+        (name, hints[name], dataclasses.field(default_factory=partial(getattr, defaults, name)))
+        for name in (field.name for field in dataclasses.fields(kind))
+    ]
+    return dataclasses.make_dataclass(kind.__name__, fields, kw_only=True, frozen=True)
 
 
 @cache
-def _parser(system: str) -> jsonargparse.ArgumentParser:
-    """Of a system's configurations: one model class, so that a field is never looked for in another's."""
+def _parser(system: str, network: str) -> jsonargparse.ArgumentParser:
+    """Of the configurations with that system and kind of prior, so that a field is never looked for in another's."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    defaults, types = Config(model=SYSTEMS[system]()), get_type_hints(Config) | {"model": SYSTEMS[system]}
-    fields = [
-        (name, types[name], dataclasses.field(default_factory=partial(getattr, defaults, name)))
-        for name in (field.name for field in dataclasses.fields(Config))
-    ]
-    parser.add_class_arguments(dataclasses.make_dataclass("Config", fields, kw_only=True))
+    prior = _narrowed(PriorConfig, network=NETWORKS[network])
+    parser.add_class_arguments(_narrowed(Config, model=SYSTEMS[system], prior=prior))
     return parser
+
+
+def _kind(tree: Any, section: Sequence[str], known: Mapping[str, Any], default: str, where: str) -> str:
+    """The value at `section` of a nested mapping, one of those known. Raises InputError."""
+    for name in section:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    found = default if tree is None else tree
+    if found not in known:
+        raise InputError(f"{where}: {'.'.join(section)} is {found!r}; there are {', '.join(known)}")
+    return str(found)
 
 
 def _error(error: Exception, where: str) -> InputError:
@@ -39,7 +53,11 @@ def _error(error: Exception, where: str) -> InputError:
 
 def _built(parser: jsonargparse.ArgumentParser, namespace: Any) -> Config:
     built = parser.instantiate(namespace)
-    return Config(**{field.name: getattr(built, field.name) for field in dataclasses.fields(Config)})
+    parts = {field.name: getattr(built, field.name) for field in dataclasses.fields(Config)}
+    prior = parts.pop("prior")
+    return Config(
+        **parts, prior=PriorConfig(**{one.name: getattr(prior, one.name) for one in dataclasses.fields(prior)})
+    )
 
 
 def from_dict(tree: Any, where: str) -> Config:
@@ -50,12 +68,10 @@ def from_dict(tree: Any, where: str) -> Config:
     """
     if not isinstance(tree, Mapping):
         raise InputError(f"{where}: a configuration is a mapping with data, model and training")
-    model = tree.get("model")
-    system = model.get("system", DEFAULT_SYSTEM) if isinstance(model, Mapping) else DEFAULT_SYSTEM
-    if system not in SYSTEMS:
-        raise InputError(f"{where}: model.system is {system!r}; there are {', '.join(SYSTEMS)}")
+    system = _kind(tree, ("model", "system"), SYSTEMS, "hrvqvae", where)
+    network = _kind(tree, ("prior", "network", "kind"), NETWORKS, "pixelsnail", where)
     try:
-        return _built(_parser(system), _parser(system).parse_object(dict(tree)))
+        return _built(_parser(system, network), _parser(system, network).parse_object(dict(tree)))
     except (argparse.ArgumentError, TypeError, KeyError) as error:
         raise _error(error, where) from error
 
@@ -72,7 +88,9 @@ def field_names() -> list[str]:
     """Dotted names of every field, of any system."""
     names = dict[str, None]()
     for kind in SYSTEMS.values():
-        names |= dict.fromkeys(name for name, _ in flatten(to_dict(Config(model=kind()))))
+        for network in NETWORKS.values():
+            config = Config(model=kind(), prior=PriorConfig(network=network()))
+            names |= dict.fromkeys(name for name, _ in flatten(to_dict(config)))
     return list(names)
 
 
@@ -103,7 +121,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 def override(base: Config, given: Mapping[str, str]) -> Config:
     """`base` with fields replaced by texts, checked. Raises InputError as `from_dict` does."""
     arguments = [f"--{name}={value}" for name, value in given.items()]
-    parser = _parser(base.model.system)
+    parser = _parser(base.model.system, base.prior.network.kind)
     try:
         start = parser.parse_object(to_dict(base))
         return _built(parser, parser.parse_args(arguments, namespace=start))

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hrvqvae.config import (
+    NETWORKS,
     Config,
     DataConfig,
     HRVQVAEConfig,
     ModelConfig,
-    PixelSNAILConfig,
     PriorConfig,
     QuantizerConfig,
     TrainingConfig,
     TreeQuantizerConfig,
+    VQGANConfig,
     VQVAE2Config,
     VQVAEConfig,
     bits_per_image,
@@ -150,10 +151,10 @@ PRINTED: Mapping[str, Rows] = {
 }
 
 # Of every prior: neither blocks nor optimizer are printed (spec.md section 5).
-_PRIOR_OURS: Rows = {
-    "prior.network.residual_blocks": 12, "prior.training.epochs": 100, "prior.training.learning_rate": 1e-3,
-    "prior.training.warmup_steps": 200,
+_PRIOR_TRAINING: Rows = {
+    "prior.training.epochs": 100, "prior.training.learning_rate": 1e-3, "prior.training.warmup_steps": 200,
 }  # fmt: skip
+_PRIOR_OURS: Rows = {"prior.network.residual_blocks": 12, **_PRIOR_TRAINING}
 # Priors of a few thousand images, on a few cores.
 _PRIOR_SMALL: Rows = {
     "prior.training.batch_size": 32, "prior.training.epochs": 60, "prior.training.evaluate_every": 100,
@@ -210,15 +211,16 @@ def _nested(rows: Rows) -> dict[str, Any]:
 
 def _config(name: str, rows: Rows) -> Config:
     """The configuration of those rows; whatever they leave out takes its default."""
-    tree = _nested({**_PRIOR_OURS, **rows})
+    tree = _nested(rows)
     model, prior = dict(tree["model"]), dict(tree["prior"])
     system, quantizer = model.pop("system", "hrvqvae"), model.pop("quantizer")
     if system == "hrvqvae":
         built: ModelConfig = HRVQVAEConfig(**model, quantizer=TreeQuantizerConfig(**quantizer))
     else:
-        kind = VQVAEConfig if system == "vqvae" else VQVAE2Config
-        built = kind(**model, quantizer=QuantizerConfig(**quantizer))
-    network, training = PixelSNAILConfig(**prior.pop("network")), TrainingConfig(**prior.pop("training"))
+        kinds = {"vqvae": VQVAEConfig, "vqvae2": VQVAE2Config, "vqgan": VQGANConfig}
+        built = kinds[system](**model, quantizer=QuantizerConfig(**quantizer))
+    layers, training = dict(prior.pop("network")), TrainingConfig(**prior.pop("training"))
+    network = NETWORKS[layers.pop("kind", "pixelsnail")](**layers)
     return Config(
         name=name,
         data=DataConfig(**tree["data"]),
@@ -252,6 +254,20 @@ def _flat_row(row: Rows) -> Rows:
     return {**rest, **_FLAT, "model.quantizer.codewords": leaves}
 
 
+def _gan_rows(row: Rows, small: bool) -> Rows:
+    """VQGAN with the grid and network of an HR-VQVAE row, 1,024 codewords and a transformer prior (section 5)."""
+    rest = {key: value for key, value in row.items() if key != "model.quantizer.levels"}
+    return {
+        **rest, "model.system": "vqgan", "model.quantizer.codewords": 1024,
+        "model.adversarial_start": 1_000 if small else 10_000,
+        "model.discriminator_units": 32 if small else 64, "model.discriminator_layers": 2 if small else 3,
+        "training.learning_rate": 1e-3 if small else 3e-4,
+        "prior.network.kind": "transformer", "prior.network.hidden_units": 128 if small else 512,
+        "prior.network.layers": 6 if small else 12, "prior.training.batch_size": 32,
+        "prior.training.polyak_decay": 0.99, **_PRIOR_TRAINING,
+    }  # fmt: skip
+
+
 _ABOUT: Mapping[str, str] = {
     "mnist": "MNIST, 28x28 greyscale",
     "cifar10": "CIFAR10, 32x32 colour",
@@ -271,6 +287,7 @@ _TABLE_4_NOTE = (
     "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts for two levels of ImageNet: "
     "512 codewords of dimension 64 a level are taken."
 )
+_GAN_NOTE = "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior."
 _TABLE_9_NOTE = "Table 9 prints no head count for the middle grid's one attention layer: 8 is ours."
 _ROW_OF = {"emoji32": "cifar10", "photos": "ffhq"}  # data that the paper does not have -> the row whose model it takes
 _OURS_DATA: Mapping[str, Rows] = {
@@ -292,13 +309,25 @@ _ORIGINAL: Mapping[str, Rows] = {
 }
 
 
+def _gan(data: str, row: str, extra: Rows) -> Rows:
+    """Rows of a VQGAN preset, all ours but the input: those of its HR-VQVAE row, without what its prior has not."""
+    small = row in ("mnist", "cifar10")
+    rest = {
+        key: value
+        for key, value in extra.items()
+        if not key.startswith("prior.network") and key != "training.adam_beta2"
+    }
+    return {**_gan_rows(TABLE_6[row], small), **rest, "prior.network.dropout": 0.3 if row != data else 0.1}
+
+
 def _presets() -> dict[str, Preset]:
     found = []
     for data in ("mnist", "cifar10", "imagenet", "ffhq", "emoji32", "photos"):
         row, about = _ROW_OF.get(data, data), _ABOUT[data]
         mark = "" if row == data else f" ({row})"
         inputs: dict[str, Rows] = {"Table 5": TABLE_5[data]} if row == data else {}
-        ours = OURS[data] if row == data else _OURS_DATA[data]
+        extra = OURS[data] if row == data else _OURS_DATA[data]
+        ours = {**_PRIOR_OURS, **extra}
         notes = (_FFHQ_NOTE,) if data == "ffhq" else ()
         tree = {**inputs, f"Table 6{mark}": TABLE_6[row], f"Table 8{mark}": TABLE_8[row]}
         grids = {**inputs, f"Table 7{mark}": TABLE_7[row], f"Table 9{mark}": TABLE_9[row]}
@@ -308,11 +337,20 @@ def _presets() -> dict[str, Preset]:
             _preset(f"hrvqvae/{data}", about, tree, ours, notes),
             _preset(f"vqvae/{data}", about, flat, ours, (*notes, _FLAT_NOTE)),
             _preset(f"vqvae2/{data}", about, grids, small, (*notes, _TABLE_9_NOTE)),
+            _preset(f"vqgan/{data}", about, inputs, _gan(data, row, extra), (*notes, _GAN_NOTE)),
         ]
     for data, printed in TABLE_4.items():
         about = f"VQVAE-2 as first published, {data.rstrip('0123456789')} at {_ORIGINAL[data]['data.size']} pixels"
-        found.append(_preset(f"vqvae2-original/{data}", about, {"Table 4": printed}, _ORIGINAL[data], (_TABLE_4_NOTE,)))
-    order = ("hrvqvae", "vqvae", "vqvae2", "vqvae2-original")
+        found.append(
+            _preset(
+                f"vqvae2-original/{data}",
+                about,
+                {"Table 4": printed},
+                {**_PRIOR_OURS, **_ORIGINAL[data]},
+                (_TABLE_4_NOTE,),
+            )
+        )
+    order = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "vqvae2-original")
     return {one.name: one for one in sorted(found, key=lambda one: order.index(one.name.split("/")[0]))}
 
 

@@ -13,6 +13,7 @@ from hrvqvae.config import (
     ModelConfig,
     QuantizerConfig,
     TreeQuantizerConfig,
+    VQGANConfig,
     VQVAE2Config,
     VQVAEConfig,
 )
@@ -25,6 +26,7 @@ SYSTEMS: dict[str, ModelConfig] = {
     "hrvqvae": HRVQVAEConfig(**SMALL, quantizer=TreeQuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=500)),
     "vqvae": VQVAEConfig(**SMALL, quantizer=FLAT),
     "vqvae2": VQVAE2Config(**SMALL, grids=3, quantizer=FLAT),
+    "vqgan": VQGANConfig(**SMALL, quantizer=FLAT, perceptual="none"),
 }
 
 

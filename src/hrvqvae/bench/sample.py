@@ -64,7 +64,7 @@ def _preset_case(name: str, index: int, grid: Grid | None = None) -> Case:
     prior = build_prior(config, index, classes=10 if config.data.labels else 0)
     assert isinstance(prior, PixelSNAIL)
     level = prior.level if grid is None else dataclasses.replace(prior.level, grid=grid)
-    return make_case(name, config.prior.network, level, index)
+    return make_case(name, prior.config, level, index)
 
 
 def _seconds(call: Callable[[], object], rounds: int) -> float:

@@ -23,7 +23,7 @@ class Reconstructed:
     """What a forward pass gives.
 
     Attributes:
-        images: (B, C, Y, X) float32, the reconstruction on the scale [0, 1], not clamped.
+        images: (B, C, Y, X) float32, the reconstruction on the scale [0, 1], not clamped, with its gradient.
         codes: of each level, coarse first.
         losses: every term of the loss by name, a scalar each; training minimizes their sum. "reconstruction" is the
             mean squared error over the original pixels in [-1, 1]; the others are on the same scale.

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.config import Grid, HRVQVAEConfig, VQVAEConfig
+from hrvqvae.config import Grid, HRVQVAEConfig, VQGANConfig, VQVAEConfig
 from hrvqvae.errors import InputError
 from hrvqvae.models.base import Autoencoder, Reconstructed, unit_images
 from hrvqvae.models.framing import cropped, framed
@@ -43,7 +43,7 @@ class OneGrid(Autoencoder):
 
     quantizer: nn.Module
 
-    def __init__(self, config: HRVQVAEConfig | VQVAEConfig, channels: int) -> None:
+    def __init__(self, config: HRVQVAEConfig | VQVAEConfig | VQGANConfig, channels: int) -> None:
         super().__init__()
         self._network, self._channels = config, channels
         self.encoder = Encoder(
@@ -85,7 +85,7 @@ class OneGrid(Autoencoder):
         output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
-        return Reconstructed((output.detach() + 1) / 2, quantized.codes, losses)
+        return Reconstructed((output + 1) / 2, quantized.codes, losses)
 
     def encode(self, images: Tensor) -> Codes:
         return self._quantizer.encode(self.latents(unit_images(images, self.channels)))

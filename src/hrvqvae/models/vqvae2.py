@@ -108,7 +108,7 @@ class VQVAE2(Autoencoder):
 
         output = self._pixels(self._top_down(unit, quantize), (unit.shape[-2], unit.shape[-1]))
         error = (output - (unit * 2 - 1)).square().mean()
-        return Reconstructed((output.detach() + 1) / 2, tuple(codes), {"reconstruction": error, **losses})
+        return Reconstructed((output + 1) / 2, tuple(codes), {"reconstruction": error, **losses})
 
     def encode(self, images: Tensor) -> Codes:
         codes: list[Tensor] = []

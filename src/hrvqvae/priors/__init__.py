@@ -1,8 +1,9 @@
 """Autoregressive priors over the codes of each level; how a configuration becomes one."""
 
-from hrvqvae.config import Config
+from hrvqvae.config import Config, TransformerConfig
 from hrvqvae.priors.base import Level, Prior, code_loss, total_bits
 from hrvqvae.priors.pixelsnail import PixelSNAIL
+from hrvqvae.priors.transformer import Transformer
 
 
 def level_of(config: Config, index: int, classes: int) -> Level:
@@ -18,7 +19,10 @@ def level_of(config: Config, index: int, classes: int) -> Level:
 
 def build_prior(config: Config, index: int, classes: int) -> Prior:
     """The untrained prior of a level, on the CPU, in float32."""
-    return PixelSNAIL(config.prior.network, level_of(config, index, classes), index)
+    network, level = config.prior.network, level_of(config, index, classes)
+    if isinstance(network, TransformerConfig):
+        return Transformer(network, level)
+    return PixelSNAIL(network, level, index)
 
 
-__all__ = ["Level", "PixelSNAIL", "Prior", "build_prior", "code_loss", "level_of", "total_bits"]
+__all__ = ["Level", "PixelSNAIL", "Prior", "Transformer", "build_prior", "code_loss", "level_of", "total_bits"]

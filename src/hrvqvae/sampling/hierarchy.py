@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hrvqvae.errors import InputError
-from hrvqvae.priors import PixelSNAIL, Prior
+from hrvqvae.priors import PixelSNAIL, Prior, Transformer
 from hrvqvae.quantize import Codes
 from hrvqvae.sampling.draw import Draw
 from hrvqvae.sampling.pixelsnail import sample_pixelsnail
+from hrvqvae.sampling.transformer import sample_transformer
 
 BATCH = 64
 
@@ -33,8 +34,11 @@ def sample_cached(
     draw: Draw,
 ) -> None:  # fmt: skip
     """The sampler that computes each position once, of whatever kind the prior is; arguments as `sample_plain`."""
-    assert isinstance(prior, PixelSNAIL)
-    sample_pixelsnail(prior, codes, known, coarser, label, uniforms, draw)
+    if isinstance(prior, Transformer):
+        sample_transformer(prior, codes, known, coarser, label, uniforms, draw)
+    else:
+        assert isinstance(prior, PixelSNAIL)
+        sample_pixelsnail(prior, codes, known, coarser, label, uniforms, draw)
 
 
 @dataclass(frozen=True)

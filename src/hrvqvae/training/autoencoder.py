@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from hrvqvae.checkpoint import RunFolder, save_model
 from hrvqvae.config import Config
 from hrvqvae.data import Batch, ImageSet
 from hrvqvae.evaluation.evaluate import LevelReport, Report, evaluate
-from hrvqvae.models import Autoencoder, build
+from hrvqvae.models import VQGAN, Autoencoder, build
 from hrvqvae.pictures import curves, sheets
+from hrvqvae.quantize import Codes
 from hrvqvae.quantize import functional as vq
+from hrvqvae.training.adversarial import AdversarialObjective, partners_of
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
 from hrvqvae.training.loop import Metrics, update
@@ -25,20 +28,45 @@ from hrvqvae.training.state import TrainState
 SHEET_IMAGES = 8
 
 
+class Objective(Protocol):
+    """One update of the state from a batch of images, in training mode; -> what is logged, and the batch's codes."""
+
+    def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]: ...
+
+
+class SumOfLosses:
+    """Minimize the sum of the losses that the model names."""
+
+    def __init__(self, model: Autoencoder, compute: Compute) -> None:
+        self.model, self.compute = model, compute
+
+    def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]:
+        with self.compute.autocast():
+            result = self.model(images)
+        return update(self.model, state.optimizer, result.losses), result.codes
+
+
+def objective_of(model: Autoencoder, config: Config, compute: Compute) -> Objective:
+    """How a system learns."""
+    if isinstance(model, VQGAN):
+        return AdversarialObjective(model, config, compute)
+    return SumOfLosses(model, compute)
+
+
 class AutoencoderStep:
     """One update of an autoencoder; revives dead codewords every so many steps."""
 
     def __init__(self, model: Autoencoder, config: Config, compute: Compute) -> None:
         self.model, self.config, self.compute = model, config, compute
+        self.objective = objective_of(model, config, compute)
         self.broken: set[str] = set()
 
     def __call__(self, state: TrainState, batch: Batch) -> Metrics:
         images = self.compute.place_images(batch.images)
         self.broken.update(batch.broken)
         self.model.train()
-        with self.compute.autocast():
-            result = self.model(images)
-        metrics = update(self.model, state.optimizer, result.losses)
+        learned, codes = self.objective(state, images)
+        metrics = dict(learned)
         every = self.config.model.quantizer.revive_every
         moved: dict[str, Tensor] = {}
         if every and (state.step + 1) % every == 0:
@@ -49,7 +77,7 @@ class AutoencoderStep:
             average = state.averaged.module.get_parameter(name)
             average.data[rows] = self.model.get_parameter(name).data[rows]
         if (state.step + 1) % self.config.training.log_every == 0:
-            metrics["usage"] = self._usage(result.codes)
+            metrics["usage"] = self._usage(codes)
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
         return metrics
@@ -180,7 +208,10 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
             model.initialize(first, generator(config.training.seed, 0))
         return model
 
-    state = begin(run, config.training, compute, fresh=fresh, like=lambda: build(config), resume=resume, say=say)
+    state = begin(
+        run, config.training, compute, fresh=fresh, like=lambda: build(config),
+        partners=lambda: partners_of(config, compute), resume=resume, say=say,
+    )  # fmt: skip
     model = state.model
     assert isinstance(model, Autoencoder)
     stream = data.batches(

@@ -128,8 +128,9 @@ def fit(
     mark = time.monotonic()
     while not budget.spent(state) and stop.received is None:
         rate = learning_rate(config, state.step, budget.fraction(state))
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         try:
             metrics = step(state, next(batches))
         except NonFiniteError as error:

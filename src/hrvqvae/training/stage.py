@@ -69,6 +69,7 @@ def begin(
     *,
     fresh: Callable[[], nn.Module],
     like: Callable[[], nn.Module],
+    partners: Callable[[], dict[str, nn.Module]] = dict,
     resume: bool,
     say: Say,
 ) -> TrainState:
@@ -77,15 +78,16 @@ def begin(
     Args:
         fresh: the model as training starts with it, on its device.
         like: a model of the same shapes, whose values do not matter.
+        partners: what is trained beside it, on its device.
     """
     saved = run.newest(say) if resume else None
     if saved is None:
         torch.manual_seed(training.seed)
-        state = TrainState.start(fresh(), training)
+        state = TrainState.start(fresh(), training, partners())
         if resume:
             say(f"no checkpoint in {run.path}: starting anew")
     else:
-        state = TrainState.start(compute.place_model(like()), training)
+        state = TrainState.start(compute.place_model(like()), training, partners())
         state.restore(*saved)
         say(f"resuming {run.path} at step {state.step}")
     return state

@@ -7,7 +7,8 @@ their moving average, the optimizer, the step, and the seconds spent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ from hrvqvae.errors import DamagedFileError
 
 
 @dataclass
+class Partner:
+    """Something that is trained beside the model, such as a discriminator, and its own optimizer."""
+
+    module: nn.Module
+    optimizer: Optimizer
+
+
+@dataclass
 class TrainState:
     """Model, averaged model, optimizer, and how far they are.
 
@@ -27,6 +36,7 @@ class TrainState:
         model: what is trained.
         averaged: moving average of its weights (Polyak averaging, Table 6); buffers are the model's own.
         optimizer: Adam.
+        partners: what is trained beside the model, by name.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
     """
@@ -34,22 +44,40 @@ class TrainState:
     model: nn.Module
     averaged: AveragedModel
     optimizer: Optimizer
+    partners: dict[str, Partner] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
 
     @staticmethod
-    def start(model: nn.Module, config: TrainingConfig) -> TrainState:
+    def start(
+        model: nn.Module, config: TrainingConfig, partners: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> TrainState:
         average = get_ema_multi_avg_fn(config.polyak_decay)  # type: ignore[no-untyped-call]
         averaged = AveragedModel(model, multi_avg_fn=average)
-        optimizer = Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
-        return TrainState(model, averaged, optimizer)
+
+        def adam(module: nn.Module) -> Adam:
+            return Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
+
+        beside = {name: Partner(module, adam(module)) for name, module in partners.items()}
+        return TrainState(model, averaged, adam(model), beside)
+
+    def _trained(self) -> dict[str, tuple[nn.Module, Optimizer]]:
+        """Prefix of the names on disk -> what is trained there, and by which optimizer."""
+        trained = {"": (self.model, self.optimizer)}
+        return trained | {f"{name}_": (one.module, one.optimizer) for name, one in self.partners.items()}
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Every optimizer."""
+        return [optimizer for _, optimizer in self._trained().values()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
-        named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        named |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
+        named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for prefix, (module, optimizer) in self._trained().items():
+            named |= {f"{prefix}model.{name}": tensor for name, tensor in module.state_dict().items()}
+            for index, values in optimizer.state_dict()["state"].items():
+                named |= {f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()}
         return named
 
     def meta(self) -> dict[str, Any]:
@@ -66,17 +94,24 @@ class TrainState:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
         try:
-            self.model.load_state_dict(part("model."))
+            for prefix, (module, _) in self._trained().items():
+                module.load_state_dict(part(f"{prefix}model."))
             self.averaged.load_state_dict(part("averaged."))
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            like = parameters[int(index)]
-            if tensor.shape == like.shape:  # the optimizer walks memory: moments need their weight's memory format
-                tensor = torch.empty_like(like).copy_(tensor)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for prefix, (_, optimizer) in self._trained().items():
+            _restore(optimizer, part(f"{prefix}optimizer."))
+
+
+def _restore(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Give an optimizer its moments back, from names such as "3.exp_avg"."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in moments.items():
+        index, key = name.split(".", 1)
+        like = parameters[int(index)]
+        if tensor.shape == like.shape:  # the optimizer walks memory: moments need their weight's memory format
+            tensor = torch.empty_like(like).copy_(tensor)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

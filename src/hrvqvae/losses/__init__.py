@@ -1,0 +1,1 @@
+"""Losses that need a network of their own: perceptual and adversarial."""

