@@ -22,11 +22,12 @@ ORDER = (
     {"checkpoint", "codemaps", "sampling"},
     {"pictures", "evaluation"},
     {"training"},
+    {"tables"},
     {"presets"},
     {"resolve"},
     {"generate", "figures", "bench"},
     {"commands"},
-    {"compare"},
+    {"comparison"},
     {"cli"},
 )
 FORBIDDEN = {

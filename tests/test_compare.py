@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrvqvae import compare as compare_module
 from hrvqvae import presets
 from hrvqvae.cli import main
-from hrvqvae.compare import COLUMNS, Comparison, as_markdown, compare, frechet_distance
+from hrvqvae.comparison import codebook, harness
+from hrvqvae.comparison.harness import Features, as_markdown, frechet_distance
+from hrvqvae.comparison.systems import COLUMNS, Comparison, compare
 from hrvqvae.config import (
     Config,
     QuantizerConfig,
@@ -67,7 +68,7 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Judge(Classifier(1, 10).eval().requires_grad_(False), 0.1)
 
     monkeypatch.setattr(presets, "get", get)
-    monkeypatch.setattr(compare_module, "train_judge", judge)
+    monkeypatch.setattr(harness, "train_judge", judge)
 
 
 @pytest.mark.usefixtures("systems")
@@ -81,7 +82,8 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
         (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan")
     ]
     for row in rows:
-        assert set(row) == {"system", "seed", *COLUMNS}
+        assert set(row) == {"system", "seed", "features", "leaves_used", *COLUMNS}
+        assert row["features"] == "classifier"
         assert all(row[name] is not None for name in COLUMNS)
         assert 0 < row["usage"] <= 1
     table = (out / "results.md").read_text()
@@ -135,10 +137,10 @@ def test_the_same_order_of_the_data_for_every_system() -> None:
 
 def test_frechet_distance_is_zero_of_the_same_and_grows_with_noise() -> None:
     torch.manual_seed(0)
-    classifier = Classifier(1, 10).eval().requires_grad_(False)
+    features = Features("classifier", Classifier(1, 10).eval().requires_grad_(False).features, 128)
     images = torch.rand(300, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    same = frechet_distance(classifier, [images], [images])
-    near, far = (frechet_distance(classifier, [images], [images * (1 - share)]) for share in (0.2, 0.8))
+    same = frechet_distance(features, [images], [images])
+    near, far = (frechet_distance(features, [images], [images * (1 - share)]) for share in (0.2, 0.8))
     assert abs(same) < 1e-3
     assert same < near < far
 
@@ -148,9 +150,34 @@ def test_a_table_of_means() -> None:
         {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None}
         for seed, mse in enumerate((1e-3, 3e-3))
     ]
-    table = as_markdown(rows).splitlines()
+    table = as_markdown(rows, ("system",), COLUMNS).splitlines()
     assert table[0] == "| system | seeds | MSE | PSNR, dB |"
     assert table[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
+
+
+@pytest.mark.usefixtures("systems")
+def test_the_study_of_codebooks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codebook.study, "__defaults__", (print, (2, 3)))
+    command = ["compare", "mnist", "--study", "codebook", "--max-steps", "4", "--out", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["system"], row["leaves"]) for row in rows] == [
+        (system, leaves) for leaves in (8, 27) for _ in range(2) for system in ("hrvqvae", "vqvae")
+    ]
+    assert {row["with"] for row in rows} == {"k-means start, revival", "neither"}
+    assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
+    assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
+    assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
+    assert "no priors" in refused([*command, "--prior-steps", "5"], capsys)
+    configs = {
+        case.name: case.config.model.quantizer for case in codebook.cases(Comparison(dataset="mnist", max_steps=1))
+    }
+    assert configs["hrvqvae-4096-alone-0"].codewords == 16
+    assert configs["vqvae-4096-alone-0"].codewords == 4096
+    assert (configs["vqvae-64-alone-0"].init_vectors, configs["vqvae-64-alone-0"].revive_every) == (0, 0)
+    assert configs["vqvae-64-helped-0"].revive_every > 0
 
 
 @pytest.mark.parametrize(

@@ -239,23 +239,26 @@ def _demo(arguments: Arguments) -> int:
 
 
 def _compare(arguments: Arguments) -> int:
-    from hrvqvae.compare import Comparison, as_markdown, compare
+    from hrvqvae.comparison import codebook
+    from hrvqvae.comparison import systems as of_systems
 
     systems = tuple(name.strip() for name in arguments.systems.split(",") if name.strip())
-    comparison = Comparison(
+    comparison = of_systems.Comparison(
         dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
         max_minutes=arguments.max_minutes, prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        rows, signal = compare(comparison, Path(arguments.out))
+        chosen = codebook.study if arguments.study else of_systems.compare
+        rows, signal = chosen(comparison, Path(arguments.out))
     if signal:
         print("stopped, saved; the same command goes on", file=sys.stderr)
         return 128 + signal
     if arguments.json:
         _print_json(rows)
         return 0
-    print(f"\n{as_markdown(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and sheets beside them")
+    table = codebook.table(rows) if arguments.study else of_systems.table(rows)
+    print(f"\n{table}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
     return 0
 
 
@@ -471,6 +474,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--prior-steps", type=int, default=0, metavar="N", help="also priors: N updates a system, shared by its levels"
     )
+    compare.add_argument(
+        "--study", choices=("codebook",), help="instead: HR-VQVAE and VQVAE with 64, 512 and 4,096 leaves, with and "
+        "without k-means start and revival",
+    )  # fmt: skip
     compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.add_argument("--json", action="store_true", help="for programs")

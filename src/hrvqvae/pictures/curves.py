@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -87,6 +88,30 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.legend(frameon=False, fontsize=8)
     size = f"{rows[0]['vectors']:,} vectors of width {rows[0]['width']}" if rows else ""
     figure.axes[0].set_ylabel(f"milliseconds for {size}")
+    _save(figure, path)
+
+
+def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Share of the leaves used, perplexity, MSE and search time against leaves, from the rows of the codebook study."""
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    panels: Sequence[tuple[str, Callable[[Mapping[str, Any]], float], str, str]] = (
+        ("leaves used", lambda row: row["leaves_used"] / row["leaves"] * 100, "%", "linear"),
+        ("perplexity of the leaves", lambda row: row["perplexity"], "", "log"),
+        ("test MSE", lambda row: row["mse"], "", "log"),
+        ("search, 128 images", lambda row: row["search_ms"], "ms", "log"),
+    )
+    styles = {"hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677")}
+    kinds = dict.fromkeys((row["system"], row["with"]) for row in rows)
+    for axes, (title, value, unit, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for number, (system, helped) in enumerate(kinds):
+            some = [row for row in rows if (row["system"], row["with"]) == (system, helped)]
+            sizes = sorted({row["leaves"] for row in some})
+            means = [mean(value(row) for row in some if row["leaves"] == size) for size in sizes]
+            marker, colour = styles[system]
+            line = "-" if number < len(styles) else "--"
+            axes.plot(sizes, means, marker + line, color=colour, label=f"{system}, {helped}")
+        axes.set(title=title, xlabel="leaves", ylabel=unit, xscale="log", yscale=scale)
+    figure.axes[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
 
 

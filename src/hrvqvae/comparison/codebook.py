@@ -1,0 +1,90 @@
+"""The collapse study: linked and flat codebooks of growing size, with and without what keeps codewords alive."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrvqvae.checkpoint import RunFolder, load_with_config
+from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, seconds_of, test_images
+from hrvqvae.comparison.systems import Comparison
+from hrvqvae.config import HRVQVAEConfig
+from hrvqvae.errors import InputError
+from hrvqvae.models import HRVQVAE, VQVAE
+from hrvqvae.pictures.curves import codebook_study
+from hrvqvae.storage import write_atomic
+
+BRANCHING = (4, 8, 16)  # m; with three levels 64, 512 and 4,096 leaves
+_LEVELS = 3
+_HELPS: Mapping[str, Mapping[str, Any]] = {
+    "k-means start, revival": {},
+    "neither": {"init_vectors": 0, "revive_every": 0},
+}
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "leaves_used": ("leaves used", "{:,.0f}"),
+    "perplexity": ("perplexity", "{:.1f}"),
+    "mse": ("MSE", "{:.3e}"),
+    "search_ms": ("search, ms for 128 images", "{:.2f}"),
+}
+
+
+def cases(comparison: Comparison, branching: Sequence[int] = BRANCHING) -> list[Case]:
+    """HR-VQVAE and VQVAE with as many leaves, with both helps and with neither, for each seed."""
+    found = []
+    for seed in range(comparison.seeds):
+        for size in branching:
+            for help_name, changes in _HELPS.items():
+                for system in ("hrvqvae", "vqvae"):
+                    config = comparison.config(system, seed)
+                    leaves = size**_LEVELS
+                    tree = isinstance(config.model, HRVQVAEConfig)
+                    quantizer = dataclasses.replace(
+                        config.model.quantizer, codewords=size if tree else leaves, **changes
+                    )
+                    model = dataclasses.replace(config.model, quantizer=quantizer)  # type: ignore[arg-type]
+                    found.append(
+                        Case(
+                            name=f"{system}-{leaves}-{'helped' if not changes else 'alone'}-{seed}",
+                            labels={"system": system, "leaves": leaves, "with": help_name, "seed": seed},
+                            config=dataclasses.replace(config, model=model),
+                        )
+                    )
+    return found
+
+
+def _search(run: RunFolder) -> Row:
+    """Milliseconds that the search takes for the latents of 128 test images."""
+    model, config = load_with_config(run.path)
+    assert isinstance(model, HRVQVAE | VQVAE)
+    quantizer = model.quantizer
+    with torch.inference_mode():
+        latents = model.latents(torch.cat(test_images(config, 128)))
+        return {"search_ms": seconds_of(lambda: quantizer.encode(latents)) * 1e3}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The study as Markdown, a row for each system, size and help."""
+    return as_markdown(rows, ("system", "leaves", "with"), COLUMNS)
+
+
+def study(
+    comparison: Comparison, out: Path, say: Say = print, branching: Sequence[int] = BRANCHING
+) -> tuple[list[Row], int]:
+    """Train, measure and draw every case; -> rows, and the signal that stopped it (0: none).
+
+    Raises:
+        InputError: as `run_cases`; priors are asked for.
+    """
+    if comparison.prior_steps:
+        raise InputError("the study of codebooks has no priors; leave --prior-steps out")
+    about = {**comparison.about(), "study": "codebook"}
+    rows, signal = run_cases(cases(comparison, branching), about, out, say, _search)
+    if not signal:
+        write_atomic(out / "results.md", table(rows).encode())
+        codebook_study(rows, out / "study.png")
+    return rows, signal

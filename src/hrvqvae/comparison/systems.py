@@ -1,0 +1,138 @@
+"""The fair comparison: each system from its preset, on the same data, in the same order, for the same budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrvqvae import presets
+from hrvqvae.checkpoint import load_with_config
+from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, test_images
+from hrvqvae.config import Config
+from hrvqvae.errors import InputError
+from hrvqvae.generate import Generative
+from hrvqvae.pictures import sheets
+from hrvqvae.storage import write_atomic
+
+SYSTEMS = ("hrvqvae", "vqvae", "vqvae2", "vqgan")
+_SHEET, _SAMPLES = 12, 24
+
+# column of results.json -> (head of results.md, how its values are shown)
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "bits_per_image": ("bits an image", "{:,.0f}"),
+    "compression_ratio": ("compression", "{:.2f}"),
+    "mse": ("MSE", "{:.3e}"),
+    "psnr": ("PSNR, dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "perceptual_distance": ("distance, efficientnet-lite0 features", "{:.4f}"),
+    "frechet_reconstructions": ("Frechet, {features} features", "{:.3f}"),
+    "usage": ("codewords used", "{:.1%}"),
+    "perplexity": ("perplexity, finest", "{:.1f}"),
+    "codewords_searched": ("searched a position", "{:,.0f}"),
+    "training_seconds": ("training, s", "{:,.0f}"),
+    "encode_images_per_second": ("encode, images/s", "{:,.0f}"),
+    "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
+    "prior_bits_per_image": ("prior, bits an image", "{:.1f}"),
+    "frechet_samples": ("samples: Frechet, {features} features", "{:.3f}"),
+    "seconds_per_sample": ("s a sample", "{:.3f}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        dataset: the part of the preset's name after the system.
+        systems: their names.
+        seeds: 0 .. seeds - 1, each trains every system.
+        max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
+        prior_steps: updates of the priors of a system in all, shared equally among its levels (0: no priors).
+        root: folder of the data.
+
+    Raises:
+        InputError: no such preset, no budget, no system.
+    """
+
+    dataset: str
+    systems: tuple[str, ...] = SYSTEMS
+    seeds: int = 1
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    prior_steps: int = 0
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        for system in self.systems:
+            presets.get(f"{system}/{self.dataset}")
+        if not self.systems:
+            raise InputError(f"--systems names none; there are {', '.join(SYSTEMS)}")
+        if self.seeds < 1:
+            raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
+        if not (self.max_steps > 0 or self.max_minutes > 0):
+            raise InputError("no budget: give --max-steps or --max-minutes")
+
+    def config(self, system: str, seed: int) -> Config:
+        """The preset of a system with the budget and seed of this comparison."""
+        preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
+        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
+        return dataclasses.replace(preset, training=dataclasses.replace(preset.training, **budget))  # type: ignore[arg-type]
+
+    def cases(self) -> list[Case]:
+        """Every system, seed after seed."""
+        return [
+            Case(
+                name=f"{system}-{seed}", labels={"system": system, "seed": seed}, config=self.config(system, seed),
+                prior_steps=self.prior_steps,
+            )
+            for seed in range(self.seeds)
+            for system in self.systems
+        ]  # fmt: skip
+
+    def about(self) -> dict[str, Any]:
+        """What may not change when more systems or seeds are added."""
+        names = ("dataset", "max_steps", "max_minutes", "prior_steps")
+        return {"study": None, **{name: getattr(self, name) for name in names}}
+
+
+def table(rows: list[Row]) -> str:
+    """The comparison as Markdown, a row a system."""
+    return as_markdown(rows, ("system",), COLUMNS)
+
+
+def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Row], int]:
+    """Train, measure and draw every system and seed; -> rows, and the signal that stopped it (0: none).
+
+    Raises InputError as `run_cases`.
+    """
+    rows, signal = run_cases(comparison.cases(), comparison.about(), out, say)
+    if not signal:
+        write_atomic(out / "results.md", table(rows).encode())
+        _sheets(comparison, out)
+    return rows, signal
+
+
+def _sheets(comparison: Comparison, out: Path) -> None:
+    """The same test images by each system, and samples of each (of seed 0)."""
+    images = test_images(comparison.config(comparison.systems[0], 0), _SHEET)[0][:_SHEET]
+    reconstructions, samples = [sheets.Row("original", list(images))], []
+    for system in comparison.systems:
+        run = out / "runs" / f"{system}-0"
+        model, _ = load_with_config(run)
+        with torch.inference_mode():
+            decoded = model.decode(model.encode(images), size=(images.shape[-2], images.shape[-1]))
+        error = float((decoded - images).square().mean())
+        reconstructions.append(sheets.Row(f"{system}: MSE {error:.2e}", list(decoded)))
+        if comparison.prior_steps:
+            drawn = list(Generative(run).sample(_SAMPLES, seed=0).images)
+            half = _SAMPLES // 2
+            samples += [sheets.Row(system, drawn[:half]), sheets.Row("", drawn[half:])]
+    sheets.save(sheets.draw(reconstructions), out / "reconstructions.png")
+    if samples:
+        sheets.save(sheets.draw(samples), out / "samples.png")
