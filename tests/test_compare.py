@@ -126,6 +126,15 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "prior" not in (tmp_path / "parts" / "results.md").read_text()
 
 
+def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = Comparison(dataset="photos", max_steps=5, fields={"data.size": "128", "training.batch_size": "3"})
+    for system in comparison.systems:
+        config = comparison.config(system, 2)
+        assert (config.data.size, config.training.batch_size, config.training.seed) == (128, 3, 2)
+    command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--model.quantizer.levels", "2"]
+    assert "--model.quantizer.levels" in refused(command, capsys), "only some systems have it"
+
+
 def test_the_same_order_of_the_data_for_every_system() -> None:
     comparison = Comparison(dataset="mnist", max_steps=5, seeds=2)
     configs = [comparison.config(system, 1) for system in comparison.systems]

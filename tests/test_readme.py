@@ -15,10 +15,21 @@ from tests.conftest import write_picture
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8 --model.quantizer.init_vectors 4096"
+SMALL_PRIOR = (
+    "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.evaluation_images 50 "
+    "--prior.training.batch_size 8"
+)
 CUTS = (
     (re.compile(r"--max-minutes \S+"), "--max-steps 2"),
     (re.compile(r"^hrvqvae train (?!.*--resume)(.*)"), rf"hrvqvae train \1 {SMALL}"),
+    (
+        re.compile(r"^hrvqvae train-prior (\S+) (?!.*--resume).*"),
+        rf"hrvqvae train-prior \1 --max-steps 2 {SMALL_PRIOR}",
+    ),
     (re.compile(r"^hrvqvae bench train"), f"hrvqvae bench train --rounds 1 {SMALL}"),
+    (re.compile(r"^hrvqvae bench prior"), f"hrvqvae bench prior --rounds 1 {SMALL_PRIOR}"),
+    (re.compile(r"^hrvqvae bench sample"), "hrvqvae bench sample --rounds 1"),
+    (re.compile(r"^(hrvqvae compare .*) --max-steps \S+(.*)"), rf"\1 --max-steps 2 \2 {SMALL}"),
 )
 
 
@@ -41,6 +52,7 @@ def run(command: str, folder: Path, **environment: str) -> str:
 def test_every_command_of_the_readme(tmp_path: Path) -> None:
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (300, 280))
+    write_picture(tmp_path / "x.png", 1, (28, 28), "L")
     found = commands("README.md")
     assert len(found) > 10
     for command in found:

@@ -241,12 +241,14 @@ def _demo(arguments: Arguments) -> int:
 def _compare(arguments: Arguments) -> int:
     from hrvqvae.comparison import codebook
     from hrvqvae.comparison import systems as of_systems
+    from hrvqvae.configfile import parse_overrides
 
     systems = tuple(name.strip() for name in arguments.systems.split(",") if name.strip())
     comparison = of_systems.Comparison(
         dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
         max_minutes=arguments.max_minutes, prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
+        fields=parse_overrides(arguments.rest),
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         chosen = codebook.study if arguments.study else of_systems.compare
@@ -481,6 +483,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.add_argument("--json", action="store_true", help="for programs")
+    compare.set_defaults(takes_fields=True)
+    compare.epilog = "--section.field VALUE sets a field of every system, such as --data.size 128"
 
     figure = commands.add_parser("figure", help="the paper's figures")
     figures = figure.add_subparsers(metavar="FIGURE", required=True, parser_class=_Parser)

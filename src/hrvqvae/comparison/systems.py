@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hrvqvae import presets
 from hrvqvae.checkpoint import load_with_config
 from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, test_images
 from hrvqvae.config import Config
+from hrvqvae.configfile import override
 from hrvqvae.errors import InputError
 from hrvqvae.generate import Generative
 from hrvqvae.pictures import sheets
@@ -55,6 +55,7 @@ class Comparison:
         max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
         prior_steps: updates of the priors of a system in all, shared equally among its levels (0: no priors).
         root: folder of the data.
+        fields: dotted name -> text, of fields that every system's configuration gets.
 
     Raises:
         InputError: no such preset, no budget, no system.
@@ -67,22 +68,24 @@ class Comparison:
     max_minutes: float = 0.0
     prior_steps: int = 0
     root: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for system in self.systems:
-            presets.get(f"{system}/{self.dataset}")
+        if not (self.max_steps > 0 or self.max_minutes > 0):
+            raise InputError("no budget: give --max-steps or --max-minutes")
         if not self.systems:
             raise InputError(f"--systems names none; there are {', '.join(SYSTEMS)}")
         if self.seeds < 1:
             raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
-        if not (self.max_steps > 0 or self.max_minutes > 0):
-            raise InputError("no budget: give --max-steps or --max-minutes")
+        for system in self.systems:
+            self.config(system, 0)
 
     def config(self, system: str, seed: int) -> Config:
         """The preset of a system with the budget and seed of this comparison."""
         preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
         budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
-        return dataclasses.replace(preset, training=dataclasses.replace(preset.training, **budget))  # type: ignore[arg-type]
+        given = {f"training.{name}": str(value) for name, value in budget.items()}
+        return override(preset, {**self.fields, **given})
 
     def cases(self) -> list[Case]:
         """Every system, seed after seed."""
@@ -97,7 +100,7 @@ class Comparison:
 
     def about(self) -> dict[str, Any]:
         """What may not change when more systems or seeds are added."""
-        names = ("dataset", "max_steps", "max_minutes", "prior_steps")
+        names = ("dataset", "max_steps", "max_minutes", "prior_steps", "fields")
         return {"study": None, **{name: getattr(self, name) for name in names}}
 
 
