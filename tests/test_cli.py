@@ -90,7 +90,7 @@ def test_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {
         "dataset", "split", "images", "mse", "psnr", "ssim", "bits_per_image", "compression_ratio", "levels",
-        "prior_bits_per_image", "path_bits_per_image", "neighbours_bits_per_image",
+        "prior_bits_per_image", "path_bits_per_image", "neighbours_bits_per_image", "no_priors",
     }  # fmt: skip
     assert (report["dataset"], report["split"], report["images"]) == ("mnist", "test", 40)
     of_level = {"codewords", "used", "usage", "perplexity", "mse"}
@@ -103,7 +103,7 @@ def test_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "mnist train: 96 images" in out
     assert "no priors:" in out
-    assert "train it: hrvqvae train-prior" in out
+    assert "train them: hrvqvae train-prior" in out
 
 
 @pytest.mark.parametrize("levels", [None, 1])

@@ -11,6 +11,7 @@ RUN/config.yaml         the resolved configuration
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,31 +135,36 @@ class RunFolder:
 def export(run: str | Path, out: Path) -> list[Path]:
     """Write what others need of a run, and nothing else: the model, and its priors in half precision; -> the files.
 
-    Paths of the data are left out. Raises InputError where the run has no model, `out` has one, or can't be written.
+    Paths of the data are left out. Written whole or not at all.
+
+    Raises:
+        InputError: the run has no model, a prior is of another state of it, `out` exists or can't be written.
     """
-    if RunFolder(out).begun():
-        raise InputError(f"{out} holds a model already; choose another folder")
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another folder")
     source = locate(run)
     weights, meta = storage.read(source)
-    written = [out / "model.safetensors"]
+    digest = storage.digest(source)
+    partial = out.with_name(f"{storage.TEMPORARY}{out.name}")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        storage.write(written[0], weights, {**meta, "config": _without_paths(meta["config"])})
-        autoencoder = storage.digest(written[0])
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        storage.write(RunFolder(partial).model, weights, {**meta, "config": _without_paths(meta["config"])})
+        autoencoder = storage.digest(RunFolder(partial).model)
         for level in range(len(from_dict(meta["config"], str(source)).model.num_symbols)):
             path = prior_run(source.parent, level).model
             if path.is_file():
-                weights, about = storage.read(path)
-                half = {
-                    name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-                }
-                written.append(prior_run(out, level).model)
-                written[-1].parent.mkdir(parents=True, exist_ok=True)
+                weights, about = _read_prior(path, digest, run, level)
+                half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
+                prior_run(partial, level).path.mkdir(parents=True)
                 about |= {"config": _without_paths(about["config"]), "autoencoder": autoencoder}
-                storage.write(written[-1], half, about)
+                storage.write(prior_run(partial, level).model, half, about)
+        partial.rename(out)
     except OSError as error:
         raise InputError(f"{out} can't be written ({error.strerror or error})") from error
-    return written
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(path for path in out.rglob("*") if path.is_file())
 
 
 def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,39 +216,61 @@ class Priors:
     class_counts: tuple[int, ...]
 
 
+def has_priors(run: str | Path) -> bool:
+    """Whether every level of a run has a prior."""
+    path = locate(run)
+    levels = len(from_dict(storage.read(path)[1]["config"], str(path)).model.num_symbols)
+    return all(prior_run(path.parent, level).model.is_file() for level in range(levels))
+
+
+def _read_prior(path: Path, autoencoder: str, run: str | Path, level: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, meta) of the prior of a level.
+
+    Raises:
+        InputError: there is none, or it is of another state of the autoencoder than the one with that digest.
+        DamagedFileError: it is damaged, or no prior.
+    """
+    train = f"hrvqvae train-prior {run} --level {level + 1}"
+    if not path.is_file():
+        raise InputError(f"{run} has no prior of level {level + 1}; train it: {train}")
+    weights, about = storage.read(path)
+    if about.get("kind") != "prior":
+        raise DamagedFileError(f"{path} is not a prior")
+    if about["autoencoder"] != autoencoder:
+        raise InputError(
+            f"{path} was trained on codes of another state of the autoencoder; delete {path.parent} and train it "
+            f"anew: {train}"
+        )
+    return weights, about
+
+
 def load_priors(run: str | Path) -> Priors:
     """The priors of every level of a run.
 
     Raises:
-        InputError: no such run, a level has no prior, or one was trained for another state of the autoencoder; the
-            command that trains them is named.
+        InputError: no such run, a level has no prior, one was trained for another state of the autoencoder, or the
+            levels know different classes; the command that trains them is named.
         DamagedFileError: a file is damaged, or does not fit its configuration.
     """
     model_path = locate(run)
     autoencoder = storage.digest(model_path)
-    _, meta = storage.read(model_path)
-    levels = len(from_dict(meta["config"], str(model_path)).model.num_symbols)
-    priors, about = [], dict[str, Any]()
+    levels = len(from_dict(storage.read(model_path)[1]["config"], str(model_path)).model.num_symbols)
+    priors, known = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
     for level in range(levels):
         path = prior_run(model_path.parent, level).model
-        train = f"hrvqvae train-prior {run} --level {level + 1}"
-        if not path.is_file():
-            raise InputError(f"{run} has no prior of level {level + 1}; train it: {train}")
-        weights, about = storage.read(path)
-        if about.get("kind") != "prior":
-            raise DamagedFileError(f"{path} is not a prior")
-        if about["autoencoder"] != autoencoder:
-            raise InputError(
-                f"{path} was trained on codes of another state of the autoencoder; delete {path.parent} and train it "
-                f"anew: {train}"
-            )
+        weights, about = _read_prior(path, autoencoder, run, level)
         prior = build_prior(from_dict(about["config"], str(path)), about["level"], len(about["classes"]))
         try:
             prior.requires_grad_(False).load_state_dict(weights)
         except RuntimeError as error:
             raise DamagedFileError(f"{path}: the weights do not fit their configuration") from error
         priors.append(prior.eval())
-    return Priors(tuple(priors), tuple(about["classes"]), tuple(about["class_counts"]))
+        known.append((tuple(about["classes"]), tuple(about["class_counts"])))
+        if known[-1] != known[0]:
+            raise InputError(
+                f"{path} was trained on other classes than level 1; delete {path.parent} and train it anew"
+            )
+    return Priors(tuple(priors), *known[0])
 
 
 SHIPPED = Path(__file__).parent / "weights"

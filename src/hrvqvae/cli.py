@@ -150,7 +150,10 @@ def _evaluate(arguments: Arguments) -> int:
     from hrvqvae.commands import evaluate_run
 
     _at_least(arguments.samples, 0, "--samples")
-    evaluated = evaluate_run(arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples)
+    evaluated = evaluate_run(
+        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
     report, rate = evaluated.report, evaluated.rate
     if arguments.json:
         _print_json(evaluated.to_dict())
@@ -340,6 +343,7 @@ def _bench_prior(arguments: Arguments) -> int:
 
     given = {
         "prior.training.batch_size": "32",
+        "prior.batch_size": "[]",
         "prior.network.residual_blocks": "18",
         **parse_overrides(arguments.rest),
     }

@@ -4,7 +4,8 @@ RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) uint8, or uint16 where a leve
                  train-labels.npy    (N,) int64
                  train.json          what they were made from, and the names of the classes
 
-Images are coded as they are, without augmentation.
+Images are coded as they are, without augmentation. Codes are taken again as long as the model and the description of
+the data are the same; where the images themselves have changed, delete the folder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hrvqvae import data
 from hrvqvae.config import Config, to_dict
 from hrvqvae.errors import InputError
 from hrvqvae.models import Autoencoder
-from hrvqvae.storage import write_atomic
+from hrvqvae.storage import remove_temporaries, write_atomic
 
 _BATCH = 128
 
@@ -55,13 +56,14 @@ class CodeMaps:
 
 @torch.inference_mode()
 def extract(model: Autoencoder, config: Config, split: str, device: torch.device | None = None) -> CodeMaps:
-    """Codes of every image of a split, in the order of the data, computed in float32.
+    """Codes of every image of a split, in the order of the data, computed in float32; the model ends on the CPU.
 
     Raises:
         InputError: the data is not there, or no image can be read.
     """
     images = data.load(config.data, split)
     device = device or torch.device("cpu")
+    model.to(device)
     kinds = [np.uint8 if symbols <= 256 else np.uint16 for symbols in config.model.num_symbols]
     parts: list[list[NDArray[Any]]] = [[] for _ in kinds]
     labels = []
@@ -71,6 +73,7 @@ def extract(model: Autoencoder, config: Config, split: str, device: torch.device
         labels.append(batch.labels.numpy())
         for part, kind, codes in zip(parts, kinds, model.encode(batch.images.to(device)), strict=True):
             part.append(codes.cpu().numpy().astype(kind))
+    model.cpu()
     if not labels:
         raise InputError(f"no image of the {split} split could be read")
     return CodeMaps(tuple(np.concatenate(part) for part in parts), np.concatenate(labels), images.classes)
@@ -84,7 +87,8 @@ def _array_bytes(array: NDArray[Any]) -> bytes:
 
 def _source(model_digest: str, config: Config) -> dict[str, Any]:
     """What codes depend on, as it stands in their JSON."""
-    return {"model": model_digest, "data": json.loads(json.dumps(to_dict(config.data)))}
+    fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
+    return {"model": model_digest, "data": json.loads(json.dumps(fields))}
 
 
 def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
@@ -122,6 +126,7 @@ def stored_or_extracted(
     maps = extract(model, config, split, device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
         (folder / f"{split}.json").unlink(missing_ok=True)
         for level, codes in enumerate(maps.levels, start=1):
             write_atomic(folder / f"{split}-level-{level}.npy", _array_bytes(codes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hrvqvae import data, presets, storage
-from hrvqvae.checkpoint import RunFolder, load_priors, load_with_config, locate
+from hrvqvae.checkpoint import RunFolder, has_priors, load_priors, load_with_config, locate
 from hrvqvae.codemaps import extract, stored
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.fetch import get
@@ -51,13 +51,14 @@ class Evaluated:
         for level, values in enumerate(plain["levels"]):
             rate = self.rate.levels[level] if self.rate else None
             values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
+        plain["no_priors"] = self.no_rate or None
         plain |= vars(self.recognized) if self.recognized else {}
         return plain
 
 
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
-    rate: bool = True,
+    rate: bool = True, say: Callable[[str], None] = print,
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
@@ -80,20 +81,18 @@ def evaluate_run(
     report = evaluate(model, config, batches, split, compute.device)
     if not rate:
         return Evaluated(report, None, "not asked for")
-    try:
-        priors = load_priors(run)
-    except InputError as error:
-        if samples:
-            raise
-        return Evaluated(report, None, str(error))
-    path = locate(run)
+    if not samples and not has_priors(run):
+        return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
+    priors, path = load_priors(run), locate(run)
     digest, folder = storage.digest(path), RunFolder(path.parent).codes
     maps, train_maps = (
         stored(folder, digest, config, name) or extract(model, config, name, compute.device)
         for name in (split, "train")
     )
+    if priors.classes and not maps.classes == train_maps.classes == priors.classes:
+        raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
     found = measure_rate(priors.levels, model, maps, train_maps, compute.device)
-    return Evaluated(report, found, "", recognize(run, config.data, samples) if samples else None)
+    return Evaluated(report, found, "", recognize(run, config.data, samples, say=say) if samples else None)
 
 
 def reconstruct(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,38 +103,44 @@ def sample(
         InputError: as `Generative`; a file can't be written.
     """
     sheets.check_name(out)
-    drawn = Generative(run).sample(count, seed=seed, class_name=class_name, draw=draw)
-    sheets.save(sheets.grid(list(drawn.images)), out)
+    generative = Generative(run)
     if save_dir is not None:
         try:
             save_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{save_dir} can't be made ({error.strerror or error})") from error
+    drawn = generative.sample(count, seed=seed, class_name=class_name, draw=draw)
+    sheets.save(sheets.grid(list(drawn.images)), out)
+    if save_dir is not None:
         digits = max(4, len(str(count - 1)))
         for number, (image, name) in enumerate(zip(drawn.images, drawn.classes, strict=True)):
             prefix = f"{name}-" if name else ""
             sheets.save(sheets.to_pil(image), save_dir / f"{prefix}{number:0{digits}d}.png")
 
 
-def kept_part(keep: str, grid: Grid) -> Tensor:
-    """(H, W) bool: the positions of a grid that `top`, `left`, or a fraction of the rows from the top, keeps.
+def kept_parts(keep: str, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
+    """(H_l, W_l) bool of each grid: what `top`, `left`, or a fraction of the rows from the top, keeps.
+
+    The border is one of the coarsest grid's, so that no code is kept whose parent is drawn anew.
 
     Raises:
         InputError: it is none of these, or keeps nothing or everything.
     """
-    rows, columns = grid
+    rows, columns = min(grids)
     where = torch.zeros(rows, columns, dtype=torch.bool)
     if keep == "left":
         where[:, : columns // 2] = True
-        return where
-    try:
-        share = 0.5 if keep == "top" else float(keep)
-    except ValueError as error:
-        raise InputError(f"--keep is {keep!r}; it must be top, left, or a fraction between 0 and 1") from error
-    if not 0 < share < 1:
-        raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
-    where[: round(rows * share)] = True
-    return where
+    else:
+        try:
+            share = 0.5 if keep == "top" else float(keep)
+        except ValueError as error:
+            raise InputError(f"--keep is {keep!r}; it must be top, left, or a fraction between 0 and 1") from error
+        if not 0 < share < 1:
+            raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
+        where[: round(rows * share)] = True
+    if where.all() or not where.any():
+        raise InputError(f"--keep {keep} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows")
+    return tuple(where.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)
 
 
 @torch.inference_mode()
@@ -155,7 +162,7 @@ def complete(
     size = config.data.size
     pixels = torch.from_numpy(read_square(path, model.channels, size, config.data.max_pixels, (0.5, 0.5)))
     codes = model.encode(pixels[None])
-    where = tuple(kept_part(keep, (code.shape[1], code.shape[2])) for code in codes)
+    where = kept_parts(keep, [(code.shape[1], code.shape[2]) for code in codes])
     drawn = generative.sample(count, seed=seed, class_name=class_name, draw=draw, known=Known(codes, where))
     shown = torch.nn.functional.interpolate(where[-1][None, None].float(), (size, size))[0]
     part = pixels / 255 * shown + 0.5 * (1 - shown)
@@ -181,17 +188,21 @@ class Recognized:
     classifier_accuracy: float
 
 
-def recognize(run: str | Path, config: DataConfig, count: int, *, seed: int = 0) -> Recognized:
+def recognize(
+    run: str | Path, config: DataConfig, count: int, *, seed: int = 0, say: Callable[[str], None] = print
+) -> Recognized:
     """Draw `count` images, classes in turn, and have them classified.
 
     Raises:
-        InputError: as `Generative`; no classes; the data is not there.
+        InputError: as `Generative`; no classes, or others than the data has; the data is not there.
     """
     generative = Generative(run)
     classes = generative.priors.classes
     if not classes:
         raise InputError(f"the priors of {run} know no classes: nothing can be recognized")
-    judge = train_judge(config)
+    if data.load(config, "train").classes != classes:
+        raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(classes)}")
+    judge = train_judge(config, say=say)
     right = 0
     for number, name in enumerate(classes):
         wanted = count // len(classes) + (number < count % len(classes))

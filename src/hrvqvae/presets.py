@@ -214,11 +214,11 @@ def _presets() -> dict[str, Preset]:
         tree = {**inputs, f"Table 6{mark}": TABLE_6[row], f"Table 8{mark}": TABLE_8[row]}
         grids = {**inputs, f"Table 7{mark}": TABLE_7[row], f"Table 9{mark}": TABLE_9[row]}
         flat = {**inputs, f"as Table 6{mark}": _flat_row(TABLE_6[row]), f"as Table 8{mark}": TABLE_8[row]}
-        small = {key: value for key, value in ours.items() if key not in ("prior.batch_size",)}
+        each = {} if row == data else {"prior.batch_size": ()}  # one small batch size for all grids of small data
         found += [
             _preset(f"hrvqvae/{data}", about, tree, ours, notes),
             _preset(f"vqvae/{data}", about, flat, ours, (*notes, _FLAT_NOTE)),
-            _preset(f"vqvae2/{data}", about, grids, small, (*notes, _TABLE_9_NOTE)),
+            _preset(f"vqvae2/{data}", about, grids, {**ours, **each}, (*notes, _TABLE_9_NOTE)),
             _preset(f"vqgan/{data}", about, inputs, _gan(data, row, extra), (*notes, _GAN_NOTE)),
         ]
     for data, printed in TABLE_4.items():

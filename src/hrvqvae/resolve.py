@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrvqvae import presets
 from hrvqvae.checkpoint import RunFolder, prior_run
-from hrvqvae.config import Config, flatten, to_dict
+from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig, flatten, to_dict
 from hrvqvae.configfile import from_file, override
 from hrvqvae.errors import InputError
 
@@ -58,7 +58,10 @@ def _continued(stored: Config, given: Mapping[str, str], may_change: frozenset[s
     return config
 
 
-_PRIOR_RESUMABLE = RESUMABLE | {f"prior.{name}" for name in RESUMABLE if name.startswith("training.")}
+# The best state is that of the same held-out images, so their number stays.
+_PRIOR_RESUMABLE = (RESUMABLE | {f"prior.{name}" for name in RESUMABLE if name.startswith("training.")}) - {
+    "prior.training.evaluation_images"
+}
 
 
 def resolve_priors(path: str, level: int | None, given: Mapping[str, str], *, resume: bool) -> dict[int, Config]:
@@ -75,6 +78,8 @@ def resolve_priors(path: str, level: int | None, given: Mapping[str, str], *, re
     for key in given:
         if not key.startswith("prior.") and key not in ("data.root", "data.workers"):
             raise InputError(f"--{key} is not a field of the priors; train-prior takes --prior.* and --data")
+    if "prior.training.batch_size" in given:  # asked for all levels alike
+        given = {"prior.batch_size": "[]", **given}
     stored = RunFolder(Path(path)).read_config()
     count = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= count:
@@ -82,8 +87,20 @@ def resolve_priors(path: str, level: int | None, given: Mapping[str, str], *, re
     configs = {}
     for index in range(count) if level is None else [level - 1]:
         folder = prior_run(path, index)
-        if resume and folder.begun():
+        if resume and folder.config.is_file():
             configs[index] = _continued(folder.read_config(), given, _PRIOR_RESUMABLE)
         else:
             configs[index] = override(stored, given)
+        _check_levels(configs[index].prior, count)
     return configs
+
+
+def _check_levels(prior: PriorConfig, count: int) -> None:
+    """Raises InputError where a field with a value a level has neither one value nor one for each."""
+    fields: dict[str, tuple[object, ...]] = {"prior.batch_size": prior.batch_size}
+    if isinstance(prior.network, PixelSNAILConfig):
+        fields["prior.network.attention_layers"] = prior.network.attention_layers
+        fields["prior.network.dropout"] = prior.network.dropout
+    for name, values in fields.items():
+        if len(values) not in (1, count) and not (name == "prior.batch_size" and not values):
+            raise InputError(f"{name} has {len(values)} values; give one, or one for each of the {count} levels")

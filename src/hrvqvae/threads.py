@@ -63,11 +63,16 @@ def in_parts(count: int, run: Callable[[int, int], T], *, alone: int = 1) -> lis
     results: dict[int, T] = {}
     tickets = iter(range(threads))
 
+    errors: list[BaseException] = []
+
     def member(_: object) -> None:
         for part in tickets:  # each thread takes the parts that no other has taken
-            results[part] = run(*parts[part])
+            try:
+                results[part] = run(*parts[part])
+            except BaseException as error:  # it can't cross the runtime that called; Ctrl-C comes here as well
+                errors.append(error)
 
     team(_MEMBER(member), None, threads, 0)
-    if len(results) < threads:
-        raise RuntimeError("a part of the work failed; its error is printed above")
+    if errors:
+        raise errors[0]
     return [results[part] for part in range(threads)]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.priors import code_loss
 from hrvqvae.resolve import resolve_priors
+from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import train
 from hrvqvae.training.hooks import MetricsLog
-from hrvqvae.training.prior import LevelCodes, PriorStep, held_out_split, train_priors
+from hrvqvae.training.prior import LevelBatch, LevelCodes, PriorStep, held_out_split, train_priors
+from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
 
 GIVEN = {
@@ -244,8 +247,66 @@ def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tm
     for one, other in zip(load_priors(tmp_path / "out").levels, load_priors(run).levels, strict=True):
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
-    with pytest.raises(InputError, match="holds a model already"):
+    with pytest.raises(InputError, match="exists already"):
         export(run, tmp_path / "out")
+
+
+def test_priors_of_another_autoencoder_are_not_exported(run: Path, tmp_path: Path) -> None:
+    train_levels(run)
+    tensors, meta = storage.read(RunFolder(run).model)
+    storage.write(RunFolder(run).model, tensors | {"decoder.0.bias": tensors["decoder.0.bias"] + 1}, meta)
+    with pytest.raises(InputError, match="another state of the autoencoder"):
+        export(run, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if path.name != "run"], "nothing is half written"
+    with pytest.raises(InputError, match="holds a prior of another state of the autoencoder; delete that folder"):
+        train_levels(run, 1, resume=True, training__max_steps="13")
+
+
+def test_a_full_disk_leaves_no_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_levels(run)
+    original = storage.write
+
+    def full(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
+        if "level-2" in str(path):
+            raise OSError(28, "No space left on device")
+        original(path, tensors, meta)
+
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.raises(InputError, match="can't be written"):
+        export(run, tmp_path / "out")
+    monkeypatch.undo()
+    assert len(export(run, tmp_path / "out")) == 3
+
+
+def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PriorStep.__call__
+
+    def step(self: PriorStep, state: TrainState, batch: LevelBatch) -> loop.Metrics:
+        if state.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, state, batch)
+
+    monkeypatch.setattr(PriorStep, "__call__", step)
+    train_levels(run, training__batch_size="7")
+    assert storage.read(prior_run(run, 0).saved()[0])[1]["step"] == 4
+    monkeypatch.undo()
+    train_priors(run, resolve_priors(str(run), None, {}, resume=True), resume=True, say=silent)
+    for level in range(2):
+        assert prior_run(run, level).read_config().prior.training.batch_size == 7
+        assert storage.read(prior_run(run, level).saved()[0])[1]["step"] == 12
+
+
+def test_a_full_disk_while_the_best_state_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hrvqvae.training.prior.save_prior", full)
+    with pytest.raises(
+        InputError, match=r"step 4 could not be saved \(No space.*last good checkpoint is .*step-000000003"
+    ):
+        train_levels(run, 1)
 
 
 def test_held_out_images_are_never_trained_on() -> None:

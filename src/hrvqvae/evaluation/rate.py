@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from hrvqvae.codemaps import CodeMaps
 from hrvqvae.models import Autoencoder
 from hrvqvae.priors import Prior, total_bits
 
-_BATCH = 64
+_BATCH, _CHUNK = 64, 4_096
 _DENSE = 2**24  # contexts and symbols that are counted in a table; more are sorted
 
 
@@ -42,27 +41,41 @@ class Rate:
     neighbours_bits_per_image: float
     levels: tuple[LevelRate, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**vars(self), "levels": [vars(level) for level in self.levels]}
+
+class ContextCounts:
+    """How often codes come together with a context, gathered chunk by chunk."""
+
+    def __init__(self, symbols: int) -> None:
+        self.symbols = symbols
+        self._counts: dict[int, int] = {}
+        self._table = np.zeros(0, np.int64)
+
+    def add(self, context: NDArray[np.int64], codes: NDArray[np.int64]) -> None:
+        """Count a chunk; both arrays of one shape."""
+        joint = context.ravel() * self.symbols + codes.ravel()
+        if joint.max() < _DENSE:
+            some = np.bincount(joint, minlength=len(self._table))
+            some[: len(self._table)] += self._table
+            self._table = some
+        else:
+            for key, number in zip(*np.unique(joint, return_counts=True), strict=True):
+                self._counts[int(key)] = self._counts.get(int(key), 0) + int(number)
+
+    def entropy(self) -> float:
+        """H(code | context) in bits."""
+        dense = np.nonzero(self._table)[0]
+        keys = np.concatenate([dense, np.fromiter(self._counts, np.int64, len(self._counts))])
+        sparse = np.fromiter(self._counts.values(), np.int64, len(self._counts))
+        counts = np.concatenate([self._table[dense], sparse]).astype(np.float64)
+        _, place = np.unique(keys // self.symbols, return_inverse=True)
+        _, same = np.unique(keys, return_inverse=True)
+        together, alone = (np.bincount(one, counts).astype(np.float64) for one in (same, place))
+        return _entropy(together) - _entropy(alone)
 
 
-def conditional_entropy(context: NDArray[np.int64], codes: NDArray[np.int64], symbols: int) -> float:
-    """H(code | context) in bits, of how often they come together; both arrays of one shape."""
-    joint = context.ravel() * symbols + codes.ravel()
-    if joint.max() < _DENSE:
-        together = np.bincount(joint).astype(np.float64)
-        alone = np.bincount(context.ravel()).astype(np.float64)
-    else:
-        together = np.unique(joint, return_counts=True)[1].astype(np.float64)
-        alone = np.unique(context, return_counts=True)[1].astype(np.float64)
-    total = together.sum()
-
-    def entropy(counts: NDArray[np.float64]) -> float:
-        shares = counts[counts > 0] / total
-        return float(-(shares * np.log2(shares)).sum())
-
-    return entropy(together) - entropy(alone)
+def _entropy(counts: NDArray[np.float64]) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
 
 
 def _shifted(codes: NDArray[np.int64], axis: int, outside: int) -> NDArray[np.int64]:
@@ -80,20 +93,20 @@ def yardsticks(maps: CodeMaps, model: Autoencoder, symbols: Sequence[int]) -> li
 
     The path is the codeword of the next coarser level at the same place; level 1 has none.
     """
-    found = []
-    every = np.arange(len(maps))
-    codes = maps.read(every)[0]
-    paths = model.paths(codes)
-    for level, size in enumerate(symbols):
-        code = codes[level].numpy()
-        context = np.zeros_like(code)
-        if level:
-            coarser = paths[level - 1].numpy()
-            context = coarser.repeat(code.shape[1] // coarser.shape[1], 1).repeat(code.shape[2] // coarser.shape[2], 2)
-        path = conditional_entropy(context, code, size)
-        context = (context * (size + 1) + _shifted(code, 2, size)) * (size + 1) + _shifted(code, 1, size)
-        found.append((path, conditional_entropy(context, code, size)))
-    return found
+    paths_only, with_neighbours = ([ContextCounts(size) for size in symbols] for _ in range(2))
+    for start in range(0, len(maps), _CHUNK):
+        codes = maps.read(np.arange(start, min(start + _CHUNK, len(maps))))[0]
+        paths = model.paths(codes)
+        for level, size in enumerate(symbols):
+            code = codes[level].numpy()
+            context = np.zeros_like(code)
+            if level:
+                rows, columns = (code.shape[axis] // paths[level - 1].shape[axis] for axis in (1, 2))
+                context = paths[level - 1].numpy().repeat(rows, 1).repeat(columns, 2)
+            paths_only[level].add(context, code)
+            around = (context * (size + 1) + _shifted(code, 2, size)) * (size + 1) + _shifted(code, 1, size)
+            with_neighbours[level].add(around, code)
+    return [(one.entropy(), other.entropy()) for one, other in zip(paths_only, with_neighbours, strict=True)]
 
 
 def measure_rate(

@@ -17,8 +17,6 @@ from hrvqvae.sampling.draw import Draw
 from hrvqvae.sampling.pixelsnail import sample_pixelsnail
 from hrvqvae.sampling.transformer import sample_transformer
 
-BATCH = 64
-
 
 class Sampler(Protocol):
     """Fills in the codes of one level that are not known: see `plain.sample_plain`."""

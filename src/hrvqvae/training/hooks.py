@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ class LogHook:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
+@contextmanager
+def told_when_full(run: RunFolder, state: TrainState) -> Iterator[None]:
+    """Turns an OSError while something is saved into an InputError with the step and the last good checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        kept = run.saved()
+        good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(
+            f"step {state.step} could not be saved ({reason}); {good}: make room and continue with --resume"
+        ) from error
+
+
 class CheckpointHook:
     """Resume state every so many steps, and whatever `write_model` writes for others to load."""
 
@@ -161,15 +176,7 @@ class CheckpointHook:
         Raises:
             InputError: the disk is full or not writable; the checkpoints from before stay good.
         """
-        try:
+        with told_when_full(self.run, state):
             # the model first: a kill in between leaves a checkpoint from which it is written again
             self.write_model(state)
-            path = self.run.save(state.step, state.tensors(), state.meta())
-        except OSError as error:
-            kept = self.run.saved()
-            good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise InputError(
-                f"step {state.step} could not be saved ({reason}); {good}: make room and continue with --resume"
-            ) from error
-        return path
+            return self.run.save(state.step, state.tensors(), state.meta())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from hrvqvae.pictures import curves
 from hrvqvae.priors import Prior, build_prior, code_loss
 from hrvqvae.priors.base import bits, total_bits
 from hrvqvae.training.device import Compute
-from hrvqvae.training.hooks import Display, MetricsLog, Say
+from hrvqvae.training.hooks import Display, MetricsLog, Say, told_when_full
 from hrvqvae.training.loop import Metrics, update
 from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, train_stage
 from hrvqvae.training.state import TrainState
@@ -62,7 +63,7 @@ class LevelCodes:
 
 
 def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(trained on, held out): numbers of images, drawn by the seed, at least one of each.
+    """(trained on, held out): numbers of images, at least one of each; the held-out ones in an order drawn by the seed.
 
     Raises:
         InputError: there is only one image.
@@ -71,7 +72,7 @@ def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int
         raise InputError("a prior needs at least 2 training images: one is held out")
     order = np.random.default_rng((seed, images)).permutation(images)
     count = min(images - 1, max(1, round(images * share)))
-    return np.sort(order[count:]), np.sort(order[:count])
+    return np.sort(order[count:]), order[:count]
 
 
 class PriorStep:
@@ -144,6 +145,12 @@ class PriorStage:
         self.kept, self.held_out = held_out_split(len(maps), config.prior.held_out, self.training.seed)
         self.run: RunFolder | None = None
 
+    @property
+    def source(self) -> Path:
+        """The file that says whose codes the prior knows."""
+        assert self.run is not None
+        return self.run.path / "autoencoder.txt"
+
     def held_out_batches(self) -> Iterator[LevelBatch]:
         """The held-out codes; as many images as `training.evaluation_images` at most."""
         return self.codes.in_order(self.held_out[: self.training.evaluation_images], self.training.batch_size)
@@ -152,17 +159,28 @@ class PriorStage:
         """Write the averaged prior for sampling."""
         assert self.run is not None
         counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
-        save_prior(
-            self.run.model, self.config, state.averaged.module.state_dict(), level=self.level, step=state.step,
-            autoencoder=self.model_digest, classes=self.maps.classes, class_counts=counts.tolist(),
-            bits_per_code=bits_per_code,
-        )  # fmt: skip
+        with told_when_full(self.run, state):
+            save_prior(
+                self.run.model, self.config, state.averaged.module.state_dict(), level=self.level, step=state.step,
+                autoencoder=self.model_digest, classes=self.maps.classes, class_counts=counts.tolist(),
+                bits_per_code=bits_per_code,
+            )  # fmt: skip
 
     def train(self, run: RunFolder, compute: Compute, *, resume: bool, say: Say) -> Outcome:
-        """Train into the level's folder. Raises as `train_stage` does."""
+        """Train into the level's folder.
+
+        Raises:
+            InputError: it holds a prior of another state of the autoencoder.
+            NonFiniteError: as `train_stage` does.
+        """
         self.run = run
+        if self.source.is_file() and run.begun() and self.source.read_text() != self.model_digest:
+            raise InputError(
+                f"{run.path} holds a prior of another state of the autoencoder; delete that folder to train it anew"
+            )
         run.create()
         run.write_config(self.config)
+        storage.write_atomic(self.source, self.model_digest.encode())
         classes = len(self.maps.classes)
 
         def like() -> Prior:
@@ -205,19 +223,22 @@ def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, 
     if not resume:
         for folder in folders.values():
             require_new(folder, "delete that folder to train it anew")
-    first = next(iter(configs.values()))
-    compute = Compute.of(first.prior.training)
-    if first.prior.training.threads:
-        torch.set_num_threads(first.prior.training.threads)
     run = RunFolder(Path(path))
     model, config = load_with_config(path)
     digest = storage.digest(run.model)
-    config = Config(name=config.name, data=first.data, model=config.model, training=config.training)
-    maps = stored_or_extracted(run.codes, model, digest, config, "train")
+    first = next(iter(configs.values()))
+    config = dataclasses.replace(config, data=first.data)
+    maps = stored_or_extracted(run.codes, model, digest, config, "train", Compute.of(first.prior.training).device)
+    for level, folder in folders.items():  # what was asked for holds for levels that a signal keeps from beginning
+        folder.create()
+        folder.write_config(configs[level])
     outcomes = {}
     for level, folder in folders.items():
+        training = configs[level].prior.training
+        if training.threads:
+            torch.set_num_threads(training.threads)
         stage = PriorStage(configs[level], maps, model, digest, level)
-        outcomes[level] = stage.train(folder, compute, resume=resume, say=say)
+        outcomes[level] = stage.train(folder, Compute.of(training), resume=resume, say=say)
         if outcomes[level].signal is not None:
             break
     return outcomes

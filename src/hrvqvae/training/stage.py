@@ -133,6 +133,6 @@ def train_stage(
         logging.flush(state)
         if stop.received is None and not log.evaluated(state.step):
             evaluate(state, {})
-        if (state.step > started and not checkpoint.due(state)) or not run.model.is_file():
+        if state.step > started or not run.model.is_file():  # also with the seconds that the last hooks took
             checkpoint.save(state)
     return Outcome(state.step, stop.received, state.seconds, compute.peak_bytes())

@@ -1,0 +1,46 @@
+"""Attention by blocks against a masked softmax, at sizes below, at and beyond a block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hrvqvae.config import PixelSNAILConfig
+from hrvqvae.nn import attend
+from hrvqvae.priors import Level
+from hrvqvae.sampling import Draw, sample_cached, sample_plain
+from tests.priors.test_pixelsnail import inputs, network, random_prior
+from tests.sampling.test_sampling import drawn
+
+
+@pytest.mark.parametrize("number", [1, 63, 64, 65, 130, 256])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_a_masked_softmax(number: int, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(number)
+    queries, keys, values = (torch.randn(2, 3, number, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    scores = queries @ keys.transpose(-1, -2) / 2
+    if causal:
+        scores = scores.masked_fill(torch.ones(number, number).triu(1).bool(), -torch.inf)
+    torch.testing.assert_close(attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (12, 9)])
+def test_grids_beyond_a_block_are_causal(grid: tuple[int, int]) -> None:
+    level = Level(grid=grid, symbols=3)
+    prior = random_prior(network(residual_blocks=2, attention_layers=(1,)), level).double()
+    codes, _, _ = inputs(level, 1)
+    before = prior.logits(codes, [], None)[0].flatten(1)
+    for place in (0, 40, 63, 64, 65, 100):
+        changed = codes.clone()
+        changed.view(-1)[place] = (changed.view(-1)[place] + 1) % 3
+        moved = (prior.logits(changed, [], None)[0].flatten(1) != before).any(0)
+        assert not moved[: place + 1].any()
+        assert moved[place + 1 :].any()
+
+
+def test_cached_and_plain_agree_on_a_printed_grid() -> None:
+    level = Level(grid=(16, 16), symbols=4, coarser=(4,), classes=10)
+    config = PixelSNAILConfig(hidden_units=16, residual_units=16, residual_blocks=4)
+    prior = random_prior(config, level)
+    cached, plain = (drawn(sampler, prior, level, 2, 0, Draw(), 0.0) for sampler in (sample_cached, sample_plain))
+    assert torch.equal(cached, plain)
