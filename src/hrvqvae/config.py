@@ -183,10 +183,9 @@ class HRVQVAEConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEConfig(NetworkConfig):
-    """One encoder, one latent grid, one flat codebook, one decoder (spec.md section 3)."""
+class FlatConfig(NetworkConfig):
+    """One latent grid with one flat codebook of K codewords, however it is trained."""
 
-    system: Literal["vqvae"] = "vqvae"
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
@@ -202,6 +201,13 @@ class VQVAEConfig(NetworkConfig):
     def num_codewords(self) -> tuple[int, ...]:
         """Codewords of the one codebook: K."""
         return self.num_symbols
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(FlatConfig):
+    """One encoder, one latent grid, one flat codebook, one decoder (spec.md section 3)."""
+
+    system: Literal["vqvae"] = "vqvae"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +243,7 @@ class VQVAE2Config(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQGANConfig(NetworkConfig):
+class VQGANConfig(FlatConfig):
     """One latent grid, one flat codebook; trained for what images look like as well (spec.md section 3).
 
     Attributes:
@@ -265,20 +271,6 @@ class VQGANConfig(NetworkConfig):
             _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
         for name in ("discriminator_units", "discriminator_layers"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of the one level of codes for an image of that many pixels."""
-        return (self.grid(height, width),)
-
-    @property
-    def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code can take: K."""
-        return (self.quantizer.codewords,)
-
-    @property
-    def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of the one codebook: K."""
-        return self.num_symbols
 
 
 ModelConfig = HRVQVAEConfig | VQVAEConfig | VQVAE2Config | VQGANConfig

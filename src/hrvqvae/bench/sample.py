@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from hrvqvae import presets
 from hrvqvae.bench.search import machine_rates
+from hrvqvae.bench.timing import median_seconds
 from hrvqvae.config import Grid, PixelSNAILConfig
 from hrvqvae.models import build
 from hrvqvae.priors import Level, PixelSNAIL, build_prior
@@ -67,20 +66,10 @@ def _preset_case(name: str, index: int, grid: Grid | None = None) -> Case:
     return make_case(name, prior.config, level, index)
 
 
-def _seconds(call: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return median(times)
-
-
 def _cached(case: Case, batch: int, rounds: int) -> float:
     """Seconds of one level of a batch."""
     given = case.given(batch)
-    sample_cached(case.prior, *given, Draw())  # compiled code is loaded
-    return _seconds(lambda: sample_cached(case.prior, *given, Draw()), rounds)
+    return median_seconds(lambda: sample_cached(case.prior, *given, Draw()), rounds)
 
 
 @torch.inference_mode()
@@ -88,8 +77,7 @@ def _plain(case: Case, batch: int, positions: int) -> float:
     """Seconds of one level of a batch: so many forward passes, scaled to all positions."""
     codes, _, coarser, label, _ = case.given(batch)
     height, width = case.prior.level.grid
-    case.prior.logits(codes, coarser, label)
-    return _seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
+    return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
 
 
 def _row(case: Case, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
@@ -115,11 +103,10 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
             )
             model.decode(codes, size=(size, size))
 
-    image()
     return {
         "method": "cached", "network": f"{preset}, decoded", "grid": list(cases[0].prior.level.grid),
         "levels": len(cases), "batch": batch, "parameters": sum(count_parameters(case.prior) for case in cases),
-        "seconds_per_image": _seconds(image, rounds) / batch,
+        "seconds_per_image": median_seconds(image, rounds) / batch,
         "floor_seconds": sum(case.multiply_adds() for case in cases) / rate,
     }  # fmt: skip
 

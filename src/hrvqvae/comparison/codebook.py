@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from hrvqvae.bench.timing import median_seconds
 from hrvqvae.checkpoint import RunFolder, load_with_config
-from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, seconds_of, test_images
+from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, test_images
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import HRVQVAEConfig
 from hrvqvae.errors import InputError
@@ -64,7 +65,7 @@ def _search(run: RunFolder) -> Row:
     quantizer = model.quantizer
     with torch.inference_mode():
         latents = model.latents(torch.cat(test_images(config, 128)))
-        return {"search_ms": seconds_of(lambda: quantizer.encode(latents)) * 1e3}
+        return {"search_ms": median_seconds(lambda: quantizer.encode(latents)) * 1e3}
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hrvqvae import data, storage
+from hrvqvae.bench.timing import median_seconds
 from hrvqvae.checkpoint import RunFolder, load_with_config, prior_run
 from hrvqvae.commands import evaluate_run
 from hrvqvae.config import Config
@@ -103,17 +104,6 @@ def features_of(folder: Path, config: Config, say: Say) -> Features:
     return Features("classifier", classifier.eval().requires_grad_(False).features, 128)
 
 
-def seconds_of(call: Callable[[], object], rounds: int = 5) -> float:
-    """Median seconds of a call, after a first one that does not count."""
-    call()
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return median(times)
-
-
 def test_images(config: Config, count: int) -> list[Tensor]:
     """Batches of the first `count` test images, float32 in [0, 1]."""
     batches = data.evaluation_batches(
@@ -127,8 +117,8 @@ def _speed(model: Autoencoder, images: Tensor) -> tuple[float, float]:
     size = (images.shape[-2], images.shape[-1])
     with torch.inference_mode():
         codes = model.encode(images)
-        encode = seconds_of(lambda: model.encode(images))
-        decode = seconds_of(lambda: model.decode(codes, size=size))
+        encode = median_seconds(lambda: model.encode(images))
+        decode = median_seconds(lambda: model.decode(codes, size=size))
     return len(images) / encode, len(images) / decode
 
 
