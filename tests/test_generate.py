@@ -160,6 +160,13 @@ def test_nearest_training_images(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert width > 1.7 * height, "pairs side by side"
 
 
+def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "classes.png"
+    assert main(["figure", "classes", str(run), "-n", "3", "-o", str(out)]) == 0
+    assert "3 samples of each of 10 classes" in capsys.readouterr().out
+    assert read_image(out, 3).shape[1] > 10 * 60
+
+
 def test_the_classifier_learns_and_samples_are_judged(
     run: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,6 +298,15 @@ def _figure_nearest(arguments: Arguments) -> int:
     return 0
 
 
+def _figure_classes(arguments: Arguments) -> int:
+    from hrvqvae.generate import figure_classes
+
+    _at_least(arguments.count, 1, "-n")
+    classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed)
+    print(f"{arguments.count} samples of each of {classes} classes: {arguments.out}")
+    return 0
+
+
 def _bench_train(arguments: Arguments) -> int:
     from hrvqvae.bench.train import bench_train
     from hrvqvae.configfile import override, parse_overrides
@@ -501,6 +510,12 @@ def _parser() -> argparse.ArgumentParser:
         "--position", nargs=2, type=int, metavar=("Y", "X"), help="of the first test image's latents"
     )
     hierarchy.add_argument("--path", metavar="K,K,K", help="child indices from level 1 on, such as 2,1,3")
+
+    classes = command("classes", "a row of samples for each class (Figure 14)", _figure_classes, figures)
+    classes.add_argument("run", metavar="RUN")
+    classes.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
+    classes.add_argument("-n", dest="count", type=int, default=8, metavar="N", help="of each class (default: 8)")
+    classes.add_argument("--seed", type=int, default=0, metavar="S")
 
     nearest = command("nearest", "samples beside their nearest training images", _figure_nearest, figures)
     nearest.add_argument("run", metavar="RUN")

@@ -230,6 +230,25 @@ def nearest_training_images(images: Tensor, config: Config) -> tuple[Tensor, lis
     return found, best.tolist()
 
 
+def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0) -> int:
+    """Write a row of samples for each class, under its name; -> how many classes there are.
+
+    Raises:
+        InputError: as `Generative`; the priors know no classes; the file can't be written.
+    """
+    sheets.check_name(out)
+    generative = Generative(run)
+    classes = generative.priors.classes
+    if not classes:
+        raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
+    rows = [
+        sheets.Row(name, list(generative.sample(count, seed=seed + number, class_name=name).images))
+        for number, name in enumerate(classes)
+    ]
+    sheets.save(sheets.draw(rows), out)
+    return len(classes)
+
+
 def figure_nearest(run: str, out: Path, count: int = 64, *, seed: int = 0, root: str | None = None) -> list[float]:
     """Write samples, each beside the training image that is nearest in pixels: a copy would show; -> their MSEs.
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from hrvqvae.config import PixelSNAILConfig
-from hrvqvae.nn import attend
+from hrvqvae.nn import attend, cheap_dropout
 from hrvqvae.priors import Level
 from hrvqvae.sampling import Draw, sample_cached, sample_plain
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 from tests.sampling.test_sampling import drawn
 
 
-@pytest.mark.parametrize("number", [1, 63, 64, 65, 130, 256])
+@pytest.mark.parametrize("number", [1, 31, 32, 33, 65, 130, 256])
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_is_a_masked_softmax(number: int, causal: bool) -> None:
     generator = torch.Generator().manual_seed(number)
@@ -22,6 +22,24 @@ def test_attention_is_a_masked_softmax(number: int, causal: bool) -> None:
     if causal:
         scores = scores.masked_fill(torch.ones(number, number).triu(1).bool(), -torch.inf)
     torch.testing.assert_close(attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.85])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
+    dropped = cheap_dropout(features, share, True)
+    assert dropped.is_contiguous(memory_format=memory_format)
+    assert abs(float((dropped == 0).double().mean()) - share) < 0.01
+    assert abs(float(dropped.mean()) - 1) < 0.03
+    assert len(dropped.unique()) == 2
+    by_place = (dropped == 0).double().flatten(1).mean(0)
+    assert by_place.std() < 1.3 * (share * (1 - share) / 20) ** 0.5, "every place alike"
+    assert not torch.equal(cheap_dropout(features, share, True), dropped)
+    torch.manual_seed(0)
+    assert torch.equal(cheap_dropout(features, share, True), dropped)
+    assert cheap_dropout(features, share, False) is features
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (12, 9)])

@@ -116,7 +116,7 @@ def measure_rate(
     symbols = [prior.level.symbols for prior in priors]
     levels, per_image = [], [0.0, 0.0, 0.0]
     for level, (prior, (path, neighbours)) in enumerate(zip(priors, yardsticks(train, model, symbols), strict=True)):
-        prior.to(device)
+        prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         spent = 0.0
         for start in range(0, len(maps), _BATCH):
             codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))

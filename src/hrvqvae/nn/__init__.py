@@ -1,6 +1,15 @@
 """Blocks that know nothing of quantization."""
 
-from hrvqvae.nn.causal import Attention, CausalConv2d, GatedResidualBlock, attend
+from hrvqvae.nn.causal import Attention, CausalConv2d, GatedResidualBlock, attend, cheap_dropout
 from hrvqvae.nn.convolutional import Decoder, Encoder, ResidualStack
 
-__all__ = ["Attention", "CausalConv2d", "Decoder", "Encoder", "GatedResidualBlock", "ResidualStack", "attend"]
+__all__ = [
+    "Attention",
+    "CausalConv2d",
+    "Decoder",
+    "Encoder",
+    "GatedResidualBlock",
+    "ResidualStack",
+    "attend",
+    "cheap_dropout",
+]

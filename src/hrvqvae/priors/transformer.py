@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, interpolate, pad
+from torch.nn.functional import gelu, interpolate, pad
 
 from hrvqvae.config import TransformerConfig
-from hrvqvae.nn import attend
+from hrvqvae.nn import attend, cheap_dropout
 from hrvqvae.priors.base import Level, Prior
 
 
@@ -41,8 +41,8 @@ class TransformerLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         attended = attend(*self.split(self.inputs(self.attention_norm(features))), causal=True)
         added = self.output(attended.transpose(1, 2).reshape(features.shape))
-        features = features + dropout(added, self.dropped, self.training)
-        return features + dropout(self.network(features), self.dropped, self.training)
+        features = features + cheap_dropout(added, self.dropped, self.training)
+        return features + cheap_dropout(self.network(features), self.dropped, self.training)
 
 
 class Transformer(Prior):
