@@ -225,7 +225,7 @@ def refused(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "message"),
     [
         (["train", "hrvqvae/mnst"], "did you mean hrvqvae/mnist"),
-        (["presets", "cifar"], "hrvqvae/cifar10"),
+        (["presets", "hrvqvae/cifar"], "hrvqvae/cifar10"),
         (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
         (["train", "hrvqvae/photos", "--data", "/nowhere"], "/nowhere is not a folder"),
         (["train", "hrvqvae/mnist", "--model.quantizer.codewords", "1"], "at least 2"),

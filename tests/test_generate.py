@@ -58,6 +58,8 @@ def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert report["neighbours_bits_per_image"] <= report["path_bits_per_image"]
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
     assert "given path and neighbours" in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--device", "cpu", "--images", "7"]) == 0
+    assert "mnist test: 7 images" in capsys.readouterr().out
 
 
 def test_samples_by_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

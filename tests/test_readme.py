@@ -28,6 +28,7 @@ CUTS = (
     ),
     (re.compile(r"^hrvqvae bench train"), f"hrvqvae bench train --rounds 1 {SMALL}"),
     (re.compile(r"^hrvqvae bench prior"), f"hrvqvae bench prior --rounds 1 {SMALL_PRIOR}"),
+    (re.compile(r"^hrvqvae evaluate (.*)"), r"hrvqvae evaluate \1 --images 60"),
     (re.compile(r"^hrvqvae bench sample"), "hrvqvae bench sample --rounds 1"),
     (re.compile(r"^(hrvqvae compare .*) --max-steps \S+(.*)"), rf"\1 --max-steps 2 \2 {SMALL}"),
 )

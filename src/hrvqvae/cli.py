@@ -150,8 +150,10 @@ def _evaluate(arguments: Arguments) -> int:
     from hrvqvae.commands import evaluate_run
 
     _at_least(arguments.samples, 0, "--samples")
+    if arguments.images is not None:
+        _at_least(arguments.images, 1, "--images")
     evaluated = evaluate_run(
-        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
+        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples, limit=arguments.images,
         say=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     report, rate = evaluated.report, evaluated.rate
@@ -436,6 +438,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--samples", type=int, default=0, metavar="N", help="draw N images and have a classifier of the data judge them"
     )
+    evaluate.add_argument("--images", type=int, metavar="N", help="the first N images of the split only (default: all)")
     evaluate.add_argument("--json", action="store_true", help="for programs")
 
     reconstruct = command("reconstruct", "a sheet of images above their reconstructions", _reconstruct)

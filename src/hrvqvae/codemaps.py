@@ -55,8 +55,10 @@ class CodeMaps:
 
 
 @torch.inference_mode()
-def extract(model: Autoencoder, config: Config, split: str, device: torch.device | None = None) -> CodeMaps:
-    """Codes of every image of a split, in the order of the data, computed in float32; the model ends on the CPU.
+def extract(
+    model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None
+) -> CodeMaps:
+    """Codes of the images of a split (at most `limit`), in order, computed in float32; the model ends on the CPU.
 
     Raises:
         InputError: the data is not there, or no image can be read.
@@ -68,7 +70,7 @@ def extract(model: Autoencoder, config: Config, split: str, device: torch.device
     parts: list[list[NDArray[Any]]] = [[] for _ in kinds]
     labels = []
     for batch in data.evaluation_batches(
-        images, batch_size=_BATCH, workers=config.data.workers, on_error=config.data.on_error
+        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, on_error=config.data.on_error
     ):
         labels.append(batch.labels.numpy())
         for part, kind, codes in zip(parts, kinds, model.encode(batch.images.to(device)), strict=True):

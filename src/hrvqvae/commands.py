@@ -58,12 +58,13 @@ class Evaluated:
 
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
-    rate: bool = True, say: Callable[[str], None] = print,
+    limit: int | None = None, rate: bool = True, say: Callable[[str], None] = print,
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
     Args:
         samples: draw so many and have them classified (0: none).
+        limit: measure on so many images of the split, the first (None: all).
         rate: whether the priors are measured.
 
     Raises:
@@ -76,7 +77,7 @@ def evaluate_run(
     model = compute.place_model(model)
     batch_size = min(EVALUATION_BATCH, config.training.batch_size)
     batches = data.evaluation_batches(
-        images, batch_size=batch_size, workers=config.data.workers, on_error=config.data.on_error
+        images, batch_size=batch_size, limit=limit, workers=config.data.workers, on_error=config.data.on_error
     )
     report = evaluate(model, config, batches, split, compute.device)
     if not rate:
@@ -85,10 +86,9 @@ def evaluate_run(
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
     priors, path = load_priors(run), locate(run)
     digest, folder = storage.digest(path), RunFolder(path.parent).codes
-    maps, train_maps = (
-        stored(folder, digest, config, name) or extract(model, config, name, compute.device)
-        for name in (split, "train")
-    )
+    train_maps = stored(folder, digest, config, "train") or extract(model, config, "train", compute.device)
+    whole = split == "train" and limit is None
+    maps = train_maps if whole else extract(model, config, split, compute.device, limit)
     if priors.classes and not maps.classes == train_maps.classes == priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
     found = measure_rate(priors.levels, model, maps, train_maps, compute.device)
@@ -126,7 +126,8 @@ def reconstruct(
 
 # What the demo's priors depart from their preset in: Table 8's batch is for hours on a GPU.
 _DEMO_PRIOR = {
-    "prior.training.batch_size": "32", "prior.training.learning_rate": "2e-3", "prior.training.warmup_steps": "20",
+    "prior.network.residual_blocks": "8",
+    "prior.training.batch_size": "16", "prior.training.learning_rate": "2e-3", "prior.training.warmup_steps": "20",
     "prior.training.evaluate_every": "100", "prior.training.checkpoint_every": "100",
     "prior.training.evaluation_images": "300",
 }  # fmt: skip
