@@ -70,7 +70,7 @@ def grid(images: Sequence[Tensor], columns: int | None = None) -> Image.Image:
     """Images of one size beside and below each other, without captions; as square as can be by default."""
     across = columns or math.ceil(math.sqrt(len(images)))
     pictures = [to_pil(image) for image in images]
-    factor = max(1, round(64 / max(pictures[0].size)))
+    factor = max(1, round(64 / min(pictures[0].size)))
     width, height = (side * factor + _GAP for side in pictures[0].size)
     sheet = Image.new("RGB", (width * across + _GAP, height * -(-len(pictures) // across) + _GAP), _BACKGROUND)
     for number, picture in enumerate(pictures):
