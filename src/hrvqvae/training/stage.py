@@ -12,6 +12,7 @@ from torch import nn
 
 from hrvqvae.checkpoint import RunFolder
 from hrvqvae.config import TrainingConfig
+from hrvqvae.data.workers import told_plainly
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, Say
@@ -118,7 +119,7 @@ def train_stage(
     """
     budget = Budget.of(training, samples)
     log = MetricsLog(run.metrics, state.step)
-    with closing(stream), StopSignal() as stop, Display(budget) as display:
+    with told_plainly(), closing(stream), StopSignal() as stop, Display(budget) as display:
         checkpoint = CheckpointHook(training.checkpoint_every, run, write_model)
         evaluate, logging = evaluation(log, display), LogHook(training, log, display)
         started = state.step
