@@ -296,7 +296,7 @@ def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
 
 
 ENDED_WORKER = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, signal, sys, time
 from hrvqvae import data
 from hrvqvae.config import DataConfig
 from hrvqvae.data.workers import told_plainly
@@ -307,6 +307,7 @@ try:
     with told_plainly():  # as training has it: torch tells of the end wherever the main process is
         stream = data.batches(data.load(config, "train"), batch_size=4, seed=0, workers=2)
         next(stream)
+        time.sleep(1)  # until the workers are idle: one that dies in the middle of a message leaves half of it
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         for _ in stream:
             pass
