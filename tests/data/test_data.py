@@ -295,7 +295,7 @@ def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
 
 
 def test_a_worker_that_is_ended_from_outside_is_told_plainly() -> None:
-    """torch raises this from a signal handler, wherever the main process is: a real kill would hit the tests' runner."""
+    """torch raises this from a signal handler, wherever the main process is: a real kill would hit the test runner."""
     told = "DataLoader worker (pid 17) is killed by signal: Killed. "
     with pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"), told_plainly():
         raise RuntimeError(told)
