@@ -208,7 +208,6 @@ def test_the_perceptual_loss_is_named_for_its_network(gan: Config) -> None:
 
 
 def test_the_published_network_is_read_and_knows_an_image() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch")
     distance = PerceptualDistance()
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
