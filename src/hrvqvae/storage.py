@@ -74,15 +74,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     write_atomic(path, save_tensors(plain, metadata=header))
 
 
-def digest(path: Path) -> str:
-    """The checksum that the header of a file carries: the name of its content. Raises as `read` does."""
-    read(path)
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    found: str = json.loads(content[8 : 8 + length].decode())["__metadata__"]["digest"]
-    return found
-
-
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, meta) of a file that `write` made, on the CPU.
 
@@ -90,6 +81,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: there is no such file.
         DamagedFileError: it is cut short, changed, or not ours.
     """
+    tensors, meta, _ = _checked(path)
+    return tensors, meta
+
+
+def digest(path: Path) -> str:
+    """The checksum of a file that `write` made: the name of its content. Raises as `read` does."""
+    return _checked(path)[2]
+
+
+def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """(tensors, meta, checksum) of a file, read once. Raises as `read` does."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -98,11 +100,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length].decode())["__metadata__"]
-        text, digest = header["meta"], header["digest"]
+        text, announced = header["meta"], header["digest"]
         tensors = load_tensors(content)
         meta: dict[str, Any] = json.loads(text)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedFileError(damaged + (" ".join(str(error).split())[:100] or type(error).__name__)) from error
-    if _digest(tensors, text) != digest:
+    if _digest(tensors, text) != announced:
         raise DamagedFileError(damaged + "its content does not match its checksum")
-    return tensors, meta
+    return tensors, meta, str(announced)
