@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("systems")
 def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["compare", "mnist", "--max-steps", "6", "--seeds", "2", "--prior-steps", "6", "--out", str(out)]
+    command = ["compare", "mnist", "--max-steps", "6", "--seeds", "2", "--priors", "--out", str(out)]
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads((out / "results.json").read_text())
@@ -100,6 +101,41 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
     assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-1" not in str(path))
     assert "holds another comparison" in refused([*command, "--max-steps", "7"], capsys)
+    assert "holds another comparison" in refused([*command, "--prior-steps", "7"], capsys)
+
+
+@pytest.mark.usefixtures("systems")
+def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
+    def rows_of(**fields: Any) -> list[dict[str, Any]]:
+        rows, _ = compare(Comparison(dataset="mnist", max_steps=6, **fields), tmp_path, lambda _: None)
+        assert json.loads((tmp_path / "results.json").read_text()) == rows
+        return rows
+
+    first = rows_of(systems=("vqvae",), seeds=2)
+    assert [row["prior_bits_per_image"] for row in first] == [None, None]
+    run = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").read_bytes()
+    assert rows_of(systems=("hrvqvae",))[1:] == first
+    with_priors = rows_of(systems=("vqvae",), prior_steps=4)
+    assert [(row["system"], row["seed"]) for row in with_priors] == [("hrvqvae", 0), ("vqvae", 0), ("vqvae", 1)]
+    assert [row["prior_bits_per_image"] is not None for row in with_priors] == [False, True, False]
+    assert with_priors[1]["mse"] == first[0]["mse"]
+    assert (tmp_path / "runs" / "vqvae-0" / "model.safetensors").read_bytes() == run
+    assert rows_of(systems=("vqvae",), seeds=2) == with_priors, "priors that are there stay"
+
+
+def test_the_budget_of_priors() -> None:
+    def priors(**fields: Any) -> dict[str, dict[str, str]]:
+        comparison = Comparison(dataset="mnist", **fields)
+        return {
+            case.name: {key.split(".")[-1]: value for key, value in case.prior.items()} for case in comparison.cases()
+        }
+
+    assert all(not budget for budget in priors(max_steps=90).values())
+    asked = priors(max_steps=90, priors=True)
+    assert asked["hrvqvae-0"] == {"epochs": "0", "max_steps": "30", "max_minutes": "0.0"}
+    assert asked["vqgan-0"]["max_steps"] == "90"
+    assert priors(max_minutes=6, priors=True)["hrvqvae-0"] == {"epochs": "0", "max_steps": "0", "max_minutes": "2.0"}
+    assert priors(max_minutes=6, prior_steps=33)["hrvqvae-0"]["max_steps"] == "11"
 
 
 @pytest.mark.usefixtures("systems")

@@ -251,7 +251,8 @@ def _compare(arguments: Arguments) -> int:
     systems = tuple(name.strip() for name in arguments.systems.split(",") if name.strip())
     comparison = of_systems.Comparison(
         dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
-        max_minutes=arguments.max_minutes, prior_steps=arguments.prior_steps,
+        max_minutes=arguments.max_minutes, priors=arguments.priors,
+        prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
         fields=parse_overrides(arguments.rest),
     )  # fmt: skip
@@ -490,7 +491,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
     compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")
     compare.add_argument(
-        "--prior-steps", type=int, default=0, metavar="N", help="also priors: N updates a system, shared by its levels"
+        "--priors",
+        action="store_true",
+        help="also priors: a system's get the budget of its autoencoder, shared by levels",
+    )
+    compare.add_argument(
+        "--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system, shared by its levels"
     )
     compare.add_argument(
         "--study", choices=("codebook",), help="instead: HR-VQVAE and VQVAE with 64, 512 and 4,096 leaves, with and "

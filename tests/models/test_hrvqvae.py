@@ -158,6 +158,7 @@ def test_every_preset_builds_and_its_reduced_form_takes_a_step(name: str) -> Non
     config = presets.get(name).config
     assert sum(p.numel() for p in build(config).parameters()) > 100_000
     reduced = dataclasses.replace(config.model, hidden_units=8, residual_units=8)
+    torch.manual_seed(0)
     model = build(Config(name="reduced", data=config.data, model=reduced, training=config.training)).train()
     images = torch.rand(2, config.data.channels, config.data.size, config.data.size)
     model.initialize(images, torch.Generator().manual_seed(0))
@@ -165,4 +166,7 @@ def test_every_preset_builds_and_its_reduced_form_takes_a_step(name: str) -> Non
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     torch.stack(list(model(images).losses.values())).sum().backward()
     optimizer.step()
-    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    # Every parameter is part of the graph; all 8 units of a narrow block can still be off (ReLU) in one step.
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) > 0.8 * len(moved)

@@ -215,6 +215,40 @@ def test_the_published_network_is_read_and_knows_an_image() -> None:
     assert 0 < near < 0.2 * far
 
 
+def test_the_fast_form_of_the_network_is_the_same_function() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    torch.manual_seed(0)
+    network = EfficientNet.from_name(NAME)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
+    distance = PerceptualDistance()
+    distance.network = network.eval()
+    gradients, features = [], []
+    for fast in (False, True):
+        if fast:
+            distance.network = perceptual.made_fast(network)
+        images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        seen = distance.features(images)
+        sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
+        features.append(seen)
+        gradients.append(images.grad)
+    for one, other in zip(*features, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))  # type: ignore[union-attr]
+
+
+def test_the_network_trains_after_it_has_evaluated() -> None:
+    perceptual._network.cache_clear()
+    with torch.inference_mode():
+        PerceptualDistance()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    PerceptualDistance()(images, images.detach().flip(3)).backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     perceptual._network.cache_clear()
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)

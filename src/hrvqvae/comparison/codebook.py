@@ -11,13 +11,12 @@ import torch
 
 from hrvqvae.bench.timing import median_seconds
 from hrvqvae.checkpoint import RunFolder, load_with_config
-from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, test_images
+from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, rows_of, run_cases, test_images, write_results
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import HRVQVAEConfig
 from hrvqvae.errors import InputError
 from hrvqvae.models import HRVQVAE, VQVAE
 from hrvqvae.pictures.curves import codebook_study
-from hrvqvae.storage import write_atomic
 
 BRANCHING = (4, 8, 16)  # m; with three levels 64, 512 and 4,096 leaves
 _LEVELS = 3
@@ -76,16 +75,18 @@ def table(rows: Sequence[Row]) -> str:
 def study(
     comparison: Comparison, out: Path, say: Say = print, branching: Sequence[int] = BRANCHING
 ) -> tuple[list[Row], int]:
-    """Train, measure and draw every case; -> rows, and the signal that stopped it (0: none).
+    """Train, measure and draw every case; -> all rows of the folder, and the signal that stopped it (0: none).
 
     Raises:
         InputError: as `run_cases`; priors are asked for.
     """
-    if comparison.prior_steps:
-        raise InputError("the study of codebooks has no priors; leave --prior-steps out")
+    if comparison.prior_budget():
+        raise InputError("the study of codebooks has no priors; leave --priors and --prior-steps out")
     about = {**comparison.about(), "study": "codebook"}
-    rows, signal = run_cases(cases(comparison, branching), about, out, say, _search)
+    signal = run_cases(cases(comparison, branching), about, out, say, more=_search)
+    helps = list(_HELPS)
+    rows = rows_of(out, lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
     if not signal:
-        write_atomic(out / "results.md", table(rows).encode())
+        write_results(out, rows, table(rows))
         codebook_study(rows, out / "study.png")
     return rows, signal

@@ -3,7 +3,9 @@
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder for each case
     rows/NAME.json       what was measured of it
-    results.json, results.md
+    results.json, results.md, of all rows
+
+More systems, more seeds, or priors can be added to a folder later.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -58,13 +60,13 @@ class Case:
         name: of its folder.
         labels: what its row begins with, such as system and seed.
         config: its whole configuration.
-        prior_steps: updates of its priors in all, shared equally among its levels (0: no priors).
+        prior: dotted name -> text, the budget of each level's prior (empty: no priors).
     """
 
     name: str
     labels: Mapping[str, Any]
     config: Config
-    prior_steps: int = 0
+    prior: Mapping[str, str] = field(default_factory=dict)
 
 
 class Features(nn.Module):
@@ -124,16 +126,15 @@ def _speed(model: Autoencoder, images: Tensor) -> tuple[float, float]:
 
 @torch.inference_mode()
 def _measured(run: RunFolder, case: Case, features: Features) -> Row:
-    """Everything that is measured of a trained run."""
+    """Everything that is measured of a trained autoencoder, and the names of what is measured of priors, as None."""
     config = case.config
-    evaluated = evaluate_run(run.path, rate=case.prior_steps > 0)
-    report = evaluated.report
+    report = evaluate_run(run.path, rate=False).report
     model, _ = load_with_config(run.path)
     tests, size = test_images(config, _FEATURE_IMAGES), (config.data.size, config.data.size)
     encode, decode = _speed(model, torch.cat(tests)[:_TIMED])
     used = sum(level.used for level in report.levels)
     decoded = [model.decode(model.encode(images), size=size) for images in tests]
-    row: Row = {
+    return {
         "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
         "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
         "perceptual_distance": _perceptual(tests, decoded), "features": features.name,
@@ -143,15 +144,24 @@ def _measured(run: RunFolder, case: Case, features: Features) -> Row:
         "encode_images_per_second": encode, "decode_images_per_second": decode,
         "prior_bits_per_image": None, "frechet_samples": None, "seconds_per_sample": None,
     }  # fmt: skip
-    if evaluated.rate is not None:
-        row["prior_bits_per_image"] = evaluated.rate.prior_bits_per_image
-        generative, count = Generative(run.path), sum(len(images) for images in tests)
-        begun = time.perf_counter()
-        drawn = generative.sample(count, seed=1).images
-        row["seconds_per_sample"] = (time.perf_counter() - begun) / count
-        batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
-        row["frechet_samples"] = frechet_distance(features, tests, batches)
-    return row
+
+
+@torch.inference_mode()
+def _measured_priors(run: RunFolder, case: Case, features: Features) -> Row:
+    """What is measured of a run's priors: bits of the first test images, and as many samples."""
+    rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).rate
+    assert rate is not None
+    tests, generative = test_images(case.config, _FEATURE_IMAGES), Generative(run.path)
+    count = sum(len(images) for images in tests)
+    begun = time.perf_counter()
+    drawn = generative.sample(count, seed=1).images
+    seconds = (time.perf_counter() - begun) / count
+    batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
+    return {
+        "prior_bits_per_image": rate.prior_bits_per_image,
+        "frechet_samples": frechet_distance(features, tests, batches),
+        "seconds_per_sample": seconds,
+    }
 
 
 def _perceptual(tests: Sequence[Tensor], decoded: Sequence[Tensor]) -> float | None:
@@ -164,22 +174,25 @@ def _perceptual(tests: Sequence[Tensor], decoded: Sequence[Tensor]) -> float | N
     return total / sum(len(one) for one in tests)
 
 
-def _trained(case: Case, run: RunFolder, say: Say) -> tuple[float, int]:
-    """Train a case's autoencoder and priors; -> seconds of the autoencoder's training, signal that stopped it or 0."""
-    config = case.config
-    outcome = train(config, run, resume=run.begun(), say=say)
-    if outcome.signal is not None:
-        return outcome.seconds, outcome.signal
-    if case.prior_steps:
-        given = {
-            "prior.training.max_steps": str(max(1, case.prior_steps // len(config.model.num_symbols))),
-            "prior.training.seed": str(config.training.seed), **_SMALL_PRIOR,
-        }  # fmt: skip
-        configs = resolve_priors(str(run.path), None, given, resume=prior_run(run.path, 0).begun())
-        for one in train_priors(run.path, configs, resume=True, say=say).values():
-            if one.signal is not None:
-                return outcome.seconds, one.signal
-    return outcome.seconds, 0
+def _train_priors(case: Case, run: RunFolder, say: Say) -> int:
+    """Train a case's priors; -> the signal that stopped it, or 0."""
+    given = {**case.prior, "prior.training.seed": str(case.config.training.seed), **_SMALL_PRIOR}
+    configs = resolve_priors(str(run.path), None, given, resume=prior_run(run.path, 0).begun())
+    outcomes = train_priors(run.path, configs, resume=True, say=say).values()
+    return next((one.signal for one in outcomes if one.signal is not None), 0)
+
+
+def _check_same(out: Path, about: Mapping[str, Any], prior: Mapping[str, Any]) -> None:
+    """Write what is compared to the folder; raises InputError where it holds another comparison."""
+    path = out / "comparison.json"
+    told = json.loads(json.dumps({**about, "prior": prior}))
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        told["prior"] = told["prior"] or stored["prior"]  # without priors now: those that are there stay
+        if told != {**stored, "prior": stored["prior"] or told["prior"]}:
+            raise InputError(f"{out} holds another comparison ({path.read_text()}); choose another --out")
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(told).encode())
 
 
 def run_cases(
@@ -187,40 +200,57 @@ def run_cases(
     about: Mapping[str, Any],
     out: Path,
     say: Say,
+    *,
+    prior: Mapping[str, Any] | None = None,
     more: Callable[[RunFolder], Row] = lambda _: {},
-) -> tuple[list[Row], int]:
-    """Train and measure every case; -> rows, and the signal that stopped it (0: none).
+) -> int:
+    """Train and measure every case; -> the signal that stopped it (0: none).
 
     What is there already is not made again: a run goes on where it stopped, a measured one is taken as it is.
 
     Args:
         about: what is compared, as plain values; a folder that holds something else is refused.
+        prior: the budget of priors, where there are some, as plain values; the same holds.
         more: further columns of a run.
 
     Raises:
         InputError: no such data, or the folder holds another comparison.
     """
-    plain = json.loads(json.dumps(about))
-    settings = out / "comparison.json"
-    if settings.is_file() and json.loads(settings.read_text()) != plain:
-        raise InputError(f"{out} holds another comparison ({settings.read_text()}); choose another --out")
-    (out / "rows").mkdir(parents=True, exist_ok=True)
-    write_atomic(settings, json.dumps(plain).encode())
-    rows: list[Row] = []
+    _check_same(out, about, prior or {})
     features: Features | None = None
     for case in cases:
         path, run = out / "rows" / f"{case.name}.json", RunFolder(out / "runs" / case.name)
-        if not path.is_file():
-            say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
-            seconds, signal = _trained(case, run, say)
-            if signal:
-                return rows, signal
+        row = json.loads(path.read_text()) if path.is_file() else {}
+        if row and (row["prior_bits_per_image"] is not None or not case.prior):
+            continue
+        say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
+        if not row:
+            outcome = train(case.config, run, resume=run.begun(), say=say)
+            if outcome.signal is not None:
+                return outcome.signal
             features = features or features_of(out, case.config, say)
-            row = {**case.labels, "training_seconds": seconds, **_measured(run, case, features), **more(run)}
+            measured = {**_measured(run, case, features), **more(run)}
+            row = {**case.labels, "training_seconds": outcome.seconds, **measured}
             write_atomic(path, json.dumps(row, indent=2).encode())
-        rows.append(json.loads(path.read_text()))
+        if case.prior:
+            signal = _train_priors(case, run, say)
+            if signal:
+                return signal
+            features = features or features_of(out, case.config, say)
+            row |= _measured_priors(run, case, features)
+            write_atomic(path, json.dumps(row, indent=2).encode())
+    return 0
+
+
+def rows_of(out: Path, order: Callable[[Row], Any]) -> list[Row]:
+    """All rows that a folder holds, in that order."""
+    return sorted((json.loads(path.read_text()) for path in (out / "rows").glob("*.json")), key=order)
+
+
+def write_results(out: Path, rows: Sequence[Row], table: str) -> None:
+    """The rows as JSON, and as the table."""
     write_atomic(out / "results.json", json.dumps(rows, indent=2).encode())
-    return rows, 0
+    write_atomic(out / "results.md", table.encode())
 
 
 def as_markdown(rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:

@@ -11,13 +11,12 @@ import torch
 
 from hrvqvae import presets
 from hrvqvae.checkpoint import load_with_config
-from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, run_cases, test_images
+from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, rows_of, run_cases, test_images, write_results
 from hrvqvae.config import Config
 from hrvqvae.configfile import override
 from hrvqvae.errors import InputError
 from hrvqvae.generate import Generative
 from hrvqvae.pictures import sheets
-from hrvqvae.storage import write_atomic
 
 SYSTEMS = ("hrvqvae", "vqvae", "vqvae2", "vqgan")
 _SHEET, _SAMPLES = 12, 24
@@ -53,7 +52,9 @@ class Comparison:
         systems: their names.
         seeds: 0 .. seeds - 1, each trains every system.
         max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
-        prior_steps: updates of the priors of a system in all, shared equally among its levels (0: no priors).
+        priors: whether each system's priors are trained too.
+        prior_steps: updates of a system's priors in all, shared equally among its levels (0: they get the budget of
+            the autoencoder, shared alike).
         root: folder of the data.
         fields: dotted name -> text, of fields that every system's configuration gets.
 
@@ -66,6 +67,7 @@ class Comparison:
     seeds: int = 1
     max_steps: int = 0
     max_minutes: float = 0.0
+    priors: bool = False
     prior_steps: int = 0
     root: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +79,8 @@ class Comparison:
             raise InputError(f"--systems names none; there are {', '.join(SYSTEMS)}")
         if self.seeds < 1:
             raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
+        if self.prior_steps < 0:
+            raise InputError(f"--prior-steps is {self.prior_steps}; it must be at least 1")
         for system in self.systems:
             self.config(system, 0)
 
@@ -92,15 +96,32 @@ class Comparison:
         return [
             Case(
                 name=f"{system}-{seed}", labels={"system": system, "seed": seed}, config=self.config(system, seed),
-                prior_steps=self.prior_steps,
+                prior=self._prior_of(self.config(system, seed)),
             )
             for seed in range(self.seeds)
             for system in self.systems
         ]  # fmt: skip
 
+    def prior_budget(self) -> dict[str, float]:
+        """Steps and minutes of a system's priors in all (0: no such limit); empty without priors."""
+        if not (self.priors or self.prior_steps):
+            return {}
+        if self.prior_steps:
+            return {"max_steps": self.prior_steps, "max_minutes": 0.0}
+        return {"max_steps": self.max_steps, "max_minutes": self.max_minutes}
+
+    def _prior_of(self, config: Config) -> dict[str, str]:
+        """The budget of each level's prior."""
+        budget, levels = self.prior_budget(), len(config.model.num_symbols)
+        if not budget:
+            return {}
+        steps = max(1, int(budget["max_steps"]) // levels) if budget["max_steps"] else 0
+        given = {"epochs": 0, "max_steps": steps, "max_minutes": budget["max_minutes"] / levels}
+        return {f"prior.training.{name}": str(value) for name, value in given.items()}
+
     def about(self) -> dict[str, Any]:
-        """What may not change when more systems or seeds are added."""
-        names = ("dataset", "max_steps", "max_minutes", "prior_steps", "fields")
+        """What may not change when more systems, seeds or priors are added."""
+        names = ("dataset", "max_steps", "max_minutes", "fields")
         return {"study": None, **{name: getattr(self, name) for name in names}}
 
 
@@ -110,29 +131,31 @@ def table(rows: list[Row]) -> str:
 
 
 def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Row], int]:
-    """Train, measure and draw every system and seed; -> rows, and the signal that stopped it (0: none).
+    """Train, measure and draw every system and seed; -> all rows of the folder, the signal that stopped it (0: none).
 
     Raises InputError as `run_cases`.
     """
-    rows, signal = run_cases(comparison.cases(), comparison.about(), out, say)
+    signal = run_cases(comparison.cases(), comparison.about(), out, say, prior=comparison.prior_budget())
+    rows = rows_of(out, lambda row: (row["seed"], SYSTEMS.index(row["system"])))
     if not signal:
-        write_atomic(out / "results.md", table(rows).encode())
-        _sheets(comparison, out)
+        write_results(out, rows, table(rows))
+        _sheets(comparison, rows, out)
     return rows, signal
 
 
-def _sheets(comparison: Comparison, out: Path) -> None:
+def _sheets(comparison: Comparison, rows: list[Row], out: Path) -> None:
     """The same test images by each system, and samples of each (of seed 0)."""
     images = test_images(comparison.config(comparison.systems[0], 0), _SHEET)[0][:_SHEET]
     reconstructions, samples = [sheets.Row("original", list(images))], []
-    for system in comparison.systems:
+    for row in (row for row in rows if row["seed"] == 0):
+        system = row["system"]
         run = out / "runs" / f"{system}-0"
         model, _ = load_with_config(run)
         with torch.inference_mode():
             decoded = model.decode(model.encode(images), size=(images.shape[-2], images.shape[-1]))
         error = float((decoded - images).square().mean())
         reconstructions.append(sheets.Row(f"{system}: MSE {error:.2e}", list(decoded)))
-        if comparison.prior_steps:
+        if row["prior_bits_per_image"] is not None:
             drawn = list(Generative(run).sample(_SAMPLES, seed=0).images)
             half = _SAMPLES // 2
             samples += [sheets.Row(system, drawn[:half]), sheets.Row("", drawn[half:])]

