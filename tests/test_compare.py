@@ -167,6 +167,13 @@ def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture
     for system in comparison.systems:
         config = comparison.config(system, 2)
         assert (config.data.size, config.training.batch_size, config.training.seed) == (128, 3, 2)
+    own = Comparison(
+        dataset="mnist", max_steps=5, fields={"training.batch_size": "3", "hrvqvae.model.quantizer.levels": "2"}
+    )
+    assert own.config("hrvqvae", 0).model.num_symbols == (4, 4)
+    assert all(own.config(system, 0).training.batch_size == 3 for system in own.systems)
+    command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--vqgan.model.adversarial_strat", "2"]
+    assert "did you mean --vqgan.model.adversarial_start" in refused(command, capsys)
     command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--model.quantizer.levels", "2"]
     assert "--model.quantizer.levels" in refused(command, capsys), "only some systems have it"
 

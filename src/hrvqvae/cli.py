@@ -254,7 +254,7 @@ def _compare(arguments: Arguments) -> int:
         max_minutes=arguments.max_minutes, priors=arguments.priors,
         prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
-        fields=parse_overrides(arguments.rest),
+        fields=parse_overrides(arguments.rest, of_systems.SYSTEMS),
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         chosen = codebook.study if arguments.study else of_systems.compare
@@ -506,7 +506,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.add_argument("--json", action="store_true", help="for programs")
     compare.set_defaults(takes_fields=True)
-    compare.epilog = "--section.field VALUE sets a field of every system, such as --data.size 128"
+    compare.epilog = (
+        "--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field VALUE of "
+        "one, such as --vqgan.model.adversarial_start 500"
+    )
 
     figure = commands.add_parser("figure", help="the paper's figures")
     figures = figure.add_subparsers(metavar="FIGURE", required=True, parser_class=_Parser)

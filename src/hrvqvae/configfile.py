@@ -94,14 +94,17 @@ def field_names() -> list[str]:
     return list(names)
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+def parse_overrides(arguments: Sequence[str], owners: Sequence[str] = ()) -> dict[str, str]:
     """`--section.field VALUE` or `--section.field=VALUE`, in pairs, to dotted name -> text.
+
+    Args:
+        owners: names that may stand before a field, `--owner.section.field`, and stay before it.
 
     Raises:
         InputError: an option that is no field (near names are listed), or one without its value.
     """
     given: dict[str, str] = {}
-    known = field_names()
+    known = [*field_names(), *(f"{owner}.{name}" for owner in owners for name in field_names())]
     rest = list(arguments)
     while rest:
         option = rest.pop(0)

@@ -56,7 +56,7 @@ class Comparison:
         prior_steps: updates of a system's priors in all, shared equally among its levels (0: they get the budget of
             the autoencoder, shared alike).
         root: folder of the data.
-        fields: dotted name -> text, of fields that every system's configuration gets.
+        fields: dotted name -> text, of fields that every system gets; "vqgan." before a name: that one's.
 
     Raises:
         InputError: no such preset, no budget, no system.
@@ -89,7 +89,10 @@ class Comparison:
         preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
         budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
         given = {f"training.{name}": str(value) for name, value in budget.items()}
-        return override(preset, {**self.fields, **given})
+        everyone = {name: value for name, value in self.fields.items() if name.split(".")[0] not in SYSTEMS}
+        prefix = f"{system}."
+        own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
+        return override(preset, {**everyone, **own, **given})
 
     def cases(self) -> list[Case]:
         """Every system, seed after seed."""
