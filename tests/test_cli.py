@@ -194,6 +194,16 @@ def test_bench_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert read_image(tmp_path / "growth.png", 3).shape[0] == 3
 
 
+def test_bench_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "start", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["cache"], row["method"]) for row in rows] == [
+        (cache, method) for cache in ("cold", "warm") for method in ("tree", "flat")
+    ]
+    seconds = {(row["cache"], row["method"]): row["seconds"] for row in rows}
+    assert seconds["cold", "tree"] > seconds["warm", "tree"] > 0, "what is compiled is kept"
+
+
 def test_bench_search_by_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -348,6 +348,18 @@ def _bench_search(arguments: Arguments) -> int:
     return 0
 
 
+def _bench_start(arguments: Arguments) -> int:
+    from hrvqvae.bench.start import bench_start
+
+    rows = bench_start()
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    print("first search of a process, seconds")
+    _table([("cache", "method", "s"), *((row["cache"], row["method"], f"{row['seconds']:.2f}") for row in rows)])
+    return 0
+
+
 def _bench_prior(arguments: Arguments) -> int:
     from hrvqvae.bench.prior import bench_prior
     from hrvqvae.configfile import override, parse_overrides
@@ -557,6 +569,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sampling.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each row")
     sampling.add_argument("--json", action="store_true", help="for programs")
+    start = command("start", "the first search of a process: compiled, or loaded from the cache", _bench_start, targets)
+    start.add_argument("--json", action="store_true", help="for programs")
     search = command("search", "the tree's search against flat ones, ours and others'", _bench_search, targets)
     search.add_argument("--vectors", type=int, default=32_768, metavar="N", help="vectors of width 32 (default: 32768)")
     search.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")

@@ -1,0 +1,42 @@
+"""What the first search of a process costs: compiled where the cache is cold, loaded from it later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+_FIRST_CALL = """
+import time
+import torch
+from hrvqvae.quantize import compiled
+books = [torch.randn(8**level, 8, 32) for level in range(3)]
+calls = {
+    "tree": lambda: compiled.search_tree_compiled(torch.randn(100, 32), books),
+    "flat": lambda: compiled.search_flat_compiled(torch.randn(100, 32), books[2][0]),
+}
+for name, call in calls.items():
+    begun = time.perf_counter()
+    call()
+    print(name, time.perf_counter() - begun)
+"""
+
+
+def bench_start(later: int = 3) -> list[dict[str, Any]]:
+    """Rows with cache (cold, warm), method and seconds of the first call, imports left out; warm: the slowest process.
+
+    Args:
+        later: processes that start with the cache that the first one has left.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        command = [sys.executable, "-c", _FIRST_CALL]
+        outputs = [
+            subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+            for _ in range(1 + later)
+        ]
+    cold, *warm = [dict(zip(words[::2], map(float, words[1::2]), strict=True)) for words in outputs]
+    rows = [{"cache": "cold", "method": name, "seconds": seconds} for name, seconds in cold.items()]
+    return rows + [{"cache": "warm", "method": name, "seconds": max(one[name] for one in warm)} for name in cold]
