@@ -337,7 +337,10 @@ def _bench_search(arguments: Arguments) -> int:
     from hrvqvae.pictures.curves import search_growth
 
     _at_least(arguments.vectors, 64, "--vectors")
-    rows = bench_search(vectors=arguments.vectors, libraries=not arguments.no_libraries)
+    if arguments.size is not None:
+        _at_least(min(arguments.size), 1, "--size")
+    grid = None if arguments.size is None else [tuple(arguments.size)]
+    rows = bench_search(grid, arguments.vectors, libraries=not arguments.no_libraries)
     if arguments.plot:
         search_growth(rows, arguments.plot)
     if arguments.json:
@@ -573,6 +576,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--json", action="store_true", help="for programs")
     search = command("search", "the tree's search against flat ones, ours and others'", _bench_search, targets)
     search.add_argument("--vectors", type=int, default=32_768, metavar="N", help="vectors of width 32 (default: 32768)")
+    search.add_argument("--size", type=int, nargs=2, metavar=("L", "M"), help="only L levels of M codewords")
     search.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")
     search.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
     search.add_argument("--json", action="store_true", help="for programs")
