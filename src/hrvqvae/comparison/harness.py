@@ -223,12 +223,12 @@ def run_cases(
         row = json.loads(path.read_text()) if path.is_file() else {}
         if row and (row["prior_bits_per_image"] is not None or not case.prior):
             continue
+        features = features or features_of(out, case.config, say)  # first: what it needs may be missing
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
         if not row:
             outcome = train(case.config, run, resume=run.begun(), say=say)
             if outcome.signal is not None:
                 return outcome.signal
-            features = features or features_of(out, case.config, say)
             measured = {**_measured(run, case, features), **more(run)}
             row = {**case.labels, "training_seconds": outcome.seconds, **measured}
             write_atomic(path, json.dumps(row, indent=2).encode())
@@ -236,7 +236,6 @@ def run_cases(
             signal = _train_priors(case, run, say)
             if signal:
                 return signal
-            features = features or features_of(out, case.config, say)
             row |= _measured_priors(run, case, features)
             write_atomic(path, json.dumps(row, indent=2).encode())
     return 0

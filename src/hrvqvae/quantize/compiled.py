@@ -16,7 +16,7 @@ Compiled code is kept on disk by numba, so only the first process pays (about a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,28 @@ def _multiply_add(builder: Any, kind: Any) -> Any:
     return _function(builder, function, f"llvm.fmuladd.v{kind.count}f32")
 
 
+def _loop_of_sums(
+    builder: Any, kind: Any, number: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """Vectors that begin at zero, each replaced by what `add(index, vectors)` gives for index 0, stride, ... < stop."""
+    long = ir.IntType(64)
+    before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(long)
+    sums = [builder.phi(kind) for _ in range(number)]
+    added = add(index, sums)
+    following = builder.add(index, long(stride))
+    index.add_incoming(long(0), before)
+    index.add_incoming(following, loop)
+    for some, more in zip(sums, added, strict=True):
+        some.add_incoming(ir.Constant(kind, [0.0] * kind.count), before)
+        some.add_incoming(more, loop)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    builder.position_at_end(after)
+    return added
+
+
 def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
     """Eight vectors of sixteen lanes -> one vector with the sum of each."""
 
@@ -115,32 +137,22 @@ def _nearest_of_eight(_: Any, residual: Any, codewords: Any, width: Any) -> Any:
         floats, long = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(64)
         fused = _multiply_add(builder, floats)
         vector, book, number = arguments
-        before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        at = builder.phi(long)
-        sums = [builder.phi(floats) for _ in range(_SIDE_BY_SIDE)]
+        bytes_each = builder.mul(number, long(4))
 
         def load(address: Any) -> Any:
             return builder.load(builder.inttoptr(address, floats.as_pointer()), align=4)
 
-        part = load(builder.add(vector, at))
-        bytes_each = builder.mul(number, long(4))
-        address, added = builder.add(book, at), []
-        for some in sums:
-            difference = builder.fsub(part, load(address))
-            added.append(builder.call(fused, [difference, difference, some]))
-            address = builder.add(address, bytes_each)
-        following = builder.add(at, long(4 * _LANES))
-        at.add_incoming(long(0), before)
-        at.add_incoming(following, loop)
-        for some, more in zip(sums, added, strict=True):
-            some.add_incoming(ir.Constant(floats, [0.0] * _LANES), before)
-            some.add_incoming(more, loop)
-        builder.cbranch(builder.icmp_signed("<", following, bytes_each), loop, after)
-        builder.position_at_end(after)
+        def add(at: Any, sums: list[Any]) -> list[Any]:
+            part, address, added = load(builder.add(vector, at)), builder.add(book, at), []
+            for some in sums:
+                difference = builder.fsub(part, load(address))
+                added.append(builder.call(fused, [difference, difference, some]))
+                address = builder.add(address, bytes_each)
+            return added
+
+        sums = _loop_of_sums(builder, floats, _SIDE_BY_SIDE, bytes_each, 4 * _LANES, add)
         integers = ir.VectorType(_INT, _SIDE_BY_SIDE)
-        bits = builder.bitcast(_sum_lanes(builder, added), integers)
+        bits = builder.bitcast(_sum_lanes(builder, sums), integers)
         kind = ir.FunctionType(_INT, [integers])
         reduce = _function(builder, kind, f"llvm.vector.reduce.smin.v{_SIDE_BY_SIDE}i32")
         least = builder.call(reduce, [bits])
@@ -234,34 +246,26 @@ def _meet_group(_: Any, vectors: Any, group: Any, dim: Any, best: Any, place: An
         fused = _multiply_add(builder, floats)
         start, book, count, lowest, places, value = arguments
         row_bytes = builder.mul(count, long(4))
-        before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        d = builder.phi(long)
-        sums = [builder.phi(floats) for _ in range(_ROWS * _GROUP // _LANES)]
-        words = []
-        for column in range(0, _GROUP, _LANES):
-            address = builder.add(book, builder.add(builder.mul(d, long(4 * _GROUP)), long(4 * column)))
-            words.append(builder.load(builder.inttoptr(address, floats.as_pointer()), align=4))
-        address = builder.add(start, builder.mul(d, long(4)))
-        added: list[Any] = []
-        for _row in range(_ROWS):
-            one = builder.load(builder.inttoptr(address, ir.FloatType().as_pointer()), align=4)
-            value_everywhere = _everywhere(builder, floats, one)
-            for some in words:
-                difference = builder.fsub(value_everywhere, some)
-                added.append(builder.call(fused, [difference, difference, sums[len(added)]]))
-            address = builder.add(address, row_bytes)
-        following = builder.add(d, long(1))
-        d.add_incoming(long(0), before)
-        d.add_incoming(following, loop)
-        for some, more in zip(sums, added, strict=True):
-            some.add_incoming(ir.Constant(floats, [0.0] * _LANES), before)
-            some.add_incoming(more, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-        builder.position_at_end(after)
+
+        def add(d: Any, sums: list[Any]) -> list[Any]:
+            words = []
+            for column in range(0, _GROUP, _LANES):
+                address = builder.add(book, builder.add(builder.mul(d, long(4 * _GROUP)), long(4 * column)))
+                words.append(builder.load(builder.inttoptr(address, floats.as_pointer()), align=4))
+            address = builder.add(start, builder.mul(d, long(4)))
+            added: list[Any] = []
+            for _row in range(_ROWS):
+                one = builder.load(builder.inttoptr(address, ir.FloatType().as_pointer()), align=4)
+                everywhere = _everywhere(builder, floats, one)
+                for some in words:
+                    difference = builder.fsub(everywhere, some)
+                    added.append(builder.call(fused, [difference, difference, sums[len(added)]]))
+                address = builder.add(address, row_bytes)
+            return added
+
+        sums = _loop_of_sums(builder, floats, _ROWS * _GROUP // _LANES, count, 1, add)
         group_number = _everywhere(builder, integers, builder.trunc(value, _INT))
-        for i, distances in enumerate(added):
+        for i, distances in enumerate(sums):
             offset = long(4 * _LANES * i)
             least = builder.inttoptr(builder.add(lowest, offset), floats.as_pointer())
             where = builder.inttoptr(builder.add(places, offset), integers.as_pointer())
