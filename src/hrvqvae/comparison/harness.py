@@ -92,10 +92,19 @@ def frechet_distance(features: Features, real: Sequence[Tensor], other: Sequence
 
 
 def features_of(folder: Path, config: Config, say: Say) -> Features:
-    """Of greyscale images with classes: a classifier trained on them, once a comparison. Else efficientnet-lite0's."""
+    """Of greyscale images with classes: a classifier trained on them, once a comparison. Else efficientnet-lite0's.
+
+    Raises:
+        InputError: that network is not installed.
+    """
     classes = len(data.load(config.data, "test").classes)
     if config.data.channels == 3 or not classes:
-        pooled = PerceptualDistance().pooled
+        try:
+            pooled = PerceptualDistance().pooled
+        except InputError as error:
+            raise InputError(
+                f"images in colour, or without classes, are compared by {NAME}: pip install 'hrvqvae[perceptual]'"
+            ) from error
         return Features(NAME, pooled, 320)
     path = folder / "classifier.safetensors"
     if not path.is_file():
@@ -182,15 +191,19 @@ def _train_priors(case: Case, run: RunFolder, say: Say) -> int:
     return next((one.signal for one in outcomes if one.signal is not None), 0)
 
 
-def _check_same(out: Path, about: Mapping[str, Any], prior: Mapping[str, Any]) -> None:
-    """Write what is compared to the folder; raises InputError where it holds another comparison."""
-    path = out / "comparison.json"
-    told = json.loads(json.dumps({**about, "prior": prior}))
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        told["prior"] = told["prior"] or stored["prior"]  # without priors now: those that are there stay
-        if told != {**stored, "prior": stored["prior"] or told["prior"]}:
-            raise InputError(f"{out} holds another comparison ({path.read_text()}); choose another --out")
+def _check_same(out: Path, about: Mapping[str, Any], cases: Sequence[Case]) -> None:
+    """Write what is compared to the folder.
+
+    Raises:
+        InputError: it holds another comparison, or a run of one of these names with another configuration.
+    """
+    path, told = out / "comparison.json", json.loads(json.dumps(about))
+    if path.is_file() and json.loads(path.read_text()) != told:
+        raise InputError(f"{out} holds another comparison ({path.read_text()}); choose another --out")
+    for case in cases:
+        run = RunFolder(out / "runs" / case.name)
+        if run.begun() and run.read_config() != case.config:
+            raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     (out / "rows").mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(told).encode())
 
@@ -200,8 +213,6 @@ def run_cases(
     about: Mapping[str, Any],
     out: Path,
     say: Say,
-    *,
-    prior: Mapping[str, Any] | None = None,
     more: Callable[[RunFolder], Row] = lambda _: {},
 ) -> int:
     """Train and measure every case; -> the signal that stopped it (0: none).
@@ -210,18 +221,19 @@ def run_cases(
 
     Args:
         about: what is compared, as plain values; a folder that holds something else is refused.
-        prior: the budget of priors, where there are some, as plain values; the same holds.
         more: further columns of a run.
 
     Raises:
         InputError: no such data, or the folder holds another comparison.
     """
-    _check_same(out, about, prior or {})
+    _check_same(out, about, cases)
     features: Features | None = None
     for case in cases:
         path, run = out / "rows" / f"{case.name}.json", RunFolder(out / "runs" / case.name)
         row = json.loads(path.read_text()) if path.is_file() else {}
-        if row and (row["prior_bits_per_image"] is not None or not case.prior):
+        if row.get("prior") and case.prior and row["prior"] != dict(case.prior):
+            raise InputError(f"{path} has priors of another budget ({row['prior']}); choose another --out")
+        if row and (row["prior"] or not case.prior):
             continue
         features = features or features_of(out, case.config, say)  # first: what it needs may be missing
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
@@ -230,13 +242,13 @@ def run_cases(
             if outcome.signal is not None:
                 return outcome.signal
             measured = {**_measured(run, case, features), **more(run)}
-            row = {**case.labels, "training_seconds": outcome.seconds, **measured}
+            row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured}
             write_atomic(path, json.dumps(row, indent=2).encode())
         if case.prior:
             signal = _train_priors(case, run, say)
             if signal:
                 return signal
-            row |= _measured_priors(run, case, features)
+            row |= {"prior": dict(case.prior), **_measured_priors(run, case, features)}
             write_atomic(path, json.dumps(row, indent=2).encode())
     return 0
 
@@ -271,6 +283,8 @@ def as_markdown(rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str
             cell = form.format(mean(values)) if values else "-"
             if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
                 cell += f" ± {form.format(stdev(values))}"
+            if 0 < len(values) < len(some):
+                cell += f" (n={len(values)})"
             cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

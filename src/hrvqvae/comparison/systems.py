@@ -52,14 +52,15 @@ class Comparison:
         systems: their names.
         seeds: 0 .. seeds - 1, each trains every system.
         max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
-        priors: whether each system's priors are trained too.
-        prior_steps: updates of a system's priors in all, shared equally among its levels (0: they get the budget of
-            the autoencoder, shared alike).
+        priors: whether each system's priors are trained too, for the budget of the autoencoder, shared equally among
+            its levels.
+        prior_steps: the same for so many updates instead (0: not so).
         root: folder of the data.
-        fields: dotted name -> text, of fields that every system gets; "vqgan." before a name: that one's.
+        fields: dotted name -> text, of fields that every system gets; "vqgan." before a name: that one's, of its model,
+            as only the systems differ.
 
     Raises:
-        InputError: no such preset, no budget, no system.
+        InputError: no such preset, no budget, no system, or a field of a system that is not compared.
     """
 
     dataset: str
@@ -81,18 +82,32 @@ class Comparison:
             raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
         if self.prior_steps < 0:
             raise InputError(f"--prior-steps is {self.prior_steps}; it must be at least 1")
+        for name in self._own_fields():
+            if name.split(".")[0] not in self.systems:
+                raise InputError(f"--{name} is of a system that is not compared; there are {', '.join(self.systems)}")
+            if name.split(".")[1] != "model":
+                raise InputError(
+                    f"--{name} would change more than the system; one system's fields are those of its model"
+                )
         for system in self.systems:
             self.config(system, 0)
+
+    def _own_fields(self) -> list[str]:
+        """Names of the fields of one system."""
+        return [name for name in self.fields if name.split(".")[0] in SYSTEMS]
 
     def config(self, system: str, seed: int) -> Config:
         """The preset of a system with the budget and seed of this comparison."""
         preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
         budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
         given = {f"training.{name}": str(value) for name, value in budget.items()}
-        everyone = {name: value for name, value in self.fields.items() if name.split(".")[0] not in SYSTEMS}
         prefix = f"{system}."
         own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
-        return override(preset, {**everyone, **own, **given})
+        return override(preset, {**self._shared_fields(), **own, **given})
+
+    def _shared_fields(self) -> dict[str, str]:
+        own = self._own_fields()
+        return {name: value for name, value in self.fields.items() if name not in own}
 
     def cases(self) -> list[Case]:
         """Every system, seed after seed."""
@@ -124,8 +139,8 @@ class Comparison:
 
     def about(self) -> dict[str, Any]:
         """What may not change when more systems, seeds or priors are added."""
-        names = ("dataset", "max_steps", "max_minutes", "fields")
-        return {"study": None, **{name: getattr(self, name) for name in names}}
+        names = ("dataset", "max_steps", "max_minutes", "root")
+        return {"study": None, **{name: getattr(self, name) for name in names}, "fields": self._shared_fields()}
 
 
 def table(rows: list[Row]) -> str:
@@ -138,7 +153,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[R
 
     Raises InputError as `run_cases`.
     """
-    signal = run_cases(comparison.cases(), comparison.about(), out, say, prior=comparison.prior_budget())
+    signal = run_cases(comparison.cases(), comparison.about(), out, say)
     rows = rows_of(out, lambda row: (row["seed"], SYSTEMS.index(row["system"])))
     if not signal:
         write_results(out, rows, table(rows))

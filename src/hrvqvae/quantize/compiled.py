@@ -3,15 +3,17 @@
 Tree: all levels in one pass over the vectors. A residual (D floats) and the m codewords of one codebook stay in the
 innermost cache, nothing of size (N, m, D) exists, the input is not copied, and only the paths and the sum are written.
 Codebooks that lie in memory are asked for a few vectors ahead. The work is N * L * m * D subtractions and
-multiply-adds. Distances are summed in the direct form sum((r - c)^2), which keeps its accuracy where codewords lie far
-from the origin.
+multiply-adds, m filled up to a multiple of 8 and D to one of 16. Distances are summed in the direct form
+sum((r - c)^2), which keeps its accuracy where codewords lie far from the origin.
 
-Flat: the same distances, eight codewords against a block of vectors at a time, so that both stay in cache.
+Flat: the same distances, 32 codewords against a block of vectors at a time, so that both stay in cache; they lie side
+by side in a copy of the codebook that each call makes.
 
-Eight distances are summed side by side in vector registers (`_nearest_of_eight`), written in LLVM's portable vectors of
-sixteen lanes, since numba's own loops end each distance with a horizontal sum that costs more than the distance.
+The innermost loops (`_nearest_of_eight`, `_meet_group`) are written in LLVM's portable vectors of sixteen lanes, since
+numba's own end each distance with a horizontal sum that costs more than the distance.
 
-Compiled code is kept on disk by numba, so only the first process pays (about a second for each number of levels).
+Compiled code is kept on disk by numba, so only the first process pays: about a second for each number of levels and
+memory layout of the latents, some three for the flat search.
 """
 
 from __future__ import annotations
@@ -36,11 +38,7 @@ from hrvqvae.threads import in_parts
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-_OPTIONS: dict[str, Any] = {
-    "cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False,
-    # sums over D may be reordered, so that they become vector instructions; NaN and infinity keep their meaning
-    "fastmath": {"reassoc", "contract", "nsz"},
-}  # fmt: skip
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
 _ALONE = 1024  # vectors that are not worth a second thread
 _TOGETHER, _AHEAD = 64, 4  # vectors that go down the tree together; how far ahead a codebook is asked for
 _NEAR_VALUES = 2**14  # of a level whose codewords are in the innermost caches anyway
@@ -55,10 +53,10 @@ def _ask_for_line(_: Any, address: Any) -> Any:
     """Have the cache line at an address come in; nothing waits for it."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        read, keep, data = number(0), number(3), number(1)
+        read, keep, data = _INT(0), _INT(3), _INT(1)
         builder.call(function, [builder.inttoptr(arguments[0], pointer), read, keep, data])
         return context.get_dummy_value()
 
@@ -220,7 +218,7 @@ def _tree(latents: Floats, books: Any, first: int, last: int, size: int, paths: 
                 for k in range(_SIDE_BY_SIDE, filled, _SIDE_BY_SIDE):
                     group += group_bytes
                     key = min(key, _key_of_nearest(vector, group, width) + k)
-                child = key & 0xFFFFFFFF
+                child = min(key & 0xFFFFFFFF, size - 1)  # a filled-up place where the latent is not finite
                 _take(vector, sum_, address + path[i] * book_bytes + 4 * width * child, width // _LANES)
                 path[i] = path[i] * size + child
                 paths[level, start + i] = path[i]
