@@ -191,8 +191,8 @@ def _train_priors(case: Case, run: RunFolder, say: Say) -> int:
     return next((one.signal for one in outcomes if one.signal is not None), 0)
 
 
-def _check_same(out: Path, about: Mapping[str, Any], cases: Sequence[Case]) -> None:
-    """Write what is compared to the folder.
+def _claim(out: Path, about: Mapping[str, Any], cases: Sequence[Case]) -> None:
+    """Make a folder this comparison's: write there what is compared.
 
     Raises:
         InputError: it holds another comparison, or a run of one of these names with another configuration.
@@ -226,7 +226,7 @@ def run_cases(
     Raises:
         InputError: no such data, or the folder holds another comparison.
     """
-    _check_same(out, about, cases)
+    _claim(out, about, cases)
     features: Features | None = None
     for case in cases:
         path, run = out / "rows" / f"{case.name}.json", RunFolder(out / "runs" / case.name)

@@ -341,8 +341,9 @@ def search_flat_compiled(latents: Tensor, codebook: Tensor) -> Tensor:
     Raises:
         NonFiniteError: a latent is NaN, infinite, or too large to be squared.
     """
-    filled = pad(codebook.detach(), (0, 0, 0, -len(codebook) % _GROUP), value=torch.inf)
-    book = filled.view(-1, _GROUP, filled.shape[1]).transpose(1, 2).contiguous().numpy()
+    missing, dim = -len(codebook) % _GROUP, codebook.shape[1]
+    filled = pad(codebook.detach(), (0, 0, 0, missing), value=torch.inf) if missing else codebook.detach()
+    book = filled.reshape(-1, _GROUP, dim).transpose(1, 2).contiguous().numpy()
     vectors = latents.detach().numpy()
     nearest = torch.empty(len(latents), dtype=torch.long)
     out = nearest.numpy()
