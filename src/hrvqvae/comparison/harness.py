@@ -20,18 +20,17 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
-from hrvqvae import data, storage
+from hrvqvae import data
 from hrvqvae.bench.timing import median_seconds
 from hrvqvae.checkpoint import RunFolder, load_with_config, prior_run
 from hrvqvae.commands import evaluate_run
 from hrvqvae.config import Config
 from hrvqvae.errors import InputError
-from hrvqvae.evaluation.classifier import Classifier, train_judge
+from hrvqvae.evaluation.features import FrechetDistance, features_of
 from hrvqvae.generate import Generative
-from hrvqvae.losses.perceptual import NAME, PerceptualDistance
+from hrvqvae.losses import PerceptualDistance, perceptual_distance
 from hrvqvae.models import Autoencoder
 from hrvqvae.resolve import resolve_priors
 from hrvqvae.storage import write_atomic
@@ -69,58 +68,49 @@ class Case:
     prior: Mapping[str, str] = field(default_factory=dict)
 
 
-class Features(nn.Module):
-    """Features of images for a Frechet distance, as torchmetrics takes them; `name` says of which network."""
-
-    def __init__(self, name: str, extract: Callable[[Tensor], Tensor], width: int) -> None:
-        super().__init__()
-        self.name, self.extract, self.num_features = name, extract, width
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, Y, X) float32 in [0, 1] -> (B, n)."""
-        return self.extract(images)
-
-
-def frechet_distance(features: Features, real: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Frechet distance between features of two sets of batches. It is FID only with Inception's, which are not here."""
-    metric = FrechetInceptionDistance(feature=features, normalize=True)
-    for is_real, batches in ((True, real), (False, other)):
-        for images in batches:
-            metric.update(images, real=is_real)
-    distance: Tensor = metric.compute()
-    return float(distance)
-
-
-def features_of(folder: Path, config: Config, say: Say) -> Features:
-    """Of greyscale images with classes: a classifier trained on them, once a comparison. Else efficientnet-lite0's.
-
-    Raises:
-        InputError: that network is not installed.
-    """
-    classes = len(data.load(config.data, "test").classes)
-    if config.data.channels == 3 or not classes:
-        try:
-            pooled = PerceptualDistance().pooled
-        except InputError as error:
-            raise InputError(
-                f"images in colour, or without classes, are compared by {NAME}: pip install 'hrvqvae[perceptual]'"
-            ) from error
-        return Features(NAME, pooled, 320)
-    path = folder / "classifier.safetensors"
-    if not path.is_file():
-        judge = train_judge(config.data, say=say)
-        storage.write(path, judge.classifier.state_dict(), {"kind": "classifier", "accuracy": judge.accuracy})
-    classifier = Classifier(config.data.channels, classes)
-    classifier.load_state_dict(storage.read(path)[0])
-    return Features("classifier", classifier.eval().requires_grad_(False).features, 128)
-
-
 def test_images(config: Config, count: int) -> list[Tensor]:
     """Batches of the first `count` test images, float32 in [0, 1]."""
     batches = data.evaluation_batches(
         data.load(config.data, "test"), batch_size=_BATCH, limit=count, on_error=config.data.on_error
     )
     return [batch.images.float() / 255 for batch in batches]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What every run of a folder is measured with: the first test images, and distances between images by features.
+
+    Attributes:
+        tests: batches of images in [0, 1].
+        frechet: distance of a set of images from them.
+        perceptual: distance of reconstructions; None where no network for it is on this machine.
+    """
+
+    tests: Sequence[Tensor]
+    frechet: FrechetDistance
+    perceptual: PerceptualDistance | None
+
+    @staticmethod
+    def of(config: Config, folder: Path, say: Say) -> Instruments:
+        """The best there are. Raises InputError where there are none, or the data is not there."""
+        features, tests = features_of(folder, config.data, say), test_images(config, _FEATURE_IMAGES)
+        try:
+            perceptual = perceptual_distance()
+        except InputError:
+            perceptual = None
+        return Instruments(tests, FrechetDistance(features, tests), perceptual)
+
+    def names(self) -> Row:
+        """The true names of the distances."""
+        return {"perceptual": self.perceptual and self.perceptual.title, "frechet": self.frechet.title}
+
+    def perceptual_of(self, decoded: Sequence[Tensor]) -> float | None:
+        """Mean perceptual distance of the reconstructions of the test images."""
+        if self.perceptual is None:
+            return None
+        pairs = zip(self.tests, decoded, strict=True)
+        total = sum(float(self.perceptual(one, other)) * len(one) for one, other in pairs)
+        return total / sum(len(one) for one in self.tests)
 
 
 def _speed(model: Autoencoder, images: Tensor) -> tuple[float, float]:
@@ -134,20 +124,20 @@ def _speed(model: Autoencoder, images: Tensor) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def _measured(run: RunFolder, case: Case, features: Features) -> Row:
+def _measured(run: RunFolder, case: Case, using: Instruments) -> Row:
     """Everything that is measured of a trained autoencoder, and the names of what is measured of priors, as None."""
     config = case.config
     report = evaluate_run(run.path, rate=False).report
     model, _ = load_with_config(run.path)
-    tests, size = test_images(config, _FEATURE_IMAGES), (config.data.size, config.data.size)
-    encode, decode = _speed(model, torch.cat(tests)[:_TIMED])
+    size = (config.data.size, config.data.size)
+    encode, decode = _speed(model, torch.cat(list(using.tests))[:_TIMED])
     used = sum(level.used for level in report.levels)
-    decoded = [model.decode(model.encode(images), size=size) for images in tests]
+    decoded = [model.decode(model.encode(images), size=size) for images in using.tests]
     return {
         "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
         "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
-        "perceptual_distance": _perceptual(tests, decoded), "features": features.name,
-        "frechet_reconstructions": frechet_distance(features, tests, decoded),
+        **using.names(), "perceptual_distance": using.perceptual_of(decoded),
+        "frechet_reconstructions": using.frechet(decoded),
         "usage": used / sum(config.model.num_codewords), "perplexity": report.levels[-1].perplexity,
         "leaves_used": report.levels[-1].used, "codewords_searched": sum(config.model.num_symbols),
         "encode_images_per_second": encode, "decode_images_per_second": decode,
@@ -156,31 +146,21 @@ def _measured(run: RunFolder, case: Case, features: Features) -> Row:
 
 
 @torch.inference_mode()
-def _measured_priors(run: RunFolder, case: Case, features: Features) -> Row:
+def _measured_priors(run: RunFolder, using: Instruments) -> Row:
     """What is measured of a run's priors: bits of the first test images, and as many samples."""
     rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).rate
     assert rate is not None
-    tests, generative = test_images(case.config, _FEATURE_IMAGES), Generative(run.path)
-    count = sum(len(images) for images in tests)
+    generative = Generative(run.path)
+    count = sum(len(images) for images in using.tests)
     begun = time.perf_counter()
     drawn = generative.sample(count, seed=1).images
     seconds = (time.perf_counter() - begun) / count
     batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
     return {
         "prior_bits_per_image": rate.prior_bits_per_image,
-        "frechet_samples": frechet_distance(features, tests, batches),
+        "frechet_samples": using.frechet(batches),
         "seconds_per_sample": seconds,
     }
-
-
-def _perceptual(tests: Sequence[Tensor], decoded: Sequence[Tensor]) -> float | None:
-    """Mean distance of reconstructions by efficientnet-lite0's features; None where that is not installed."""
-    try:
-        distance = PerceptualDistance()
-    except InputError:
-        return None
-    total = sum(float(distance(one, other)) * len(one) for one, other in zip(tests, decoded, strict=True))
-    return total / sum(len(one) for one in tests)
 
 
 def _train_priors(case: Case, run: RunFolder, say: Say) -> int:
@@ -208,6 +188,18 @@ def _claim(out: Path, about: Mapping[str, Any], cases: Sequence[Case]) -> None:
     write_atomic(path, json.dumps(told).encode())
 
 
+def _same_instruments(out: Path, using: Instruments) -> None:
+    """Raises InputError where the folder holds rows that were measured by other distances."""
+    for row in rows_of(out, lambda row: 0):
+        names = {name: row.get(name) for name in using.names()}
+        if names != using.names():
+            told = [" and ".join(str(name) for name in one.values()) for one in (names, using.names())]
+            raise InputError(
+                f"{out} has rows measured by {told[0]}, this machine now measures by {told[1]}: delete {out / 'rows'} "
+                "to have every run measured again (none is trained again)"
+            )
+
+
 def run_cases(
     cases: Sequence[Case],
     about: Mapping[str, Any],
@@ -227,7 +219,7 @@ def run_cases(
         InputError: no such data, or the folder holds another comparison.
     """
     _claim(out, about, cases)
-    features: Features | None = None
+    using: Instruments | None = None
     for case in cases:
         path, run = out / "rows" / f"{case.name}.json", RunFolder(out / "runs" / case.name)
         row = json.loads(path.read_text()) if path.is_file() else {}
@@ -235,20 +227,22 @@ def run_cases(
             raise InputError(f"{path} has priors of another budget ({row['prior']}); choose another --out")
         if row and (row["prior"] or not case.prior):
             continue
-        features = features or features_of(out, case.config, say)  # first: what it needs may be missing
+        if using is None:  # first: what it needs may be missing
+            using = Instruments.of(case.config, out, say)
+            _same_instruments(out, using)
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
         if not row:
             outcome = train(case.config, run, resume=run.begun(), say=say)
             if outcome.signal is not None:
                 return outcome.signal
-            measured = {**_measured(run, case, features), **more(run)}
+            measured = {**_measured(run, case, using), **more(run)}
             row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured}
             write_atomic(path, json.dumps(row, indent=2).encode())
         if case.prior:
             signal = _train_priors(case, run, say)
             if signal:
                 return signal
-            row |= {"prior": dict(case.prior), **_measured_priors(run, case, features)}
+            row |= {"prior": dict(case.prior), **_measured_priors(run, using)}
             write_atomic(path, json.dumps(row, indent=2).encode())
     return 0
 
@@ -268,11 +262,10 @@ def as_markdown(rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str
     """A table with a row for each set of labels: means over the rest, with standard deviations where there are several.
 
     Args:
-        columns: name -> (head, format of its values); "{features}" in a head is the network that gave the features.
+        columns: name -> (head, format of its values); a name in braces in a head stands for the rows' value of it.
     """
     shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    network = next((row["features"] for row in rows if "features" in row), "")
-    heads = [*labels, "seeds", *(columns[name][0].format(features=network) for name in shown)]
+    heads = [*labels, "seeds", *(columns[name][0].format(**rows[0]) for name in shown)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for key in dict.fromkeys(tuple(row[label] for label in labels) for row in rows):
         some = [row for row in rows if tuple(row[label] for label in labels) == key]

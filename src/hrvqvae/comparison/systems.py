@@ -17,6 +17,7 @@ from hrvqvae.configfile import override
 from hrvqvae.errors import InputError
 from hrvqvae.generate import Generative
 from hrvqvae.pictures import sheets
+from hrvqvae.resolve import settled
 
 SYSTEMS = ("hrvqvae", "vqvae", "vqvae2", "vqgan")
 _SHEET, _SAMPLES = 12, 24
@@ -29,8 +30,8 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "mse": ("MSE", "{:.3e}"),
     "psnr": ("PSNR, dB", "{:.2f}"),
     "ssim": ("SSIM", "{:.4f}"),
-    "perceptual_distance": ("distance, efficientnet-lite0 features", "{:.4f}"),
-    "frechet_reconstructions": ("Frechet, {features} features", "{:.3f}"),
+    "perceptual_distance": ("{perceptual}", "{:.4f}"),
+    "frechet_reconstructions": ("{frechet}", "{:.3f}"),
     "usage": ("codewords used", "{:.1%}"),
     "perplexity": ("perplexity, finest", "{:.1f}"),
     "codewords_searched": ("searched a position", "{:,.0f}"),
@@ -38,7 +39,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "encode_images_per_second": ("encode, images/s", "{:,.0f}"),
     "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
     "prior_bits_per_image": ("prior, bits an image", "{:.1f}"),
-    "frechet_samples": ("samples: Frechet, {features} features", "{:.3f}"),
+    "frechet_samples": ("samples: {frechet}", "{:.3f}"),
     "seconds_per_sample": ("s a sample", "{:.3f}"),
 }
 
@@ -103,7 +104,7 @@ class Comparison:
         given = {f"training.{name}": str(value) for name, value in budget.items()}
         prefix = f"{system}."
         own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
-        return override(preset, {**self._shared_fields(), **own, **given})
+        return settled(override(preset, {**self._shared_fields(), **own, **given}))
 
     def _shared_fields(self) -> dict[str, str]:
         own = self._own_fields()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ import numpy as np
 from hrvqvae.data.files import digest, gzip_bytes, idx_bytes, read_arrays
 from hrvqvae.data.sources import FOLDERS, SOURCES
 from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.hub import NETWORKS, quiet_network
 
 # MD5 as published: of IDX files unpacked, of CIFAR10's batches as they are.
 MD5: Mapping[str, Mapping[str, str]] = {
@@ -50,8 +48,6 @@ MNIST_WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d75
 FASHION_PACKAGE = "dataset-fashion-mnist"
 FASHION_FOLDER = Path("usr/share/datasets/fashion-mnist")
 
-NETWORK_SECONDS = 30.0
-
 
 @dataclass(frozen=True)
 class Way:
@@ -59,18 +55,6 @@ class Way:
 
     name: str
     fill: Callable[[Path], None]
-
-
-@contextmanager
-def _quiet_network() -> Iterator[None]:
-    """No endless wait and no chatter from a downloader."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_SECONDS)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _run(*command: str) -> None:
@@ -83,7 +67,7 @@ def _run(*command: str) -> None:
 def _idx_from_torchvision(kind: str, folder: Path) -> None:
     from torchvision import datasets
 
-    with tempfile.TemporaryDirectory() as scratch, _quiet_network():
+    with tempfile.TemporaryDirectory() as scratch, quiet_network():
         getattr(datasets, kind)(scratch, download=True)
         for packed in (Path(scratch) / kind / "raw").glob("*.gz"):
             shutil.copy(packed, folder / packed.name)
@@ -129,7 +113,7 @@ def _fashion_from_debian(folder: Path) -> None:
 def _cifar_from_torchvision(folder: Path) -> None:
     from torchvision import datasets
 
-    with _quiet_network():
+    with quiet_network():
         datasets.CIFAR10(folder, download=True)  # checks the published MD5 before unpacking
     (folder / "cifar-10-python.tar.gz").unlink()
 
@@ -174,7 +158,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     if name in FOLDERS:
         raise InputError(f"{name} can't be got by command: it is {FOLDERS[name]}")
     if name not in SOURCES:
-        raise InputError(f"unknown data set {name!r}; there are {', '.join([*SOURCES, *FOLDERS])}")
+        raise InputError(f"unknown data set {name!r}; there are {', '.join([*SOURCES, *FOLDERS, *NETWORKS])}")
     folder = root / name
     try:
         check(name, folder)

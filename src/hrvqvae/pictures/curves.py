@@ -93,25 +93,25 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Share of the leaves used, perplexity, MSE and search time against leaves, from the rows of the codebook study."""
-    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    figure = Figure(figsize=(16, 3.6), layout="constrained")
     panels: Sequence[tuple[str, Callable[[Mapping[str, Any]], float], str, str]] = (
         ("leaves used", lambda row: row["leaves_used"] / row["leaves"] * 100, "%", "linear"),
         ("perplexity of the leaves", lambda row: row["perplexity"], "", "log"),
         ("test MSE", lambda row: row["mse"], "", "log"),
         ("search, 128 images", lambda row: row["search_ms"], "ms", "log"),
     )
-    styles = {"hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677")}
+    marks = {"hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677")}
+    lines = dict(zip(dict.fromkeys(row["with"] for row in rows), ("-", "-.", "--", ":"), strict=False))
     kinds = dict.fromkeys((row["system"], row["with"]) for row in rows)
     for axes, (title, value, unit, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for number, (system, helped) in enumerate(kinds):
+        for system, helped in kinds:
             some = [row for row in rows if (row["system"], row["with"]) == (system, helped)]
             sizes = sorted({row["leaves"] for row in some})
             means = [mean(value(row) for row in some if row["leaves"] == size) for size in sizes]
-            marker, colour = styles[system]
-            line = "-" if number < len(styles) else "--"
-            axes.plot(sizes, means, marker + line, color=colour, label=f"{system}, {helped}")
+            marker, colour = marks[system]
+            axes.plot(sizes, means, marker + lines[helped], color=colour, label=f"{system}, {helped}", markersize=4)
         axes.set(title=title, xlabel="leaves", ylabel=unit, xscale="log", yscale=scale)
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     _save(figure, path)
 
 

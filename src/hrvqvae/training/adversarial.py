@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hrvqvae.config import Config, VQGANConfig
+from hrvqvae.losses import PerceptualDistance, perceptual_distance
 from hrvqvae.losses.adversarial import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
-from hrvqvae.losses.perceptual import NAME, PerceptualDistance
 from hrvqvae.models import VQGAN
 from hrvqvae.quantize import Codes
 from hrvqvae.training.device import Compute
@@ -30,9 +30,9 @@ class AdversarialObjective:
     def __init__(self, model: VQGAN, config: Config, compute: Compute) -> None:
         assert isinstance(config.model, VQGANConfig)
         self.model, self.settings, self.compute = model, config.model, compute
-        self.distance: nn.Module | None = None
-        if self.settings.perceptual == NAME:
-            self.distance = compute.place_model(PerceptualDistance())
+        self.distance: PerceptualDistance | None = None
+        if self.settings.perceptual != "none":
+            self.distance = compute.place_model(perceptual_distance(self.settings.perceptual))
 
     def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]:
         partner, started = state.partners[DISCRIMINATOR], state.step >= self.settings.adversarial_start
@@ -41,15 +41,16 @@ class AdversarialObjective:
         with self.compute.autocast():
             result = self.model(images)
             losses = dict(result.losses)
+            seen = losses["reconstruction"]
             fake = result.images * 2 - 1
             if self.distance is not None:
                 distance = self.distance((real + 1) / 2, result.images)
-                losses[f"perceptual ({NAME})"] = self.settings.perceptual_weight * distance.float()
+                losses[f"perceptual ({self.distance.name})"] = felt = self.settings.perceptual_weight * distance.float()
+                seen = seen + felt
         metrics: dict[str, float] = {}
         if started:
             with self.compute.autocast():
                 adversarial = generator_loss(partner.module(fake)).float()
-            seen = losses["reconstruction"] + losses.get(f"perceptual ({NAME})", 0)
             weight = adaptive_weight(seen, adversarial, self._last_layer())
             losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
             metrics["adaptive_weight"] = float(weight)

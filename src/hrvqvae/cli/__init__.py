@@ -1,0 +1,47 @@
+"""The command line: parse, call, print.
+
+A module for each group of commands. Nothing heavy is imported before a command is known.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hrvqvae.cli import bench, catalogue, compare, figure, generate, train, trained
+from hrvqvae.cli.console import Parser
+from hrvqvae.errors import InputError
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for module in (catalogue, train, trained, generate, compare, figure, bench):
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; -> exit code. Whatever a user can cause is one line on stderr and exit code 2."""
+    try:
+        arguments, rest = _parser().parse_known_args(argv)
+        if rest and not arguments.takes_fields:
+            raise InputError(f"unknown argument {rest[0]!r} (see {arguments.prog} --help)")
+        arguments.rest = rest
+        code: int = arguments.call(arguments)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"hrvqvae: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"hrvqvae: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hrvqvae: interrupted", file=sys.stderr)
+        return 130

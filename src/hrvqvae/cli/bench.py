@@ -1,0 +1,139 @@
+"""Measurements that print a ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hrvqvae.cli.console import Arguments, Group, at_least, command, group, print_json, print_table
+from hrvqvae.errors import InputError
+
+
+def _bench_train(arguments: Arguments) -> int:
+    from hrvqvae.bench.train import bench_train
+    from hrvqvae.configfile import override, parse_overrides
+    from hrvqvae.resolve import base_config
+
+    config = override(base_config(arguments.preset), parse_overrides(arguments.rest))
+    at_least(arguments.rounds, 1, "--rounds")
+    rows = bench_train(config, arguments.rounds, profile=arguments.profile)
+    if arguments.json:
+        print_json(rows)
+        return 0
+    table: list[Sequence[object]] = [("method", "preset", "batch", "images/s", "ratio")]
+    for row in rows:
+        ratio = row["images_per_second"] / rows[0]["images_per_second"]
+        table.append((row["method"], row["preset"], row["batch"], f"{row['images_per_second']:.1f}", f"{ratio:.2f}"))
+    print_table(table)
+    for row in rows if arguments.profile else []:
+        spent, step = row["quantizer_seconds"] * 1e3, row["step_seconds"] * 1e3
+        print(f"{row['method']}: the quantizer takes {spent:.1f} of {step:.1f} ms a step, {row['quantizer_share']:.1%}")
+    return 0
+
+
+def _bench_search(arguments: Arguments) -> int:
+    from hrvqvae.bench.search import as_table, bench_search
+    from hrvqvae.pictures.curves import search_growth
+
+    at_least(arguments.vectors, 64, "--vectors")
+    if arguments.size is not None:
+        at_least(arguments.size[0], 1, "the first number of --size")
+        at_least(arguments.size[1], 2, "the second number of --size")
+        if arguments.plot:
+            raise InputError("--plot draws how cost grows over all sizes; leave --size out")
+    grid = None if arguments.size is None else [tuple(arguments.size)]
+    rows = bench_search(grid, arguments.vectors, libraries=not arguments.no_libraries)
+    if arguments.plot:
+        search_growth(rows, arguments.plot)
+    if arguments.json:
+        print_json(rows)
+        return 0
+    print(f"{arguments.vectors:,} vectors of width {rows[0]['width']}, medians, side by side")
+    print_table(as_table(rows))
+    return 0
+
+
+def _bench_start(arguments: Arguments) -> int:
+    from hrvqvae.bench.start import bench_start
+
+    rows = bench_start()
+    if arguments.json:
+        print_json(rows)
+        return 0
+    print("first search of a process, seconds")
+    print_table([("cache", "method", "s"), *((row["cache"], row["method"], f"{row['seconds']:.2f}") for row in rows)])
+    return 0
+
+
+def _bench_prior(arguments: Arguments) -> int:
+    from hrvqvae.bench.prior import bench_prior
+    from hrvqvae.configfile import override, parse_overrides
+    from hrvqvae.resolve import base_config
+
+    given = {
+        "prior.training.batch_size": "32",
+        "prior.batch_size": "[]",
+        "prior.network.residual_blocks": "18",
+        **parse_overrides(arguments.rest),
+    }
+    config = override(base_config(arguments.preset), given)
+    at_least(arguments.rounds, 1, "--rounds")
+    levels = len(config.model.num_symbols)
+    if not 1 <= arguments.level <= levels:
+        raise InputError(f"--level is {arguments.level}; this model has levels 1 to {levels}")
+    rows = bench_prior(config, arguments.level - 1, arguments.rounds)
+    if arguments.json:
+        print_json(rows)
+        return 0
+    first = rows[0]["images_per_second"]
+    table: list[Sequence[object]] = [("method", "batch", "parameters", "images/s", "ratio")]
+    for row in rows:
+        speed = row["images_per_second"]
+        table.append((row["method"], row["batch"], f"{row['parameters']:,}", f"{speed:.1f}", f"{speed / first:.2f}"))
+    print_table(table)
+    return 0
+
+
+def _bench_sample(arguments: Arguments) -> int:
+    from hrvqvae.bench.sample import as_table, bench_sample
+
+    at_least(arguments.rounds, 1, "--rounds")
+    rows = bench_sample(rounds=arguments.rounds)
+    if arguments.json:
+        print_json(rows)
+        return 0
+    print_table(as_table(rows))
+    return 0
+
+
+def add(commands: Group) -> None:
+    """bench train, prior, sample, start, search."""
+    targets = group(commands, "bench", "measurements that print a ratio", "TARGET")
+    train = command(targets, "train", "training throughput against the same model in plain form", _bench_train)
+    train.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
+    train.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each side")
+    train.add_argument("--profile", action="store_true", help="also the quantizer's share of a step")
+    train.set_defaults(takes_fields=True)
+
+    about = "training throughput of a prior, and what each step of the way brought"
+    prior = command(targets, "prior", about, _bench_prior)
+    prior.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
+    prior.add_argument("--level", type=int, default=1, metavar="L", help="1 is the coarsest")
+    prior.add_argument("--rounds", type=int, default=5, metavar="N", help="steps of each form")
+    prior.set_defaults(takes_fields=True)
+
+    about = "the cached sampler against the plain one, and how its cost grows"
+    sample = command(targets, "sample", about, _bench_sample)
+    sample.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each row")
+
+    about = "the first search of a process: compiled, or loaded from the cache"
+    start = command(targets, "start", about, _bench_start)
+
+    search = command(targets, "search", "the tree's search against flat ones, ours and others'", _bench_search)
+    search.add_argument("--vectors", type=int, default=32_768, metavar="N", help="vectors of width 32 (default: 32768)")
+    search.add_argument("--size", type=int, nargs=2, metavar=("L", "M"), help="only L levels of M codewords")
+    search.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")
+    search.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
+
+    for target in (train, prior, sample, start, search):
+        target.add_argument("--json", action="store_true", help="for programs")

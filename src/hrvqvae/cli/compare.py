@@ -1,0 +1,66 @@
+"""The comparison of systems, and the study of codebooks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from hrvqvae.cli.console import Arguments, Group, command, print_json
+
+
+def _compare(arguments: Arguments) -> int:
+    from hrvqvae.comparison import codebook
+    from hrvqvae.comparison import systems as of_systems
+    from hrvqvae.configfile import parse_overrides
+
+    systems = tuple(name.strip() for name in arguments.systems.split(",") if name.strip())
+    comparison = of_systems.Comparison(
+        dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
+        max_minutes=arguments.max_minutes, priors=arguments.priors,
+        prior_steps=arguments.prior_steps,
+        root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
+        fields=parse_overrides(arguments.rest, of_systems.SYSTEMS),
+    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        chosen = codebook.study if arguments.study else of_systems.compare
+        rows, signal = chosen(comparison, Path(arguments.out))
+    if signal:
+        print("stopped, saved; the same command goes on", file=sys.stderr)
+        return 128 + signal
+    if arguments.json:
+        print_json(rows)
+        return 0
+    table = codebook.table(rows) if arguments.study else of_systems.table(rows)
+    print(f"\n{table}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
+    return 0
+
+
+def add(commands: Group) -> None:
+    """compare."""
+    compare = command(commands, "compare", "systems side by side: same data, order, budget and test images", _compare)
+    compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
+    compare.add_argument("--systems", default="hrvqvae,vqvae,vqvae2,vqgan", metavar="A,B", help="which (default: all)")
+    compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
+    compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
+    compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")
+    compare.add_argument(
+        "--priors",
+        action="store_true",
+        help="also priors: a system's get the budget of its autoencoder, shared by levels",
+    )
+    compare.add_argument(
+        "--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system, shared by its levels"
+    )
+    compare.add_argument(
+        "--study", choices=("codebook",), help="instead: HR-VQVAE and VQVAE with 64, 512 and 4,096 leaves, with and "
+        "without k-means start and revival",
+    )  # fmt: skip
+    compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    compare.add_argument("--out", required=True, metavar="DIR")
+    compare.add_argument("--json", action="store_true", help="for programs")
+    compare.set_defaults(takes_fields=True)
+    compare.epilog = (
+        "--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field VALUE of "
+        "one, such as --vqgan.model.adversarial_start 500"
+    )

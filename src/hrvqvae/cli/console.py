@@ -1,0 +1,51 @@
+"""What the commands have in common: how they are added, and how they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hrvqvae.errors import InputError
+
+Arguments = argparse.Namespace
+Group = Any  # what argparse's add_subparsers gives
+Call = Callable[[Arguments], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in the form of every other error: one line, exit code 2."""
+
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def command(under: Group, name: str, about: str, call: Call) -> Any:
+    """Add a command that calls `call` with its arguments and gives its exit code; -> its parser."""
+    added = under.add_parser(name, help=about, description=about, allow_abbrev=False)
+    added.set_defaults(call=call, takes_fields=False, prog=added.prog)
+    return added
+
+
+def group(under: Group, name: str, about: str, what: str) -> Group:
+    """Add a command that has commands of its own; -> what they are added to."""
+    return under.add_parser(name, help=about).add_subparsers(metavar=what, required=True, parser_class=Parser)
+
+
+def print_json(value: Any) -> None:
+    """Print plain values for programs."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(rows: Sequence[Sequence[object]]) -> None:
+    """Print rows in columns, the heads first."""
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def at_least(value: int, least: int, name: str) -> None:
+    """Raises InputError where the value of that option is below `least`."""
+    if value < least:
+        raise InputError(f"{name} is {value}; it must be at least {least}")

@@ -1,0 +1,108 @@
+"""Training: an autoencoder, its priors, and the demo that does it all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hrvqvae.cli.console import Arguments, Group, command
+
+_BUDGET = ("max_steps", "max_minutes", "seed", "device")
+
+
+def _given(arguments: Arguments, stage: str) -> dict[str, str]:
+    """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
+    from hrvqvae.configfile import parse_overrides
+
+    given = parse_overrides(arguments.rest)
+    for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _BUDGET)):
+        value = getattr(arguments, short)
+        if value is not None:
+            given[name] = value
+    if "data.root" in given:
+        given["data.root"] = str(Path(given["data.root"]).expanduser().absolute())
+    return given
+
+
+def _train(arguments: Arguments) -> int:
+    given = _given(arguments, "training")
+    if arguments.print_config:
+        import yaml
+
+        from hrvqvae.config import to_dict
+        from hrvqvae.configfile import override
+        from hrvqvae.resolve import base_config
+
+        print(yaml.safe_dump(to_dict(override(base_config(arguments.preset), given)), sort_keys=False), end="")
+        return 0
+    from hrvqvae.checkpoint import RunFolder
+    from hrvqvae.resolve import resolve
+    from hrvqvae.training.autoencoder import train
+
+    run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
+    config = resolve(arguments.preset, given, run, resume=arguments.resume)
+    outcome = train(config, run, resume=arguments.resume)
+    memory = f"peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
+    if outcome.signal is not None:
+        print(f"stopped at step {outcome.step}, saved; continue with --resume ({memory})")
+        return 128 + outcome.signal
+    print(f"trained {outcome.step} steps in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
+    print(f"pictures in {run.pictures}")
+    return 0
+
+
+def _train_prior(arguments: Arguments) -> int:
+    given = _given(arguments, "prior.training")
+    from hrvqvae.resolve import resolve_priors
+    from hrvqvae.training.prior import train_priors
+
+    configs = resolve_priors(arguments.run, arguments.level, given, resume=arguments.resume)
+    outcomes = train_priors(arguments.run, configs, resume=arguments.resume)
+    for level, outcome in outcomes.items():
+        spent = f"{outcome.step} steps in {outcome.seconds / 60:.1f} minutes"
+        if outcome.signal is not None:
+            print(f"level {level + 1}: stopped after {spent}, saved; continue with --resume")
+            return 128 + outcome.signal
+        print(f"level {level + 1}: trained {spent}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB")
+    print(f"priors in {Path(arguments.run) / 'priors'}")
+    return 0
+
+
+def _demo(arguments: Arguments) -> int:
+    from hrvqvae.commands import demo
+
+    return demo(Path(arguments.out), arguments.root, arguments.max_minutes, arguments.max_steps)
+
+
+def _trains(added: Any, example: str) -> None:
+    added.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    added.add_argument("--max-steps", metavar="N", help="budget in steps")
+    added.add_argument("--max-minutes", metavar="M", help="budget in minutes")
+    added.add_argument("--seed", metavar="S")
+    added.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    added.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
+    added.set_defaults(takes_fields=True)
+    added.epilog = f"--section.field VALUE sets any field, such as {example} (see hrvqvae presets)"
+
+
+def add(commands: Group) -> None:
+    """train, train-prior, demo."""
+    train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train)
+    train.add_argument("preset", metavar="PRESET")
+    train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
+    train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    _trains(train, "--model.quantizer.codewords 8")
+
+    about = "train the priors of a run, one a level; budgets are a level's"
+    train_prior = command(commands, "train-prior", about, _train_prior)
+    train_prior.add_argument("run", metavar="RUN")
+    train_prior.add_argument("--level", type=int, metavar="L", help="this level only, 1 is the coarsest")
+    _trains(train_prior, "--prior.network.hidden_units 128")
+
+    demo = command(commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo)
+    demo.add_argument("--out", default="runs/demo", metavar="RUN")
+    demo.add_argument("--root", metavar="DIR", help="root folder of the data")
+    demo.add_argument(
+        "--max-minutes", type=float, default=10.5, metavar="M", help="training time in all (default: 10.5)"
+    )
+    demo.add_argument("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most")

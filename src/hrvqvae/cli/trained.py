@@ -1,0 +1,98 @@
+"""What is done with a trained run: measured, looked at, handed on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hrvqvae.cli.console import Arguments, Group, at_least, command, print_json, print_table
+
+
+def _evaluate(arguments: Arguments) -> int:
+    from hrvqvae.commands import evaluate_run
+
+    at_least(arguments.samples, 0, "--samples")
+    if arguments.images is not None:
+        at_least(arguments.images, 1, "--images")
+    evaluated = evaluate_run(
+        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples, limit=arguments.images,
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    report, rate = evaluated.report, evaluated.rate
+    if arguments.json:
+        print_json(evaluated.to_dict())
+        return 0
+    ssim = "-" if report.ssim is None else f"{report.ssim:.4f}"
+    print(f"{report.dataset} {report.split}: {report.images:,} images")
+    print(f"MSE {report.mse:.4e}   PSNR {report.psnr:.2f} dB   SSIM {ssim}")
+    print(f"{report.bits_per_image:,.0f} bits an image, compression factor {report.compression_ratio:.2f}\n")
+    rows: list[Sequence[object]] = [("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")]
+    for number, level in enumerate(report.levels, start=1):
+        usage, perplexity = f"{level.usage:.1%}", f"{level.perplexity:.1f}"
+        rows.append(
+            (number, level.codewords, level.used, usage, perplexity, "-" if level.mse is None else f"{level.mse:.4e}")
+        )
+    print_table(rows)
+    if rate is None:
+        print(f"\nno priors: {evaluated.no_rate}")
+        return 0
+    bits: list[Sequence[object]] = [("bits a code", "prior", "given path", "given path and neighbours")]
+    for number, one in enumerate(rate.levels, start=1):
+        bits.append((f"level {number}", f"{one.prior:.4f}", f"{one.path:.4f}", f"{one.neighbours:.4f}"))
+    totals = (rate.prior_bits_per_image, rate.path_bits_per_image, rate.neighbours_bits_per_image)
+    bits.append(("an image", *(f"{total:.1f}" for total in totals)))
+    print()
+    print_table(bits)
+    share = rate.prior_bits_per_image / rate.neighbours_bits_per_image
+    print(f"the priors need {share:.1%} of what path and neighbours tell")
+    if evaluated.recognized is not None:
+        found = evaluated.recognized
+        print(
+            f"{found.recognized:.1%} of {found.samples:,} samples are recognized as their class, by a classifier "
+            f"that is right about {found.classifier_accuracy:.2%} of the test images"
+        )
+    return 0
+
+
+def _reconstruct(arguments: Arguments) -> int:
+    from hrvqvae.commands import reconstruct
+
+    for path, error in reconstruct(arguments.run, arguments.images, arguments.out, arguments.levels):
+        print(f"{path}: MSE {error:.3e}")
+    print(f"originals above reconstructions: {arguments.out}")
+    return 0
+
+
+def _export(arguments: Arguments) -> int:
+    from hrvqvae.checkpoint import export
+
+    for path in export(arguments.run, arguments.out):
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def add(commands: Group) -> None:
+    """evaluate, reconstruct, export."""
+    evaluate = command(commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate)
+    evaluate.add_argument("run", metavar="RUN")
+    evaluate.add_argument("--split", default="test", metavar="SPLIT", help="test or train")
+    evaluate.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    evaluate.add_argument("--device", default="auto", metavar="NAME")
+    evaluate.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="draw N images and have a classifier of the data judge them"
+    )
+    evaluate.add_argument("--images", type=int, metavar="N", help="the first N images of the split only (default: all)")
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+
+    reconstruct = command(commands, "reconstruct", "a sheet of images above their reconstructions", _reconstruct)
+    reconstruct.add_argument("run", metavar="RUN")
+    reconstruct.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
+    reconstruct.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
+    reconstruct.add_argument("--levels", type=int, metavar="K", help="decode levels 1..K only")
+
+    export = command(
+        commands, "export", "the model of a run and its priors in half precision, and nothing else", _export
+    )
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("out", metavar="DIR", type=Path)
