@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,11 +17,7 @@ from hrvqvae.comparison.harness import as_markdown
 from hrvqvae.comparison.systems import COLUMNS, Comparison, compare
 from hrvqvae.config import (
     Config,
-    QuantizerConfig,
     TrainingConfig,
-    TransformerConfig,
-    VQGANConfig,
-    VQVAE2Config,
     VQVAEConfig,
 )
 from hrvqvae.data import read_image
@@ -34,39 +29,20 @@ from hrvqvae.losses import efficientnet
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from tests.conftest import write_picture
-from tests.test_cli import _tiny, refused
-
-FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
+from tests.test_cli import refused
+from tests.tiny_systems import tiny_systems
 
 
 @pytest.fixture
 def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny presets of every system under the names that the comparison asks for, and a classifier that is no good."""
-    tree = _tiny(mnist_root)
-    network = {name: getattr(tree.model, name) for name in ("stride", "padding", "hidden_units", "residual_units")}
-    models = {
-        "hrvqvae/mnist": tree.model,
-        "vqvae/mnist": VQVAEConfig(**network, quantizer=FLAT),
-        "vqvae2/mnist": VQVAE2Config(**network, grids=2, quantizer=FLAT),
-        "vqgan/mnist": VQGANConfig(
-            **network,
-            quantizer=FLAT,
-            perceptual="none",
-            adversarial_start=2,
-            discriminator_units=4,
-            discriminator_layers=1,
-        ),
-    }
+    tiny = {config.name: config for config in tiny_systems(mnist_root).values()}
     original = presets.get
 
     def get(name: str) -> presets.Preset:
-        if name not in models:
+        if name not in tiny:
             return original(name)
-        config = dataclasses.replace(tree, name=name, model=models[name])
-        if name == "vqgan/mnist":
-            network = TransformerConfig(hidden_units=16, layers=1, heads=2)
-            config = dataclasses.replace(config, prior=dataclasses.replace(config.prior, network=network))
-        return presets.Preset(config=config, sources={}, printed={}, about="")
+        return presets.Preset(config=tiny[name], sources={}, printed={}, about="")
 
     def judge(config: object, say: object) -> Judge:
         torch.manual_seed(0)

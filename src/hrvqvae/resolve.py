@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrvqvae import presets
 from hrvqvae.checkpoint import RunFolder, prior_run
-from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig, VQGANConfig, flatten, to_dict
+from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig, flatten, to_dict
 from hrvqvae.configfile import from_file, override
 from hrvqvae.errors import InputError
 
@@ -35,11 +35,11 @@ def settled(config: Config) -> Config:
     Raises:
         InputError: no network for a perceptual loss is on this machine.
     """
-    if not isinstance(config.model, VQGANConfig):
-        return config
     from hrvqvae.losses import choose_perceptual
 
-    return override(config, {"model.perceptual": choose_perceptual(config.model.perceptual)})
+    chooses = {"model.perceptual": choose_perceptual}
+    left = [(name, value) for name, value in flatten(to_dict(config)) if name in chooses and value == "auto"]
+    return override(config, {name: chooses[name](value) for name, value in left})
 
 
 def resolve(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool) -> Config:

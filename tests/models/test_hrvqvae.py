@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
-from hrvqvae import presets
-from hrvqvae.config import Config, HRVQVAEConfig, TreeQuantizerConfig
+from hrvqvae.config import HRVQVAEConfig, TreeQuantizerConfig
 from hrvqvae.errors import InputError
-from hrvqvae.models import HRVQVAE, build
+from hrvqvae.models import HRVQVAE
 
 SMALL = HRVQVAEConfig(
     stride=4, padding=1, hidden_units=8, residual_units=6, residual_blocks=2,
@@ -151,22 +148,3 @@ def test_levels_and_sizes_out_of_range() -> None:
         model.decode(codes[:1], levels=2)
     with pytest.raises(InputError, match="size 50x50 does not fit"):
         model.decode(codes, size=(50, 50))
-
-
-@pytest.mark.parametrize("name", [*presets.PRESETS])
-def test_every_preset_builds_and_its_reduced_form_takes_a_step(name: str) -> None:
-    config = presets.get(name).config
-    assert sum(p.numel() for p in build(config).parameters()) > 100_000
-    reduced = dataclasses.replace(config.model, hidden_units=8, residual_units=8)
-    torch.manual_seed(0)
-    model = build(Config(name="reduced", data=config.data, model=reduced, training=config.training)).train()
-    images = torch.rand(2, config.data.channels, config.data.size, config.data.size)
-    model.initialize(images, torch.Generator().manual_seed(0))
-    before = [parameter.clone() for parameter in model.parameters()]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    torch.stack(list(model(images).losses.values())).sum().backward()
-    optimizer.step()
-    # Every parameter is part of the graph; all 8 units of a narrow block can still be off (ReLU) in one step.
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
-    moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
-    assert sum(moved) > 0.8 * len(moved)
