@@ -73,6 +73,7 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
     assert "±" in table
     assert read_image(out / "reconstructions.png", 3).shape[1] > 5 * 60
     assert read_image(out / "samples.png", 3).shape[1] > 8 * 60
+    assert read_image(out / "curves.png", 3).shape[2] > 800
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
     shutil.rmtree(out / "runs" / "vqvae-1")
     (out / "rows" / "vqvae-1.json").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 
 from hrvqvae import presets
-from hrvqvae.checkpoint import load_with_config
+from hrvqvae.checkpoint import RunFolder, load_with_config
 from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, rows_of, run_cases, test_images, write_results
 from hrvqvae.config import Config
 from hrvqvae.configfile import override
 from hrvqvae.errors import InputError
 from hrvqvae.generate import Generative
 from hrvqvae.pictures import sheets
+from hrvqvae.pictures.curves import comparison_curves
 from hrvqvae.resolve import settled
 
 SYSTEMS = ("hrvqvae", "vqvae", "vqvae2", "vqgan")
@@ -159,7 +161,15 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[R
     if not signal:
         write_results(out, rows, table(rows))
         _sheets(comparison, rows, out)
+        comparison_curves(rows, [_test_errors(out, row) for row in rows], out / "curves.png")
     return rows, signal
+
+
+def _test_errors(out: Path, row: Row) -> list[tuple[int, float]]:
+    """(step, test MSE) of a row's training."""
+    lines = RunFolder(out / "runs" / f"{row['system']}-{row['seed']}").metrics.read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [(record["step"], record["mse"]) for record in records if record["kind"] == "evaluation"]
 
 
 def _sheets(comparison: Comparison, rows: list[Row], out: Path) -> None:

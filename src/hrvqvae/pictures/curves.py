@@ -91,6 +91,40 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+_SYSTEMS = {
+    "hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677"), "vqvae2": ("^", "#228833"), "vqgan": ("D", "#aa8800"),
+}  # fmt: skip
+_LINES = ("-", "--", ":", "-.")
+
+
+def comparison_curves(
+    rows: Sequence[Mapping[str, Any]], errors: Sequence[Sequence[tuple[int, float]]], path: Path
+) -> None:
+    """Test MSE against steps, and at the end against bits an image, of the rows of a comparison.
+
+    Args:
+        errors: (step, test MSE) of each row's training.
+    """
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    over_steps, over_bits = figure.subplots(1, 2)
+    for row, points in zip(rows, errors, strict=True):
+        marker, colour = _SYSTEMS[row["system"]]
+        label = row["system"] if row["seed"] == 0 else None
+        line = _LINES[row["seed"] % len(_LINES)]
+        over_steps.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=3, label=label)
+        over_bits.plot(row["bits_per_image"], row["mse"], marker, color=colour, label=label)
+        if row["prior_bits_per_image"] is not None:
+            bits = row["prior_bits_per_image"], row["bits_per_image"]
+            over_bits.plot(bits, [row["mse"]] * 2, ":", color=colour, linewidth=1)
+            over_bits.plot(bits[0], row["mse"], marker, color=colour, fillstyle="none")
+    over_steps.set(title="test MSE during training", xlabel="step", yscale="log")
+    over_bits.set(title="test MSE; open: bits under the priors", xlabel="bits an image", xscale="log", yscale="log")
+    for axes in (over_steps, over_bits):
+        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Share of the leaves used, perplexity, MSE and search time against leaves, from the rows of the codebook study."""
     figure = Figure(figsize=(16, 3.6), layout="constrained")
@@ -100,15 +134,14 @@ def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ("test MSE", lambda row: row["mse"], "", "log"),
         ("search, 128 images", lambda row: row["search_ms"], "ms", "log"),
     )
-    marks = {"hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677")}
-    lines = dict(zip(dict.fromkeys(row["with"] for row in rows), ("-", "-.", "--", ":"), strict=False))
+    lines = dict(zip(dict.fromkeys(row["with"] for row in rows), _LINES, strict=False))
     kinds = dict.fromkeys((row["system"], row["with"]) for row in rows)
     for axes, (title, value, unit, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for system, helped in kinds:
             some = [row for row in rows if (row["system"], row["with"]) == (system, helped)]
             sizes = sorted({row["leaves"] for row in some})
             means = [mean(value(row) for row in some if row["leaves"] == size) for size in sizes]
-            marker, colour = marks[system]
+            marker, colour = _SYSTEMS[system]
             axes.plot(sizes, means, marker + lines[helped], color=colour, label=f"{system}, {helped}", markersize=4)
         axes.set(title=title, xlabel="leaves", ylabel=unit, xscale="log", yscale=scale)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
