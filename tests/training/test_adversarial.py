@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hrvqvae import storage
 from hrvqvae.checkpoint import RunFolder
 from hrvqvae.config import Config, QuantizerConfig, VQGANConfig
-from hrvqvae.losses.adversarial import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
+from hrvqvae.losses.adversarial import (
+    PatchDiscriminator,
+    adaptive_weight,
+    generator_loss,
+    gradient_taken,
+    hinge_loss,
+)
 from hrvqvae.losses.perceptual import PerceptualDistance
 from hrvqvae.models import VQGAN, build
 from hrvqvae.training import adversarial
@@ -62,6 +69,25 @@ def test_the_adaptive_weight_by_gradients_computed_by_hand() -> None:
     assert not found.requires_grad
     assert weight.grad is None, "nothing is accumulated"
     assert float(adaptive_weight(reconstruction, adversarial * 0, weight)) == 1e4, "bounded"
+
+
+def test_a_gradient_that_is_taken_is_the_losses_own() -> None:
+    torch.manual_seed(0)
+    network, weight = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    passes: list[int] = []
+    network.register_full_backward_hook(lambda *_: passes.append(1))
+    image = weight.sin()
+    loss = network(image).square().mean()
+    expected = torch.autograd.grad(3 * loss + image.sum(), weight, retain_graph=True)[0]
+    passes.clear()
+    taken = gradient_taken(network(image).square().mean(), image)
+    assert float(taken.detach()) == pytest.approx(float(loss.detach()))
+    for _ in range(2):
+        found = torch.autograd.grad(3 * taken + image.sum(), weight, retain_graph=True)[0]
+        torch.testing.assert_close(found, expected)
+    assert len(passes) == 1
+    taken.backward()
+    assert network.weight.grad is None, "nothing beside the image gets a gradient"
 
 
 def test_the_step_by_hand(gan: Config) -> None:

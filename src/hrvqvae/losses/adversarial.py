@@ -5,6 +5,8 @@ Shapes: images (B, C, Y, X) in [-1, 1]; the discriminator's answers (B, 1, h, w)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -48,3 +50,28 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     )
     weight: Tensor = of_reconstruction / (of_adversarial + _DELTA)
     return weight.clamp(max=_LARGEST).detach()
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradient by one tensor is given."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[None, Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * outer[0], None
+
+
+def gradient_taken(loss: Tensor, at: Tensor) -> Tensor:
+    """The same loss of `at`, a scalar, with its gradient by `at` computed now and kept.
+
+    What stands between is gone through once, however often the loss is differentiated later, and nothing beside `at`
+    gets a gradient: the adaptive weight and the update both need it, and a network of features is most of a step.
+    """
+    (gradient,) = torch.autograd.grad(loss, at)
+    known: Tensor = _Known.apply(loss.detach(), at, gradient)  # type: ignore[no-untyped-call]
+    return known

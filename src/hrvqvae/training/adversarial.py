@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 from hrvqvae.config import Config, VQGANConfig
 from hrvqvae.losses import PerceptualDistance, perceptual_distance
-from hrvqvae.losses.adversarial import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
+from hrvqvae.losses.adversarial import (
+    PatchDiscriminator,
+    adaptive_weight,
+    generator_loss,
+    gradient_taken,
+    hinge_loss,
+)
 from hrvqvae.models import VQGAN
 from hrvqvae.quantize import Codes
 from hrvqvae.training.device import Compute
@@ -37,27 +43,28 @@ class AdversarialObjective:
     def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]:
         partner, started = state.partners[DISCRIMINATOR], state.step >= self.settings.adversarial_start
         partner.module.train()
-        real = images.float() / 255 * 2 - 1
+        real = images.float() / 255
         with self.compute.autocast():
             result = self.model(images)
-            losses = dict(result.losses)
-            seen = losses["reconstruction"]
-            fake = result.images * 2 - 1
-            if self.distance is not None:
-                distance = self.distance((real + 1) / 2, result.images)
-                losses[f"perceptual ({self.distance.name})"] = felt = self.settings.perceptual_weight * distance.float()
-                seen = seen + felt
+            felt = None if self.distance is None else self.distance(real, result.images).float()
+        fake, losses = result.images, dict(result.losses)
+        seen = losses["reconstruction"]
+        if self.distance is not None and felt is not None:
+            felt = gradient_taken(self.settings.perceptual_weight * felt, fake)
+            losses[f"perceptual ({self.distance.name})"] = felt
+            seen = seen + felt
         metrics: dict[str, float] = {}
         if started:
             with self.compute.autocast():
-                adversarial = generator_loss(partner.module(fake)).float()
+                adversarial = generator_loss(partner.module(fake * 2 - 1)).float()
+            adversarial = gradient_taken(adversarial, fake)
             weight = adaptive_weight(seen, adversarial, self._last_layer())
             losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
             metrics["adaptive_weight"] = float(weight)
         metrics |= update(self.model, state.optimizer, losses)
         if started:
             with self.compute.autocast():
-                loss = hinge_loss(partner.module(real), partner.module(fake.detach())).float()
+                loss = hinge_loss(partner.module(real * 2 - 1), partner.module(fake.detach() * 2 - 1)).float()
             metrics[DISCRIMINATOR] = update(partner.module, partner.optimizer, {DISCRIMINATOR: loss})["loss"]
         return metrics, result.codes
 
