@@ -166,8 +166,11 @@ def test_the_demo(
         assert all(read_image(path, 3).shape[2] > 100 for path in pictures)
 
 
-def test_bench_train(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("system", ["hrvqvae", "vqvae", "vqvae2", "vqgan"])
+def test_bench_train(system: str, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = ["--preset", f"{system}/mnist", *(["--model.adversarial_start", "0"] if system == "vqgan" else [])]
     fields = ["--model.hidden_units", "8", "--training.batch_size", "4", "--training.device", "cpu"]
+    fields += preset
     assert main(["bench", "train", "--rounds", "2", "--json", *fields]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in rows] == ["plain", "hrvqvae"]

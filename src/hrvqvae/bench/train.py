@@ -12,8 +12,10 @@ import torch
 
 from hrvqvae.config import Config
 from hrvqvae.data import Batch
-from hrvqvae.models import HRVQVAE, build
-from hrvqvae.quantize.search import search_tree
+from hrvqvae.models import build
+from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
+from hrvqvae.quantize.search import search_flat, search_tree
+from hrvqvae.training.adversarial import partners_of
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.device import Compute
 from hrvqvae.training.state import TrainState
@@ -29,12 +31,16 @@ class _Side:
             config = dataclasses.replace(config, training=form)
         self.compute = Compute.of(config.training)
         self.model = self.compute.place_model(build(config))
-        if plain and isinstance(self.model, HRVQVAE):
-            self.model.quantizer.search = search_tree
+        self.quantizers = [one for one in self.model.modules() if isinstance(one, TreeQuantizer | FlatQuantizer)]
+        for quantizer in self.quantizers if plain else []:
+            if isinstance(quantizer, TreeQuantizer):
+                quantizer.search = search_tree
+            else:
+                quantizer.search = search_flat
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))
-        self.state = TrainState.start(self.model, config.training)
+        self.state = TrainState.start(self.model, config.training, partners_of(config, self.compute))
         self.step = AutoencoderStep(self.model, config, self.compute)
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 
@@ -51,19 +57,29 @@ class _Side:
         self.state.step += 1
         return seconds
 
+    def _latents(self) -> list[torch.Tensor]:
+        """What each quantizer gets of the batch."""
+        seen: list[torch.Tensor] = []
+        hooks = [
+            quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+            for quantizer in self.quantizers
+        ]
+        with torch.no_grad(), self.compute.autocast():
+            self.model.eval()(self.images)
+        for hook in hooks:
+            hook.remove()
+        self.model.train()
+        return seen
+
     def quantize(self) -> float:
-        """Seconds of what the quantizer adds to a step: search, losses, their gradient, and the codebooks' update."""
-        assert isinstance(self.model, HRVQVAE)
-        with torch.no_grad():
-            latents = self.model.latents(self.images.float() / 255)
-        latents.requires_grad_()
-        gradient = torch.ones_like(latents)
+        """Seconds of what the quantizers add to a step: search, losses, their gradient, and the codebooks' update."""
+        latents = [one.requires_grad_() for one in self._latents()]
 
         def both_ways() -> None:
-            assert isinstance(self.model, HRVQVAE)
-            quantized = self.model.quantizer(latents)
-            total = torch.stack(list(quantized.losses.values())).sum()
-            torch.autograd.backward([total, quantized.latents], [torch.ones_like(total), gradient])
+            for quantizer, one in zip(self.quantizers, latents, strict=True):
+                quantized = quantizer(one)
+                total = torch.stack(list(quantized.losses.values())).sum()
+                torch.autograd.backward([total, quantized.latents], [torch.ones_like(total), torch.ones_like(one)])
 
         return self._timed(both_ways)
 

@@ -12,7 +12,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.models.base import Autoencoder, Reconstructed, unit_images
 from hrvqvae.models.framing import cropped, framed
 from hrvqvae.nn import Decoder, Encoder
-from hrvqvae.quantize import Codes, Quantized
+from hrvqvae.quantize import Codes, Quantized, random_latents
 
 
 class Quantizer(Protocol):
@@ -107,7 +107,7 @@ class OneGrid(Autoencoder):
         if self._network.quantizer.init_vectors:
             self._quantizer.initialize(self.latents(unit_images(images, self.channels)), generator)
         else:
-            noise = torch.randn(1024, self._network.quantizer.dim, generator=generator)
+            noise = random_latents(self._network.num_codewords[-1], self._network.quantizer.dim, generator)
             self._quantizer.initialize(noise.to(images.device), generator)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.models.base import Autoencoder, Reconstructed, unit_images
 from hrvqvae.models.framing import cropped, framed
 from hrvqvae.nn import Decoder, Encoder
-from hrvqvae.quantize import Codes, FlatQuantizer, check_codes
+from hrvqvae.quantize import Codes, FlatQuantizer, check_codes, random_latents
 
 
 class VQVAE2(Autoencoder):
@@ -139,7 +139,7 @@ class VQVAE2(Autoencoder):
         def quantize(level: int, latents: Tensor) -> Tensor:
             quantizer = self._flat(level)
             if not self.config.quantizer.init_vectors:
-                noise = torch.randn(1024, latents.shape[-1], generator=generator)
+                noise = random_latents(self.config.quantizer.codewords, latents.shape[-1], generator)
                 quantizer.initialize(noise.to(latents.device), generator)
             else:
                 quantizer.initialize(latents, generator)

@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from hrvqvae.quantize import functional as vq
 
 
+def random_latents(num_leaves: int, dim: int, generator: torch.Generator) -> Tensor:
+    """(N, D) of N(0, 1), for a start that knows no data: four for each codeword of the finest level.
+
+    So codewords begin apart from each other, in a tree and in a flat codebook alike, but not where latents are.
+    """
+    return torch.randn(max(1024, 4 * num_leaves), dim, generator=generator)
+
+
 class Codebook(nn.Module, ABC):
     """The codebooks of one level, (num_books, m, D), with the moving average of how often each codeword is used.
 
