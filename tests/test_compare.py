@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from hrvqvae import presets
+from hrvqvae import data, hub, presets, storage
 from hrvqvae.cli import main
-from hrvqvae.comparison import codebook, harness
+from hrvqvae.comparison import codebook, instruments
 from hrvqvae.comparison.harness import as_markdown
 from hrvqvae.comparison.systems import COLUMNS, Comparison, compare
 from hrvqvae.config import (
@@ -28,6 +29,7 @@ from hrvqvae.evaluation.features import Features
 from hrvqvae.losses import efficientnet
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
+from hrvqvae.training.prior import PriorStep
 from tests.conftest import write_picture
 from tests.test_cli import refused
 from tests.tiny_systems import tiny_systems
@@ -66,7 +68,10 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
         assert set(row) == {"system", "seed", "perceptual", "frechet", "leaves_used", "prior", *COLUMNS}
         assert row["frechet"] == "Frechet, features of a classifier of mnist"
         assert row["perceptual"] == "distance, efficientnet-lite0 features"
-        assert all(row[name] is not None for name in COLUMNS)
+        assert all(
+            (row[name] is None) == (name == "adversarial_steps" and row["system"] != "vqgan") for name in COLUMNS
+        )
+        assert row["adversarial_steps"] == (4 if row["system"] == "vqgan" else None)
         assert 0 < row["usage"] <= 1
     table = (out / "results.md").read_text()
     assert all(f"| {system} | 2 |" in table for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan"))
@@ -83,7 +88,7 @@ def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.C
     assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-1" not in str(path))
     assert "holds another comparison" in refused([*command, "--max-steps", "7"], capsys)
-    assert "has priors of another budget" in refused([*command, "--prior-steps", "90"], capsys)
+    assert "has another budget or configuration of priors" in refused([*command, "--prior-steps", "90"], capsys)
     assert "holds another comparison" in refused([*command, "--data", tmp_path], capsys)
     other = ["--vqvae.model.quantizer.beta", "0.5"]
     assert "was trained with another configuration" in refused([*command, *other], capsys)
@@ -112,15 +117,21 @@ def test_the_budget_of_priors() -> None:
     def priors(**fields: Any) -> dict[str, dict[str, str]]:
         comparison = Comparison(dataset="mnist", **fields)
         return {
-            case.name: {key.split(".")[-1]: value for key, value in case.prior.items()} for case in comparison.cases()
+            case.name: {key.removeprefix("prior.training."): value for key, value in case.prior.items()}
+            for case in comparison.cases()
         }
 
     assert all(not budget for budget in priors(max_steps=90).values())
     asked = priors(max_steps=90, priors=True)
-    assert asked["hrvqvae-0"] == {"epochs": "0", "max_steps": "30", "max_minutes": "0.0"}
+    assert {name: asked["hrvqvae-0"][name] for name in ("epochs", "max_steps", "max_minutes", "seed")} == {
+        "epochs": "0", "max_steps": "30", "max_minutes": "0.0", "seed": "0",
+    }  # fmt: skip
     assert asked["vqgan-0"]["max_steps"] == "90"
-    assert priors(max_minutes=6, priors=True)["hrvqvae-0"] == {"epochs": "0", "max_steps": "0", "max_minutes": "2.0"}
+    minutes = priors(max_minutes=6, priors=True)["hrvqvae-0"]
+    assert (minutes["max_steps"], minutes["max_minutes"]) == ("0", "2.0")
     assert priors(max_minutes=6, prior_steps=33)["hrvqvae-0"]["max_steps"] == "11"
+    own = priors(max_steps=90, priors=True, fields={"prior.training.batch_size": "8"})["vqvae2-0"]
+    assert (own["batch_size"], own["learning_rate"]) == ("8", "2e-3"), "what is asked for wins over what suits most"
 
 
 @pytest.mark.usefixtures("systems")
@@ -145,6 +156,108 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["mse"] for row in rows] == [row["mse"] for row in expected]
     assert all(row["prior_bits_per_image"] is None for row in rows)
     assert "prior" not in (tmp_path / "parts" / "results.md").read_text()
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_comparison_that_was_stopped_in_a_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on with the same budget, to the same bits, and with no other."""
+    import signal
+
+    command = ["compare", "mnist", "--systems", "hrvqvae", "--max-steps", "4", "--prior-steps", "18", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    original, steps = PriorStep.__call__, [0]
+
+    def step(self: PriorStep, state: Any, batch: Any) -> loop.Metrics:
+        steps[0] += 1
+        if steps[0] == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, state, batch)
+
+    monkeypatch.setattr(PriorStep, "__call__", step)
+    assert main([*command, str(tmp_path / "parts")]) == 128 + signal.SIGTERM
+    other = [word if word != "18" else "9" for word in command]
+    assert "level-1 has another budget or configuration" in refused([*other, tmp_path / "parts"], capsys)
+    assert main([*command, str(tmp_path / "parts")]) == 0
+    bits = [json.loads((tmp_path / name / "results.json").read_text())[0] for name in ("whole", "parts")]
+    assert bits[0]["prior_bits_per_image"] == bits[1]["prior_bits_per_image"]
+
+
+@pytest.mark.usefixtures("systems")
+def test_what_a_killed_writer_left_is_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "4", "--out", str(tmp_path)]
+    assert main(command) == 0
+    row = tmp_path / "rows" / "vqvae-0.json"
+    (row.parent / f"{storage.TEMPORARY}abc-vqvae-1.json").write_bytes(row.read_bytes())
+    (row.parent / f"{storage.TEMPORARY}abd-vqvae-1.json").write_bytes(b"")
+    assert main(command) == 0
+    assert "| vqvae | 1 |" in (tmp_path / "results.md").read_text()
+    assert main([*command, "--seeds", "2"]) == 0
+    assert sorted(path.name for path in row.parent.iterdir()) == ["vqvae-0.json", "vqvae-1.json"]
+    for damaged in (row, tmp_path / "comparison.json"):
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        assert f"{damaged} is damaged" in refused(command, capsys)
+        damaged.write_bytes(content)
+
+
+@pytest.mark.usefixtures("systems")
+def test_data_that_is_not_there_claims_no_folder(
+    tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "4", "--out", str(tmp_path / "out"), "--data"]
+    refused([*command, tmp_path / "nowhere"], capsys)
+    assert main([*command, str(mnist_root)]) == 0
+
+
+def test_a_single_test_image_is_told_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(6):
+        write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
+    names = sorted((tmp_path / "photos").iterdir())
+    config = presets.get("vqvae/photos").config.with_root(str(tmp_path / "photos")).data
+    while len(data.load(config, "test")) > 1:
+        names.pop().unlink()
+    command = ["compare", "photos", "--systems", "vqvae", "--max-steps", "4", "--data", tmp_path / "photos"]
+    assert "needs two test images at least; there is 1" in refused([*command, "--out", tmp_path / "out"], capsys)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_folder_keeps_the_perceptual_loss_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = presets.get("vqgan/mnist").config
+    left_open = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, perceptual="auto"))  # type: ignore[type-var]
+    monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=left_open, sources={}, printed={}, about=""))
+    command = ["compare", "mnist", "--systems", "vqgan", "--max-steps", "4", "--out", str(tmp_path)]
+    monkeypatch.setattr("hrvqvae.losses.choose_perceptual", lambda name="auto": "none" if name == "auto" else name)
+    assert main(command) == 0
+    monkeypatch.setattr("hrvqvae.losses.choose_perceptual", lambda name="auto": "efficientnet-lite0")
+    assert main([*command, "--seeds", "2"]) == 0
+    for seed in (0, 1):
+        stored = (tmp_path / "runs" / f"vqgan-{seed}" / "config.yaml").read_text()
+        assert "perceptual: none" in stored
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_damaged_network_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    hub.LPIPS.path.parent.mkdir(parents=True)
+    hub.LPIPS.path.write_bytes(b"cut short")
+    command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "4", "--out", tmp_path / "out"]
+    assert "is damaged" in refused(command, capsys)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_discriminator_that_will_not_begin_is_remarked() -> None:
+    assert Comparison(dataset="mnist", max_steps=1001).remarks() == []
+    (remark,) = Comparison(dataset="mnist", max_steps=1000).remarks()
+    assert "vqgan's discriminator begins at step 1,000, which this budget does not reach" in remark
+    own = {"vqgan.model.adversarial_start": "999"}
+    assert Comparison(dataset="mnist", max_steps=1000, fields=own).remarks() == []
 
 
 def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +319,7 @@ def test_rows_by_other_distances_are_not_mixed(
     command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae", "--out", str(tmp_path)]
     assert main(command) == 0
     model = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(harness, "features_of", lambda *_: Features("FID", lambda images: images.flatten(1), 144))
+    monkeypatch.setattr(instruments, "features_of", lambda *_: Features("FID", lambda images: images.flatten(1), 144))
     line = refused([*command, "--seeds", "2"], capsys)
     assert "has rows measured by" in line
     assert "now measures by distance, efficientnet-lite0 features and FID" in line
@@ -232,6 +345,9 @@ def test_the_study_of_codebooks(
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
     assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
     assert "no priors" in refused([*command, "--prior-steps", "5"], capsys)
+    assert "leave vqvae2 out of --systems" in refused([*command, "--systems", "vqvae,vqvae2"], capsys)
+    for name in ("model.quantizer.init_vectors", "hrvqvae.model.quantizer.codewords"):
+        assert f"--{name} is what the study of codebooks varies" in refused([*command, f"--{name}", "9"], capsys)
     configs = {
         case.name: case.config.model.quantizer for case in codebook.cases(Comparison(dataset="mnist", max_steps=1))
     }
@@ -250,8 +366,11 @@ def test_the_study_of_codebooks(
     [
         ({"max_steps": 0}, "no budget: give --max-steps or --max-minutes"),
         ({"seeds": 0}, "--seeds is 0"),
-        ({"systems": ()}, "names none"),
-        ({"systems": ("vqgam",)}, "unknown preset 'vqgam/mnist'"),
+        ({"systems": ()}, "--systems names none"),
+        ({"systems": ("vqgam",)}, "--systems names vqgam; there are hrvqvae, vqvae, vqvae2, vqgan"),
+        ({"systems": ("vqvae2-original",), "dataset": "ffhq1024"}, "--systems names vqvae2-original; there are"),
+        ({"fields": {"training.seed": "7"}}, "--training.seed is the comparison's to decide: give --seeds"),
+        ({"fields": {"prior.training.max_steps": "7"}}, "--prior.training.max_steps is .*: give --prior-steps"),
         ({"dataset": "mnits"}, "unknown preset 'hrvqvae/mnits'"),
     ],
 )

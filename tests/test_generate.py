@@ -219,6 +219,11 @@ def test_bench_sample(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert "from 1 positions" in capsys.readouterr().out
 
 
+def test_bench_prior_is_of_a_pixelsnail(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["bench", "prior", "--preset", "vqgan/mnist"], capsys)
+    assert "the parts of a PixelSNAIL; vqgan/mnist has a transformer" in line
+
+
 def test_bench_prior(capsys: pytest.CaptureFixture[str]) -> None:
     fields = ["--prior.network.hidden_units", "8", "--prior.network.residual_blocks", "4", "--level", "2"]
     assert main(["bench", "prior", "--rounds", "1", "--json", "--prior.training.batch_size", "2", *fields]) == 0

@@ -58,7 +58,10 @@ class CodeMaps:
 def extract(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None
 ) -> CodeMaps:
-    """Codes of the images of a split (at most `limit`), in order, computed in float32; the model ends on the CPU.
+    """Codes of the images of a split, in order, computed in float32; the model ends on the CPU.
+
+    Args:
+        limit: of so many images only, spread evenly over the split.
 
     Raises:
         InputError: the data is not there, or no image can be read.

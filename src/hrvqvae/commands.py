@@ -64,7 +64,7 @@ def evaluate_run(
 
     Args:
         samples: draw so many and have them classified (0: none).
-        limit: measure on so many images of the split, the first (None: all).
+        limit: measure on so many images, spread evenly over the split (None: all).
         rate: whether the priors are measured.
 
     Raises:

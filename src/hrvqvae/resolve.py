@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from hrvqvae import presets
 from hrvqvae.checkpoint import RunFolder, prior_run
@@ -29,17 +30,30 @@ def base_config(name: str) -> Config:
     return presets.get(name).config
 
 
-def settled(config: Config) -> Config:
-    """The same with "auto" decided where it changes what a run computes, so that its folder says what it was.
-
-    Raises:
-        InputError: no network for a perceptual loss is on this machine.
-    """
+def _choose_perceptual(name: str) -> str:
     from hrvqvae.losses import choose_perceptual
 
-    chooses = {"model.perceptual": choose_perceptual}
-    left = [(name, value) for name, value in flatten(to_dict(config)) if name in chooses and value == "auto"]
-    return override(config, {name: chooses[name](value) for name, value in left})
+    return choose_perceptual(name)
+
+
+# Fields that may leave to the machine what a run computes: dotted name -> what decides.
+_LEFT_OPEN: Mapping[str, Callable[[str], str]] = {"model.perceptual": _choose_perceptual}
+
+
+def choices(config: Config, made: Mapping[str, str]) -> dict[str, str]:
+    """Dotted name -> text, of each field that is left open ("auto"): as `made` says, else the best on this machine.
+
+    Raises:
+        InputError: nothing that is needed is on this machine.
+    """
+    fields = dict(flatten(to_dict(config)))
+    open_names = [name for name in _LEFT_OPEN if fields.get(name) == "auto"]
+    return {name: made.get(name) or _LEFT_OPEN[name]("auto") for name in open_names}
+
+
+def settled(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """The same with what is left open decided, so that a run's folder says what it was. Raises as `choices`."""
+    return override(config, choices(config, made))
 
 
 def resolve(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool) -> Config:

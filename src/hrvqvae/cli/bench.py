@@ -70,13 +70,16 @@ def _bench_prior(arguments: Arguments) -> int:
     from hrvqvae.configfile import override, parse_overrides
     from hrvqvae.resolve import base_config
 
+    base = base_config(arguments.preset)
+    if base.prior.network.kind != "pixelsnail":
+        raise InputError(f"what is measured are the parts of a PixelSNAIL; {base.name} has a {base.prior.network.kind}")
     given = {
         "prior.training.batch_size": "32",
         "prior.batch_size": "[]",
         "prior.network.residual_blocks": "18",
         **parse_overrides(arguments.rest),
     }
-    config = override(base_config(arguments.preset), given)
+    config = override(base, given)
     at_least(arguments.rounds, 1, "--rounds")
     levels = len(config.model.num_symbols)
     if not 1 <= arguments.level <= levels:

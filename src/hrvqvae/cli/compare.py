@@ -14,7 +14,9 @@ def _compare(arguments: Arguments) -> int:
     from hrvqvae.comparison import systems as of_systems
     from hrvqvae.configfile import parse_overrides
 
-    systems = tuple(name.strip() for name in arguments.systems.split(",") if name.strip())
+    default = codebook.SYSTEMS if arguments.study else of_systems.SYSTEMS
+    named = ",".join(default) if arguments.systems is None else arguments.systems
+    systems = tuple(name.strip() for name in named.split(",") if name.strip())
     comparison = of_systems.Comparison(
         dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
         max_minutes=arguments.max_minutes, priors=arguments.priors,
@@ -40,7 +42,7 @@ def add(commands: Group) -> None:
     """compare."""
     compare = command(commands, "compare", "systems side by side: same data, order, budget and test images", _compare)
     compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
-    compare.add_argument("--systems", default="hrvqvae,vqvae,vqvae2,vqgan", metavar="A,B", help="which (default: all)")
+    compare.add_argument("--systems", metavar="A,B", help="which (default: all)")
     compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
     compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
     compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")

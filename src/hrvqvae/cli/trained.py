@@ -82,7 +82,9 @@ def add(commands: Group) -> None:
     evaluate.add_argument(
         "--samples", type=int, default=0, metavar="N", help="draw N images and have a classifier of the data judge them"
     )
-    evaluate.add_argument("--images", type=int, metavar="N", help="the first N images of the split only (default: all)")
+    evaluate.add_argument(
+        "--images", type=int, metavar="N", help="N images of the split only, evenly spread (default: all)"
+    )
     evaluate.add_argument("--json", action="store_true", help="for programs")
 
     reconstruct = command(commands, "reconstruct", "a sheet of images above their reconstructions", _reconstruct)

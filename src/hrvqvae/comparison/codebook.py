@@ -11,7 +11,9 @@ import torch
 
 from hrvqvae.bench.timing import median_seconds
 from hrvqvae.checkpoint import RunFolder, load_with_config
-from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, rows_of, run_cases, test_images, write_results
+from hrvqvae.comparison.folder import Folder, Row
+from hrvqvae.comparison.harness import Case, as_markdown, run_cases
+from hrvqvae.comparison.instruments import Say, test_images
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import HRVQVAEConfig
 from hrvqvae.errors import InputError
@@ -28,6 +30,9 @@ HELPS: Mapping[str, Mapping[str, Any]] = {
     "neither": {**_NO_START, **_NO_REVIVAL},
 }
 
+SYSTEMS = ("hrvqvae", "vqvae")
+_STUDIED = tuple(f"model.quantizer.{name}" for name in ("levels", "codewords", "init_vectors", "revive_every"))
+
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "leaves_used": ("leaves used", "{:,.0f}"),
     "perplexity": ("perplexity", "{:.1f}"),
@@ -42,7 +47,7 @@ def cases(comparison: Comparison, branching: Sequence[int] = BRANCHING) -> list[
     for seed in range(comparison.seeds):
         for size in branching:
             for help_name, changes in HELPS.items():
-                for system in ("hrvqvae", "vqvae"):
+                for system in comparison.systems:
                     config = comparison.config(system, seed)
                     leaves = size**_LEVELS
                     tree = isinstance(config.model, HRVQVAEConfig)
@@ -81,15 +86,22 @@ def study(
     """Train, measure and draw every case; -> all rows of the folder, and the signal that stopped it (0: none).
 
     Raises:
-        InputError: as `run_cases`; priors are asked for.
+        InputError: as `run_cases`; priors, other systems, or fields that the study varies, are asked for.
     """
+    for name in comparison.systems:
+        if name not in SYSTEMS:
+            raise InputError(f"the study of codebooks is of {' and '.join(SYSTEMS)}; leave {name} out of --systems")
+    for name in comparison.fields:
+        if name.endswith(_STUDIED):
+            raise InputError(f"--{name} is what the study of codebooks varies; leave it out")
     if comparison.prior_budget():
         raise InputError("the study of codebooks has no priors; leave --priors and --prior-steps out")
     about = {**comparison.about(), "study": "codebook"}
-    signal = run_cases(cases(comparison, branching), about, out, say, _search)
+    folder = Folder(out)
+    signal = run_cases(cases(comparison, branching), about, folder, say, _search)
     helps = list(HELPS)
-    rows = rows_of(out, lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
+    rows = folder.sorted_rows(lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
     if not signal:
-        write_results(out, rows, table(rows))
+        folder.write_results(rows, table(rows))
         codebook_study(rows, out / "study.png")
     return rows, signal

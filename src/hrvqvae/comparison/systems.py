@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +9,36 @@ from typing import Any
 
 import torch
 
-from hrvqvae import presets
+from hrvqvae import presets, storage
 from hrvqvae.checkpoint import RunFolder, load_with_config
-from hrvqvae.comparison.harness import Case, Row, Say, as_markdown, rows_of, run_cases, test_images, write_results
+from hrvqvae.comparison.folder import Folder, Row
+from hrvqvae.comparison.harness import Case, as_markdown, run_cases
+from hrvqvae.comparison.instruments import Say, test_images
 from hrvqvae.config import Config
 from hrvqvae.configfile import override
 from hrvqvae.errors import InputError
 from hrvqvae.generate import Generative
 from hrvqvae.pictures import sheets
 from hrvqvae.pictures.curves import comparison_curves
-from hrvqvae.resolve import settled
+from hrvqvae.training.hooks import read_records
 
 SYSTEMS = ("hrvqvae", "vqvae", "vqvae2", "vqgan")
 _SHEET, _SAMPLES = 12, 24
+
+# The printed batch sizes of priors are for a GPU: every system's get the same small batch here.
+_SMALL_PRIOR = {
+    "prior.training.batch_size": "32", "prior.batch_size": "[]", "prior.training.learning_rate": "2e-3",
+    "prior.training.warmup_steps": "50", "prior.training.evaluate_every": "200",
+    "prior.training.checkpoint_every": "200",
+}  # fmt: skip
+
+# Fields that options of a comparison decide, for every system alike.
+_DECIDED = {
+    "data.root": "--data", "training.seed": "--seeds", "training.max_steps": "--max-steps",
+    "training.max_minutes": "--max-minutes", "training.epochs": "--max-steps",
+    **{f"prior.training.{name}": "--prior-steps" for name in ("max_steps", "max_minutes", "epochs")},
+    "prior.training.seed": "--seeds",
+}  # fmt: skip
 
 # column of results.json -> (head of results.md, how its values are shown)
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -38,6 +54,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "perplexity": ("perplexity, finest", "{:.1f}"),
     "codewords_searched": ("searched a position", "{:,.0f}"),
     "training_seconds": ("training, s", "{:,.0f}"),
+    "adversarial_steps": ("steps with a discriminator", "{:,.0f}"),
     "encode_images_per_second": ("encode, images/s", "{:,.0f}"),
     "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
     "prior_bits_per_image": ("prior, bits an image", "{:.1f}"),
@@ -63,7 +80,8 @@ class Comparison:
             as only the systems differ.
 
     Raises:
-        InputError: no such preset, no budget, no system, or a field of a system that is not compared.
+        InputError: no such preset, no budget, no such system, a field of a system that is not compared or that an
+            option decides.
     """
 
     dataset: str
@@ -79,12 +97,16 @@ class Comparison:
     def __post_init__(self) -> None:
         if not (self.max_steps > 0 or self.max_minutes > 0):
             raise InputError("no budget: give --max-steps or --max-minutes")
-        if not self.systems:
-            raise InputError(f"--systems names none; there are {', '.join(SYSTEMS)}")
+        for name in self.systems or ("none",):
+            if name not in SYSTEMS:
+                raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
         if self.seeds < 1:
             raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
         if self.prior_steps < 0:
             raise InputError(f"--prior-steps is {self.prior_steps}; it must be at least 1")
+        for name, option in _DECIDED.items():
+            if name in self.fields:
+                raise InputError(f"--{name} is the comparison's to decide: give {option}")
         for name in self._own_fields():
             if name.split(".")[0] not in self.systems:
                 raise InputError(f"--{name} is of a system that is not compared; there are {', '.join(self.systems)}")
@@ -94,6 +116,18 @@ class Comparison:
                 )
         for system in self.systems:
             self.config(system, 0)
+
+    def remarks(self) -> list[str]:
+        """What a person should know before it begins, a line each."""
+        found = []
+        for system in self.systems:
+            start = _adversarial_start(self.config(system, 0))
+            if start is not None and 0 < self.max_steps <= start:
+                found.append(
+                    f"note: {system}'s discriminator begins at step {start:,}, which this budget does not reach; "
+                    f"--{system}.model.adversarial_start lets it begin earlier"
+                )
+        return found
 
     def _own_fields(self) -> list[str]:
         """Names of the fields of one system."""
@@ -106,7 +140,7 @@ class Comparison:
         given = {f"training.{name}": str(value) for name, value in budget.items()}
         prefix = f"{system}."
         own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
-        return settled(override(preset, {**self._shared_fields(), **own, **given}))
+        return override(preset, {**self._shared_fields(), **own, **given})
 
     def _shared_fields(self) -> dict[str, str]:
         own = self._own_fields()
@@ -132,18 +166,32 @@ class Comparison:
         return {"max_steps": self.max_steps, "max_minutes": self.max_minutes}
 
     def _prior_of(self, config: Config) -> dict[str, str]:
-        """The budget of each level's prior."""
+        """In what each level's prior differs from its configuration: budget, seed, and what suits few images a step."""
         budget, levels = self.prior_budget(), len(config.model.num_symbols)
         if not budget:
             return {}
         steps = max(1, int(budget["max_steps"]) // levels) if budget["max_steps"] else 0
-        given = {"epochs": 0, "max_steps": steps, "max_minutes": budget["max_minutes"] / levels}
-        return {f"prior.training.{name}": str(value) for name, value in given.items()}
+        minutes = budget["max_minutes"] / levels
+        given = {"epochs": 0, "max_steps": steps, "max_minutes": minutes, "seed": config.training.seed}
+        asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
+        return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
 
     def about(self) -> dict[str, Any]:
         """What may not change when more systems, seeds or priors are added."""
         names = ("dataset", "max_steps", "max_minutes", "root")
         return {"study": None, **{name: getattr(self, name) for name in names}, "fields": self._shared_fields()}
+
+
+def _adversarial_start(config: Config) -> int | None:
+    """The step at which a system's discriminator begins; None where it has none."""
+    return getattr(config.model, "adversarial_start", None)
+
+
+def _adversarial_steps(run: RunFolder) -> Row:
+    """How many steps a discriminator took part in; None where the system has none."""
+    start = _adversarial_start(run.read_config())
+    steps = storage.read(run.model)[1]["step"]
+    return {"adversarial_steps": None if start is None else max(0, steps - start)}
 
 
 def table(rows: list[Row]) -> str:
@@ -156,29 +204,35 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[R
 
     Raises InputError as `run_cases`.
     """
-    signal = run_cases(comparison.cases(), comparison.about(), out, say)
-    rows = rows_of(out, lambda row: (row["seed"], SYSTEMS.index(row["system"])))
+    folder = Folder(out)
+    for remark in comparison.remarks():
+        say(remark)
+    signal = run_cases(comparison.cases(), comparison.about(), folder, say, _adversarial_steps)
+    rows = folder.sorted_rows(lambda row: (row["seed"], SYSTEMS.index(row["system"])))
     if not signal:
-        write_results(out, rows, table(rows))
-        _sheets(comparison, rows, out)
-        comparison_curves(rows, [_test_errors(out, row) for row in rows], out / "curves.png")
+        folder.write_results(rows, table(rows))
+        _sheets(comparison, rows, folder)
+        comparison_curves(rows, [_test_errors(folder, row) for row in rows], out / "curves.png")
     return rows, signal
 
 
-def _test_errors(out: Path, row: Row) -> list[tuple[int, float]]:
+def _run(folder: Folder, row: Row) -> RunFolder:
+    return folder.run(f"{row['system']}-{row['seed']}")
+
+
+def _test_errors(folder: Folder, row: Row) -> list[tuple[int, float]]:
     """(step, test MSE) of a row's training."""
-    lines = RunFolder(out / "runs" / f"{row['system']}-{row['seed']}").metrics.read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_records(_run(folder, row).metrics)
     return [(record["step"], record["mse"]) for record in records if record["kind"] == "evaluation"]
 
 
-def _sheets(comparison: Comparison, rows: list[Row], out: Path) -> None:
+def _sheets(comparison: Comparison, rows: list[Row], folder: Folder) -> None:
     """The same test images by each system, and samples of each (of seed 0)."""
     images = test_images(comparison.config(comparison.systems[0], 0), _SHEET)[0][:_SHEET]
     reconstructions, samples = [sheets.Row("original", list(images))], []
     for row in (row for row in rows if row["seed"] == 0):
         system = row["system"]
-        run = out / "runs" / f"{system}-0"
+        run = _run(folder, row).path
         model, _ = load_with_config(run)
         with torch.inference_mode():
             decoded = model.decode(model.encode(images), size=(images.shape[-2], images.shape[-1]))
@@ -188,6 +242,6 @@ def _sheets(comparison: Comparison, rows: list[Row], out: Path) -> None:
             drawn = list(Generative(run).sample(_SAMPLES, seed=0).images)
             half = _SAMPLES // 2
             samples += [sheets.Row(system, drawn[:half]), sheets.Row("", drawn[half:])]
-    sheets.save(sheets.draw(reconstructions), out / "reconstructions.png")
+    sheets.save(sheets.draw(reconstructions), folder.path / "reconstructions.png")
     if samples:
-        sheets.save(sheets.draw(samples), out / "samples.png")
+        sheets.save(sheets.draw(samples), folder.path / "samples.png")

@@ -7,7 +7,7 @@ Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,17 +143,22 @@ def batches(
 
 
 class _InOrder(Sampler[list[Sample]]):
-    def __init__(self, num_images: int, batch_size: int) -> None:
-        self.num_images, self.batch_size = num_images, batch_size
+    def __init__(self, indices: Sequence[int], batch_size: int) -> None:
+        self.indices, self.batch_size = indices, batch_size
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        for start in range(0, self.num_images, self.batch_size):
-            yield [(index, None) for index in range(start, min(start + self.batch_size, self.num_images))]
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(index, None) for index in self.indices[start : start + self.batch_size]]
 
 
 def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop"
 ) -> Generator[Batch, None, None]:
-    """Every image once, in order, not augmented; at most `limit`. Broken ones are left out; else as `batches`."""
+    """Every image once, in order, not augmented. Broken ones are left out; else as `batches`.
+
+    Args:
+        limit: only so many, spread evenly over the set: a folder's images are sorted by class.
+    """
     count = len(images) if limit is None else min(limit, len(images))
-    return _loaded(images, _InOrder(count, batch_size), workers, on_error)
+    indices = [place * len(images) // count for place in range(count)]
+    return _loaded(images, _InOrder(indices, batch_size), workers, on_error)

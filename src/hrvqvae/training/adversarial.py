@@ -16,7 +16,7 @@ from hrvqvae.losses.adversarial import (
 from hrvqvae.models import VQGAN
 from hrvqvae.quantize import Codes
 from hrvqvae.training.device import Compute
-from hrvqvae.training.loop import Metrics, update
+from hrvqvae.training.loop import Metrics, take_gradient, update
 from hrvqvae.training.state import TrainState
 
 DISCRIMINATOR = "discriminator"
@@ -53,20 +53,19 @@ class AdversarialObjective:
             felt = gradient_taken(self.settings.perceptual_weight * felt, fake)
             losses[f"perceptual ({self.distance.name})"] = felt
             seen = seen + felt
-        metrics: dict[str, float] = {}
-        if started:
-            with self.compute.autocast():
-                adversarial = generator_loss(partner.module(fake * 2 - 1)).float()
-            adversarial = gradient_taken(adversarial, fake)
-            weight = adaptive_weight(seen, adversarial, self._last_layer())
-            losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
-            metrics["adaptive_weight"] = float(weight)
-        metrics |= update(self.model, state.optimizer, losses)
-        if started:
-            with self.compute.autocast():
-                loss = hinge_loss(partner.module(real * 2 - 1), partner.module(fake.detach() * 2 - 1)).float()
-            metrics[DISCRIMINATOR] = update(partner.module, partner.optimizer, {DISCRIMINATOR: loss})["loss"]
-        return metrics, result.codes
+        if not started:
+            return update(self.model, state.optimizer, losses), result.codes
+        with self.compute.autocast():
+            adversarial = generator_loss(partner.module(fake * 2 - 1)).float()
+            judged = hinge_loss(partner.module(real * 2 - 1), partner.module(fake.detach() * 2 - 1)).float()
+        adversarial = gradient_taken(adversarial, fake)
+        weight = adaptive_weight(seen, adversarial, self._last_layer())
+        losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
+        metrics = take_gradient(self.model, state.optimizer, losses)
+        judge = take_gradient(partner.module, partner.optimizer, {DISCRIMINATOR: judged})
+        for optimizer in (state.optimizer, partner.optimizer):  # both gradients are finite by now
+            optimizer.step()
+        return {**metrics, "adaptive_weight": float(weight), DISCRIMINATOR: judge["loss"]}, result.codes
 
     def _last_layer(self) -> Tensor:
         """Weights of the decoder's last convolution."""

@@ -29,7 +29,7 @@ class MetricsLog:
     def __init__(self, path: Path, first_step: int) -> None:
         """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped."""
         self.path = path
-        self.records = [record for record in _read(path) if record["step"] <= first_step] if first_step else []
+        self.records = [record for record in read_records(path) if record["step"] <= first_step] if first_step else []
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomic(path, lines.encode())
 
@@ -44,7 +44,7 @@ class MetricsLog:
             stream.write(json.dumps(record) + "\n")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of a metrics file; a last line cut short by a kill is dropped."""
     records = []
     if path.is_file():

@@ -94,25 +94,31 @@ class StopSignal:
         self.received = number
 
 
-def update(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """Minimize the sum of the losses by one step; -> the terms, their sum ("loss") and the gradient's norm.
+def take_gradient(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """Give the model the gradient of the sum of the losses; -> terms, their sum ("loss") and the gradient's norm.
 
     Raises:
-        NonFiniteError: a term or the gradient is NaN or infinite; nothing has been updated.
+        NonFiniteError: a term or the gradient is NaN or infinite.
     """
-    total = torch.stack(list(losses.values())).sum()
-    values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
+    terms = torch.stack(list(losses.values()))
+    values = dict(zip(losses, terms.detach().tolist(), strict=True))
     described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     if not all(math.isfinite(value) for value in values.values()):
         raise NonFiniteError(f"the loss is not finite ({described})")
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    terms.sum().backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(norm):
         raise NonFiniteError(f"the gradient is not finite ({described})")
-    optimizer.step()
     return {**values, "loss": math.fsum(values.values()), "gradient_norm": norm}
+
+
+def update(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """Minimize the sum of the losses by one step; -> as `take_gradient`, which raises before anything is updated."""
+    metrics = take_gradient(model, optimizer, losses)
+    optimizer.step()
+    return metrics
 
 
 def fit(

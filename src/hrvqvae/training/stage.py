@@ -53,8 +53,9 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trained values of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Trained values of a model: its parameters, and codewords that moving averages lead."""
+    codewords = (buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords")
+    return sum(values.numel() for values in (*model.parameters(), *codewords))
 
 
 def require_new(run: RunFolder, otherwise: str) -> None:

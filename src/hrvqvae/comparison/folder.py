@@ -1,0 +1,96 @@
+"""The folder of a comparison, written so that a kill leaves it whole.
+
+DIR/comparison.json      what is compared; another comparison is refused
+    runs/NAME/           a run folder for each case
+    rows/NAME.json       what was measured of it
+    results.json, results.md, of all rows
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hrvqvae.checkpoint import RunFolder
+from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.storage import TEMPORARY, remove_temporaries, write_atomic
+
+Row = dict[str, Any]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Raises DamagedFileError where it is no JSON object."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); delete it to have it made again") from error
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{path} is damaged (no JSON object); delete it to have it made again")
+    return found
+
+
+def _write(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2).encode())
+
+
+class Folder:
+    """A folder of that form, which need not exist yet. Whatever reads it raises DamagedFileError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._claim, self._rows = path / "comparison.json", path / "rows"
+
+    def run(self, name: str) -> RunFolder:
+        """The run of a case."""
+        return RunFolder(self.path / "runs" / name)
+
+    def chosen(self, about: Mapping[str, Any]) -> dict[str, str]:
+        """What was decided when the comparison began (dotted name -> text), if it has begun.
+
+        Raises:
+            InputError: the folder holds another comparison; what differs is named.
+        """
+        if not self._claim.is_file():
+            return {}
+        claim = _read(self._claim)
+        there, here = claim.get("about", claim), json.loads(json.dumps(about))
+        for name in {**there, **here}:
+            if there.get(name) != here.get(name):
+                raise InputError(
+                    f"{self.path} holds another comparison: {name} is {there.get(name)} there, {here.get(name)} here; "
+                    "choose another --out"
+                )
+        return dict(claim.get("chosen", {}))
+
+    def begin(self, about: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
+        """Write down what is compared; what killed writers left goes."""
+        self._rows.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self._rows):
+            remove_temporaries(folder)
+        _write(self._claim, {"about": dict(about), "chosen": dict(chosen)})
+
+    def row(self, name: str) -> Row:
+        """What was measured of a case; empty where nothing was."""
+        path = self._rows / f"{name}.json"
+        return _read(path) if path.is_file() else {}
+
+    def write_row(self, name: str, row: Row) -> None:
+        """Keep what was measured of a case."""
+        _write(self._rows / f"{name}.json", row)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows."""
+        for path in self._rows.glob("*.json"):
+            if not path.name.startswith(TEMPORARY):
+                yield _read(path)
+
+    def sorted_rows(self, order: Callable[[Row], Any]) -> list[Row]:
+        """All rows in that order."""
+        return sorted(self.rows(), key=order)
+
+    def write_results(self, rows: Sequence[Row], table: str) -> None:
+        """The rows as JSON, and as the table."""
+        _write(self.path / "results.json", list(rows))
+        write_atomic(self.path / "results.md", table.encode())

@@ -1,0 +1,126 @@
+"""What every run of a comparison is measured with, and what is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hrvqvae import data
+from hrvqvae.bench.timing import median_seconds
+from hrvqvae.checkpoint import RunFolder, load_with_config
+from hrvqvae.commands import evaluate_run
+from hrvqvae.comparison.folder import Row
+from hrvqvae.config import Config
+from hrvqvae.errors import InputError
+from hrvqvae.evaluation.features import FrechetDistance, features_of
+from hrvqvae.generate import Generative
+from hrvqvae.losses import PerceptualDistance, choose_perceptual, perceptual_distance
+from hrvqvae.models import Autoencoder
+from hrvqvae.training.stage import count_parameters
+
+Say = Callable[[str], None]
+
+_TIMED_BATCHES, _FEATURE_IMAGES, _BATCH = 4, 2_000, 64
+
+
+def test_images(config: Config, count: int) -> list[Tensor]:
+    """Batches of so many test images, spread evenly over the split, float32 in [0, 1]."""
+    batches = data.evaluation_batches(
+        data.load(config.data, "test"), batch_size=_BATCH, limit=count, on_error=config.data.on_error
+    )
+    return [batch.images.float() / 255 for batch in batches]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """Test images, and distances between images by features.
+
+    Attributes:
+        tests: batches of images in [0, 1].
+        frechet: distance of a set of images from them.
+        perceptual: distance of reconstructions; None where no network for it is on this machine.
+    """
+
+    tests: Sequence[Tensor]
+    frechet: FrechetDistance
+    perceptual: PerceptualDistance | None
+
+    @staticmethod
+    def of(config: Config, folder: Path, say: Say) -> Instruments:
+        """The best there are on this machine, for that data; a classifier that is trained for it lies in `folder`.
+
+        Raises:
+            InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
+        """
+        tests = test_images(config, _FEATURE_IMAGES)
+        try:
+            name = choose_perceptual()
+        except InputError:  # none is here, and none is needed
+            perceptual = None
+        else:
+            perceptual = perceptual_distance(name)
+        return Instruments(tests, FrechetDistance(features_of(folder, config.data, say), tests), perceptual)
+
+    def names(self) -> Row:
+        """The true names of the distances."""
+        return {"perceptual": self.perceptual and self.perceptual.title, "frechet": self.frechet.title}
+
+    def _perceptual_of(self, decoded: Sequence[Tensor]) -> float | None:
+        """Mean perceptual distance of the reconstructions of the test images."""
+        if self.perceptual is None:
+            return None
+        pairs = zip(self.tests, decoded, strict=True)
+        total = sum(float(self.perceptual(one, other)) * len(one) for one, other in pairs)
+        return total / sum(len(one) for one in self.tests)
+
+    @torch.inference_mode()
+    def measure(self, run: RunFolder) -> Row:
+        """All that is measured of a trained autoencoder, and the names of what is measured of priors, as None."""
+        report = evaluate_run(run.path, rate=False).report
+        model, config = load_with_config(run.path)
+        size = (config.data.size, config.data.size)
+        encode, decode = _speed(model, torch.cat(list(self.tests[:_TIMED_BATCHES])))
+        used = sum(level.used for level in report.levels)
+        decoded = [model.decode(model.encode(images), size=size) for images in self.tests]
+        return {
+            "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
+            "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
+            **self.names(), "perceptual_distance": self._perceptual_of(decoded),
+            "frechet_reconstructions": self.frechet(decoded),
+            "usage": used / sum(config.model.num_codewords), "perplexity": report.levels[-1].perplexity,
+            "leaves_used": report.levels[-1].used, "codewords_searched": sum(config.model.num_symbols),
+            "encode_images_per_second": encode, "decode_images_per_second": decode,
+            "prior_bits_per_image": None, "frechet_samples": None, "seconds_per_sample": None,
+        }  # fmt: skip
+
+    @torch.inference_mode()
+    def measure_priors(self, run: RunFolder) -> Row:
+        """What is measured of a run's priors: bits of the test images, and as many samples."""
+        rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).rate
+        assert rate is not None
+        generative = Generative(run.path)
+        count = sum(len(images) for images in self.tests)
+        begun = time.perf_counter()
+        drawn = generative.sample(count, seed=1).images
+        seconds = (time.perf_counter() - begun) / count
+        batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
+        return {
+            "prior_bits_per_image": rate.prior_bits_per_image,
+            "frechet_samples": self.frechet(batches),
+            "seconds_per_sample": seconds,
+        }
+
+
+def _speed(model: Autoencoder, images: Tensor) -> tuple[float, float]:
+    """(images encoded, images decoded) a second."""
+    size = (images.shape[-2], images.shape[-1])
+    with torch.inference_mode():
+        codes = model.encode(images)
+        encode = median_seconds(lambda: model.encode(images))
+        decode = median_seconds(lambda: model.decode(codes, size=size))
+    return len(images) / encode, len(images) / decode
