@@ -18,7 +18,7 @@ from hrvqvae.config import (
     VQVAEConfig,
 )
 from hrvqvae.errors import InputError
-from hrvqvae.models import VQVAE, VQVAE2, Autoencoder, build
+from hrvqvae.models import VQGAN, VQVAE, VQVAE2, Autoencoder, build
 from hrvqvae.training.stage import count_parameters
 
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
@@ -66,9 +66,10 @@ def test_an_image_does_not_depend_on_its_batch(system: str) -> None:
     assert all(torch.equal(one[1:2], other) for one, other in zip(together, alone, strict=True))
 
 
-def test_vqvae_by_hand() -> None:
-    model, images = model_of("vqvae"), torch.rand(2, 3, 9, 9)
-    assert isinstance(model, VQVAE)
+@pytest.mark.parametrize(("system", "kind"), [("vqvae", VQVAE), ("vqgan", VQGAN)])
+def test_one_flat_codebook_by_hand(system: str, kind: type[VQVAE | VQGAN]) -> None:
+    model, images = model_of(system), torch.rand(2, 3, 9, 9)
+    assert isinstance(model, kind)
     grown = pad(images * 2 - 1, (1, 2, 1, 2), mode="replicate")
     z = model.encoder(grown).permute(0, 2, 3, 1)
     words = model.quantizer.codebook.codewords[0]
