@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 from itertools import islice, pairwise
 from pathlib import Path
@@ -300,6 +301,19 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture
     assert places == sorted(set(places))
     assert places[0] == 0
     assert all(after - before <= -(-len(images) // count) for before, after in pairwise(places))
+
+
+def test_one_core_gets_one_worker(picture_folder: Path) -> None:
+    """torch warns of more, and a warning is an error here; the images are the same."""
+    cores = os.sched_getaffinity(0)
+    images = data.load(folder_config(picture_folder, memory_mb=0), "train")
+    expected = torch.cat([batch.images for batch in data.evaluation_batches(images, batch_size=7)])
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        found = [batch.images for batch in data.evaluation_batches(images, batch_size=7, workers=3)]
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert torch.equal(torch.cat(found), expected)
 
 
 def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:

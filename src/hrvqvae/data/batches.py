@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.sources import Draw, ImageSet
-from hrvqvae.data.workers import quiet_worker, told_plainly
+from hrvqvae.data.workers import at_most_cores, quiet_worker, told_plainly
 from hrvqvae.errors import InputError
 
 Sample = tuple[int, Draw | None]
@@ -116,7 +116,7 @@ def _loaded(
         batch_sampler=sampler,
         collate_fn=_collate,
         worker_init_fn=quiet_worker,
-        num_workers=workers if images.decodes else 0,
+        num_workers=at_most_cores(workers) if images.decodes else 0,
     )
     with told_plainly():
         for batch in loader:

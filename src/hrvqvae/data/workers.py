@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,3 +33,9 @@ def told_plainly() -> Iterator[None]:
             "a process that decodes images was ended from outside, perhaps for want of memory; "
             "try fewer with --data.workers 0"
         ) from error
+
+
+def at_most_cores(workers: int) -> int:
+    """So many processes, but no more than this one may use cores: more only take turns, and torch warns of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(workers, cores)
