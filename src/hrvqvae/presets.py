@@ -42,14 +42,17 @@ _PRIOR_SMALL: Rows = {
     "prior.training.batch_size": 32, "prior.training.epochs": 60, "prior.training.evaluate_every": 100,
     "prior.training.checkpoint_every": 100,
 }  # fmt: skip
-_PHOTO_DATA: Rows = {"data.crop": "random", "data.flip": True, "data.labels": False}
+_CROPPED: Rows = {"data.crop": "random", "data.flip": True}
+_FFHQ_DATA: Rows = {"data.split": "sorted", "data.flip": True, "data.labels": False}
+_PHOTO_DATA: Rows = {**_CROPPED, "data.labels": False}
+# At the learning rate of Tables 6 and 7 the codewords, and Adam's second moment, must follow the encoder faster than by
+# their usual decays; else VQVAE-2's coarse grids die. docs/results.md and docs/comparison.md have the measurements.
+_FOLLOW: Rows = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 OURS: Mapping[str, Rows] = {
-    # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded. At Table 6's learning rate the codewords, and Adam's
-    # second moment, must follow the encoder faster than by their usual decays: docs/results.md has the measurements.
-    "mnist": {"model.padding": 2, "model.quantizer.decay": 0.95, "training.adam_beta2": 0.99},
-    "cifar10": {"data.flip": True},
-    "imagenet": {"data.crop": "random", "data.flip": True},
-    "ffhq": {"data.split": "sorted", "data.flip": True, "data.labels": False},
+    "mnist": {"model.padding": 2, **_FOLLOW},  # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded
+    "cifar10": {"data.flip": True, **_FOLLOW},
+    "imagenet": {**_CROPPED, **_FOLLOW},
+    "ffhq": {**_FFHQ_DATA, **_FOLLOW},
 }
 
 
@@ -179,18 +182,18 @@ _OURS_DATA: Mapping[str, Rows] = {
     "emoji32": {
         "data.dataset": "emoji32", "data.size": 32, "data.channels": 3,
         "training.batch_size": 64, "training.epochs": 60, "training.evaluate_every": 250,
-        "training.checkpoint_every": 250, **_PRIOR_SMALL, "prior.network.dropout": (0.3,),
+        "training.checkpoint_every": 250, **_FOLLOW, **_PRIOR_SMALL, "prior.network.dropout": (0.3,),
     },
     "photos": {
         "data.dataset": "photos", "data.size": 256, "data.channels": 3, **_PHOTO_DATA,
         "training.batch_size": 8, "training.epochs": 400, "training.learning_rate": 1e-3,
         "training.evaluate_every": 250, "training.checkpoint_every": 250, "training.evaluation_images": 64,
-        **_PRIOR_SMALL, "prior.training.batch_size": 8, "prior.network.dropout": (0.3,),
+        **_FOLLOW, **_PRIOR_SMALL, "prior.training.batch_size": 8, "prior.network.dropout": (0.3,),
     },
 }  # fmt: skip
 _ORIGINAL: Mapping[str, Rows] = {
-    "ffhq1024": {**TABLE_5["ffhq"], **OURS["ffhq"], "data.size": 1024, "training.epochs": 0, "training.batch_size": 8},
-    "imagenet256": {**TABLE_5["imagenet"], **OURS["imagenet"], "data.size": 256, "training.epochs": 0},
+    "ffhq1024": {**TABLE_5["ffhq"], **_FFHQ_DATA, "data.size": 1024, "training.epochs": 0, "training.batch_size": 8},
+    "imagenet256": {**TABLE_5["imagenet"], **_CROPPED, "data.size": 256, "training.epochs": 0},
 }
 
 
