@@ -120,7 +120,9 @@ def comparison_curves(
             over_bits.plot(bits, [row["mse"]] * 2, ":", color=colour, linewidth=1)
             over_bits.plot(bits[0], row["mse"], marker, color=colour, fillstyle="none")
     over_steps.set(title="test MSE during training", xlabel="step", yscale="log")
-    over_bits.set(title="test MSE; open: bits under the priors", xlabel="bits an image", xscale="log", yscale="log")
+    priors = any(row["prior_bits_per_image"] is not None for row in rows)
+    title = "test MSE" + ("; open: bits under the priors" if priors else "")
+    over_bits.set(title=title, xlabel="bits an image", yscale="log", xlim=(0, None))
     for axes in (over_steps, over_bits):
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         axes.legend(frameon=False, fontsize=8)
