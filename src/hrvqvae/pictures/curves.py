@@ -122,7 +122,8 @@ def comparison_curves(
     over_steps.set(title="test MSE during training", xlabel="step", yscale="log")
     priors = any(row["prior_bits_per_image"] is not None for row in rows)
     title = "test MSE" + ("; open: bits under the priors" if priors else "")
-    over_bits.set(title=title, xlabel="bits an image", yscale="log", xlim=(0, None))
+    over_bits.set(title=title, xlabel="bits an image", yscale="log")
+    over_bits.set_xlim(0, 1.05 * max(row["bits_per_image"] for row in rows))
     for axes in (over_steps, over_bits):
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         axes.legend(frameon=False, fontsize=8)
