@@ -46,7 +46,7 @@ _CROPPED: Rows = {"data.crop": "random", "data.flip": True}
 _FFHQ_DATA: Rows = {"data.split": "sorted", "data.flip": True, "data.labels": False}
 _PHOTO_DATA: Rows = {**_CROPPED, "data.labels": False}
 # At the learning rate of Tables 6 and 7 the codewords, and Adam's second moment, must follow the encoder faster than by
-# their usual decays; else VQVAE-2's coarse grids die. docs/results.md and docs/comparison.md have the measurements.
+# their usual decays, VQVAE-2's above all. docs/results.md and docs/comparison.md have the measurements.
 _FOLLOW: Rows = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 OURS: Mapping[str, Rows] = {
     "mnist": {"model.padding": 2, **_FOLLOW},  # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded
