@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrvqvae.data.images import BrokenImageError
+from hrvqvae.data.random import stream
 from hrvqvae.data.sources import Draw, ImageSet
 from hrvqvae.data.workers import at_most_cores, quiet_worker, told_plainly
 from hrvqvae.errors import InputError
@@ -49,7 +50,7 @@ class Stream(Sampler[list[Sample]]):
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch: a permutation of the image indices."""
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+        return stream("order", self.seed, epoch).permutation(self.num_images)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         position = self.first_step * self.batch_size

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from hrvqvae.config import DataConfig
 from hrvqvae.data.files import read_arrays, read_idx
 from hrvqvae.data.images import BrokenImageError, Listing, list_folder, read_square
+from hrvqvae.data.random import stream
 from hrvqvae.data.workers import quiet_worker, told_plainly
 from hrvqvae.errors import DamagedFileError, InputError
 
@@ -57,7 +58,7 @@ class ImageSet(ABC):
 
 
 def _generator(draw: Draw) -> np.random.Generator:
-    return np.random.default_rng(draw)
+    return stream("augmentation", *draw)
 
 
 def _flipped(pixels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:

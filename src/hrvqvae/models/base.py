@@ -96,8 +96,13 @@ class Autoencoder(nn.Module, ABC):
         """Number of the codeword that each code stands for among all of its level: same shapes, for usage counts."""
 
     @abstractmethod
-    def initialize(self, images: Tensor, generator: torch.Generator) -> None:
-        """Data-dependent start from the first training images, before the first step."""
+    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+        """Data-dependent start from the first training images, before the first step.
+
+        Args:
+            images: as many as the start needs.
+            batch_size: images of a training step; counts of codewords are those of a step (None: as many as given).
+        """
 
     @abstractmethod
     def revive(self, images: Tensor, generator: torch.Generator) -> int:

@@ -26,7 +26,7 @@ class Quantizer(Protocol):
 
     def paths(self, codes: Codes) -> Codes: ...
 
-    def initialize(self, latents: Tensor, generator: torch.Generator) -> None: ...
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None: ...
 
     def revive(self, latents: Tensor, generator: torch.Generator) -> int: ...
 
@@ -103,9 +103,10 @@ class OneGrid(Autoencoder):
         return self._quantizer.paths(codes)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator) -> None:
+    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
         if self._network.quantizer.init_vectors:
-            self._quantizer.initialize(self.latents(unit_images(images, self.channels)), generator)
+            latents = self.latents(unit_images(images, self.channels))
+            self._quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
         else:
             noise = random_latents(self._network.num_codewords[-1], self._network.quantizer.dim, generator)
             self._quantizer.initialize(noise.to(images.device), generator)

@@ -135,14 +135,14 @@ class VQVAE2(Autoencoder):
         return codes
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator) -> None:
+    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
         def quantize(level: int, latents: Tensor) -> Tensor:
             quantizer = self._flat(level)
             if not self.config.quantizer.init_vectors:
                 noise = random_latents(self.config.quantizer.codewords, latents.shape[-1], generator)
                 quantizer.initialize(noise.to(latents.device), generator)
             else:
-                quantizer.initialize(latents, generator)
+                quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
             return quantizer.lookup(quantizer.encode(latents))
 
         self._top_down(unit_images(images, self.channels), quantize)

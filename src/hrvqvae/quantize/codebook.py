@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.kmeans import kmeans
 
 
 def random_latents(num_leaves: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -64,48 +65,64 @@ class Codebook(nn.Module, ABC):
         self.count.lerp_(batch.view_as(self.count), 1 - self.decay)
 
     @torch.no_grad()
-    def initialize(self, residual: Tensor, parent: Tensor, generator: torch.Generator) -> None:
+    def initialize(self, residual: Tensor, parent: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
         """k-means in each codebook that gets data; a codebook that gets none starts near zero residual.
+
+        Each codeword begins with the count of its cluster, so that the first batches refine it instead of replacing it.
 
         Args:
             residual: (N, D), what this level has to code.
             parent: (N,), the codebook that each vector is searched in.
+            weight: of a vector in the counts: vectors of a training batch over N, since counts are those of a batch.
         """
         num_books, size = self.count.shape
         dim = residual.shape[-1]
         scale = residual.std(0, correction=0) * 0.1
         start = torch.randn(num_books * size, dim, generator=generator).to(residual.device) * scale
+        count = torch.zeros(num_books * size, device=residual.device)
         for book, members in vq.nodes(parent, num_books):
-            start[book * size : (book + 1) * size] = vq.kmeans(residual[members], size, generator)
-        everything = torch.arange(num_books * size, device=residual.device)
-        self.set_codewords(everything, start, torch.ones(num_books * size, device=residual.device))
+            children = slice(book * size, (book + 1) * size)
+            start[children], count[children] = kmeans(residual[members], size, generator)
+        self.set_codewords(torch.arange(num_books * size, device=residual.device), start, count * weight)
 
     @torch.no_grad()
-    def revive(self, residual: Tensor, parent: Tensor, below: float, generator: torch.Generator) -> int:
+    def revive(
+        self, residual: Tensor, parent: Tensor, path: Tensor, below: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Move dead codewords of codebooks that get data to vectors of theirs, drawn at random.
 
         A codeword is dead when its moving average of assignments is below `below` / m of its codebook's. Those that
         are placed begin with the codebook's mean count, so that the next update does not undo it.
 
+        Args:
+            residual: (N, D), what this level has to code.
+            parent: (N,), the codebook that each vector is searched in.
+            path: (N,), the codeword that each vector has.
+            below: a codeword is dead below this share of the mean count.
+
         Returns:
-            How many were revived.
+            Paths of the codewords that were moved, and of those that had the vectors they were moved to: (K,) each.
         """
         num_books, size = self.count.shape
         total = self.count.sum(1, keepdim=True)
         dead = self.count < total * (below / size)
-        if not dead.any():
-            return 0
-        revived = 0
-        for book, members in vq.nodes(parent, num_books):
-            children = dead[book].nonzero().flatten()
-            children = children[: len(members)]
+        moved, source = [path[:0]], [path[:0]]
+        for book, members in vq.nodes(parent, num_books) if dead.any() else ():
+            children = dead[book].nonzero().flatten()[: len(members)]
             if len(children) == 0:
                 continue
             drawn = torch.randperm(len(members), generator=generator)[: len(children)].to(members.device)
             count = (total[book] / size).expand(len(children))
             self.set_codewords(book * size + children, residual[members[drawn]], count)
-            revived += len(children)
-        return revived
+            moved.append(book * size + children)
+            source.append(path[members[drawn]])
+        return torch.cat(moved), torch.cat(source)
+
+    @torch.no_grad()
+    def copy(self, source: Tensor, target: Tensor, weight: Tensor) -> None:
+        """Place the codewords of paths `target` (K,) where those of `source` (K,) are, with `weight` (K,) times their
+        counts."""
+        self.set_codewords(target, self.lookup(source), self.count.view(-1)[source] * weight)
 
 
 class EMACodebook(Codebook):

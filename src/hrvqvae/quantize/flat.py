@@ -75,17 +75,18 @@ class FlatQuantizer(nn.Module):
         return codes
 
     @torch.no_grad()
-    def initialize(self, latents: Tensor, generator: torch.Generator) -> None:
-        """k-means start from (..., D) latents."""
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+        """k-means start from (..., D) latents, of which each weighs `weight` in the codewords' counts."""
         flat = self._flat(latents)
-        self.codebook.initialize(flat, flat.new_zeros(len(flat), dtype=torch.long), generator)
+        self.codebook.initialize(flat, flat.new_zeros(len(flat), dtype=torch.long), generator, weight)
 
     @torch.no_grad()
     def revive(self, latents: Tensor, generator: torch.Generator) -> int:
         """Revive dead codewords from (..., D) latents of a training batch; returns how many."""
         flat = self._flat(latents)
         parent = flat.new_zeros(len(flat), dtype=torch.long)
-        return self.codebook.revive(flat, parent, self.config.revive_below, generator)
+        moved, _ = self.codebook.revive(flat, parent, self._search(flat), self.config.revive_below, generator)
+        return len(moved)
 
     def _flat(self, latents: Tensor) -> Tensor:
         return latents.reshape(-1, latents.shape[-1]).float()

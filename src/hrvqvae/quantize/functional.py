@@ -66,25 +66,3 @@ def nodes(path: Tensor, num_books: int) -> Iterator[tuple[int, Tensor]]:
         if size:
             yield book, order[start : start + size]
             start += size
-
-
-def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
-    """Lloyd's algorithm from k-means++ seeds: (N, D) -> (num_clusters, D).
-
-    Fewer distinct vectors than clusters leave duplicates, which revival moves later.
-    """
-    first = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
-    centers = vectors[first].repeat(num_clusters, 1)
-    distance = (vectors - centers[0]).square().sum(-1)
-    for cluster in range(1, num_clusters):
-        mass = distance.double().cumsum(0)
-        if mass[-1] <= 0:
-            break  # every vector is a center already
-        draw = torch.rand(1, generator=generator, dtype=torch.float64).to(mass.device) * mass[-1]
-        centers[cluster] = vectors[torch.searchsorted(mass, draw).clamp(max=len(vectors) - 1)]
-        distance = torch.minimum(distance, (vectors - centers[cluster]).square().sum(-1))
-    for _ in range(iterations):
-        nearest = torch.cdist(vectors, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
-        count = counts(nearest, num_clusters).to(vectors.dtype)
-        centers = moving_average_codewords(count, sums(vectors, nearest, num_clusters), centers)
-    return centers

@@ -95,27 +95,53 @@ class TreeQuantizer(nn.Module):
         return tuple(found)
 
     @torch.no_grad()
-    def initialize(self, latents: Tensor, generator: torch.Generator) -> None:
-        """k-means start of the tree from (..., D) latents, level by level, node by node."""
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+        """k-means start of the tree from (..., D) latents, level by level, node by node.
+
+        Each latent weighs `weight` in the codewords' counts.
+        """
         residual = self._flat(latents)
         path = torch.zeros(len(residual), dtype=torch.long, device=residual.device)
         books: list[Tensor] = []
         for codebook in self.levels:
-            codebook.initialize(residual, path, generator)
+            codebook.initialize(residual, path, generator, weight)
             books.append(codebook.codewords)
             path = self.search(self._flat(latents), books).paths[-1]
             residual = residual - codebook.lookup(path)
 
     @torch.no_grad()
     def revive(self, latents: Tensor, generator: torch.Generator) -> int:
-        """Revive dead codewords from (..., D) latents of a training batch; returns how many."""
+        """Revive dead codewords from (..., D) latents of a training batch; returns how many.
+
+        What is left of a vector is much alike wherever its codeword lies. So the subtree below a revived codeword
+        begins as a copy of the one below the codeword that had its vector: what it held before belongs to the place
+        that was left.
+        """
         flat = self._flat(latents)
-        parent = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        paths = self._search(flat).paths
+        residuals = [residual.clone() for residual, _ in self._walk(flat, paths)]  # before any codeword moves
+        kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
         revived = 0
-        for codebook, (residual, path) in zip(self.levels, self._walk(flat, self._search(flat).paths), strict=True):
-            revived += codebook.revive(residual, parent, self.config.revive_below, generator)
-            parent = path
+        for level, (codebook, residual) in enumerate(zip(self.levels, residuals, strict=True)):
+            parent = paths[level - 1] if level else torch.zeros_like(paths[0])
+            moved, source = codebook.revive(
+                residual[kept], parent[kept], paths[level][kept], self.config.revive_below, generator
+            )
+            self._copy_subtrees(level, source, moved)
+            kept &= ~torch.isin(paths[level], moved)  # their residual is of the place that was left
+            revived += len(moved)
         return revived
+
+    def _copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
+        """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,)."""
+        count = self.levels[level].count.view(-1)
+        weight = torch.where(count[source] > 0, count[target] / count[source], 0)
+        size = self.config.codewords
+        children = torch.arange(size, device=source.device)
+        for codebook in self.levels[level + 1 :]:
+            source, target = ((path[:, None] * size + children).flatten() for path in (source, target))
+            weight = weight.repeat_interleave(size)
+            codebook.copy(source, target, weight)
 
     def _flat(self, latents: Tensor) -> Tensor:
         return latents.reshape(-1, latents.shape[-1]).float()

@@ -21,11 +21,12 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.training.adversarial import AdversarialObjective, partners_of
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
-from hrvqvae.training.loop import Metrics, update
+from hrvqvae.training.loop import Budget, Metrics, update
 from hrvqvae.training.stage import Outcome, begin, count_parameters, generator, require_new, train_stage
 from hrvqvae.training.state import TrainState
 
 SHEET_IMAGES = 8
+REVIVAL_SHARE = 0.9  # of the budget, in which dead codewords are revived
 
 
 class Objective(Protocol):
@@ -54,10 +55,13 @@ def objective_of(model: Autoencoder, config: Config, compute: Compute) -> Object
 
 
 class AutoencoderStep:
-    """One update of an autoencoder; revives dead codewords every so many steps."""
+    """One update of an autoencoder; revives dead codewords every so many steps, but in the last tenth of the budget.
 
-    def __init__(self, model: Autoencoder, config: Config, compute: Compute) -> None:
-        self.model, self.config, self.compute = model, config, compute
+    What is revived later has no time to learn where it belongs, and would be left where it was drawn.
+    """
+
+    def __init__(self, model: Autoencoder, config: Config, compute: Compute, budget: Budget) -> None:
+        self.model, self.config, self.compute, self.budget = model, config, compute, budget
         self.objective = objective_of(model, config, compute)
         self.broken: set[str] = set()
 
@@ -69,13 +73,13 @@ class AutoencoderStep:
         metrics = dict(learned)
         every = self.config.model.quantizer.revive_every
         moved: dict[str, Tensor] = {}
-        if every and (state.step + 1) % every == 0:
+        if every and (state.step + 1) % every == 0 and self.budget.fraction(state) < REVIVAL_SHARE:
             revived, moved = self._revive(state, images)
             metrics["revived"] = float(revived)
         state.averaged.update_parameters(self.model)
+        averaged, own = state.averaged.module.state_dict(), self.model.state_dict()
         for name, rows in moved.items():
-            average = state.averaged.module.get_parameter(name)
-            average.data[rows] = self.model.get_parameter(name).data[rows]
+            averaged[name][rows] = own[name][rows]  # no mean of two places
         if (state.step + 1) % self.config.training.log_every == 0:
             metrics["usage"] = self._usage(codes)
         if self.broken:
@@ -83,18 +87,19 @@ class AutoencoderStep:
         return metrics
 
     def _revive(self, state: TrainState, images: Tensor) -> tuple[int, dict[str, Tensor]]:
-        """Revive dead codewords; -> how many, and of codewords that are parameters the rows that moved, by name.
+        """Revive dead codewords; -> how many, and the rows that moved of each codebook's tensor, by name.
 
         Adam's moments of those rows begin anew: they belong to the place that was left.
         """
-        codewords = {name: one for name, one in self.model.named_parameters() if name.endswith(".codewords")}
-        before = {name: one.detach().clone() for name, one in codewords.items()}
+        own = self.model.state_dict()
+        before = {name: one.clone() for name, one in own.items() if name.endswith(".codewords")}
         with self.compute.autocast():
             revived = self.model.revive(images, generator(self.config.training.seed, state.step))
-        moved = {name: (one.detach() != before[name]).any(-1) for name, one in codewords.items()}
+        moved = {name: (own[name] != one).any(-1) for name, one in before.items()}
+        parameters = dict(self.model.named_parameters())
         for name, rows in moved.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state.optimizer.state[codewords[name]][moment][rows] = 0
+            for moment in ("exp_avg", "exp_avg_sq") if name in parameters else ():
+                state.optimizer.state[parameters[name]][moment][rows] = 0
         return revived, moved
 
     def _usage(self, codes: tuple[Tensor, ...]) -> float:
@@ -205,7 +210,7 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
         model = compute.place_model(build(config))
         first = compute.place_images(_first_images(images, config))
         with compute.autocast():
-            model.initialize(first, generator(config.training.seed, 0))
+            model.initialize(first, generator(config.training.seed, 0), config.training.batch_size)
         return model
 
     state = begin(
@@ -221,7 +226,7 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
     say(f"{config.name}: {len(images):,} training images, {count_parameters(model):,} parameters, {compute.precision}")
     return train_stage(
         run, config.training, compute, state, samples=len(images), stream=stream,
-        step=AutoencoderStep(model, config, compute),
+        step=AutoencoderStep(model, config, compute, Budget.of(config.training, len(images))),
         evaluation=lambda log, display: EvaluationHook(config, run, test_images, log, display, compute),
         write_model=lambda state: save_model(run.model, config, state.averaged.module.state_dict(), state.step),
     )  # fmt: skip

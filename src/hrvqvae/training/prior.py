@@ -18,6 +18,7 @@ from hrvqvae.checkpoint import RunFolder, load_with_config, prior_run, save_prio
 from hrvqvae.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Stream
+from hrvqvae.data.random import stream
 from hrvqvae.errors import InputError
 from hrvqvae.models import Autoencoder
 from hrvqvae.pictures import curves
@@ -70,7 +71,7 @@ def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
-    order = np.random.default_rng((seed, images)).permutation(images)
+    order = stream("held out", seed, images).permutation(images)
     count = min(images - 1, max(1, round(images * share)))
     return np.sort(order[count:]), order[:count]
 

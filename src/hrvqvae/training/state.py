@@ -34,7 +34,7 @@ class TrainState:
 
     Attributes:
         model: what is trained.
-        averaged: moving average of its weights (Polyak averaging, Table 6); buffers are the model's own.
+        averaged: moving average of its weights (Polyak averaging, Table 6) and of its codewords, which belong together.
         optimizer: Adam.
         partners: what is trained beside the model, by name.
         step: steps taken.
@@ -53,7 +53,7 @@ class TrainState:
         model: nn.Module, config: TrainingConfig, partners: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> TrainState:
         average = get_ema_multi_avg_fn(config.polyak_decay)  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(model, multi_avg_fn=average)
+        averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
         def adam(module: nn.Module) -> Adam:
             return Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)

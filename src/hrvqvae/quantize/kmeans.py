@@ -1,0 +1,52 @@
+"""k-means, which codebooks start from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.search import search_flat_fastest
+
+ITERATIONS = 20
+
+
+def seed_clusters(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ seeds (Arthur and Vassilvitskii 2007): (N, D) -> (num_clusters, D), each one of the vectors.
+
+    Fewer distinct vectors than clusters leave duplicates.
+    """
+    first = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
+    centers = vectors[first].repeat(num_clusters, 1)
+    distance = (vectors - centers[0]).square().sum(-1)
+    for cluster in range(1, num_clusters):
+        mass = distance.double().cumsum(0)
+        if mass[-1] <= 0:
+            break  # every vector is a center already
+        draw = torch.rand(1, generator=generator, dtype=torch.float64).to(mass.device) * mass[-1]
+        centers[cluster] = vectors[torch.searchsorted(mass, draw).clamp(max=len(vectors) - 1)]
+        distance = torch.minimum(distance, (vectors - centers[cluster]).square().sum(-1))
+    return centers
+
+
+def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from k-means++ seeds, with the search of training, so that no N x num_clusters matrix exists.
+
+    Args:
+        vectors: (N, D) float32.
+
+    Returns:
+        Centers (num_clusters, D), and the number of vectors that are nearest to each, (num_clusters,) float32. Of
+        duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
+    """
+    centers = seed_clusters(vectors, num_clusters, generator)
+    for _ in range(ITERATIONS):
+        sizes, nearest = _sizes(vectors, centers)
+        centers = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
+    return centers, _sizes(vectors, centers)[0]
+
+
+def _sizes(vectors: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of each cluster (num_clusters,), and the cluster of each vector (N,)."""
+    nearest = search_flat_fastest(vectors, centers)
+    return vq.counts(nearest, len(centers)).to(vectors.dtype), nearest
