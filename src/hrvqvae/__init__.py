@@ -1,10 +1,11 @@
 """HR-VQVAE: hierarchical residual vector quantization of images, with linked codebooks.
 
 >>> model = hrvqvae.load("runs/mnist")
->>> codes = model.encode(images)           # images: (B, C, Y, X), uint8 or float32 in [0, 1]
+>>> codes = model.encode(images)            # images: (B, C, Y, X), uint8 or float32 in [0, 1]
 >>> coarse = model.decode(codes, levels=2)  # (B, C, Y, X), float32 in [0, 1]
+>>> digits = hrvqvae.load("mnist").sample(16, class_name="7", seed=0)  # (16, 1, 28, 28), float32 in [0, 1]
 
-Importing this package imports no torch; what needs it is imported when it is first asked for.
+Importing this package imports no torch; a name is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -12,22 +13,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hrvqvae.config import Config, DataConfig, HRVQVAEConfig, TrainingConfig, TreeQuantizerConfig
-from hrvqvae.errors import InputError
-
 if TYPE_CHECKING:
-    from hrvqvae.checkpoint import load
-    from hrvqvae.models import HRVQVAE, Autoencoder
+    from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig
+    from hrvqvae.errors import InputError
     from hrvqvae.quantize import Codes, TreeQuantizer
+    from hrvqvae.runs.trained import TrainedModel, load
+    from hrvqvae.systems.base import Autoencoder
+    from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
+    from hrvqvae.systems.hrvqvae.model import HRVQVAE
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "load": "hrvqvae.checkpoint",
-    "Autoencoder": "hrvqvae.models",
-    "HRVQVAE": "hrvqvae.models",
-    "Codes": "hrvqvae.quantize",
-    "TreeQuantizer": "hrvqvae.quantize",
+_MODULES = {
+    "Autoencoder": "systems.base",
+    "Codes": "quantize",
+    "Config": "config",
+    "DataConfig": "config",
+    "HRVQVAE": "systems.hrvqvae.model",
+    "HRVQVAEConfig": "systems.hrvqvae.config",
+    "InputError": "errors",
+    "TrainedModel": "runs.trained",
+    "TrainingConfig": "config",
+    "TreeQuantizer": "quantize",
+    "TreeQuantizerConfig": "config",
+    "load": "runs.trained",
 }
 
 __all__ = [
@@ -38,6 +47,7 @@ __all__ = [
     "DataConfig",
     "HRVQVAEConfig",
     "InputError",
+    "TrainedModel",
     "TrainingConfig",
     "TreeQuantizer",
     "TreeQuantizerConfig",
@@ -46,6 +56,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"hrvqvae.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from hrvqvae.config import Config
 from hrvqvae.nn import Attention, CausalConv2d
-from hrvqvae.priors import build_prior
+from hrvqvae.priors.build import build_prior
 from hrvqvae.training.device import Compute
 from hrvqvae.training.prior import LevelBatch, PriorStep
 from hrvqvae.training.stage import count_parameters

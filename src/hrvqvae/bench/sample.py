@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrvqvae import presets
 from hrvqvae.bench.search import machine_rates
 from hrvqvae.bench.timing import median_seconds
-from hrvqvae.config import Grid, PixelSNAILConfig
-from hrvqvae.models import build
-from hrvqvae.priors import Level, PixelSNAIL, build_prior
-from hrvqvae.sampling import Draw, sample_cached, sample_codes
+from hrvqvae.config import Grid, presets
+from hrvqvae.priors.base import Level
+from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.hierarchy import sample_cached, sample_codes
+from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.pixelsnail.network import PixelSNAIL
+from hrvqvae.systems.build import build
 from hrvqvae.training.stage import count_parameters
 
 Row = dict[str, Any]
@@ -26,7 +29,7 @@ _REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_
 
 
 @dataclass(frozen=True)
-class Case:
+class SampledPrior:
     """One level's prior with random weights, and what it is conditioned on for a batch."""
 
     name: str
@@ -51,13 +54,13 @@ class Case:
         return weights * positions + attention
 
 
-def make_case(name: str, network: PixelSNAILConfig, level: Level, index: int) -> Case:
+def make_case(name: str, network: PixelSNAILConfig, level: Level, index: int) -> SampledPrior:
     """A prior of that size with random weights, in evaluation mode."""
     torch.manual_seed(0)
-    return Case(name, PixelSNAIL(network, level, index).eval().requires_grad_(False))
+    return SampledPrior(name, PixelSNAIL(network, level, index).eval().requires_grad_(False))
 
 
-def _preset_case(name: str, index: int, grid: Grid | None = None) -> Case:
+def _preset_case(name: str, index: int, grid: Grid | None = None) -> SampledPrior:
     config = presets.get(name).config
     torch.manual_seed(0)
     prior = build_prior(config, index, classes=10 if config.data.labels else 0)
@@ -66,21 +69,21 @@ def _preset_case(name: str, index: int, grid: Grid | None = None) -> Case:
     return make_case(name, prior.config, level, index)
 
 
-def _cached(case: Case, batch: int, rounds: int) -> float:
+def _cached(case: SampledPrior, batch: int, rounds: int) -> float:
     """Seconds of one level of a batch."""
     given = case.given(batch)
     return median_seconds(lambda: sample_cached(case.prior, *given, Draw()), rounds)
 
 
 @torch.inference_mode()
-def _plain(case: Case, batch: int, positions: int) -> float:
+def _plain(case: SampledPrior, batch: int, positions: int) -> float:
     """Seconds of one level of a batch: so many forward passes, scaled to all positions."""
     codes, _, coarser, label, _ = case.given(batch)
     height, width = case.prior.level.grid
     return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
 
 
-def _row(case: Case, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
+def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
     return {
         "method": method, "network": case.name, "grid": list(case.prior.level.grid), "levels": 1, "batch": batch,
         "parameters": count_parameters(case.prior), "seconds_per_image": seconds / batch,

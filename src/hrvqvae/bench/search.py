@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.errors import InputError
-from hrvqvae.quantize.compiled import search_flat_compiled
+from hrvqvae.quantize.search.compiled import search_flat_compiled
 from hrvqvae.quantize.search import search_tree_fastest
 
 Row = dict[str, Any]

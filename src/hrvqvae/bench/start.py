@@ -11,7 +11,7 @@ from typing import Any
 _FIRST_CALL = """
 import time
 import torch
-from hrvqvae.quantize import compiled
+from hrvqvae.quantize.search import compiled
 books = [torch.randn(8**level, 8, 32) for level in range(3)]
 calls = {
     "tree": lambda: compiled.search_tree_compiled(torch.randn(100, 32), books),

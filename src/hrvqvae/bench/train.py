@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from hrvqvae.config import Config
-from hrvqvae.data import Batch
-from hrvqvae.models import build
+from hrvqvae.data.batches import Batch
 from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
 from hrvqvae.quantize.search import search_flat, search_tree
-from hrvqvae.training.adversarial import partners_of
+from hrvqvae.systems.build import build, build_objective
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.device import Compute
+from hrvqvae.training.loop import Budget
 from hrvqvae.training.state import TrainState
 
 
@@ -40,8 +40,9 @@ class _Side:
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))
-        self.state = TrainState.start(self.model, config.training, partners_of(config, self.compute))
-        self.step = AutoencoderStep(self.model, config, self.compute)
+        objective = build_objective(self.model, config, self.compute.place_model)
+        self.state = TrainState.start(self.model, config.training, objective.partners)
+        self.step = AutoencoderStep(self.model, objective, config, self.compute, Budget(None, None))
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 
     def _timed(self, call: Callable[[], object]) -> float:

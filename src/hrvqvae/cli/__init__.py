@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from hrvqvae.cli import bench, catalogue, compare, figure, generate, train, trained
-from hrvqvae.cli.console import Parser
+from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.errors import InputError
 
 
@@ -25,10 +25,12 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; -> exit code. Whatever a user can cause is one line on stderr and exit code 2."""
     try:
-        arguments, rest = _parser().parse_known_args(argv)
-        if rest and not arguments.takes_fields:
-            raise InputError(f"unknown argument {rest[0]!r} (see {arguments.prog} --help)")
-        arguments.rest = rest
+        others, fields = split_fields(sys.argv[1:] if argv is None else argv)
+        arguments, unknown = _parser().parse_known_args(others)
+        unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
+        if unknown:
+            raise InputError(f"unknown argument {unknown[0]!r} (see {arguments.prog} --help)")
+        arguments.fields = fields
         code: int = arguments.call(arguments)
         sys.stdout.flush()
         return code

@@ -11,10 +11,11 @@ from hrvqvae.errors import InputError
 
 def _bench_train(arguments: Arguments) -> int:
     from hrvqvae.bench.train import bench_train
-    from hrvqvae.configfile import override, parse_overrides
-    from hrvqvae.resolve import base_config
+    from hrvqvae.config.parsing import check_fields, override
+    from hrvqvae.config.resolve import base_config
 
-    config = override(base_config(arguments.preset), parse_overrides(arguments.rest))
+    check_fields(arguments.fields)
+    config = override(base_config(arguments.preset), arguments.fields)
     at_least(arguments.rounds, 1, "--rounds")
     rows = bench_train(config, arguments.rounds, profile=arguments.profile)
     if arguments.json:
@@ -67,17 +68,17 @@ def _bench_start(arguments: Arguments) -> int:
 
 def _bench_prior(arguments: Arguments) -> int:
     from hrvqvae.bench.prior import bench_prior
-    from hrvqvae.configfile import override, parse_overrides
-    from hrvqvae.resolve import base_config
+    from hrvqvae.config.parsing import check_fields, override
+    from hrvqvae.config.resolve import base_config
 
+    check_fields(arguments.fields)
     base = base_config(arguments.preset)
     if base.prior.network.kind != "pixelsnail":
         raise InputError(f"what is measured are the parts of a PixelSNAIL; {base.name} has a {base.prior.network.kind}")
     given = {
         "prior.training.batch_size": "32",
-        "prior.batch_size": "[]",
         "prior.network.residual_blocks": "18",
-        **parse_overrides(arguments.rest),
+        **arguments.fields,
     }
     config = override(base, given)
     at_least(arguments.rounds, 1, "--rounds")

@@ -6,10 +6,10 @@ from hrvqvae.cli.console import Arguments, Group, command, group, print_json, pr
 
 
 def _presets(arguments: Arguments) -> int:
-    from hrvqvae import presets
+    from hrvqvae.config import presets
 
     if arguments.name is None:
-        described = [presets.describe(preset) for preset in presets.PRESETS.values()]
+        described = [presets.describe(presets.get(name)) for name in presets.names()]
         if arguments.json:
             print_json(described)
         else:
@@ -34,18 +34,19 @@ def _presets(arguments: Arguments) -> int:
 
 
 def _data_list(arguments: Arguments) -> int:
-    from hrvqvae import hub
-    from hrvqvae.data.sources import FOLDERS, SOURCES, data_root
+    from hrvqvae.config.entries import DATASETS
+    from hrvqvae.data.loading import data_root, missing_files
+    from hrvqvae.perceptual import published
 
     root = data_root(arguments.root)
     rows: list[tuple[str, str, str]] = []
-    for source in SOURCES.values():
-        there = f"in {root / source.name}" if not source.missing(root) else "not there"
-        rows.append((source.name, there, f"{source.about}; {source.how}"))
-    for name, how in FOLDERS.items():
-        rows.append((name, f"in {root / name}" if (root / name).is_dir() else "not there", how))
+    for dataset in DATASETS.entries():
+        folder = root / dataset.name
+        there = not missing_files(dataset, root) if dataset.files else folder.is_dir()
+        how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
+        rows.append((dataset.name, f"in {folder}" if there else "not there", f"{dataset.about}; {how}"))
     rows.append(("any folder", "", "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are"))
-    for network in hub.NETWORKS.values():
+    for network in published.NETWORKS.values():
         where = f"in {network.path.parent}" if network.there else "not there"
         rows.append((network.name, where, f"{network.about}; {network.how}"))
     print(f"root folder: {root}")
@@ -54,12 +55,12 @@ def _data_list(arguments: Arguments) -> int:
 
 
 def _data_get(arguments: Arguments) -> int:
-    from hrvqvae import hub
     from hrvqvae.data import fetch
-    from hrvqvae.data.sources import data_root
+    from hrvqvae.data.loading import data_root
+    from hrvqvae.perceptual import published
 
-    if arguments.name in hub.NETWORKS:
-        hub.get(arguments.name, print)
+    if arguments.name in published.NETWORKS:
+        published.get(arguments.name, print)
     else:
         fetch.get(arguments.name, data_root(arguments.root), print)
     return 0

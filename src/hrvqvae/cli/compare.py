@@ -10,22 +10,24 @@ from hrvqvae.cli.console import Arguments, Group, command, print_json
 
 
 def _compare(arguments: Arguments) -> int:
-    from hrvqvae.comparison import codebook
-    from hrvqvae.comparison import systems as of_systems
-    from hrvqvae.configfile import parse_overrides
+    from hrvqvae.comparison import codebook_study
+    from hrvqvae.comparison import compare as systems_compared
+    from hrvqvae.config.entries import SYSTEMS
+    from hrvqvae.config.parsing import check_fields
 
-    default = codebook.SYSTEMS if arguments.study else of_systems.SYSTEMS
+    check_fields(arguments.fields, list(SYSTEMS))
+    default = codebook_study.studied_systems() if arguments.study else systems_compared.available_systems()
     named = ",".join(default) if arguments.systems is None else arguments.systems
     systems = tuple(name.strip() for name in named.split(",") if name.strip())
-    comparison = of_systems.Comparison(
+    comparison = systems_compared.Comparison(
         dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
         max_minutes=arguments.max_minutes, priors=arguments.priors,
         prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
-        fields=parse_overrides(arguments.rest, of_systems.SYSTEMS),
+        fields=arguments.fields,
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        chosen = codebook.study if arguments.study else of_systems.compare
+        chosen = codebook_study.study if arguments.study else systems_compared.compare
         rows, signal = chosen(comparison, Path(arguments.out))
     if signal:
         print("stopped, saved; the same command goes on", file=sys.stderr)
@@ -33,7 +35,7 @@ def _compare(arguments: Arguments) -> int:
     if arguments.json:
         print_json(rows)
         return 0
-    table = codebook.table(rows) if arguments.study else of_systems.table(rows)
+    table = codebook_study.table(rows) if arguments.study else systems_compared.table(rows)
     print(f"\n{table}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
     return 0
 
@@ -55,7 +57,7 @@ def add(commands: Group) -> None:
         "--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system, shared by its levels"
     )
     compare.add_argument(
-        "--study", choices=("codebook",), help="instead: HR-VQVAE and VQVAE with 64, 512 and 4,096 leaves, with and "
+        "--study", choices=("codebook",), help="instead: codebooks of 64, 512 and 4,096 leaves, with and "
         "without k-means start and revival",
     )  # fmt: skip
     compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")

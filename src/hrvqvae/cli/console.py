@@ -49,3 +49,32 @@ def at_least(value: int, least: int, name: str) -> None:
     """Raises InputError where the value of that option is below `least`."""
     if value < least:
         raise InputError(f"{name} is {value}; it must be at least {least}")
+
+
+def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--section.field VALUE` and `--section.field=VALUE` out of a command line, wherever they stand.
+
+    Returns:
+        The other arguments in order, and dotted name -> text; `config.parsing.check_fields` checks the names.
+
+    Raises:
+        InputError: a field has no value.
+    """
+    others: list[str] = []
+    fields: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            others += [argument, *rest]
+            break
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or "." not in name:
+            others.append(argument)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"--{name} needs a value")
+            value = rest.pop(0)
+        fields[name] = value
+    return others, fields

@@ -16,7 +16,7 @@ def _path(text: str) -> list[int]:
 
 
 def _figure_hierarchy(arguments: Arguments) -> int:
-    from hrvqvae.figures import figure_hierarchy
+    from hrvqvae.pictures.figures import figure_hierarchy
 
     path = None if arguments.path is None else _path(arguments.path)
     position = None if arguments.position is None else (arguments.position[0], arguments.position[1])
@@ -26,7 +26,7 @@ def _figure_hierarchy(arguments: Arguments) -> int:
 
 
 def _figure_nearest(arguments: Arguments) -> int:
-    from hrvqvae.generate import figure_nearest
+    from hrvqvae.pictures.figures import figure_nearest
 
     at_least(arguments.count, 1, "-n")
     errors = figure_nearest(arguments.run, arguments.out, arguments.count, seed=arguments.seed, root=arguments.data)
@@ -35,7 +35,7 @@ def _figure_nearest(arguments: Arguments) -> int:
 
 
 def _figure_classes(arguments: Arguments) -> int:
-    from hrvqvae.generate import figure_classes
+    from hrvqvae.pictures.figures import figure_classes
 
     at_least(arguments.count, 1, "-n")
     classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed)

@@ -10,7 +10,7 @@ from hrvqvae.cli.console import Arguments, Group, at_least, command
 
 def _draw(arguments: Arguments) -> dict[str, Any]:
     """What `sample` and `complete` have in common."""
-    from hrvqvae.sampling import Draw
+    from hrvqvae.priors.draw import Draw
 
     if arguments.top_k is not None:
         at_least(arguments.top_k, 1, "--top-k")
@@ -19,7 +19,7 @@ def _draw(arguments: Arguments) -> dict[str, Any]:
 
 
 def _sample(arguments: Arguments) -> int:
-    from hrvqvae.generate import sample
+    from hrvqvae.pictures.images import sample
 
     sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_draw(arguments))
     print(f"{arguments.count} samples: {arguments.out}")
@@ -29,7 +29,7 @@ def _sample(arguments: Arguments) -> int:
 
 
 def _complete(arguments: Arguments) -> int:
-    from hrvqvae.generate import complete
+    from hrvqvae.pictures.images import complete
 
     complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_draw(arguments))
     print(f"{arguments.count} completions: {arguments.out}")

@@ -12,9 +12,10 @@ _BUDGET = ("max_steps", "max_minutes", "seed", "device")
 
 def _given(arguments: Arguments, stage: str) -> dict[str, str]:
     """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
-    from hrvqvae.configfile import parse_overrides
+    from hrvqvae.config.parsing import check_fields
 
-    given = parse_overrides(arguments.rest)
+    given: dict[str, str] = dict(arguments.fields)
+    check_fields(given)
     for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _BUDGET)):
         value = getattr(arguments, short)
         if value is not None:
@@ -30,18 +31,17 @@ def _train(arguments: Arguments) -> int:
         import yaml
 
         from hrvqvae.config import to_dict
-        from hrvqvae.configfile import override
-        from hrvqvae.resolve import base_config
+        from hrvqvae.config.parsing import override
+        from hrvqvae.config.resolve import base_config
 
         print(yaml.safe_dump(to_dict(override(base_config(arguments.preset), given)), sort_keys=False), end="")
         return 0
-    from hrvqvae.checkpoint import RunFolder
-    from hrvqvae.resolve import resolve
-    from hrvqvae.training.autoencoder import train
+    from hrvqvae.runs.folder import RunFolder
+    from hrvqvae.stages import resolve_autoencoder, train_autoencoder
 
     run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
-    config = resolve(arguments.preset, given, run, resume=arguments.resume)
-    outcome = train(config, run, resume=arguments.resume)
+    config = resolve_autoencoder(arguments.preset, given, run, resume=arguments.resume)
+    outcome = train_autoencoder(config, run, resume=arguments.resume)
     memory = f"peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
         print(f"stopped at step {outcome.step}, saved; continue with --resume ({memory})")
@@ -53,8 +53,7 @@ def _train(arguments: Arguments) -> int:
 
 def _train_prior(arguments: Arguments) -> int:
     given = _given(arguments, "prior.training")
-    from hrvqvae.resolve import resolve_priors
-    from hrvqvae.training.prior import train_priors
+    from hrvqvae.stages import resolve_priors, train_priors
 
     configs = resolve_priors(arguments.run, arguments.level, given, resume=arguments.resume)
     outcomes = train_priors(arguments.run, configs, resume=arguments.resume)
@@ -69,7 +68,7 @@ def _train_prior(arguments: Arguments) -> int:
 
 
 def _demo(arguments: Arguments) -> int:
-    from hrvqvae.commands import demo
+    from hrvqvae.cli.demo import demo
 
     return demo(Path(arguments.out), arguments.root, arguments.max_minutes, arguments.max_steps)
 

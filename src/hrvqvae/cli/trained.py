@@ -10,7 +10,7 @@ from hrvqvae.cli.console import Arguments, Group, at_least, command, print_json,
 
 
 def _evaluate(arguments: Arguments) -> int:
-    from hrvqvae.commands import evaluate_run
+    from hrvqvae.evaluation.report import evaluate_run
 
     at_least(arguments.samples, 0, "--samples")
     if arguments.images is not None:
@@ -56,7 +56,7 @@ def _evaluate(arguments: Arguments) -> int:
 
 
 def _reconstruct(arguments: Arguments) -> int:
-    from hrvqvae.commands import reconstruct
+    from hrvqvae.pictures.images import reconstruct
 
     for path, error in reconstruct(arguments.run, arguments.images, arguments.out, arguments.levels):
         print(f"{path}: MSE {error:.3e}")
@@ -65,7 +65,7 @@ def _reconstruct(arguments: Arguments) -> int:
 
 
 def _export(arguments: Arguments) -> int:
-    from hrvqvae.checkpoint import export
+    from hrvqvae.runs.export import export
 
     for path in export(arguments.run, arguments.out):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

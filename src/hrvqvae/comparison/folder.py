@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoint import RunFolder
 from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.storage import TEMPORARY, remove_temporaries, write_atomic
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.storage import TEMPORARY, remove_temporaries, write_atomic
 
-Row = dict[str, Any]
+Measured = dict[str, Any]
+"""What was measured of a run, by name; its labels first."""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -71,26 +72,26 @@ class Folder:
             remove_temporaries(folder)
         _write(self._claim, {"about": dict(about), "chosen": dict(chosen)})
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> Measured:
         """What was measured of a case; empty where nothing was."""
         path = self._rows / f"{name}.json"
         return _read(path) if path.is_file() else {}
 
-    def write_row(self, name: str, row: Row) -> None:
+    def write_row(self, name: str, row: Measured) -> None:
         """Keep what was measured of a case."""
         _write(self._rows / f"{name}.json", row)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Measured]:
         """All rows."""
         for path in self._rows.glob("*.json"):
             if not path.name.startswith(TEMPORARY):
                 yield _read(path)
 
-    def sorted_rows(self, order: Callable[[Row], Any]) -> list[Row]:
+    def sorted_rows(self, order: Callable[[Measured], Any]) -> list[Measured]:
         """All rows in that order."""
         return sorted(self.rows(), key=order)
 
-    def write_results(self, rows: Sequence[Row], table: str) -> None:
+    def write_results(self, rows: Sequence[Measured], table: str) -> None:
         """The rows as JSON, and as the table."""
         _write(self.path / "results.json", list(rows))
         write_atomic(self.path / "results.md", table.encode())

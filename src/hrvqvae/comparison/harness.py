@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
-from hrvqvae.checkpoint import RunFolder, prior_run
-from hrvqvae.comparison.folder import Folder, Row
+from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config
+from hrvqvae.config.resolve import decide_autoencoder, decide_priors
 from hrvqvae.errors import InputError
-from hrvqvae.resolve import choices, resolve_priors, settled
-from hrvqvae.training.autoencoder import train
-from hrvqvae.training.prior import train_priors
+from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def _require_same(case: Case, run: RunFolder) -> None:
     if run.read_config() != case.config:
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     for level, config in _prior_configs(case, run).items():
-        prior = prior_run(run.path, level)
+        prior = prior_folder(run.path, level)
         if prior.config.is_file() and prior.read_config().prior != config.prior:
             raise InputError(f"{prior.path} has another budget or configuration of priors; choose another --out")
 
@@ -67,7 +66,7 @@ def run_cases(
     about: Mapping[str, Any],
     folder: Folder,
     say: Say,
-    more: Callable[[RunFolder], Row] = lambda _: {},
+    more: Callable[[RunFolder], Measured] = lambda _: {},
 ) -> int:
     """Train and measure every case; -> the signal that stopped it (0: none).
 
@@ -82,9 +81,13 @@ def run_cases(
             that were made otherwise.
     """
     chosen = folder.chosen(about)
+    decided = []
     for case in cases:
-        chosen |= choices(case.config, chosen)
-    cases = [dataclasses.replace(case, config=settled(case.config, chosen)) for case in cases]
+        config, of_autoencoder = decide_autoencoder(case.config, chosen)
+        config, of_priors = decide_priors(config, chosen)
+        chosen |= of_autoencoder | of_priors
+        decided.append(dataclasses.replace(case, config=config))
+    cases = decided
     for case in cases:
         _require_same(case, folder.run(case.name))
     rows = {case.name: folder.row(case.name) for case in cases}
@@ -99,7 +102,7 @@ def run_cases(
         run, row = folder.run(case.name), rows[case.name]
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
         if not row:
-            outcome = train(case.config, run, resume=run.begun(), say=say)
+            outcome = train_autoencoder(case.config, run, resume=run.begun(), say=say)
             if outcome.signal is not None:
                 return outcome.signal
             row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **using.measure(run), **more(run)}
@@ -124,7 +127,7 @@ def _require_same_instruments(folder: Folder, using: Instruments) -> None:
             )
 
 
-def as_markdown(rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:
+def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:
     """A table with a row for each set of labels: means over the rest, with standard deviations where there are several.
 
     Args:

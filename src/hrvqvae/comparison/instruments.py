@@ -10,17 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hrvqvae import data
 from hrvqvae.bench.timing import median_seconds
-from hrvqvae.checkpoint import RunFolder, load_with_config
-from hrvqvae.commands import evaluate_run
-from hrvqvae.comparison.folder import Row
+from hrvqvae.comparison.folder import Measured
 from hrvqvae.config import Config
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import FrechetDistance, features_of
-from hrvqvae.generate import Generative
-from hrvqvae.losses import PerceptualDistance, choose_perceptual, perceptual_distance
-from hrvqvae.models import Autoencoder
+from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.loading import load_with_config
+from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.systems.base import Autoencoder
 from hrvqvae.training.stage import count_parameters
 
 Say = Callable[[str], None]
@@ -30,8 +32,8 @@ _TIMED_BATCHES, _FEATURE_IMAGES, _BATCH = 4, 2_000, 64
 
 def test_images(config: Config, count: int) -> list[Tensor]:
     """Batches of so many test images, spread evenly over the split, float32 in [0, 1]."""
-    batches = data.evaluation_batches(
-        data.load(config.data, "test"), batch_size=_BATCH, limit=count, on_error=config.data.on_error
+    batches = evaluation_batches(
+        load_images(config.data, "test"), batch_size=_BATCH, limit=count, on_error=config.data.on_error
     )
     return [batch.images.float() / 255 for batch in batches]
 
@@ -66,7 +68,7 @@ class Instruments:
             perceptual = perceptual_distance(name)
         return Instruments(tests, FrechetDistance(features_of(folder, config.data, say), tests), perceptual)
 
-    def names(self) -> Row:
+    def names(self) -> Measured:
         """The true names of the distances."""
         return {"perceptual": self.perceptual and self.perceptual.title, "frechet": self.frechet.title}
 
@@ -79,7 +81,7 @@ class Instruments:
         return total / sum(len(one) for one in self.tests)
 
     @torch.inference_mode()
-    def measure(self, run: RunFolder) -> Row:
+    def measure(self, run: RunFolder) -> Measured:
         """All that is measured of a trained autoencoder, and the names of what is measured of priors, as None."""
         report = evaluate_run(run.path, rate=False).report
         model, config = load_with_config(run.path)
@@ -99,14 +101,14 @@ class Instruments:
         }  # fmt: skip
 
     @torch.inference_mode()
-    def measure_priors(self, run: RunFolder) -> Row:
+    def measure_priors(self, run: RunFolder) -> Measured:
         """What is measured of a run's priors: bits of the test images, and as many samples."""
         rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).rate
         assert rate is not None
-        generative = Generative(run.path)
+        model = TrainedModel(run.path)
         count = sum(len(images) for images in self.tests)
         begun = time.perf_counter()
-        drawn = generative.sample(count, seed=1).images
+        drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count
         batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
         return {

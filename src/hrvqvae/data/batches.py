@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hrvqvae.data.image_sets import Augmentation, ImageSet
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.random import stream
-from hrvqvae.data.sources import Draw, ImageSet
-from hrvqvae.data.workers import at_most_cores, quiet_worker, told_plainly
+from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.errors import InputError
 
-Sample = tuple[int, Draw | None]
+Sample = tuple[int, Augmentation | None]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _loaded(
         worker_init_fn=quiet_worker,
         num_workers=at_most_cores(workers) if images.decodes else 0,
     )
-    with told_plainly():
+    with worker_errors():
         for batch in loader:
             if batch.fatal:
                 raise batch.fatal

@@ -22,7 +22,7 @@ def quiet_worker(_: int) -> None:
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
+def worker_errors() -> Iterator[None]:
     """Raises InputError where a worker was ended from outside, for which torch has a RuntimeError."""
     try:
         yield

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
-from hrvqvae import data
 from hrvqvae.config import DataConfig
+from hrvqvae.data.batches import batches, evaluation_batches
+from hrvqvae.data.loading import load_images, note
 from hrvqvae.errors import InputError
 
 _BATCH, _RATE = 128, 2e-3
@@ -70,13 +71,13 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     return grid_sample(images, affine_grid(rows, list(images.shape), align_corners=False), align_corners=False)
 
 
-def train_judge(config: DataConfig, epochs: int = 4, seed: int = 1, say: Callable[[str], None] = print) -> Judge:
+def train_judge(config: DataConfig, epochs: int = 4, seed: int = 1, say: Callable[[str], None] = note) -> Judge:
     """Train a classifier on the train split, measure it on the test split.
 
     Raises:
         InputError: the data is not there, or has no classes.
     """
-    images, test = data.load(config, "train"), data.load(config, "test")
+    images, test = load_images(config, "train"), load_images(config, "test")
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes: nothing can be recognized")
     torch.manual_seed(seed)
@@ -85,7 +86,7 @@ def train_judge(config: DataConfig, epochs: int = 4, seed: int = 1, say: Callabl
     optimizer = torch.optim.Adam(classifier.parameters(), lr=_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1)
     generator = torch.Generator().manual_seed(seed)
-    stream = data.batches(images, batch_size=_BATCH, seed=seed, on_error=config.on_error)
+    stream = batches(images, batch_size=_BATCH, seed=seed, on_error=config.on_error)
     say(f"training the classifier that judges: {steps} steps")
     for _, batch in zip(range(steps), stream, strict=False):
         loss = cross_entropy(classifier(_moved(batch.images.float() / 255, generator)), batch.labels)
@@ -96,7 +97,7 @@ def train_judge(config: DataConfig, epochs: int = 4, seed: int = 1, say: Callabl
     stream.close()
     judge = Judge(classifier.eval().requires_grad_(False), 0.0)
     right = total = 0
-    for batch in data.evaluation_batches(test, batch_size=_BATCH, on_error=config.on_error):
+    for batch in evaluation_batches(test, batch_size=_BATCH, on_error=config.on_error):
         right += int((judge.classes(batch.images.float() / 255) == batch.labels).sum())
         total += len(batch.labels)
     return Judge(classifier, right / max(total, 1))

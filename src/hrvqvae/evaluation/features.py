@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
-from hrvqvae import data, hub, storage
 from hrvqvae.config import DataConfig
+from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.classifier import Classifier, train_judge
-from hrvqvae.losses import EfficientNetDistance
-from hrvqvae.losses.perceptual import three_channels
+from hrvqvae.perceptual import EfficientNetDistance, published
+from hrvqvae.perceptual.distance import three_channels
+from hrvqvae.runs import storage
 
 _INCEPTION_WIDTH, _CLASSIFIER_WIDTH = 2048, 128
 
@@ -63,7 +64,7 @@ class FrechetDistance:
 
 
 def _inception() -> Features:
-    with hub.INCEPTION.read():
+    with published.INCEPTION.read():
         network = NoTrainInceptionV3(name="inception-v3-compat", features_list=[str(_INCEPTION_WIDTH)])
 
     def extract(images: Tensor) -> Tensor:
@@ -92,9 +93,9 @@ def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) ->
     Raises:
         InputError: none of them can be had, or the data is not there.
     """
-    if hub.INCEPTION.there:
+    if published.INCEPTION.there:
         return _inception()
-    classes = len(data.load(config, "test").classes)
+    classes = len(load_images(config, "test").classes)
     if config.channels == 1 and classes:
         return _of_classifier(folder / "classifier.safetensors", config, classes, say)
     if not EfficientNetDistance.there():

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrvqvae.codemaps import CodeMaps
-from hrvqvae.models import Autoencoder
-from hrvqvae.priors import Prior, total_bits
+from hrvqvae.priors.base import Prior, total_bits
+from hrvqvae.runs.codemaps import CodeMaps
+from hrvqvae.systems.base import Autoencoder
 
 _BATCH, _CHUNK = 64, 4_096
 _DENSE = 2**24  # contexts and symbols that are counted in a table; more are sorted

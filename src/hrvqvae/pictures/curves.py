@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hrvqvae.storage import write_atomic
+from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.runs.storage import write_atomic
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -94,9 +95,10 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-_SYSTEMS = {
-    "hrvqvae": ("o", "#4477aa"), "vqvae": ("s", "#cc6677"), "vqvae2": ("^", "#228833"), "vqgan": ("D", "#aa8800"),
-}  # fmt: skip
+def _style(system: str) -> tuple[str, str]:
+    """(marker, colour) of a system's curves."""
+    entry = SYSTEMS.get(system)
+    return entry.marker, entry.colour
 
 
 def comparison_curves(
@@ -110,7 +112,7 @@ def comparison_curves(
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     over_steps, over_bits = figure.subplots(1, 2)
     for row, points in zip(rows, errors, strict=True):
-        marker, colour = _SYSTEMS[row["system"]]
+        marker, colour = _style(row["system"])
         label = row["system"] if row["seed"] == 0 else None
         line = _LINES[row["seed"] % len(_LINES)]
         over_steps.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=3, label=label)
@@ -146,7 +148,7 @@ def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             some = [row for row in rows if (row["system"], row["with"]) == (system, helped)]
             sizes = sorted({row["leaves"] for row in some})
             means = [mean(value(row) for row in some if row["leaves"] == size) for size in sizes]
-            marker, colour = _SYSTEMS[system]
+            marker, colour = _style(system)
             axes.plot(sizes, means, marker + lines[helped], color=colour, label=f"{system}, {helped}", markersize=4)
         axes.set(title=title, xlabel="leaves", ylabel=unit, xscale="log", yscale=scale)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hrvqvae.errors import InputError
-from hrvqvae.storage import write_atomic
+from hrvqvae.runs.storage import write_atomic
 
 Points = NDArray[np.float64]
 

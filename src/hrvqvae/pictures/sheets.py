@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hrvqvae.errors import InputError
-from hrvqvae.storage import write_atomic
+from hrvqvae.runs.storage import write_atomic
 
 _GAP, _BACKGROUND, _INK = 4, (255, 255, 255), (40, 40, 40)
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """A row of a sheet: its caption and its images."""
 
     caption: str
@@ -38,7 +38,7 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
-def draw(rows: Sequence[Row], zoom: int | None = None) -> Image.Image:
+def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     """The rows below each other, each under its caption.
 
     `zoom` repeats pixels, so that small images can be seen; None brings the largest side to about 64 pixels or more.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hrvqvae.config import Grid
+from hrvqvae.config import Grid, PriorNetworkConfig
 from hrvqvae.errors import InputError
 
 
@@ -53,9 +53,9 @@ class Level:
 class Prior(nn.Module, ABC):
     """The distribution of one level's codes given the coarser levels and the class."""
 
-    def __init__(self, level: Level) -> None:
+    def __init__(self, config: PriorNetworkConfig, level: Level) -> None:
         super().__init__()
-        self.level = level
+        self.config, self.level = config, level
 
     @abstractmethod
     def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
@@ -63,6 +63,31 @@ class Prior(nn.Module, ABC):
 
         Raises InputError where coarser levels or labels are not those of `level`.
         """
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The priors of a run, one a level, coarse first.
+
+    Attributes:
+        levels: in evaluation mode, on the CPU, float32.
+        classes: names of the class labels, empty where there are none.
+        class_counts: training images of each class.
+    """
+
+    levels: tuple[Prior, ...]
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+
+    def class_number(self, name: str) -> int:
+        """Number of the class of that name, or of that number. Raises InputError with the names there are."""
+        if not self.classes:
+            raise InputError("the priors know no classes; leave the class out")
+        if name in self.classes:
+            return self.classes.index(name)
+        if name.isdecimal() and int(name) < len(self.classes):
+            return int(name)
+        raise InputError(f"class {name!r} is not one of {', '.join(self.classes)} (or 0..{len(self.classes) - 1})")
 
 
 def code_loss(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:

@@ -152,7 +152,7 @@ class EMACodebook(Codebook):
 
 
 class GradientCodebook(Codebook):
-    """Codewords are parameters that the codebook loss moves (spec.md section 2, the loss as printed)."""
+    """Codewords are parameters that the codebook loss moves (docs/method.md, the loss as printed)."""
 
     def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
         super().__init__(num_books, size, dim, decay)

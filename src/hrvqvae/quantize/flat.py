@@ -1,4 +1,4 @@
-"""One flat codebook, as VQVAE has one and VQVAE-2 one a grid (spec.md section 3; van den Oord et al. 2017).
+"""One flat codebook, as VQVAE has one and VQVAE-2 one a grid (docs/method.md; van den Oord et al. 2017).
 
 Shapes: (B, H, W, D) latents, K codewords.
 """

@@ -1,4 +1,4 @@
-"""Residual quantization with linked codebooks: the heart of HR-VQVAE (spec.md section 2).
+"""Residual quantization with linked codebooks: the heart of HR-VQVAE (docs/method.md).
 
 Shapes: (B, H, W, D) latents, L levels, m codewords a codebook; N = B * H * W.
 
@@ -162,7 +162,7 @@ class TreeQuantizer(nn.Module):
             residual = after
 
     def _losses(self, flat: Tensor, paths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q, and the terms of spec.md section 2 after the reconstruction error.
+        """z_q, and the terms of docs/method.md after the reconstruction error.
 
         The residual is of the encoder's own output minus detached codewords, never of a straight-through tensor: so
         every level's commitment reaches the encoder, and no level's reaches another level's codewords.

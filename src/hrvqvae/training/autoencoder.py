@@ -2,56 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrvqvae import data
-from hrvqvae.checkpoint import RunFolder, save_model
 from hrvqvae.config import Config
-from hrvqvae.data import Batch, ImageSet
-from hrvqvae.evaluation.evaluate import LevelReport, Report, evaluate
-from hrvqvae.models import VQGAN, Autoencoder, build
-from hrvqvae.pictures import curves, sheets
-from hrvqvae.quantize import Codes
+from hrvqvae.data.batches import Batch, batches
+from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.loading import load_images
 from hrvqvae.quantize import functional as vq
-from hrvqvae.training.adversarial import AdversarialObjective, partners_of
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.loading import save_model
+from hrvqvae.systems.base import Autoencoder
+from hrvqvae.systems.build import build, build_objective
+from hrvqvae.systems.objective import MODEL, Objective
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
-from hrvqvae.training.loop import Budget, Metrics, update
-from hrvqvae.training.stage import Outcome, begin, count_parameters, generator, require_new, train_stage
+from hrvqvae.training.loop import Budget, Metrics, take_gradient
+from hrvqvae.training.stage import Evaluation, Outcome, begin, count_parameters, generator, require_new, train_stage
 from hrvqvae.training.state import TrainState
 
-SHEET_IMAGES = 8
 REVIVAL_SHARE = 0.9  # of the budget, in which dead codewords are revived
 
-
-class Objective(Protocol):
-    """One update of the state from a batch of images, in training mode; -> what is logged, and the batch's codes."""
-
-    def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]: ...
+MakeEvaluation = Callable[[Config, RunFolder, ImageSet, MetricsLog, Display, Compute], Evaluation]
+"""(configuration, run, test images, log, display, compute) -> the hook that evaluates now and then."""
 
 
-class SumOfLosses:
-    """Minimize the sum of the losses that the model names."""
+class StateLearner:
+    """What an objective may do (`systems.objective.Learner`), done to a training state."""
 
-    def __init__(self, model: Autoencoder, compute: Compute) -> None:
-        self.model, self.compute = model, compute
+    def __init__(self, state: TrainState, compute: Compute) -> None:
+        self.step = state.step
+        self._state, self._compute = state, compute
 
-    def __call__(self, state: TrainState, images: Tensor) -> tuple[Metrics, Codes]:
-        with self.compute.autocast():
-            result = self.model(images)
-        return update(self.model, state.optimizer, result.losses), result.codes
+    def autocast(self) -> AbstractContextManager[None]:
+        return self._compute.autocast()
 
+    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
+        return take_gradient(*self._trained(of), losses)
 
-def objective_of(model: Autoencoder, config: Config, compute: Compute) -> Objective:
-    """How a system learns."""
-    if isinstance(model, VQGAN):
-        return AdversarialObjective(model, config, compute)
-    return SumOfLosses(model, compute)
+    def update(self, *names: str) -> None:
+        for name in names:
+            self._trained(name)[1].step()
+
+    def _trained(self, name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if name == MODEL:
+            return self._state.model, self._state.optimizer
+        partner = self._state.partners[name]
+        return partner.module, partner.optimizer
 
 
 class AutoencoderStep:
@@ -60,18 +61,20 @@ class AutoencoderStep:
     What is revived later has no time to learn where it belongs, and would be left where it was drawn.
     """
 
-    def __init__(self, model: Autoencoder, config: Config, compute: Compute, budget: Budget) -> None:
+    def __init__(
+        self, model: Autoencoder, objective: Objective, config: Config, compute: Compute, budget: Budget
+    ) -> None:
         self.model, self.config, self.compute, self.budget = model, config, compute, budget
-        self.objective = objective_of(model, config, compute)
+        self.objective = objective
         self.broken: set[str] = set()
 
     def __call__(self, state: TrainState, batch: Batch) -> Metrics:
         images = self.compute.place_images(batch.images)
         self.broken.update(batch.broken)
         self.model.train()
-        learned, codes = self.objective(state, images)
+        learned, codes = self.objective(images, StateLearner(state, self.compute))
         metrics = dict(learned)
-        every = self.config.model.quantizer.revive_every
+        every = self.config.model.revive_every
         moved: dict[str, Tensor] = {}
         if every and (state.step + 1) % every == 0 and self.budget.fraction(state) < REVIVAL_SHARE:
             revived, moved = self._revive(state, images)
@@ -108,79 +111,11 @@ class AutoencoderStep:
         return float((vq.counts(self.model.paths(codes)[-1], finest) > 0).double().mean())
 
 
-def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.Row]:
-    """Originals above their reconstructions, a row for each prefix of the levels that the system decodes."""
-    size = (images.shape[-2], images.shape[-1])
-    with torch.inference_mode():
-        codes = model.encode(images)
-        rows = [sheets.Row("original", list(images))]
-        for level, caption in zip(model.prefixes, captions, strict=True):
-            rows.append(sheets.Row(caption, list(model.decode(codes, levels=level, size=size))))
-    return rows
-
-
-def level_captions(levels: Sequence[LevelReport]) -> list[str]:
-    """A caption for each prefix of the levels that was decoded, with its MSE."""
-    named = [("level 1" if number == 1 else f"levels 1-{number}", level.mse) for number, level in enumerate(levels, 1)]
-    return [f"{name}: MSE {error:.2e}" for name, error in named if error is not None]
-
-
-class EvaluationHook:
-    """Test metrics and pictures of the averaged model, every so many steps."""
-
-    def __init__(
-        self, config: Config, run: RunFolder, images: ImageSet, log: MetricsLog, display: Display, compute: Compute
-    ) -> None:
-        self.config, self.run, self.images, self.log = config, run, images, log
-        self.display, self.compute = display, compute
-
-    def due(self, state: TrainState) -> bool:
-        return state.step % self.config.training.evaluate_every == 0
-
-    def __call__(self, state: TrainState, metrics: Metrics) -> None:
-        report = self.evaluate(state)
-        levels = report.levels
-        record = {
-            "kind": "evaluation", "step": state.step, "images": report.images, "mse": report.mse, "psnr": report.psnr,
-            "ssim": report.ssim, "level_mse": [level.mse for level in levels],
-            "usage": [level.usage for level in levels], "perplexity": [level.perplexity for level in levels],
-        }  # fmt: skip
-        self.log.write(record)
-        used = " ".join(f"{level.used}/{level.codewords}" for level in levels)
-        self.display.say(f"step {state.step}  test MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}")
-        self._pictures(state, report)
-
-    def evaluate(self, state: TrainState) -> Report:
-        model = self._model(state)
-        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers)
-        return evaluate(model, self.config, batches, "test", self.compute.device)
-
-    def _model(self, state: TrainState) -> Autoencoder:
-        model = state.averaged.module
-        assert isinstance(model, Autoencoder)
-        return model.eval()
-
-    def _batches(self, limit: int, workers: int) -> Generator[Batch, None, None]:
-        return data.evaluation_batches(
-            self.images, batch_size=self.config.training.batch_size, limit=limit,
-            workers=workers, on_error=self.config.data.on_error,
-        )  # fmt: skip
-
-    def _pictures(self, state: TrainState, report: Report) -> None:
-        few = next(self._batches(SHEET_IMAGES, workers=0)).images
-        images = self.compute.place_images(few).float() / 255
-        captions = level_captions(report.levels)
-        rows = level_rows(self._model(state), images, captions)
-        sheets.save(sheets.draw(rows), self.run.pictures / "reconstructions.png")
-        curves.training_curves(self.log.records, self.run.pictures / "curves.png")
-        curves.codeword_usage([level.counts for level in report.levels], self.run.pictures / "usage.png")
-
-
 def _first_images(images: ImageSet, config: Config) -> Tensor:
     """Training images for the data-dependent start: as many as their latents are asked for."""
     rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
-    wanted = max(1, min(len(images), config.model.quantizer.init_vectors // (rows * columns)))
-    some = data.batches(
+    wanted = max(1, min(len(images), config.model.start_vectors // (rows * columns)))
+    some = batches(
         images, batch_size=min(wanted, config.training.batch_size), seed=config.training.seed,
         workers=0, on_error=config.data.on_error,
     )  # fmt: skip
@@ -188,8 +123,13 @@ def _first_images(images: ImageSet, config: Config) -> Tensor:
     return torch.cat([batch.images for batch in islice(some, rounds)])[:wanted]
 
 
-def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> Outcome:
+def train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvaluation, say: Say = print) -> Outcome:
     """Train the autoencoder of a configuration into a run folder.
+
+    Args:
+        config: with everything that it left to the machine decided.
+        resume: go on where the run stopped, if it has begun.
+        evaluation: makes the hook that measures the averaged model now and then, and draws what it likes.
 
     A run that resumes goes on from its newest whole checkpoint, to the weights of a run that never stopped.
 
@@ -202,7 +142,7 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     compute = Compute.of(config.training)
-    images, test_images = data.load(config.data, "train"), data.load(config.data, "test")
+    images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
     run.create()
     run.write_config(config)
 
@@ -213,20 +153,33 @@ def train(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> 
             model.initialize(first, generator(config.training.seed, 0), config.training.batch_size)
         return model
 
+    objectives = list[Objective]()
+
+    def partners(model: nn.Module) -> Mapping[str, nn.Module]:
+        assert isinstance(model, Autoencoder)
+        objectives.append(build_objective(model, config, compute.place_model))
+        return objectives[0].partners
+
     state = begin(
-        run, config.training, compute, fresh=fresh, like=lambda: build(config),
-        partners=lambda: partners_of(config, compute), resume=resume, say=say,
-    )  # fmt: skip
+        run,
+        config.training,
+        compute,
+        fresh=fresh,
+        like=lambda: build(config),
+        partners=partners,
+        resume=resume,
+        say=say,
+    )
     model = state.model
     assert isinstance(model, Autoencoder)
-    stream = data.batches(
+    stream = batches(
         images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
         workers=config.data.workers, on_error=config.data.on_error,
     )  # fmt: skip
     say(f"{config.name}: {len(images):,} training images, {count_parameters(model):,} parameters, {compute.precision}")
     return train_stage(
         run, config.training, compute, state, samples=len(images), stream=stream,
-        step=AutoencoderStep(model, config, compute, Budget.of(config.training, len(images))),
-        evaluation=lambda log, display: EvaluationHook(config, run, test_images, log, display, compute),
+        step=AutoencoderStep(model, objectives[0], config, compute, Budget.of(config.training, len(images))),
+        evaluation=lambda log, display: evaluation(config, run, test_images, log, display, compute),
         write_model=lambda state: save_model(run.model, config, state.averaged.module.state_dict(), state.step),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.config import TrainingConfig
+from hrvqvae.config.training import StageConfig
 from hrvqvae.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,6 +32,16 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def decide_device(config: StageConfig) -> str:
+    """The device that a stage computes on where its configuration leaves that to the machine."""
+    return resolve_device(config.device).type
+
+
+def decide_precision(config: StageConfig) -> str:
+    """The precision of a stage on its device, which is decided, where its configuration leaves that to the machine."""
+    return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the processor or GPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX; compute capability 8)."""
     if device.type == "cuda":
@@ -49,9 +59,11 @@ class Compute:
     channels_last: bool
 
     @staticmethod
-    def of(config: TrainingConfig) -> Compute:
+    def of(config: StageConfig) -> Compute:
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+        if device.type == "cuda" and not bf16:  # float32 is float32: no rounding to TF32
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return Compute(device, bf16, config.memory_format == "channels_last")
 
     @property

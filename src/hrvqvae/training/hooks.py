@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hrvqvae.checkpoint import RunFolder
 from hrvqvae.config import TrainingConfig
 from hrvqvae.errors import InputError
-from hrvqvae.storage import write_atomic
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.storage import write_atomic
 from hrvqvae.training.loop import Budget, Metrics
 from hrvqvae.training.state import TrainState
 
@@ -145,7 +145,7 @@ class LogHook:
 
 
 @contextmanager
-def told_when_full(run: RunFolder, state: TrainState) -> Iterator[None]:
+def saving_errors(run: RunFolder, state: TrainState) -> Iterator[None]:
     """Turns an OSError while something is saved into an InputError with the step and the last good checkpoint."""
     try:
         yield
@@ -176,7 +176,7 @@ class CheckpointHook:
         Raises:
             InputError: the disk is full or not writable; the checkpoints from before stay good.
         """
-        with told_when_full(self.run, state):
+        with saving_errors(self.run, state):
             # the model first: a kill in between leaves a checkpoint from which it is written again
             self.write_model(state)
             return self.run.save(state.step, state.tensors(), state.meta())

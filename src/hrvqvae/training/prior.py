@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae import storage
-from hrvqvae.checkpoint import RunFolder, load_with_config, prior_run, save_prior
-from hrvqvae.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Stream
 from hrvqvae.data.random import stream
 from hrvqvae.errors import InputError
-from hrvqvae.models import Autoencoder
-from hrvqvae.pictures import curves
-from hrvqvae.priors import Prior, build_prior, code_loss
-from hrvqvae.priors.base import bits, total_bits
+from hrvqvae.priors.base import Prior, bits, code_loss, total_bits
+from hrvqvae.priors.build import build_prior
+from hrvqvae.runs import storage
+from hrvqvae.runs.codemaps import CodeMaps, stored_or_extracted
+from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.runs.loading import load_with_config, save_prior
+from hrvqvae.systems.base import Autoencoder
 from hrvqvae.training.device import Compute
-from hrvqvae.training.hooks import Display, MetricsLog, Say, told_when_full
+from hrvqvae.training.hooks import Display, MetricsLog, Say, saving_errors
 from hrvqvae.training.loop import Metrics, update
 from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, train_stage
 from hrvqvae.training.state import TrainState
+
+Evaluated = Callable[[RunFolder, Sequence[Mapping[str, Any]]], None]
 
 
 @dataclass(frozen=True)
@@ -133,17 +136,20 @@ class HeldOutHook:
             f"step {state.step}  held out: {found:.4f} bits a code, {spent / images:.1f} bits an image"
             + ("  (best so far, kept)" if better else f"  (best: {self.best:.4f})")
         )
-        curves.prior_curves(self.log.records, self.run.pictures / "curves.png")
+        self.stage.evaluated(self.run, self.log.records)
 
 
 class PriorStage:
     """The training of one level's prior: its codes, its folder, and what is kept of it."""
 
-    def __init__(self, config: Config, maps: CodeMaps, model: Autoencoder, model_digest: str, level: int) -> None:
+    def __init__(
+        self, config: Config, maps: CodeMaps, model: Autoencoder, model_digest: str, level: int, evaluated: Evaluated
+    ) -> None:
         self.config, self.maps, self.level, self.model_digest = config, maps, level, model_digest
         self.training = config.prior.training_of(level)
         self.codes = LevelCodes(maps, model, level)
         self.kept, self.held_out = held_out_split(len(maps), config.prior.held_out, self.training.seed)
+        self.evaluated = evaluated
         self.run: RunFolder | None = None
 
     @property
@@ -160,7 +166,7 @@ class PriorStage:
         """Write the averaged prior for sampling."""
         assert self.run is not None
         counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
-        with told_when_full(self.run, state):
+        with saving_errors(self.run, state):
             save_prior(
                 self.run.model, self.config, state.averaged.module.state_dict(), level=self.level, step=state.step,
                 autoencoder=self.model_digest, classes=self.maps.classes, class_counts=counts.tolist(),
@@ -207,7 +213,10 @@ class PriorStage:
         )  # fmt: skip
 
 
-def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, say: Say = print) -> dict[int, Outcome]:
+def train_priors(
+    path: str | Path, configs: dict[int, Config], *, resume: bool, evaluated: Evaluated = lambda *_: None,
+    say: Say = print,
+) -> dict[int, Outcome]:  # fmt: skip
     """Train the priors of a run's levels, one after the other; -> how each ended.
 
     Ends early where a signal stopped one.
@@ -215,12 +224,13 @@ def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, 
     Args:
         path: the run folder, whose autoencoder is trained.
         configs: level (0 is the coarsest) -> the configuration of its prior.
+        evaluated: called with a level's folder and the records of its log after each evaluation, to draw them.
 
     Raises:
         InputError: no trained autoencoder, no data, a prior that is there already (without `resume`).
         NonFiniteError: as the autoencoder's training does.
     """
-    folders = {level: prior_run(path, level) for level in configs}
+    folders = {level: prior_folder(path, level) for level in configs}
     if not resume:
         for folder in folders.values():
             require_new(folder, "delete that folder to train it anew")
@@ -238,7 +248,7 @@ def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, 
         training = configs[level].prior.training
         if training.threads:
             torch.set_num_threads(training.threads)
-        stage = PriorStage(configs[level], maps, model, digest, level)
+        stage = PriorStage(configs[level], maps, model, digest, level, evaluated)
         outcomes[level] = stage.train(folder, Compute.of(training), resume=resume, say=say)
         if outcomes[level].signal is not None:
             break

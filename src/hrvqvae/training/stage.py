@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -10,10 +10,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from hrvqvae.checkpoint import RunFolder
 from hrvqvae.config import TrainingConfig
-from hrvqvae.data.workers import told_plainly
+from hrvqvae.data.workers import worker_errors
 from hrvqvae.errors import InputError, NonFiniteError
+from hrvqvae.runs.folder import RunFolder
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, Say
 from hrvqvae.training.loop import Budget, Metrics, Step, StopSignal, fit
@@ -71,7 +71,7 @@ def begin(
     *,
     fresh: Callable[[], nn.Module],
     like: Callable[[], nn.Module],
-    partners: Callable[[], dict[str, nn.Module]] = dict,
+    partners: Callable[[nn.Module], Mapping[str, nn.Module]] = lambda _: {},
     resume: bool,
     say: Say,
 ) -> TrainState:
@@ -80,16 +80,18 @@ def begin(
     Args:
         fresh: the model as training starts with it, on its device.
         like: a model of the same shapes, whose values do not matter.
-        partners: what is trained beside it, on its device.
+        partners: what is trained beside that model, on its device.
     """
     saved = run.newest(say) if resume else None
     if saved is None:
         torch.manual_seed(training.seed)
-        state = TrainState.start(fresh(), training, partners())
+        model = fresh()
+        state = TrainState.start(model, training, partners(model))
         if resume:
             say(f"no checkpoint in {run.path}: starting anew")
     else:
-        state = TrainState.start(compute.place_model(like()), training, partners())
+        model = compute.place_model(like())
+        state = TrainState.start(model, training, partners(model))
         state.restore(*saved)
         say(f"resuming {run.path} at step {state.step}")
     return state
@@ -120,7 +122,7 @@ def train_stage(
     """
     budget = Budget.of(training, samples)
     log = MetricsLog(run.metrics, state.step)
-    with told_plainly(), closing(stream), StopSignal() as stop, Display(budget) as display:
+    with worker_errors(), closing(stream), StopSignal() as stop, Display(budget) as display:
         checkpoint = CheckpointHook(training.checkpoint_every, run, write_model)
         evaluate, logging = evaluation(log, display), LogHook(training, log, display)
         started = state.step

@@ -22,7 +22,7 @@ from hrvqvae.errors import DamagedFileError
 
 @dataclass
 class Partner:
-    """Something that is trained beside the model, such as a discriminator, and its own optimizer."""
+    """A network that is trained beside the model, such as a discriminator, and its own optimizer."""
 
     module: nn.Module
     optimizer: Optimizer

@@ -1,0 +1,240 @@
+"""The fair comparison: each system from its preset, on the same data, in the same order, for the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrvqvae.comparison.folder import Folder, Measured
+from hrvqvae.comparison.harness import Case, as_markdown, run_cases
+from hrvqvae.comparison.instruments import Say, test_images
+from hrvqvae.config import Config, presets
+from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.parsing import override
+from hrvqvae.errors import InputError
+from hrvqvae.pictures import sheets
+from hrvqvae.pictures.curves import comparison_curves
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.loading import load_with_config
+from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.training.hooks import read_records
+
+_SHEET, _SAMPLES = 12, 24
+
+# The printed batch sizes of priors are for a GPU: every system's get the same small batch here.
+_SMALL_PRIOR = {
+    "prior.training.batch_size": "32", "prior.training.learning_rate": "2e-3",
+    "prior.training.warmup_steps": "50", "prior.training.evaluate_every": "200",
+    "prior.training.checkpoint_every": "200",
+}  # fmt: skip
+
+# Fields that options of a comparison decide, for every system alike.
+_DECIDED = {
+    "data.root": "--data", "training.seed": "--seeds", "training.max_steps": "--max-steps",
+    "training.max_minutes": "--max-minutes", "training.epochs": "--max-steps",
+    **{f"prior.training.{name}": "--prior-steps" for name in ("max_steps", "max_minutes", "epochs")},
+    "prior.training.seed": "--seeds",
+}  # fmt: skip
+
+# column of results.json -> (head of results.md, how its values are shown)
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "bits_per_image": ("bits an image", "{:,.0f}"),
+    "compression_ratio": ("compression", "{:.2f}"),
+    "mse": ("MSE", "{:.3e}"),
+    "psnr": ("PSNR, dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "perceptual_distance": ("{perceptual}", "{:.4f}"),
+    "frechet_reconstructions": ("{frechet}", "{:.3f}"),
+    "usage": ("codewords used", "{:.1%}"),
+    "perplexity": ("perplexity, finest", "{:.1f}"),
+    "codewords_searched": ("searched a position", "{:,.0f}"),
+    "training_seconds": ("training, s", "{:,.0f}"),
+    "encode_images_per_second": ("encode, images/s", "{:,.0f}"),
+    "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
+    "prior_bits_per_image": ("prior, bits an image", "{:.1f}"),
+    "frechet_samples": ("samples: {frechet}", "{:.3f}"),
+    "seconds_per_sample": ("s a sample", "{:.3f}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        dataset: the part of the preset's name after the system.
+        systems: their names.
+        seeds: 0 .. seeds - 1, each trains every system.
+        max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
+        priors: whether each system's priors are trained too, for the budget of the autoencoder, shared equally among
+            its levels.
+        prior_steps: the same for so many updates instead (0: not so).
+        root: folder of the data.
+        fields: dotted name -> text, of fields that every system gets; "vqgan." before a name: that one's, of its model,
+            as only the systems differ.
+
+    Raises:
+        InputError: no such preset, no budget, no such system, a field of a system that is not compared or that an
+            option decides.
+    """
+
+    dataset: str
+    systems: tuple[str, ...]
+    seeds: int = 1
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    priors: bool = False
+    prior_steps: int = 0
+    root: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (self.max_steps > 0 or self.max_minutes > 0):
+            raise InputError("no budget: give --max-steps or --max-minutes")
+        for name in self.systems or ("none",):
+            if name not in SYSTEMS:
+                raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
+        if self.seeds < 1:
+            raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
+        if self.prior_steps < 0:
+            raise InputError(f"--prior-steps is {self.prior_steps}; it must be at least 1")
+        for name, option in _DECIDED.items():
+            if name in self.fields:
+                raise InputError(f"--{name} is the comparison's to decide: give {option}")
+        for name in self._own_fields():
+            if name.split(".")[0] not in self.systems:
+                raise InputError(f"--{name} is of a system that is not compared; there are {', '.join(self.systems)}")
+            if name.split(".")[1] != "model":
+                raise InputError(
+                    f"--{name} would change more than the system; one system's fields are those of its model"
+                )
+        for system in self.systems:
+            self.config(system, 0)
+
+    def remarks(self) -> list[str]:
+        """What a person should know before it begins, a line each."""
+        return [line for system in self.systems for line in self.config(system, 0).model.remarks(self.max_steps)]
+
+    def _own_fields(self) -> list[str]:
+        """Names of the fields of one system."""
+        return [name for name in self.fields if name.split(".")[0] in SYSTEMS]
+
+    def config(self, system: str, seed: int) -> Config:
+        """The preset of a system with the budget and seed of this comparison."""
+        preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
+        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
+        given = {f"training.{name}": str(value) for name, value in budget.items()}
+        prefix = f"{system}."
+        own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
+        return override(preset, {**self._shared_fields(), **own, **given})
+
+    def _shared_fields(self) -> dict[str, str]:
+        own = self._own_fields()
+        return {name: value for name, value in self.fields.items() if name not in own}
+
+    def cases(self) -> list[Case]:
+        """Every system, seed after seed."""
+        return [
+            Case(
+                name=f"{system}-{seed}", labels={"system": system, "seed": seed}, config=self.config(system, seed),
+                prior=self._prior_of(self.config(system, seed)),
+            )
+            for seed in range(self.seeds)
+            for system in self.systems
+        ]  # fmt: skip
+
+    def prior_budget(self) -> dict[str, float]:
+        """Steps and minutes of a system's priors in all (0: no such limit); empty without priors."""
+        if not (self.priors or self.prior_steps):
+            return {}
+        if self.prior_steps:
+            return {"max_steps": self.prior_steps, "max_minutes": 0.0}
+        return {"max_steps": self.max_steps, "max_minutes": self.max_minutes}
+
+    def _prior_of(self, config: Config) -> dict[str, str]:
+        """In what each level's prior differs from its configuration: budget, seed, and what suits few images a step."""
+        budget, levels = self.prior_budget(), len(config.model.num_symbols)
+        if not budget:
+            return {}
+        steps = max(1, int(budget["max_steps"]) // levels) if budget["max_steps"] else 0
+        minutes = budget["max_minutes"] / levels
+        given = {"epochs": 0, "max_steps": steps, "max_minutes": minutes, "seed": config.training.seed}
+        asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
+        return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
+
+    def about(self) -> dict[str, Any]:
+        """What may not change when more systems, seeds or priors are added."""
+        names = ("dataset", "max_steps", "max_minutes", "root")
+        return {"study": None, **{name: getattr(self, name) for name in names}, "fields": self._shared_fields()}
+
+
+def available_systems() -> tuple[str, ...]:
+    """Names of the systems whose packages are on this machine."""
+    return tuple(system.name for system in SYSTEMS.entries() if system.available)
+
+
+def _phases(run: RunFolder) -> Measured:
+    """Steps that parts of the training took, where a system tells them apart."""
+    return {"phases": dict(run.read_config().model.phases(storage.read_meta(run.model)["step"]))}
+
+
+def table(rows: list[Measured]) -> str:
+    """The comparison as Markdown, a row a system."""
+    phases = dict.fromkeys(name for row in rows for name in row.get("phases", {}))
+    columns = {**COLUMNS, **{name: (name, "{:,.0f}") for name in phases}}
+    return as_markdown([{**row, **row.get("phases", {})} for row in rows], ("system",), columns)
+
+
+def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Measured], int]:
+    """Train, measure and draw every system and seed; -> all rows of the folder, the signal that stopped it (0: none).
+
+    Raises InputError as `run_cases`.
+    """
+    folder = Folder(out)
+    for remark in comparison.remarks():
+        say(remark)
+    signal = run_cases(comparison.cases(), comparison.about(), folder, say, _phases)
+    order = list(SYSTEMS)
+    rows = folder.sorted_rows(lambda row: (row["seed"], order.index(row["system"])))
+    if not signal:
+        folder.write_results(rows, table(rows))
+        _sheets(comparison, rows, folder)
+        comparison_curves(rows, [_test_errors(folder, row) for row in rows], out / "curves.png")
+    return rows, signal
+
+
+def _run(folder: Folder, row: Measured) -> RunFolder:
+    return folder.run(f"{row['system']}-{row['seed']}")
+
+
+def _test_errors(folder: Folder, row: Measured) -> list[tuple[int, float]]:
+    """(step, test MSE) of a row's training."""
+    records = read_records(_run(folder, row).metrics)
+    return [(record["step"], record["mse"]) for record in records if record["kind"] == "evaluation"]
+
+
+def _sheets(comparison: Comparison, rows: list[Measured], folder: Folder) -> None:
+    """The same test images by each system, and samples of each (of seed 0)."""
+    images = test_images(comparison.config(comparison.systems[0], 0), _SHEET)[0][:_SHEET]
+    reconstructions, samples = [sheets.SheetRow("original", list(images))], []
+    for row in (row for row in rows if row["seed"] == 0):
+        system = row["system"]
+        run = _run(folder, row).path
+        model, _ = load_with_config(run)
+        with torch.inference_mode():
+            decoded = model.decode(model.encode(images), size=(images.shape[-2], images.shape[-1]))
+        error = float((decoded - images).square().mean())
+        reconstructions.append(sheets.SheetRow(f"{system}: MSE {error:.2e}", list(decoded)))
+        if row["prior_bits_per_image"] is not None:
+            drawn = list(TrainedModel(run).sample(_SAMPLES, seed=0))
+            half = _SAMPLES // 2
+            samples += [sheets.SheetRow(system, drawn[:half]), sheets.SheetRow("", drawn[half:])]
+    sheets.save(sheets.draw(reconstructions), folder.path / "reconstructions.png")
+    if samples:
+        sheets.save(sheets.draw(samples), folder.path / "samples.png")

@@ -1,0 +1,30 @@
+"""The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
+
+from hrvqvae.config.data import DataConfig
+from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig
+from hrvqvae.config.prior import PriorConfig, PriorNetworkConfig
+from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
+from hrvqvae.config.schema import Config, bits_per_image, compression_ratio, flatten, to_dict, training_steps
+from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig, at_level
+
+__all__ = [
+    "CodebookModelConfig",
+    "Config",
+    "DataConfig",
+    "FlatConfig",
+    "Grid",
+    "ModelConfig",
+    "NetworkConfig",
+    "PriorConfig",
+    "PriorNetworkConfig",
+    "PriorTrainingConfig",
+    "QuantizerConfig",
+    "TrainingConfig",
+    "TreeQuantizerConfig",
+    "at_level",
+    "bits_per_image",
+    "compression_ratio",
+    "flatten",
+    "to_dict",
+    "training_steps",
+]

@@ -1,0 +1,143 @@
+"""What is registered: a system, a prior's network, a data set, each one object; and the three registries."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hrvqvae.config.data import DataConfig
+from hrvqvae.config.model import ModelConfig
+from hrvqvae.config.prior import PriorNetworkConfig
+from hrvqvae.config.registry import Registry
+from hrvqvae.config.tables import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set: what lies where, how it is got and read, and what presets take from it.
+
+    Attributes:
+        name: also of its folder below the root folder.
+        about: one line, for lists.
+        settings: the fields of a configuration that this data decides, with their sources; `data` first of all.
+        column: the column of the systems' tables whose model and priors it takes: ffhq, imagenet, cifar10 or mnist.
+            Without one there are no presets for it; `--data.dataset NAME` takes it in others.
+        notes: for its presets, contradictions and departures, a line each.
+        few_images: a few thousand images or less, from which priors are regularized more.
+        how: how a person gets it, where no command does.
+        files: path below its folder -> MD5 ("" where none is published); empty for a folder of images.
+        ways: (title, "module:function") in the order in which they are tried: the function fills an empty folder
+            (a Path) with the files, or raises.
+        read: "module:function": (folder, split "train" or "test") -> `data.sources.Arrays`; empty for a folder of
+            images, which is read file by file.
+    """
+
+    name: str
+    about: str
+    settings: tuple[Part, ...]
+    column: str = ""
+    notes: tuple[str, ...] = ()
+    few_images: bool = False
+    how: str = ""
+    files: Mapping[str, str] | None = None
+    ways: tuple[tuple[str, str], ...] = ()
+    read: str = ""
+
+    @property
+    def config(self) -> DataConfig:
+        """The part of the settings that describes the data."""
+        values = {name: value for part in self.settings for name, value in part.values.items()}
+        prefix = "data."
+        return DataConfig(**{k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraPreset:
+    """A preset beside those of every data set.
+
+    Attributes:
+        name: SYSTEM/DATA, or whatever is unique.
+        about: one line.
+        parts: every field that is not a default, with sources; the later ones win.
+        notes: contradictions and departures, a line each.
+    """
+
+    name: str
+    about: str
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A system: everything that the rest asks about it. The modules it names are imported when they are needed.
+
+    Attributes:
+        name: its folder, the first part of its presets' names, `model.system`.
+        title: for people.
+        source: publication, for lists and pages.
+        config: its configuration, a frozen dataclass whose `system` is `name`.
+        model: "module:Class", called with (config, channels) -> Autoencoder.
+        settings: the fields of a configuration for a data set, with their sources; the later ones win.
+        colour, marker: of its curves, as matplotlib names them.
+        objective: "module:Class" of an `systems.objective.Objective`: how it learns.
+        extras: presets beside those of every data set.
+        notes: for a data set's preset, contradictions and departures, a line each.
+        needs: (package to import, the extra of ours that brings it), where it needs one.
+    """
+
+    name: str
+    title: str
+    source: str
+    config: type[ModelConfig]
+    model: str
+    settings: Callable[[Dataset], Sequence[Part]]
+    colour: str
+    marker: str
+    objective: str = "hrvqvae.systems.objective:SumOfLosses"
+    extras: tuple[ExtraPreset, ...] = ()
+    notes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def available(self) -> bool:
+        """Whether the package that it needs is on this machine."""
+        return not self.needs or importlib.util.find_spec(self.needs[0]) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorNetwork:
+    """A network of priors, with its sampler.
+
+    Attributes:
+        name: its folder, and `prior.network.kind`.
+        title: for people.
+        config: its configuration, a frozen dataclass whose `kind` is `name`.
+        network: "module:Class", called with (config, level, index of the level) -> Prior.
+        sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
+    """
+
+    name: str
+    title: str
+    config: type[PriorNetworkConfig]
+    network: str
+    sampler: str = "hrvqvae.priors.plain:sample_plain"
+
+
+def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, str]:
+    return {name: f"hrvqvae.{folder}.{name.replace('-', '_')}:{attribute}" for name in names}
+
+
+SYSTEMS: Registry[System] = Registry(
+    "system", "hrvqvae.systems",
+    _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan"), "SYSTEM"),
+)  # fmt: skip
+PRIORS: Registry[PriorNetwork] = Registry(
+    "network of priors", "hrvqvae.priors", _in_package("priors", ("pixelsnail", "transformer"), "PRIOR")
+)
+DATASETS: Registry[Dataset] = Registry(
+    "data set", "hrvqvae.datasets",
+    _in_package("data.sets", ("mnist", "fashion-mnist", "cifar10"), "DATASET")
+    | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
+)  # fmt: skip

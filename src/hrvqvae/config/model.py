@@ -1,0 +1,135 @@
+"""What every system's configuration has, and the fields of the encoders and decoders that the systems here share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hrvqvae.config.checks import require
+from hrvqvae.config.quantizer import QuantizerConfig
+from hrvqvae.errors import InputError
+
+Grid = tuple[int, int]
+"""Height and width of a latent grid, or of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ABC):
+    """The contract of every system's configuration: a frozen dataclass with these fields and properties.
+
+    Attributes:
+        system: name of the system, under which the registry knows it.
+    """
+
+    system: str = ""
+
+    @abstractmethod
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of each level's codes for an image of that many pixels, coarse first."""
+
+    @property
+    @abstractmethod
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each level can take."""
+
+    @property
+    @abstractmethod
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each level in all."""
+
+    @property
+    def start_vectors(self) -> int:
+        """Latent vectors of the finest grid that the data-dependent start takes (0: there is no such start)."""
+        return 0
+
+    @property
+    def revive_every(self) -> int:
+        """Training steps between revivals of dead codewords (0: none)."""
+        return 0
+
+    def with_leaves(self, branching: int, levels: int) -> ModelConfig:
+        """The same model with branching ** levels codewords at its finest level, for the study of codebooks.
+
+        Raises:
+            InputError: the system has no codebook whose size can be changed so.
+        """
+        raise InputError(f"{self.system} has no codebook of {branching}^{levels} codewords to study")
+
+    def remarks(self, steps: int) -> tuple[str, ...]:
+        """What a person should know before that many steps of training, a line each."""
+        return ()
+
+    def phases(self, steps: int) -> Mapping[str, int]:
+        """Steps that parts of the training took, of so many in all, by name: columns of a comparison."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(ModelConfig):
+    """Encoder and decoder, which all systems here have (docs/paper-tables.md, Tables 4, 6 and 7).
+
+    Attributes:
+        stride: image pixels a latent position of the finest grid, a side: 2^s.
+        padding: pixels added on each side of the image before encoding, cropped after decoding.
+        hidden_units: channels of the convolutions.
+        residual_units: channels inside a residual block.
+        residual_blocks: residual blocks in the encoder, and in the decoder.
+        kernel: filter size of the convolutions that keep the resolution.
+    """
+
+    stride: int = 2
+    padding: int = 0
+    hidden_units: int = 64
+    residual_units: int = 64
+    residual_blocks: int = 2
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        power_of_two = self.stride >= 2 and self.stride & (self.stride - 1) == 0
+        require(power_of_two, "model.stride", self.stride, "a power of two, at least 2")
+        require(self.padding >= 0, "model.padding", self.padding, "at least 0")
+        require(self.hidden_units >= 2, "model.hidden_units", self.hidden_units, "at least 2")
+        require(self.kernel % 2 == 1 and self.kernel > 0, "model.kernel", self.kernel, "odd and positive")
+        require(self.residual_units >= 1, "model.residual_units", self.residual_units, "at least 1")
+        require(self.residual_blocks >= 0, "model.residual_blocks", self.residual_blocks, "at least 0")
+
+    def grid(self, height: int, width: int, times: int = 1) -> Grid:
+        """(H, W) for an image of that many pixels, on a grid that is `times` coarser than the finest."""
+        pixels, stride = 2 * self.padding, self.stride * times
+        return math.ceil((height + pixels) / stride), math.ceil((width + pixels) / stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookModelConfig(NetworkConfig):
+    """A system with codebooks that learn, start from data and are revived, as `quantizer` says."""
+
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    @property
+    def start_vectors(self) -> int:
+        return self.quantizer.init_vectors
+
+    @property
+    def revive_every(self) -> int:
+        return self.quantizer.revive_every
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatConfig(CodebookModelConfig):
+    """One latent grid with one flat codebook of K codewords, however it is trained."""
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of the one level of codes for an image of that many pixels."""
+        return (self.grid(height, width),)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code can take: K."""
+        return (self.quantizer.codewords,)
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of the one codebook: K."""
+        return self.num_symbols

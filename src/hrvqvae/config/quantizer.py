@@ -1,0 +1,60 @@
+"""Codebooks: how many codewords, how they learn, start and are revived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hrvqvae.config.checks import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """One flat codebook on each latent grid (docs/method.md, Tables 4 and 7).
+
+    Attributes:
+        codewords: of a codebook.
+        dim: D, width of a codeword.
+        beta: weight of the commitment loss.
+        update: codewords follow moving averages of what they stand for, or the gradient of the codebook loss.
+        decay: decay of those moving averages.
+        init_vectors: latent vectors that the k-means start takes (0: random start).
+        revive_every: training steps between revivals of dead codewords (0: none).
+        revive_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
+    """
+
+    codewords: int = 512
+    dim: int = 32
+    beta: float = 0.25
+    update: Literal["ema", "gradient"] = "ema"
+    decay: float = 0.99
+    init_vectors: int = 131_072
+    revive_every: int = 100
+    revive_below: float = 0.03
+
+    def __post_init__(self) -> None:
+        require(self.codewords >= 2, "model.quantizer.codewords", self.codewords, "at least 2")
+        require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
+        require(self.beta >= 0, "model.quantizer.beta", self.beta, "at least 0")
+        require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
+        for name in ("init_vectors", "revive_every", "revive_below"):
+            require(getattr(self, name) >= 0, f"model.quantizer.{name}", getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeQuantizerConfig(QuantizerConfig):
+    """Linked codebooks (docs/method.md, Table 6): as a flat codebook's, and how they are linked.
+
+    Attributes:
+        levels: L, number of quantization levels; `codewords` is m, of one codebook: level l has m^l in all. `beta` is
+            beta_l of every level, and beta_0 of the combined latent.
+    """
+
+    levels: int = 3
+    codewords: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
+        values = self.codewords**self.levels * self.dim
+        require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, "at most 2^30 (4 GiB of leaves)")

@@ -1,0 +1,102 @@
+"""From what a person types to a configuration: a preset or file, fields, and the run that is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from hrvqvae.config import presets
+from hrvqvae.config.decisions import decide
+from hrvqvae.config.parsing import from_file, override
+from hrvqvae.config.schema import Config, flatten, to_dict
+from hrvqvae.errors import InputError
+
+# What a resumed run may change: how long, where and how often, never what it computes.
+_RESUMABLE = frozenset(
+    {
+        "training.epochs", "training.max_steps", "training.max_minutes", "training.device", "training.threads",
+        "training.log_every", "training.evaluate_every", "training.checkpoint_every", "training.evaluation_images",
+        "data.root", "data.workers",
+    }
+)  # fmt: skip
+# The best state of a prior is that of the same held-out images, so their number stays.
+_PRIOR_RESUMABLE = (_RESUMABLE | {f"prior.{name}" for name in _RESUMABLE if name.startswith("training.")}) - {
+    "prior.training.evaluation_images"
+}
+
+
+def base_config(name: str) -> Config:
+    """The configuration of a preset, or of a YAML or JSON file. Raises InputError where it is neither."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return from_file(path)
+    return presets.get(name).config
+
+
+def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
+    """A configuration with what the autoencoder's training leaves to the machine decided, and those decisions.
+
+    Raises:
+        InputError: nothing that is needed is on this machine.
+    """
+    model, of_model = decide(config.model, made, "model.")
+    training, of_training = decide(config.training, made, "training.")
+    return dataclasses.replace(config, model=model, training=training), of_model | of_training
+
+
+def decide_priors(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
+    """The same for the priors' training."""
+    prior, found = decide(config.prior, made, "prior.")
+    return dataclasses.replace(config, prior=prior), found
+
+
+def begin_autoencoder(name: str, given: Mapping[str, str]) -> Config:
+    """The configuration of a run that begins from a preset or file. Raises InputError as its parts do."""
+    return decide_autoencoder(override(base_config(name), given))[0]
+
+
+def continue_autoencoder(name: str, given: Mapping[str, str], stored: Config, where: str) -> Config:
+    """The configuration of a stored run that goes on.
+
+    Raises:
+        InputError: a bad value, another preset, or changes that would make it another run; `where` is named.
+    """
+    base = base_config(name)
+    if stored.name != base.name:
+        raise InputError(f"{where} holds a run of {stored.name}, not of {base.name}")
+    return decide_autoencoder(_continued(stored, given, _RESUMABLE))[0]
+
+
+def _continued(stored: Config, given: Mapping[str, str], may_change: frozenset[str]) -> Config:
+    """The stored configuration with changes that leave the run the same. Raises InputError at any other."""
+    config = override(stored, given)
+    before, after = dict(flatten(to_dict(stored))), dict(flatten(to_dict(config)))
+    changed = [key for key in after if after[key] != before[key] and key not in may_change]
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"--resume continues the same run: --{key} is {before[key]} there, {after[key]} here; "
+            "leave it out, or train anew in another folder"
+        )
+    return config
+
+
+def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
+    """The configuration of a level's prior that begins, or of the stored one that goes on.
+
+    Args:
+        run: of the autoencoder's run.
+        given: dotted name -> text.
+        stored: of the prior that goes on.
+
+    Raises:
+        InputError: a bad value, a field that is not the priors', or a resumed prior that would no longer be the same.
+    """
+    for key in given:
+        if not key.startswith("prior.") and key not in ("data.root", "data.workers"):
+            raise InputError(f"--{key} is not a field of the priors; train-prior takes --prior.* and --data")
+    config = override(run, given) if stored is None else _continued(stored, given, _PRIOR_RESUMABLE)
+    config.prior.check_levels(len(run.model.num_symbols))
+    return decide_priors(config)[0]

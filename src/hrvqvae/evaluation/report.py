@@ -1,0 +1,88 @@
+"""A run measured: distortion and codeword usage, the rate under its priors, and what its samples are taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrvqvae.config import TrainingConfig
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images, note
+from hrvqvae.errors import InputError
+from hrvqvae.evaluation.distortion import Report, evaluate
+from hrvqvae.evaluation.rate import Rate, measure_rate
+from hrvqvae.evaluation.recognition import Recognized, recognize
+from hrvqvae.runs import storage
+from hrvqvae.runs.codemaps import extract, stored
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.loading import has_priors, load_priors, load_with_config
+from hrvqvae.runs.locating import locate
+from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.training.device import Compute
+
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` finds: the autoencoder's report; the priors' rate, or why there is none; what samples are."""
+
+    report: Report
+    rate: Rate | None
+    no_rate: str
+    recognized: Recognized | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the rate's beside the report's, None where there are no priors."""
+        plain = self.report.to_dict()
+        names = ("prior_bits_per_image", "path_bits_per_image", "neighbours_bits_per_image")
+        plain |= {name: getattr(self.rate, name, None) for name in names}
+        for level, values in enumerate(plain["levels"]):
+            rate = self.rate.levels[level] if self.rate else None
+            values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
+        plain["no_priors"] = self.no_rate or None
+        plain |= vars(self.recognized) if self.recognized else {}
+        return plain
+
+
+def evaluate_run(
+    run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
+    limit: int | None = None, rate: bool = True, say: Callable[[str], None] = note,
+) -> Evaluated:  # fmt: skip
+    """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
+
+    Args:
+        samples: draw so many and have them classified (0: none).
+        limit: measure on so many images, spread evenly over the split (None: all).
+        rate: whether the priors are measured.
+
+    Raises:
+        InputError: the run or its data is missing.
+    """
+    compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
+    model, config = load_with_config(run)
+    config = config.with_root(root)
+    images = load_images(config.data, split)
+    model = compute.place_model(model)
+    batch_size = min(EVALUATION_BATCH, config.training.batch_size)
+    batches = evaluation_batches(
+        images, batch_size=batch_size, limit=limit, workers=config.data.workers, on_error=config.data.on_error
+    )
+    report = evaluate(model, config, batches, split, compute.device)
+    if not rate:
+        return Evaluated(report, None, "not asked for")
+    if not samples and not has_priors(run):
+        return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
+    priors, path = load_priors(run), locate(run)
+    digest, folder = storage.digest(path), RunFolder(path.parent).codes
+    train_maps = stored(folder, digest, config, "train") or extract(model, config, "train", compute.device)
+    whole = split == "train" and limit is None
+    maps = train_maps if whole else extract(model, config, split, compute.device, limit)
+    if priors.classes and not maps.classes == train_maps.classes == priors.classes:
+        raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
+    found = measure_rate(priors.levels, model, maps, train_maps, compute.device)
+    return Evaluated(
+        report, found, "", recognize(TrainedModel(run), config.data, samples, say=say) if samples else None
+    )

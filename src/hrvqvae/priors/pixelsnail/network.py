@@ -1,0 +1,93 @@
+"""A PixelSNAIL-like prior of one level (docs/paper-tables.md, Tables 8 and 9; Chen et al. 2018).
+
+Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import elu, interpolate
+
+from hrvqvae.config import at_level
+from hrvqvae.nn import Attention, CausalConv2d, GatedResidualBlock, ResidualStack
+from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+
+
+class PixelSNAIL(Prior):
+    """Causal convolutions, gated residual blocks and causal attention; conditioned on coarser levels and class.
+
+        coarser paths -> embeddings -> conv, residual stack, attention --+   (not causal: the whole map is seen)
+        row, column, class -> embeddings --------------------------------+--> base (B, C, H, W)
+                                                                         |      -> 1x1 conv -> one for each block
+        codes -> embedding -> strict causal conv ------------------------+
+              -> [gated residual blocks, attention after every R / A of them] -> elu -> 1x1 conv -> logits (B, m, H, W)
+
+    The output stack has no further layer (Table 8: 0). Where attention layers are 0, the coarser levels get none
+    either, and are seen as far as the convolutions reach. A code at the end of a row is seen from where the next row's
+    convolution reaches it. Ours, since the paper does not print it: how many blocks stand between two attention layers,
+    layer normalization before attention, and no weight normalization.
+    """
+
+    def __init__(self, config: PixelSNAILConfig, level: Level, index: int) -> None:
+        """A network for the level of that index (0 is the coarsest), which picks its own of values by level."""
+        super().__init__(config, level)
+        self.config: PixelSNAILConfig = config
+        hidden, (height, width) = config.hidden_units, level.grid
+        self.embedding = nn.Embedding(level.symbols, hidden)
+        self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
+        self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
+        self.classes = nn.Embedding(level.classes, hidden) if level.classes else None
+        attentions, heads = at_level(config.attention_layers, index), config.attention_heads
+        self.coarser = nn.ModuleList(nn.Embedding(codewords, hidden) for codewords in level.coarser)
+        if level.coarser:
+            self.context = nn.Sequential(
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+                ResidualStack(hidden, config.residual_units, 3, 2),
+                *([Attention(hidden, heads, causal=False)] if attentions else []),
+                nn.Conv2d(hidden, hidden, 1),
+            )
+        self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
+        self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
+        dropped = at_level(config.dropout, index)
+        self.blocks = nn.ModuleList(
+            GatedResidualBlock(hidden, config.residual_units, config.kernel, dropped)
+            for _ in range(config.residual_blocks)
+        )
+        self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
+        self.head = nn.Conv2d(hidden, level.symbols, 1)
+
+    @property
+    def attention_after(self) -> tuple[int, ...]:
+        """Residual blocks that each attention layer comes after: spread evenly, the last after the last block."""
+        count = len(self.attentions)
+        return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
+
+    def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
+        """What does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises as `logits` does."""
+        self.level.check(coarser, label)
+        place = self.rows[:, None] + self.columns[None]
+        features = place.permute(2, 0, 1).expand(batch, -1, -1, -1)
+        if self.classes is not None:
+            features = features + self.classes(label)[:, :, None, None]
+        if self.coarser:
+            seen = torch.zeros((), device=features.device)
+            for embedding, paths in zip(self.coarser, coarser, strict=True):
+                seen = seen + interpolate(embedding(paths).permute(0, 3, 1, 2), self.level.grid)
+            features = features + self.context(seen)
+        return features
+
+    def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
+        base = self.base(coarser, label, len(codes))
+        conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
+        features = self.first(self.embedding(codes).permute(0, 3, 1, 2)) + base
+        after = self.attention_after
+        for number, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
+            features = block(features, condition)
+            if number in after:
+                features = self.attentions[after.index(number)](features)
+        output: Tensor = self.head(elu(features))
+        return output

@@ -1,0 +1,50 @@
+"""A transformer prior, position by position: keys and values are kept, so each position is computed once.
+
+Letters: B images, N = H * W positions, C hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrvqvae.priors.draw import Draw, draw_code
+from hrvqvae.priors.transformer.network import Transformer, TransformerLayer
+
+
+def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+    """One layer at one position: features (B, 1, C); keys, values (B, heads, N, C / heads) get the position's own."""
+    queries, key, value = layer.split(layer.inputs(layer.attention_norm(features)))
+    keys[:, :, place], values[:, :, place] = key[:, :, 0], value[:, :, 0]
+    scores = queries @ keys[:, :, : place + 1].transpose(-1, -2) * queries.shape[-1] ** -0.5
+    attended = scores.softmax(-1) @ values[:, :, : place + 1]
+    features = features + layer.output(attended.transpose(1, 2).reshape(features.shape))
+    return features + layer.network(features)
+
+
+@torch.inference_mode()
+def sample_transformer(
+    prior: Transformer, codes: Tensor, known: Tensor, coarser: Sequence[Tensor], label: Tensor | None, uniforms: Tensor,
+    draw: Draw,
+) -> None:  # fmt: skip
+    """Fill in the codes (B, H, W) int64 that are not known, in raster order; arguments as `plain.sample_plain`."""
+    batch, hidden, heads = len(codes), prior.config.hidden_units, prior.config.heads
+    base = prior.base(coarser, label, batch)
+    number = base.shape[1]
+    layers = [layer for layer in prior.layers if isinstance(layer, TransformerLayer)]
+    keys = torch.zeros(len(layers), batch, heads, number, hidden // heads)
+    values = torch.zeros_like(keys)
+    flat, given, drawn = codes.view(batch, -1), known.view(batch, -1), uniforms.view(batch, -1)
+    before = torch.full((batch,), prior.level.symbols)
+    for place in range(number):
+        features = (base[:, place] + prior.embedding(before))[:, None]
+        for index, layer in enumerate(layers):
+            features = _advance(layer, features, keys[index], values[index], place)
+        if not given[:, place].all():
+            logits = prior.head(prior.norm(features[:, 0])).numpy()
+            for image in range(batch):
+                if not given[image, place]:
+                    flat[image, place] = draw_code(logits[image], float(drawn[image, place]), *draw.values())
+        before = flat[:, place]

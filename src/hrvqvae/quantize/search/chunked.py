@@ -1,0 +1,59 @@
+"""The searches by few and large tensor operations, which suit a GPU.
+
+The device is not waited for, so NaN is no error here: it goes on into the loss, which stops the training step.
+
+Shapes: N vectors, D their width, L levels, m codewords a codebook, K codewords of a flat codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils._triton import has_triton
+
+from hrvqvae.quantize.search.reference import TreeSearch
+
+_CHUNK_VALUES = 2**24  # of a gathered tensor (vectors, m, D): 64 MiB
+
+
+def _descend(residual: Tensor, quantized: Tensor, path: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One level for a chunk of vectors: (n, D), (n, D), (n,) and (m^(l-1), m, D) -> the same three, one level on."""
+    code = (residual.unsqueeze(1) - codebook[path]).square().sum(-1).argmin(-1)
+    path = path * codebook.shape[1] + code
+    codeword = codebook.flatten(0, 1)[path]
+    return residual - codeword, quantized + codeword, path
+
+
+@cache
+def _descend_compiled() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """One level as one compiled function, where torch has a compiler for this GPU; else as it is."""
+    return torch.compile(_descend, dynamic=True) if has_triton() else _descend
+
+
+def search_tree_chunked(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
+    """As `search_tree`, by tensor operations that suit a GPU: few and large, the gathered codewords in bounded chunks.
+
+    On a GPU each level is one compiled function. The device is not waited for, so NaN is no error here: it goes on into
+    `quantized`, from there into the loss, and the training step stops before its update.
+    """
+    descend = _descend_compiled() if latents.is_cuda else _descend
+    size, dim = codebooks[0].shape[1], latents.shape[1]
+    paths, quantized = [], []
+    for residual in torch.split(latents, max(1, _CHUNK_VALUES // (size * dim))):
+        total, path, chosen = torch.zeros_like(residual), torch.zeros_like(residual[:, 0], dtype=torch.long), []
+        for codebook in codebooks:
+            residual, total, path = descend(residual, total, path, codebook)
+            chosen.append(path)
+        paths.append(torch.stack(chosen))
+        quantized.append(total + residual * 0)  # NaN and infinity stay visible
+    return TreeSearch(torch.cat(paths, 1), torch.cat(quantized))
+
+
+def search_flat_chunked(latents: Tensor, codebook: Tensor) -> Tensor:
+    """As `search_flat`, by matrix products of bounded chunks, for a GPU, where NaN is no error."""
+    lengths = codebook.square().sum(-1)
+    chunks = torch.split(latents, max(1, _CHUNK_VALUES // len(codebook)))
+    return torch.cat([torch.addmm(lengths, some, codebook.T, alpha=-2).argmin(-1) for some in chunks])

@@ -1,0 +1,148 @@
+"""The codes of a split: extracted once, held in small integers, memory-mapped from the run folder.
+
+RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type that holds the symbols of the level
+                 train-labels.npy    (N,) int64
+                 train.json          what they were made from, and the names of the classes
+
+Images are coded as they are, without augmentation. Codes are taken again as long as the model and the description of
+the data are the same; where the images themselves have changed, delete the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae.config import Config, to_dict
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images
+from hrvqvae.errors import InputError
+from hrvqvae.runs.storage import remove_temporaries, write_atomic
+from hrvqvae.systems.base import Autoencoder
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class CodeMaps:
+    """Codes of N images.
+
+    Attributes:
+        levels: (N, H_l, W_l) of each level, coarse first, in small unsigned integers.
+        labels: (N,) int64, zeros where there are no classes.
+        classes: names, empty where there are no classes.
+    """
+
+    levels: tuple[NDArray[Any], ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """(codes, labels) of some images: int64 (B, H_l, W_l) of each level, and (B,)."""
+        codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
+        return codes, torch.from_numpy(self.labels[indices])
+
+
+@torch.inference_mode()
+def extract(
+    model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None
+) -> CodeMaps:
+    """Codes of the images of a split, in order, computed in float32; the model ends on the CPU.
+
+    Args:
+        limit: of so many images only, spread evenly over the split.
+
+    Raises:
+        InputError: the data is not there, or no image can be read.
+    """
+    images = load_images(config.data, split)
+    device = device or torch.device("cpu")
+    model.to(device)
+    kinds = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
+    parts: list[list[NDArray[Any]]] = [[] for _ in kinds]
+    labels = []
+    for batch in evaluation_batches(
+        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, on_error=config.data.on_error
+    ):
+        labels.append(batch.labels.numpy())
+        for part, kind, codes in zip(parts, kinds, model.encode(batch.images.to(device)), strict=True):
+            part.append(codes.cpu().numpy().astype(kind))
+    model.cpu()
+    if not labels:
+        raise InputError(f"no image of the {split} split could be read")
+    return CodeMaps(tuple(np.concatenate(part) for part in parts), np.concatenate(labels), images.classes)
+
+
+def _array_bytes(array: NDArray[Any]) -> bytes:
+    stream = BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _source(model_digest: str, config: Config) -> dict[str, Any]:
+    """What codes depend on, as it stands in their JSON."""
+    fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
+    return {"model": model_digest, "data": json.loads(json.dumps(fields))}
+
+
+def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
+    """The codes of a split that lie in the folder, if they were made by that model from that data and are whole."""
+    source, levels = _source(model_digest, config), len(config.model.num_symbols)
+    try:
+        about = json.loads((folder / f"{split}.json").read_text())
+        if about["source"] != source:
+            return None
+        paths = [folder / f"{split}-level-{level}.npy" for level in range(1, levels + 1)]
+        maps = tuple(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+        labels = np.load(folder / f"{split}-labels.npy", allow_pickle=False)
+        if [list(array.shape) for array in maps] != about["shapes"] or len(labels) != about["shapes"][0][0]:
+            return None
+        return CodeMaps(maps, labels, tuple(about["classes"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
+        return None
+
+
+def stored_or_extracted(
+    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str, device: torch.device | None = None
+) -> CodeMaps:
+    """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
+
+    Args:
+        folder: made if it does not exist.
+        model_digest: of the model's weights: codes of another model are not taken.
+
+    Raises:
+        InputError: as `extract`; or the folder can't be written.
+    """
+    found = stored(folder, model_digest, config, split)
+    if found is not None:
+        return found
+    maps = extract(model, config, split, device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
+        (folder / f"{split}.json").unlink(missing_ok=True)
+        for level, codes in enumerate(maps.levels, start=1):
+            write_atomic(folder / f"{split}-level-{level}.npy", _array_bytes(codes))
+        write_atomic(folder / f"{split}-labels.npy", _array_bytes(maps.labels))
+        about = {
+            "source": _source(model_digest, config),
+            "classes": list(maps.classes),
+            "shapes": [list(codes.shape) for codes in maps.levels],
+        }
+        write_atomic(folder / f"{split}.json", json.dumps(about).encode())
+    except OSError as error:
+        raise InputError(f"the codes can't be written to {folder} ({error.strerror or error})") from error
+    return stored(folder, model_digest, config, split) or maps

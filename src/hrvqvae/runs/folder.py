@@ -1,0 +1,133 @@
+"""The run folder.
+
+RUN/config.yaml         the resolved configuration
+    metrics.jsonl       a line for each logged step and each evaluation
+    model.safetensors   averaged weights with the configuration inside: what everything else loads
+    checkpoints/        the two newest resume states, step-00001000.safetensors
+    pictures/           reconstruction sheets, training curves, codeword usage, samples
+    priors/codes/       the codes of the train split
+    priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from hrvqvae.config import Config, to_dict
+from hrvqvae.config.parsing import from_dict
+from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.runs import storage
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and its checkpoints."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
+    def codes(self) -> Path:
+        return self.path / "priors" / "codes"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Make the folders, and clear what a killed writer left.
+
+        Raises:
+            InputError: the folder can't be made or written.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.pictures):
+                folder.mkdir(parents=True, exist_ok=True)
+                storage.remove_temporaries(folder)
+            storage.write_atomic(self.path / ".writable", b"")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"the run folder {self.path} can't be written ({reason}); choose another --out") from error
+
+    def begun(self) -> bool:
+        """Whether there is anything here that a new run would overwrite."""
+        return bool(self.saved()) or self.model.is_file()
+
+    def write_config(self, config: Config) -> None:
+        storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+    def read_config(self) -> Config:
+        """Raises InputError where the folder holds no run, or its configuration is damaged."""
+        if not self.config.is_file():
+            raise InputError(f"{self.path} is not a run folder (it has no config.yaml)")
+        try:
+            content = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DamagedFileError(f"{self.config} is damaged: not YAML") from error
+        return from_dict(content, str(self.config))
+
+    def saved(self) -> list[Path]:
+        """Checkpoints, newest first."""
+        return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+        """Write a checkpoint and drop all but the two newest. Raises OSError with the older ones untouched."""
+        path = self.checkpoints / f"step-{step:09d}.safetensors"
+        storage.write(path, tensors, meta)
+        for old in self.saved()[KEPT:]:
+            old.unlink()
+        return path
+
+    def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """State of the newest checkpoint that is whole, or None where there is none at all.
+
+        A damaged one is named and set aside (renamed to *.damaged), so that two good ones are kept from here on.
+
+        Raises:
+            DamagedFileError: there are checkpoints and every one is damaged.
+        """
+        found, damaged = self.saved(), list[Path]()
+        for path in found:
+            try:
+                state = storage.read(path)
+            except DamagedFileError as error:
+                say(str(error))
+                damaged.append(path)
+                continue
+            for bad in damaged:
+                bad.replace(bad.with_suffix(".damaged"))
+            if damaged:
+                say(f"{path.name}, the one before, is taken")
+            return state
+        if found:
+            raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out")
+        return None
+
+
+def prior_folder(run: str | Path, level: int) -> RunFolder:
+    """The folder of the prior of a run's level (0 is the coarsest)."""
+    return RunFolder(Path(run) / "priors" / f"level-{level + 1}")

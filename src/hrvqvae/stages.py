@@ -1,0 +1,139 @@
+"""The stages as people run them: training with evaluation and pictures, from names, fields and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hrvqvae.config import Config
+from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prior_config
+from hrvqvae.data.batches import Batch, evaluation_batches
+from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.errors import InputError
+from hrvqvae.evaluation.distortion import Report, evaluate
+from hrvqvae.pictures import curves, sheets
+from hrvqvae.pictures.images import level_captions, level_rows
+from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.systems.base import Autoencoder
+from hrvqvae.training import autoencoder, prior
+from hrvqvae.training.device import Compute
+from hrvqvae.training.hooks import Display, MetricsLog, Say
+from hrvqvae.training.loop import Metrics
+from hrvqvae.training.stage import Outcome
+from hrvqvae.training.state import TrainState
+
+_SHEET_IMAGES = 8
+
+
+class EvaluationHook:
+    """Test metrics and pictures of the averaged model, every so many steps."""
+
+    def __init__(
+        self, config: Config, run: RunFolder, images: ImageSet, log: MetricsLog, display: Display, compute: Compute
+    ) -> None:
+        self.config, self.run, self.images, self.log = config, run, images, log
+        self.display, self.compute = display, compute
+
+    def due(self, state: TrainState) -> bool:
+        return state.step % self.config.training.evaluate_every == 0
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        report = self.evaluate(state)
+        levels = report.levels
+        record = {
+            "kind": "evaluation", "step": state.step, "images": report.images, "mse": report.mse, "psnr": report.psnr,
+            "ssim": report.ssim, "level_mse": [level.mse for level in levels],
+            "usage": [level.usage for level in levels], "perplexity": [level.perplexity for level in levels],
+        }  # fmt: skip
+        self.log.write(record)
+        used = " ".join(f"{level.used}/{level.codewords}" for level in levels)
+        self.display.say(f"step {state.step}  test MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}")
+        self._draw(state, report)
+
+    def evaluate(self, state: TrainState) -> Report:
+        """The averaged model on the test images that an evaluation takes."""
+        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers)
+        return evaluate(self._model(state), self.config, batches, "test", self.compute.device)
+
+    def _model(self, state: TrainState) -> Autoencoder:
+        model = state.averaged.module
+        assert isinstance(model, Autoencoder)
+        return model.eval()
+
+    def _batches(self, limit: int, workers: int) -> Generator[Batch, None, None]:
+        return evaluation_batches(
+            self.images, batch_size=self.config.training.batch_size, limit=limit,
+            workers=workers, on_error=self.config.data.on_error,
+        )  # fmt: skip
+
+    def _draw(self, state: TrainState, report: Report) -> None:
+        few = next(self._batches(_SHEET_IMAGES, workers=0)).images
+        images = self.compute.place_images(few).float() / 255
+        rows = level_rows(self._model(state), images, level_captions(report.levels))
+        sheets.save(sheets.draw(rows), self.run.pictures / "reconstructions.png")
+        curves.training_curves(self.log.records, self.run.pictures / "curves.png")
+        curves.codeword_usage([level.counts for level in report.levels], self.run.pictures / "usage.png")
+
+
+def train_autoencoder(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> Outcome:
+    """Train the autoencoder of a configuration into a run folder, with evaluation and pictures.
+
+    Raises as `autoencoder.train`.
+    """
+    return autoencoder.train(config, run, resume=resume, evaluation=EvaluationHook, say=say)
+
+
+def resolve_autoencoder(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool) -> Config:
+    """The configuration of a run that begins from a preset or file, or of the one in the folder that goes on.
+
+    Args:
+        given: dotted name -> text.
+
+    Raises:
+        InputError: unknown preset, bad value, or a resumed run that would no longer be the same run.
+    """
+    if resume and run.begun():
+        return continue_autoencoder(name, given, run.read_config(), str(run.path))
+    return begin_autoencoder(name, given)
+
+
+def resolve_priors(path: str | Path, level: int | None, given: Mapping[str, str], *, resume: bool) -> dict[int, Config]:
+    """Level (0 is the coarsest) -> configuration of its prior, for all levels of a run or the one of that number.
+
+    Args:
+        path: a run folder.
+        level: counted from 1; None takes all.
+        given: dotted name -> text.
+
+    Raises:
+        InputError: no such run or level, or as `prior_config`.
+    """
+    stored = RunFolder(Path(path)).read_config()
+    count = len(stored.model.num_symbols)
+    if level is not None and not 1 <= level <= count:
+        raise InputError(f"--level is {level}; this model has levels 1 to {count}")
+    configs = {}
+    for index in range(count) if level is None else [level - 1]:
+        folder = prior_folder(path, index)
+        begun = folder.read_config() if resume and folder.config.is_file() else None
+        configs[index] = prior_config(stored, given, begun)
+    return configs
+
+
+def _draw_prior(run: RunFolder, records: Any) -> None:
+    curves.prior_curves(records, run.pictures / "curves.png")
+
+
+def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, say: Say = print) -> dict[int, Outcome]:
+    """Train the priors of a run's levels, their curves drawn. Raises as `prior.train_priors`."""
+    return prior.train_priors(path, configs, resume=resume, evaluated=_draw_prior, say=say)
+
+
+__all__ = [
+    "EvaluationHook",
+    "resolve_autoencoder",
+    "resolve_priors",
+    "train_autoencoder",
+    "train_priors",
+]

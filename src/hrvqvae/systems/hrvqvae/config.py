@@ -1,0 +1,36 @@
+"""Configuration of HR-VQVAE."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hrvqvae.config.model import CodebookModelConfig, Grid
+from hrvqvae.config.quantizer import TreeQuantizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRVQVAEConfig(CodebookModelConfig):
+    """One encoder, one latent grid, L levels of linked codebooks, one decoder (docs/method.md, Table 6)."""
+
+    system: Literal["hrvqvae"] = "hrvqvae"
+    quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
+        return (self.grid(height, width),) * self.quantizer.levels
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each level can take: m, since its parent is known."""
+        return (self.quantizer.codewords,) * self.quantizer.levels
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each level in all: m^l."""
+        return tuple(self.quantizer.codewords**level for level in range(1, self.quantizer.levels + 1))
+
+    def with_leaves(self, branching: int, levels: int) -> HRVQVAEConfig:
+        quantizer = dataclasses.replace(self.quantizer, codewords=branching, levels=levels)
+        return dataclasses.replace(self, quantizer=quantizer)

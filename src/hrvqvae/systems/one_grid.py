@@ -1,0 +1,126 @@
+"""What systems with one latent grid have in common: an encoder, a quantizer, a decoder."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import CodebookModelConfig, Grid
+from hrvqvae.errors import InputError
+from hrvqvae.nn import Decoder, Encoder
+from hrvqvae.quantize import Codes, Quantized, random_latents
+from hrvqvae.systems.base import Autoencoder, Reconstructed, unit_images
+from hrvqvae.systems.framing import cropped, framed
+
+
+class Quantizer(Protocol):
+    """What a quantizer of one grid does; (B, H, W, D) latents."""
+
+    def __call__(self, latents: Tensor) -> Quantized: ...
+
+    def encode(self, latents: Tensor) -> Codes: ...
+
+    def lookup(self, codes: Codes) -> Tensor: ...
+
+    def paths(self, codes: Codes) -> Codes: ...
+
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None: ...
+
+    def revive(self, latents: Tensor, generator: torch.Generator) -> int: ...
+
+
+class OneGrid(Autoencoder):
+    """An autoencoder with one latent grid, whose quantizer a system hands in.
+
+    image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
+        z -> quantizer -> codes, a tensor (B, H, W) a level
+        codes -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
+
+    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride.
+    """
+
+    quantizer: nn.Module
+
+    def __init__(self, config: CodebookModelConfig, channels: int, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.config, self._channels, self.quantizer = config, channels, quantizer
+        self.encoder = Encoder(
+            channels=channels, dim=config.quantizer.dim, stride=config.stride, hidden=config.hidden_units,
+            inner=config.residual_units, blocks=config.residual_blocks, kernel=config.kernel,
+        )  # fmt: skip
+        self.decoder = Decoder(
+            channels=channels, dim=config.quantizer.dim, stride=config.stride, hidden=config.hidden_units,
+            inner=config.residual_units, blocks=config.residual_blocks, kernel=config.kernel,
+        )  # fmt: skip
+
+    @property
+    def _quantizer(self) -> Quantizer:
+        return self.quantizer  # type: ignore[return-value]
+
+    @property
+    def channels(self) -> int:
+        return self._channels
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        return tuple(range(1, len(self.config.num_symbols) + 1))
+
+    def latents(self, images: Tensor) -> Tensor:
+        """z: (B, C, Y, X) float32 in [0, 1] -> (B, H, W, D) float32."""
+        rows, columns = self.config.grid(images.shape[-2], images.shape[-1])
+        stride = self.config.stride
+        features: Tensor = self.encoder(framed(images, self.config.padding, rows * stride, columns * stride))
+        return features.permute(0, 2, 3, 1).float()
+
+    def pixels(self, latents: Tensor, size: Grid | None) -> Tensor:
+        """Decoder output in [-1, 1], cropped: (B, H, W, D) -> (B, C, Y, X) float32, not clamped."""
+        return cropped(self.decoder(latents.permute(0, 3, 1, 2)), self.config.padding, size)
+
+    def forward(self, images: Tensor) -> Reconstructed:
+        """The loss is the printed one (docs/method.md) over the number of pixel values of the batch."""
+        unit = unit_images(images, self.channels)
+        quantized = self._quantizer(self.latents(unit))
+        output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
+        losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
+        losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
+        return Reconstructed((output + 1) / 2, quantized.codes, losses)
+
+    def encode(self, images: Tensor) -> Codes:
+        return self._quantizer.encode(self.latents(unit_images(images, self.channels)))
+
+    def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
+        most = self.prefixes[-1]
+        if levels is not None and not 1 <= levels <= most:
+            raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+        if levels is not None and len(codes) < levels:
+            raise InputError(f"levels is {levels}, but codes of {len(codes)} levels are given")
+        output = self.pixels(self._quantizer.lookup(codes[:levels]), size)
+        return ((output + 1) / 2).clamp(0, 1)
+
+    def paths(self, codes: Codes) -> tuple[Tensor, ...]:
+        return self._quantizer.paths(codes)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+        if self.config.quantizer.init_vectors:
+            latents = self.latents(unit_images(images, self.channels))
+            self._quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
+        else:
+            noise = random_latents(self.config.num_codewords[-1], self.config.quantizer.dim, generator)
+            self._quantizer.initialize(noise.to(images.device), generator)
+
+    @torch.no_grad()
+    def revive(self, images: Tensor, generator: torch.Generator) -> int:
+        return self._quantizer.revive(self.latents(unit_images(images, self.channels)), generator)
+
+    @property
+    def linked_codebooks(self) -> tuple[Tensor, ...]:
+        """Codebooks (m^l, m, D) of each level, where each codeword owns a codebook of the next; else empty."""
+        return ()
+
+    @property
+    def codeword_counts(self) -> tuple[Tensor, ...]:
+        """Moving averages (m^l, m) of how often codewords of linked codebooks are chosen; else empty."""
+        return ()
