@@ -14,8 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 
 import torch
 
-from hrvqvae.config import Config, DataConfig, HRVQVAEConfig, TrainingConfig, TreeQuantizerConfig
+from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig
 from hrvqvae.data.files import gzip_bytes, idx_bytes
+from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
 
 torch.set_num_threads(1)
 
