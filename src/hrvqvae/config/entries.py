@@ -131,7 +131,7 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 
 SYSTEMS: Registry[System] = Registry(
     "system", "hrvqvae.systems",
-    _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan"), "SYSTEM"),
+    _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM"),
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
     "network of priors", "hrvqvae.priors", _in_package("priors", ("pixelsnail", "transformer"), "PRIOR")
