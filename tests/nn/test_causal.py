@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hrvqvae.config import PixelSNAILConfig
 from hrvqvae.nn import attend, cheap_dropout
-from hrvqvae.priors import Level
-from hrvqvae.sampling import Draw, sample_cached, sample_plain
+from hrvqvae.priors.base import Level
+from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.hierarchy import sample_cached
+from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.plain import sample_plain
 from tests.priors.test_pixelsnail import inputs, network, random_prior
-from tests.sampling.test_sampling import drawn
+from tests.priors.test_sampling import drawn
 
 
 @pytest.mark.parametrize("number", [1, 31, 32, 33, 65, 130, 256])
@@ -40,6 +42,14 @@ def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format:
     torch.manual_seed(0)
     assert torch.equal(cheap_dropout(features, share, True), dropped)
     assert cheap_dropout(features, share, False) is features
+
+
+def test_dropout_of_nearly_everything_stays_finite() -> None:
+    """Rounded to 1/256 such a share would be all, and what is kept would be divided by zero."""
+    torch.manual_seed(0)
+    dropped = cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True)
+    assert torch.isfinite(dropped).all()
+    assert dropped.max() == 256
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (12, 9)])

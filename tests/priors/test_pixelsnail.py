@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.config import PixelSNAILConfig
 from hrvqvae.errors import InputError
 from hrvqvae.nn import CausalConv2d
-from hrvqvae.priors import Level, PixelSNAIL, code_loss, total_bits
-from hrvqvae.priors.base import Prior
+from hrvqvae.priors.base import Level, code_loss, total_bits
+from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.pixelsnail.network import PixelSNAIL
+from tests.priors.table import Table
 
 
 def network(**changes: object) -> PixelSNAILConfig:
@@ -131,17 +132,6 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:
 def test_attention_is_spread_evenly(blocks: int, layers: int, after: tuple[int, ...]) -> None:
     config = network(residual_blocks=blocks, attention_layers=(layers,))
     assert random_prior(config, Level(grid=(2, 2), symbols=2)).attention_after == after
-
-
-class Table(Prior):
-    """A prior that says the same everywhere."""
-
-    def __init__(self, level: Level, shares: list[float]) -> None:
-        super().__init__(level)
-        self.shares = torch.tensor(shares).log()
-
-    def logits(self, codes: Tensor, coarser: object, label: Tensor | None) -> Tensor:
-        return (self.shares + 7)[None, :, None, None].expand(len(codes), -1, *self.level.grid)
 
 
 def test_bits_are_the_entropy_of_what_was_said() -> None:

@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
 
-from hrvqvae.config import TransformerConfig
 from hrvqvae.errors import InputError
-from hrvqvae.priors import Level, Transformer
-from hrvqvae.sampling import Draw, sample_cached, sample_plain
+from hrvqvae.priors.base import Level
+from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.hierarchy import sample_cached
+from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.transformer.config import TransformerConfig
+from hrvqvae.priors.transformer.network import Transformer
 from tests.priors.test_pixelsnail import inputs
-from tests.sampling.test_sampling import drawn
+from tests.priors.test_sampling import drawn
 
 
 def random_transformer(config: TransformerConfig, level: Level, seed: int = 0) -> Transformer:
     torch.manual_seed(seed)
-    prior = Transformer(config, level).eval().requires_grad_(False)
+    prior = Transformer(config, level, 0).eval().requires_grad_(False)
     for parameter in prior.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     return prior

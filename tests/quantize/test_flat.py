@@ -11,7 +11,8 @@ import torch
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import FlatQuantizer
-from hrvqvae.quantize.search import search_flat, search_flat_chunked
+from hrvqvae.quantize.search import search_flat
+from hrvqvae.quantize.search.chunked import search_flat_chunked
 
 CONFIG = QuantizerConfig(codewords=7, dim=3, beta=0.4, decay=0.9)
 

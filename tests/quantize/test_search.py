@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.errors import NonFiniteError
-from hrvqvae.quantize import compiled, search
-from hrvqvae.quantize.compiled import search_flat_compiled, search_tree_compiled
-from hrvqvae.quantize.search import FlatSearcher, TreeSearcher, search_flat, search_tree, search_tree_chunked
+from hrvqvae.quantize.search import FlatSearcher, TreeSearcher, chunked, compiled, search_flat, search_tree
+from hrvqvae.quantize.search.chunked import search_flat_chunked, search_tree_chunked
+from hrvqvae.quantize.search.compiled import search_flat_compiled, search_tree_compiled
 
 TREES: dict[str, TreeSearcher] = {
     "plain": search_tree,
@@ -55,7 +55,7 @@ def codebooks(generator: torch.Generator, levels: int, size: int, dim: int, offs
     return books
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_the_compiled_tree_agrees_with_the_oracle(data: st.DataObject) -> None:
     check_tree("compiled", data, 100_000)
@@ -136,12 +136,20 @@ def test_a_hundred_thousand_vectors_in_four_threads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TREES)
-@pytest.mark.parametrize("levels", [1, 3, 6])
-def test_ties_go_to_the_lowest_index(name: str, levels: int) -> None:
-    book = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
-    books = [book.view(1, 8, 1).repeat(8**level, 1, 1) for level in range(min(levels, 3))]
+@pytest.mark.parametrize(("levels", "size"), [(1, 8), (3, 8), (6, 4)])
+def test_ties_go_to_the_lowest_index(name: str, levels: int, size: int) -> None:
+    """Every codeword of a vector's codebook is as near as the others, at every level."""
+    first, deeper = torch.tensor([1.0, -1.0]), torch.tensor([0.0, -2.0])  # every level leaves -1
+    books = [
+        (deeper if level else first).repeat(size // 2 * size**level).view(size**level, size, 1)
+        for level in range(levels)
+    ]
+    residual = torch.zeros(1)
+    for book in books:
+        assert len((residual - book[0]).abs().unique()) == 1, "ties at every level"
+        residual = residual - book[0, 0]
     found = TREES[name](torch.zeros(3, 1), books)
-    assert (found.paths[0] == 0).all()
+    assert found.paths.tolist() == [[0, 0, 0]] * levels
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -187,23 +195,51 @@ def test_nan_stays_visible_where_the_device_is_not_waited_for() -> None:
 
 
 def test_values_that_can_not_be_squared() -> None:
-    with pytest.raises(NonFiniteError, match="too large to be squared"):
+    with pytest.raises(NonFiniteError, match="latents or codewords are too large .* to be squared"):
         search_tree_compiled(torch.full((2, 3), 3e38), codebooks(torch.Generator().manual_seed(0), 1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["plain", "compiled"])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+def test_a_codebook_that_is_not_finite_is_named(name: str, bad: float) -> None:
+    """The latents are without fault, and the message does not blame them."""
+    books = codebooks(torch.Generator().manual_seed(0), 2, 5, 7)
+    books[1] = torch.full_like(books[1], bad)
+    with pytest.raises(NonFiniteError, match="^codebook of level 2: 175 of 175 values are NaN or infinite$"):
+        TREES[name](torch.zeros(3, 7), books)
+    with pytest.raises(NonFiniteError, match="^codebook of level 1: 35 of 35 values are NaN or infinite$"):
+        FLATS[name](torch.zeros(3, 7), books[1][0])
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     books, latents = codebooks(generator, 3, 4, 5), torch.randn(101, 5, generator=generator)
     whole = search_tree_chunked(latents, books)
-    monkeypatch.setattr(search, "_CHUNK_VALUES", 7 * 4 * 5)
+    monkeypatch.setattr(chunked, "_CHUNK_VALUES", 7 * 4 * 5)
     assert torch.equal(search_tree_chunked(latents, books).paths, whole.paths)
 
 
-def test_the_fastest_is_the_plain_one_where_numba_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flat_codebook_is_searched_in_float32_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
-    books, latents = codebooks(generator, 3, 4, 5), torch.randn(50, 5, generator=generator)
-    monkeypatch.setattr(search, "_compiled_is_there", lambda: False)
-    assert torch.equal(search.search_tree_fastest(latents, books).paths, search_tree_compiled(latents, books).paths)
+    latents, codebook = torch.randn(500, 8, generator=generator), torch.randn(64, 8, generator=generator)
+    expected = search_flat_chunked(latents, codebook)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(search_flat_chunked(latents, codebook), expected)
+
+
+def test_where_torch_can_not_compile_the_search_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_nothing(function: object, **_: object) -> Callable[..., object]:
+        def call(*_: object) -> object:
+            raise RuntimeError("Failed to find\nC compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    chunked._descend_compiled.cache_clear()
+    with pytest.warns(UserWarning, match=r"torch.compile does not work here \(Failed to find C compiler\)"):
+        found = chunked._descend_compiled(torch.device("cpu"))
+    chunked._descend_compiled.cache_clear()
+    assert found is chunked._descend
 
 
 def test_threads_may_search_at_once() -> None:
@@ -221,7 +257,7 @@ def test_threads_may_search_at_once() -> None:
 
 FORK = """
 import os, torch
-from hrvqvae.quantize.compiled import search_tree_compiled
+from hrvqvae.quantize.search.compiled import search_tree_compiled
 torch.set_num_threads(2)
 books = [torch.arange(8.0).view(1, 8, 1)]
 latents = torch.arange(5000.0).view(-1, 1) % 8
@@ -247,7 +283,7 @@ def test_a_forked_process_searches_as_well() -> None:
 
 CACHE = """
 import torch
-from hrvqvae.quantize.compiled import search_tree_compiled
+from hrvqvae.quantize.search.compiled import search_tree_compiled
 books = [torch.arange(3.0).view(1, 3, 1), torch.zeros(3, 3, 1)]
 print(search_tree_compiled(torch.tensor([[2.2], [0.1]]), books).paths.tolist())
 """

@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from hrvqvae.checkpoint import RunFolder
-from hrvqvae.configfile import from_file
-from hrvqvae.training.autoencoder import train
+from hrvqvae.config.parsing import from_file
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.stages import train_autoencoder
 
 
 def child(config_path: Path, folder: Path) -> int:
@@ -23,7 +23,7 @@ def child(config_path: Path, folder: Path) -> int:
     if pid == 0:
         code = 1
         try:
-            train(from_file(config_path), RunFolder(folder), resume=True, say=lambda _: None)
+            train_autoencoder(from_file(config_path), RunFolder(folder), resume=True, say=lambda _: None)
             code = 0
         finally:
             os._exit(code)

@@ -16,22 +16,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrvqvae import codemaps, storage
-from hrvqvae.checkpoint import RunFolder, export, load_priors, load_with_config, prior_run
-from hrvqvae.config import Config, PixelSNAILConfig, PriorConfig
+from hrvqvae.config import Config, PriorConfig, PriorTrainingConfig
 from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.priors import code_loss
-from hrvqvae.resolve import resolve_priors
+from hrvqvae.priors.base import code_loss
+from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.runs import codemaps, storage
+from hrvqvae.runs.export import export
+from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.runs.loading import has_priors, load_priors, load_with_config
+from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from hrvqvae.training import loop
-from hrvqvae.training.autoencoder import train
 from hrvqvae.training.hooks import MetricsLog
-from hrvqvae.training.prior import LevelBatch, LevelCodes, PriorStep, held_out_split, train_priors
+from hrvqvae.training.prior import LevelBatch, LevelCodes, PriorStep, held_out_split
 from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
 
 GIVEN = {
     "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
-    "prior.network.attention_layers": "[1]", "prior.network.attention_heads": "2", "prior.training.batch_size": "16",
+    "prior.network.attention_layers": "1", "prior.network.attention_heads": "2", "prior.training.batch_size": "16",
     "prior.training.max_steps": "12", "prior.training.precision": "fp32", "prior.training.device": "cpu",
     "prior.training.evaluate_every": "4", "prior.training.checkpoint_every": "3", "prior.training.log_every": "4",
     "prior.training.warmup_steps": "2", "prior.training.polyak_decay": "0.5",
@@ -49,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
 
     config: Config = tiny.__wrapped__(mnist_root)
     path = tmp_path_factory.mktemp("trained") / "run"
-    train(with_training(config, max_steps=60), RunFolder(path), resume=False, say=silent)
+    train_autoencoder(with_training(config, max_steps=60), RunFolder(path), resume=False, say=silent)
     return path
 
 
@@ -65,7 +67,7 @@ def train_levels(path: Path, level: int | None = None, resume: bool = False, **c
 
 
 def weights(path: Path, level: int) -> dict[str, Tensor]:
-    folder = prior_run(path, level)
+    folder = prior_folder(path, level)
     kept = storage.read(folder.model)[0]
     return storage.read(folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
 
@@ -75,7 +77,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def records(path: Path, level: int, kind: str) -> list[dict[str, float]]:
-    lines = prior_run(path, level).metrics.read_text().splitlines()
+    lines = prior_folder(path, level).metrics.read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
@@ -86,7 +88,7 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
         assert [record["step"] for record in found] == [20, 40, 60]
         assert found[-1]["bits_per_code"] < np.log2(3) - 0.1
         assert found[0]["bits_per_image"] == pytest.approx(found[0]["bits_per_code"] * 49)
-        assert (prior_run(run, level).pictures / "curves.png").is_file()
+        assert (prior_folder(run, level).pictures / "curves.png").is_file()
     priors = load_priors(run)
     assert [len(prior.level.coarser) for prior in priors.levels] == [0, 1]
     assert priors.classes == tuple("0123456789")
@@ -99,11 +101,11 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path) -> None:
     model, config = load_with_config(run)
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
     np.save(RunFolder(run).codes / "train-level-2.npy", noise)  # what can only be learned by heart
-    train_levels(run, 2, training__max_steps="90", training__learning_rate="0.02", network__dropout="[0.0]")
+    train_levels(run, 2, training__max_steps="90", training__learning_rate="0.02", network__dropout="0.0")
     found = records(run, 1, "evaluation")
     best = min(found, key=lambda record: record["bits_per_code"])
     assert best["step"] < 90, "this one overfits, or there is nothing to keep"
-    _, meta = storage.read(prior_run(run, 1).model)
+    _, meta = storage.read(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
     maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     assert maps is not None
@@ -196,7 +198,7 @@ def test_a_prior_that_is_there_is_not_overwritten(run: Path) -> None:
     before = weights(run, 1)
     with pytest.raises(InputError, match=r"level-2 holds a run already: continue it with --resume, or delete"):
         train_levels(run)
-    assert not prior_run(run, 0).begun(), "nothing is begun that can't be finished"
+    assert not prior_folder(run, 0).begun(), "nothing is begun that can't be finished"
     assert same(weights(run, 1), before)
 
 
@@ -205,7 +207,7 @@ def test_a_resumed_prior_stays_the_same_prior(run: Path) -> None:
     with pytest.raises(InputError, match=r"--prior.network.hidden_units is 8 there, 16 here"):
         train_levels(run, 1, resume=True, network__hidden_units="16")
     train_levels(run, 1, resume=True, training__max_steps="13")
-    assert storage.read(prior_run(run, 0).saved()[0])[1]["step"] == 13
+    assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 13
 
 
 def test_priors_of_another_autoencoder_are_refused(run: Path) -> None:
@@ -221,7 +223,7 @@ def test_what_can_not_be_loaded(run: Path) -> None:
     with pytest.raises(InputError, match=r"no prior of level 1; train it: hrvqvae train-prior .* --level 1"):
         load_priors(run)
     train_levels(run)
-    path = prior_run(run, 1).model
+    path = prior_folder(run, 1).model
     tensors, meta = storage.read(path)
     storage.write(path, tensors, {**meta, "kind": "autoencoder"})
     with pytest.raises(DamagedFileError, match="is not a prior"):
@@ -241,7 +243,7 @@ def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tm
     files = export(run, tmp_path / "out")
     assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert sum(path.stat().st_size for path in files) < 0.7 * sum(
-        path.stat().st_size for path in (RunFolder(run).model, *(prior_run(run, level).model for level in range(2)))
+        path.stat().st_size for path in (RunFolder(run).model, *(prior_folder(run, level).model for level in range(2)))
     )
     assert not any(str(run).encode() in path.read_bytes() for path in files)
     for one, other in zip(load_priors(tmp_path / "out").levels, load_priors(run).levels, strict=True):
@@ -290,12 +292,12 @@ def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
 
     monkeypatch.setattr(PriorStep, "__call__", step)
     train_levels(run, training__batch_size="7")
-    assert storage.read(prior_run(run, 0).saved()[0])[1]["step"] == 4
+    assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 4
     monkeypatch.undo()
     train_priors(run, resolve_priors(str(run), None, {}, resume=True), resume=True, say=silent)
     for level in range(2):
-        assert prior_run(run, level).read_config().prior.training.batch_size == 7
-        assert storage.read(prior_run(run, level).saved()[0])[1]["step"] == 12
+        assert prior_folder(run, level).read_config().prior.training.batch_size == (7,)
+        assert storage.read(prior_folder(run, level).saved()[0])[1]["step"] == 12
 
 
 def test_a_full_disk_while_the_best_state_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,11 +322,12 @@ def test_held_out_images_are_never_trained_on() -> None:
 
 
 def test_values_by_level() -> None:
-    prior = PriorConfig(batch_size=(8, 4), network=PixelSNAILConfig(dropout=(0.1, 0.2), attention_layers=(0, 2)))
+    training = PriorTrainingConfig(batch_size=(8, 4))
+    prior = PriorConfig(training=training, network=PixelSNAILConfig(dropout=(0.1, 0.2), attention_layers=(0, 2)))
     assert [prior.training_of(level).batch_size for level in range(2)] == [8, 4]
     with pytest.raises(InputError, match="has 2 values; level 3 needs one"):
         prior.training_of(2)
-    assert dataclasses.replace(prior, batch_size=()).training_of(5).batch_size == 32
+    assert dataclasses.replace(prior, training=PriorTrainingConfig()).training_of(5).batch_size == 32
     for fields in ({"attention_layers": (9, 1), "residual_blocks": 8}, {"hidden_units": 12, "attention_heads": 8}):
         with pytest.raises(InputError, match="prior.network"):
             PixelSNAILConfig(**fields)  # type: ignore[arg-type]

@@ -19,17 +19,19 @@ import torch
 import yaml
 from torch import Tensor
 
-import hrvqvae
-from hrvqvae import data, storage
-from hrvqvae.checkpoint import RunFolder, load_with_config
 from hrvqvae.config import Config, to_dict
+from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import list_folder
 from hrvqvae.errors import DamagedFileError, InputError, NonFiniteError
-from hrvqvae.models import build
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.loading import load_with_config
+from hrvqvae.stages import train_autoencoder
+from hrvqvae.systems.build import build
 from hrvqvae.training import loop
-from hrvqvae.training.autoencoder import AutoencoderStep, Outcome, train
-from hrvqvae.training.device import Compute
+from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.hooks import MetricsLog
+from hrvqvae.training.stage import Outcome
 from hrvqvae.training.state import TrainState
 from tests.conftest import with_data, with_quantizer, with_training
 
@@ -39,7 +41,7 @@ def silent(_: str) -> None:
 
 
 def run_to(config: Config, folder: Path, resume: bool = False) -> Outcome:
-    return train(config, RunFolder(folder), resume=resume, say=silent)
+    return train_autoencoder(config, RunFolder(folder), resume=resume, say=silent)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -80,11 +82,9 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_pat
 def test_the_model_is_the_average_of_the_weights(tiny: Config, tmp_path: Path) -> None:
     run_to(with_training(tiny, polyak_decay=0.5), tmp_path / "run")
     tensors = weights(tmp_path / "run")
-    name = "decoder.0.weight"
-    assert torch.equal(tensors[f"file.{name}"], tensors[f"averaged.module.{name}"])
-    assert not torch.equal(tensors[f"file.{name}"], tensors[f"model.{name}"])
-    codewords = "quantizer.codebooks.1.codewords"
-    assert torch.equal(tensors[f"file.{codewords}"], tensors[f"model.{codewords}"])
+    for name in ("decoder.0.weight", "quantizer.codebooks.1.codewords"):
+        assert torch.equal(tensors[f"file.{name}"], tensors[f"averaged.module.{name}"])
+        assert not torch.equal(tensors[f"file.{name}"], tensors[f"model.{name}"])
 
 
 def test_polyak_averaging_is_the_printed_recursion(tiny: Config) -> None:
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_is_noticed(damage: str, tiny: Config, tmp_path: Pa
         damage, content
     )
     newest.write_bytes(content)
-    train(tiny, run, resume=True, say=said.append)
+    train_autoencoder(tiny, run, resume=True, say=said.append)
     assert newest.name in said[0]
     assert "is damaged" in said[0]
     assert said[1].startswith(f"{older.name}, the one before")
@@ -267,7 +267,7 @@ def test_signals_write_a_checkpoint(
 ) -> None:
     original, handler = AutoencoderStep.__call__, signal.getsignal(number)
 
-    def step(self: AutoencoderStep, state: TrainState, batch: data.Batch) -> loop.Metrics:
+    def step(self: AutoencoderStep, state: TrainState, batch: Batch) -> loop.Metrics:
         if state.step == 7:
             signal.raise_signal(number)
         return original(self, state, batch)
@@ -288,7 +288,7 @@ def test_what_is_not_finite_stops_before_the_update(
     seen: list[dict[str, Tensor]] = []
     original = AutoencoderStep.__call__
 
-    def step(self: AutoencoderStep, state: TrainState, batch: data.Batch) -> loop.Metrics:
+    def step(self: AutoencoderStep, state: TrainState, batch: Batch) -> loop.Metrics:
         if state.step == 7:
             if where == "loss":
                 list(self.model.parameters())[-1].data.fill_(float("inf"))
@@ -443,53 +443,3 @@ def test_learning_rates(tiny: Config) -> None:
     assert loop.learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
     constant = dataclasses.replace(cosine, schedule="constant")
     assert loop.learning_rate(constant, 0, 0.9) == 1.0
-
-
-def test_bf16_is_chosen_where_the_processor_has_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    auto = dataclasses.replace(tiny.training, precision="auto")
-    for present in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda present=present: {"avx512_bf16": present})
-        assert Compute.of(auto).bf16 is present
-        assert Compute.of(dataclasses.replace(auto, precision="bf16")).bf16
-        assert not Compute.of(dataclasses.replace(auto, precision="fp32")).bf16
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:x"])
-def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
-    with pytest.raises(InputError, match=f"device is '{name}'"):
-        Compute.of(dataclasses.replace(tiny.training, device=name))
-
-
-def test_loading_from_anywhere(tiny: Config, tmp_path: Path) -> None:
-    run_to(tiny, tmp_path / "run")
-    model = hrvqvae.load(tmp_path / "run")
-    file = hrvqvae.load(tmp_path / "run" / "model.safetensors")
-    images = torch.rand(2, 1, 12, 12)
-    assert not model.training
-    assert torch.equal(model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "there is no such run folder"),
-        (lambda path: path.mkdir(), "is not a run folder"),
-        (lambda path: (path.mkdir(), (path / "config.yaml").write_text("")), "has no model.safetensors yet"),
-        (lambda path: path.write_text("text"), "is damaged"),
-        (lambda path: storage.write(path, {}, {}), "not a model of hrvqvae"),
-    ],
-)
-def test_runs_that_are_none(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    make(tmp_path / "run")
-    with pytest.raises(InputError, match=message):
-        hrvqvae.load(tmp_path / "run")
-
-
-def test_weights_of_another_model(tiny: Config, tmp_path: Path) -> None:
-    run_to(with_training(tiny, max_steps=3), tmp_path / "run")
-    path = tmp_path / "run" / "model.safetensors"
-    tensors, meta = storage.read(path)
-    meta["config"]["model"]["hidden_units"] = 16
-    storage.write(path, tensors, meta)
-    with pytest.raises(DamagedFileError, match="do not fit their configuration"):
-        hrvqvae.load(path)

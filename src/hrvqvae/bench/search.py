@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hrvqvae.errors import InputError
-from hrvqvae.quantize.search.compiled import search_flat_compiled
 from hrvqvae.quantize.search import search_tree_fastest
+from hrvqvae.quantize.search.compiled import search_flat_compiled
 
 Row = dict[str, Any]
 

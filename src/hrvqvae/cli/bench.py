@@ -11,10 +11,9 @@ from hrvqvae.errors import InputError
 
 def _bench_train(arguments: Arguments) -> int:
     from hrvqvae.bench.train import bench_train
-    from hrvqvae.config.parsing import check_fields, override
+    from hrvqvae.config.parsing import override
     from hrvqvae.config.resolve import base_config
 
-    check_fields(arguments.fields)
     config = override(base_config(arguments.preset), arguments.fields)
     at_least(arguments.rounds, 1, "--rounds")
     rows = bench_train(config, arguments.rounds, profile=arguments.profile)
@@ -68,10 +67,9 @@ def _bench_start(arguments: Arguments) -> int:
 
 def _bench_prior(arguments: Arguments) -> int:
     from hrvqvae.bench.prior import bench_prior
-    from hrvqvae.config.parsing import check_fields, override
+    from hrvqvae.config.parsing import override
     from hrvqvae.config.resolve import base_config
 
-    check_fields(arguments.fields)
     base = base_config(arguments.preset)
     if base.prior.network.kind != "pixelsnail":
         raise InputError(f"what is measured are the parts of a PixelSNAIL; {base.name} has a {base.prior.network.kind}")

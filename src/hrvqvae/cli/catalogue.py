@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from hrvqvae.cli.console import Arguments, Group, command, group, print_json, print_table
+from hrvqvae.cli.console import Arguments, Group, command, group, print_json, print_table, warn_of_faults
 
 
 def _presets(arguments: Arguments) -> int:
     from hrvqvae.config import presets
+    from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS
 
     if arguments.name is None:
-        described = [presets.describe(presets.get(name)) for name in presets.names()]
+        warn_of_faults(SYSTEMS, PRIORS, DATASETS)
         if arguments.json:
-            print_json(described)
+            print_json([presets.describe(presets.get(name)) for name in presets.names()])
         else:
-            print_table([(entry["name"], entry["about"]) for entry in described])
+            print_table(list(presets.listed()))
         return 0
     entry = presets.describe(presets.get(arguments.name))
     if arguments.json:
@@ -38,6 +39,7 @@ def _data_list(arguments: Arguments) -> int:
     from hrvqvae.data.loading import data_root, missing_files
     from hrvqvae.perceptual import published
 
+    warn_of_faults(DATASETS)
     root = data_root(arguments.root)
     rows: list[tuple[str, str, str]] = []
     for dataset in DATASETS.entries():

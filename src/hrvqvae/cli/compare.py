@@ -6,22 +6,21 @@ import contextlib
 import sys
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, print_json
+from hrvqvae.cli.console import Arguments, Group, command, print_json, warn_of_faults
 
 
 def _compare(arguments: Arguments) -> int:
     from hrvqvae.comparison import codebook_study
     from hrvqvae.comparison import compare as systems_compared
     from hrvqvae.config.entries import SYSTEMS
-    from hrvqvae.config.parsing import check_fields
 
-    check_fields(arguments.fields, list(SYSTEMS))
+    warn_of_faults(SYSTEMS)
     default = codebook_study.studied_systems() if arguments.study else systems_compared.available_systems()
     named = ",".join(default) if arguments.systems is None else arguments.systems
     systems = tuple(name.strip() for name in named.split(",") if name.strip())
     comparison = systems_compared.Comparison(
-        dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, max_steps=arguments.max_steps,
-        max_minutes=arguments.max_minutes, priors=arguments.priors,
+        dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, first_seed=arguments.first_seed,
+        max_steps=arguments.max_steps, max_minutes=arguments.max_minutes, priors=arguments.priors,
         prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
         fields=arguments.fields,
@@ -48,6 +47,7 @@ def add(commands: Group) -> None:
     compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
     compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
     compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")
+    compare.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)")
     compare.add_argument(
         "--priors",
         action="store_true",

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hrvqvae.errors import InputError
+
+if TYPE_CHECKING:
+    from hrvqvae.config.registry import Registry
 
 Arguments = argparse.Namespace
 Group = Any  # what argparse's add_subparsers gives
 Call = Callable[[Arguments], int]
+_OPTION = re.compile(r"-[^\d.]")  # and not a negative number
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,9 +40,25 @@ def group(under: Group, name: str, about: str, what: str) -> Group:
     return under.add_parser(name, help=about).add_subparsers(metavar=what, required=True, parser_class=Parser)
 
 
+def _for_json(value: Any) -> Any:
+    """Plain values as JSON knows them, which has no infinity and no NaN: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _for_json(inner) for key, inner in value.items()}
+    return [_for_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def print_json(value: Any) -> None:
-    """Print plain values for programs."""
-    print(json.dumps(value, indent=2))
+    """Print plain values for programs. What is not finite is null."""
+    print(json.dumps(_for_json(value), indent=2, allow_nan=False))
+
+
+def warn_of_faults(*registries: Registry[Any]) -> None:
+    """Say on stderr which entries of other packages can't be used, a line each."""
+    for registry in registries:
+        for fault in registry.faults():
+            print(f"hrvqvae: {fault}", file=sys.stderr)
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:
@@ -55,7 +78,8 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Take `--section.field VALUE` and `--section.field=VALUE` out of a command line, wherever they stand.
 
     Returns:
-        The other arguments in order, and dotted name -> text; `config.parsing.check_fields` checks the names.
+        The other arguments in order, and dotted name -> text; the names are not checked yet. Whatever follows `--` is
+        no field.
 
     Raises:
         InputError: a field has no value.
@@ -73,7 +97,7 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             others.append(argument)
             continue
         if not equals:
-            if not rest or rest[0].startswith("--"):
+            if not rest or _OPTION.match(rest[0]):
                 raise InputError(f"--{name} needs a value")
             value = rest.pop(0)
         fields[name] = value

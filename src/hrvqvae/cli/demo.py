@@ -1,8 +1,7 @@
-"""The demo: MNIST from nothing, by two commands' worth of everything."""
+"""The demo: MNIST from nothing to a trained model, its evaluation and its pictures."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hrvqvae.config import Config, presets
-from hrvqvae.config.resolve import decide_autoencoder
+from hrvqvae.config import Config
 from hrvqvae.data.fetch import get
 from hrvqvae.data.loading import data_root, load_images
 from hrvqvae.errors import InputError
@@ -21,7 +19,7 @@ from hrvqvae.pictures import sheets
 from hrvqvae.pictures.images import level_captions, level_rows, sample
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import load_with_config
-from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
+from hrvqvae.stages import resolve_autoencoder, resolve_priors, train_autoencoder, train_priors
 
 DEMO_PRESET = "hrvqvae/mnist"
 SHIPPED_MODEL = "mnist"
@@ -54,12 +52,12 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
     begun = time.monotonic()
     folder = data_root(root)
     get("mnist", folder, print)
-    run, preset = RunFolder(out), presets.get(DEMO_PRESET).config.with_root(str(folder.absolute()))
-    minutes = max_minutes * _AUTOENCODER_SHARE
-    training = dataclasses.replace(preset.training, max_minutes=minutes, max_steps=max_steps)
-    config, _ = decide_autoencoder(dataclasses.replace(preset, training=training))
-    if run.begun() and (run.read_config().model, run.read_config().name) != (config.model, config.name):
-        raise InputError(f"{out} holds another run; choose another --out")
+    run = RunFolder(out)
+    autoencoder = {
+        "data.root": str(folder.absolute()),
+        "training.max_minutes": str(max_minutes * _AUTOENCODER_SHARE), "training.max_steps": str(max_steps),
+    }  # fmt: skip
+    config = resolve_autoencoder(DEMO_PRESET, autoencoder, run, resume=True)
     outcome = train_autoencoder(config, run, resume=run.begun())
     outcomes = [outcome]
     if outcome.signal is None:

@@ -12,10 +12,7 @@ _BUDGET = ("max_steps", "max_minutes", "seed", "device")
 
 def _given(arguments: Arguments, stage: str) -> dict[str, str]:
     """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
-    from hrvqvae.config.parsing import check_fields
-
     given: dict[str, str] = dict(arguments.fields)
-    check_fields(given)
     for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _BUDGET)):
         value = getattr(arguments, short)
         if value is not None:
@@ -26,15 +23,16 @@ def _given(arguments: Arguments, stage: str) -> dict[str, str]:
 
 
 def _train(arguments: Arguments) -> int:
+    from hrvqvae.config import to_dict
+    from hrvqvae.config.parsing import override
+    from hrvqvae.config.resolve import base_config
+
     given = _given(arguments, "training")
+    config = override(base_config(arguments.preset), given)  # a mistake is told before torch is imported
     if arguments.print_config:
         import yaml
 
-        from hrvqvae.config import to_dict
-        from hrvqvae.config.parsing import override
-        from hrvqvae.config.resolve import base_config
-
-        print(yaml.safe_dump(to_dict(override(base_config(arguments.preset), given)), sort_keys=False), end="")
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
     from hrvqvae.runs.folder import RunFolder
     from hrvqvae.stages import resolve_autoencoder, train_autoencoder

@@ -45,7 +45,9 @@ def _evaluate(arguments: Arguments) -> int:
     print()
     print_table(bits)
     share = rate.prior_bits_per_image / rate.neighbours_bits_per_image
-    print(f"the priors need {share:.1%} of what path and neighbours tell")
+    print(f"the priors need {share:.1%} of the bits that counts given path and neighbours need")
+    if rate.label_bits_per_image:
+        print(f"all given the class; it takes {rate.label_bits_per_image:.1f} bits an image where it is not known")
     if evaluated.recognized is not None:
         found = evaluated.recognized
         print(

@@ -57,7 +57,7 @@ def studied_systems() -> tuple[str, ...]:
 def cases(comparison: Comparison, branching: Sequence[int] = BRANCHING) -> list[Case]:
     """Each system with as many leaves, with each help, both and neither, for each seed."""
     found = []
-    for seed in range(comparison.seeds):
+    for seed in comparison.seed_numbers:
         for size in branching:
             for help_name, changes in HELPS.items():
                 for system in comparison.systems:
@@ -112,8 +112,9 @@ def study(
     folder = Folder(out)
     signal = run_cases(cases(comparison, branching), about, folder, say, _search)
     helps = list(HELPS)
-    rows = folder.sorted_rows(lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
-    if not signal:
-        folder.write_results(rows, table(rows))
-        codebook_study(rows, out / "study.png")
+    with folder.locked(say):
+        rows = folder.sorted_rows(lambda row: (row["seed"], row["leaves"], helps.index(row["with"]), row["system"]))
+        if rows and not signal:
+            folder.write_results(rows, table(rows))
+            codebook_study(rows, out / "study.png")
     return rows, signal

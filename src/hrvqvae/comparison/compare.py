@@ -70,7 +70,8 @@ class Comparison:
     Attributes:
         dataset: the part of the preset's name after the system.
         systems: their names.
-        seeds: 0 .. seeds - 1, each trains every system.
+        seeds: how many; each trains every system.
+        first_seed: they are first_seed .. first_seed + seeds - 1.
         max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
         priors: whether each system's priors are trained too, for the budget of the autoencoder, shared equally among
             its levels.
@@ -87,6 +88,7 @@ class Comparison:
     dataset: str
     systems: tuple[str, ...]
     seeds: int = 1
+    first_seed: int = 0
     max_steps: int = 0
     max_minutes: float = 0.0
     priors: bool = False
@@ -102,6 +104,8 @@ class Comparison:
                 raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
         if self.seeds < 1:
             raise InputError(f"--seeds is {self.seeds}; it must be at least 1")
+        if self.first_seed < 0:
+            raise InputError(f"--first-seed is {self.first_seed}; it must be at least 0")
         if self.prior_steps < 0:
             raise InputError(f"--prior-steps is {self.prior_steps}; it must be at least 1")
         for name, option in _DECIDED.items():
@@ -116,6 +120,11 @@ class Comparison:
                 )
         for system in self.systems:
             self.config(system, 0)
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def remarks(self) -> list[str]:
         """What a person should know before it begins, a line each."""
@@ -145,7 +154,7 @@ class Comparison:
                 name=f"{system}-{seed}", labels={"system": system, "seed": seed}, config=self.config(system, seed),
                 prior=self._prior_of(self.config(system, seed)),
             )
-            for seed in range(self.seeds)
+            for seed in self.seed_numbers
             for system in self.systems
         ]  # fmt: skip
 
@@ -201,11 +210,12 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
         say(remark)
     signal = run_cases(comparison.cases(), comparison.about(), folder, say, _phases)
     order = list(SYSTEMS)
-    rows = folder.sorted_rows(lambda row: (row["seed"], order.index(row["system"])))
-    if not signal:
-        folder.write_results(rows, table(rows))
-        _sheets(comparison, rows, folder)
-        comparison_curves(rows, [_test_errors(folder, row) for row in rows], out / "curves.png")
+    with folder.locked(say):
+        rows = folder.sorted_rows(lambda row: (row["seed"], order.index(row["system"])))
+        if rows and not signal:
+            folder.write_results(rows, table(rows))
+            _sheets(comparison, rows, folder)
+            comparison_curves(rows, [_test_errors(folder, row) for row in rows], out / "curves.png")
     return rows, signal
 
 
@@ -220,11 +230,11 @@ def _test_errors(folder: Folder, row: Measured) -> list[tuple[int, float]]:
 
 
 def _sheets(comparison: Comparison, rows: list[Measured], folder: Folder) -> None:
-    """The same test images by each system, and samples of each (of seed 0)."""
+    """The same test images by each system, and samples of each, of its first seed."""
     images = test_images(comparison.config(comparison.systems[0], 0), _SHEET)[0][:_SHEET]
     reconstructions, samples = [sheets.SheetRow("original", list(images))], []
-    for row in (row for row in rows if row["seed"] == 0):
-        system = row["system"]
+    first = {row["system"]: row for row in reversed(rows)}
+    for system, row in sorted(first.items(), key=lambda item: list(SYSTEMS).index(item[0])):
         run = _run(folder, row).path
         model, _ = load_with_config(run)
         with torch.inference_mode():

@@ -1,4 +1,6 @@
-"""The folder of a comparison, written so that a kill leaves it whole.
+"""The folder of a comparison, written so that a kill leaves it whole, and several processes can work in it.
+
+What lies in it directly is written under its lock, and a run under the lock of the run.
 
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder for each case
@@ -10,11 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.lock import locked
 from hrvqvae.runs.storage import TEMPORARY, remove_temporaries, write_atomic
 
 Measured = dict[str, Any]
@@ -47,6 +51,14 @@ class Folder:
         """The run of a case."""
         return RunFolder(self.path / "runs" / name)
 
+    def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Work in the folder as the only process, made if need be. Another one is waited for, and `say` is told so.
+
+        Raises:
+            InputError: the folder can't be made or written.
+        """
+        return locked(self.path, wait=say)
+
     def chosen(self, about: Mapping[str, Any]) -> dict[str, str]:
         """What was decided when the comparison began (dotted name -> text), if it has begun.
 
@@ -66,7 +78,7 @@ class Folder:
         return dict(claim.get("chosen", {}))
 
     def begin(self, about: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
-        """Write down what is compared; what killed writers left goes."""
+        """Write down what is compared, and clear what killed writers left. Only whoever has the lock may do so."""
         self._rows.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self._rows):
             remove_temporaries(folder)
@@ -78,7 +90,7 @@ class Folder:
         return _read(path) if path.is_file() else {}
 
     def write_row(self, name: str, row: Measured) -> None:
-        """Keep what was measured of a case."""
+        """Keep what was measured of a case. Only whoever has the lock may do so."""
         _write(self._rows / f"{name}.json", row)
 
     def rows(self) -> Iterator[Measured]:
@@ -92,6 +104,6 @@ class Folder:
         return sorted(self.rows(), key=order)
 
     def write_results(self, rows: Sequence[Measured], table: str) -> None:
-        """The rows as JSON, and as the table."""
+        """The rows as JSON, and as the table. Only whoever has the lock may do so."""
         _write(self.path / "results.json", list(rows))
         write_atomic(self.path / "results.md", table.encode())

@@ -1,6 +1,6 @@
 """Cases that are trained and measured alike, one after the other, and taken up where they were stopped.
 
-More systems, more seeds, or priors can be added to a folder later, and by several processes at once.
+More systems, more seeds, or priors can be added to a folder later, and several processes can share the cases.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hrvqvae.config import Config
 from hrvqvae.config.resolve import decide_autoencoder, decide_priors
 from hrvqvae.errors import InputError
 from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.runs.lock import InUseError
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 
 
@@ -70,7 +71,9 @@ def run_cases(
 ) -> int:
     """Train and measure every case; -> the signal that stopped it (0: none).
 
-    What is there already is not made again: a run goes on where it stopped, a measured one is taken as it is.
+    What is there already is not made again: a run goes on where it stopped, a measured one is taken as it is. Several
+    processes may share a folder: a case that another one makes is passed over, and taken up if that one stops; what
+    others still make at the end is said.
 
     Args:
         about: what is compared, as plain values; a folder that holds something else is refused.
@@ -80,39 +83,85 @@ def run_cases(
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
             that were made otherwise.
     """
-    chosen = folder.chosen(about)
-    decided = []
-    for case in cases:
-        config, of_autoencoder = decide_autoencoder(case.config, chosen)
-        config, of_priors = decide_priors(config, chosen)
-        chosen |= of_autoencoder | of_priors
-        decided.append(dataclasses.replace(case, config=config))
-    cases = decided
-    for case in cases:
-        _require_same(case, folder.run(case.name))
-    rows = {case.name: folder.row(case.name) for case in cases}
-    open_cases = [case for case in cases if not rows[case.name] or (case.prior and not rows[case.name]["prior"])]
-    if not open_cases:
-        return 0
-    folder.path.mkdir(parents=True, exist_ok=True)
-    using = Instruments.of(open_cases[0].config, folder.path, say)  # first: what it needs may be missing
-    _require_same_instruments(folder, using)
-    folder.begin(about, chosen)
-    for case in open_cases:
-        run, row = folder.run(case.name), rows[case.name]
-        say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
-        if not row:
-            outcome = train_autoencoder(case.config, run, resume=run.begun(), say=say)
-            if outcome.signal is not None:
-                return outcome.signal
-            row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **using.measure(run), **more(run)}
-            folder.write_row(case.name, row)
-        if case.prior:
-            signal = _train_priors(case, run, say)
-            if signal:
-                return signal
-            folder.write_row(case.name, row | {"prior": dict(case.prior), **using.measure_priors(run)})
+    with folder.locked(say):
+        chosen = folder.chosen(about)
+        cases = [_decided(case, chosen) for case in cases]
+        for case in cases:
+            _require_same(case, folder.run(case.name))
+        left = [case for case in cases if _open(case, folder.row(case.name))]
+        if not left:
+            return 0
+        using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
+        _require_same_instruments(folder, using)
+        folder.begin(about, chosen)
+    maker = _Maker(folder, using, say, more)
+    while left:
+        in_use = []
+        for case in left:
+            try:
+                signal = maker.make(case)
+            except InUseError as error:
+                say(f"{error}".partition(";")[0])
+                in_use.append(case)
+            else:
+                if signal:
+                    return signal
+        if in_use == left:
+            break
+        left = in_use
+    if left:
+        say(f"{len(left)} of {len(cases)} cases are still being made elsewhere; whoever ends last completes the table")
     return 0
+
+
+def _decided(case: Case, chosen: dict[str, str]) -> Case:
+    """The case with what it leaves to the machine as it was chosen; what is chosen now is added to `chosen`."""
+    config, of_autoencoder = decide_autoencoder(case.config, chosen)
+    config, of_priors = decide_priors(config, chosen)
+    chosen |= of_autoencoder | of_priors
+    return dataclasses.replace(case, config=config)
+
+
+def _open(case: Case, row: Measured) -> bool:
+    """Whether anything of a case is not measured yet."""
+    return not row or bool(case.prior and not row["prior"])
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Trains and measures one case after another."""
+
+    folder: Folder
+    using: Instruments
+    say: Say
+    more: Callable[[RunFolder], Measured]
+
+    def make(self, case: Case) -> int:
+        """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
+        run = self.folder.run(case.name)
+        with run.locked():
+            row = self.folder.row(case.name)  # another process may have been here since
+            _require_same(case, run)
+            if not _open(case, row):
+                return 0
+            self.say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
+            if not row:
+                outcome = train_autoencoder(case.config, run, resume=run.begun(), say=self.say)
+                if outcome.signal is not None:
+                    return outcome.signal
+                seconds = {"training_seconds": outcome.seconds, "prior": {}}
+                row = {**case.labels, **seconds, **self.using.measure(run), **self.more(run)}
+                self._write(case, row)
+            if case.prior:
+                signal = _train_priors(case, run, self.say)
+                if signal:
+                    return signal
+                self._write(case, row | {"prior": dict(case.prior), **self.using.measure_priors(run)})
+        return 0
+
+    def _write(self, case: Case, row: Measured) -> None:
+        with self.folder.locked(self.say):
+            self.folder.write_row(case.name, row)
 
 
 def _require_same_instruments(folder: Folder, using: Instruments) -> None:
@@ -120,9 +169,9 @@ def _require_same_instruments(folder: Folder, using: Instruments) -> None:
     for row in folder.rows():
         names = {name: row.get(name) for name in using.names()}
         if names != using.names():
-            told = [" and ".join(str(name) for name in one.values()) for one in (names, using.names())]
+            there, here = (" and ".join(str(name) for name in one.values()) for one in (names, using.names()))
             raise InputError(
-                f"{folder.path} has rows measured by {told[0]}, this machine now measures by {told[1]}: delete "
+                f"{folder.path} has rows measured by {there}, this machine now measures by {here}: delete "
                 f"{folder.path / 'rows'} to have every run measured again (none is trained again)"
             )
 

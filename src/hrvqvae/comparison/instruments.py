@@ -95,7 +95,7 @@ class Instruments:
             **self.names(), "perceptual_distance": self._perceptual_of(decoded),
             "frechet_reconstructions": self.frechet(decoded),
             "usage": used / sum(config.model.num_codewords), "perplexity": report.levels[-1].perplexity,
-            "leaves_used": report.levels[-1].used, "codewords_searched": sum(config.model.num_symbols),
+            "leaves_used": report.levels[-1].used, "codewords_searched": config.model.codewords_searched,
             "encode_images_per_second": encode, "decode_images_per_second": decode,
             "prior_bits_per_image": None, "frechet_samples": None, "seconds_per_sample": None,
         }  # fmt: skip

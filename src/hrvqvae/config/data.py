@@ -12,16 +12,20 @@ _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they become the pixels that a model sees (spec.md Table 5).
+    """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
+
+    A folder of images is divided as `data.images.list_folder` says: `train/` beside `test/`, `val/` or `validation/`
+    is a given split; without one, `split` decides; one of the two alone is an error.
 
     Attributes:
-        dataset: mnist, fashion-mnist, cifar10, or the name of an image folder (imagenet, ffhq, photos, ...).
+        dataset: a data set's name (mnist, fashion-mnist, cifar10), or an image folder's (imagenet, ffhq, photos, ...).
         root: folder of the data; None takes the variable HRVQVAE_DATA, else the user's cache folder.
         size: height and width in pixels that images of a folder are resized and cropped to.
-        channels: 1 (greyscale) or 3 (RGB).
+        channels: 1 (greyscale) or 3 (RGB). Images of a folder are converted, and how many of them lost something
+            (colour, transparency) is told.
         train_samples, test_samples: published counts (0: not published); they give the published training steps.
-        split: how a folder without train/ and test/ is divided: by a hash of the file name, or its first
-            `train_samples` names in sorted order for training ("sorted", FFHQ's convention).
+        split: how a folder without a given split is divided: by a hash of the file name, or its first `train_samples`
+            names in sorted order for training ("sorted", FFHQ's convention), which needs that count.
         test_fraction: share of the files that goes to the test split where the split is by hash.
         crop: random crops of the training images, or the centre one; test images always take the centre.
         flip: mirror half of the training images.
@@ -52,5 +56,11 @@ class DataConfig:
         require(self.size >= 1, "data.size", self.size, "at least 1 pixel")
         require(self.channels in (1, 3), "data.channels", self.channels, "1 (greyscale) or 3 (RGB)")
         require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "between 0 and 1")
+        for name in ("train_samples", "test_samples"):
+            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "at least 0")
+        require(
+            self.split != "sorted" or self.train_samples > 0, "data.train_samples", self.train_samples,
+            "above 0 where data.split is sorted: so many names in sorted order are the train split",
+        )  # fmt: skip
         require(self.workers >= 0, "data.workers", self.workers, "at least 0")
         require(1 <= self.max_pixels <= _PILLOW_PIXELS, "data.max_pixels", self.max_pixels, f"1 to {_PILLOW_PIXELS}")

@@ -40,6 +40,11 @@ class ModelConfig(ABC):
         """Codewords of each level in all."""
 
     @property
+    def codewords_searched(self) -> int:
+        """Distances to codewords that the search computes for each position, over all levels or grids."""
+        return sum(self.num_symbols)
+
+    @property
     def start_vectors(self) -> int:
         """Latent vectors of the finest grid that the data-dependent start takes (0: there is no such start)."""
         return 0

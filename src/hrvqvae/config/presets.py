@@ -5,12 +5,12 @@ What no table prints is "ours". Derived figures are computed from the configurat
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from hrvqvae.config.checks import near_names
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS, Dataset, System
 from hrvqvae.config.paper_tables import printed_figures
@@ -22,6 +22,7 @@ from hrvqvae.config.schema import (
     compression_ratio,
     flatten,
     from_plain,
+    nested,
     to_dict,
     training_steps,
 )
@@ -57,18 +58,6 @@ class Preset:
         return self.sources.get(name, OURS)
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as nested mappings."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
-
-
 def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes: tuple[str, ...]) -> Preset:
     """The parts' fields, of which the later ones win; whatever they leave out takes its default."""
     values: dict[str, Any] = {}
@@ -76,16 +65,17 @@ def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes:
     for part in parts:
         values |= part.values
         sources |= {key: part.source_of(key) for key in part.values}
-    tree = _nested(values)
-    prior = tree["prior"]
-    network = PRIORS.get(prior["network"].get("kind", DEFAULT_PRIOR)).config
+    tree = nested(values)
+    of_prior = tree.get("prior", {})
+    of_network, of_training = of_prior.get("network", {}), of_prior.get("training", {})
+    network = PRIORS.get(of_network.get("kind", DEFAULT_PRIOR)).config
     config = Config(
         name=name,
-        data=from_plain(DataConfig, tree["data"]),
-        model=from_plain(system.config, tree["model"]),
-        training=from_plain(TrainingConfig, tree["training"]),
+        data=from_plain(DataConfig, tree.get("data", {})),
+        model=from_plain(system.config, tree.get("model", {})),
+        training=from_plain(TrainingConfig, tree.get("training", {})),
         prior=PriorConfig(
-            network=from_plain(network, prior["network"]), training=from_plain(PriorTrainingConfig, prior["training"])
+            network=from_plain(network, of_network), training=from_plain(PriorTrainingConfig, of_training)
         ),
     )
     return Preset(config=config, sources=sources, printed=printed_figures(name), about=about, notes=notes)
@@ -97,12 +87,21 @@ def _of_dataset(system: System, dataset: Dataset) -> Preset:
     return _preset(f"{system.name}/{dataset.name}", system, parts, dataset.about, notes)
 
 
-def names() -> Iterator[str]:
-    """Names of all presets: each system's for each data set that has a column, then its further ones."""
-    data = [dataset.name for dataset in DATASETS.entries() if dataset.column]
+def listed() -> Iterator[tuple[str, str]]:
+    """(name, one line on what it is for) of all presets, none of which is built.
+
+    Each system's for each data set that has a column come first, then its further ones. A system or a data set that
+    can't be used has none; its registry's `faults` say why.
+    """
+    data = [dataset for dataset in DATASETS.entries() if dataset.column]
     systems = SYSTEMS.entries()
-    yield from (f"{system.name}/{name}" for system in systems for name in data)
-    yield from (extra.name for system in systems for extra in system.extras)
+    yield from ((f"{system.name}/{dataset.name}", dataset.about) for system in systems for dataset in data)
+    yield from ((extra.name, extra.about) for system in systems for extra in system.extras)
+
+
+def names() -> Iterator[str]:
+    """Names of all presets, in the order of `listed`."""
+    yield from (name for name, _ in listed())
 
 
 @cache
@@ -119,10 +118,9 @@ def get(name: str) -> Preset:
         for extra in system.extras:
             if extra.name == name:
                 return _preset(name, system, extra.parts, extra.about, extra.notes)
-    known = list(names())
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    raise InputError(f"unknown preset {name!r}: {hint} (hrvqvae presets lists them)")
+    near = near_names(name, names(), cutoff=0.4)
+    hint = f"did you mean {near}? " if near else ""
+    raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 
 
 def derived(config: Config) -> dict[str, Any]:
@@ -131,7 +129,7 @@ def derived(config: Config) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "latent_grids": model.latent_grids(data.size, data.size),
         "codewords": model.num_codewords,
-        "codewords_searched": sum(model.num_symbols),
+        "codewords_searched": model.codewords_searched,
         "image_bits": 8 * data.channels * data.size * data.size,
         "bits_per_image": bits_per_image(model, data.size, data.size),
         "compression_ratio": compression_ratio(model, data.channels, data.size, data.size),

@@ -6,13 +6,13 @@ folder imports no system, and a list of names costs nothing.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar
 
+from hrvqvae.config.checks import near_names
 from hrvqvae.errors import InputError
 
 
@@ -32,8 +32,15 @@ def imported(reference: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
 class Registry(Generic[E]):
     """Entries by name, in order: the built-in ones, then those that other packages announce by entry points.
+
+    A package whose entry can't be used is refused where that entry is asked for, and by nothing else: `entries` leaves
+    it out, and `faults` says what is wrong with it.
 
     Args:
         what: the word for an entry, for messages.
@@ -46,52 +53,70 @@ class Registry(Generic[E]):
         self._loaded: dict[str, E] = {}
 
     @cached_property
-    def _others(self) -> dict[str, EntryPoint]:
-        found = {point.name: point for point in entry_points(group=self.group)}
-        taken = sorted(found.keys() & self.built_in.keys())
-        if taken:
-            package = found[taken[0]].dist
-            raise InputError(f"the package {package and package.name} adds a {self.what} {taken[0]!r}, which is ours")
+    def _announced(self) -> dict[str, list[EntryPoint]]:
+        """Name -> the entry points of that name: one, unless packages contradict each other."""
+        found: dict[str, list[EntryPoint]] = {}
+        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point))):
+            found.setdefault(point.name, []).append(point)
         return found
 
     def __iter__(self) -> Iterator[str]:
         yield from self.built_in
-        yield from sorted(self._others)
+        yield from (name for name in self._announced if name not in self.built_in)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.built_in or name in self._others
+        return name in self.built_in or name in self._announced
 
     def get(self, name: str) -> E:
         """The entry of that name.
 
         Raises:
-            InputError: there is none (near names are listed), or the package that adds it can't be imported.
+            InputError: there is none (near names are listed), the package that adds it can't be imported, or it adds a
+                name that is taken.
         """
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
     def _load(self, name: str) -> E:
+        points = self._announced.get(name, [])
         if name in self.built_in:
+            if points:
+                raise InputError(f"the package {_package(points[0])} adds a {self.what} {name!r}, a name of ours")
             entry: E = imported(self.built_in[name])
-        elif name in self._others:
-            point = self._others[name]
-            try:
-                entry = point.load()
-            except Exception as error:  # whatever another package runs into
-                package = point.dist.name if point.dist else point.value
-                raise InputError(
-                    f"the {self.what} {name!r} of the package {package} can't be imported "
-                    f"({type(error).__name__}: {error})"
-                ) from error
-        else:
-            near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self)}"
+            return entry
+        if not points:
+            near = near_names(name, self, cutoff=0.4)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
             raise InputError(f"unknown {self.what} {name!r}: {hint}")
-        if entry.name != name:
-            raise InputError(f"the {self.what} {name!r} calls itself {entry.name!r}; both names must be the same")
+        if len(points) > 1:
+            packages = " and ".join(_package(point) for point in points)
+            raise InputError(f"several packages add a {self.what} {name!r}: {packages}")
+        return self._load_point(points[0])
+
+    def _load_point(self, point: EntryPoint) -> E:
+        added = f"the {self.what} {point.name!r} of the package {_package(point)}"
+        try:
+            entry: E = point.load()
+        except Exception as error:  # whatever another package runs into
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{added} can't be imported ({text})") from error
+        called = getattr(entry, "name", None)
+        if called != point.name:
+            raise InputError(f"{added} calls itself {called!r}; both names must be the same")
         return entry
 
     def entries(self) -> list[E]:
-        """All entries, in order. Raises InputError where a package can't be imported."""
-        return [self.get(name) for name in self]
+        """All entries that can be used, in order."""
+        return [self.get(name) for name in self if not self._fault(name)]
+
+    def faults(self) -> list[str]:
+        """What is wrong with the entries that can't be used, a line each."""
+        return [fault for fault in map(self._fault, self) if fault]
+
+    def _fault(self, name: str) -> str:
+        try:
+            self.get(name)
+        except InputError as error:
+            return str(error)
+        return ""

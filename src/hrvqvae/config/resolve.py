@@ -73,7 +73,7 @@ def _continued(stored: Config, given: Mapping[str, str], may_change: frozenset[s
     """The stored configuration with changes that leave the run the same. Raises InputError at any other."""
     config = override(stored, given)
     before, after = dict(flatten(to_dict(stored))), dict(flatten(to_dict(config)))
-    changed = [key for key in after if after[key] != before[key] and key not in may_change]
+    changed = [key for key in after if after[key] != before.get(key) and key not in may_change]
     if changed:
         key = changed[0]
         raise InputError(

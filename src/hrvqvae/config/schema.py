@@ -66,6 +66,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as nested mappings; `flatten` is the inverse."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
 def training_steps(samples: int, epochs: int, batch_size: int) -> int:
     """Steps of that many epochs: samples * epochs / batch, rounded down (how Table 5 counts)."""
     return samples * epochs // batch_size

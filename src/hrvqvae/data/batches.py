@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrvqvae.data.image_sets import Augmentation, ImageSet
 from hrvqvae.data.images import BrokenImageError
+from hrvqvae.data.loading import note
 from hrvqvae.data.random import stream
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.errors import InputError
@@ -33,12 +34,14 @@ class Batch:
         images: (B, C, Y, X) uint8.
         labels: (B,) int64, zeros where there are no classes.
         broken: messages about the images that are not in it.
+        converted: what the files of its images lost, a text for each that lost something.
         fatal: an error that no setting skips.
     """
 
     images: Tensor
     labels: Tensor
     broken: tuple[str, ...] = ()
+    converted: tuple[str, ...] = ()
     fatal: InputError | None = None
 
 
@@ -74,6 +77,7 @@ class _Read:
     pixels: Tensor | None
     label: int
     broken: tuple[str, ...] = ()
+    lost: str = ""
     fatal: InputError | None = None
 
 
@@ -84,16 +88,16 @@ class _Samples(Dataset[_Read]):
         self.images = images
 
     def __getitem__(self, sample: Sample) -> _Read:
-        index, draw = sample
+        index, augmentation = sample
         broken: tuple[str, ...] = ()
-        for _ in range(1 if draw is None else len(self.images)):
+        for _ in range(1 if augmentation is None else len(self.images)):
             try:
-                pixels = torch.from_numpy(self.images.read(index, draw))
-                return _Read(pixels, int(self.images.labels[index]), broken)
+                pixels, lost = self.images.decode(index, augmentation)
+                return _Read(torch.from_numpy(pixels), int(self.images.labels[index]), broken, lost)
             except BrokenImageError as error:
                 broken = (*broken, str(error))
             except InputError as error:
-                return _Read(None, 0, broken, error)
+                return _Read(None, 0, broken, fatal=error)
             index = (index + 1) % len(self.images)
         return _Read(None, 0, broken)
 
@@ -106,7 +110,8 @@ def _collate(samples: list[_Read]) -> Batch:
     pixels = [sample.pixels for sample in samples if sample.pixels is not None]
     labels = [sample.label for sample in samples if sample.pixels is not None]
     images = torch.stack(pixels) if pixels else torch.empty(0)
-    return Batch(images, torch.tensor(labels, dtype=torch.long), broken)
+    converted = tuple(sample.lost for sample in samples if sample.lost)
+    return Batch(images, torch.tensor(labels, dtype=torch.long), broken, converted)
 
 
 def _loaded(
@@ -125,6 +130,9 @@ def _loaded(
                 raise batch.fatal
             if batch.broken and on_error == "stop":
                 raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
+            if batch.converted and not images.conversion_told:
+                images.conversion_told = True
+                note(f"images are converted ({batch.converted[0]}); this is told once")
             if len(batch.images):
                 yield batch
             elif isinstance(sampler, Stream):

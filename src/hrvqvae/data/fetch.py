@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from hrvqvae.config.entries import DATASETS, Dataset
 from hrvqvae.config.registry import imported
-from hrvqvae.data.files import digest
+from hrvqvae.data.files import digest, unpacked
 from hrvqvae.errors import DamagedFileError, InputError
 
 
@@ -20,11 +19,7 @@ def check(dataset: Dataset, folder: Path) -> None:
         if not path.is_file():
             raise DamagedFileError(f"{path} is missing")
         if expected:
-            try:
-                content = path.read_bytes()
-                found = digest(gzip.decompress(content) if path.suffix == ".gz" else content, "md5")
-            except (OSError, EOFError) as error:
-                raise DamagedFileError(f"{path} is damaged ({error})") from error
+            found = digest(unpacked(path), "md5")
             if found != expected:
                 raise DamagedFileError(f"{path} has MD5 {found}, published is {expected}")
 
@@ -43,7 +38,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
         check(dataset, folder)
     except DamagedFileError as error:
         if folder.is_dir() and any(folder.iterdir()):
-            say(f"{error}; getting {name} again")
+            say(f"getting {name} again: {error}")
     else:
         say(f"{name}: already in {folder}, checked")
         return folder
@@ -57,7 +52,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 imported(way)(filled)
                 check(dataset, filled)
             except Exception as error:  # whatever a library, a program or a network runs into
-                failures.append(f"{title}: {' '.join(str(error).split())[:160]}")
+                failures.append(f"{title}: {' '.join(str(error).split())[:240]}")
                 say(f"{name}: not from {title}")
                 continue
             for file in dataset.files or ():

@@ -17,16 +17,26 @@ from numpy.typing import NDArray
 from hrvqvae.errors import DamagedFileError
 
 
+def unpacked(path: Path) -> bytes:
+    """Content of a file, decompressed where its name ends in .gz.
+
+    Raises:
+        DamagedFileError: it can't be read or decompressed.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); get it again") from error
+
+
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Array of bytes in an IDX file, plain or gzip.
 
     Raises:
         DamagedFileError: it is cut short, or not an IDX file of bytes.
     """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}); delete it and get it again") from error
+    raw = unpacked(path)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise DamagedFileError(f"{path} is not an IDX file of bytes; delete it and get it again")
     num_dims = raw[3]

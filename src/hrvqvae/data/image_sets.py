@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.images import BrokenImageError, Listing, read_square
+from hrvqvae.data.images import BrokenImageError, Decoded, Listing, conversions, decode_square
 from hrvqvae.data.random import stream
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.errors import InputError
@@ -30,22 +30,27 @@ class ImageSet(ABC):
 
     labels: NDArray[np.int64]  # (N,), zeros where there are no classes
     classes: tuple[str, ...]  # names, empty where there are no classes
+    conversion_told = False  # whether a person has been told that images are converted
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
-    def read(self, index: int, draw: Augmentation | None) -> NDArray[np.uint8]:
-        """(C, Y, X) uint8; `draw` augments, None does not. Raises BrokenImageError."""
+    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
+        """Pixels (C, Y, X) uint8 with what their file lost; not augmented where `augmentation` is None.
+
+        Raises:
+            BrokenImageError: the file can't be decoded.
+        """
+
+    def read(self, index: int, augmentation: Augmentation | None) -> NDArray[np.uint8]:
+        """The pixels that `decode` gives: (C, Y, X) uint8. Raises as it does."""
+        return self.decode(index, augmentation).pixels
 
     @property
     @abstractmethod
     def decodes(self) -> bool:
         """Whether reading decodes a file, so that workers pay."""
-
-
-def _generator(draw: Augmentation) -> np.random.Generator:
-    return stream("augmentation", *draw)
 
 
 def _flipped(pixels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -60,9 +65,11 @@ class MemoryImages(ImageSet):
     ) -> None:
         self.images, self.labels, self.classes, self.flip = images, labels, tuple(classes), flip
 
-    def read(self, index: int, draw: Augmentation | None) -> NDArray[np.uint8]:
+    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         pixels = self.images[index]
-        return _flipped(pixels, _generator(draw)) if self.flip and draw is not None else pixels
+        if self.flip and augmentation is not None:
+            pixels = _flipped(pixels, stream("augmentation", *augmentation))
+        return Decoded(pixels)
 
     @property
     def decodes(self) -> bool:
@@ -76,32 +83,33 @@ class FolderImages(ImageSet):
         self.paths, self.config, self.classes = listing.paths, config, listing.classes
         self.labels = np.asarray(listing.labels, np.int64)
 
-    def read(self, index: int, draw: Augmentation | None) -> NDArray[np.uint8]:
+    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         config, place, generator = self.config, (0.5, 0.5), None
-        if draw is not None:
-            generator = _generator(draw)
+        if augmentation is not None:
+            generator = stream("augmentation", *augmentation)
             if config.crop == "random":
                 place = (generator.random(), generator.random())
-        pixels = read_square(self.paths[index], config.channels, config.size, config.max_pixels, place)
-        return _flipped(pixels, generator) if config.flip and generator is not None else pixels
+        pixels, lost = decode_square(self.paths[index], config.channels, config.size, config.max_pixels, place)
+        return Decoded(_flipped(pixels, generator) if config.flip and generator is not None else pixels, lost)
 
     @property
     def decodes(self) -> bool:
         return True
 
 
-class _EveryImage(torch.utils.data.Dataset[tuple[int, Tensor | InputError]]):
+class _EveryImage(torch.utils.data.Dataset[tuple[int, Tensor | InputError, str]]):
     def __init__(self, images: FolderImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | InputError]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | InputError, str]:
         try:
-            return index, torch.from_numpy(self.images.read(index, None))
+            pixels, lost = self.images.decode(index, None)
+            return index, torch.from_numpy(pixels), lost
         except InputError as error:  # as a value: raised in a worker it would arrive wrapped in a traceback
-            return index, error
+            return index, error, ""
 
 
 def _first(items: list[Any]) -> Any:
@@ -109,13 +117,21 @@ def _first(items: list[Any]) -> Any:
 
 
 def in_memory(images: FolderImages, say: Callable[[str], None]) -> ImageSet:
-    """The same images in memory, decoded once by workers, where they fit; `say` is told how many were skipped."""
+    """The same images in memory, decoded once by workers, where they fit; else `images` itself.
+
+    Args:
+        say: is told how many images were skipped, and how many converted.
+
+    Raises:
+        BrokenImageError: an image can't be decoded and `on_error` says stop.
+        InputError: every image is broken, or one is gone.
+    """
     config = images.config
     size = len(images) * config.channels * config.size**2
     if size > config.memory_mb * 2**20:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
-    broken = []
+    broken, lost = [], {}
     loader = DataLoader(
         _EveryImage(images),
         batch_size=1,
@@ -124,7 +140,7 @@ def in_memory(images: FolderImages, say: Callable[[str], None]) -> ImageSet:
         worker_init_fn=quiet_worker,
     )
     with worker_errors():
-        for index, read in loader:
+        for index, read, loss in loader:
             if isinstance(read, InputError):
                 if not isinstance(read, BrokenImageError):
                     raise read
@@ -133,9 +149,12 @@ def in_memory(images: FolderImages, say: Callable[[str], None]) -> ImageSet:
                 broken.append(index)
             else:
                 pixels[index] = read.numpy()
+                lost[images.paths[index]] = loss
     if len(broken) == len(images):
         raise InputError(f"every one of the {len(images)} images is broken, {images.paths[0]} first")
     if broken:
-        say(f"{len(broken)} broken images skipped, {images.paths[broken[0]]} first")
+        say(f"broken images skipped: {len(broken)} of {len(images)}, the first is {images.paths[broken[0]]}")
+    if converted := conversions(lost, len(images)):
+        say(converted)
     keep = np.setdiff1d(np.arange(len(images)), broken)
     return MemoryImages(pixels[keep], images.labels[keep], images.classes, config.flip)

@@ -48,10 +48,12 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
     """Images of the split "train" or "test" that the configuration describes.
 
     Args:
-        say: is told how many broken images were skipped.
+        say: is told how many broken images were skipped, and how many images were converted to the channels that
+            `config` asks for. Of images that are not held in memory, `batches` tells it when it meets the first.
 
     Raises:
-        InputError: the data is not there (and how to get it), the channels differ, or the folder is empty.
+        InputError: the data is not there (and how to get it), a published set has other channels or another size,
+            or a folder can't be divided (`images.list_folder`).
         BrokenImageError: an image can't be decoded and `on_error` says stop.
     """
     if split not in ("train", "test"):
@@ -78,8 +80,9 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
 def _load_folder(config: DataConfig, root: Path, split: str, say: Callable[[str], None]) -> ImageSet:
     named = root / config.dataset
     if not named.is_dir() and config.root is None:
-        how = DATASETS.get(config.dataset).how if config.dataset in DATASETS else "name the folder with --data DIR"
-        raise InputError(f"no folder {named}: {config.dataset} is {how}; sets known by name: {', '.join(DATASETS)}")
+        if config.dataset in DATASETS:
+            raise InputError(f"no folder {named}: {config.dataset} is {DATASETS.get(config.dataset).how}")
+        raise InputError(f"no folder {named}; name it with --data DIR, or take one of {', '.join(DATASETS)}")
     listing = list_folder(
         dataset_folder(root, config.dataset), split, test_fraction=config.test_fraction, labels=config.labels,
         first=config.train_samples if config.split == "sorted" else 0,

@@ -29,12 +29,11 @@ def run_program(*command: str, folder: Path | None = None) -> str:
     """Run a program in a folder; -> its standard output.
 
     Raises:
-        OSError: it is not installed, or fails; its last line on standard error is told.
+        OSError: it is not installed, or fails; what it wrote on standard error is told.
     """
     if shutil.which(command[0]) is None:
         raise OSError(f"{command[0]} is not installed")
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise OSError(f"{command[0]} failed: {lines[-1]}")
+        raise OSError(f"{command[0]} failed: {' '.join(done.stderr.split()) or 'no message'}")
     return done.stdout

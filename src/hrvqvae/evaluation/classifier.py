@@ -77,7 +77,7 @@ def train_judge(config: DataConfig, epochs: int = 4, seed: int = 1, say: Callabl
     Raises:
         InputError: the data is not there, or has no classes.
     """
-    images, test = load_images(config, "train"), load_images(config, "test")
+    images, test = (load_images(config, split, say) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes: nothing can be recognized")
     torch.manual_seed(seed)

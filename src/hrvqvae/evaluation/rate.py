@@ -1,30 +1,42 @@
-"""The rate under priors: bits that the codes of a split take, and two yardsticks that need no network."""
+"""The rate under priors: bits that the codes of a split take, and two yardsticks that need no network.
+
+All of them are bits of codes given the class of the image, where the priors know classes, as class-conditional priors
+are; what the class itself takes stands beside them. The yardsticks are codes too: they count codes in their contexts on
+other images than they code, so no context, however rare, tells them more than a decoder would know.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior, total_bits
 from hrvqvae.runs.codemaps import CodeMaps
 from hrvqvae.systems.base import Autoencoder
 
-_BATCH, _CHUNK = 64, 4_096
-_DENSE = 2**24  # contexts and symbols that are counted in a table; more are sorted
+Integers = NDArray[np.int64]
+Numbers = NDArray[np.float64]
+
+_BATCH, _CHUNK = 64, 2**20
+_FEW_PAIRS = 2**22  # of contexts and symbols: these are counted in a table; more are sorted
+_HELD_OUT, _HELD_OUT_IMAGES = 10, 1_000  # every tenth counted image, and so many at most, chooses the weights
+_WEIGHTS = 2.0 ** np.arange(-6, 21)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelRate:
-    """Bits a code of one level.
+    """Bits a code of one level, mean over the coded images, given the class where there is one.
 
     Attributes:
-        prior: under its prior, mean over the split.
-        path: entropy of the training codes given their path.
-        neighbours: entropy of the training codes given their path and the codes to the left and above.
+        prior: under its prior.
+        path: by counts of the code given the path.
+        neighbours: by counts of the code given the path and the codes to the left and above.
     """
 
     prior: float
@@ -34,51 +46,126 @@ class LevelRate:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Bits an image: under the priors on the split, and of the two yardsticks, which come from the training codes."""
+    """Bits an image, mean over the coded images.
+
+    Attributes:
+        prior_bits_per_image: under the priors, given the class where they know classes.
+        path_bits_per_image: by the first yardstick, given the same.
+        neighbours_bits_per_image: by the second, given the same.
+        label_bits_per_image: of the class itself, by its frequency among the counted images; 0 where the priors know
+            none. To be added to each of the others for an image whose class is not known.
+    """
 
     prior_bits_per_image: float
     path_bits_per_image: float
     neighbours_bits_per_image: float
+    label_bits_per_image: float
     levels: tuple[LevelRate, ...]
 
 
-class ContextCounts:
-    """How often codes come together with a context, gathered chunk by chunk."""
+class _Counts:
+    """How often symbols came in contexts of one kind, gathered chunk by chunk."""
 
     def __init__(self, symbols: int) -> None:
         self.symbols = symbols
-        self._counts: dict[int, int] = {}
-        self._table = np.zeros(0, np.int64)
+        nothing = np.empty(0, np.int64)
+        self._parts = [(nothing, nothing)]  # sorted pairs of context and symbol, and their counts
 
-    def add(self, context: NDArray[np.int64], codes: NDArray[np.int64]) -> None:
-        """Count a chunk; both arrays of one shape."""
-        joint = context.ravel() * self.symbols + codes.ravel()
-        if joint.max() < _DENSE:
-            some = np.bincount(joint, minlength=len(self._table))
-            some[: len(self._table)] += self._table
-            self._table = some
+    def add(self, context: Integers, codes: Integers) -> None:
+        """Count codes (N,) in their contexts (N,)."""
+        pairs = context * self.symbols + codes
+        if pairs.max(initial=0) < _FEW_PAIRS:
+            counts = np.bincount(pairs)
+            self._parts.append((np.flatnonzero(counts), counts[counts > 0]))
         else:
-            for key, number in zip(*np.unique(joint, return_counts=True), strict=True):
-                self._counts[int(key)] = self._counts.get(int(key), 0) + int(number)
+            self._parts.append(np.unique(pairs, return_counts=True))
+        while len(self._parts) > 1 and len(self._parts[-1][0]) >= len(self._parts[-2][0]):
+            self._merge()  # parts halve from one to the next, so that a pair is merged a few times in all
 
-    def entropy(self) -> float:
-        """H(code | context) in bits."""
-        dense = np.nonzero(self._table)[0]
-        keys = np.concatenate([dense, np.fromiter(self._counts, np.int64, len(self._counts))])
-        sparse = np.fromiter(self._counts.values(), np.int64, len(self._counts))
-        counts = np.concatenate([self._table[dense], sparse]).astype(np.float64)
-        _, place = np.unique(keys // self.symbols, return_inverse=True)
-        _, same = np.unique(keys, return_inverse=True)
-        together, alone = (np.bincount(one, counts).astype(np.float64) for one in (same, place))
-        return _entropy(together) - _entropy(alone)
+    def _merge(self) -> None:
+        (one, number), (other, more) = self._parts.pop(), self._parts.pop()
+        pairs, place = np.unique(np.concatenate([one, other]), return_inverse=True)
+        self._parts.append((pairs, np.bincount(place, np.concatenate([number, more])).astype(np.int64)))
+
+    def look_up(self, context: Integers, codes: Integers) -> tuple[Numbers, Numbers, Numbers]:
+        """How often the code came in the context, anything did, and how many different codes did: each (N,)."""
+        while len(self._parts) > 1:
+            self._merge()
+        pairs, counts = self._parts[0]
+        contexts = pairs // self.symbols
+        first = np.flatnonzero(np.diff(contexts, prepend=-1))  # of each context's pairs, which lie together
+        totals, kinds = np.add.reduceat(counts, first), np.diff(first, append=len(pairs))
+        found = _values_at(context * self.symbols + codes, pairs, counts)
+        return found, _values_at(context, contexts[first], totals), _values_at(context, contexts[first], kinds)
 
 
-def _entropy(counts: NDArray[np.float64]) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
+def _values_at(keys: Integers, known: Integers, values: NDArray[Any]) -> Numbers:
+    """The value of each key among the known ones, which are sorted; 0 where it is none of them."""
+    if not len(known):
+        return np.zeros(len(keys))
+    place = np.searchsorted(known, keys).clip(max=len(known) - 1)
+    return np.where(known[place] == keys, values[place], 0).astype(np.float64)
 
 
-def _shifted(codes: NDArray[np.int64], axis: int, outside: int) -> NDArray[np.int64]:
+class ContextCode:
+    """A code for symbols by their counts in contexts of several kinds, each of which falls back on the one before.
+
+        P(x | context) = (count(x, context) + w P(x | the context before)) / (count(context) + w)
+        w = weight * number of different symbols that came in the context       (Witten and Bell 1991, method C)
+
+    The first kind falls back on 1/m. Theirs is the weight 1; here each kind has the one of `_WEIGHTS` that codes
+    held-out symbols best. The largest of them pass a context over, so one that tells nothing costs nothing.
+
+    Args:
+        symbols: m, values of a symbol.
+        contexts: of each kind, how many there are.
+
+    Raises:
+        InputError: there are more contexts than can be numbered.
+    """
+
+    def __init__(self, symbols: int, contexts: Sequence[int]) -> None:
+        if max(contexts) * symbols >= 2**63:
+            raise InputError(f"{max(contexts):.1e} contexts of {symbols} symbols are too many to be numbered")
+        self.symbols, self._counts = symbols, [_Counts(symbols) for _ in contexts]
+        self._weights = [1.0] * len(contexts)
+
+    def count(self, codes: Integers, contexts: Sequence[Integers]) -> None:
+        """Count codes (N,) in their context of each kind, (N,) each."""
+        for counts, context in zip(self._counts, contexts, strict=True):
+            counts.add(context, codes)
+
+    def choose_weights(self, codes: Integers, contexts: Sequence[Integers]) -> None:
+        """Take the weights that code these codes best: others than were counted."""
+        shares = np.full(len(codes), 1 / self.symbols)
+        for kind, (counts, context) in enumerate(zip(self._counts, contexts, strict=True)):
+            found = counts.look_up(context, codes)
+            tried = [_mixed(shares, *found, weight) for weight in _WEIGHTS]
+            best = min(range(len(tried)), key=lambda index: _bits(tried[index]))
+            self._weights[kind], shares = float(_WEIGHTS[best]), tried[best]
+
+    def bits(self, codes: Integers, contexts: Sequence[Integers]) -> list[float]:
+        """Bits that the codes take in all, by the contexts up to each kind."""
+        shares = np.full(len(codes), 1 / self.symbols)
+        spent = []
+        for counts, context, weight in zip(self._counts, contexts, self._weights, strict=True):
+            shares = _mixed(shares, *counts.look_up(context, codes), weight)
+            spent.append(_bits(shares))
+        return spent
+
+
+def _mixed(before: Numbers, count: Numbers, total: Numbers, kinds: Numbers, weight: float) -> Numbers:
+    """P(x | context) of `ContextCode`; where the context never came, P(x | the context before)."""
+    trusted = weight * np.maximum(kinds, 1)
+    mixed: Numbers = (count + trusted * before) / (total + trusted)
+    return mixed
+
+
+def _bits(shares: Numbers) -> float:
+    return float(-np.log2(shares).sum())
+
+
+def _shifted(codes: Integers, axis: int, outside: int) -> Integers:
     """The code above each (axis 1), or to its left (axis 2); `outside` where there is none."""
     before = np.full_like(codes, outside)
     if axis == 1:
@@ -88,48 +175,109 @@ def _shifted(codes: NDArray[np.int64], axis: int, outside: int) -> NDArray[np.in
     return before
 
 
-def yardsticks(maps: CodeMaps, model: Autoencoder, symbols: Sequence[int]) -> list[tuple[float, float]]:
-    """(entropy given the path, given path and left and upper neighbour) of each level, in bits a code.
+class Yardsticks:
+    """The codes of every level by counts: given the path, and given the path and the neighbours; and the class.
 
-    The path is the codeword of the next coarser level at the same place; level 1 has none.
+    The path is the codeword of the next coarser level at the same place; level 1 has none. A level's kinds of context
+    are the path; path and class; path, left and upper code; all of these. Without classes the second and last are
+    left out.
+
+    Args:
+        symbols: m of each level.
+        coarser: codewords of each level but the finest, the number of its paths.
+        classes: how many there are, 0 where codes are not given the class.
+
+    Raises:
+        InputError: there are more contexts than can be numbered.
     """
-    paths_only, with_neighbours = ([ContextCounts(size) for size in symbols] for _ in range(2))
-    for start in range(0, len(maps), _CHUNK):
-        codes = maps.read(np.arange(start, min(start + _CHUNK, len(maps))))[0]
-        paths = model.paths(codes)
-        for level, size in enumerate(symbols):
+
+    def __init__(self, model: Autoencoder, symbols: Sequence[int], coarser: Sequence[int], classes: int) -> None:
+        self.model, self.symbols = model, symbols
+        self._label_counts = (1, classes) if classes else (1,)
+        self._codes = []
+        for size, paths in zip(symbols, (1, *coarser), strict=True):
+            kinds = (paths, paths * (size + 1) ** 2)
+            self._codes.append(ContextCode(size, [kind * labels for kind in kinds for labels in self._label_counts]))
+
+    def _levels(self, maps: CodeMaps, images: Integers) -> Iterator[tuple[ContextCode, Integers, list[Integers]]]:
+        """The code of each level, with the codes of some images and their contexts."""
+        codes, labels = maps.read(images)
+        paths = self.model.paths(codes)
+        label = labels.numpy()[:, None, None]
+        for level, size in enumerate(self.symbols):
             code = codes[level].numpy()
-            context = np.zeros_like(code)
+            path = np.zeros_like(code)
             if level:
                 rows, columns = (code.shape[axis] // paths[level - 1].shape[axis] for axis in (1, 2))
-                context = paths[level - 1].numpy().repeat(rows, 1).repeat(columns, 2)
-            paths_only[level].add(context, code)
-            around = (context * (size + 1) + _shifted(code, 2, size)) * (size + 1) + _shifted(code, 1, size)
-            with_neighbours[level].add(around, code)
-    return [(one.entropy(), other.entropy()) for one, other in zip(paths_only, with_neighbours, strict=True)]
+                path = paths[level - 1].numpy().repeat(rows, 1).repeat(columns, 2)
+            around = (path * (size + 1) + _shifted(code, 2, size)) * (size + 1) + _shifted(code, 1, size)
+            kinds = [kind * labels + label % labels for kind in (path, around) for labels in self._label_counts]
+            yield self._codes[level], code.ravel(), [kind.ravel() for kind in kinds]
+
+    def count(self, maps: CodeMaps) -> None:
+        """Count the codes of these images, after some of them have chosen the weights."""
+        every = np.arange(len(maps))
+        held_out = every[:: max(_HELD_OUT, len(maps) // _HELD_OUT_IMAGES)]
+        for images in _in_chunks(maps, np.setdiff1d(every, held_out)):
+            for code, symbols, contexts in self._levels(maps, images):
+                code.count(symbols, contexts)
+        for code, symbols, contexts in self._levels(maps, held_out):
+            code.choose_weights(symbols, contexts)
+            code.count(symbols, contexts)
+
+    def bits(self, maps: CodeMaps) -> list[tuple[float, float]]:
+        """Bits of each level in all, given the path, and given path and neighbours; none of the images is counted."""
+        spent = np.zeros((len(self.symbols), 2))
+        for images in _in_chunks(maps, np.arange(len(maps))):
+            for level, (code, symbols, contexts) in enumerate(self._levels(maps, images)):
+                bits = code.bits(symbols, contexts)
+                spent[level] += bits[len(self._label_counts) - 1], bits[-1]
+        return [(float(path), float(neighbours)) for path, neighbours in spent]
+
+
+def _in_chunks(maps: CodeMaps, images: Integers) -> list[Integers]:
+    """The images, so many at a time that their codes of a level take a few megabytes."""
+    at_once = max(1, _CHUNK // max(level[0].size for level in maps.levels))
+    return [images[start : start + at_once] for start in range(0, len(images), at_once)]
+
+
+def label_bits(counted: Integers, coded: Integers, classes: int) -> float:
+    """Mean bits of the labels `coded` by the frequency of each among `counted`, each class counted once more."""
+    counts = np.bincount(counted, minlength=classes) + 1
+    return float(-np.log2(counts[coded] / counts.sum()).mean())
 
 
 def measure_rate(
-    priors: Sequence[Prior], model: Autoencoder, maps: CodeMaps, train: CodeMaps, device: torch.device
+    priors: Sequence[Prior], model: Autoencoder, coded: CodeMaps, counted: CodeMaps, device: torch.device
 ) -> Rate:
-    """Bits that the codes of a split (`maps`) take, beside the yardsticks of the training codes; in float32."""
-    symbols = [prior.level.symbols for prior in priors]
-    levels, per_image = [], [0.0, 0.0, 0.0]
-    for level, (prior, (path, neighbours)) in enumerate(zip(priors, yardsticks(train, model, symbols), strict=True)):
+    """Bits that codes take under the priors, in float32, and by the yardsticks.
+
+    Args:
+        coded: of the images whose bits are measured.
+        counted: of the images that the yardsticks count: none of those.
+
+    Raises:
+        InputError: there are more contexts than can be numbered.
+    """
+    levels = [prior.level for prior in priors]
+    classes = levels[0].classes
+    yardsticks = Yardsticks(model, [level.symbols for level in levels], levels[-1].coarser, classes)
+    yardsticks.count(counted)
+    rates, per_image = [], np.zeros(3)
+    for index, (prior, by_counts) in enumerate(zip(priors, yardsticks.bits(coded), strict=True)):
         prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         spent = 0.0
-        for start in range(0, len(maps), _BATCH):
-            codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
-            coarser = [paths.to(device) for paths in model.paths(codes[:level])]
-            label = labels.to(device) if prior.level.classes else None
-            spent += total_bits(prior, codes[level].to(device), coarser, label)
+        for start in range(0, len(coded), _BATCH):
+            codes, labels = coded.read(np.arange(start, min(start + _BATCH, len(coded))))
+            coarser = [paths.to(device) for paths in model.paths(codes[:index])]
+            spent += total_bits(prior, codes[index].to(device), coarser, labels.to(device) if classes else None)
         prior.cpu()
-        positions = prior.level.grid[0] * prior.level.grid[1]
-        rate = LevelRate(prior=spent / len(maps) / positions, path=path, neighbours=neighbours)
-        levels.append(rate)
-        for index, value in enumerate((rate.prior, rate.path, rate.neighbours)):
-            per_image[index] += value * positions
+        an_image = np.array([spent, *by_counts]) / len(coded)
+        prior_bits, path, neighbours = (an_image / np.prod(prior.level.grid)).tolist()
+        rates.append(LevelRate(prior=prior_bits, path=path, neighbours=neighbours))
+        per_image += an_image
     return Rate(
-        prior_bits_per_image=per_image[0], path_bits_per_image=per_image[1], neighbours_bits_per_image=per_image[2],
-        levels=tuple(levels),
+        prior_bits_per_image=float(per_image[0]), path_bits_per_image=float(per_image[1]),
+        neighbours_bits_per_image=float(per_image[2]),
+        label_bits_per_image=label_bits(counted.labels, coded.labels, classes) if classes else 0.0, levels=tuple(rates),
     )  # fmt: skip

@@ -38,7 +38,7 @@ def recognize(
     classes = model.classes
     if not classes:
         raise InputError(f"the priors of {model.run} know no classes: nothing can be recognized")
-    if load_images(config, "train").classes != classes:
+    if load_images(config, "train", say).classes != classes:
         raise InputError(f"the priors of {model.run} know other classes than the data has: {', '.join(classes)}")
     judge = train_judge(config, say=say)
     right = 0

@@ -15,7 +15,7 @@ from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.recognition import Recognized, recognize
 from hrvqvae.runs import storage
-from hrvqvae.runs.codemaps import extract, stored
+from hrvqvae.runs.codemaps import CodeMaps, extract, stored
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import has_priors, load_priors, load_with_config
 from hrvqvae.runs.locating import locate
@@ -37,7 +37,7 @@ class Evaluated:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the rate's beside the report's, None where there are no priors."""
         plain = self.report.to_dict()
-        names = ("prior_bits_per_image", "path_bits_per_image", "neighbours_bits_per_image")
+        names = [f"{name}_bits_per_image" for name in ("prior", "path", "neighbours", "label")]
         plain |= {name: getattr(self.rate, name, None) for name in names}
         for level, values in enumerate(plain["levels"]):
             rate = self.rate.levels[level] if self.rate else None
@@ -53,6 +53,9 @@ def evaluate_run(
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
+    The yardsticks beside the priors count codes of the train split. On that split, therefore, the rate is measured on
+    every other image, and the rest are counted.
+
     Args:
         samples: draw so many and have them classified (0: none).
         limit: measure on so many images, spread evenly over the split (None: all).
@@ -64,7 +67,7 @@ def evaluate_run(
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model, config = load_with_config(run)
     config = config.with_root(root)
-    images = load_images(config.data, split)
+    images = load_images(config.data, split, say)
     model = compute.place_model(model)
     batch_size = min(EVALUATION_BATCH, config.training.batch_size)
     batches = evaluation_batches(
@@ -78,11 +81,20 @@ def evaluate_run(
     priors, path = load_priors(run), locate(run)
     digest, folder = storage.digest(path), RunFolder(path.parent).codes
     train_maps = stored(folder, digest, config, "train") or extract(model, config, "train", compute.device)
-    whole = split == "train" and limit is None
-    maps = train_maps if whole else extract(model, config, split, compute.device, limit)
-    if priors.classes and not maps.classes == train_maps.classes == priors.classes:
+    if split == "train":
+        apart = 2 if limit is None else 2 * max(1, len(train_maps) // (2 * limit))
+        coded, counted = _every(apart, train_maps, 0, limit), _every(2, train_maps, 1)
+    else:
+        coded, counted = extract(model, config, split, compute.device, limit), train_maps
+    if priors.classes and not coded.classes == counted.classes == priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    found = measure_rate(priors.levels, model, maps, train_maps, compute.device)
+    found = measure_rate(priors.levels, model, coded, counted, compute.device)
     return Evaluated(
         report, found, "", recognize(TrainedModel(run), config.data, samples, say=say) if samples else None
     )
+
+
+def _every(apart: int, maps: CodeMaps, first: int, limit: int | None = None) -> CodeMaps:
+    """Images first, first + apart, ..., and so many of them at most."""
+    some = slice(first, None if limit is None else first + apart * limit, apart)
+    return CodeMaps(tuple(level[some] for level in maps.levels), maps.labels[some], maps.classes)

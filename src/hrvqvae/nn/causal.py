@@ -44,11 +44,11 @@ class CausalConv2d(nn.Module):
 
 
 def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
-    """Dropout with the share rounded to 1/256, so that a random byte decides: shape and memory format kept.
+    """Dropout with the share rounded to 1/256, at most 255/256: a random byte decides. Shape and memory format kept.
 
     On a CPU torch's own draws an element at a time, a tenth of a training step; eight come with one number here.
     """
-    dropped = round(share * 256)
+    dropped = min(round(share * 256), 255)
     if not training or dropped == 0:
         return features
     if features.is_cuda:

@@ -1,4 +1,4 @@
-"""Losses that need a network of their own, perceptual and adversarial; how a name becomes a perceptual distance."""
+"""Distances between images by the features of a published network, by name; the best that this machine has."""
 
 from typing import Any
 

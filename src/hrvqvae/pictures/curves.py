@@ -111,9 +111,10 @@ def comparison_curves(
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     over_steps, over_bits = figure.subplots(1, 2)
+    first = {row["system"]: row["seed"] for row in reversed(rows)}
     for row, points in zip(rows, errors, strict=True):
         marker, colour = _style(row["system"])
-        label = row["system"] if row["seed"] == 0 else None
+        label = row["system"] if row["seed"] == first[row["system"]] else None
         line = _LINES[row["seed"] % len(_LINES)]
         over_steps.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=3, label=label)
         over_bits.plot(row["bits_per_image"], row["mse"], marker, color=colour, label=label)

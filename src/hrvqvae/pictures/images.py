@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hrvqvae.data.images import read_image, read_square
+from hrvqvae.data.images import conversions, decode_image, decode_square
+from hrvqvae.data.loading import note
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import LevelReport
 from hrvqvae.pictures import sheets
@@ -38,28 +39,31 @@ def level_captions(levels: Sequence[LevelReport]) -> list[str]:
 
 
 def reconstruct(
-    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None
+    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, *, say: Callable[[str], None] = note
 ) -> list[tuple[Path, float]]:
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
-    Images keep their own sizes.
+    Images keep their own sizes, and are converted to the model's channels; `say` is told how many were.
 
     Raises:
-        InputError: no such run, image or level; a colour image for a greyscale model; the sheet can't be written.
+        InputError: no such run, image or level; the sheet can't be written.
     """
     model, config = load_with_config(run)
     most = model.prefixes[-1]
     if levels is not None and not 1 <= levels <= most:
         raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
-    originals, decoded, errors = [], [], []
+    originals, decoded, errors, lost = [], [], [], {}
     with torch.inference_mode():
         for path in paths:
-            pixels = torch.from_numpy(read_image(path, model.channels, config.data.max_pixels))
+            read, lost[path] = decode_image(path, model.channels, config.data.max_pixels)
+            pixels = torch.from_numpy(read)
             size = (pixels.shape[-2], pixels.shape[-1])
             image = model.decode(model.encode(pixels[None]), levels=levels, size=size)[0]
             originals.append(pixels)
             decoded.append(image)
             errors.append((path, float((image - pixels / 255).square().mean())))
+    if converted := conversions(lost, len(paths)):
+        say(converted)
     used = levels or most
     caption = "reconstruction, " + ("level 1" if used == 1 else f"levels 1-{used} of {most}")
     sheets.save(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
@@ -107,7 +111,10 @@ def complete(
     model = TrainedModel(run)
     data = model.config.data
     size = data.size
-    pixels = torch.from_numpy(read_square(path, data.channels, size, data.max_pixels, (0.5, 0.5)))
+    read, lost = decode_square(path, data.channels, size, data.max_pixels)
+    if converted := conversions({path: lost}, 1):
+        note(converted)
+    pixels = torch.from_numpy(read)
     known = model.known_part(pixels, keep)
     drawn = model.draw(count, seed=seed, class_name=class_name, draw=draw, known=known)
     shown = torch.nn.functional.interpolate(known.where[-1][None, None].float(), (size, size))[0]

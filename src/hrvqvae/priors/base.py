@@ -35,6 +35,11 @@ class Level:
     coarser: tuple[int, ...] = ()
     classes: int = 0
 
+    @property
+    def number(self) -> int:
+        """1 for the coarsest level."""
+        return len(self.coarser) + 1
+
     def check(self, coarser: Sequence[Tensor], label: Tensor | None) -> None:
         """Raises InputError where coarser levels or labels are missing, too many or out of range."""
         if len(coarser) != len(self.coarser):

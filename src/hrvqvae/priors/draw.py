@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from hrvqvae.errors import InputError
+from hrvqvae.errors import InputError, NonFiniteError
+from hrvqvae.jit.cache import compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,23 @@ class Draw:
         return self.temperature, self.top_k, self.top_p
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+NO_CODE = -1
+
+
+def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
+    """The error of a sampler that got `NO_CODE`, at a position of a level (1 is the coarsest)."""
+    return NonFiniteError(
+        f"the prior of level {level} gives logits that are NaN or infinite at row {row}, column {column}; "
+        "train it again, or look at its weights"
+    )
+
+
+@compiled(error_model="numpy")
 def draw_code(logits: NDArray[np.float32], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
     """The code that a uniform number in [0, 1) picks by the inverse distribution, in float64.
 
-    Of codes that are equally likely, those of the lower number stay in the first k, or in p.
+    Of codes that are equally likely, those of the lower number stay in the first k, or in p. Where a logit is NaN or
+    +inf, or all are -inf, there is no distribution: the code is `NO_CODE`.
     """
     number = len(logits)
     weights = np.empty(number, np.float64)
@@ -59,8 +71,12 @@ def draw_code(logits: NDArray[np.float32], uniform: float, temperature: float, t
     for k in range(number):
         weights[k] = logits[k] / temperature
         largest = max(largest, weights[k])
+    total = 0.0
     for k in range(number):
         weights[k] = np.exp(weights[k] - largest)
+        total += weights[k]
+    if np.isnan(total):
+        return NO_CODE
     if 0 < top_k < number or top_p < 1:
         order = np.argsort(-weights, kind="mergesort")
         kept = number if top_k == 0 else min(top_k, number)

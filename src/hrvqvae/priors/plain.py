@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors.base import Prior
-from hrvqvae.priors.draw import Draw, draw_code
+from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 
 
 @torch.inference_mode()
@@ -25,6 +25,9 @@ def sample_plain(
         coarser: paths of the coarser levels.
         label: (B,) or None.
         uniforms: (B, H, W) float64 in [0, 1), one for each draw.
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite; the position is named.
     """
     batch, height, width = codes.shape
     for row in range(height):
@@ -33,4 +36,7 @@ def sample_plain(
             for image in range(batch):
                 if not known[image, row, column]:
                     uniform = float(uniforms[image, row, column])
-                    codes[image, row, column] = draw_code(logits[image], uniform, *draw.values())
+                    code = draw_code(logits[image], uniform, *draw.values())
+                    if code == NO_CODE:
+                        raise no_distribution(prior.level.number, row, column)
+                    codes[image, row, column] = code

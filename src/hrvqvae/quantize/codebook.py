@@ -91,8 +91,9 @@ class Codebook(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Move dead codewords of codebooks that get data to vectors of theirs, drawn at random.
 
-        A codeword is dead when its moving average of assignments is below `below` / m of its codebook's. Those that
-        are placed begin with the codebook's mean count, so that the next update does not undo it.
+        A codeword is dead when its moving average of assignments is below `below` / m of its codebook's. Vectors are
+        drawn from those of codewords that are not dead. Those that are placed begin with the codebook's mean count, so
+        that the next update does not undo it.
 
         Args:
             residual: (N, D), what this level has to code.
@@ -107,21 +108,28 @@ class Codebook(nn.Module, ABC):
         total = self.count.sum(1, keepdim=True)
         dead = self.count < total * (below / size)
         moved, source = [path[:0]], [path[:0]]
-        for book, members in vq.nodes(parent, num_books) if dead.any() else ():
+        drawable = (~dead.view(-1)[path]).nonzero().flatten()
+        for book, places in vq.nodes(parent[drawable], num_books) if dead.any() else ():
+            members = drawable[places]
             children = dead[book].nonzero().flatten()[: len(members)]
             if len(children) == 0:
                 continue
-            drawn = torch.randperm(len(members), generator=generator)[: len(children)].to(members.device)
+            drawn = members[torch.randperm(len(members), generator=generator)[: len(children)].to(members.device)]
             count = (total[book] / size).expand(len(children))
-            self.set_codewords(book * size + children, residual[members[drawn]], count)
+            self.set_codewords(book * size + children, residual[drawn], count)
             moved.append(book * size + children)
-            source.append(path[members[drawn]])
+            source.append(path[drawn])
         return torch.cat(moved), torch.cat(source)
 
     @torch.no_grad()
     def copy(self, source: Tensor, target: Tensor, weight: Tensor) -> None:
-        """Place the codewords of paths `target` (K,) where those of `source` (K,) are, with `weight` (K,) times their
-        counts."""
+        """Place codewords where others are.
+
+        Args:
+            source: (K,), paths of those that are copied.
+            target: (K,), paths of those that are placed.
+            weight: (K,), what the counts of `source` are multiplied by.
+        """
         self.set_codewords(target, self.lookup(source), self.count.view(-1)[source] * weight)
 
 

@@ -119,7 +119,7 @@ class TreeQuantizer(nn.Module):
         """
         flat = self._flat(latents)
         paths = self._search(flat).paths
-        residuals = [residual.clone() for residual, _ in self._walk(flat, paths)]  # before any codeword moves
+        residuals = [residual for residual, _ in self._walk(flat, paths)]  # before any codeword moves
         kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
         revived = 0
         for level, (codebook, residual) in enumerate(zip(self.levels, residuals, strict=True)):
@@ -133,9 +133,12 @@ class TreeQuantizer(nn.Module):
         return revived
 
     def _copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
-        """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,)."""
+        """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,).
+
+        Their counts are in proportion to the codewords' own. A source is alive, so its count is not zero.
+        """
         count = self.levels[level].count.view(-1)
-        weight = torch.where(count[source] > 0, count[target] / count[source], 0)
+        weight = count[target] / count[source]
         size = self.config.codewords
         children = torch.arange(size, device=source.device)
         for codebook in self.levels[level + 1 :]:

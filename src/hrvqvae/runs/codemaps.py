@@ -11,7 +11,7 @@ the data are the same; where the images themselves have changed, delete the fold
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +26,7 @@ from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
+from hrvqvae.runs.lock import locked
 from hrvqvae.runs.storage import remove_temporaries, write_atomic
 from hrvqvae.systems.base import Autoencoder
 
@@ -115,9 +116,12 @@ def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeM
 
 
 def stored_or_extracted(
-    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str, device: torch.device | None = None
-) -> CodeMaps:
+    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
+    device: torch.device | None = None, say: Callable[[str], None] = print,
+) -> CodeMaps:  # fmt: skip
     """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
+
+    Where another process extracts them, that is waited for, and `say` is told so.
 
     Args:
         folder: made if it does not exist.
@@ -126,12 +130,18 @@ def stored_or_extracted(
     Raises:
         InputError: as `extract`; or the folder can't be written.
     """
-    found = stored(folder, model_digest, config, split)
-    if found is not None:
-        return found
+    with locked(folder, wait=say):
+        found = stored(folder, model_digest, config, split)
+        if found is not None:
+            return found
+        return _extracted(folder, model, model_digest, config, split, device)
+
+
+def _extracted(
+    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str, device: torch.device | None
+) -> CodeMaps:
     maps = extract(model, config, split, device)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(folder)
         (folder / f"{split}.json").unlink(missing_ok=True)
         for level, codes in enumerate(maps.levels, start=1):

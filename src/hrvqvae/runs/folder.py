@@ -7,11 +7,13 @@ RUN/config.yaml         the resolved configuration
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     priors/codes/       the codes of the train split
     priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state
+    .lock               taken by the process that trains here
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hrvqvae.config import Config, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.runs import storage
+from hrvqvae.runs.lock import locked
 
 KEPT = 2
 
@@ -57,8 +60,17 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Work in the folder as the only process, and make it if need be.
+
+        Raises:
+            InUseError: another process trains here.
+            InputError: the folder can't be made or written.
+        """
+        return locked(self.path)
+
     def create(self) -> None:
-        """Make the folders, and clear what a killed writer left.
+        """Make the folders, and clear what a killed writer left: only whoever has the lock may do so.
 
         Raises:
             InputError: the folder can't be made or written.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ def load_priors(run: str | Path) -> Priors:
     """The priors of every level of a run.
 
     Raises:
-        InputError: no such run, a level has no prior, one was trained for another state of the autoencoder, or the
-            levels know different classes; the command that trains them is named.
+        InputError: no such run, a level has no prior, one was trained for another state of the autoencoder, the
+            levels know different classes, or a config.yaml describes another network; what to do is named.
         DamagedFileError: a file is damaged, or does not fit its configuration.
     """
     model_path = locate(run)
@@ -89,7 +89,9 @@ def load_priors(run: str | Path) -> Priors:
     for level in range(levels):
         path = prior_folder(model_path.parent, level).model
         weights, about = read_prior(path, autoencoder, run, level)
-        prior = build_prior(from_dict(about["config"], str(path)), about["level"], len(about["classes"]))
+        config = from_dict(about["config"], str(path))
+        _check_agreement(lambda one: one.prior.network, config, path)
+        prior = build_prior(config, about["level"], len(about["classes"]))
         try:
             prior.requires_grad_(False).load_state_dict(weights)
         except RuntimeError as error:
@@ -110,10 +112,10 @@ def _config_of(meta: Mapping[str, Any], path: Path) -> Config:
     return from_dict(meta["config"], str(path))
 
 
-def _check_agreement(config: Config, path: Path) -> None:
-    """Raises InputError where config.yaml beside the weights says another model than the weights were trained as."""
+def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) -> None:
+    """Raises InputError where config.yaml beside the weights has another such part than the weights were trained as."""
     folder = RunFolder(path.parent)
-    if path == folder.model and folder.config.is_file() and folder.read_config().model != config.model:
+    if path == folder.model and folder.config.is_file() and part(folder.read_config()) != part(config):
         raise InputError(
             f"{folder.config} describes another model than {path.name} was trained as: put back what was changed "
             "there, or train anew in another folder"
@@ -124,13 +126,13 @@ def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder,
     """The model of a run in evaluation mode, with its configuration.
 
     Raises:
-        InputError: it is no run.
+        InputError: it is no run, or its config.yaml describes another model than the weights are of.
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
     path = locate(run)
     weights, meta = storage.read(path)
     config = _config_of(meta, path)
-    _check_agreement(config, path)
+    _check_agreement(lambda one: one.model, config, path)
     model = build(config).requires_grad_(False)
     try:
         model.load_state_dict(weights)

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.config import CodebookModelConfig, Grid
+from hrvqvae.config import Grid
+from hrvqvae.config.model import NetworkConfig
 from hrvqvae.errors import InputError
 from hrvqvae.nn import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, random_latents
@@ -15,8 +16,18 @@ from hrvqvae.systems.base import Autoencoder, Reconstructed, unit_images
 from hrvqvae.systems.framing import cropped, framed
 
 
+class HasDim(Protocol):
+    """A quantizer's configuration, as far as the networks around it ask."""
+
+    @property
+    def dim(self) -> int: ...
+
+
 class Quantizer(Protocol):
     """What a quantizer of one grid does; (B, H, W, D) latents."""
+
+    @property
+    def config(self) -> HasDim: ...
 
     def __call__(self, latents: Tensor) -> Quantized: ...
 
@@ -43,15 +54,15 @@ class OneGrid(Autoencoder):
 
     quantizer: nn.Module
 
-    def __init__(self, config: CodebookModelConfig, channels: int, quantizer: nn.Module) -> None:
+    def __init__(self, config: NetworkConfig, channels: int, quantizer: nn.Module) -> None:
         super().__init__()
         self.config, self._channels, self.quantizer = config, channels, quantizer
         self.encoder = Encoder(
-            channels=channels, dim=config.quantizer.dim, stride=config.stride, hidden=config.hidden_units,
+            channels=channels, dim=self._quantizer.config.dim, stride=config.stride, hidden=config.hidden_units,
             inner=config.residual_units, blocks=config.residual_blocks, kernel=config.kernel,
         )  # fmt: skip
         self.decoder = Decoder(
-            channels=channels, dim=config.quantizer.dim, stride=config.stride, hidden=config.hidden_units,
+            channels=channels, dim=self._quantizer.config.dim, stride=config.stride, hidden=config.hidden_units,
             inner=config.residual_units, blocks=config.residual_blocks, kernel=config.kernel,
         )  # fmt: skip
 
@@ -104,11 +115,11 @@ class OneGrid(Autoencoder):
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
-        if self.config.quantizer.init_vectors:
+        if self.config.start_vectors:
             latents = self.latents(unit_images(images, self.channels))
             self._quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
         else:
-            noise = random_latents(self.config.num_codewords[-1], self.config.quantizer.dim, generator)
+            noise = random_latents(self.config.num_codewords[-1], self._quantizer.config.dim, generator)
             self._quantizer.initialize(noise.to(images.device), generator)
 
     @torch.no_grad()

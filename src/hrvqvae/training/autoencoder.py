@@ -134,9 +134,16 @@ def train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvalu
     A run that resumes goes on from its newest whole checkpoint, to the weights of a run that never stopped.
 
     Raises:
+        InUseError: another process trains in that folder.
         InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
         NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
     """
+    with run.locked():
+        return _train(config, run, resume=resume, evaluation=evaluation, say=say)
+
+
+def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvaluation, say: Say) -> Outcome:
+    """As `train`, in a folder whose lock this process has."""
     if not resume:
         require_new(run, "choose another --out")
     if config.training.threads:

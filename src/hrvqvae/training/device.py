@@ -62,13 +62,18 @@ class Compute:
     def of(config: StageConfig) -> Compute:
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
-        if device.type == "cuda" and not bf16:  # float32 is float32: no rounding to TF32
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        # Float32 is float32, also beside bfloat16: convolutions on a GPU would round to TF32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return Compute(device, bf16, config.memory_format == "channels_last")
 
     @property
     def precision(self) -> str:
         return "bf16" if self.bf16 else "fp32"
+
+    @property
+    def emulates_bf16(self) -> bool:
+        """Whether bfloat16 is asked for on a device that does not multiply it in hardware."""
+        return self.bf16 and not computes_bf16(self.device)
 
     @property
     def _format(self) -> torch.memory_format:
@@ -87,7 +92,7 @@ class Compute:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
-            return 0  # not told there
+            return 0  # it has no such number
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

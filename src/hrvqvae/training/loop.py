@@ -1,4 +1,4 @@
-"""The training loop, for every stage: autoencoder, adversarial autoencoder, prior. Only the step differs."""
+"""The training loop, for every stage. Only the step differs."""
 
 from __future__ import annotations
 

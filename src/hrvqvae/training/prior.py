@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,19 +144,19 @@ class PriorStage:
     """The training of one level's prior: its codes, its folder, and what is kept of it."""
 
     def __init__(
-        self, config: Config, maps: CodeMaps, model: Autoencoder, model_digest: str, level: int, evaluated: Evaluated
-    ) -> None:
+        self, run: RunFolder, config: Config, maps: CodeMaps, model: Autoencoder, model_digest: str, level: int,
+        evaluated: Evaluated,
+    ) -> None:  # fmt: skip
+        self.run = run
         self.config, self.maps, self.level, self.model_digest = config, maps, level, model_digest
         self.training = config.prior.training_of(level)
         self.codes = LevelCodes(maps, model, level)
         self.kept, self.held_out = held_out_split(len(maps), config.prior.held_out, self.training.seed)
         self.evaluated = evaluated
-        self.run: RunFolder | None = None
 
     @property
     def source(self) -> Path:
         """The file that says whose codes the prior knows."""
-        assert self.run is not None
         return self.run.path / "autoencoder.txt"
 
     def held_out_batches(self) -> Iterator[LevelBatch]:
@@ -164,7 +165,6 @@ class PriorStage:
 
     def write(self, state: TrainState, bits_per_code: float) -> None:
         """Write the averaged prior for sampling."""
-        assert self.run is not None
         counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
         with saving_errors(self.run, state):
             save_prior(
@@ -173,14 +173,14 @@ class PriorStage:
                 bits_per_code=bits_per_code,
             )  # fmt: skip
 
-    def train(self, run: RunFolder, compute: Compute, *, resume: bool, say: Say) -> Outcome:
+    def train(self, compute: Compute, *, resume: bool, say: Say) -> Outcome:
         """Train into the level's folder.
 
         Raises:
             InputError: it holds a prior of another state of the autoencoder.
             NonFiniteError: as `train_stage` does.
         """
-        self.run = run
+        run = self.run
         if self.source.is_file() and run.begun() and self.source.read_text() != self.model_digest:
             raise InputError(
                 f"{run.path} holds a prior of another state of the autoencoder; delete that folder to train it anew"
@@ -227,29 +227,33 @@ def train_priors(
         evaluated: called with a level's folder and the records of its log after each evaluation, to draw them.
 
     Raises:
+        InUseError: another process trains one of them.
         InputError: no trained autoencoder, no data, a prior that is there already (without `resume`).
         NonFiniteError: as the autoencoder's training does.
     """
     folders = {level: prior_folder(path, level) for level in configs}
-    if not resume:
-        for folder in folders.values():
-            require_new(folder, "delete that folder to train it anew")
     run = RunFolder(Path(path))
     model, config = load_with_config(path)
     digest = storage.digest(run.model)
     first = next(iter(configs.values()))
     config = dataclasses.replace(config, data=first.data)
-    maps = stored_or_extracted(run.codes, model, digest, config, "train", Compute.of(first.prior.training).device)
-    for level, folder in folders.items():  # what was asked for holds for levels that a signal keeps from beginning
-        folder.create()
-        folder.write_config(configs[level])
+    device = Compute.of(first.prior.training).device
     outcomes = {}
-    for level, folder in folders.items():
-        training = configs[level].prior.training
-        if training.threads:
-            torch.set_num_threads(training.threads)
-        stage = PriorStage(configs[level], maps, model, digest, level, evaluated)
-        outcomes[level] = stage.train(folder, Compute.of(training), resume=resume, say=say)
-        if outcomes[level].signal is not None:
-            break
+    with ExitStack() as locks:
+        for folder in folders.values():
+            locks.enter_context(folder.locked())
+            if not resume:
+                require_new(folder, "delete that folder to train it anew")
+        maps = stored_or_extracted(run.codes, model, digest, config, "train", device, say)
+        for level, folder in folders.items():  # what was asked for holds for levels that a signal keeps from beginning
+            folder.create()
+            folder.write_config(configs[level])
+        for level, folder in folders.items():
+            training = configs[level].prior.training
+            if training.threads:
+                torch.set_num_threads(training.threads)
+            stage = PriorStage(folder, configs[level], maps, model, digest, level, evaluated)
+            outcomes[level] = stage.train(Compute.of(training), resume=resume, say=say)
+            if outcomes[level].signal is not None:
+                break
     return outcomes

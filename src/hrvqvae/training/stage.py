@@ -94,6 +94,11 @@ def begin(
         state = TrainState.start(model, training, partners(model))
         state.restore(*saved)
         say(f"resuming {run.path} at step {state.step}")
+        before = saved[1].get("device", state.device)
+        if before != state.device:
+            say(f"trained on {before} so far, and on {state.device} from here on, where sums round differently")
+    if compute.emulates_bf16:
+        say(f"bf16 is emulated on this {compute.device.type}, which is slow: a run keeps the precision it began with")
     return state
 
 

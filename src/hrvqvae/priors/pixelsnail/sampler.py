@@ -17,24 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae.jit.cache import compiled
 from hrvqvae.jit.threads import in_parts
-from hrvqvae.priors.draw import Draw, draw_code
+from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL
 
 Floats = NDArray[np.float32]
 
-_OPTIONS: dict[str, Any] = {
-    "cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False,
-    "fastmath": {"reassoc", "contract", "nsz"},
-}  # fmt: skip
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": {"reassoc", "contract", "nsz"}}
 _EPSILON = 1e-5  # of layer normalization, torch's
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@compiled(**_OPTIONS)
 def _add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
     """out (m,) += vector (n,) @ matrix (n, m), four rows at a time."""
     rows, columns = matrix.shape
@@ -49,12 +46,12 @@ def _add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
             out[j] += a * matrix[i, j]
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@compiled(**_OPTIONS)
 def _elu(value: Any) -> Any:
     return value if value > 0 else np.expm1(value)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@compiled(**_OPTIONS)
 def _attend(
     features: Floats, place: int, heads: int, norm: Floats, inputs: Floats, inputs_bias: Floats, output: Floats,
     output_bias: Floats, keys: Floats, values: Floats, three: Floats, attended: Floats, scores: Floats,
@@ -107,13 +104,13 @@ def _attend(
     _add_product(attended, output, features)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@compiled(**_OPTIONS)
 def _row(
     begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: Floats, above: Floats,
     conditions: Floats, taken: Floats, keys: Floats, values: Floats, weights: Any, heads: int, temperature: float,
     top_k: int, top_p: float,
-) -> None:  # fmt: skip
-    """Draw the codes of a row of the images begin..end - 1 that are not known.
+) -> int:  # fmt: skip
+    """Draw the codes of a row of the images begin..end - 1 that are not known; -> -1, or the column that has no code.
 
     codes, known, uniforms (B, H, W); base (B, W, C); above (R, B, W, U) and conditions (B, W, R * 2C), biases added;
     taken (R, B, H + q, W + 2q, C); keys, values (A, B, C, H * W); weights as in `_weights`.
@@ -162,7 +159,11 @@ def _row(
                     features[c] = _elu(features[c])
                 logits[:] = head_bias
                 _add_product(features, head, logits)
-                codes[image, row, x] = draw_code(logits, uniforms[image, row, x], temperature, top_k, top_p)
+                code = draw_code(logits, uniforms[image, row, x], temperature, top_k, top_p)
+                if code == NO_CODE:
+                    return x
+                codes[image, row, x] = code
+    return -1
 
 
 def _stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
@@ -248,9 +249,10 @@ def sample_pixelsnail(
             for tensor in (started[:, row].contiguous(), above.row(row), conditions.view(batch, width, -1))
         ]
 
-        def images(begin: int, end: int, row: int = row, parts: list[Floats] = parts) -> None:
-            _row(
-                begin, end, row, *arrays, *parts, *kept, weights, prior.config.attention_heads, *draw.values()
-            )  # fmt: skip
+        def images(begin: int, end: int, row: int = row, parts: list[Floats] = parts) -> int:
+            heads = prior.config.attention_heads
+            return int(_row(begin, end, row, *arrays, *parts, *kept, weights, heads, *draw.values()))
 
-        in_parts(batch, images)
+        column = max(in_parts(batch, images))
+        if column >= 0:
+            raise no_distribution(prior.level.number, row, column)

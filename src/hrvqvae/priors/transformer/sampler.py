@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrvqvae.priors.draw import Draw, draw_code
+from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.transformer.network import Transformer, TransformerLayer
 
 
@@ -46,5 +46,8 @@ def sample_transformer(
             logits = prior.head(prior.norm(features[:, 0])).numpy()
             for image in range(batch):
                 if not given[image, place]:
-                    flat[image, place] = draw_code(logits[image], float(drawn[image, place]), *draw.values())
+                    code = draw_code(logits[image], float(drawn[image, place]), *draw.values())
+                    if code == NO_CODE:
+                        raise no_distribution(prior.level.number, *divmod(place, codes.shape[2]))
+                    flat[image, place] = code
         before = flat[:, place]

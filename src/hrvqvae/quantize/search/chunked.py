@@ -7,12 +7,12 @@ Shapes: N vectors, D their width, L levels, m codewords a codebook, K codewords 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch.utils._triton import has_triton
 
 from hrvqvae.quantize.search.reference import TreeSearch
 
@@ -28,9 +28,22 @@ def _descend(residual: Tensor, quantized: Tensor, path: Tensor, codebook: Tensor
 
 
 @cache
-def _descend_compiled() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """One level as one compiled function, where torch has a compiler for this GPU; else as it is."""
-    return torch.compile(_descend, dynamic=True) if has_triton() else _descend
+def _descend_compiled(
+    device: torch.device,
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """One level as one compiled function; as it is, with a warning, where torch can't compile for that device.
+
+    torch looks for its compilers, one for the GPU and one for C, when a function is first called: so a call is tried.
+    """
+    compiled = torch.compile(_descend, dynamic=True)
+    vectors, codebook = torch.zeros(3, 5, device=device), torch.zeros(2, 4, 5, device=device)
+    try:
+        compiled(vectors, vectors, torch.zeros(3, dtype=torch.long, device=device), codebook)
+    except Exception as error:  # whatever the compilers raise
+        reason = " ".join(str(error).split())[:160]
+        warnings.warn(f"torch.compile does not work here ({reason}): the search is slower", stacklevel=2)
+        return _descend
+    return compiled
 
 
 def search_tree_chunked(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
@@ -39,7 +52,7 @@ def search_tree_chunked(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSea
     On a GPU each level is one compiled function. The device is not waited for, so NaN is no error here: it goes on into
     `quantized`, from there into the loss, and the training step stops before its update.
     """
-    descend = _descend_compiled() if latents.is_cuda else _descend
+    descend = _descend_compiled(latents.device) if latents.is_cuda else _descend
     size, dim = codebooks[0].shape[1], latents.shape[1]
     paths, quantized = [], []
     for residual in torch.split(latents, max(1, _CHUNK_VALUES // (size * dim))):
@@ -54,6 +67,7 @@ def search_tree_chunked(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSea
 
 def search_flat_chunked(latents: Tensor, codebook: Tensor) -> Tensor:
     """As `search_flat`, by matrix products of bounded chunks, for a GPU, where NaN is no error."""
-    lengths = codebook.square().sum(-1)
-    chunks = torch.split(latents, max(1, _CHUNK_VALUES // len(codebook)))
-    return torch.cat([torch.addmm(lengths, some, codebook.T, alpha=-2).argmin(-1) for some in chunks])
+    with torch.autocast(latents.device.type, enabled=False):  # which would round the products to bfloat16
+        lengths = codebook.square().sum(-1)
+        chunks = torch.split(latents, max(1, _CHUNK_VALUES // len(codebook)))
+        return torch.cat([torch.addmm(lengths, some, codebook.T, alpha=-2).argmin(-1) for some in chunks])

@@ -12,8 +12,8 @@ by side in a copy of the codebook that each call makes.
 The innermost loops (`_nearest_of_eight`, `_meet_group`) are written in LLVM's portable vectors of sixteen lanes, since
 numba's own end each distance with a horizontal sum that costs more than the distance.
 
-Compiled code is kept on disk by numba, so only the first process pays: about a second for each number of levels and
-memory layout of the latents, some three for the flat search.
+Compiled code is kept on disk (`jit/cache.py`), so only the first process pays: about a second for each number of
+levels and memory layout of the latents, some three for the flat search.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core.cgutils import for_range, get_or_insert_function
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -32,13 +32,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hrvqvae.errors import NonFiniteError
+from hrvqvae.jit.cache import compiled
 from hrvqvae.jit.threads import in_parts
 from hrvqvae.quantize.search.reference import TreeSearch, require_finite
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 _ALONE = 1024  # vectors that are not worth a second thread
 _TOGETHER, _AHEAD = 64, 4  # vectors that go down the tree together; how far ahead a codebook is asked for
 _NEAR_VALUES = 2**14  # of a level whose codewords are in the innermost caches anyway
@@ -184,7 +185,7 @@ _key_of_nearest: Any = intrinsic(_nearest_of_eight)
 _take: Any = intrinsic(_take_codeword)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@compiled(**_OPTIONS)
 def _tree(latents: Floats, books: Any, first: int, last: int, size: int, paths: Integers, quantized: Floats) -> float:
     """Search latents[first:last] (N, D); books of each level, (m^l * G, W), are filled up to groups of eight codewords
     a codebook and to whole vectors of sixteen numbers; -> sum of the squared residuals that are left.
@@ -279,7 +280,7 @@ def _meet_group(_: Any, vectors: Any, group: Any, dim: Any, best: Any, place: An
 _meet: Any = intrinsic(_meet_group)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@compiled(**_OPTIONS)
 def _flat(latents: Floats, book: Floats, first: int, last: int, nearest: Integers) -> float:
     """Search latents[first:last] (N, D); book (K / `_GROUP`, D, `_GROUP`), codewords of a group side by side, infinity
     where there is none; -> sum of the squared distances of the nearest.
@@ -323,7 +324,7 @@ def search_tree_compiled(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSe
     """As `reference.search_tree`, for float32 tensors on the CPU.
 
     Raises:
-        NonFiniteError: a latent is NaN, infinite, or too large to be squared.
+        NonFiniteError: a latent or a codeword that is met is NaN, infinite, or too large to be squared.
     """
     count, dim = latents.shape
     books = tuple(_filled(codebook.detach()).flatten(0, 1).numpy() for codebook in codebooks)
@@ -331,7 +332,7 @@ def search_tree_compiled(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSe
     paths, quantized = torch.empty(len(books), count, dtype=torch.long), torch.empty(count, dim)
     out = paths.numpy(), quantized.numpy()
     left = sum(in_parts(count, lambda first, last: float(_tree(vectors, books, first, last, size, *out)), alone=_ALONE))
-    _require_finite_sum(left, latents)
+    _require_finite_sum(left, latents, codebooks)
     return TreeSearch(paths, quantized)
 
 
@@ -339,7 +340,7 @@ def search_flat_compiled(latents: Tensor, codebook: Tensor) -> Tensor:
     """As `reference.search_flat`, for float32 tensors on the CPU.
 
     Raises:
-        NonFiniteError: a latent is NaN, infinite, or too large to be squared.
+        NonFiniteError: a latent or the codewords are NaN, infinite, or too large to be squared.
     """
     missing, dim = -len(codebook) % _GROUP, codebook.shape[1]
     filled = pad(codebook.detach(), (0, 0, 0, missing), value=torch.inf) if missing else codebook.detach()
@@ -349,12 +350,12 @@ def search_flat_compiled(latents: Tensor, codebook: Tensor) -> Tensor:
     out = nearest.numpy()
     alone = max(1, _ALONE // len(book))
     left = sum(in_parts(len(latents), lambda first, last: float(_flat(vectors, book, first, last, out)), alone=alone))
-    _require_finite_sum(left, latents)
+    _require_finite_sum(left, latents, [codebook])
     return nearest
 
 
-def _require_finite_sum(left: float, latents: Tensor) -> None:
-    """Raises NonFiniteError: the distances are finite unless a latent is not, so their sum tells for all."""
+def _require_finite_sum(left: float, latents: Tensor, codebooks: Sequence[Tensor]) -> None:
+    """Raises NonFiniteError: the least distances are finite unless a latent or codeword is not; so is their sum."""
     if not np.isfinite(left):
-        require_finite(latents)
-        raise NonFiniteError("latents: values are too large to be squared in float32")
+        require_finite(latents, codebooks)
+        raise NonFiniteError("latents or codewords are too large for their distances to be squared in float32")

@@ -32,12 +32,13 @@ TreeSearcher = Callable[[Tensor, Sequence[Tensor]], TreeSearch]
 FlatSearcher = Callable[[Tensor, Tensor], Tensor]
 
 
-def require_finite(latents: Tensor) -> None:
-    """Raises NonFiniteError with the count where a latent is NaN or infinite: it has no nearest codeword."""
-    finite = torch.isfinite(latents)
-    if not finite.all():
-        bad = int((~finite).sum())
-        raise NonFiniteError(f"latents: {bad} of {latents.numel()} values are NaN or infinite")
+def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
+    """Raises NonFiniteError with the count where a latent or a codeword is NaN or infinite: no distance is the least."""
+    named = {"latents": latents} | {f"codebook of level {level}": one for level, one in enumerate(codebooks, start=1)}
+    for name, values in named.items():
+        finite = torch.isfinite(values)
+        if not finite.all():
+            raise NonFiniteError(f"{name}: {int((~finite).sum())} of {values.numel()} values are NaN or infinite")
 
 
 def search_tree(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
@@ -50,9 +51,9 @@ def search_tree(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
         codebooks: level l's at index l - 1, (m^(l-1), m, D).
 
     Raises:
-        NonFiniteError: a latent is NaN or infinite.
+        NonFiniteError: a latent or a codeword is NaN or infinite.
     """
-    require_finite(latents)
+    require_finite(latents, codebooks)
     residual, quantized = latents, torch.zeros_like(latents)
     path = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     paths = []
@@ -77,6 +78,6 @@ def search_flat(latents: Tensor, codebook: Tensor) -> Tensor:
     """Nearest of K codewords: (N, D) and (K, D) -> (N,) int64. The plain reference, codeword by codeword.
 
     Raises:
-        NonFiniteError: a latent is NaN or infinite.
+        NonFiniteError: a latent or a codeword is NaN or infinite.
     """
     return search_tree(latents, [codebook.unsqueeze(0)]).paths[0]

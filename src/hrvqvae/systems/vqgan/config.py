@@ -48,17 +48,17 @@ class VQGANConfig(FlatConfig):
 
     @property
     def smallest_image(self) -> int:
-        """Side in pixels of the smallest images that the discriminator can judge."""
-        side = 2  # its two last convolutions take away a row each
-        for _ in range(self.discriminator_layers - 1):
-            side *= 2
-        return 2 * (side + 1)
+        """Side in pixels of the smallest images that the discriminator can judge.
+
+        Each layer halves the side, rounded down; the two convolutions after them take away a row each, and leave one.
+        """
+        return 3 * 2**self.discriminator_layers
 
     def check_size(self, size: int) -> None:
         """Raises InputError where images of that side are too small for the discriminator."""
         if size < self.smallest_image:
             raise InputError(
-                f"model.discriminator_layers is {self.discriminator_layers}, for images of at least "
+                f"model.discriminator_layers is {self.discriminator_layers}, which takes images of at least "
                 f"{self.smallest_image} pixels a side; these have {size}: take fewer layers"
             )
 

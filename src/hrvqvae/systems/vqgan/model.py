@@ -8,7 +8,7 @@ from hrvqvae.systems.vqgan.config import VQGANConfig
 
 
 class VQGAN(OneGrid):
-    """One latent grid, one flat codebook; what makes it a VQGAN is how it is trained (`training.adversarial`).
+    """One latent grid, one flat codebook; what makes it a VQGAN is how it is trained (`objective.py` beside this).
 
     image -> encoder -> z (B, H, W, D) -> nearest of K codewords -> code (B, H, W) -> codeword -> decoder -> image
         image, reconstruction -> perceptual distance, patch discriminator -> losses

@@ -41,10 +41,10 @@ class AdversarialObjective(Objective):
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:
         self.model, self.settings = cast(VQGAN, model), cast(VQGANConfig, config.model)
+        self.settings.check_size(config.data.size)
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = place(perceptual_distance(self.settings.perceptual))
-        self.settings.check_size(config.data.size)
         self.discriminator = place(discriminator_of(self.settings, config.data.channels))
         self.partners = {DISCRIMINATOR: self.discriminator}
 

@@ -11,7 +11,7 @@ from hrvqvae.config.model import CodebookModelConfig, Grid
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAE2Config(CodebookModelConfig):
-    """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (section 3).
+    """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (docs/method.md).
 
     Attributes:
         grids: latent grids; the finest is `stride` times coarser than the image, each next one twice as coarse.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hrvqvae.threads import in_parts
+from hrvqvae.jit.threads import in_parts
 
 
 @pytest.fixture

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
-from hrvqvae import storage
 from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.runs import storage
 
 TENSORS = {
     "weight": torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
@@ -33,6 +37,66 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+_WRITE = """
+import sys, torch
+from pathlib import Path
+from hrvqvae.runs import storage
+tensors = {name: torch.full((3,), value, dtype=kind) for name, value, kind in (
+    ("b.weight", 1.5, torch.float32), ("a", 7, torch.int64), ("c", 2, torch.uint8), ("half", 0.5, torch.bfloat16))}
+storage.write(Path(sys.argv[1]), tensors, {"z": 1, "a": {"y": 2, "b": [3]}, "name": "x"})
+"""
+
+
+def test_equal_content_is_equal_bytes_in_any_process(tmp_path: Path) -> None:
+    contents = []
+    for seed in ("1", "2", "3"):
+        path = tmp_path / f"{seed}.safetensors"
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", _WRITE, str(path)], check=True, env=environment)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.dictionaries(st.text("abc.é", min_size=1, max_size=9), st.integers(0, 9), max_size=6),
+    name=st.text(max_size=9),
+)
+def test_the_header_is_in_order_and_the_data_aligned(
+    sizes: dict[str, int], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "x.safetensors"
+    tensors = {key: torch.arange(size, dtype=torch.float64) for key, size in sizes.items()}
+    storage.write(path, tensors, {"name": name})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0, "safetensors maps the data from there"
+    assert list(header) == sorted(header)
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    found, meta = storage.read(path)
+    assert meta == {"name": name}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(tensors)
+
+
+def test_meta_is_read_without_the_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    storage.write(path, TENSORS, META)
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    assert storage.read_meta(path) == META
+
+
+@pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}"])
+def test_a_damaged_header_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):
+        storage.read_meta(tmp_path / "x.safetensors")
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
-from hrvqvae.config import HRVQVAEConfig, TreeQuantizerConfig
+from hrvqvae.config import TreeQuantizerConfig
 from hrvqvae.errors import InputError
-from hrvqvae.models import HRVQVAE
+from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
+from hrvqvae.systems.hrvqvae.model import HRVQVAE
 
 SMALL = HRVQVAEConfig(
     stride=4, padding=1, hidden_units=8, residual_units=6, residual_blocks=2,

@@ -6,19 +6,18 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from hrvqvae.config import (
-    Config,
-    DataConfig,
-    HRVQVAEConfig,
-    ModelConfig,
-    QuantizerConfig,
-    TreeQuantizerConfig,
-    VQGANConfig,
-    VQVAE2Config,
-    VQVAEConfig,
-)
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, TreeQuantizerConfig
+from hrvqvae.config.model import ModelConfig
 from hrvqvae.errors import InputError
-from hrvqvae.models import VQGAN, VQVAE, VQVAE2, Autoencoder, build
+from hrvqvae.systems.base import Autoencoder
+from hrvqvae.systems.build import build
+from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
+from hrvqvae.systems.vqgan.config import VQGANConfig
+from hrvqvae.systems.vqgan.model import VQGAN
+from hrvqvae.systems.vqvae.config import VQVAEConfig
+from hrvqvae.systems.vqvae.model import VQVAE
+from hrvqvae.systems.vqvae2.config import VQVAE2Config
+from hrvqvae.systems.vqvae2.model import VQVAE2
 from hrvqvae.training.stage import count_parameters
 
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
@@ -46,7 +45,7 @@ def test_codes_and_images_of_any_size(system: str, size: tuple[int, int]) -> Non
     codes = model.encode(images)
     assert [tuple(code.shape[1:]) for code in codes] == [*config.latent_grids(*size)]
     assert all(int(code.min()) >= 0 and int(code.max()) < n for code, n in zip(codes, config.num_symbols, strict=True))
-    assert [int(path.max()) < n for path, n in zip(model.paths(codes), config.num_codewords, strict=True)]
+    assert all(int(path.max()) < n for path, n in zip(model.paths(codes), config.num_codewords, strict=True))
     decoded = model.decode(codes, size=size)
     result = model(images)
     assert decoded.shape == images.shape

@@ -10,25 +10,29 @@ import pytest
 import torch
 from torch import nn
 
-from hrvqvae import storage
-from hrvqvae.checkpoint import RunFolder
-from hrvqvae.config import Config, QuantizerConfig, VQGANConfig
-from hrvqvae.errors import NonFiniteError
-from hrvqvae.losses.adversarial import (
+from hrvqvae.config import Config, QuantizerConfig
+from hrvqvae.errors import InputError, NonFiniteError
+from hrvqvae.perceptual import PerceptualDistance
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.stages import train_autoencoder
+from hrvqvae.systems.build import build
+from hrvqvae.systems.vqgan import objective as module
+from hrvqvae.systems.vqgan.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
     generator_loss,
-    gradient_taken,
     hinge_loss,
+    with_known_gradient,
 )
-from hrvqvae.losses.perceptual import PerceptualDistance
-from hrvqvae.models import VQGAN, build
-from hrvqvae.training import adversarial
-from hrvqvae.training.adversarial import AdversarialObjective, partners_of
-from hrvqvae.training.autoencoder import train
+from hrvqvae.systems.vqgan.config import VQGANConfig
+from hrvqvae.systems.vqgan.model import VQGAN
+from hrvqvae.systems.vqgan.objective import AdversarialObjective
+from hrvqvae.training.autoencoder import StateLearner
 from hrvqvae.training.device import Compute
+from hrvqvae.training.loop import Metrics
 from hrvqvae.training.state import TrainState
-from tests.conftest import with_training
+from tests.conftest import with_data, with_training
 
 GAN = VQGANConfig(
     stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
@@ -41,15 +45,27 @@ def gan(tiny: Config) -> Config:
     return dataclasses.replace(tiny, name="gan", model=GAN)
 
 
-def started(config: Config) -> tuple[VQGAN, TrainState, AdversarialObjective, torch.Tensor]:
-    torch.manual_seed(0)
-    compute = Compute.of(config.training)
-    model = build(config)
-    assert isinstance(model, VQGAN)
-    images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
-    model.initialize(images, torch.Generator().manual_seed(0))
-    state = TrainState.start(model.train(), config.training, partners_of(config, compute))
-    return model, state, AdversarialObjective(model, config, compute), images
+class Started:
+    """A model, its objective and its state after the data-dependent start, and images to learn from."""
+
+    def __init__(self, config: Config) -> None:
+        torch.manual_seed(0)
+        self.compute = Compute.of(config.training)
+        model = build(config)
+        assert isinstance(model, VQGAN)
+        self.model = model
+        self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
+        model.initialize(self.images, torch.Generator().manual_seed(0))
+        self.objective = AdversarialObjective(model, config, self.compute.place_model)
+        self.state = TrainState.start(model.train(), config.training, self.objective.partners)
+
+    @property
+    def discriminator(self) -> nn.Module:
+        return self.state.partners["discriminator"].module
+
+    def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
+        """One update of model and discriminator."""
+        return self.objective(self.images, StateLearner(self.state, self.compute))
 
 
 def test_hinge_losses() -> None:
@@ -72,7 +88,7 @@ def test_the_adaptive_weight_by_gradients_computed_by_hand() -> None:
     assert float(adaptive_weight(reconstruction, adversarial * 0, weight)) == 1e4, "bounded"
 
 
-def test_a_gradient_that_is_taken_is_the_losses_own() -> None:
+def test_a_known_gradient_is_the_losses_own() -> None:
     torch.manual_seed(0)
     network, weight = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.double, requires_grad=True)
     passes: list[int] = []
@@ -81,7 +97,7 @@ def test_a_gradient_that_is_taken_is_the_losses_own() -> None:
     loss = network(image).square().mean()
     expected = torch.autograd.grad(3 * loss + image.sum(), weight, retain_graph=True)[0]
     passes.clear()
-    taken = gradient_taken(network(image).square().mean(), image)
+    taken = with_known_gradient(network(image).square().mean(), image)
     assert float(taken.detach()) == pytest.approx(float(loss.detach()))
     for _ in range(2):
         found = torch.autograd.grad(3 * taken + image.sum(), weight, retain_graph=True)[0]
@@ -93,12 +109,12 @@ def test_a_gradient_that_is_taken_is_the_losses_own() -> None:
 
 def test_the_step_by_hand(gan: Config) -> None:
     """One update of generator and discriminator, against the same put together from its parts."""
-    model, state, objective, images = started(gan)
-    other, twin, _, _ = started(gan)
-    metrics, codes = objective(state, images)
-    real = images.float() / 255 * 2 - 1
-    result = other(images)
-    judge = twin.partners["discriminator"].module.train()
+    one, two = Started(gan), Started(gan)
+    metrics, codes = one.step()
+    other, twin = two.model, two.state
+    real = two.images.float() / 255 * 2 - 1
+    result = other(two.images)
+    judge = two.discriminator.train()
     fake = result.images * 2 - 1
     adversarial = -judge(fake).mean()
     last = other.decoder[-1].weight
@@ -120,48 +136,46 @@ def test_the_step_by_hand(gan: Config) -> None:
     partner.optimizer.step()
     assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
     assert torch.equal(codes[0], result.codes[0])
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
-    for one, two in zip(state.partners["discriminator"].module.parameters(), judge.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    for found, expected in ((one.model, other), (one.discriminator, judge)):
+        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_beta_weighs_the_commitment_and_nothing_else(gan: Config) -> None:
-    quantizer = dataclasses.replace(GAN.quantizer, update="gradient", beta=0.25)
-    one = started(dataclasses.replace(gan, model=dataclasses.replace(GAN, quantizer=quantizer)))
-    four = started(
-        dataclasses.replace(gan, model=dataclasses.replace(GAN, quantizer=dataclasses.replace(quantizer, beta=1.0)))
-    )
-    losses = [dict(model(images).losses) for model, _, _, images in (one, four)]
+    quantizer = dataclasses.replace(GAN.quantizer, update="gradient")
+    losses = []
+    for beta in (0.25, 1.0):
+        weighed = dataclasses.replace(GAN, quantizer=dataclasses.replace(quantizer, beta=beta))
+        started = Started(dataclasses.replace(gan, model=weighed))
+        losses.append(dict(started.model(started.images).losses))
     torch.testing.assert_close(losses[1]["commitment"], 4 * losses[0]["commitment"])
     torch.testing.assert_close(losses[1]["codebook"], losses[0]["codebook"])
 
 
 def test_before_its_start_the_discriminator_rests(gan: Config) -> None:
     config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=1))
-    _, state, objective, images = started(config)
-    before = {name: one.clone() for name, one in state.partners["discriminator"].module.state_dict().items()}
-    metrics, _ = objective(state, images)
+    started = Started(config)
+    before = {name: one.clone() for name, one in started.discriminator.state_dict().items()}
+    metrics, _ = started.step()
     assert "adversarial" not in metrics
-    after = state.partners["discriminator"].module.state_dict()
+    after = started.discriminator.state_dict()
     assert all(torch.equal(one, after[name]) for name, one in before.items())
-    state.step = 1
-    metrics, _ = objective(state, images)
+    started.state.step = 1
+    metrics, _ = started.step()
     assert {"adversarial", "discriminator", "adaptive_weight"} <= set(metrics)
     assert any(not torch.equal(one, after[name]) for name, one in before.items())
 
 
 def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config) -> None:
-    model, state, objective, images = started(gan)
-    partner = state.partners["discriminator"].module
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    handle = partner.register_forward_hook(
+    started = Started(gan)
+    before = [parameter.detach().clone() for parameter in started.model.parameters()]
+    handle = started.discriminator.register_forward_hook(
         lambda module, inputs, output: output * float("nan") if not inputs[0].requires_grad else output
     )
     with pytest.raises(NonFiniteError, match="discriminator nan"):
-        objective(state, images)
+        started.step()
     handle.remove()
-    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before, started.model.parameters(), strict=True))
 
 
 def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> None:
@@ -169,7 +183,8 @@ def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> N
     config = with_training(config, max_steps=9, schedule="constant")
 
     def run_to(steps: int, folder: Path, resume: bool = False) -> None:
-        train(with_training(config, max_steps=steps), RunFolder(folder), resume=resume, say=lambda _: None)
+        limited = with_training(config, max_steps=steps)
+        train_autoencoder(limited, RunFolder(folder), resume=resume, say=lambda _: None)
 
     run_to(9, tmp_path / "whole")
     run_to(2, tmp_path / "parts")
@@ -211,12 +226,39 @@ class Halved(PerceptualDistance):
 
 
 def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adversarial, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
+    monkeypatch.setattr(module, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
     config = dataclasses.replace(
         gan, model=dataclasses.replace(GAN, perceptual="efficientnet-lite0", perceptual_weight=2.0)
     )
-    model, state, objective, images = started(config)
-    assert objective.distance is not None
-    expected = 2 * objective.distance(images.float() / 255, model(images).images)
-    metrics, _ = objective(state, images)
+    started = Started(config)
+    assert started.objective.distance is not None
+    expected = 2 * started.objective.distance(started.images.float() / 255, started.model(started.images).images)
+    metrics, _ = started.step()
     assert metrics["perceptual (halved)"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_the_smallest_image_is_the_smallest_that_the_discriminator_takes(layers: int) -> None:
+    smallest = dataclasses.replace(GAN, discriminator_layers=layers).smallest_image
+    judge = PatchDiscriminator(1, 2, layers).train()
+    assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
+    assert judge(torch.rand(1, 1, smallest, smallest + 1)).numel() >= 1
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        judge(torch.rand(2, 1, smallest - 1, smallest - 1))
+
+
+def test_images_too_small_for_the_discriminator_are_refused_before_the_first_step(gan: Config, tmp_path: Path) -> None:
+    """Though the discriminator would begin much later; and the folder is free for the configuration that is mended."""
+    model = dataclasses.replace(GAN, discriminator_layers=3, adversarial_start=1_000)
+    message = (
+        "^model.discriminator_layers is 3, which takes images of at least 24 pixels a side; these have 12: "
+        "take fewer layers$"
+    )
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        train_autoencoder(dataclasses.replace(gan, model=model), run, resume=False, say=lambda _: None)
+    assert not run.begun()
+    assert not run.metrics.exists()
+    with pytest.raises(InputError, match="at least 24 pixels"):
+        model.check_size(with_data(gan, size=23).data.size)
+    model.check_size(24)

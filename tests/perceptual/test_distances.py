@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 from pathlib import Path
@@ -14,10 +15,9 @@ import torchvision
 from torch import nn
 from torch.nn.functional import conv2d, max_pool2d, relu
 
-from hrvqvae import hub
 from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.losses import LPIPS, choose_perceptual, efficientnet, perceptual_distance
-from hrvqvae.losses.efficientnet import NAME, EfficientNetDistance, read_tensors
+from hrvqvae.perceptual import LPIPS, choose_perceptual, efficientnet, perceptual_distance, published
+from hrvqvae.perceptual.efficientnet import NAME, EfficientNetDistance, read_tensors
 
 
 class TwoStages(nn.Module):
@@ -75,7 +75,7 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
     gradients, features = [], []
     for fast in (False, True):
         if fast:
-            distance.network = efficientnet.made_fast(network)
+            distance.network = efficientnet.fast_form(network)
         images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
         seen = distance.features(images)
         sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
@@ -108,19 +108,41 @@ class Evil:
         return exec, ("raise SystemExit",)
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil())])
+def _written(value: object) -> bytes:
+    """A file in the form that torch had before its zip files, as the published weights are."""
+    stream = io.BytesIO()
+    torch.save(value, stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil()), _written({"a": Evil()}), _written([torch.ones(2)]),
+        _written({"a": "text"}), _written({"a": torch.ones(9)})[:-5],
+    ],
+)  # fmt: skip
 def test_files_that_hold_something_else_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(DamagedFileError, match="can't be read as tensors"):
+    with pytest.raises(
+        DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package anew$"
+    ) as told:
+        read_tensors(tmp_path / "x.pth")
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError, match=r"can't be read as tensors \(.*No such file"):
         read_tensors(tmp_path / "x.pth")
 
 
 def test_tensors_are_read_as_torch_wrote_them(tmp_path: Path) -> None:
     values = {"a": torch.arange(6.0).view(2, 3).t(), "b.c": torch.tensor([3, 4])}
-    torch.save(values, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    content = _written(values)
+    (tmp_path / "x.pth").write_bytes(content)
     found = read_tensors(tmp_path / "x.pth")
+    assert found.keys() == values.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
-    content = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(content.replace(struct.pack("<q", 6), struct.pack("<q", 7)))
     with pytest.raises(DamagedFileError):
         read_tensors(tmp_path / "x.pth")
@@ -139,8 +161,8 @@ def vgg() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def vgg_there(vgg: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    hub.LPIPS.path.parent.mkdir(parents=True)
-    hub.LPIPS.path.touch()
+    published.LPIPS.path.parent.mkdir(parents=True)
+    published.LPIPS.path.touch()
     weights = torchvision.models.VGG16_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda self, *_, **__: vgg)
 
@@ -194,7 +216,7 @@ def test_lpips_by_hand(shape: tuple[int, ...], vgg: dict[str, torch.Tensor]) -> 
 @pytest.mark.usefixtures("vgg_there")
 def test_the_best_distance_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_perceptual("auto") == "lpips-vgg16"
-    hub.LPIPS.path.unlink()
+    published.LPIPS.path.unlink()
     assert choose_perceptual("auto") == NAME
     assert choose_perceptual("none") == "none"
     with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
@@ -206,7 +228,7 @@ def test_the_best_distance_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatc
 
 def test_damaged_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    hub.LPIPS.path.parent.mkdir(parents=True)
-    hub.LPIPS.path.write_bytes(b"nothing that was published" * 9)
+    published.LPIPS.path.parent.mkdir(parents=True)
+    published.LPIPS.path.write_bytes(b"nothing that was published" * 9)
     with pytest.raises(InputError, match=r"vgg16-.*pth is damaged .*; delete it, then hrvqvae data get lpips-vgg16"):
         LPIPS()

@@ -8,27 +8,34 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae import hub
 from hrvqvae.cli import main
 from hrvqvae.errors import InputError
-from tests.test_cli import refused
+from hrvqvae.perceptual import published
 
 CONTENT = b"weights" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 
-def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> hub.Published:
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command refuses with."""
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+def network_of(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> published.Published:
     """A network whose publisher is a folder."""
     monkeypatch.setenv("TORCH_HOME", str(folder / "cache"))
-    network = dataclasses.replace(hub.LPIPS, name="small", url=(folder / name).as_uri)
-    monkeypatch.setitem(hub.NETWORKS, "small", network)  # type: ignore[arg-type]
+    network = dataclasses.replace(published.LPIPS, name="small", url=(folder / name).as_uri)
+    monkeypatch.setitem(published.NETWORKS, "small", network)  # type: ignore[arg-type]
     return network
 
 
 def test_weights_are_got_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = published(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
+    network = network_of(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
     (tmp_path / f"small-{DIGEST}.pth").write_bytes(CONTENT)
     assert not network.there
     assert main(["data", "get", "small"]) == 0
@@ -49,7 +56,7 @@ def test_weights_are_got_once(
 def test_what_is_missing_or_damaged_leaves_nothing(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = published(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
+    network = network_of(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
     if content is not None:
         (tmp_path / f"small-{DIGEST}.pth").write_bytes(content)
     assert "small could not be got" in refused(["data", "get", "small"], capsys)
@@ -59,10 +66,10 @@ def test_what_is_missing_or_damaged_leaves_nothing(
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
-    assert not hub.INCEPTION.there
+    monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
+    assert not published.INCEPTION.there
     line = refused(["data", "get", "inception"], capsys)
     assert "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get inception" in line
     with pytest.raises(InputError, match="there are lpips-vgg16, inception"):
-        hub.get("vgg", print)
+        published.get("vgg", print)
     assert "lpips-vgg16" in refused(["data", "get", "vgg"], capsys)

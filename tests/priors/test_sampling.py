@@ -9,16 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrvqvae.errors import InputError
-from hrvqvae.priors import Level
+from hrvqvae.config.entries import PRIORS, PriorNetwork
+from hrvqvae.errors import InputError, NonFiniteError
+from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.draw import NO_CODE, Draw, draw_code
+from hrvqvae.priors.hierarchy import KnownCodes, draw_labels, sample_cached, sample_codes
+from hrvqvae.priors.pixelsnail.network import PixelSNAIL
+from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.transformer.config import TransformerConfig
+from hrvqvae.priors.transformer.network import Transformer
 from hrvqvae.quantize import Codes
-from hrvqvae.sampling import Draw, Known, draw_labels, sample_cached, sample_codes, sample_plain
-from hrvqvae.sampling.draw import draw_code
+from tests.priors.table import Table, TableConfig
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 
 
 def drawn(
-    sampler: Callable[..., None], prior: object, level: Level, batch: int, seed: int, draw: Draw, keep: float
+    sampler: Callable[..., None], prior: Prior, level: Level, batch: int, seed: int, draw: Draw, keep: float
 ) -> Tensor:
     codes, coarser, label = inputs(level, batch, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -123,7 +129,7 @@ def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
 
 
 @pytest.fixture
-def three_levels() -> list[object]:
+def three_levels() -> list[Prior]:
     levels = [
         Level(grid=(4, 3), symbols=3, coarser=tuple(3**power for power in range(1, index + 1)), classes=2)
         for index in range(3)
@@ -131,7 +137,7 @@ def three_levels() -> list[object]:
     return [random_prior(network(), level, index, seed=index) for index, level in enumerate(levels)]
 
 
-def test_a_sample_is_the_same_in_every_batch(three_levels: list) -> None:
+def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
     label = torch.tensor([0, 1, 1, 0, 1])
     together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, draw=Draw())
     for number in range(5):
@@ -141,7 +147,7 @@ def test_a_sample_is_the_same_in_every_batch(three_levels: list) -> None:
     assert any(not torch.equal(one, two) for one, two in zip(together, other, strict=True))
 
 
-def test_all_levels_cached_and_plain(three_levels: list) -> None:
+def test_all_levels_cached_and_plain(three_levels: list[Prior]) -> None:
     label = torch.tensor([0, 1, 1])
     cached, plain = (
         sample_codes(three_levels, tree_paths, range(3), seed=9, label=label, draw=Draw(top_p=0.9), sampler=sampler)
@@ -150,18 +156,18 @@ def test_all_levels_cached_and_plain(three_levels: list) -> None:
     assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
 
 
-def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list) -> None:
+def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
     label = torch.tensor([0])
     free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, draw=Draw())
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     again = sample_codes(
-        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=Known(free, (where,) * 3)
+        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=KnownCodes(free, (where,) * 3)
     )
     assert all(torch.equal(one, other) for one, other in zip(free, again, strict=True)), "its own codes change nothing"
     other = tuple((code + 1) % 3 for code in free)
     kept = sample_codes(
-        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=Known(other, (where,) * 3)
+        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=KnownCodes(other, (where,) * 3)
     )
     assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
     assert any(not torch.equal(one[0][~where], two[0][~where]) for one, two in zip(kept, free, strict=True))
@@ -189,6 +195,42 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
         Draw(**options)  # type: ignore[arg-type]
 
 
-def test_top_k_beyond_the_symbols(three_levels: list) -> None:
+def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:
     with pytest.raises(InputError, match="top-k is 4, but a code has only 3 symbols"):
         sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), draw=Draw(top_k=4))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("draw", [Draw(), Draw(top_k=2), Draw(top_p=0.5)])
+def test_logits_without_a_distribution_give_no_code(bad: float, draw: Draw) -> None:
+    logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
+    for code in range(4):
+        some = logits.copy()
+        some[code] = bad
+        drawn_code = draw_code(some, 0.3, *draw.values())
+        assert drawn_code == NO_CODE if bad != -np.inf else 0 <= drawn_code != code
+    assert draw_code(np.full(4, bad, np.float32), 0.3, *draw.values()) == NO_CODE
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"), [("pixelsnail", sample_cached), ("pixelsnail", sample_plain), ("transformer", sample_cached)]
+)
+def test_the_position_of_logits_that_are_not_finite_is_named(kind: str, sampler: Callable[..., None]) -> None:
+    level = Level(grid=(4, 5), symbols=3, coarser=(3, 9))
+    prior: PixelSNAIL | Transformer = random_prior(network(attention_layers=(0,)), level)
+    if kind == "transformer":
+        prior = Transformer(TransformerConfig(hidden_units=4, layers=1, heads=1), level, 0).eval().requires_grad_(False)
+    prior.rows[2] = float("nan")
+    line = "the prior of level 3 gives logits that are NaN or infinite at row 2, column 0"
+    with pytest.raises(NonFiniteError, match=line):
+        drawn(sampler, prior, level, 2, 0, Draw(top_k=2), 0.0)
+
+
+def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = PriorNetwork(name="table", title="a table", config=TableConfig, network="tests.priors.table:Table")
+    monkeypatch.setitem(PRIORS._loaded, "table", entry)
+    level = Level(grid=(3, 40), symbols=3)
+    prior = Table(level, [0.2, 0.5, 0.3])
+    codes = drawn(sample_cached, prior, level, 5, 0, Draw(), 0.0)
+    assert torch.equal(codes, drawn(sample_plain, prior, level, 5, 0, Draw(), 0.0))
+    assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx([0.2, 0.5, 0.3], abs=0.06)

@@ -1,0 +1,147 @@
+"""From a configuration to the images of a split, and what broken input does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hrvqvae.config import DataConfig
+from hrvqvae.data.batches import Batch, evaluation_batches
+from hrvqvae.data.image_sets import MemoryImages
+from hrvqvae.data.images import BrokenImageError, list_folder
+from hrvqvae.data.loading import data_root, load_images
+from hrvqvae.errors import InputError
+from tests.conftest import drawn_digits, write_picture
+from tests.data.folders import folder_config
+
+
+def test_published_sets_are_held_in_memory(mnist_root: Path) -> None:
+    config = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
+    images = load_images(config, "train")
+    expected, labels = drawn_digits(96, 1)
+    np.testing.assert_array_equal(np.stack([images.read(index, None) for index in range(96)])[:, 0], expected)
+    np.testing.assert_array_equal(images.labels, labels)
+    assert not images.decodes
+    direct = load_images(DataConfig(dataset="mnist", root=str(mnist_root / "mnist"), size=12, channels=1), "test")
+    assert len(direct) == 40
+
+
+def test_missing_data_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="get it with: hrvqvae data get mnist"):
+        load_images(DataConfig(dataset="mnist", root=str(tmp_path)), "train")
+    monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="imagenet is class folders"):
+        load_images(DataConfig(dataset="imagenet", channels=3), "train")
+    with pytest.raises(InputError, match=r"no folder .*/pets; name it with --data DIR, or take one of mnist, "):
+        load_images(DataConfig(dataset="pets", channels=3), "train")
+
+
+def test_there_are_two_splits(mnist_root: Path) -> None:
+    with pytest.raises(InputError, match="split is 'val'; there are train and test"):
+        load_images(DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1), "val")
+
+
+def test_channels_and_size_of_a_published_set(mnist_root: Path) -> None:
+    with pytest.raises(InputError, match=r"mnist has 1 channels, data.channels is 3"):
+        load_images(DataConfig(dataset="mnist", root=str(mnist_root), channels=3), "train")
+    with pytest.raises(InputError, match="mnist has 12x12 pixels, data.size is 28"):
+        load_images(DataConfig(dataset="mnist", root=str(mnist_root)), "train")
+
+
+def test_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "variable"))
+    assert data_root("given") == Path("given")
+    assert data_root(None) == tmp_path / "variable"
+    monkeypatch.delenv("HRVQVAE_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert data_root(None).name == "hrvqvae"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_small_folders_are_held_and_large_ones_decoded(workers: int, picture_folder: Path) -> None:
+    held = load_images(folder_config(picture_folder, workers=workers), "train")
+    decoded = load_images(folder_config(picture_folder, memory_mb=0), "train")
+    assert isinstance(held, MemoryImages)
+    assert decoded.decodes
+    assert len(held) == len(decoded)
+    for index in range(len(held)):
+        np.testing.assert_array_equal(held.read(index, None), decoded.read(index, None))
+    assert load_images(folder_config(picture_folder, crop="random"), "train").decodes
+
+
+def test_the_sorted_split_is_of_the_configuration(tmp_path: Path) -> None:
+    for index in range(5):
+        write_picture(tmp_path / f"{index}.png", index)
+    config = folder_config(tmp_path, split="sorted", train_samples=4, labels=False)
+    assert (len(load_images(config, "train")), len(load_images(config, "test"))) == (4, 1)
+
+
+@pytest.mark.parametrize("memory_mb", [0, 100])
+def test_a_broken_image_stops_or_is_skipped_and_counted(
+    memory_mb: int, picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = load_images(folder_config(picture_folder, memory_mb=memory_mb), "train")
+    broken = list_folder(picture_folder, "train", test_fraction=0.1, first=0, labels=True).paths[4]
+    broken.write_bytes(broken.read_bytes()[:60])
+
+    def read(on_error: str) -> list[Batch]:
+        images = load_images(folder_config(picture_folder, memory_mb=memory_mb, on_error=on_error), "train")
+        return list(evaluation_batches(images, batch_size=7, on_error=on_error))
+
+    with pytest.raises(BrokenImageError, match=f"{broken.name}.*--data.on_error skip"):
+        read("stop")
+    batches = read("skip")
+    assert sum(len(batch.images) for batch in batches) == len(whole) - 1
+    written = capsys.readouterr()
+    assert written.out == "", "standard output is for results: `evaluate --json` is read by programs"
+    if memory_mb:
+        assert written.err == f"broken images skipped: 1 of {len(whole)}, the first is {broken}\n"
+    else:
+        assert next(message for batch in batches for message in batch.broken).startswith(str(broken))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_converted_images_are_counted(workers: int, picture_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = list_folder(picture_folder, "train", test_fraction=0.1, first=0, labels=True).paths
+    with Image.open(train[0]) as image:
+        grey = image.convert("L")
+    grey.save(train[0])
+    said: list[str] = []
+    images = load_images(folder_config(picture_folder, channels=1, workers=workers), "train", said.append)
+    assert said == [
+        f"images converted: {len(train) - 1} of {len(train)} (colour to greyscale), the first is {train[1]}"
+    ]
+    assert images.read(0, None).shape == (1, 16, 16)
+    load_images(folder_config(picture_folder, channels=3, workers=workers), "train", said.append)
+    assert len(said) == 1, "colour images of a colour model are as they are"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_one_core_gets_one_worker(picture_folder: Path) -> None:
+    """torch warns of more, and a warning is an error here; the images are the same."""
+    config = folder_config(picture_folder, workers=3)
+    expected = load_images(folder_config(picture_folder, workers=0), "train")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        found = load_images(config, "train")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert isinstance(found, MemoryImages)
+    assert isinstance(expected, MemoryImages)
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
+def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
+    """An error that no setting skips: here an image that is gone between listing and reading."""
+    config = folder_config(picture_folder, workers=2, memory_mb=0)
+    images = load_images(config, "train")
+    for path in list_folder(picture_folder, "train", test_fraction=0.1, first=0, labels=True).paths:
+        path.unlink()
+    with pytest.raises(InputError, match="there is no such image") as caught:
+        next(iter(evaluation_batches(images, batch_size=4, workers=2)))
+    assert "Traceback" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""The k-means start: counts are those of the clusters, and nothing of vectors by clusters is made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hrvqvae.config import QuantizerConfig, TreeQuantizerConfig
+from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
+from hrvqvae.quantize import kmeans as module
+from hrvqvae.quantize.codebook import EMACodebook
+from hrvqvae.quantize.kmeans import kmeans, seed_clusters
+from hrvqvae.quantize.search import search_flat
+
+
+def vectors_of(count: int, dim: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_sizes_are_those_of_the_clusters() -> None:
+    vectors = vectors_of(500, 3)
+    centers, sizes = kmeans(vectors, 12, generator())
+    assert torch.equal(sizes.long(), torch.bincount(search_flat(vectors, centers), minlength=12))
+    assert sizes.min() >= 1
+
+
+def test_of_duplicates_one_gets_all_vectors() -> None:
+    """Two distinct vectors for five clusters: the others are copies that code nothing, and say so."""
+    vectors = torch.tensor([[1.0, 0.0]]).repeat(7, 1)
+    vectors[2:] = torch.tensor([0.0, 3.0])
+    centers, sizes = kmeans(vectors, 5, generator())
+    assert sorted(sizes.tolist()) == [0, 0, 0, 2, 5]
+    assert {tuple(center) for center in centers.tolist()} == {(1.0, 0.0), (0.0, 3.0)}
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_codewords_begin_with_the_counts_of_a_training_batch(update: str) -> None:
+    """Four batches of vectors start the tree, so a codeword's count is a quarter of its vectors, at every level."""
+    config = TreeQuantizerConfig(levels=3, codewords=3, dim=4, update=update)  # type: ignore[arg-type]
+    quantizer, latents = TreeQuantizer(config), vectors_of(800, 4).view(1, 20, 40, 4)
+    quantizer.initialize(latents, generator(), 0.25)
+    for codebook, path in zip(quantizer.levels, quantizer.paths(quantizer.encode(latents)), strict=True):
+        expected = torch.bincount(path.flatten(), minlength=codebook.num_codewords) / 4
+        torch.testing.assert_close(codebook.count.flatten(), expected)
+        if isinstance(codebook, EMACodebook):
+            torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
+
+
+def test_the_first_batch_refines_codewords_and_does_not_replace_them() -> None:
+    quantizer, latents = FlatQuantizer(QuantizerConfig(codewords=4, dim=2, decay=0.99)), vectors_of(400, 2)
+    quantizer.initialize(latents, generator(), 0.5)
+    before = quantizer.codebook.codewords[0].clone()
+    batch = (latents + 1)[:200].view(1, 10, 20, 2)
+    path = quantizer.encode(batch)[0].flatten()
+    quantizer.train()(batch)
+    for codeword, moved in enumerate(quantizer.codebook.codewords[0] - before):
+        way = batch.view(-1, 2)[path == codeword].mean(0) - before[codeword]
+        share = float(moved.norm() / way.norm())
+        assert share < 0.04, "a batch moves a codeword by one minus its decay, as far as their counts are alike"
+
+
+def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
+    """A second level of a codeword that codes nothing: it has no count, and the first vector that comes is its mean."""
+    quantizer = TreeQuantizer(TreeQuantizerConfig(levels=2, codewords=2, dim=2, decay=0.9))
+    quantizer.initialize(torch.ones(1, 5, 4, 2), generator(), 1.0)
+    counts = quantizer.levels[1].count
+    assert sorted(counts.sum(1).tolist()) == [0, 20]
+    assert torch.isfinite(quantizer.levels[1].codewords).all()
+    empty = int(counts.sum(1).argmin())
+    quantizer.levels[0].set_codewords(torch.tensor([empty]), torch.tensor([[9.0, 9.0]]), torch.tensor([5.0]))
+    latents = torch.full((1, 1, 1, 2), 8.0)
+    quantizer.train()(latents)
+    child = int(quantizer.levels[1].count[empty].argmax())
+    torch.testing.assert_close(quantizer.levels[1].codewords[empty, child], torch.tensor([-1.0, -1.0]))
+    assert quantizer.levels[1].count[empty].tolist().count(0) == 1
+    quantizer.revive(latents, generator())
+    assert torch.isfinite(quantizer.levels[1].codewords).all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many values the largest tensor had that any operation gave."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+def test_4096_clusters_of_many_vectors_need_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = vectors_of(20_000, 2)
+    with LargestTensor() as of_seeds:
+        seed_clusters(vectors, 50, generator())
+    monkeypatch.setattr(module, "seed_clusters", lambda vectors, number, _: vectors[:number].clone())
+    with LargestTensor() as seen:
+        centers, sizes = kmeans(vectors, 4096, generator())
+    assert max(seen.largest, of_seeds.largest) <= vectors.numel()
+    assert centers.shape == (4096, 2)
+    assert sizes.sum() == 20_000
+
+
+def test_a_matrix_of_distances_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_matrix(vectors: Tensor, centers: Tensor) -> Tensor:
+        return torch.cdist(vectors, centers).argmin(-1)
+
+    vectors = vectors_of(300, 2)
+    monkeypatch.setattr(module, "search_flat_fastest", by_matrix)
+    with LargestTensor() as seen:
+        kmeans(vectors, 10, generator())
+    assert seen.largest == 3000
+
+
+def test_seeds_are_vectors_and_distinct_where_they_can_be() -> None:
+    vectors = vectors_of(50, 3).repeat(4, 1)
+    seeds = seed_clusters(vectors, 50, generator())
+    assert {tuple(seed) for seed in seeds.tolist()} == {tuple(vector) for vector in vectors.tolist()}

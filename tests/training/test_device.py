@@ -1,0 +1,123 @@
+"""Device and precision: decided once when a run begins, kept, and said where they cost something."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import override
+from hrvqvae.config.resolve import continue_autoencoder, decide_autoencoder, decide_priors, prior_config
+from hrvqvae.errors import InputError
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.stages import train_autoencoder
+from hrvqvae.training.device import Compute
+from tests.conftest import with_training
+
+
+@pytest.fixture
+def left_open(tiny: Config) -> Config:
+    """The tiny configuration with precision and device left to the machine, of the autoencoder and of the priors."""
+    names = [f"{stage}.{name}" for stage in ("training", "prior.training") for name in ("precision", "device")]
+    return override(tiny, dict.fromkeys(names, "auto"))
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
+    """Make this a processor that has bfloat16, or one that has not."""
+    monkeypatch.setattr("hrvqvae.training.device.computes_bf16", lambda device: bf16)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_bf16_is_chosen_where_the_processor_has_it(
+    present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = dataclasses.replace(tiny.training, precision="auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
+    assert Compute.of(auto).bf16 is present
+    assert not Compute.of(auto).emulates_bf16
+    asked = Compute.of(dataclasses.replace(auto, precision="bf16"))
+    assert (asked.bf16, asked.emulates_bf16) == (True, not present)
+    assert not Compute.of(dataclasses.replace(auto, precision="fp32")).bf16
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:x"])
+def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
+    with pytest.raises(InputError, match=f"device is '{name}'"):
+        Compute.of(dataclasses.replace(tiny.training, device=name))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_float32_is_never_rounded_to_tf32(precision: str, tiny: Config) -> None:
+    """Beside bfloat16 too: quantizers, losses and the codes of priors are in float32 there."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    Compute.of(dataclasses.replace(tiny.training, precision=precision))  # type: ignore[arg-type]
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_what_is_decided_is_kept(left_open: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, bf16=True)
+    begun, made = decide_autoencoder(left_open)
+    assert made == {"training.device": "cpu", "training.precision": "bf16"}
+    assert (begun.training.device, begun.training.precision) == ("cpu", "bf16")
+    assert begun.prior == left_open.prior, "the priors may be trained on another machine"
+    machine(monkeypatch, bf16=False)
+    assert decide_autoencoder(begun) == (begun, {})
+    assert decide_autoencoder(left_open, made) == (begun, made), "as it was decided before, elsewhere"
+    assert decide_autoencoder(left_open)[0].training.precision == "fp32"
+    of_priors, made = decide_priors(begun)
+    assert made == {"prior.training.device": "cpu", "prior.training.precision": "fp32"}
+    assert (of_priors.prior.training.precision, of_priors.training.precision) == ("fp32", "bf16")
+
+
+def test_a_run_that_goes_on_computes_as_it_began(left_open: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, bf16=True)
+    begun, _ = decide_autoencoder(dataclasses.replace(left_open, name="hrvqvae/mnist"))
+    machine(monkeypatch, bf16=False)
+    resumed = continue_autoencoder("hrvqvae/mnist", {"training.device": "auto"}, begun, "run")
+    assert resumed.training == begun.training
+    with pytest.raises(InputError, match="--training.precision is bf16 there, fp32 here"):
+        continue_autoencoder("hrvqvae/mnist", {"training.precision": "fp32"}, begun, "run")
+    of_prior = prior_config(begun, {})
+    assert of_prior.prior.training.precision == "fp32"
+    machine(monkeypatch, bf16=True)
+    assert prior_config(begun, {"prior.training.max_steps": "7"}, of_prior).prior.training.precision == "fp32"
+
+
+def test_a_run_in_bf16_stays_so_where_it_is_emulated(
+    left_open: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = RunFolder(tmp_path / "run"), list[str]()
+    machine(monkeypatch, bf16=True)
+    config, _ = decide_autoencoder(with_training(left_open, max_steps=3))
+    train_autoencoder(config, run, resume=False, say=said.append)
+    assert not any("emulated" in line for line in said)
+    machine(monkeypatch, bf16=False)
+    further = with_training(run.read_config(), max_steps=4)
+    train_autoencoder(decide_autoencoder(further)[0], run, resume=True, say=said.append)
+    assert run.read_config().training.precision == "bf16"
+    assert any(line.startswith("bf16 is emulated on this cpu") for line in said)
+    assert said[-1].endswith("bf16")
+
+
+def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
+    """Stands for a run that began on a GPU: this one has to pass where there is none."""
+    run, said = RunFolder(tmp_path / "run"), list[str]()
+    train_autoencoder(with_training(tiny, max_steps=3), run, resume=False, say=said.append)
+    tensors, meta = storage.read(run.saved()[0])
+    assert meta["device"] == "cpu"
+    storage.write(run.saved()[0], tensors, {**meta, "device": "cuda"})
+    run.write_config(with_training(tiny, max_steps=3, device="cuda:99"))
+    with pytest.raises(InputError, match="use --device cpu"):
+        train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append)
+    stored = dataclasses.replace(run.read_config(), name="hrvqvae/mnist")
+    given = {"training.device": "cpu", "training.max_steps": "4"}
+    config = continue_autoencoder("hrvqvae/mnist", given, stored, "run")
+    outcome = train_autoencoder(config, run, resume=True, say=said.append)
+    assert outcome.step == 4
+    assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said
+    assert storage.read(run.saved()[0])[1]["device"] == "cpu"
