@@ -81,7 +81,8 @@ def python2_pickle(labels: Pixels, pixels: Pixels) -> bytes:
         (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t", _text(b"b"), b"tR",
             b"(K\x01(K", bytes([len(pixels)]), b"M\x00\x0ct",
-            b"cnumpy\ndtype\n(", _text(b"u1"), b"K\x00K\x01tR(K\x03", _text(b"|"), b"NNNJ", b"\xff" * 4, b"J", b"\xff" * 4, b"K\x00tb",
+            b"cnumpy\ndtype\n(", _text(b"u1"), b"K\x00K\x01tR(K\x03", _text(b"|"),
+            b"NNNJ", b"\xff" * 4, b"J", b"\xff" * 4, b"K\x00tb",
             b"\x89T", struct.pack("<i", pixels.size), pixels.tobytes(), b"tb",
         )
     )  # fmt: skip

@@ -72,4 +72,3 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get inception" in line
     with pytest.raises(InputError, match="there are lpips-vgg16, inception"):
         published.get("vgg", print)
-    assert "lpips-vgg16" in refused(["data", "get", "vgg"], capsys)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from hrvqvae.checkpoint import RunFolder
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.data import read_image
+from hrvqvae.data.images import read_image
 from hrvqvae.errors import InputError
 from hrvqvae.pictures import curves, hierarchy, sheets
-from hrvqvae.training.autoencoder import train
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.stages import train_autoencoder
 from tests.conftest import with_training
 
 
@@ -22,7 +22,7 @@ def test_a_sheet_holds_every_image_at_its_pixels() -> None:
     images = [torch.full((1, 8, 8), value) for value in (0.2, 0.8)]
     colour = torch.zeros(3, 5, 12, dtype=torch.uint8)
     colour[0] = 200
-    sheet = np.asarray(sheets.draw([sheets.Row("grey", images), sheets.Row("red", [colour])], zoom=2))
+    sheet = np.asarray(sheets.draw([sheets.SheetRow("grey", images), sheets.SheetRow("red", [colour])], zoom=2))
     colours = {tuple(pixel): int(count) for pixel, count in zip(*np.unique(
         sheet.reshape(-1, 3), axis=0, return_counts=True), strict=True)}  # fmt: skip
     assert colours[(51, 51, 51)] == colours[(204, 204, 204)] == 16 * 16
@@ -30,7 +30,7 @@ def test_a_sheet_holds_every_image_at_its_pixels() -> None:
 
 
 def test_a_sheet_that_can_not_be_written(tmp_path: Path) -> None:
-    sheet = sheets.draw([sheets.Row("x", [torch.zeros(1, 8, 8)])])
+    sheet = sheets.draw([sheets.SheetRow("x", [torch.zeros(1, 8, 8)])])
     with pytest.raises(InputError, match="can't be written"):
         sheets.save(sheet, tmp_path / "nowhere" / "sheet.png")
 
@@ -91,7 +91,7 @@ def test_paths_out_of_range(path: list[int], message: str) -> None:
 
 
 def test_the_figure_by_command(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(with_training(tiny, max_steps=6), RunFolder(tmp_path / "run"), resume=False, say=lambda _: None)
+    train_autoencoder(with_training(tiny, max_steps=6), RunFolder(tmp_path / "run"), resume=False, say=lambda _: None)
     run, out = str(tmp_path / "run"), str(tmp_path / "figure.png")
     for arguments, drawn in (
         (["-o", out], "3 levels of 4 codewords, synthetic"),

@@ -75,7 +75,7 @@ def test_a_subtree_is_copied_with_its_counts_in_proportion(update: str) -> None:
 
 
 def test_several_levels_are_revived_at_once() -> None:
-    """Dead at level 1, and at level 2 below codewords that live: all are placed, none by a residual of the old place."""
+    """Dead at level 1, and at level 2 below codewords that live: all are placed by what is left there."""
     quantizer, z = with_a_dead_codeword()
     level = quantizer.levels[1]
     dead = torch.tensor([0 * 4 + 1, 1 * 4 + 3, 3 * 4 + 0])

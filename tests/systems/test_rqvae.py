@@ -16,12 +16,9 @@ from hrvqvae.config.schema import bits_per_image
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import TreeQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.stages import train_autoencoder
 from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig, RQVAEConfig
 from hrvqvae.systems.rqvae.quantizer import ResidualQuantizer
-from tests.conftest import with_training
+from tests.systems.resuming import check_resumes
 
 OWN = ResidualQuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
 SHARED = dataclasses.replace(OWN, shared=True)
@@ -313,13 +310,4 @@ def test_stopped_and_resumed_it_is_the_same_run(tiny: Config, tmp_path: Path, sh
     quantizer = ResidualQuantizerConfig(levels=2, codewords=8, dim=4, init_vectors=1_000, revive_every=3, shared=shared)
     network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
     config = dataclasses.replace(tiny, model=RQVAEConfig(**network, quantizer=quantizer))
-    states = []
-    for name, stops in (("whole", (12,)), ("parts", (4, 12))):
-        run = RunFolder(tmp_path / name)
-        for steps in stops:
-            part = with_training(config, max_steps=steps, schedule="constant")
-            train_autoencoder(part, run, resume=run.begun(), say=lambda _: None)
-        states.append(storage.read(run.saved()[0])[0] | storage.read(run.model)[0])
-    whole, parts = states
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(one, parts[name]) for name, one in whole.items())
+    check_resumes(config, tmp_path, stop=4, steps=12)

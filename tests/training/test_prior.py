@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from hrvqvae.training.hooks import MetricsLog
 from hrvqvae.training.prior import LevelBatch, LevelCodes, PriorStep, held_out_split
 from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
+from tests.runs.other_process import in_another_process
 
 GIVEN = {
     "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
@@ -231,11 +233,50 @@ def test_what_can_not_be_loaded(run: Path) -> None:
     network = {**meta["config"]["prior"]["network"], "residual_blocks": 3}
     config = {**meta["config"], "prior": {**meta["config"]["prior"], "network": network}}
     storage.write(path, tensors, {**meta, "config": config})
+    with pytest.raises(InputError, match=r"level-2/config.yaml describes another model than model.safetensors"):
+        load_priors(run)
+    prior_folder(run, 1).config.unlink()
     with pytest.raises(DamagedFileError, match="do not fit"):
         load_priors(run)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DamagedFileError, match="is damaged"):
         load_priors(run)
+
+
+def test_whether_there_are_priors_is_known_without_reading_weights(run: Path) -> None:
+    assert not has_priors(run)
+    train_levels(run)
+    for path in (RunFolder(run).model, *(prior_folder(run, level).model for level in range(2))):
+        content = path.read_bytes()
+        path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])  # a header without any tensor
+    assert has_priors(run)
+    prior_folder(run, 1).model.unlink()
+    assert not has_priors(run)
+
+
+def test_another_process_that_trains_a_level_is_named(run: Path) -> None:
+    with in_another_process(prior_folder(run, 1).path) as pid:
+        with pytest.raises(InputError, match=rf"level-2 is in use by another process \(pid {pid}\)"):
+            train_levels(run)
+        assert not prior_folder(run, 0).begun(), "nothing is begun that can't be finished"
+        train_levels(run, 1)
+    train_levels(run, 2)
+
+
+def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
+    said, folder = list[str](), RunFolder(run).codes
+    configs = resolve_priors(run, 1, GIVEN | {"prior.training.max_steps": "1"}, resume=False)
+    with ExitStack() as held:
+        pid = held.enter_context(in_another_process(folder))
+
+        def say(line: str) -> None:
+            said.append(line)
+            if "waiting" in line:
+                held.close()
+
+        train_priors(run, configs, resume=False, say=say)
+    assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
+    assert prior_folder(run, 0).begun()
 
 
 def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tmp_path: Path) -> None:

@@ -396,7 +396,7 @@ def test_no_test_image_that_can_be_read(tiny: Config, picture_folder: Path, tmp_
 
 
 def test_revived_parameters_leave_no_moments_behind(tiny: Config, tmp_path: Path) -> None:
-    config = with_quantizer(tiny, update="gradient", revive_every=4, revive_below=2.9)
+    config = with_quantizer(tiny, update="gradient", revive_every=4, revive_below=1.0)
     run_to(with_training(config, max_steps=4, checkpoint_every=4), tmp_path / "run")
     tensors = weights(tmp_path / "run")
     model = build(config)
@@ -410,7 +410,7 @@ def test_revived_parameters_leave_no_moments_behind(tiny: Config, tmp_path: Path
 
 
 def test_revivals_are_counted_in_the_log(tiny: Config, tmp_path: Path) -> None:
-    config = with_quantizer(tiny, revive_every=2, revive_below=2.9)
+    config = with_quantizer(tiny, revive_every=2, revive_below=1.0)
     run_to(config, tmp_path / "run")
     records = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
     assert sum(record.get("revived", 0) for record in records) > 0

@@ -116,7 +116,7 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
 
 def bench_sample(
     *, rounds: int = 3, plain_positions: int = 24, batches: Sequence[int] = (1, 4, 16, 64),
-    grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
+    whole_batches: Sequence[int] = (1, 64), grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
 ) -> list[Row]:  # fmt: skip
     """Rows with method, network, grid, levels, batch, parameters, seconds_per_image, floor_seconds.
 
@@ -133,7 +133,7 @@ def bench_sample(
     level = Level(grid=(16, 16), symbols=512)
     case = make_case("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
     rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
-    for batch in (1, 64):
+    for batch in whole_batches:
         rows.append(_whole_image("hrvqvae/mnist", batch, rounds, rate))
     for batch in batches:
         case = _preset_case("hrvqvae/mnist", 0)

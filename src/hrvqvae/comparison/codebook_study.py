@@ -45,12 +45,14 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def studied_systems() -> tuple[str, ...]:
-    """Names of the systems that have a codebook whose size can be changed."""
+    """Names of the systems that have a codebook whose size, k-means start and revival can be changed."""
     found = []
     for system in SYSTEMS.entries():
+        model = system.config()
         with contextlib.suppress(InputError):
-            system.config().with_leaves(2, 1)
-            found.append(system.name)
+            model.with_leaves(2, 1)
+            if model.start_vectors and model.revive_every:
+                found.append(system.name)
     return tuple(found)
 
 

@@ -29,7 +29,7 @@ class Dataset:
         files: path below its folder -> MD5 ("" where none is published); empty for a folder of images.
         ways: (title, "module:function") in the order in which they are tried: the function fills an empty folder
             (a Path) with the files, or raises.
-        read: "module:function": (folder, split "train" or "test") -> `data.sources.Arrays`; empty for a folder of
+        read: "module:function": (folder, split "train" or "test") -> `data.arrays.Arrays`; empty for a folder of
             images, which is read file by file.
     """
 
@@ -81,10 +81,10 @@ class System:
         model: "module:Class", called with (config, channels) -> Autoencoder.
         settings: the fields of a configuration for a data set, with their sources; the later ones win.
         colour, marker: of its curves, as matplotlib names them.
-        objective: "module:Class" of an `systems.objective.Objective`: how it learns.
+        objective: "module:Class" of a `systems.objective.Objective`: how it learns.
         extras: presets beside those of every data set.
         notes: for a data set's preset, contradictions and departures, a line each.
-        needs: (package to import, the extra of ours that brings it), where it needs one.
+        needs: (module to import, what pip installs for it), where it needs another package.
     """
 
     name: str

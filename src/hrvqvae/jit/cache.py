@@ -25,7 +25,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 Function = Callable[..., Any]
 
 
-_IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([\w.]+)(?:[ \t]+import[ \t]+\(?([\w\s,]+))?", re.MULTILINE)
+_IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([\w.]+)(?:[ \t]+import[ \t]+(\([^)]*\)|.+))?", re.MULTILINE)
 
 
 @cache
@@ -46,7 +46,7 @@ def _imports_of(path: Path, packages: tuple[str, ...]) -> list[Path]:
     found = set[Path]()
     for module, names in _IMPORT.findall(path.read_text(encoding="utf-8")):
         if module.partition(".")[0] in packages:
-            candidates = [module, *(f"{module}.{name.split()[0]}" for name in names.split(",") if name.strip())]
+            candidates = [module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))]
             found.update(file for file in map(_file_of, candidates) if file is not None)
     return sorted(found)
 

@@ -66,9 +66,9 @@ def fold_normalization(network: Any) -> None:
 
 
 def replace_strided_depthwise(network: Any) -> None:
-    """Let depthwise convolutions with stride 2 be those with stride 1 of which every other output is left out, in place.
+    """Replace depthwise convolutions with stride 2 by such with stride 1, of which every other output is left out.
 
-    The same function: on a CPU the gradient of a depthwise convolution takes ten times as long with stride 2.
+    In place. The same function: on a CPU the gradient of a depthwise convolution takes ten times as long with stride 2.
     """
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):

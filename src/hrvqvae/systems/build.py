@@ -16,7 +16,7 @@ def system_of(config: Config) -> System:
     """The system of a configuration. Raises InputError where no package has it, or one that it needs is missing."""
     system = SYSTEMS.get(config.model.system)
     if not system.available:
-        raise InputError(f"{system.title} needs {system.needs[0]}: pip install 'hrvqvae[{system.needs[1]}]'")
+        raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
     return system
 
 

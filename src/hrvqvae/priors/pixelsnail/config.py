@@ -12,7 +12,7 @@ from hrvqvae.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSNAILConfig(PriorNetworkConfig):
-    """The autoregressive network of each level (spec.md Tables 8 and 9).
+    """The autoregressive network of each level (docs/paper-tables.md, Tables 8 and 9).
 
     `attention_layers` and `dropout` hold one value for all levels, or one a level, coarse first.
 

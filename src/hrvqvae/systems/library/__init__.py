@@ -8,7 +8,7 @@ from hrvqvae.config.paper_tables import COLUMNS, TABLE_8
 from hrvqvae.config.tables import OURS, Part, Table
 from hrvqvae.systems.library.config import FSQConfig, LibraryConfig
 
-_NEEDS = ("vector_quantize_pytorch", "library")
+_NEEDS = ("vector_quantize_pytorch", "hrvqvae[library]")
 
 # None of them is in the paper. The network and the grid are HR-VQVAE's, and so are the bits of a position.
 _AS_TABLE_6 = {

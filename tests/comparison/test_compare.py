@@ -9,84 +9,55 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hrvqvae import data, hub, presets, storage
 from hrvqvae.cli import main
-from hrvqvae.comparison import codebook, instruments
+from hrvqvae.comparison import instruments
+from hrvqvae.comparison.compare import COLUMNS, Comparison, available_systems, compare
 from hrvqvae.comparison.harness import as_markdown
-from hrvqvae.comparison.systems import COLUMNS, Comparison, compare
-from hrvqvae.config import (
-    Config,
-    TrainingConfig,
-    VQVAEConfig,
-)
-from hrvqvae.data import read_image
+from hrvqvae.config import presets
+from hrvqvae.data.images import read_image
+from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
-from hrvqvae.evaluation import features
-from hrvqvae.evaluation.classifier import Classifier, Judge
 from hrvqvae.evaluation.features import Features
-from hrvqvae.losses import efficientnet
+from hrvqvae.perceptual import efficientnet, published
+from hrvqvae.runs import storage
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.prior import PriorStep
+from tests.cli.helpers import refused
 from tests.conftest import write_picture
-from tests.test_cli import refused
-from tests.tiny_systems import tiny_systems
-
-
-@pytest.fixture
-def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny presets of every system under the names that the comparison asks for, and a classifier that is no good."""
-    tiny = {config.name: config for config in tiny_systems(mnist_root).values()}
-    original = presets.get
-
-    def get(name: str) -> presets.Preset:
-        if name not in tiny:
-            return original(name)
-        return presets.Preset(config=tiny[name], sources={}, printed={}, about="")
-
-    def judge(config: object, say: object) -> Judge:
-        torch.manual_seed(0)
-        return Judge(Classifier(1, 10).eval().requires_grad_(False), 0.1)
-
-    monkeypatch.setattr(presets, "get", get)
-    monkeypatch.setattr(features, "train_judge", judge)
 
 
 @pytest.mark.usefixtures("systems")
-def test_every_system_with_priors_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    command = ["compare", "mnist", "--max-steps", "6", "--seeds", "2", "--priors", "--out", str(out)]
+def test_every_system_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, systems = tmp_path / "out", available_systems()
+    command = ["compare", "mnist", "--max-steps", "6", "--priors", "--out", str(out)]
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads((out / "results.json").read_text())
-    assert [(row["system"], row["seed"]) for row in rows] == [
-        (system, seed) for seed in (0, 1) for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan")
-    ]
+    assert [(row["system"], row["seed"]) for row in rows] == [(system, 0) for system in systems]
     for row in rows:
-        assert set(row) == {"system", "seed", "perceptual", "frechet", "leaves_used", "prior", *COLUMNS}
-        assert row["frechet"] == "Frechet, features of a classifier of mnist"
+        assert set(row) == {"system", "seed", "perceptual", "frechet", "leaves_used", "prior", "phases", *COLUMNS}
+        assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
         assert row["perceptual"] == "distance, efficientnet-lite0 features"
-        assert all(
-            (row[name] is None) == (name == "adversarial_steps" and row["system"] != "vqgan") for name in COLUMNS
-        )
-        assert row["adversarial_steps"] == (4 if row["system"] == "vqgan" else None)
+        assert not [name for name in COLUMNS if row[name] is None]
         assert 0 < row["usage"] <= 1
+    phases = {row["system"]: row["phases"] for row in rows if row["phases"]}
+    assert phases == {"vqgan": {"steps with a discriminator": 4}}
     table = (out / "results.md").read_text()
-    assert all(f"| {system} | 2 |" in table for system in ("hrvqvae", "vqvae", "vqvae2", "vqgan"))
-    assert "±" in table
+    assert all(f"| {system} | 1 |" in table for system in systems)
+    assert "| steps with a discriminator |" in table
     assert read_image(out / "reconstructions.png", 3).shape[1] > 5 * 60
     assert read_image(out / "samples.png", 3).shape[1] > 8 * 60
     assert read_image(out / "curves.png", 3).shape[2] > 800
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
-    shutil.rmtree(out / "runs" / "vqvae-1")
-    (out / "rows" / "vqvae-1.json").unlink()
+    shutil.rmtree(out / "runs" / "vqvae-0")
+    (out / "rows" / "vqvae-0.json").unlink()
     assert main(command) == 0
     again = json.loads((out / "results.json").read_text())
     assert [row for row in again if row["system"] != "vqvae"] == [row for row in rows if row["system"] != "vqvae"]
     assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-1" not in str(path))
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-0" not in str(path))
     assert "holds another comparison" in refused([*command, "--max-steps", "7"], capsys)
     assert "has another budget or configuration of priors" in refused([*command, "--prior-steps", "90"], capsys)
     assert "holds another comparison" in refused([*command, "--data", tmp_path], capsys)
@@ -103,6 +74,7 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
 
     first = rows_of(systems=("vqvae",), seeds=2)
     assert [row["prior_bits_per_image"] for row in first] == [None, None]
+    assert "±" in (tmp_path / "results.md").read_text()
     run = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").read_bytes()
     assert rows_of(systems=("hrvqvae",))[1:] == first
     with_priors = rows_of(systems=("vqvae",), prior_steps=4)
@@ -111,11 +83,14 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     assert with_priors[1]["mse"] == first[0]["mse"]
     assert (tmp_path / "runs" / "vqvae-0" / "model.safetensors").read_bytes() == run
     assert rows_of(systems=("vqvae",), seeds=2) == with_priors, "priors that are there stay"
+    one_more = rows_of(systems=("rqvae",), first_seed=2)
+    assert [(row["system"], row["seed"]) for row in one_more if row not in with_priors] == [("rqvae", 2)]
+    assert len(one_more) == 4
 
 
 def test_the_budget_of_priors() -> None:
     def priors(**fields: Any) -> dict[str, dict[str, str]]:
-        comparison = Comparison(dataset="mnist", **fields)
+        comparison = Comparison(dataset="mnist", systems=("hrvqvae", "vqvae2", "vqgan"), **fields)
         return {
             case.name: {key.removeprefix("prior.training."): value for key, value in case.prior.items()}
             for case in comparison.cases()
@@ -218,7 +193,7 @@ def test_a_single_test_image_is_told_before_anything_is_trained(
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     names = sorted((tmp_path / "photos").iterdir())
     config = presets.get("vqvae/photos").config.with_root(str(tmp_path / "photos")).data
-    while len(data.load(config, "test")) > 1:
+    while len(load_images(config, "test")) > 1:
         names.pop().unlink()
     command = ["compare", "photos", "--systems", "vqvae", "--max-steps", "4", "--data", tmp_path / "photos"]
     assert "needs two test images at least; there is 1" in refused([*command, "--out", tmp_path / "out"], capsys)
@@ -231,9 +206,9 @@ def test_a_folder_keeps_the_perceptual_loss_that_it_began_with(tmp_path: Path, m
     left_open = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, perceptual="auto"))  # type: ignore[type-var]
     monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=left_open, sources={}, printed={}, about=""))
     command = ["compare", "mnist", "--systems", "vqgan", "--max-steps", "4", "--out", str(tmp_path)]
-    monkeypatch.setattr("hrvqvae.losses.choose_perceptual", lambda name="auto": "none" if name == "auto" else name)
+    monkeypatch.setattr("hrvqvae.perceptual.choose_perceptual", lambda name="auto": "none" if name == "auto" else name)
     assert main(command) == 0
-    monkeypatch.setattr("hrvqvae.losses.choose_perceptual", lambda name="auto": "efficientnet-lite0")
+    monkeypatch.setattr("hrvqvae.perceptual.choose_perceptual", lambda name="auto": "efficientnet-lite0")
     assert main([*command, "--seeds", "2"]) == 0
     for seed in (0, 1):
         stored = (tmp_path / "runs" / f"vqgan-{seed}" / "config.yaml").read_text()
@@ -245,29 +220,30 @@ def test_a_damaged_network_is_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    hub.LPIPS.path.parent.mkdir(parents=True)
-    hub.LPIPS.path.write_bytes(b"cut short")
+    published.LPIPS.path.parent.mkdir(parents=True)
+    published.LPIPS.path.write_bytes(b"cut short")
     command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "4", "--out", tmp_path / "out"]
     assert "is damaged" in refused(command, capsys)
     assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_a_discriminator_that_will_not_begin_is_remarked() -> None:
-    assert Comparison(dataset="mnist", max_steps=1001).remarks() == []
-    (remark,) = Comparison(dataset="mnist", max_steps=1000).remarks()
+    of_mnist = {"dataset": "mnist", "systems": ("vqvae", "vqgan")}
+    assert Comparison(**of_mnist, max_steps=1001).remarks() == []  # type: ignore[arg-type]
+    (remark,) = Comparison(**of_mnist, max_steps=1000).remarks()  # type: ignore[arg-type]
     assert "vqgan's discriminator begins at step 1,000, which this budget does not reach" in remark
     own = {"vqgan.model.adversarial_start": "999"}
-    assert Comparison(dataset="mnist", max_steps=1000, fields=own).remarks() == []
+    assert Comparison(**of_mnist, max_steps=1000, fields=own).remarks() == []  # type: ignore[arg-type]
 
 
 def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison = Comparison(dataset="photos", max_steps=5, fields={"data.size": "128", "training.batch_size": "3"})
+    fields = {"data.size": "128", "training.batch_size": "3"}
+    comparison = Comparison(dataset="photos", systems=available_systems(), max_steps=5, fields=fields)
     for system in comparison.systems:
         config = comparison.config(system, 2)
         assert (config.data.size, config.training.batch_size, config.training.seed) == (128, 3, 2)
-    own = Comparison(
-        dataset="mnist", max_steps=5, fields={"training.batch_size": "3", "hrvqvae.model.quantizer.levels": "2"}
-    )
+    fields = {"training.batch_size": "3", "hrvqvae.model.quantizer.levels": "2"}
+    own = Comparison(dataset="mnist", systems=available_systems(), max_steps=5, fields=fields)
     assert own.config("hrvqvae", 0).model.num_symbols == (4, 4)
     assert all(own.config(system, 0).training.batch_size == 3 for system in own.systems)
     only_vqvae = {"dataset": "mnist", "max_steps": 5, "systems": ("vqvae",)}
@@ -282,7 +258,7 @@ def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_same_order_of_the_data_for_every_system() -> None:
-    comparison = Comparison(dataset="mnist", max_steps=5, seeds=2)
+    comparison = Comparison(dataset="mnist", systems=available_systems(), max_steps=5, seeds=2)
     configs = [comparison.config(system, 1) for system in comparison.systems]
     assert (
         len({(config.training.seed, config.training.batch_size, config.training.max_steps) for config in configs}) == 1
@@ -319,46 +295,16 @@ def test_rows_by_other_distances_are_not_mixed(
     command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae", "--out", str(tmp_path)]
     assert main(command) == 0
     model = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(instruments, "features_of", lambda *_: Features("FID", lambda images: images.flatten(1), 144))
+    monkeypatch.setattr(
+        instruments, "features_of", lambda *_: Features("FID", "", lambda images: images.flatten(1), 144)
+    )
     line = refused([*command, "--seeds", "2"], capsys)
     assert "has rows measured by" in line
-    assert "now measures by distance, efficientnet-lite0 features and FID" in line
+    assert "now measures by distance, efficientnet-lite0 features and FID of 40 images" in line
     shutil.rmtree(tmp_path / "rows")
     assert main(command) == 0
-    assert "| FID |" in (tmp_path / "results.md").read_text()
+    assert "| FID of 40 images |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns == model
-
-
-@pytest.mark.usefixtures("systems")
-def test_the_study_of_codebooks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(codebook.study, "__defaults__", (print, (2, 3)))
-    command = ["compare", "mnist", "--study", "codebook", "--max-steps", "4", "--out", str(tmp_path / "out")]
-    assert main([*command, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["system"], row["leaves"]) for row in rows] == [
-        (system, leaves) for leaves in (8, 27) for _ in range(4) for system in ("hrvqvae", "vqvae")
-    ]
-    assert {row["with"] for row in rows} == {"k-means start, revival", "k-means start", "revival", "neither"}
-    assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
-    assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
-    assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
-    assert "no priors" in refused([*command, "--prior-steps", "5"], capsys)
-    assert "leave vqvae2 out of --systems" in refused([*command, "--systems", "vqvae,vqvae2"], capsys)
-    for name in ("model.quantizer.init_vectors", "hrvqvae.model.quantizer.codewords"):
-        assert f"--{name} is what the study of codebooks varies" in refused([*command, f"--{name}", "9"], capsys)
-    configs = {
-        case.name: case.config.model.quantizer for case in codebook.cases(Comparison(dataset="mnist", max_steps=1))
-    }
-    assert configs["hrvqvae-4096-neither-0"].codewords == 16
-    assert configs["vqvae-4096-neither-0"].codewords == 4096
-    for name, start, revival in (
-        ("k-means-start-revival", True, True), ("k-means-start", True, False), ("revival", False, True),
-        ("neither", False, False),
-    ):  # fmt: skip
-        quantizer = configs[f"vqvae-64-{name}-0"]
-        assert (quantizer.init_vectors > 0, quantizer.revive_every > 0) == (start, revival)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +312,7 @@ def test_the_study_of_codebooks(
     [
         ({"max_steps": 0}, "no budget: give --max-steps or --max-minutes"),
         ({"seeds": 0}, "--seeds is 0"),
+        ({"first_seed": -1}, "--first-seed is -1"),
         ({"systems": ()}, "--systems names none"),
         ({"systems": ("vqgam",)}, "--systems names vqgam; there are hrvqvae, vqvae, vqvae2, vqgan"),
         ({"systems": ("vqvae2-original",), "dataset": "ffhq1024"}, "--systems names vqvae2-original; there are"),
@@ -376,16 +323,4 @@ def test_the_study_of_codebooks(
 )
 def test_what_can_not_be_compared(fields: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Comparison(**{"dataset": "mnist", "max_steps": 1, **fields})  # type: ignore[arg-type]
-
-
-def test_configurations_of_other_systems_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "vqvae2/mnist", "--model.quantizer.codewords", "32", "--print_config"]) == 0
-    assert "system: vqvae2" in capsys.readouterr().out
-    line = refused(["train", "vqvae2/mnist", "--model.quantizer.levels", "2"], capsys)
-    assert "--model.quantizer.levels" in line
-    (tmp_path / "x.yaml").write_text("model: {system: gan}")
-    assert "model.system is 'gan'; there are hrvqvae, vqvae, vqvae2, vqgan" in refused(
-        ["train", tmp_path / "x.yaml"], capsys
-    )
-    assert Config(model=VQVAEConfig(), training=TrainingConfig(epochs=1)).model.system == "vqvae"
+        Comparison(**{"dataset": "mnist", "systems": ("hrvqvae",), "max_steps": 1, **fields})  # type: ignore[arg-type]

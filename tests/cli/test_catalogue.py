@@ -1,0 +1,54 @@
+"""What there is: presets and data sets, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hrvqvae.cli import main
+from hrvqvae.config import presets
+from hrvqvae.config.entries import DATASETS
+from hrvqvae.perceptual import published
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    captured = capsys.readouterr()
+    assert [tuple(line.split(maxsplit=1)) for line in captured.out.splitlines()] == [*presets.listed()]
+    assert captured.err == ""
+    assert main(["presets", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*presets.names()]
+
+
+def test_a_preset_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "hrvqvae/ffhq"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    assert rows["hrvqvae/ffhq:"] == ["FFHQ,", "256x256", "colour,", "a", "folder", "of", "faces"]
+    assert rows["model.quantizer.codewords"] == ["8", "Table", "6"]
+    assert rows["model.quantizer.decay"] == ["0.95", "ours"]
+    assert rows["compression_ratio"] == ["170.67", "computed;", "printed:", "171"]
+    assert rows["training_steps"] == ["750,000", "computed;", "printed:", "875,000"]
+    assert rows["Note:"]
+
+
+def test_a_preset_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "hrvqvae/mnist", "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["values"]["model.quantizer.dim"] == {"value": 8, "source": "Table 6"}
+    assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
+    assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
+
+
+def test_data_is_listed(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list", "--root", str(mnist_root)]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"root folder: {mnist_root}"
+    assert [line.split()[0] for line in lines] == [*DATASETS, "any", *published.NETWORKS]
+    rows = {line.split()[0]: line for line in lines}
+    assert f" in {mnist_root / 'mnist'} " in rows["mnist"]
+    for absent in ("fashion-mnist", "cifar10", "ffhq"):
+        assert " not there " in rows[absent]
+    assert "hrvqvae data get cifar10" in rows["cifar10"]
+    assert "hrvqvae data get" not in rows["ffhq"]

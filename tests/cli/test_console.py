@@ -1,0 +1,134 @@
+"""The command line itself: where options stand, wrong commands, help, and what is printed for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hrvqvae.cli import main
+from hrvqvae.cli.console import print_json, split_fields
+from hrvqvae.errors import InputError
+from tests.cli.helpers import refused
+
+TRAIN = (
+    ["hrvqvae/mnist"], ["--print_config"], ["--max-steps", "5"], ["--data=somewhere"],
+    ["--model.quantizer.codewords", "8"], ["--training.learning_rate=1e-3"],
+    ["--prior.training.batch_size", "128,64,32"],
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.permutations(TRAIN))
+def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["train", *(word for part in parts for word in part)]) == 0
+    printed = yaml.safe_load(out.getvalue())
+    assert printed["name"] == "hrvqvae/mnist"
+    assert printed["model"]["quantizer"]["codewords"] == 8
+    assert (printed["training"]["max_steps"], printed["training"]["learning_rate"]) == (5, 1e-3)
+    assert printed["prior"]["training"]["batch_size"] == [128, 64, 32]
+    assert printed["data"]["root"].endswith("/somewhere")
+
+
+WORD = st.text(st.characters(exclude_categories=["Cs"]))
+NAME = st.from_regex(r"[a-z]+(\.[a-z_]+)+", fullmatch=True)
+VALUE = (
+    WORD.filter(lambda text: not text.startswith("-"))
+    | st.integers().map(str)
+    | st.floats(max_value=-1, allow_infinity=False).map(str)
+)
+OTHER = WORD.filter(lambda text: not text.startswith("--"))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(NAME, VALUE, st.booleans()) | OTHER))
+def test_fields_are_told_from_the_rest(parts: list[tuple[str, str, bool] | str]) -> None:
+    words: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            words.append(part)
+        else:
+            name, value, equals = part
+            words += [f"--{name}={value}"] if equals else [f"--{name}", value]
+    others, fields = split_fields(words)
+    assert others == [part for part in parts if isinstance(part, str)]
+    assert fields == {part[0]: part[1] for part in parts if not isinstance(part, str)}
+
+
+def test_what_follows_two_dashes_is_no_field() -> None:
+    assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (["a", "--", "--x.z", "3"], {"x.y": ""})
+    assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (["--out=runs/a.b", "--out", "runs/a.b"], {})
+
+
+@pytest.mark.parametrize("after", [[], ["--resume"], ["-o", "x.png"], ["--"], ["--x.z", "3"]])
+def test_a_field_needs_a_value(after: list[str]) -> None:
+    with pytest.raises(InputError, match=r"--x\.y needs a value"):
+        split_fields(["train", "--x.y", *after])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
+        (["train", "--model.quantizer.codewords", "8", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst'"),
+        (["presets", "hrvqvae/cifar"], "hrvqvae/cifar10"),
+        (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
+        (["train", "hrvqvae/photos", "--data", "/nowhere"], "/nowhere is not a folder"),
+        (["train", "hrvqvae/mnist", "--model.quantizer.codewords", "1"], "at least 2"),
+        (["train", "hrvqvae/mnist", "--model.quantizer.codwords", "8"], "did you mean --model.quantizer.codewords"),
+        (["train", "hrvqvae/mnist", "--max-steps", "many"], "training.max_steps is 'many'; it must be a whole number"),
+        (["train", "hrvqvae/mnist", "--max-step", "5"], "unknown argument '--max-step' (see hrvqvae train --help)"),
+        (["train", "hrvqvae/mnist", "--seed", "-1"], "training.seed is -1; it must be at least 0"),
+        (["train", "hrvqvae/mnist", "--training.seed", "-1"], "training.seed is -1; it must be at least 0"),
+        (["train", "hrvqvae/mnist", "more"], "unknown argument 'more'"),
+        (["train", "nowhere.yaml"], "nowhere.yaml can't be read"),
+        (["evaluate", "nowhere"], "there is no such run folder"),
+        (["evaluate", "nowhere", "--colour"], "unknown argument '--colour'"),
+        (["evaluate", "nowhere", "--data.size", "12"], "unknown argument '--data.size' (see hrvqvae evaluate --help)"),
+        (["data", "get", "mnits"], "unknown data set 'mnits': did you mean mnist"),
+        (["data", "get", "ffhq"], "can't be got by command"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        ([], "COMMAND"),
+        (["data"], "ACTION"),
+        (["reconstruct", "run"], "required: IMAGE"),
+        (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "of hrvqvae/mnist"),
+        (["bench", "train", "--rounds", "0"], "--rounds is 0; it must be at least 1"),
+        (["bench", "train", "--model.kernl", "3"], "did you mean --model.kernel"),
+        (["bench", "prior", "--preset", "vqgan/mnist"], "vqgan/mnist has a transformer"),
+        (["bench", "prior", "--level", "4"], "--level is 4; this model has levels 1 to 3"),
+        (["bench", "search", "--size", "2", "8", "--plot", "x.png"], "leave --size out"),
+        (["figure", "hierarchy", "-o", "x.png", "--path", "a,b"], "--path is 'a,b'"),
+    ],
+)  # fmt: skip
+def test_wrong_commands(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused([*arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["train-prior"], ["data", "get"], ["bench", "train"], ["evaluate"], ["demo"], ["sample"]]
+)
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    assert " ".join(["usage: hrvqvae", *command]) in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m hrvqvae.cli presets hrvqvae/mnist | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout == "hrvqvae/mnist: MNIST, 28x28 greyscale\n"
+    assert done.stderr == ""
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json([{"psnr": float("inf"), "levels": (1, float("nan"), 0.5)}])
+    assert json.loads(capsys.readouterr().out) == [{"psnr": None, "levels": [1, None, 0.5]}]

@@ -1,0 +1,118 @@
+"""Training by command: configurations, resumption, signals, and whatever data or disk does not allow."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hrvqvae.cli import main
+from hrvqvae.config.parsing import from_file
+from hrvqvae.runs.folder import RunFolder, prior_folder
+from tests.cli.helpers import refused, write_file
+from tests.conftest import write_picture
+from tests.tiny_systems import tiny_run
+
+
+@pytest.fixture
+def tiny_file(mnist_root: Path, tmp_path: Path) -> str:
+    """A configuration file of a small model, in the folder of the test."""
+    return str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
+
+
+def test_print_config_is_a_file_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ["--model.quantizer.codewords", "8", "--prior.network.dropout", "0.3"]
+    assert main(["train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print_config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config = from_file(tmp_path / "printed.yaml")
+    assert (config.model.num_symbols, config.training.max_steps) == ((8, 8, 8), 5)
+    assert main(["train", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((tmp_path / "printed.yaml").read_text())
+
+
+def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command: list[object] = ["train", tiny_file, "--out", str(tmp_path / "run")]
+    assert main([*map(str, command), "--max-steps", "10"]) == 0
+    assert main([*map(str, command), "--max-steps", "14", "--resume"]) == 0
+    assert "resuming" in capsys.readouterr().out
+    line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"], capsys)
+    assert "--model.quantizer.codewords is 3 there, 5 here" in line
+    line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"], capsys)
+    assert "holds a run of tiny, not of hrvqvae/mnist" in line
+
+
+def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert main(["train", tiny_file, "--max-steps", "2", "--out", run]) == 0
+    command = ["train-prior", "--prior.training.batch_size", "8,6,4", run, "--level", "3", "--max-steps", "2"]
+    assert main([*command, "--prior.network.kind", "transformer", "--prior.network.layers", "1"]) == 0
+    assert f"priors in {run}/priors" in capsys.readouterr().out
+    prior = prior_folder(run, 2).read_config().prior
+    assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "transformer")
+    line = refused([*command, "--resume", "--prior.network.kind", "pixelsnail"], capsys)
+    assert "--prior.network.kind is transformer there, pixelsnail here" in line
+    line = refused(["train-prior", run, "--prior.training.batch_size", "8,6"], capsys)
+    assert "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels" in line
+    assert "--training.seed is not a field of the priors" in refused(["train-prior", run, "--training.seed", 1], capsys)
+    assert "--level is 4; this model has levels 1 to 3" in refused(["train-prior", run, "--level", 4], capsys)
+
+
+def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hrvqvae.cli", "train", tiny_file, "--out", "run", "--max-steps", "1000000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not RunFolder(tmp_path / "run").saved() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "continue with --resume" in out
+    assert err == ""
+    assert RunFolder(tmp_path / "run").model.is_file()
+
+
+def test_bad_data(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    train_photos: list[object] = ["train", "hrvqvae/photos", "--out", tmp_path / "run", "--data.workers", "0", "--data"]
+    assert "has no PNG, JPEG or WebP image" in refused([*train_photos, empty], capsys)
+    broken = tmp_path / "broken"
+    for index in range(4):
+        write_picture(broken / f"{index}.png", index, (300, 300))
+        (broken / f"{index}.png").write_bytes((broken / f"{index}.png").read_bytes()[:100])
+    line = refused([*train_photos, broken], capsys)
+    assert "broken/" in line
+    assert "--data.on_error skip" in line
+    channels = ["train", "hrvqvae/mnist", "--data.channels", "3", "--data", mnist_root, "--out", tmp_path / "run2"]
+    assert "mnist has 1 channels, data.channels is 3" in refused(channels, capsys)
+
+
+def test_bad_output_folder(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "run", Path("/proc/run")):
+        size = ["--data.size", "12", "--max-steps", 1]
+        line = refused(["train", "hrvqvae/mnist", "--data", mnist_root, *size, "--out", out], capsys)
+        assert "can't be written" in line
+
+
+def test_a_full_disk_is_one_line(tiny_file: str, tmp_path: Path) -> None:
+    """Files may grow to 30 KB: the third kind of error that a disk gives, in the middle of a real write."""
+    command = [sys.executable, "-m", "hrvqvae.cli", "train", tiny_file, "--out", "run", "--max-steps", "20"]
+
+    def limit(size: int) -> Callable[[], None]:
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit(30_000))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "could not be saved (File too large)" in done.stderr
+    assert not list((tmp_path / "run").rglob(".writing*"))
+    again = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr) == (0, "")

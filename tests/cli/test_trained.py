@@ -1,0 +1,108 @@
+"""What is done with a trained run: evaluated, reconstructed, and refused where it is not what it should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hrvqvae
+from hrvqvae.cli import main
+from hrvqvae.config import presets
+from hrvqvae.config.parsing import override
+from hrvqvae.data.images import read_image
+from tests.cli.helpers import refused, write_file
+from tests.conftest import with_training, write_picture
+from tests.tiny_systems import tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+    """A run folder of a tiny model, trained by the command line from a configuration file."""
+    folder = tmp_path_factory.mktemp("cli")
+    file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
+    assert main(["train", str(file), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_evaluation_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--json", "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["dataset"], report["split"], report["images"]) == ("mnist", "test", 40)
+    assert report["prior_bits_per_image"] is None, "there are no priors"
+    assert report["no_priors"] == f"train them: hrvqvae train-prior {run}"
+    assert [level["codewords"] for level in report["levels"]] == [3, 9, 27]
+    assert report["mse"] == report["levels"][-1]["mse"]
+
+
+def test_evaluation_for_people(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--split", "train", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "mnist train: 96 images" in out
+    assert [line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "] == ["3", "9", "27"]
+    assert f"no priors: train them: hrvqvae train-prior {run}" in out
+
+
+def test_skipped_images_are_told_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(12):
+        write_picture(tmp_path / "images" / ("train" if index < 8 else "test") / f"{index}.png", index)
+    broken = tmp_path / "images" / "test" / "9.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    fields = {
+        "data.root": str(tmp_path / "images"), "data.size": "16", "data.workers": "0", "data.on_error": "skip",
+        "model.stride": "4", "model.hidden_units": "8", "model.residual_units": "8", "training.batch_size": "4",
+        "training.max_steps": "1", "training.device": "cpu", "model.quantizer.init_vectors": "1000",
+    }  # fmt: skip
+    file = write_file(override(presets.get("hrvqvae/photos").config, fields), tmp_path / "small.yaml")
+    assert main(["train", str(file), "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 3
+    assert "skip" in captured.err
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+def test_reconstruction(levels: int | None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_picture(tmp_path / "a.png", 1, (12, 12), "L")
+    write_picture(tmp_path / "b.jpg", 2, (33, 21), "L")
+    out = tmp_path / "sheet.png"
+    extra = [] if levels is None else ["--levels", str(levels)]
+    assert (
+        main(["reconstruct", str(run), str(tmp_path / "a.png"), str(tmp_path / "b.jpg"), "-o", str(out), *extra]) == 0
+    )
+    printed = capsys.readouterr().out
+    model = hrvqvae.load(run)
+    pixels = torch.from_numpy(read_image(tmp_path / "a.png", 1))[None]
+    decoded = model.decode(model.encode(pixels), levels=levels, size=(12, 12))
+    assert f"a.png: MSE {float((decoded - pixels / 255).square().mean().detach()):.3e}" in printed
+    assert read_image(out, 3).shape[2] >= 33 * 2
+
+
+def test_bad_runs_and_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_picture(tmp_path / "grey.png", 1, mode="L")
+    (tmp_path / "text.png").write_text("no image")
+    out = tmp_path / "sheet.png"
+
+    def reconstruct(image: str, *extra: object, folder: Path = run, to: Path = out) -> str:
+        return refused(["reconstruct", folder, tmp_path / image, "-o", to, *extra], capsys)
+
+    assert "text.png is not a readable PNG, JPEG or WebP" in reconstruct("text.png")
+    assert "no such image" in reconstruct("none.png")
+    for levels in (0, 4):
+        assert f"levels is {levels}; this model has levels 1 to 3" in reconstruct("grey.png", "--levels", levels)
+    assert "is not a run folder" in reconstruct("grey.png", folder=tmp_path)
+    assert "can't be written" in reconstruct("grey.png", to=tmp_path / "nowhere" / "sheet.png")
+    assert not out.exists()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-50] ^= 8
+    (copy / "model.safetensors").write_bytes(content)
+    assert "is damaged: its content does not match its checksum" in reconstruct("grey.png", folder=copy)
+    assert "split is 'dev'; there are train and test" in refused(["evaluate", run, "--split", "dev"], capsys)
+    assert "device is 'tpu'" in refused(["evaluate", run, "--device", "tpu"], capsys)
+    assert "get it with" in refused(["evaluate", run, "--data", tmp_path / "nowhere"], capsys)
+    assert "--images is 0; it must be at least 1" in refused(["evaluate", run, "--images", 0], capsys)

@@ -1,0 +1,51 @@
+"""Tiny presets of every system, under the names that a comparison asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrvqvae.comparison.compare import available_systems
+from hrvqvae.config import Config, presets
+from hrvqvae.config.parsing import override
+from hrvqvae.evaluation import features
+from hrvqvae.evaluation.classifier import Classifier, Judge
+from tests.tiny_systems import tiny_run, tiny_systems
+
+_SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.padding": "1"}
+
+
+def tiny_presets(mnist_root: Path) -> dict[str, Config]:
+    """Name -> the configuration of every system that is on this machine."""
+    found = {config.name: config for config in tiny_systems(mnist_root).values()}
+    for name in (f"{system}/mnist" for system in available_systems()):
+        if name not in found:
+            model = override(presets.get(name).config, _SMALL).model
+            found[name] = dataclasses.replace(tiny_run(mnist_root), name=name, model=model)
+    return found
+
+
+def make_tiny(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put tiny presets in the place of those for MNIST, and a classifier that is no good in that of a trained one."""
+    tiny, original = tiny_presets(mnist_root), presets.get
+
+    def get(name: str) -> presets.Preset:
+        if name not in tiny:
+            return original(name)
+        return presets.Preset(config=tiny[name], sources={}, printed={}, about="")
+
+    def judge(config: object, say: object) -> Judge:
+        torch.manual_seed(0)
+        return Judge(Classifier(1, 10).eval().requires_grad_(False), 0.1)
+
+    monkeypatch.setattr(presets, "get", get)
+    monkeypatch.setattr(features, "train_judge", judge)
+
+
+@pytest.fixture
+def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make_tiny`."""
+    make_tiny(mnist_root, monkeypatch)

@@ -1,0 +1,46 @@
+"""The study of codebooks: sizes, starts and revival, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hrvqvae.cli import main
+from hrvqvae.comparison import codebook_study
+from hrvqvae.comparison.compare import Comparison
+from hrvqvae.data.images import read_image
+from tests.cli.helpers import refused
+
+
+@pytest.mark.usefixtures("systems")
+def test_the_study_of_codebooks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codebook_study.study, "__defaults__", (print, (2, 3)))
+    command = ["compare", "mnist", "--study", "codebook", "--max-steps", "4", "--out", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["system"], row["leaves"]) for row in rows] == [
+        (system, leaves) for leaves in (8, 27) for _ in range(4) for system in ("hrvqvae", "rqvae", "vqvae")
+    ]
+    assert {row["with"] for row in rows} == {"k-means start, revival", "k-means start", "revival", "neither"}
+    assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
+    assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
+    assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
+    assert "no priors" in refused([*command, "--prior-steps", "5"], capsys)
+    assert "leave vqvae2 out of --systems" in refused([*command, "--systems", "vqvae,vqvae2"], capsys)
+    for name in ("model.quantizer.init_vectors", "hrvqvae.model.quantizer.codewords"):
+        assert f"--{name} is what the study of codebooks varies" in refused([*command, f"--{name}", "9"], capsys)
+    comparison = Comparison(dataset="mnist", systems=codebook_study.studied_systems(), max_steps=1)
+    configs = {case.name: case.config.model.quantizer for case in codebook_study.cases(comparison)}
+    assert codebook_study.studied_systems() == ("hrvqvae", "vqvae", "rqvae"), "vqvae2 has two codebooks, fsq none"
+    assert configs["hrvqvae-4096-neither-0"].codewords == 16
+    assert configs["vqvae-4096-neither-0"].codewords == 4096
+    for name, start, revival in (
+        ("k-means-start-revival", True, True), ("k-means-start", True, False), ("revival", False, True),
+        ("neither", False, False),
+    ):  # fmt: skip
+        quantizer = configs[f"vqvae-64-{name}-0"]
+        assert (quantizer.init_vectors > 0, quantizer.revive_every > 0) == (start, revival)

@@ -1,0 +1,149 @@
+"""A run measured: the rate under its priors and beside it the yardsticks, and what samples are taken for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hrvqvae.cli import main
+from hrvqvae.config import DataConfig, to_dict
+from hrvqvae.config.parsing import from_dict
+from hrvqvae.data.image_sets import MemoryImages
+from hrvqvae.data.loading import load_images
+from hrvqvae.errors import InputError
+from hrvqvae.evaluation import recognition
+from hrvqvae.evaluation.classifier import train_judge
+from hrvqvae.evaluation.nearest import nearest_training_images
+from hrvqvae.evaluation.recognition import recognize
+from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.trained import TrainedModel
+from tests.cli.helpers import refused, write_file
+from tests.tiny_priors import tiny_run_with_priors
+from tests.tiny_systems import tiny_run
+
+
+@pytest.fixture
+def run(mnist_root: Path) -> Path:
+    return tiny_run_with_priors(mnist_root)
+
+
+def silent(line: str) -> None:
+    """Progress that nobody reads."""
+
+
+def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--json", "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for name in ("prior", "path", "neighbours"):
+        total = sum(level[f"{name}_bits_per_code"] for level in report["levels"]) * 49
+        assert report[f"{name}_bits_per_image"] == pytest.approx(total)
+        assert 0 < total <= 3 * 49 * 1.6
+    assert report["neighbours_bits_per_image"] <= report["path_bits_per_image"] + 1
+    assert 3 < report["label_bits_per_image"] < 4, "ten classes"
+    assert main(["evaluate", str(run), "--device", "cpu", "--images", "7"]) == 0
+    out = capsys.readouterr().out
+    assert "mnist test: 7 images" in out
+    assert "given path and neighbours" in out
+    assert re.search(r"^all given the class; it takes 3\.\d bits an image where it is not known$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("limit", [None, 5, 96, 1000])
+def test_no_image_of_the_train_split_is_counted_that_is_coded(
+    run: Path, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def measure(priors: object, model: object, coded: object, counted: object, device: object) -> None:
+        seen.update(coded=coded, counted=counted)
+
+    monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
+    whole = evaluate_run(run, "train", device="cpu", limit=limit, say=silent)
+    coded, counted = seen["coded"], seen["counted"]
+    assert whole.report.images == min(96, limit or 96)
+    assert len(coded) == min(48, limit or 48)
+    assert len(counted) == 48
+    labels = load_images(RunFolder(run).read_config().data, "train").labels
+    assert np.array_equal(counted.labels, labels[1::2])
+    step = 96 // 5 // 2 * 2 if limit == 5 else 2
+    assert np.array_equal(coded.labels, labels[::step][: len(coded)])
+
+
+def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "priors" / "level-2" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "is damaged" in refused(["evaluate", tmp_path / "run", "--device", "cpu"], capsys)
+
+
+def test_nearest_training_images(run: Path) -> None:
+    config = RunFolder(run).read_config()
+    train = load_images(config.data, "train")
+    assert isinstance(train, MemoryImages)
+    images = torch.from_numpy(train.images[[5, 60]]) / 255
+    moved = (images * 0.9 + 0.01).clamp(0, 1)
+    found, errors = nearest_training_images(moved, config)
+    assert torch.equal(found, images)
+    assert errors == pytest.approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)
+
+
+def test_the_classifier_learns(mnist_root: Path) -> None:
+    data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
+    judge, again = (train_judge(data, epochs=50, say=silent) for _ in range(2))
+    assert judge.accuracy > 0.35, "of 10 classes; each two share a bar, so half is the best there is"
+    assert judge.accuracy == again.accuracy
+
+
+def test_samples_are_judged(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognition, "train_judge", lambda config, say: train_judge(config, epochs=2, say=say))
+    assert main(["evaluate", str(run), "--samples", "23", "--json", "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert "training the classifier" in printed.err
+    assert report["samples"] == 23
+    assert 0 < report["classifier_accuracy"] <= 1
+    assert report["recognized"] * 23 == pytest.approx(round(report["recognized"] * 23)), "a share of 23"
+
+
+def of_pictures(folder: Path, mnist_root: Path, file: Path, **data: object) -> Path:
+    """A file of a tiny configuration for a folder of colour images."""
+    config = to_dict(tiny_run(mnist_root))
+    config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
+    return write_file(from_dict(config, "tiny"), file)
+
+
+def test_other_classes_are_noticed(
+    picture_folder: Path, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = str(tmp_path / "run"), of_pictures(picture_folder, mnist_root, tmp_path / "tiny.yaml")
+    assert main(["train", str(file), "--out", run, "--max-steps", "3"]) == 0
+    assert main(["train-prior", run, "--max-steps", "2"]) == 0
+    assert main(["evaluate", run, "--device", "cpu"]) == 0
+    (picture_folder / "dogs").rename(picture_folder / "wolves")
+    line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)], capsys)
+    assert "know other classes than the data has: cats, dogs" in line
+    wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
+    assert "class 'wolves' is not one of cats, dogs" in refused(wolves, capsys)
+
+
+def test_a_folder_without_classes_knows_none(
+    picture_folder: Path, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = str(tmp_path / "run"), of_pictures(picture_folder, mnist_root, tmp_path / "tiny.yaml", labels=False)
+    assert main(["train", str(file), "--out", run, "--max-steps", "3"]) == 0
+    assert main(["train-prior", run, "--max-steps", "2"]) == 0
+    assert main(["sample", run, "-n", "2", "-o", str(tmp_path / "sheet.png"), "--save-dir", run + "/s"]) == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
+    assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"], capsys)
+    model = TrainedModel(run)
+    with pytest.raises(InputError, match="know no classes"):
+        recognize(model, model.config.data, 2)
+    evaluated = evaluate_run(run, device="cpu", say=silent)
+    assert evaluated.rate is not None
+    assert evaluated.rate.label_bits_per_image == 0

@@ -1,0 +1,30 @@
+"""What a completion keeps: a part of the coarsest grid, and below it all that descends from there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hrvqvae.errors import InputError
+from hrvqvae.priors.generative import kept_parts
+
+
+@pytest.mark.parametrize(("keep", "count"), [("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)])
+def test_what_is_kept(keep: str, count: int) -> None:
+    (where,) = kept_parts(keep, [(6, 7)])
+    assert int(where.sum()) == count
+    assert where[0, 0]
+    assert not where[-1, -1]
+
+
+@pytest.mark.parametrize("keep", ["0.03", "0.98", "left"])
+def test_nothing_and_everything_can_not_be_kept(keep: str) -> None:
+    with pytest.raises(InputError, match="--keep .* keeps .* codes"):
+        kept_parts(keep, [(16, 1)])
+
+
+def test_a_code_is_kept_where_its_parent_is() -> None:
+    coarse, middle, fine = kept_parts("0.3", [(4, 4), (8, 8), (16, 16)])
+    assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
+    assert torch.equal(fine[::4, ::4], coarse)
+    assert torch.equal(fine[1::2, 1::2], middle)
