@@ -1,61 +1,88 @@
-"""The recipes in reduced form: from a folder of images to the sheet, and again where they were stopped."""
+"""The recipes in reduced form: what they command, run from data to sheet, and again where it was stopped."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from hrvqvae.data import read_image
+from hrvqvae.data.images import read_image
 from tests.conftest import write_picture
+from tests.replay import cut, drawn_mnist, replay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-SMALL = (
-    "--model.hidden_units 8 --model.residual_units 8 --model.stride 8 --data.size 32 --training.batch_size 4 "
-    "--data.workers 0 --model.quantizer.init_vectors 1000 --data.split hash --prior.network.hidden_units 8 "
-    "--prior.training.batch_size 4"
-)
-ONLY = {
-    "11": "--prior.network.residual_blocks 4", "12": "--prior.network.residual_blocks 4 --prior.batch_size [4]",
-    "13": "--prior.network.layers 1 --model.discriminator_layers 1", "14": "--prior.network.residual_blocks 4",
+SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
+SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
+PIXELSNAIL = "--prior.network.residual_blocks 4"
+OF_FIGURE = {
+    "11": PIXELSNAIL, "12": PIXELSNAIL, "13": "--prior.network.layers 1 --model.discriminator_layers 1",
+    "14": PIXELSNAIL, "15": PIXELSNAIL,
 }  # fmt: skip
+RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "hrvqvae\t$*") >> "$RECORD"\n'
 
 
-def recipe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    fields = f"{SMALL} {ONLY.get(arguments[0], '')}" if arguments else ""
+def recipe(name: str, folder: Path, *arguments: str, fields: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a recipe with a command `hrvqvae` that does nothing but record what it is asked for."""
+    (folder / "bin").mkdir(exist_ok=True)
+    recorder = folder / "bin" / "hrvqvae"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    environment = {"PATH": f"{recorder.parent}{os.pathsep}{os.environ['PATH']}", "RECORD": str(folder / "record")}
     return subprocess.run(
-        [RECIPES / "figure", *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HRVQVAE_FIELDS": fields},
+        [RECIPES / name, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, **environment, "HRVQVAE_FIELDS": fields},
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", ["11", "12", "13", "14"])
-def test_a_figure_from_a_folder_of_images(number: str, tmp_path: Path) -> None:
+def recorded(folder: Path) -> list[list[str]]:
+    return [line.split("\t") for line in (folder / "record").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", ["11", "12", "13", "14", "15"])
+def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(24):
         write_picture(tmp_path / "images" / ("birds" if index % 2 else "cats") / f"{index}.png", index, (40, 36))
-    arguments = [number, "images", *(["birds"] if number == "14" else []), "0.02"]
-    for _ in range(2):  # the second time it goes on
-        done = recipe(tmp_path, *arguments)
-        assert done.returncode == 0, done.stderr
+    drawn_mnist(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    fields = f"{SMALL} {SMALL_PRIOR} {OF_FIGURE[number]} --data.workers 0"
+    if number != "15":
+        fields += " --model.stride 8 --data.size 32 --data.split hash"
+    arguments = {"14": ["images", "birds"], "15": []}.get(number, ["images"])
+    done = recipe("figure", tmp_path, number, *arguments, "0.02", fields=fields)
+    assert done.returncode == 0, done.stderr
+    found = recorded(tmp_path)
+    stopped = [words for words in found if words[1] in ("data", "train")]
+    for steps, several in ((1, stopped), (2, found)):  # the second time it goes on
+        for words in several:
+            replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
     folder = f"figure-{number}" + ("-images" if number == "14" else "")
     sheet = tmp_path / "runs" / folder / f"figure-{number}.png"
-    assert str(sheet.relative_to(tmp_path)) in done.stdout
-    assert read_image(sheet, 3).shape[2] > 4 * 60
+    assert done.stdout == f"figure {number}: {sheet.relative_to(tmp_path)}\n"
+    assert read_image(sheet, 3).shape[2] > 4 * 28
 
 
 @pytest.mark.parametrize("arguments", [(), ("10",), ("11",), ("14", "images"), ("14", "images", "birdd")])
 def test_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = recipe(tmp_path, *arguments)
+    done = recipe("figure", tmp_path, *arguments)
     assert done.returncode == 2
     assert ("there is no class birdd" if len(arguments) == 3 else "recipes/figure 11 DATA") in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
-def test_the_recipe_of_the_shipped_model_names_real_commands() -> None:
-    lines = [line.split() for line in (RECIPES / "mnist").read_text().splitlines() if line.startswith("hrvqvae ")]
-    assert [words[1] for words in lines] == ["data", "train", "train-prior", "export", "evaluate", "sample", "figure"]
-    assert os.access(RECIPES / "mnist", os.X_OK)
+def test_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_mnist(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert recipe("mnist", tmp_path, "out").returncode == 0
+    small = f"{SMALL_PRIOR} {PIXELSNAIL}"
+    cuts = [
+        (r"--max-steps [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
+        (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {small}"),
+    ]  # fmt: skip
+    for words in recorded(tmp_path):
+        replay(cut(words, cuts))
+    files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
+    assert files == {"model.safetensors", *(f"priors/level-{level}/model.safetensors" for level in (1, 2, 3))}
+    assert (tmp_path / "out" / "samples.png").is_file()
+    assert (tmp_path / "out" / "nearest.png").is_file()

@@ -1,22 +1,44 @@
-"""A trained run with priors that the tests of several folders look at: trained once in a process, never written to."""
+"""Runs with a tiny autoencoder, and priors of them that train in a second."""
 
 from __future__ import annotations
 
-from functools import cache
+import shutil
 from pathlib import Path
 
-from hrvqvae.cli import main
-from tests.cli.helpers import write_file
+import pytest
+
+from hrvqvae.config import Config
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from tests.conftest import with_training
-from tests.tiny_systems import tiny_run
+
+GIVEN = {
+    "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
+    "prior.network.attention_layers": "1", "prior.network.attention_heads": "2", "prior.training.batch_size": "16",
+    "prior.training.max_steps": "12", "prior.training.precision": "fp32", "prior.training.device": "cpu",
+    "prior.training.evaluate_every": "4", "prior.training.checkpoint_every": "3", "prior.training.log_every": "4",
+    "prior.training.warmup_steps": "2", "prior.training.polyak_decay": "0.5",
+}  # fmt: skip
 
 
-@cache
-def tiny_run_with_priors(mnist_root: Path) -> Path:
-    """A run folder of HR-VQVAE with three levels of three codewords and its priors, trained by the command line."""
-    folder = mnist_root.parent / "tiny-with-priors"
-    folder.mkdir()
-    file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
-    assert main(["train", str(file), "--out", str(folder / "run")]) == 0
-    assert main(["train-prior", str(folder / "run"), "--max-steps", "30"]) == 0
-    return folder / "run"
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+_TRAINED: dict[Config, Path] = {}
+
+
+def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) -> Path:
+    """A copy, at `path`, of a run whose autoencoder is trained so far that its codes tell something; trained once."""
+    if config not in _TRAINED:
+        _TRAINED[config] = folders.mktemp("trained") / "run"
+        longer = with_training(config, max_steps=60)
+        train_autoencoder(longer, RunFolder(_TRAINED[config]), resume=False, say=silent)
+    shutil.copytree(_TRAINED[config], path)
+    return path
+
+
+def train_levels(path: Path, level: int | None = None, resume: bool = False, **changes: str) -> None:
+    """Train the priors of a run, or one (1 is the coarsest), with `training__max_steps="9"` and the like changed."""
+    given = GIVEN | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
+    train_priors(path, resolve_priors(str(path), level, given, resume=resume), resume=resume, say=silent)

@@ -8,9 +8,16 @@ from pathlib import Path
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.transformer.config import TransformerConfig
+from hrvqvae.systems.library.config import (
+    FSQConfig,
+    FSQQuantizerConfig,
+    LibraryConfig,
+    LibraryQuantizerConfig,
+)
+from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig, RQVAEConfig
 from hrvqvae.systems.vqgan.config import VQGANConfig
-from hrvqvae.systems.vqvae2.config import VQVAE2Config
 from hrvqvae.systems.vqvae.config import VQVAEConfig
+from hrvqvae.systems.vqvae2.config import VQVAE2Config
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 
@@ -42,6 +49,11 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
             **network, quantizer=_FLAT, perceptual="none", adversarial_start=2, discriminator_units=4,
             discriminator_layers=1,
         ),
+        "rqvae": RQVAEConfig(
+            **network, quantizer=ResidualQuantizerConfig(codewords=3, dim=8, init_vectors=1000)
+        ),
+        "fsq": FSQConfig(**network, quantizer=FSQQuantizerConfig(channel_levels=(5, 5), dim=8)),
+        "library": LibraryConfig(**network, quantizer=LibraryQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)),
     }  # fmt: skip
     configs = {name: dataclasses.replace(tree, name=f"{name}/mnist", model=model) for name, model in models.items()}
     transformer = TransformerConfig(hidden_units=16, layers=1, heads=2)

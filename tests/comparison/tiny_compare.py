@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 from hrvqvae.cli import main
+from hrvqvae.comparison import instruments
+from hrvqvae.errors import InputError
 from tests.comparison.conftest import make_tiny
+
+
+def _none() -> str:
+    """No network, which takes seconds to load."""
+    raise InputError("none")
+
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
         make_tiny(Path(sys.argv[1]), patch)
+        patch.setattr(instruments, "choose_perceptual", _none)
         sys.exit(main(["compare", *sys.argv[2:]]))

@@ -25,8 +25,8 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.trained import TrainedModel
 from tests.cli.helpers import refused, write_file
-from tests.tiny_priors import tiny_run_with_priors
 from tests.tiny_systems import tiny_run
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.pictures import sheets
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
-from tests.tiny_priors import tiny_run_with_priors
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture

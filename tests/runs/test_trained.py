@@ -15,7 +15,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.priors import generative
 from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.plain import sample_plain
-from tests.tiny_priors import tiny_run_with_priors
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ class VQGANConfig(FlatConfig):
 
         Each layer halves the side, rounded down; the two convolutions after them take away a row each, and leave one.
         """
-        return 3 * 2**self.discriminator_layers
+        side: int = 3 * 2**self.discriminator_layers
+        return side
 
     def check_size(self, size: int) -> None:
         """Raises InputError where images of that side are too small for the discriminator."""

@@ -1,0 +1,43 @@
+"""Commands as pages and recipes give them, run in this process with small budgets and models, on drawn digits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hrvqvae.cli import main
+from hrvqvae.data import fetch
+from hrvqvae.data.files import gzip_bytes, idx_bytes
+from tests.conftest import drawn_digits
+
+Cut = tuple[str, str]
+"""A pattern of a command, and what replaces it."""
+
+
+def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make 28x28 drawn digits the MNIST of a root folder, which the commands take."""
+    folder = root / "mnist"
+    folder.mkdir(parents=True)
+    for part, count, seed in (("train", 120, 1), ("t10k", 60, 2)):
+        images, labels = drawn_digits(count, seed, size=28)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+    monkeypatch.setenv("HRVQVAE_DATA", str(root))
+    monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
+
+
+def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
+    """A command's words after the patterns that it matches have been replaced, one after another."""
+    command = "\0".join(words)
+    for pattern, replacement in cuts:
+        command = re.sub(pattern.replace(" ", "\0"), replacement.replace(" ", "\0"), command)
+    return command.split("\0")
+
+
+def replay(words: Sequence[str]) -> None:
+    """Run `hrvqvae ...`, which must succeed."""
+    assert words[0] == "hrvqvae"
+    assert main(words[1:]) == 0, words

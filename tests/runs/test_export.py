@@ -1,0 +1,58 @@
+"""What others need of a run: small, without paths, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae.errors import InputError
+from hrvqvae.runs import storage
+from hrvqvae.runs.export import export
+from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.runs.loading import load_priors
+from tests.tiny_priors import train_levels
+
+
+def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tmp_path: Path) -> None:
+    train_levels(run)
+    files = export(run, tmp_path / "out")
+    assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in files) < 0.7 * sum(
+        path.stat().st_size for path in (RunFolder(run).model, *(prior_folder(run, level).model for level in range(2)))
+    )
+    assert not any(str(run).encode() in path.read_bytes() for path in files)
+    for one, other in zip(load_priors(tmp_path / "out").levels, load_priors(run).levels, strict=True):
+        for name, tensor in one.state_dict().items():
+            torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match="exists already"):
+        export(run, tmp_path / "out")
+
+
+def test_priors_of_another_autoencoder_are_not_exported(run: Path, tmp_path: Path) -> None:
+    train_levels(run)
+    tensors, meta = storage.read(RunFolder(run).model)
+    storage.write(RunFolder(run).model, tensors | {"decoder.0.bias": tensors["decoder.0.bias"] + 1}, meta)
+    with pytest.raises(InputError, match="another state of the autoencoder"):
+        export(run, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if path.name != "run"], "nothing is half written"
+    with pytest.raises(InputError, match="holds a prior of another state of the autoencoder; delete that folder"):
+        train_levels(run, 1, resume=True, training__max_steps="13")
+
+
+def test_a_full_disk_leaves_no_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_levels(run)
+    original = storage.write
+
+    def full(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
+        if "level-2" in str(path):
+            raise OSError(28, "No space left on device")
+        original(path, tensors, meta)
+
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.raises(InputError, match="can't be written"):
+        export(run, tmp_path / "out")
+    monkeypatch.undo()
+    assert len(export(run, tmp_path / "out")) == 3

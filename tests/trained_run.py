@@ -1,0 +1,22 @@
+"""A trained run with priors that the tests of several folders look at: trained once in a process, never written to."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from hrvqvae.cli import main
+from tests.cli.helpers import write_file
+from tests.conftest import with_training
+from tests.tiny_systems import tiny_run
+
+
+@cache
+def tiny_run_with_priors(mnist_root: Path) -> Path:
+    """A run folder of HR-VQVAE with three levels of three codewords and its priors, trained by the command line."""
+    folder = mnist_root.parent / "tiny-with-priors"
+    folder.mkdir()
+    file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
+    assert main(["train", str(file), "--out", str(folder / "run")]) == 0
+    assert main(["train-prior", str(folder / "run"), "--max-steps", "30"]) == 0
+    return folder / "run"
