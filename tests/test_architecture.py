@@ -1,4 +1,4 @@
-"""The drawing of docs/architecture.md is true: rooms, their modules, the direction of imports; and what importing costs."""
+"""The drawing of docs/architecture.md is true: rooms, modules, the direction of imports; and what importing costs."""
 
 from __future__ import annotations
 

@@ -122,14 +122,14 @@ def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(n
     images = torch.randint(256, (2, config.data.channels, config.data.size, config.data.size), dtype=torch.uint8)
     model.initialize(images, torch.Generator().manual_seed(0))
     objective = build_objective(model, config, compute.place_model)
-    state = TrainState.start(model, config.training, objective.partners)
+    state = TrainState.start(model, config.training, objective.auxiliary)
     before = {key: one.clone() for key, one in state.tensors().items() if "model." in key and one.is_floating_point()}
     step = AutoencoderStep(model, objective, config, compute, Budget(None, None))
     assert math.isfinite(step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
     after = state.tensors()
     moved = {key for key, one in before.items() if not torch.equal(one, after[key])}
     assert len(moved) > 0.7 * len(before)
-    assert all(any(key.startswith(f"{partner}_model.") for key in moved) for partner in state.partners)
+    assert all(any(key.startswith(f"{network}_model.") for key in moved) for network in state.auxiliary)
     model.eval()
     codes = model.encode(images)
     for level in range(len(codes)):

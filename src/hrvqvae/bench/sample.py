@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hrvqvae.bench.search import machine_rates
-from hrvqvae.bench.timing import median_seconds
+from hrvqvae.bench.timing import Timing, median_seconds
 from hrvqvae.config import Grid, presets
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.build import build_prior
@@ -21,8 +20,6 @@ from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL
 from hrvqvae.systems.build import build
 from hrvqvae.training.stage import count_parameters
-
-Row = dict[str, Any]
 
 # 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
 _REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_blocks=15)
@@ -54,7 +51,7 @@ class SampledPrior:
         return weights * positions + attention
 
 
-def make_case(name: str, network: PixelSNAILConfig, level: Level, index: int) -> SampledPrior:
+def make_sampled_prior(name: str, network: PixelSNAILConfig, level: Level, index: int) -> SampledPrior:
     """A prior of that size with random weights, in evaluation mode."""
     torch.manual_seed(0)
     return SampledPrior(name, PixelSNAIL(network, level, index).eval().requires_grad_(False))
@@ -66,7 +63,7 @@ def _preset_case(name: str, index: int, grid: Grid | None = None) -> SampledPrio
     prior = build_prior(config, index, classes=10 if config.data.labels else 0)
     assert isinstance(prior, PixelSNAIL)
     level = prior.level if grid is None else dataclasses.replace(prior.level, grid=grid)
-    return make_case(name, prior.config, level, index)
+    return make_sampled_prior(name, prior.config, level, index)
 
 
 def _cached(case: SampledPrior, batch: int, rounds: int) -> float:
@@ -83,7 +80,7 @@ def _plain(case: SampledPrior, batch: int, positions: int) -> float:
     return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
 
 
-def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
+def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Timing:
     return {
         "method": method, "network": case.name, "grid": list(case.prior.level.grid), "levels": 1, "batch": batch,
         "parameters": count_parameters(case.prior), "seconds_per_image": seconds / batch,
@@ -91,7 +88,7 @@ def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: floa
     }  # fmt: skip
 
 
-def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
+def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
     """All levels of a preset, decoded."""
     config = presets.get(preset).config
     model = build(config).eval().requires_grad_(False)
@@ -117,7 +114,7 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
 def bench_sample(
     *, rounds: int = 3, plain_positions: int = 24, batches: Sequence[int] = (1, 4, 16, 64),
     whole_batches: Sequence[int] = (1, 64), grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
-) -> list[Row]:  # fmt: skip
+) -> list[Timing]:  # fmt: skip
     """Rows with method, network, grid, levels, batch, parameters, seconds_per_image, floor_seconds.
 
     The plain sampler makes one forward pass for each position, all alike: it is timed on `plain_positions` of them, the
@@ -125,13 +122,13 @@ def bench_sample(
     the multiply-adds of one forward pass of an image at the rate of a large float32 matrix product in the same run.
     """
     rate = machine_rates()[0]
-    rows: list[Row] = []
+    rows: list[Timing] = []
     for case in (_preset_case("hrvqvae/mnist", 0), _preset_case(ffhq, 1)):
         plain, cached = _plain(case, 1, plain_positions), _cached(case, 1, rounds)
         rows.append(_row(case, "plain", 1, plain, rate, timed_positions=plain_positions))
         rows.append(_row(case, "cached", 1, cached, rate, ratio=plain / cached))
     level = Level(grid=(16, 16), symbols=512)
-    case = make_case("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
+    case = make_sampled_prior("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
     rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
     for batch in whole_batches:
         rows.append(_whole_image("hrvqvae/mnist", batch, rounds, rate))
@@ -144,7 +141,7 @@ def bench_sample(
     return rows
 
 
-def as_table(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
     """The rows for a person, with a head."""
     head = "method,network,grid,levels,batch,parameters,s an image,ratio,one forward pass at best"
     table: list[tuple[object, ...]] = [tuple(head.split(","))]

@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrvqvae.bench.timing import Timing
 from hrvqvae.errors import InputError
 from hrvqvae.quantize.search import search_tree_fastest
 from hrvqvae.quantize.search.compiled import search_flat_compiled
-
-Row = dict[str, Any]
 
 VECTORS, WIDTH = 32 * 32 * 32, 32  # (B, H, W, D) = (32, 32, 32, 32)
 GRID = tuple((levels, 8) for levels in range(1, 7)) + tuple((3, codewords) for codewords in (4, 16, 32, 64))
@@ -33,7 +31,7 @@ _TOLERANCE = 1e-5  # relative difference of the two best distances above which t
 
 
 @dataclass(frozen=True)
-class Case:
+class SearchProblem:
     """Vectors and the codebooks of one size: latents (N, D); books[l] (m^l, m, D); flat (K, D)."""
 
     latents: Tensor
@@ -58,14 +56,14 @@ class Method:
     check: Callable[[Tensor], float] | None
 
 
-def make_case(levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH) -> Case:
+def make_problem(levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH) -> SearchProblem:
     """Random vectors, and codewords that shrink by half from level to level."""
     generator = torch.Generator().manual_seed(levels * 1000 + codewords)
     books = [
         torch.randn(codewords**level, codewords, width, generator=generator) * 0.5**level for level in range(levels)
     ]
     flat = torch.randn(codewords**levels, width, generator=generator)
-    return Case(torch.randn(vectors, width, generator=generator), books, flat)
+    return SearchProblem(torch.randn(vectors, width, generator=generator), books, flat)
 
 
 def tree_agreement(latents: Tensor, books: Sequence[Tensor], paths: Tensor) -> float:
@@ -93,7 +91,7 @@ def flat_agreement(latents: Tensor, codebook: Tensor, nearest: Tensor) -> float:
     return right / max(total, 1)
 
 
-def _libraries(case: Case, levels: int, codewords: int) -> dict[str, Method]:
+def _libraries(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
     try:
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize
     except ImportError as error:
@@ -113,7 +111,7 @@ def _libraries(case: Case, levels: int, codewords: int) -> dict[str, Method]:
     }  # fmt: skip
 
 
-def _methods(case: Case, levels: int, codewords: int, libraries: bool) -> dict[str, Method]:
+def _methods(case: SearchProblem, levels: int, codewords: int, libraries: bool) -> dict[str, Method]:
     leaves = len(case.flat)
     methods = {
         "tree": Method(
@@ -151,7 +149,7 @@ def machine_rates() -> tuple[float, float]:
 @torch.inference_mode()
 def bench_search(
     grid: Sequence[tuple[int, int]] | None = None, vectors: int = VECTORS, width: int = WIDTH, libraries: bool = True
-) -> list[Row]:
+) -> list[Timing]:
     """Rows with method, vectors, width, levels, codewords, leaves, seconds and what follows from them.
 
     Also: distances (a vector), bytes (that must move: vectors and codewords in, codes and, for the tree, sums out),
@@ -165,7 +163,7 @@ def bench_search(
     """
     rows = []
     for levels, codewords in grid or GRID:
-        case = make_case(levels, codewords, vectors, width)
+        case = make_problem(levels, codewords, vectors, width)
         leaves = len(case.flat)
         methods = _methods(case, levels, codewords, libraries)
         runs, timed_on, agreement = {}, {}, {}
@@ -206,7 +204,7 @@ def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: median(some) for name, some in times.items()}
 
 
-def _derived(row: Row, distances: int, products_a_second: float, bytes_a_second: float) -> Row:
+def _derived(row: Timing, distances: int, products_a_second: float, bytes_a_second: float) -> Timing:
     """What follows from a row's time, the distances that a vector costs, and the machine's rates."""
     tree, vectors, width = row["method"] == "tree", row["vectors"], row["width"]
     flat_like = distances == row["leaves"]
@@ -220,7 +218,7 @@ def _derived(row: Row, distances: int, products_a_second: float, bytes_a_second:
     }  # fmt: skip
 
 
-def as_table(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
     """The rows for a person, with a head; times in milliseconds."""
     trees = {(row["levels"], row["codewords"]): row["seconds"] for row in rows if row["method"] == "tree"}
     head = "method,L,m,leaves,distances,ms,tree is faster,x floor,of copy speed,MB,oracle"

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
+
+Timing = dict[str, Any]
+"""What was timed and how long it took, by name: a row of a bench's table."""
 
 
 def median_seconds(call: Callable[[], object], rounds: int = 5) -> float:

@@ -41,7 +41,7 @@ class _Side:
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))
         objective = build_objective(self.model, config, self.compute.place_model)
-        self.state = TrainState.start(self.model, config.training, objective.partners)
+        self.state = TrainState.start(self.model, config.training, objective.auxiliary)
         self.step = AutoencoderStep(self.model, objective, config, self.compute, Budget(None, None))
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 

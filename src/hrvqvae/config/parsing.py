@@ -39,7 +39,7 @@ class _Form:
     """
 
     def __init__(self, system: str, network: str) -> None:
-        sections = {
+        sections: dict[str, type[Any]] = {
             "data": DataConfig,
             "model": SYSTEMS.get(system).config,
             "training": TrainingConfig,

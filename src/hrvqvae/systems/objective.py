@@ -28,7 +28,7 @@ class Place(Protocol):
 
 
 class Learner(Protocol):
-    """What an objective may do to what is trained: the model, and the partners it named.
+    """What an objective may do to what is trained: the model, and the auxiliary networks it named.
 
     Attributes:
         step: steps taken before this one.
@@ -40,7 +40,10 @@ class Learner(Protocol):
         """Forward passes within compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
-        """Give the model, or the partner of that name, the gradient of the sum of the losses, and update nothing.
+        """Give a network the gradient of the sum of the losses, and update nothing.
+
+        Args:
+            of: the model, or the name of an auxiliary network.
 
         Returns:
             The terms, their sum ("loss") and the gradient's norm ("gradient_norm").
@@ -50,17 +53,17 @@ class Learner(Protocol):
         """
 
     def update(self, *names: str) -> None:
-        """Move the model, or partners, by the gradients they were given."""
+        """Move the model, or auxiliary networks, by the gradients they were given."""
 
 
 class Objective(ABC):
     """One update of a system from a batch of images.
 
     Attributes:
-        partners: what is trained beside the model, such as a discriminator, by name; on its device.
+        auxiliary: what is trained beside the model, such as a discriminator, by name; on its device.
     """
 
-    partners: Mapping[str, nn.Module] = MappingProxyType({})
+    auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
 
     @abstractmethod
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None: ...

@@ -51,8 +51,8 @@ class StateLearner:
     def _trained(self, name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         if name == MODEL:
             return self._state.model, self._state.optimizer
-        partner = self._state.partners[name]
-        return partner.module, partner.optimizer
+        network = self._state.auxiliary[name]
+        return network.module, network.optimizer
 
 
 class AutoencoderStep:
@@ -162,10 +162,10 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
 
     objectives = list[Objective]()
 
-    def partners(model: nn.Module) -> Mapping[str, nn.Module]:
+    def auxiliary(model: nn.Module) -> Mapping[str, nn.Module]:
         assert isinstance(model, Autoencoder)
         objectives.append(build_objective(model, config, compute.place_model))
-        return objectives[0].partners
+        return objectives[0].auxiliary
 
     state = begin(
         run,
@@ -173,7 +173,7 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
         compute,
         fresh=fresh,
         like=lambda: build(config),
-        partners=partners,
+        auxiliary=auxiliary,
         resume=resume,
         say=say,
     )

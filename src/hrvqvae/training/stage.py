@@ -71,7 +71,7 @@ def begin(
     *,
     fresh: Callable[[], nn.Module],
     like: Callable[[], nn.Module],
-    partners: Callable[[nn.Module], Mapping[str, nn.Module]] = lambda _: {},
+    auxiliary: Callable[[nn.Module], Mapping[str, nn.Module]] = lambda _: {},
     resume: bool,
     say: Say,
 ) -> TrainState:
@@ -80,18 +80,18 @@ def begin(
     Args:
         fresh: the model as training starts with it, on its device.
         like: a model of the same shapes, whose values do not matter.
-        partners: what is trained beside that model, on its device.
+        auxiliary: what is trained beside that model, on its device.
     """
     saved = run.newest(say) if resume else None
     if saved is None:
         torch.manual_seed(training.seed)
         model = fresh()
-        state = TrainState.start(model, training, partners(model))
+        state = TrainState.start(model, training, auxiliary(model))
         if resume:
             say(f"no checkpoint in {run.path}: starting anew")
     else:
         model = compute.place_model(like())
-        state = TrainState.start(model, training, partners(model))
+        state = TrainState.start(model, training, auxiliary(model))
         state.restore(*saved)
         say(f"resuming {run.path} at step {state.step}")
         before = saved[1].get("device", state.device)

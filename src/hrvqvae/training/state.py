@@ -21,7 +21,7 @@ from hrvqvae.errors import DamagedFileError
 
 
 @dataclass
-class Partner:
+class AuxiliaryNetwork:
     """A network that is trained beside the model, such as a discriminator, and its own optimizer."""
 
     module: nn.Module
@@ -36,7 +36,7 @@ class TrainState:
         model: what is trained.
         averaged: moving average of its weights (Polyak averaging, Table 6) and of its codewords, which belong together.
         optimizer: Adam.
-        partners: what is trained beside the model, by name.
+        auxiliary: what is trained beside the model, by name.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
     """
@@ -44,26 +44,26 @@ class TrainState:
     model: nn.Module
     averaged: AveragedModel
     optimizer: Optimizer
-    partners: dict[str, Partner] = field(default_factory=dict)
+    auxiliary: dict[str, AuxiliaryNetwork] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
 
     @staticmethod
     def start(
-        model: nn.Module, config: TrainingConfig, partners: Mapping[str, nn.Module] = MappingProxyType({})
+        model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> TrainState:
         averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)
 
         def adam(module: nn.Module) -> Adam:
             return Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
 
-        beside = {name: Partner(module, adam(module)) for name, module in partners.items()}
+        beside = {name: AuxiliaryNetwork(module, adam(module)) for name, module in auxiliary.items()}
         return TrainState(model, averaged, adam(model), beside)
 
     def _trained(self) -> dict[str, tuple[nn.Module, Optimizer]]:
         """Prefix of the names on disk -> what is trained there, and by which optimizer."""
         trained = {"": (self.model, self.optimizer)}
-        return trained | {f"{name}_": (one.module, one.optimizer) for name, one in self.partners.items()}
+        return trained | {f"{name}_": (one.module, one.optimizer) for name, one in self.auxiliary.items()}
 
     @property
     def optimizers(self) -> list[Optimizer]:

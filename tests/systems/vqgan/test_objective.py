@@ -57,11 +57,11 @@ class Started:
         self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
         model.initialize(self.images, torch.Generator().manual_seed(0))
         self.objective = AdversarialObjective(model, config, self.compute.place_model)
-        self.state = TrainState.start(model.train(), config.training, self.objective.partners)
+        self.state = TrainState.start(model.train(), config.training, self.objective.auxiliary)
 
     @property
     def discriminator(self) -> nn.Module:
-        return self.state.partners["discriminator"].module
+        return self.state.auxiliary["discriminator"].module
 
     def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
         """One update of model and discriminator."""
@@ -129,11 +129,11 @@ def test_the_step_by_hand(gan: Config) -> None:
     twin.optimizer.zero_grad()
     loss.backward()
     twin.optimizer.step()
-    partner = twin.partners["discriminator"]
-    partner.optimizer.zero_grad()
+    network = twin.auxiliary["discriminator"]
+    network.optimizer.zero_grad()
     of_judge = hinge_loss(judge(real), judge(fake.detach()))
     of_judge.backward()
-    partner.optimizer.step()
+    network.optimizer.step()
     assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
     assert torch.equal(codes[0], result.codes[0])
     for found, expected in ((one.model, other), (one.discriminator, judge)):

@@ -46,7 +46,7 @@ class AdversarialObjective(Objective):
         if self.settings.perceptual != "none":
             self.distance = place(perceptual_distance(self.settings.perceptual))
         self.discriminator = place(discriminator_of(self.settings, config.data.channels))
-        self.partners = {DISCRIMINATOR: self.discriminator}
+        self.auxiliary = {DISCRIMINATOR: self.discriminator}
 
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
         self.discriminator.train()
