@@ -28,6 +28,7 @@ CUTS: tuple[Cut, ...] = (
     (r"^(hrvqvae bench train)", rf"\1 --rounds 1 {SMALL}"),
     (r"^(hrvqvae bench prior)", rf"\1 --rounds 1 {SMALL_PRIOR}"),
     (r"^(hrvqvae bench sample)", r"\1 --rounds 1"),
+    (r"^(hrvqvae bench search)", r"\1 --size 2 8"),
     (r"^(hrvqvae compare .*)", rf"\1 {SMALL}"),
 )  # fmt: skip
 

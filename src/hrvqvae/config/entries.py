@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.model import ModelConfig
 from hrvqvae.config.prior import PriorNetworkConfig
 from hrvqvae.config.registry import Registry
-from hrvqvae.config.tables import Part
+from hrvqvae.config.tables import OURS, Part, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,23 @@ class Dataset:
         values = {name: value for part in self.settings for name, value in part.values.items()}
         prefix = "data."
         return DataConfig(**{k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)})
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Settings of a system that stand in tables: of each table the data set's column; the later ones win.
+
+    Attributes:
+        tables: each with a column for every name that `Dataset.column` can have.
+        few_images: further fields for a data set of few images, ours.
+    """
+
+    tables: tuple[Table, ...]
+    few_images: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, dataset: Dataset) -> tuple[Part, ...]:
+        parts = tuple(table.column(dataset.column, dataset.name) for table in self.tables)
+        return (*parts, Part(OURS, self.few_images)) if dataset.few_images else parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
 from hrvqvae.quantize.flat import check_codes
+from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized
 from hrvqvae.quantize.search import TreeSearch, TreeSearcher, search_tree_fastest
 
@@ -54,7 +55,7 @@ class TreeQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             flat = self._flat(latents)
             paths = self._search(flat).paths
-            quantized, losses = self._losses(flat, paths)
+            quantized, losses = residual_losses(flat, list(zip(self.levels, paths, strict=True)), self.config.beta)
             if self.training:
                 for level, (residual, path) in enumerate(self._walk(flat.detach(), paths)):
                     self.levels[level].update(residual, path)
@@ -163,25 +164,3 @@ class TreeQuantizer(nn.Module):
             after = residual - book[path]
             yield residual, path
             residual = after
-
-    def _losses(self, flat: Tensor, paths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q, and the terms of docs/method.md after the reconstruction error.
-
-        The residual is of the encoder's own output minus detached codewords, never of a straight-through tensor: so
-        every level's commitment reaches the encoder, and no level's reaches another level's codewords.
-        """
-        beta = self.config.beta
-        residual, quantized = flat, torch.zeros_like(flat)
-        losses: dict[str, Tensor] = {}
-        for level, (codebook, path) in enumerate(zip(self.levels, paths, strict=True), start=1):
-            codeword = codebook.lookup(path)
-            loss = codebook.codebook_loss(residual, codeword)
-            if loss is not None:
-                losses[f"codebook_{level}"] = loss
-            quantized = quantized + codeword
-            residual = residual - codeword.detach()
-            losses[f"commitment_{level}"] = beta * vq.squared_error(residual, torch.zeros_like(residual))
-        if "codebook_1" in losses:
-            losses["codebook"] = vq.squared_error(flat.detach(), quantized)
-        losses["commitment"] = beta * vq.squared_error(flat, quantized.detach())
-        return quantized, losses

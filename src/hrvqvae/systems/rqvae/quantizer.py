@@ -23,6 +23,7 @@ from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import Codes, Quantized, check_codes
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
+from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.search import FlatSearcher, search_flat_fastest
 from hrvqvae.quantize.search.reference import require_finite
 from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig
@@ -80,7 +81,8 @@ class ResidualQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             flat = self._flat(latents)
             found = self._search(flat, self.config.levels)
-            quantized, losses = self._losses(flat, found.codes)
+            chosen = list(zip(self.levels, found.codes, strict=True))
+            quantized, losses = residual_losses(flat, chosen, self.config.beta)
             if self.training:
                 for codebook, residual, code in self._assigned(found):
                     codebook.update(residual, code)
@@ -164,24 +166,6 @@ class ResidualQuantizer(nn.Module):
         if self.config.shared:
             return [_Assigned(self.levels[0], torch.cat(found.residuals[:-1]), torch.cat(found.codes))]
         return [_Assigned(*each) for each in zip(self.levels, found.residuals[:-1], found.codes, strict=True)]
-
-    def _losses(self, flat: Tensor, codes: Codes) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q, and the terms of docs/method.md after the reconstruction error, as `TreeQuantizer` has them."""
-        beta = self.config.beta
-        residual, quantized = flat, torch.zeros_like(flat)
-        losses: dict[str, Tensor] = {}
-        for level, (codebook, code) in enumerate(zip(self.levels, codes, strict=True), start=1):
-            codeword = codebook.lookup(code)
-            loss = codebook.codebook_loss(residual, codeword)
-            if loss is not None:
-                losses[f"codebook_{level}"] = loss
-            quantized = quantized + codeword
-            residual = residual - codeword.detach()
-            losses[f"commitment_{level}"] = beta * vq.squared_error(residual, torch.zeros_like(residual))
-        if "codebook_1" in losses:
-            losses["codebook"] = vq.squared_error(flat.detach(), quantized)
-        losses["commitment"] = beta * vq.squared_error(flat, quantized.detach())
-        return quantized, losses
 
 
 def _one_book(vectors: Tensor) -> Tensor:

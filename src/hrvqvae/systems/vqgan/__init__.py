@@ -1,8 +1,8 @@
 """VQGAN: one flat codebook, trained for what images look like as well (Esser et al. 2021)."""
 
-from hrvqvae.config.entries import Dataset, System
+from hrvqvae.config.entries import System, TableSettings
 from hrvqvae.config.paper_tables import COLUMNS
-from hrvqvae.config.tables import OURS, Part, Table
+from hrvqvae.config.tables import OURS, Table
 from hrvqvae.systems.vqgan.config import VQGANConfig
 
 # Nothing of it is printed: grid and network of Table 6, 1,024 codewords, a transformer prior.
@@ -37,11 +37,6 @@ _OURS = Table(
 )
 
 
-def _settings(dataset: Dataset) -> tuple[Part, ...]:
-    few = {"model.adversarial_start": 1_000, "prior.network.dropout": 0.3} if dataset.few_images else {}
-    return (_OURS.column(dataset.column, dataset.name), Part(OURS, few))
-
-
 SYSTEM = System(
     name="vqgan",
     title="VQGAN",
@@ -49,7 +44,7 @@ SYSTEM = System(
     config=VQGANConfig,
     model="hrvqvae.systems.vqgan.model:VQGAN",
     objective="hrvqvae.systems.vqgan.objective:AdversarialObjective",
-    settings=_settings,
+    settings=TableSettings((_OURS,), few_images={"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
         "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "

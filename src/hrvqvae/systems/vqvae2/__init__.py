@@ -1,26 +1,10 @@
 """VQVAE-2: several latent grids, each with a flat codebook (Razavi et al. 2019)."""
 
-from hrvqvae.config.entries import Dataset, ExtraPreset, System
-from hrvqvae.config.paper_tables import COLUMNS, TABLE_4, TABLE_5, TABLE_7, TABLE_9
-from hrvqvae.config.tables import OURS, Part, Table
+from hrvqvae.config.entries import ExtraPreset, System, TableSettings
+from hrvqvae.config.paper_tables import TABLE_4, TABLE_5, TABLE_7, TABLE_9
+from hrvqvae.config.shared_tables import FASTER_CODEBOOKS, MORE_DROPOUT, PIXELSNAIL_PRIORS
+from hrvqvae.config.tables import OURS, Part
 from hrvqvae.systems.vqvae2.config import VQVAE2Config
-
-_PRIORS = {
-    "prior.network.residual_blocks": 12,
-    "prior.training.epochs": 100,
-    "prior.training.learning_rate": 1e-3,
-    "prior.training.warmup_steps": 200,
-}
-_OURS = Table(
-    source=OURS, columns=COLUMNS, rows={"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99, **_PRIORS}
-)
-
-
-def _settings(dataset: Dataset) -> tuple[Part, ...]:
-    tables = (TABLE_7, TABLE_9, _OURS)
-    few = {"prior.network.dropout": (0.3,)} if dataset.few_images else {}
-    return (*(table.column(dataset.column, dataset.name) for table in tables), Part(OURS, few))
-
 
 _TABLE_4_NOTE = (
     "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts for two levels of ImageNet: "
@@ -32,7 +16,7 @@ def _original(column: str, about: str, data: str, ours: dict[str, object]) -> Ex
     return ExtraPreset(
         name=f"vqvae2-original/{column}",
         about=about,
-        parts=(TABLE_4.column(column), Part(OURS, {**_PRIORS, **TABLE_5.column(data).values, **ours})),
+        parts=(TABLE_4.column(column), Part(OURS, {**PIXELSNAIL_PRIORS.rows, **TABLE_5.column(data).values, **ours})),
         notes=(_TABLE_4_NOTE,),
     )
 
@@ -43,7 +27,7 @@ SYSTEM = System(
     source="Razavi et al. 2019",
     config=VQVAE2Config,
     model="hrvqvae.systems.vqvae2.model:VQVAE2",
-    settings=_settings,
+    settings=TableSettings((TABLE_7, TABLE_9, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT),
     extras=(
         _original(
             "ffhq1024",
