@@ -91,6 +91,8 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
         ("prior.training.batch_size", "[16", "prior.training.batch_size"),
         ("prior.training.batch_size", "16,0", "prior.training.batch_size is 0; it must be at least 1"),
         ("prior.training.batch_size", "few", "is 'few'; it must be a whole number, or one for each level"),
+        ("prior.training.seed", "-1", "prior.training.seed is -1; it must be at least 0"),
+        ("prior.training.epochs", "0", "no budget: give prior.training.epochs, "),
         ("prior.held_out", "1", "prior.held_out is 1.0; it must be between 0 and 1"),
         ("prior.network.kind", "pixelsnial", "unknown network of priors 'pixelsnial': did you mean pixelsnail"),
         ("model.system", "vqvae", "--model.system can't change from hrvqvae: give a preset of that system"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.decisions import decided_on_start
@@ -33,6 +33,7 @@ class StageConfig:
         seed: start weights, data order, augmentation, k-means and revival depend on it alone.
         log_every, evaluate_every, checkpoint_every: in steps.
         evaluation_images: test images that an evaluation during training takes.
+        section: where these fields stand in a configuration, for messages.
     """
 
     epochs: int = 0
@@ -53,19 +54,23 @@ class StageConfig:
     checkpoint_every: int = 500
     evaluation_images: int = 1_000
 
+    section: ClassVar[str] = "training"
+
     def __post_init__(self) -> None:
         for name in ("log_every", "evaluate_every", "checkpoint_every", "evaluation_images"):
-            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+            self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
-            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
-        require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "above 0")
-        require(self.seed < 2**31, "training.seed", self.seed, "below 2^31")
-        require(0 <= self.adam_beta2 < 1, "training.adam_beta2", self.adam_beta2, "at least 0 and below 1")
-        require(0 <= self.polyak_decay < 1, "training.polyak_decay", self.polyak_decay, "at least 0 and below 1")
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        self._require(0 < self.learning_rate < math.inf, "learning_rate", "above 0")
+        self._require(self.seed < 2**31, "seed", "below 2^31")
+        self._require(0 <= self.adam_beta2 < 1, "adam_beta2", "at least 0 and below 1")
+        self._require(0 <= self.polyak_decay < 1, "polyak_decay", "at least 0 and below 1")
         if not (self.epochs or self.max_steps or self.max_minutes):
-            raise InputError(
-                "no budget: give training.epochs, training.max_steps (--max-steps) or training.max_minutes"
-            )
+            fields = f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or {self.section}.max_minutes"
+            raise InputError(f"no budget: give {fields}")
+
+    def _require(self, holds: bool, name: str, what: str) -> None:
+        require(holds, f"{self.section}.{name}", getattr(self, name), what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ class TrainingConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
 
 
 def at_level(values: tuple[T, ...], level: int) -> T:
@@ -105,9 +110,11 @@ class PriorTrainingConfig(StageConfig):
     learning_rate: float = 1e-3
     polyak_decay: float = 0.99
 
+    section: ClassVar[str] = "prior.training"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.batch_size), "prior.training.batch_size", self.batch_size, "one number, or one a level")
+        self._require(bool(self.batch_size), "batch_size", "one number, or one a level")
         for number in self.batch_size:
             require(number >= 1, "prior.training.batch_size", number, "at least 1")
 

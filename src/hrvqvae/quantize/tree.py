@@ -55,7 +55,7 @@ class TreeQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             flat = self._flat(latents)
             paths = self._search(flat).paths
-            quantized, losses = residual_losses(flat, list(zip(self.levels, paths, strict=True)), self.config.beta)
+            quantized, losses = self._losses(flat, paths)
             if self.training:
                 for level, (residual, path) in enumerate(self._walk(flat.detach(), paths)):
                     self.levels[level].update(residual, path)
@@ -164,3 +164,6 @@ class TreeQuantizer(nn.Module):
             after = residual - book[path]
             yield residual, path
             residual = after
+
+    def _losses(self, flat: Tensor, paths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return residual_losses(flat, list(zip(self.levels, paths, strict=True)), self.config.beta)
