@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,7 @@ class Comparison:
                 raise InputError(
                     f"--{name} would change more than the system; one system's fields are those of its model"
                 )
-        for system in self.systems:
-            self.config(system, 0)
+        self.config(self.systems[0], self.seed_numbers[-1])  # raises where a field or value of any system is none
 
     @property
     def seed_numbers(self) -> range:
@@ -136,12 +137,21 @@ class Comparison:
 
     def config(self, system: str, seed: int) -> Config:
         """The preset of a system with the budget and seed of this comparison."""
-        preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
-        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
+        config = self._configs[system]
+        return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
+
+    @cached_property
+    def _configs(self) -> dict[str, Config]:
+        """System -> its configuration, but for the seed."""
+        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes}
         given = {f"training.{name}": str(value) for name, value in budget.items()}
-        prefix = f"{system}."
-        own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
-        return override(preset, {**self._shared_fields(), **own, **given})
+        found = {}
+        for system in self.systems:
+            preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
+            prefix = f"{system}."
+            own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
+            found[system] = override(preset, {**self._shared_fields(), **own, **given})
+        return found
 
     def _shared_fields(self) -> dict[str, str]:
         own = self._own_fields()

@@ -92,15 +92,18 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
-    def read_config(self) -> Config:
-        """Raises InputError where the folder holds no run, or its configuration is damaged."""
+    def read_plain(self) -> Any:
+        """The configuration as plain values. Raises InputError where the folder holds no run, or it is damaged."""
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder (it has no config.yaml)")
         try:
-            content = yaml.safe_load(self.config.read_text())
+            return yaml.safe_load(self.config.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DamagedFileError(f"{self.config} is damaged: not YAML") from error
-        return from_dict(content, str(self.config))
+
+    def read_config(self) -> Config:
+        """The configuration. Raises InputError as `read_plain`, and where a field or a value is none."""
+        return from_dict(self.read_plain(), str(self.config))
 
     def saved(self) -> list[Path]:
         """Checkpoints, newest first."""

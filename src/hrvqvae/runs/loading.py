@@ -90,7 +90,7 @@ def load_priors(run: str | Path) -> Priors:
         path = prior_folder(model_path.parent, level).model
         weights, about = read_prior(path, autoencoder, run, level)
         config = from_dict(about["config"], str(path))
-        _check_agreement(lambda one: one.prior.network, config, path)
+        _check_agreement(lambda one: one.prior.network, config, about, path)
         prior = build_prior(config, about["level"], len(about["classes"]))
         try:
             prior.requires_grad_(False).load_state_dict(weights)
@@ -112,10 +112,14 @@ def _config_of(meta: Mapping[str, Any], path: Path) -> Config:
     return from_dict(meta["config"], str(path))
 
 
-def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) -> None:
+def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mapping[str, Any], path: Path) -> None:
     """Raises InputError where config.yaml beside the weights has another such part than the weights were trained as."""
     folder = RunFolder(path.parent)
-    if path == folder.model and folder.config.is_file() and part(folder.read_config()) != part(config):
+    if path != folder.model or not folder.config.is_file():
+        return
+    if folder.read_plain() == meta["config"]:  # as a rule, and quicker than what follows
+        return
+    if part(folder.read_config()) != part(config):
         raise InputError(
             f"{folder.config} describes another model than {path.name} was trained as: put back what was changed "
             "there, or train anew in another folder"
@@ -132,7 +136,7 @@ def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder,
     path = locate(run)
     weights, meta = storage.read(path)
     config = _config_of(meta, path)
-    _check_agreement(lambda one: one.model, config, path)
+    _check_agreement(lambda one: one.model, config, meta, path)
     model = build(config).requires_grad_(False)
     try:
         model.load_state_dict(weights)
