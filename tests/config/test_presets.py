@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from typing import Literal
 
 import pytest
 
-from hrvqvae.config import TreeQuantizerConfig, bits_per_image, compression_ratio, flatten, presets, to_dict
-from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config import (
+    ModelConfig,
+    TreeQuantizerConfig,
+    bits_per_image,
+    compression_ratio,
+    flatten,
+    presets,
+    to_dict,
+)
+from hrvqvae.config.entries import DATASETS, SYSTEMS, System
 from hrvqvae.errors import InputError
 from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
 
@@ -219,3 +229,31 @@ def test_the_list_is_that_of_the_presets() -> None:
     listed = dict(presets.listed())
     assert list(listed) == [*presets.names()]
     assert all((preset := presets.get(name)).name == name and preset.about == about for name, about in listed.items())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithoutPadding(ModelConfig):
+    """A system that knows nothing of padding, which MNIST's settings give."""
+
+    system: Literal["bare"] = "bare"
+
+    def latent_grids(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        return ((height, width),)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        return (2,)
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        return (2,)
+
+
+def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
+    bare = System(
+        name="bare", title="Bare", source="", config=WithoutPadding, model="nowhere:Bare", settings=lambda _: (),
+        colour="k", marker="o",
+    )  # fmt: skip
+    preset = presets.of_dataset(bare, DATASETS.get("mnist"))
+    assert preset.config.model == WithoutPadding()
+    assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)

@@ -5,6 +5,7 @@ What no table prints is "ours". Derived figures are computed from the configurat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -81,8 +82,11 @@ def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes:
     return Preset(config=config, sources=sources, printed=printed_figures(name), about=about, notes=notes)
 
 
-def _of_dataset(system: System, dataset: Dataset) -> Preset:
-    parts = [*system.settings(dataset), *dataset.settings]
+def of_dataset(system: System, dataset: Dataset) -> Preset:
+    """The preset of a system for a data set, which need not be registered."""
+    fields = {f"model.{one.name}" for one in dataclasses.fields(system.config)}
+    of_data = [part.only(lambda name: not name.startswith("model.") or name in fields) for part in dataset.settings]
+    parts = [*system.settings(dataset), *of_data]  # a field of the model that the system has not means nothing to it
     notes = (*dataset.notes, *system.notes)
     return _preset(f"{system.name}/{dataset.name}", system, parts, dataset.about, notes)
 
@@ -113,7 +117,7 @@ def get(name: str) -> Preset:
     """
     first, _, data = name.partition("/")
     if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
-        return _of_dataset(SYSTEMS.get(first), DATASETS.get(data))
+        return of_dataset(SYSTEMS.get(first), DATASETS.get(data))
     for system in SYSTEMS.entries():
         for extra in system.extras:
             if extra.name == name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,10 @@ class Part:
     def source_of(self, name: str) -> str:
         """Where the value of that dotted name comes from."""
         return f"{self.source} ({self.remarks[name]})" if name in self.remarks else self.source
+
+    def only(self, wanted: Callable[[str], bool]) -> Part:
+        """The fields whose dotted names are wanted."""
+        return Part(self.source, {name: value for name, value in self.values.items() if wanted(name)}, self.remarks)
 
 
 @dataclass(frozen=True, kw_only=True)
