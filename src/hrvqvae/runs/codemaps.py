@@ -121,7 +121,7 @@ def stored_or_extracted(
 ) -> CodeMaps:  # fmt: skip
     """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
 
-    Where another process extracts them, that is waited for, and `say` is told so.
+    Where another process extracts them, that is waited for, and `say` gets a line that says so.
 
     Args:
         folder: made if it does not exist.

@@ -34,7 +34,8 @@ class TrainState:
 
     Attributes:
         model: what is trained.
-        averaged: moving average of its weights (Polyak averaging, Table 6) and of its codewords, which belong together.
+        averaged: moving average of its weights (Polyak averaging, docs/paper-tables.md, Table 6) and of its codewords,
+            which belong together.
         optimizer: Adam.
         auxiliary: what is trained beside the model, by name.
         step: steps taken.
