@@ -21,7 +21,7 @@ def text(page: Path) -> str:
 
 def test_modules_and_folders_are_there(page: Path) -> None:
     named = re.findall(r"`((?:[a-z0-9_]+/)+(?:\w+\.py)?)`", text(page))
-    here = [name for name in named if not name.startswith(("train/", "test/", "binary_codes/"))]  # of others
+    here = [name for name in named if not name.startswith(("train/", "test/", "val/", "validation/", "binary_codes/"))]
     assert not [name for name in here if not (SOURCE / name).exists() and not (ROOT / name).exists()]
 
 
