@@ -20,10 +20,10 @@ def test_the_study_of_codebooks(
 ) -> None:
     monkeypatch.setattr(codebook_study.study, "__defaults__", (print, (3,)))
     command = ["compare", "mnist", "--study", "codebook", "--max-steps", "4", "--out", str(tmp_path / "out")]
-    assert main([*command, "--json"]) == 0
+    assert main([*command, "--systems", "hrvqvae,vqvae", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["system"], row["leaves"]) for row in rows] == [
-        (system, 27) for _ in range(4) for system in ("hrvqvae", "rqvae", "vqvae")
+        (system, 27) for _ in range(4) for system in ("hrvqvae", "vqvae")
     ]
     assert {row["with"] for row in rows} == {"k-means start, revival", "k-means start", "revival", "neither"}
     assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
