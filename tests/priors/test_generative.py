@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hrvqvae.errors import InputError
+from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import kept_parts
 
 
@@ -28,3 +29,8 @@ def test_a_code_is_kept_where_its_parent_is() -> None:
     assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
     assert torch.equal(fine[::4, ::4], coarse)
     assert torch.equal(fine[1::2, 1::2], middle)
+
+
+def test_a_class_is_named_or_numbered() -> None:
+    priors = Priors((), ("cat", "dog"), (1, 1))
+    assert [priors.class_number(name) for name in ("dog", "1", 1)] == [1, 1, 1]  # type: ignore[arg-type]

@@ -88,6 +88,7 @@ class Priors:
         """Number of the class of that name, or of that number. Raises InputError with the names there are."""
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")
+        name = str(name)
         if name in self.classes:
             return self.classes.index(name)
         if name.isdecimal() and int(name) < len(self.classes):
