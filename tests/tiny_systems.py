@@ -8,14 +8,14 @@ from pathlib import Path
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.systems.library.config import (
-    FSQConfig,
-    FSQQuantizerConfig,
-    LibraryConfig,
-    LibraryQuantizerConfig,
-)
 from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig, RQVAEConfig
 from hrvqvae.systems.vqgan.config import VQGANConfig
+from hrvqvae.systems.vqpytorch.config import (
+    FSQConfig,
+    FSQQuantizerConfig,
+    VQPyTorchConfig,
+    VQPyTorchQuantizerConfig,
+)
 from hrvqvae.systems.vqvae.config import VQVAEConfig
 from hrvqvae.systems.vqvae2.config import VQVAE2Config
 
@@ -53,7 +53,9 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
             **network, quantizer=ResidualQuantizerConfig(codewords=3, dim=8, init_vectors=1000)
         ),
         "fsq": FSQConfig(**network, quantizer=FSQQuantizerConfig(channel_levels=(5, 5), dim=8)),
-        "library": LibraryConfig(**network, quantizer=LibraryQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)),
+        "vqpytorch": VQPyTorchConfig(
+            **network, quantizer=VQPyTorchQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)
+        ),
     }  # fmt: skip
     configs = {name: dataclasses.replace(tree, name=f"{name}/mnist", model=model) for name, model in models.items()}
     transformer = TransformerConfig(hidden_units=16, layers=1, heads=2)

@@ -150,7 +150,7 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 SYSTEMS: Registry[System] = Registry(
     "system", "hrvqvae.systems",
     _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
-    | {"fsq": "hrvqvae.systems.library:FSQ", "library": "hrvqvae.systems.library:LIBRARY"},
+    | {"fsq": "hrvqvae.systems.vqpytorch:FSQ", "vqpytorch": "hrvqvae.systems.vqpytorch:VQPYTORCH"},
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
     "network of priors", "hrvqvae.priors", _in_package("priors", ("pixelsnail", "transformer"), "PRIOR")

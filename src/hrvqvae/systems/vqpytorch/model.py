@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hrvqvae.systems.library.config import FSQConfig, LibraryConfig
-from hrvqvae.systems.library.quantizer import FSQQuantizer, LibraryQuantizer
 from hrvqvae.systems.one_grid import OneGrid
+from hrvqvae.systems.vqpytorch.config import FSQConfig, VQPyTorchConfig
+from hrvqvae.systems.vqpytorch.quantizer import FSQQuantizer, VQPyTorchQuantizer
 
 
 class FSQModel(OneGrid):
@@ -20,14 +20,14 @@ class FSQModel(OneGrid):
         super().__init__(config, channels, FSQQuantizer(config.quantizer))
 
 
-class LibraryModel(OneGrid):
+class VQPyTorchModel(OneGrid):
     """One latent grid, a quantizer of the library by name.
 
     image -> encoder -> z (B, H, W, D) -> quantizer -> codes: L x (B, H, W)
         any prefix of the codes -> (B, H, W, D) -> decoder -> image
     """
 
-    quantizer: LibraryQuantizer
+    quantizer: VQPyTorchQuantizer
 
-    def __init__(self, config: LibraryConfig, channels: int) -> None:
-        super().__init__(config, channels, LibraryQuantizer(config.quantizer))
+    def __init__(self, config: VQPyTorchConfig, channels: int) -> None:
+        super().__init__(config, channels, VQPyTorchQuantizer(config.quantizer))

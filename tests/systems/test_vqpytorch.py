@@ -19,16 +19,16 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.systems.build import build
-from hrvqvae.systems.library.config import FSQConfig, FSQQuantizerConfig, LibraryConfig, LibraryQuantizerConfig
-from hrvqvae.systems.library.quantizer import Adapter, FSQQuantizer, LibraryQuantizer
+from hrvqvae.systems.vqpytorch.config import FSQConfig, FSQQuantizerConfig, VQPyTorchConfig, VQPyTorchQuantizerConfig
+from hrvqvae.systems.vqpytorch.quantizer import Adapter, FSQQuantizer, VQPyTorchQuantizer
 from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
 from tests.systems.resuming import check_resumes
 
-QUANTIZERS: dict[str, FSQQuantizerConfig | LibraryQuantizerConfig] = {
+QUANTIZERS: dict[str, FSQQuantizerConfig | VQPyTorchQuantizerConfig] = {
     "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
-    **{name: LibraryQuantizerConfig(name=name, codewords=8, dim=6) for name in ("simvq", "lfq", "vq")},
-    **{f"{name}-residual": LibraryQuantizerConfig(name=name, codewords=4, levels=3, dim=6)
+    **{name: VQPyTorchQuantizerConfig(name=name, codewords=8, dim=6) for name in ("simvq", "lfq", "vq")},
+    **{f"{name}-residual": VQPyTorchQuantizerConfig(name=name, codewords=4, levels=3, dim=6)
        for name in ("simvq", "lfq", "vq")},
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", QUANTIZERS)
@@ -41,7 +41,7 @@ def latents(*shape: int, seed: int = 1, dim: int = 6) -> torch.Tensor:
 def started(name: str, seed: int = 0) -> Adapter:
     torch.manual_seed(seed)
     config = QUANTIZERS[name]
-    quantizer = FSQQuantizer(config) if isinstance(config, FSQQuantizerConfig) else LibraryQuantizer(config)
+    quantizer = FSQQuantizer(config) if isinstance(config, FSQQuantizerConfig) else VQPyTorchQuantizer(config)
     quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(seed))
     return quantizer
 
@@ -172,11 +172,11 @@ def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
 def test_vq_starts_from_the_latents_it_is_given() -> None:
     centers = 10 * torch.eye(6).repeat(2, 1)[:8] * torch.tensor([1.0] * 6 + [-1.0] * 2)[:, None]
     z = centers.repeat(50, 1).view(4, 10, 10, 6) + 0.01 * latents(4, 10, 10)
-    quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
+    quantizer = VQPyTorchQuantizer(VQPyTorchQuantizerConfig(name="vq", codewords=8, dim=6))
     errors = []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
-        quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
+        quantizer = VQPyTorchQuantizer(VQPyTorchQuantizerConfig(name="vq", codewords=8, dim=6))
         quantizer.initialize(z, torch.Generator().manual_seed(seed))
         errors.append(float((quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).mean()))
     assert errors[0] == errors[1]  # seeded
@@ -187,7 +187,7 @@ def test_vq_starts_from_the_latents_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq", "emoji32"])
-@pytest.mark.parametrize("system", ["fsq", "library"])
+@pytest.mark.parametrize("system", ["fsq", "vqpytorch"])
 def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -> None:
     own, tree = (presets.get(f"{name}/{data}") for name in (system, "hrvqvae"))
     assert dataclasses.replace(own.config, name="", model=tree.config.model) == dataclasses.replace(
@@ -196,14 +196,14 @@ def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -
     for name in ("stride", "padding", "hidden_units", "residual_units", "residual_blocks", "kernel"):
         assert getattr(own.config.model, name) == getattr(tree.config.model, name)
     size, model = own.config.data.size, own.config.model
-    assert isinstance(model, FSQConfig | LibraryConfig)
+    assert isinstance(model, FSQConfig | VQPyTorchConfig)
     assert model.quantizer.dim == dataclasses.asdict(tree.config.model)["quantizer"]["dim"]
     assert bits_per_image(model, size, size) == bits_per_image(tree.config.model, size, size)
     assert model.num_codewords == tree.config.model.num_codewords[-1:]
 
 
 def test_another_quantizer_is_one_option() -> None:
-    config = override(presets.get("library/mnist").config, {"model.quantizer.name": "lfq"})
+    config = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
     assert type(build(config).quantizer.residual).__name__ == "ResidualLFQ"
     assert config.model.codewords_searched == 0
     residual = override(config, {"model.quantizer.levels": "3", "model.quantizer.codewords": "4"}).model
@@ -220,7 +220,7 @@ def test_another_quantizer_is_one_option() -> None:
 
 def test_codebooks_of_another_size() -> None:
     assert FSQConfig().with_leaves(6, 3).num_codewords == (216,)
-    assert LibraryConfig().with_leaves(4, 3).num_codewords == (64,)
+    assert VQPyTorchConfig().with_leaves(4, 3).num_codewords == (64,)
 
 
 def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,15 +231,15 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
         lambda name, *rest: None if name.startswith("vector_quantize") else find(name, *rest),
     )
     assert not SYSTEMS.get("fsq").available
-    with pytest.raises(InputError, match=r"^FSQ needs vector_quantize_pytorch: pip install 'hrvqvae\[library\]'$"):
+    with pytest.raises(InputError, match=r"^FSQ needs vector_quantize_pytorch: pip install 'hrvqvae\[vqpytorch\]'$"):
         build(presets.get("fsq/mnist").config)
 
 
-def _tiny(tiny: Config, quantizer: FSQQuantizerConfig | LibraryQuantizerConfig) -> Config:
+def _tiny(tiny: Config, quantizer: FSQQuantizerConfig | VQPyTorchQuantizerConfig) -> Config:
     network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
     if isinstance(quantizer, FSQQuantizerConfig):
         return dataclasses.replace(tiny, model=FSQConfig(**network, quantizer=quantizer))
-    return dataclasses.replace(tiny, model=LibraryConfig(**network, quantizer=quantizer))
+    return dataclasses.replace(tiny, model=VQPyTorchConfig(**network, quantizer=quantizer))
 
 
 @pytest.mark.parametrize(
@@ -248,12 +248,12 @@ def _tiny(tiny: Config, quantizer: FSQQuantizerConfig | LibraryQuantizerConfig) 
         QUANTIZERS["fsq"],
         QUANTIZERS["simvq"],
         QUANTIZERS["lfq"],
-        LibraryQuantizerConfig(name="vq", codewords=256, dim=6),
+        VQPyTorchQuantizerConfig(name="vq", codewords=256, dim=6),
     ],
     ids=["fsq", "simvq", "lfq", "vq"],
 )
 def test_stopped_and_resumed_it_is_the_same_run(
-    tiny: Config, tmp_path: Path, quantizer: FSQQuantizerConfig | LibraryQuantizerConfig
+    tiny: Config, tmp_path: Path, quantizer: FSQQuantizerConfig | VQPyTorchQuantizerConfig
 ) -> None:
     """To the bit, with all that the library draws: so many codewords are never all alive, and vq revives some."""
     check_resumes(_tiny(tiny, quantizer), tmp_path, stop=4, steps=9)

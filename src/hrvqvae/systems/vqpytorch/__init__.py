@@ -6,9 +6,9 @@ from hrvqvae.config.entries import System, TableSettings
 from hrvqvae.config.paper_tables import COLUMNS
 from hrvqvae.config.shared_tables import MORE_DROPOUT, NETWORK_AS_TABLE_6, PIXELSNAIL_PRIORS, PRIORS_AS_TABLE_8
 from hrvqvae.config.tables import OURS, Table
-from hrvqvae.systems.library.config import FSQConfig, LibraryConfig
+from hrvqvae.systems.vqpytorch.config import FSQConfig, VQPyTorchConfig
 
-_NEEDS = ("vector_quantize_pytorch", "hrvqvae[library]")
+_NEEDS = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
 _ADAM = Table(source=OURS, columns=COLUMNS, rows={"training.adam_beta2": 0.99})
 
 
@@ -25,7 +25,7 @@ FSQ = System(
     title="FSQ",
     source="Mentzer et al. 2023",
     config=FSQConfig,
-    model="hrvqvae.systems.library.model:FSQModel",
+    model="hrvqvae.systems.vqpytorch.model:FSQModel",
     settings=_settings(
         "FSQ's own for 512 and 64 codes",
         {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]},
@@ -36,12 +36,12 @@ FSQ = System(
     needs=_NEEDS,
 )
 
-LIBRARY = System(
-    name="library",
+VQPYTORCH = System(
+    name="vqpytorch",
     title="Library quantizer",
     source="vector-quantize-pytorch",
-    config=LibraryConfig,
-    model="hrvqvae.systems.library.model:LibraryModel",
+    config=VQPyTorchConfig,
+    model="hrvqvae.systems.vqpytorch.model:VQPyTorchModel",
     settings=_settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}),
     notes=(
         "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "

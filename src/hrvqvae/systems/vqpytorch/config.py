@@ -64,7 +64,7 @@ class FSQConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LibraryQuantizerConfig:
+class VQPyTorchQuantizerConfig:
     """A quantizer of the library, with what it does by default.
 
     Attributes:
@@ -91,11 +91,11 @@ class LibraryQuantizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LibraryConfig(NetworkConfig):
+class VQPyTorchConfig(NetworkConfig):
     """One encoder, one latent grid, a quantizer of the library, one decoder."""
 
-    system: Literal["library"] = "library"
-    quantizer: LibraryQuantizerConfig = field(default_factory=LibraryQuantizerConfig)
+    system: Literal["vqpytorch"] = "vqpytorch"
+    quantizer: VQPyTorchQuantizerConfig = field(default_factory=VQPyTorchQuantizerConfig)
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
@@ -121,6 +121,6 @@ class LibraryConfig(NetworkConfig):
         """Latents for the library's own k-means start, which vq alone has."""
         return 131_072 if self.quantizer.name == "vq" else 0
 
-    def with_leaves(self, branching: int, levels: int) -> LibraryConfig:
+    def with_leaves(self, branching: int, levels: int) -> VQPyTorchConfig:
         quantizer = dataclasses.replace(self.quantizer, codewords=branching**levels, levels=1)
         return dataclasses.replace(self, quantizer=quantizer)

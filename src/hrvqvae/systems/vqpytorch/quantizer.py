@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes, Quantized, check_codes
 from hrvqvae.quantize.search.reference import require_finite
-from hrvqvae.systems.library.config import FSQQuantizerConfig, LibraryQuantizerConfig
+from hrvqvae.systems.vqpytorch.config import FSQQuantizerConfig, VQPyTorchQuantizerConfig
 
 
 class Adapter(nn.Module, ABC):
@@ -28,7 +28,7 @@ class Adapter(nn.Module, ABC):
     those draws depend on `seed` alone, which is part of the state and counts the training passes.
     """
 
-    config: FSQQuantizerConfig | LibraryQuantizerConfig
+    config: FSQQuantizerConfig | VQPyTorchQuantizerConfig
     sizes: tuple[int, ...]  # values that a code of each level can take
     seed: Tensor
 
@@ -146,13 +146,13 @@ _RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the lib
 }
 
 
-class LibraryQuantizer(Adapter):
+class VQPyTorchQuantizer(Adapter):
     """A quantizer of the library by name, residual where there is more than one level.
 
     Losses: "auxiliary", the sum of what the library adds for each level.
     """
 
-    def __init__(self, config: LibraryQuantizerConfig) -> None:
+    def __init__(self, config: VQPyTorchQuantizerConfig) -> None:
         super().__init__()
         self.config = config
         kind, options = _RESIDUAL[config.name]
