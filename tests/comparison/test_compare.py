@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -326,3 +327,12 @@ def test_rows_by_other_distances_are_not_mixed(
 def test_what_can_not_be_compared(fields: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Comparison(**{"dataset": "mnist", "systems": ("hrvqvae",), "max_steps": 1, **fields})  # type: ignore[arg-type]
+
+
+def test_a_system_without_its_package_is_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name.startswith("vector_") else find(name, *rest)
+    )
+    with pytest.raises(InputError, match="FSQ needs vector_quantize_pytorch"):
+        Comparison(dataset="mnist", systems=("hrvqvae", "fsq"), max_steps=1)

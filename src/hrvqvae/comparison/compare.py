@@ -24,6 +24,7 @@ from hrvqvae.runs import storage
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import load_with_config
 from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.systems.build import system_of
 from hrvqvae.training.hooks import read_records
 
 _SHEET, _SAMPLES = 12, 24
@@ -120,6 +121,8 @@ class Comparison:
                 raise InputError(
                     f"--{name} would change more than the system; one system's fields are those of its model"
                 )
+        for system in self.systems:
+            system_of(self.config(system, self.first_seed))  # raises where its package is missing, before any training
         self.config(self.systems[0], self.seed_numbers[-1])  # raises where a field or value of any system is none
 
     @property
