@@ -12,7 +12,7 @@ import hrvqvae
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.runs import storage
 from hrvqvae.runs.folder import RunFolder, prior_folder
-from hrvqvae.runs.loading import has_priors, load_priors, load_with_config
+from hrvqvae.runs.loading import has_priors, load_priors, load_with_config, load_with_digest
 from tests.conftest import with_quantizer, with_training
 from tests.tiny_priors import train_levels
 
@@ -109,3 +109,32 @@ def test_whether_there_are_priors_is_known_without_reading_weights(run: Path) ->
     assert has_priors(run)
     prior_folder(run, 1).model.unlink()
     assert not has_priors(run)
+
+
+def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another process writes the file anew at once."""
+    path, read = RunFolder(run).model, Path.read_bytes
+    before = storage.digest(path)
+
+    def read_and_replace(self: Path) -> bytes:
+        content = read(self)
+        if self == path:
+            tensors = {name: torch.zeros_like(tensor) for name, tensor in storage.load_tensors(content).items()}
+            storage.write(path, tensors, storage.read_meta(path))
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    model, _, digest = load_with_digest(run)
+    monkeypatch.undo()
+    assert any(bool(parameter.any()) for parameter in model.parameters())
+    assert digest == before != storage.digest(path)
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda:99", "there are [0-9]+ GPUs here"), ("gpu", "must be auto")])
+def test_a_device_that_is_none(run: Path, device: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hrvqvae.load(run, device=device)
+
+
+def test_the_device_may_be_left_to_the_machine(run: Path) -> None:
+    assert hrvqvae.load(run, device="auto").encode(torch.rand(1, 1, 12, 12))

@@ -14,10 +14,9 @@ from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.recognition import Recognized, recognize
-from hrvqvae.runs import storage
 from hrvqvae.runs.codemaps import CodeMaps, extract, stored
 from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import has_priors, load_priors, load_with_config
+from hrvqvae.runs.loading import has_priors, load_priors, load_with_digest
 from hrvqvae.runs.locating import locate
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.training.device import Compute
@@ -65,7 +64,7 @@ def evaluate_run(
         InputError: the run or its data is missing.
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
-    model, config = load_with_config(run)
+    model, config, digest = load_with_digest(run)
     config = config.with_root(root)
     images = load_images(config.data, split, say)
     model = compute.place_model(model)
@@ -79,7 +78,7 @@ def evaluate_run(
     if not samples and not has_priors(run):
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
     priors, path = load_priors(run), locate(run)
-    digest, folder = storage.digest(path), RunFolder(path.parent).codes
+    folder = RunFolder(path.parent).codes
     train_maps = stored(folder, digest, config, "train") or extract(model, config, "train", compute.device)
     if split == "train":
         apart = 2 if limit is None else 2 * max(1, len(train_maps) // (2 * limit))

@@ -26,8 +26,7 @@ def export(run: str | Path, out: Path) -> list[Path]:
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder")
     source = locate(run)
-    weights, meta = storage.read(source)
-    digest = storage.digest(source)
+    weights, meta, digest = storage.read_with_digest(source)
     partial = out.with_name(f"{storage.TEMPORARY}{out.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)

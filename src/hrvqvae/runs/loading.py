@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hrvqvae.config import Config, to_dict
@@ -15,6 +14,7 @@ from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.build import build_prior
 from hrvqvae.runs import storage
+from hrvqvae.runs.device import resolve_device
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.locating import locate
 from hrvqvae.systems.base import Autoencoder
@@ -126,15 +126,16 @@ def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mappin
         )
 
 
-def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder, Config]:
-    """The model of a run in evaluation mode, with its configuration.
+def load_with_digest(run: str | Path, device: str = "cpu") -> tuple[Autoencoder, Config, str]:
+    """The model of a run in evaluation mode, its configuration, and the checksum of just these weights.
 
     Raises:
-        InputError: it is no run, or its config.yaml describes another model than the weights are of.
+        InputError: it is no run, there is no such device, or its config.yaml describes another model than the weights
+            are of.
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
     path = locate(run)
-    weights, meta = storage.read(path)
+    weights, meta, digest = storage.read_with_digest(path)
     config = _config_of(meta, path)
     _check_agreement(lambda one: one.model, config, meta, path)
     model = build(config).requires_grad_(False)
@@ -142,4 +143,9 @@ def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder,
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DamagedFileError(f"{path}: the weights do not fit their configuration") from error
-    return model.eval().to(torch.device(device)), config
+    return model.eval().to(resolve_device(device)), config, digest
+
+
+def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder, Config]:
+    """The model of a run in evaluation mode, with its configuration. Raises as `load_with_digest`."""
+    return load_with_digest(run, device)[:2]

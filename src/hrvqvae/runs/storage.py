@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: there is no such file.
         DamagedFileError: it is cut short, changed, or not ours.
     """
-    tensors, meta, _ = _checked(path)
+    tensors, meta, _ = read_with_digest(path)
     return tensors, meta
 
 
@@ -114,11 +114,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def digest(path: Path) -> str:
     """The checksum of a file that `write` made: the name of its content. Raises as `read` does."""
-    return _checked(path)[2]
+    return read_with_digest(path)[2]
 
 
-def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """(tensors, meta, checksum) of a file, read once. Raises as `read` does."""
+def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """(tensors, meta, checksum) of one and the same state of a file. Raises as `read` does."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

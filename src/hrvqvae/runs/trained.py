@@ -15,6 +15,7 @@ from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.generative import Sampled, kept_parts, sample_images
 from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached
 from hrvqvae.quantize import Codes
+from hrvqvae.runs.device import resolve_device
 from hrvqvae.runs.loading import load_priors, load_with_config
 from hrvqvae.systems.base import Autoencoder, unit_images
 
@@ -35,7 +36,7 @@ class TrainedModel:
         self.autoencoder: Autoencoder
         self.config: Config
         self.autoencoder, self.config = load_with_config(run, device)
-        self._device = torch.device(device)
+        self._device = resolve_device(device)
 
     @cached_property
     def priors(self) -> Priors:

@@ -22,7 +22,16 @@ from hrvqvae.systems.objective import MODEL, Objective
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
 from hrvqvae.training.loop import Budget, Metrics, take_gradient
-from hrvqvae.training.stage import Evaluation, Outcome, begin, count_parameters, generator, require_new, train_stage
+from hrvqvae.training.stage import (
+    Evaluation,
+    Outcome,
+    begin,
+    count_parameters,
+    generator,
+    require_new,
+    seed_step,
+    train_stage,
+)
 from hrvqvae.training.state import TrainState
 
 REVIVAL_SHARE = 0.9  # of the budget, in which dead codewords are revived
@@ -69,6 +78,7 @@ class AutoencoderStep:
         self.broken: set[str] = set()
 
     def __call__(self, state: TrainState, batch: Batch) -> Metrics:
+        seed_step(self.config.training.seed, state.step)
         images = self.compute.place_images(batch.images)
         self.broken.update(batch.broken)
         self.model.train()

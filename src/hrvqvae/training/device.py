@@ -12,24 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config.training import StageConfig
-from hrvqvae.errors import InputError
+from hrvqvae.runs.device import resolve_device
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use --device cpu")
-    return device
 
 
 def decide_device(config: StageConfig) -> str:

@@ -24,12 +24,12 @@ from hrvqvae.priors.build import build_prior
 from hrvqvae.runs import storage
 from hrvqvae.runs.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.runs.folder import RunFolder, prior_folder
-from hrvqvae.runs.loading import load_with_config, save_prior
+from hrvqvae.runs.loading import load_with_digest, save_prior
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say, saving_errors
 from hrvqvae.training.loop import Metrics, update
-from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, train_stage
+from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, seed_step, train_stage
 from hrvqvae.training.state import TrainState
 
 Evaluated = Callable[[RunFolder, Sequence[Mapping[str, Any]]], None]
@@ -87,7 +87,7 @@ class PriorStep:
         self.model, self.seed, self.compute = model, seed, compute
 
     def __call__(self, state: TrainState, batch: LevelBatch) -> Metrics:
-        torch.manual_seed((self.seed << 32) + state.step)  # of dropout
+        seed_step(self.seed, state.step)
         self.model.train()
         codes, coarser, label = _placed(batch, self.compute)
         with self.compute.autocast():
@@ -233,8 +233,7 @@ def train_priors(
     """
     folders = {level: prior_folder(path, level) for level in configs}
     run = RunFolder(Path(path))
-    model, config = load_with_config(path)
-    digest = storage.digest(run.model)
+    model, config, digest = load_with_digest(path)
     first = next(iter(configs.values()))
     config = dataclasses.replace(config, data=first.data)
     device = Compute.of(first.prior.training).device

@@ -52,6 +52,11 @@ def generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
+def seed_step(seed: int, step: int) -> None:
+    """Let what a step draws from torch's global generators, such as dropout, depend on (seed, step) alone."""
+    torch.manual_seed((seed << 32) + step)
+
+
 def count_parameters(model: nn.Module) -> int:
     """Trained values of a model: its parameters, and codewords that moving averages lead."""
     codewords = (buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords")

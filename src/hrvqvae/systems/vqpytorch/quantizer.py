@@ -6,8 +6,7 @@ Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,17 +23,11 @@ from hrvqvae.systems.vqpytorch.config import FSQQuantizerConfig, VQPyTorchQuanti
 class Adapter(nn.Module, ABC):
     """A quantizer of the library. It computes in float32, whatever autocast says.
 
-    The library draws from torch's global generator. So that a run that was stopped goes on as the run that never was,
-    those draws depend on `seed` alone, which is part of the state and counts the training passes.
+    In training the library draws from torch's global generator, which the training loop seeds for each step.
     """
 
     config: FSQQuantizerConfig | VQPyTorchQuantizerConfig
     sizes: tuple[int, ...]  # values that a code of each level can take
-    seed: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("seed", torch.zeros((), dtype=torch.long))
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -54,8 +47,6 @@ class Adapter(nn.Module, ABC):
             NonFiniteError: a latent is NaN or infinite.
         """
         quantized, codes, losses = self._run(latents)
-        if self.training:
-            self.seed += 1
         return Quantized(
             quantized.view(latents.shape), self._levels(codes, latents.shape[:-1]),
             {name: loss * latents.numel() for name, loss in losses.items()},
@@ -90,8 +81,9 @@ class Adapter(nn.Module, ABC):
     @torch.no_grad()
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
         """Let the library start from (..., D) latents, where it does so: at the first vectors that it sees."""
-        self.seed.fill_(int(torch.randint(2**31, (), generator=generator)))
-        self.encode(latents)
+        with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            self.encode(latents)
 
     def revive(self, latents: Tensor, generator: torch.Generator) -> int:
         """Nothing: what the library revives, it revives in a training pass."""
@@ -100,19 +92,11 @@ class Adapter(nn.Module, ABC):
     def _run(self, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
         require_finite(vectors, ())
-        with torch.autocast(latents.device.type, enabled=False), _draws_of(int(self.seed), latents.device):
+        with torch.autocast(latents.device.type, enabled=False):
             return self._quantize(vectors)
 
     def _levels(self, codes: Tensor, shape: Sequence[int]) -> Codes:
         return tuple(code.reshape(shape).long() for code in codes.unbind(-1))
-
-
-@contextmanager
-def _draws_of(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators begin at a seed within, and are as before afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 class FSQQuantizer(Adapter):
