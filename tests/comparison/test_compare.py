@@ -303,6 +303,11 @@ def test_rows_by_other_distances_are_not_mixed(
     )
     line = refused([*command, "--seeds", "2"], capsys)
     assert "has rows measured by" in line
+    row = tmp_path / "rows" / "vqvae-0.json"
+    measured = row.read_text()
+    row.unlink()  # another machine, which began before there was a row
+    assert refused([*command, "--seeds", "2"], capsys) == line
+    row.write_text(measured)
     assert "now measures by distance, efficientnet-lite0 features and FID of 40 images" in line
     shutil.rmtree(tmp_path / "rows")
     assert main(command) == 0
@@ -336,3 +341,17 @@ def test_a_system_without_its_package_is_refused_before_any_training(monkeypatch
     )
     with pytest.raises(InputError, match="FSQ needs vector_quantize_pytorch"):
         Comparison(dataset="mnist", systems=("hrvqvae", "fsq"), max_steps=1)
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_row_of_a_system_that_is_not_here_is_kept_and_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae", "--out", str(tmp_path)]
+    assert main(command) == 0
+    row = json.loads((tmp_path / "rows" / "vqvae-0.json").read_text())
+    (tmp_path / "rows" / "theirs-0.json").write_text(json.dumps(row | {"system": "theirs"}))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "the pictures leave out theirs: this machine has no such system" in capsys.readouterr().out
+    assert "| theirs | 1 |" in (tmp_path / "results.md").read_text()

@@ -17,7 +17,8 @@ from hrvqvae.config import (
     presets,
     to_dict,
 )
-from hrvqvae.config.entries import DATASETS, SYSTEMS, System
+from hrvqvae.config.entries import DATASETS, SYSTEMS, System, TableSettings
+from hrvqvae.config.tables import Table
 from hrvqvae.errors import InputError
 from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
 
@@ -257,3 +258,9 @@ def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
     preset = presets.of_dataset(bare, DATASETS.get("mnist"))
     assert preset.config.model == WithoutPadding()
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)
+
+
+def test_a_table_without_the_column_is_one_line() -> None:
+    table = Table(source="theirs", columns=("mnist", "cifar10"), rows={})
+    with pytest.raises(InputError, match="^theirs has no column 'ffhq'; it has mnist, cifar10$"):
+        TableSettings((table,))(DATASETS.get("ffhq"))

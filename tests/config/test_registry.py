@@ -69,7 +69,7 @@ def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str])
         ),
         ("raise SystemError('two\\nlines')", "can't be imported (SystemError: two lines)"),
         ("SYTSEM = None", "can't be imported (AttributeError: module 'theirs' has no attribute 'SYSTEM')"),
-        ("SYSTEM = None", "calls itself None; both names must be the same"),
+        ("SYSTEM = None", "is a NoneType; it must be a System"),
         (_SYSTEM.format(name="another"), "calls itself 'another'; both names must be the same"),
     ],
 )
@@ -143,3 +143,10 @@ def test_names_and_help_import_no_entry(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "True True\n[]\n"
+
+
+def test_an_entry_of_another_kind_is_refused(site: Path) -> None:
+    source = 'from hrvqvae.config.entries import PRIORS\nPRIOR = PRIORS.get("transformer")\n'
+    install(site, "confused", source, "hrvqvae.systems", transformer="PRIOR")
+    with pytest.raises(InputError, match=r"package confused is a PriorNetwork; it must be a System$"):
+        SYSTEMS.get("transformer")

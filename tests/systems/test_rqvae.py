@@ -297,7 +297,7 @@ def test_presets_are_the_tree_s_but_for_the_linking(data: str) -> None:
 
 
 def test_codewords_are_counted_by_level() -> None:
-    config = RQVAEConfig(quantizer=OWN).with_leaves(5, 2)
+    config = RQVAEConfig(quantizer=dataclasses.replace(OWN, codewords=5, levels=2))
     assert (config.num_symbols, config.num_codewords) == ((5, 5), (5, 5))
     assert config.latent_grids(28, 28) == ((14, 14), (14, 14))
     with pytest.raises(InputError, match=r"model\.quantizer\.levels is 0; it must be at least 1"):

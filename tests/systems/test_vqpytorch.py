@@ -218,11 +218,6 @@ def test_another_quantizer_is_one_option() -> None:
         override(levels, {"model.quantizer.channel_levels": "8,8,8,8,8,8,8,8,8"})
 
 
-def test_codebooks_of_another_size() -> None:
-    assert FSQConfig().with_leaves(6, 3).num_codewords == (216,)
-    assert VQPyTorchConfig().with_leaves(4, 3).num_codewords == (64,)
-
-
 def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(

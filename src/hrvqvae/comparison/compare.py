@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -222,14 +222,23 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     for remark in comparison.remarks():
         say(remark)
     signal = run_cases(comparison.cases(), comparison.about(), folder, say, _phases)
-    order = list(SYSTEMS)
+    here = available_systems()
     with folder.locked(say):
-        rows = folder.sorted_rows(lambda row: (row["seed"], order.index(row["system"])))
+        rows = folder.sorted_rows(lambda row: (row["seed"], _place(here, row["system"])))
         if rows and not signal:
             folder.write_results(rows, table(rows))
-            _sheets(comparison, rows, folder)
-            comparison_curves(rows, [_test_errors(folder, row) for row in rows], out / "curves.png")
+            drawn = [row for row in rows if row["system"] in here]
+            absent = sorted({row["system"] for row in rows} - set(here))
+            if absent:
+                say(f"the pictures leave out {', '.join(absent)}: this machine has no such system")
+            _sheets(comparison, drawn, folder)
+            comparison_curves(drawn, [_test_errors(folder, row) for row in drawn], out / "curves.png")
     return rows, signal
+
+
+def _place(systems: Sequence[str], name: str) -> tuple[int, str]:
+    """A key that sorts names of systems in their order, and others by the alphabet."""
+    return (systems.index(name) if name in systems else len(systems), name)
 
 
 def _run(folder: Folder, row: Measured) -> RunFolder:

@@ -77,12 +77,21 @@ class Folder:
                 )
         return dict(claim.get("chosen", {}))
 
-    def begin(self, about: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
-        """Write down what is compared, and clear what killed writers left. Only whoever has the lock may do so."""
+    def measured_by(self) -> dict[str, Any]:
+        """Names of what rows are measured by, since there have been any; empty where the rows were deleted."""
+        if not (self._claim.is_file() and self._rows.is_dir()):
+            return {}
+        return dict(_read(self._claim).get("measured_by", {}))
+
+    def begin(self, about: Mapping[str, Any], chosen: Mapping[str, str], measured_by: Mapping[str, Any]) -> None:
+        """Write down what is compared and measured by what, and clear what killed writers left.
+
+        Only whoever has the lock may do so.
+        """
         self._rows.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self._rows):
             remove_temporaries(folder)
-        _write(self._claim, {"about": dict(about), "chosen": dict(chosen)})
+        _write(self._claim, {"about": dict(about), "chosen": dict(chosen), "measured_by": dict(measured_by)})
 
     def row(self, name: str) -> Measured:
         """What was measured of a case; empty where nothing was."""

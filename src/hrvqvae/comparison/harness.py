@@ -93,7 +93,7 @@ def run_cases(
             return 0
         using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
         _require_same_instruments(folder, using)
-        folder.begin(about, chosen)
+        folder.begin(about, chosen, using.names())
     maker = _Maker(folder, using, say, more)
     while left:
         in_use = []
@@ -165,10 +165,10 @@ class _Maker:
 
 
 def _require_same_instruments(folder: Folder, using: Instruments) -> None:
-    """Raises InputError where the folder holds rows that were measured by other distances."""
-    for row in folder.rows():
+    """Raises InputError where the folder holds rows, or is to get some, that are measured by other distances."""
+    for row in (folder.measured_by(), *folder.rows()):
         names = {name: row.get(name) for name in using.names()}
-        if names != using.names():
+        if row and names != using.names():
             there, here = (" and ".join(str(name) for name in one.values()) for one in (names, using.names()))
             raise InputError(
                 f"{folder.path} has rows measured by {there}, this machine now measures by {here}: delete "

@@ -1,7 +1,7 @@
 """The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
 
 from hrvqvae.config.data import DataConfig
-from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig
+from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig, OneGridConfig
 from hrvqvae.config.prior import PriorConfig, PriorNetworkConfig
 from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
 from hrvqvae.config.schema import Config, bits_per_image, compression_ratio, flatten, to_dict, training_steps
@@ -15,6 +15,7 @@ __all__ = [
     "Grid",
     "ModelConfig",
     "NetworkConfig",
+    "OneGridConfig",
     "PriorConfig",
     "PriorNetworkConfig",
     "PriorTrainingConfig",

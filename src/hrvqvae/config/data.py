@@ -62,5 +62,6 @@ class DataConfig:
             self.split != "sorted" or self.train_samples > 0, "data.train_samples", self.train_samples,
             "above 0 where data.split is sorted: so many names in sorted order are the train split",
         )  # fmt: skip
-        require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        for name in ("workers", "memory_mb"):
+            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "at least 0")
         require(1 <= self.max_pixels <= _PILLOW_PIXELS, "data.max_pixels", self.max_pixels, f"1 to {_PILLOW_PIXELS}")

@@ -148,15 +148,15 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 
 
 SYSTEMS: Registry[System] = Registry(
-    "system", "hrvqvae.systems",
+    System, "system", "hrvqvae.systems",
     _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
     | {"fsq": "hrvqvae.systems.vqpytorch:FSQ", "vqpytorch": "hrvqvae.systems.vqpytorch:VQPYTORCH"},
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
-    "network of priors", "hrvqvae.priors", _in_package("priors", ("pixelsnail", "transformer"), "PRIOR")
+    PriorNetwork, "network of priors", "hrvqvae.priors", _in_package("priors", ("pixelsnail", "transformer"), "PRIOR")
 )
 DATASETS: Registry[Dataset] = Registry(
-    "data set", "hrvqvae.datasets",
+    Dataset, "data set", "hrvqvae.datasets",
     _in_package("data.sets", ("mnist", "fashion-mnist", "cifar10"), "DATASET")
     | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
 )  # fmt: skip

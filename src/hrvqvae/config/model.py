@@ -107,6 +107,19 @@ class NetworkConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneGridConfig(NetworkConfig):
+    """A system whose levels of codes, one or more, all have the one latent grid."""
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        return (self.grid(height, width),) * len(self.num_symbols)
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """As many as a code has values, where it does not depend on the coarser levels what they stand for."""
+        return self.num_symbols
+
+
+@dataclass(frozen=True, kw_only=True)
 class CodebookModelConfig(NetworkConfig):
     """A system with codebooks that learn, start from data and are revived, as `quantizer` says."""
 
@@ -122,19 +135,10 @@ class CodebookModelConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlatConfig(CodebookModelConfig):
+class FlatConfig(OneGridConfig, CodebookModelConfig):
     """One latent grid with one flat codebook of K codewords, however it is trained."""
-
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of the one level of codes for an image of that many pixels."""
-        return (self.grid(height, width),)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
         """Values that a code can take: K."""
         return (self.quantizer.codewords,)
-
-    @property
-    def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of the one codebook: K."""
-        return self.num_symbols

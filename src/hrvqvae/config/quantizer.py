@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         require(self.codewords >= 2, "model.quantizer.codewords", self.codewords, "at least 2")
         require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
-        require(self.beta >= 0, "model.quantizer.beta", self.beta, "at least 0")
+        require(0 <= self.beta < math.inf, "model.quantizer.beta", self.beta, "at least 0")
         require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
         for name in ("init_vectors", "revive_every", "revive_below"):
             require(getattr(self, name) >= 0, f"model.quantizer.{name}", getattr(self, name), "at least 0")

@@ -43,13 +43,14 @@ class Registry(Generic[E]):
     it out, and `faults` says what is wrong with it.
 
     Args:
+        kind: the class of an entry.
         what: the word for an entry, for messages.
         group: of the entry points; an entry point's name is the entry's name, and it stands for the entry object.
         built_in: name -> "module:attribute" of the entry object.
     """
 
-    def __init__(self, what: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.what, self.group, self.built_in = what, group, built_in
+    def __init__(self, kind: type[E], what: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.kind, self.what, self.group, self.built_in = kind, what, group, built_in
         self._loaded: dict[str, E] = {}
 
     @cached_property
@@ -101,7 +102,9 @@ class Registry(Generic[E]):
         except Exception as error:  # whatever another package runs into
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"{added} can't be imported ({text})") from error
-        called = getattr(entry, "name", None)
+        if not isinstance(entry, self.kind):
+            raise InputError(f"{added} is a {type(entry).__name__}; it must be a {self.kind.__name__}")
+        called = entry.name
         if called != point.name:
             raise InputError(f"{added} calls itself {called!r}; both names must be the same")
         return entry

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hrvqvae.errors import InputError
+
 OURS = "ours"
 
 
@@ -61,10 +63,10 @@ class Table:
             for_data: the data set that takes it, where that is another than the column's own.
 
         Raises:
-            KeyError: there is no such column.
+            InputError: there is no such column.
         """
         if name not in self.columns:
-            raise KeyError(name)
+            raise InputError(f"{self.source} has no column {name!r}; it has {', '.join(self.columns)}")
         place = self.columns.index(name)
         values = {key: value[place] if isinstance(value, list) else value for key, value in self.rows.items()}
         borrowed = self.source != OURS and for_data not in ("", name)

@@ -60,7 +60,7 @@ class StageConfig:
         for name in ("log_every", "evaluate_every", "checkpoint_every", "evaluation_images"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
-            self._require(getattr(self, name) >= 0, name, "at least 0")
+            self._require(0 <= getattr(self, name) < math.inf, name, "at least 0")
         self._require(0 < self.learning_rate < math.inf, "learning_rate", "above 0")
         self._require(self.seed < 2**31, "seed", "below 2^31")
         self._require(0 <= self.adam_beta2 < 1, "adam_beta2", "at least 0 and below 1")

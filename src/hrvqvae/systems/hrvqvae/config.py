@@ -6,20 +6,16 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hrvqvae.config.model import CodebookModelConfig, Grid
+from hrvqvae.config.model import CodebookModelConfig, OneGridConfig
 from hrvqvae.config.quantizer import TreeQuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class HRVQVAEConfig(CodebookModelConfig):
+class HRVQVAEConfig(OneGridConfig, CodebookModelConfig):
     """One encoder, one latent grid, L levels of linked codebooks, one decoder (docs/method.md, Table 6)."""
 
     system: Literal["hrvqvae"] = "hrvqvae"
     quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
-
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
-        return (self.grid(height, width),) * self.quantizer.levels
 
     @property
     def num_symbols(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,7 +43,7 @@ class VQGANConfig(FlatConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
-            require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
+            require(0 <= getattr(self, name) < math.inf, f"model.{name}", getattr(self, name), "at least 0")
         for name in ("discriminator_units", "discriminator_layers"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 

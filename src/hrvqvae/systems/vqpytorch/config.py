@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hrvqvae.config.checks import require
-from hrvqvae.config.model import Grid, NetworkConfig
+from hrvqvae.config.model import OneGridConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +32,11 @@ class FSQQuantizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSQConfig(NetworkConfig):
+class FSQConfig(OneGridConfig):
     """One encoder, one latent grid, finite scalar quantization, one decoder."""
 
     system: Literal["fsq"] = "fsq"
     quantizer: FSQQuantizerConfig = field(default_factory=FSQQuantizerConfig)
-
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of the one level of codes for an image of that many pixels."""
-        return (self.grid(height, width),)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -49,18 +44,9 @@ class FSQConfig(NetworkConfig):
         return (math.prod(self.quantizer.channel_levels),)
 
     @property
-    def num_codewords(self) -> tuple[int, ...]:
-        """Points of the grid that latents are rounded to."""
-        return self.num_symbols
-
-    @property
     def codewords_searched(self) -> int:
         """None: rounding finds the point."""
         return 0
-
-    def with_leaves(self, branching: int, levels: int) -> FSQConfig:
-        quantizer = dataclasses.replace(self.quantizer, channel_levels=(branching,) * levels)
-        return dataclasses.replace(self, quantizer=quantizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +77,16 @@ class VQPyTorchQuantizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQPyTorchConfig(NetworkConfig):
+class VQPyTorchConfig(OneGridConfig):
     """One encoder, one latent grid, a quantizer of the library, one decoder."""
 
     system: Literal["vqpytorch"] = "vqpytorch"
     quantizer: VQPyTorchQuantizerConfig = field(default_factory=VQPyTorchQuantizerConfig)
 
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of each level's codes for an image of that many pixels; one grid for all levels."""
-        return (self.grid(height, width),) * self.quantizer.levels
-
     @property
     def num_symbols(self) -> tuple[int, ...]:
         """Values that a code of each level can take."""
         return (self.quantizer.codewords,) * self.quantizer.levels
-
-    @property
-    def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all."""
-        return self.num_symbols
 
     @property
     def codewords_searched(self) -> int:
@@ -120,7 +97,3 @@ class VQPyTorchConfig(NetworkConfig):
     def start_vectors(self) -> int:
         """Latents for the library's own k-means start, which vq alone has."""
         return 131_072 if self.quantizer.name == "vq" else 0
-
-    def with_leaves(self, branching: int, levels: int) -> VQPyTorchConfig:
-        quantizer = dataclasses.replace(self.quantizer, codewords=branching**levels, levels=1)
-        return dataclasses.replace(self, quantizer=quantizer)
