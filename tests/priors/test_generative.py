@@ -33,4 +33,4 @@ def test_a_code_is_kept_where_its_parent_is() -> None:
 
 def test_a_class_is_named_or_numbered() -> None:
     priors = Priors((), ("cat", "dog"), (1, 1))
-    assert [priors.class_number(name) for name in ("dog", "1", 1)] == [1, 1, 1]  # type: ignore[arg-type]
+    assert [priors.class_number(name) for name in ("dog", "1", 1)] == [1, 1, 1]

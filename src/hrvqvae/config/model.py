@@ -62,6 +62,9 @@ class ModelConfig(ABC):
         """
         raise InputError(f"{self.system} has no codebook of {branching}^{levels} codewords to study")
 
+    def check_images(self, size: int) -> None:  # noqa: B027  # most systems take any size
+        """Raises InputError where the system can't be trained on images of so many pixels a side."""
+
     def remarks(self, steps: int) -> tuple[str, ...]:
         """What a person should know before that many steps of training, a line each."""
         return ()

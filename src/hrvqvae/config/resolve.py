@@ -41,6 +41,7 @@ def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyTyp
     Raises:
         InputError: nothing that is needed is on this machine.
     """
+    config.model.check_images(config.data.size)
     model, of_model = decide(config.model, made, "model.")
     training, of_training = decide(config.training, made, "training.")
     return dataclasses.replace(config, model=model, training=training), of_model | of_training

@@ -84,7 +84,7 @@ class Priors:
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
 
-    def class_number(self, name: str) -> int:
+    def class_number(self, name: str | int) -> int:
         """Number of the class of that name, or of that number. Raises InputError with the names there are."""
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")

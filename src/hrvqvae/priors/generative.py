@@ -36,7 +36,7 @@ class Sampled:
 
 @torch.inference_mode()
 def sample_images(
-    model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | None = None,
+    model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | int | None = None,
     draw: Draw | None = None, known: KnownCodes | None = None, sampler: Sampler = sample_cached,
 ) -> Sampled:  # fmt: skip
     """Draw `count` images; without a class, classes come as often as in training.

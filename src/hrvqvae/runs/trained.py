@@ -72,8 +72,8 @@ class TrainedModel:
         return self.autoencoder.decode(tuple(code.to(self._device) for code in codes), levels, size)
 
     def sample(
-        self, count: int = 1, *, class_name: str | None = None, seed: int = 0, temperature: float = 1.0, top_k: int = 0,
-        top_p: float = 1.0,
+        self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
+        top_k: int = 0, top_p: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on.
 
@@ -91,7 +91,7 @@ class TrainedModel:
         return self.draw(count, seed=seed, class_name=class_name, draw=draw).images
 
     def draw(
-        self, count: int, *, seed: int = 0, class_name: str | None = None, draw: Draw | None = None,
+        self, count: int, *, seed: int = 0, class_name: str | int | None = None, draw: Draw | None = None,
         known: KnownCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
         """As `sample`, with the class and the codes of each image.
@@ -121,7 +121,7 @@ class TrainedModel:
         return KnownCodes(codes, kept_parts(keep, [(code.shape[1], code.shape[2]) for code in codes]))
 
     def complete(
-        self, image: Tensor, count: int = 1, *, keep: str = "top", class_name: str | None = None, seed: int = 0,
+        self, image: Tensor, count: int = 1, *, keep: str = "top", class_name: str | int | None = None, seed: int = 0,
         draw: Draw | None = None,
     ) -> Tensor:  # fmt: skip
         """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.

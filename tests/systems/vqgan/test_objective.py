@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hrvqvae.config import Config, QuantizerConfig
+from hrvqvae.config.resolve import decide_autoencoder
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.perceptual import PerceptualDistance
 from hrvqvae.runs import storage
@@ -32,7 +33,7 @@ from hrvqvae.training.autoencoder import StateLearner
 from hrvqvae.training.device import Compute
 from hrvqvae.training.loop import Metrics
 from hrvqvae.training.state import TrainState
-from tests.conftest import with_data, with_training
+from tests.conftest import with_training
 
 GAN = VQGANConfig(
     stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
@@ -247,18 +248,15 @@ def test_the_smallest_image_is_the_smallest_that_the_discriminator_takes(layers:
         judge(torch.rand(2, 1, smallest - 1, smallest - 1))
 
 
-def test_images_too_small_for_the_discriminator_are_refused_before_the_first_step(gan: Config, tmp_path: Path) -> None:
-    """Though the discriminator would begin much later; and the folder is free for the configuration that is mended."""
+def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(gan: Config) -> None:
+    """Though the discriminator would begin much later."""
     model = dataclasses.replace(GAN, discriminator_layers=3, adversarial_start=1_000)
     message = (
         "^model.discriminator_layers is 3, which takes images of at least 24 pixels a side; these have 12: "
         "take fewer layers$"
     )
-    run = RunFolder(tmp_path / "run")
     with pytest.raises(InputError, match=message):
-        train_autoencoder(dataclasses.replace(gan, model=model), run, resume=False, say=lambda _: None)
-    assert not run.begun()
-    assert not run.metrics.exists()
+        decide_autoencoder(dataclasses.replace(gan, model=model))
     with pytest.raises(InputError, match="at least 24 pixels"):
-        model.check_size(with_data(gan, size=23).data.size)
-    model.check_size(24)
+        model.check_images(23)
+    model.check_images(24)

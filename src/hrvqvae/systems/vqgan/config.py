@@ -56,7 +56,7 @@ class VQGANConfig(FlatConfig):
         side: int = 3 * 2**self.discriminator_layers
         return side
 
-    def check_size(self, size: int) -> None:
+    def check_images(self, size: int) -> None:
         """Raises InputError where images of that side are too small for the discriminator."""
         if size < self.smallest_image:
             raise InputError(

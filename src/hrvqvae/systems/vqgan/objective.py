@@ -35,13 +35,11 @@ class AdversarialObjective(Objective):
     The discriminator begins after `adversarial_start` steps; before, nothing of it moves.
 
     Raises:
-        InputError: the network of the perceptual loss is not on this machine, or the images are too small for the
-            discriminator's layers.
+        InputError: the network of the perceptual loss is not on this machine.
     """
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:
         self.model, self.settings = cast(VQGAN, model), cast(VQGANConfig, config.model)
-        self.settings.check_size(config.data.size)
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = place(perceptual_distance(self.settings.perceptual))
