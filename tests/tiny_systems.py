@@ -8,7 +8,7 @@ from pathlib import Path
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig, RQVAEConfig
+from hrvqvae.systems.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
 from hrvqvae.systems.vqgan.config import VQGANConfig
 from hrvqvae.systems.vqpytorch.config import (
     FSQConfig,
@@ -50,7 +50,7 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
             discriminator_layers=1,
         ),
         "rqvae": RQVAEConfig(
-            **network, quantizer=ResidualQuantizerConfig(codewords=3, dim=8, init_vectors=1000)
+            **network, quantizer=UnlinkedQuantizerConfig(codewords=3, dim=8, init_vectors=1000)
         ),
         "fsq": FSQConfig(**network, quantizer=FSQQuantizerConfig(channel_levels=(5, 5), dim=8)),
         "vqpytorch": VQPyTorchConfig(

@@ -11,8 +11,9 @@ import torch
 from hrvqvae.comparison.compare import available_systems
 from hrvqvae.config import Config, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.evaluation import features
-from hrvqvae.evaluation.classifier import Classifier, Judge
+from hrvqvae.evaluation import judge
+from hrvqvae.evaluation.classifier import small_classifier
+from hrvqvae.evaluation.judge import Judge
 from tests.tiny_systems import tiny_run, tiny_systems
 
 _SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.padding": "1"}
@@ -37,12 +38,12 @@ def make_tiny(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return original(name)
         return presets.Preset(config=tiny[name], sources={}, printed={}, about="")
 
-    def judge(config: object, say: object) -> Judge:
+    def train(config: object, say: object) -> Judge:
         torch.manual_seed(0)
-        return Judge(Classifier(1, 10).eval().requires_grad_(False), 0.1)
+        return Judge(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
 
     monkeypatch.setattr(presets, "get", get)
-    monkeypatch.setattr(features, "train_judge", judge)
+    monkeypatch.setattr(judge, "train_judge", train)
 
 
 @pytest.fixture

@@ -39,7 +39,18 @@ def test_systems_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert rows == json.loads((out / "results.json").read_text())
     assert [(row["system"], row["seed"]) for row in rows] == [(system, 0) for system in systems]
     for row in rows:
-        assert set(row) == {"system", "seed", "perceptual", "frechet", "leaves_used", "prior", "phases", *COLUMNS}
+        assert set(row) == {
+            "system",
+            "seed",
+            "perceptual",
+            "frechet",
+            "kernel",
+            "leaves_used",
+            "prior",
+            "phases",
+            "test_errors",
+            *COLUMNS,
+        }
         assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
         assert row["perceptual"] == "distance, efficientnet-lite0 features"
         assert not [name for name in COLUMNS if row[name] is None]
@@ -171,7 +182,8 @@ def test_what_a_killed_writer_left_is_no_row(tmp_path: Path, capsys: pytest.Capt
     assert main(command) == 0
     assert "| vqvae | 1 |" in (tmp_path / "results.md").read_text()
     assert main([*command, "--seeds", "2"]) == 0
-    assert sorted(path.name for path in row.parent.iterdir()) == ["vqvae-0.json", "vqvae-1.json"]
+    assert not list(row.parent.glob(f"{storage.TEMPORARY}*"))
+    assert sorted(path.name for path in row.parent.glob("*.json")) == ["vqvae-0.json", "vqvae-1.json"]
     for damaged in (row, tmp_path / "comparison.json"):
         content = damaged.read_bytes()
         damaged.write_bytes(content[: len(content) // 2])
@@ -298,9 +310,7 @@ def test_rows_by_other_distances_are_not_mixed(
     command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae", "--out", str(tmp_path)]
     assert main(command) == 0
     model = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(
-        instruments, "features_of", lambda *_: Features("FID", "", lambda images: images.flatten(1), 144)
-    )
+    monkeypatch.setattr(instruments, "features_of", lambda *_: Features("", lambda images: images.flatten(1)))
     line = refused([*command, "--seeds", "2"], capsys)
     assert "has rows measured by" in line
     row = tmp_path / "rows" / "vqvae-0.json"
@@ -308,7 +318,7 @@ def test_rows_by_other_distances_are_not_mixed(
     row.unlink()  # another machine, which began before there was a row
     assert refused([*command, "--seeds", "2"], capsys) == line
     row.write_text(measured)
-    assert "now measures by distance, efficientnet-lite0 features and FID of 40 images" in line
+    assert "now measures by distance, efficientnet-lite0 features and FID of 40 images and KID of 40 images" in line
     shutil.rmtree(tmp_path / "rows")
     assert main(command) == 0
     assert "| FID of 40 images |" in (tmp_path / "results.md").read_text()
@@ -344,14 +354,30 @@ def test_a_system_without_its_package_is_refused_before_any_training(monkeypatch
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_row_of_a_system_that_is_not_here_is_kept_and_not_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_of_a_system_that_is_not_here_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae", "--out", str(tmp_path)]
     assert main(command) == 0
     row = json.loads((tmp_path / "rows" / "vqvae-0.json").read_text())
     (tmp_path / "rows" / "theirs-0.json").write_text(json.dumps(row | {"system": "theirs"}))
     capsys.readouterr()
     assert main(command) == 0
-    assert "the pictures leave out theirs: this machine has no such system" in capsys.readouterr().out
+    assert "the sheets leave out theirs: none of their images is kept in" in capsys.readouterr().out
     assert "| theirs | 1 |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path) -> None:
+    """What is small is taken along, the runs are not: nothing is trained again, and the pictures are the same."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae,hrvqvae", "--prior-steps", "3"]
+    assert main([*command, "--out", str(here)]) == 0
+    shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs", "results.*", "*s.png"))
+    shutil.copytree(here / "rows", there / "rows", dirs_exist_ok=True)
+    assert main([*command, "--out", str(there)]) == 0
+    assert not (there / "runs").exists()
+    for name in ("results.json", "results.md", "reconstructions.png", "samples.png", "curves.png"):
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    more = ["compare", "mnist", "--max-steps", "4", "--systems", "rqvae", "--first-seed", "1", "--out", str(there)]
+    assert main(more) == 0
+    assert [path.name for path in (there / "runs").iterdir()] == ["rqvae-1"]
+    assert "| rqvae | 1 |" in (there / "results.md").read_text()

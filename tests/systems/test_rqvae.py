@@ -16,16 +16,16 @@ from hrvqvae.config.schema import bits_per_image
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import TreeQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
-from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig, RQVAEConfig
+from hrvqvae.systems.rqvae.config import UnlinkedQuantizerConfig, RQVAEConfig
 from hrvqvae.systems.rqvae.quantizer import ResidualQuantizer
 from tests.systems.resuming import check_resumes
 
-OWN = ResidualQuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
+OWN = UnlinkedQuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
 SHARED = dataclasses.replace(OWN, shared=True)
 BOTH = pytest.mark.parametrize("config", [OWN, SHARED], ids=["own", "shared"])
 
 
-def random_quantizer(config: ResidualQuantizerConfig = OWN, seed: int = 0) -> ResidualQuantizer:
+def random_quantizer(config: UnlinkedQuantizerConfig = OWN, seed: int = 0) -> ResidualQuantizer:
     generator = torch.Generator().manual_seed(seed)
     quantizer = ResidualQuantizer(config)
     for level, book in enumerate(dict.fromkeys(quantizer.levels)):
@@ -78,7 +78,7 @@ def expected_losses(vectors: np.ndarray, books: list[np.ndarray], beta: float) -
     shared=st.booleans(),
 )  # fmt: skip
 def test_codes_agree_with_the_oracle(levels: int, size: int, dim: int, seed: int, shared: bool) -> None:
-    config = ResidualQuantizerConfig(levels=levels, codewords=size, dim=dim, shared=shared)
+    config = UnlinkedQuantizerConfig(levels=levels, codewords=size, dim=dim, shared=shared)
     quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
     codes = quantizer.encode(z)
     assert [tuple(code.shape) for code in codes] == [(2, 2, 3)] * levels
@@ -88,7 +88,7 @@ def test_codes_agree_with_the_oracle(levels: int, size: int, dim: int, seed: int
 
 @BOTH
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_codes_of_a_prefix_give_its_sum(config: ResidualQuantizerConfig, levels: int) -> None:
+def test_codes_of_a_prefix_give_its_sum(config: UnlinkedQuantizerConfig, levels: int) -> None:
     quantizer, z = random_quantizer(config), latents(2, 3, 4)
     found = quantizer.lookup(quantizer.encode(z)[:levels])
     expected = [vector - search(vector, books(quantizer))[1][levels] for vector in flat(z)]
@@ -100,7 +100,7 @@ def test_codes_of_a_prefix_give_its_sum(config: ResidualQuantizerConfig, levels:
 
 @BOTH
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_losses_agree_with_the_oracle(config: ResidualQuantizerConfig, update: str) -> None:
+def test_losses_agree_with_the_oracle(config: UnlinkedQuantizerConfig, update: str) -> None:
     quantizer, z = random_quantizer(dataclasses.replace(config, update=update)).eval(), latents(2, 3, 4)
     losses = quantizer(z).losses
     expected = expected_losses(flat(z), books(quantizer), config.beta)
@@ -112,7 +112,7 @@ def test_losses_agree_with_the_oracle(config: ResidualQuantizerConfig, update: s
 
 
 @BOTH
-def test_gradients_agree_with_the_oracle(config: ResidualQuantizerConfig) -> None:
+def test_gradients_agree_with_the_oracle(config: UnlinkedQuantizerConfig) -> None:
     """Each level's commitment reaches the encoder; each codeword gets its own level's term and the combined one."""
     quantizer, z = random_quantizer(dataclasses.replace(config, update="gradient")), latents(2, 3, 4).requires_grad_()
     torch.stack(list(quantizer(z).losses.values())).sum().backward()
@@ -132,7 +132,7 @@ def test_gradients_agree_with_the_oracle(config: ResidualQuantizerConfig) -> Non
 
 
 @BOTH
-def test_moving_averages_agree_with_the_oracle(config: ResidualQuantizerConfig) -> None:
+def test_moving_averages_agree_with_the_oracle(config: UnlinkedQuantizerConfig) -> None:
     """A shared codebook follows the vectors of all levels in one update."""
     quantizer, z = random_quantizer(config).train(), latents(2, 5, 6)
     kept = [book for book in dict.fromkeys(quantizer.levels) if isinstance(book, EMACodebook)]
@@ -180,7 +180,7 @@ def test_straight_through_passes_the_gradient_once() -> None:
 
 
 @BOTH
-def test_evaluation_changes_no_codebook_and_training_does(config: ResidualQuantizerConfig) -> None:
+def test_evaluation_changes_no_codebook_and_training_does(config: UnlinkedQuantizerConfig) -> None:
     quantizer = random_quantizer(config)
     before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     quantizer.eval()(latents(2, 4, 4))
@@ -229,7 +229,7 @@ def test_kmeans_start_finds_a_known_mixture_level_by_level() -> None:
     offsets = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
     choice = torch.randint(4, (2, 4_000), generator=generator)
     z = centers[choice[0]] + offsets[choice[1]] + 0.01 * torch.randn(4_000, 2, generator=generator)
-    quantizer = ResidualQuantizer(ResidualQuantizerConfig(levels=2, codewords=4, dim=2))
+    quantizer = ResidualQuantizer(UnlinkedQuantizerConfig(levels=2, codewords=4, dim=2))
     quantizer.initialize(z, generator, weight=0.5)
     codes = quantizer.encode(z.view(1, 1, -1, 2))
     assert float((quantizer.lookup(codes) - z).square().sum(-1).mean()) < 0.001
@@ -240,7 +240,7 @@ def test_kmeans_start_finds_a_known_mixture_level_by_level() -> None:
 def test_shared_start_fits_what_every_level_has_to_code() -> None:
     """A codebook fitted to the latents alone has no codeword as short as the finer levels' residuals."""
     z = latents(4, 20, 20, dim=2) + torch.tensor([8.0, 0.0])
-    config = ResidualQuantizerConfig(levels=3, codewords=8, dim=2, shared=True)
+    config = UnlinkedQuantizerConfig(levels=3, codewords=8, dim=2, shared=True)
     quantizer, first_alone = ResidualQuantizer(config), ResidualQuantizer(config)
     quantizer.initialize(z, torch.Generator().manual_seed(0), weight=0.25)
     alone = ResidualQuantizer(dataclasses.replace(config, levels=1))
@@ -257,7 +257,7 @@ def test_shared_start_fits_what_every_level_has_to_code() -> None:
 
 
 @BOTH
-def test_dead_codewords_are_revived_and_stay(config: ResidualQuantizerConfig) -> None:
+def test_dead_codewords_are_revived_and_stay(config: UnlinkedQuantizerConfig) -> None:
     quantizer, z = random_quantizer(config), latents(4, 8, 8)
     unlinked = list(dict.fromkeys(quantizer.levels))
     for book in unlinked:
@@ -301,13 +301,13 @@ def test_codewords_are_counted_by_level() -> None:
     assert (config.num_symbols, config.num_codewords) == ((5, 5), (5, 5))
     assert config.latent_grids(28, 28) == ((14, 14), (14, 14))
     with pytest.raises(InputError, match=r"model\.quantizer\.levels is 0; it must be at least 1"):
-        ResidualQuantizerConfig(levels=0)
+        UnlinkedQuantizerConfig(levels=0)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_stopped_and_resumed_it_is_the_same_run(tiny: Config, tmp_path: Path, shared: bool) -> None:
     """To the bit, with revival in between."""
-    quantizer = ResidualQuantizerConfig(levels=2, codewords=8, dim=4, init_vectors=1_000, revive_every=3, shared=shared)
+    quantizer = UnlinkedQuantizerConfig(levels=2, codewords=8, dim=4, init_vectors=1_000, revive_every=3, shared=shared)
     network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
     config = dataclasses.replace(tiny, model=RQVAEConfig(**network, quantizer=quantizer))
     check_resumes(config, tmp_path, stop=4, steps=12)

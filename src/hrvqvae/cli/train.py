@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from hrvqvae.cli.console import Arguments, Group, command
+from hrvqvae.errors import InputError
 
-_BUDGET = ("max_steps", "max_minutes", "seed", "device")
+_OPTIONS = ("max_steps", "max_minutes", "seed", "device", "start_from")
 
 
 def _given(arguments: Arguments, stage: str) -> dict[str, str]:
     """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
     given: dict[str, str] = dict(arguments.fields)
-    for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _BUDGET)):
+    for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _OPTIONS)):
         value = getattr(arguments, short)
         if value is not None:
             given[name] = value
@@ -65,6 +67,21 @@ def _train_prior(arguments: Arguments) -> int:
     return 0
 
 
+def _train_judge(arguments: Arguments) -> int:
+    from hrvqvae.config.entries import DATASETS
+    from hrvqvae.evaluation.judge import train_judge, write_judge
+
+    out = Path(arguments.out)
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    root = None if arguments.data is None else str(Path(arguments.data).expanduser().absolute())
+    judge = train_judge(dataclasses.replace(DATASETS.get(arguments.dataset).config, root=root), seed=arguments.seed)
+    write_judge(out, judge)
+    print(f"{out}: right about {judge.accuracy:.2%} of the test images, {out.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
 def _demo(arguments: Arguments) -> int:
     from hrvqvae.cli.demo import demo
 
@@ -77,13 +94,16 @@ def _trains(added: Any, example: str) -> None:
     added.add_argument("--max-minutes", metavar="M", help="budget in minutes")
     added.add_argument("--seed", metavar="S")
     added.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    added.add_argument(
+        "--start-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"
+    )
     added.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
     added.set_defaults(takes_fields=True)
     added.epilog = f"--section.field VALUE sets any field, such as {example} (see hrvqvae presets)"
 
 
 def add(commands: Group) -> None:
-    """train, train-prior, demo."""
+    """train, train-prior, train-judge, demo."""
     train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train)
     train.add_argument("preset", metavar="PRESET")
     train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
@@ -95,6 +115,12 @@ def add(commands: Group) -> None:
     train_prior.add_argument("run", metavar="RUN")
     train_prior.add_argument("--level", type=int, metavar="L", help="this level only, 1 is the coarsest")
     _trains(train_prior, "--prior.network.hidden_units 128")
+
+    judge = command(commands, "train-judge", "train the classifier that judges samples of a data set", _train_judge)
+    judge.add_argument("dataset", metavar="DATASET", help="such as cifar10")
+    judge.add_argument("--out", required=True, metavar="JUDGE.safetensors")
+    judge.add_argument("--data", metavar="DIR", help="root folder of the data")
+    judge.add_argument("--seed", type=int, default=1, metavar="S")
 
     demo = command(commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo)
     demo.add_argument("--out", default="runs/demo", metavar="RUN")

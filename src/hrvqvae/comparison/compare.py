@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
-from hrvqvae.comparison.instruments import Say, test_images
+from hrvqvae.comparison.instruments import Say, shown_images
 from hrvqvae.config import Config, presets
 from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.config.parsing import override
@@ -22,12 +20,9 @@ from hrvqvae.pictures import sheets
 from hrvqvae.pictures.curves import comparison_curves
 from hrvqvae.runs import storage
 from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import load_with_config
-from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.build import system_of
-from hrvqvae.training.hooks import read_records
 
-_SHEET, _SAMPLES = 12, 24
+_SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 
 # The printed batch sizes of priors are for a GPU: every system's get the same small batch here.
 _SMALL_PRIOR = {
@@ -62,6 +57,9 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
     "prior_bits_per_image": ("prior, bits an image", "{:.1f}"),
     "frechet_samples": ("samples: {frechet}", "{:.3f}"),
+    "kernel_samples": ("samples: {kernel}", "{:.4f}"),
+    "precision_samples": ("samples: precision", "{:.3f}"),
+    "recall_samples": ("samples: recall", "{:.3f}"),
     "seconds_per_sample": ("s a sample", "{:.3f}"),
 }
 
@@ -227,12 +225,8 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
         rows = folder.sorted_rows(lambda row: (row["seed"], _place(here, row["system"])))
         if rows and not signal:
             folder.write_results(rows, table(rows))
-            drawn = [row for row in rows if row["system"] in here]
-            absent = sorted({row["system"] for row in rows} - set(here))
-            if absent:
-                say(f"the pictures leave out {', '.join(absent)}: this machine has no such system")
-            _sheets(comparison, drawn, folder)
-            comparison_curves(drawn, [_test_errors(folder, row) for row in drawn], out / "curves.png")
+            _sheets(comparison, rows, folder, say)
+            comparison_curves(rows, out / "curves.png")
     return rows, signal
 
 
@@ -241,32 +235,26 @@ def _place(systems: Sequence[str], name: str) -> tuple[int, str]:
     return (systems.index(name) if name in systems else len(systems), name)
 
 
-def _run(folder: Folder, row: Measured) -> RunFolder:
-    return folder.run(f"{row['system']}-{row['seed']}")
-
-
-def _test_errors(folder: Folder, row: Measured) -> list[tuple[int, float]]:
-    """(step, test MSE) of a row's training."""
-    records = read_records(_run(folder, row).metrics)
-    return [(record["step"], record["mse"]) for record in records if record["kind"] == "evaluation"]
-
-
-def _sheets(comparison: Comparison, rows: list[Measured], folder: Folder) -> None:
-    """The same test images by each system, and samples of each, of its first seed."""
-    images = test_images(comparison.config(comparison.systems[0], 0), _SHEET)[0][:_SHEET]
-    reconstructions, samples = [sheets.SheetRow("original", list(images))], []
-    first = {row["system"]: row for row in reversed(rows)}
-    for system, row in sorted(first.items(), key=lambda item: list(SYSTEMS).index(item[0])):
-        run = _run(folder, row).path
-        model, _ = load_with_config(run)
-        with torch.inference_mode():
-            decoded = model.decode(model.encode(images), size=(images.shape[-2], images.shape[-1]))
-        error = float((decoded - images).square().mean())
-        reconstructions.append(sheets.SheetRow(f"{system}: MSE {error:.2e}", list(decoded)))
-        if row["prior_bits_per_image"] is not None:
-            drawn = list(TrainedModel(run).sample(_SAMPLES, seed=0))
-            half = _SAMPLES // 2
+def _sheets(comparison: Comparison, rows: list[Measured], folder: Folder, say: Say) -> None:
+    """The same test images by each system, and samples of each, of its first seed whose images are kept."""
+    original = shown_images(comparison.config(comparison.systems[0], 0))
+    zoom = max(1, round(_SHOWN_SIZE / original.shape[-1]))
+    reconstructions, samples = [sheets.SheetRow("original", list(original))], []
+    left_out = []
+    for system in dict.fromkeys(row["system"] for row in rows):
+        some = [row for row in rows if row["system"] == system]
+        kept = [(row, folder.images(f"{system}-{row['seed']}", "reconstructions")) for row in some]
+        row, decoded = next((one for one in kept if one[1]), (some[0], ()))
+        if not decoded:
+            left_out.append(system)
+            continue
+        reconstructions.append(sheets.SheetRow(f"{system}: MSE {row['mse']:.2e}, all test images", decoded))
+        drawn = folder.images(f"{system}-{row['seed']}", "samples")
+        if drawn:
+            half = len(drawn) // 2
             samples += [sheets.SheetRow(system, drawn[:half]), sheets.SheetRow("", drawn[half:])]
-    sheets.save(sheets.draw(reconstructions), folder.path / "reconstructions.png")
+    if left_out:
+        say(f"the sheets leave out {', '.join(left_out)}: none of their images is kept in {folder.path / 'rows'}")
+    sheets.save(sheets.draw(reconstructions, zoom), folder.path / "reconstructions.png")
     if samples:
-        sheets.save(sheets.draw(samples), folder.path / "samples.png")
+        sheets.save(sheets.draw(samples, zoom), folder.path / "samples.png")

@@ -5,7 +5,10 @@ What lies in it directly is written under its lock, and a run under the lock of 
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder for each case
     rows/NAME.json       what was measured of it
+    rows/NAME-KIND.png   a few of its images side by side: reconstructions, samples
     results.json, results.md, of all rows
+
+All but the runs is small, and enough to go on elsewhere: a row that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -13,10 +16,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
 from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.pictures.sheets import to_pil
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.lock import locked
 from hrvqvae.runs.storage import TEMPORARY, remove_temporaries, write_atomic
@@ -101,6 +111,32 @@ class Folder:
     def write_row(self, name: str, row: Measured) -> None:
         """Keep what was measured of a case. Only whoever has the lock may do so."""
         _write(self._rows / f"{name}.json", row)
+
+    def write_images(self, name: str, kind: str, images: Tensor) -> None:
+        """Keep a few images of a case, (B, C, Y, X) in [0, 1]. Only whoever has the lock may do so."""
+        strip = to_pil(torch.cat(list(images), dim=2))
+        stream = BytesIO()
+        strip.save(stream, "png")
+        write_atomic(self._images(name, kind), stream.getvalue())
+
+    def images(self, name: str, kind: str) -> Sequence[Tensor]:
+        """The images of that kind that are kept of a case, (C, Y, Y) uint8 each, C = 3; none where none are.
+
+        Raises:
+            DamagedFileError: the file is no such picture.
+        """
+        path = self._images(name, kind)
+        if not path.is_file():
+            return ()
+        try:
+            with Image.open(path) as strip:
+                pixels = torch.from_numpy(np.array(strip.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise DamagedFileError(f"{path} is damaged; delete it, and the pictures leave it out") from error
+        return pixels.split(pixels.shape[1], dim=2)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _images(self, name: str, kind: str) -> Path:
+        return self._rows / f"{name}-{kind}.png"
 
     def rows(self) -> Iterator[Measured]:
         """All rows."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from torch import Tensor
+
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config
@@ -149,18 +151,22 @@ class _Maker:
                 outcome = train_autoencoder(case.config, run, resume=run.begun(), say=self.say)
                 if outcome.signal is not None:
                     return outcome.signal
+                measured, shown = self.using.measure(run)
                 seconds = {"training_seconds": outcome.seconds, "prior": {}}
-                row = {**case.labels, **seconds, **self.using.measure(run), **self.more(run)}
-                self._write(case, row)
+                row = {**case.labels, **seconds, **measured, **self.more(run)}
+                self._write(case, row, {"reconstructions": shown})
             if case.prior:
                 signal = _train_priors(case, run, self.say)
                 if signal:
                     return signal
-                self._write(case, row | {"prior": dict(case.prior), **self.using.measure_priors(run)})
+                measured, shown = self.using.measure_priors(run)
+                self._write(case, row | {"prior": dict(case.prior), **measured}, {"samples": shown})
         return 0
 
-    def _write(self, case: Case, row: Measured) -> None:
+    def _write(self, case: Case, row: Measured, shown: Mapping[str, Tensor]) -> None:
         with self.folder.locked(self.say):
+            for kind, images in shown.items():  # before the row: what it says is measured is there
+                self.folder.write_images(case.name, kind, images)
             self.folder.write_row(case.name, row)
 
 

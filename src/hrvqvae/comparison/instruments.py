@@ -16,18 +16,26 @@ from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
-from hrvqvae.evaluation.features import FrechetDistance, features_of
+from hrvqvae.evaluation.features import features_of
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.evaluation.sets import RealImages
 from hrvqvae.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import load_with_config
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.base import Autoencoder
+from hrvqvae.training.hooks import read_records
 from hrvqvae.training.stage import count_parameters
 
 Say = Callable[[str], None]
 
+# What is measured of priors.
+_OF_PRIORS = (
+    "prior_bits_per_image", "frechet_samples", "kernel_samples", "precision_samples", "recall_samples",
+    "seconds_per_sample",
+)  # fmt: skip
 _TIMED_BATCHES, _FEATURE_IMAGES, _BATCH = 4, 2_000, 64
+_SHOWN, _SHOWN_SAMPLES = 12, 24
 
 
 def test_images(config: Config, count: int) -> list[Tensor]:
@@ -38,18 +46,23 @@ def test_images(config: Config, count: int) -> list[Tensor]:
     return [batch.images.float() / 255 for batch in batches]
 
 
+def shown_images(config: Config) -> Tensor:
+    """The test images (B, C, Y, X) in [0, 1] whose reconstructions are kept of each run: those measured first."""
+    return test_images(config, _FEATURE_IMAGES)[0][:_SHOWN]
+
+
 @dataclass(frozen=True)
 class Instruments:
-    """Test images, and distances between images by features.
+    """Test images, and distances between images and between sets of them by features.
 
     Attributes:
         tests: batches of images in [0, 1].
-        frechet: distance of a set of images from them.
+        real: the same images as features, from which sets of images have their distances.
         perceptual: distance of reconstructions; None where no network for it is on this machine.
     """
 
     tests: Sequence[Tensor]
-    frechet: FrechetDistance
+    real: RealImages
     perceptual: PerceptualDistance | None
 
     @staticmethod
@@ -66,11 +79,15 @@ class Instruments:
             perceptual = None
         else:
             perceptual = perceptual_distance(name)
-        return Instruments(tests, FrechetDistance(features_of(folder, config.data, say), tests), perceptual)
+        return Instruments(tests, RealImages(features_of(folder, config.data, say), tests), perceptual)
 
     def names(self) -> Measured:
         """The true names of the distances."""
-        return {"perceptual": self.perceptual and self.perceptual.title, "frechet": self.frechet.title}
+        return {
+            "perceptual": self.perceptual and self.perceptual.title,
+            "frechet": self.real.frechet,
+            "kernel": self.real.kernel,
+        }
 
     def _perceptual_of(self, decoded: Sequence[Tensor]) -> float | None:
         """Mean perceptual distance of the reconstructions of the test images."""
@@ -81,28 +98,32 @@ class Instruments:
         return total / sum(len(one) for one in self.tests)
 
     @torch.inference_mode()
-    def measure(self, run: RunFolder) -> Measured:
-        """All that is measured of a trained autoencoder, and the names of what is measured of priors, as None."""
+    def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
+        """All that is measured of a trained autoencoder, and a few reconstructions (B, C, Y, X) in [0, 1].
+
+        What is measured of priors is in the row, as None.
+        """
         report = evaluate_run(run.path, rate=False).report
         model, config = load_with_config(run.path)
         size = (config.data.size, config.data.size)
         encode, decode = _speed(model, torch.cat(list(self.tests[:_TIMED_BATCHES])))
         used = sum(level.used for level in report.levels)
         decoded = [model.decode(model.encode(images), size=size) for images in self.tests]
-        return {
+        row = {
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
             **self.names(), "perceptual_distance": self._perceptual_of(decoded),
-            "frechet_reconstructions": self.frechet(decoded),
+            "frechet_reconstructions": self.real.frechet_of(decoded),
             "usage": used / sum(config.model.num_codewords), "perplexity": report.levels[-1].perplexity,
             "leaves_used": report.levels[-1].used, "codewords_searched": config.model.codewords_searched,
             "encode_images_per_second": encode, "decode_images_per_second": decode,
-            "prior_bits_per_image": None, "frechet_samples": None, "seconds_per_sample": None,
+            **dict.fromkeys(_OF_PRIORS), "test_errors": _test_errors(run),
         }  # fmt: skip
+        return row, torch.cat(list(decoded))[:_SHOWN]
 
     @torch.inference_mode()
-    def measure_priors(self, run: RunFolder) -> Measured:
-        """What is measured of a run's priors: bits of the test images, and as many samples."""
+    def measure_priors(self, run: RunFolder) -> tuple[Measured, Tensor]:
+        """What is measured of a run's priors: bits of the test images, and as many samples; and a few samples."""
         rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).rate
         assert rate is not None
         model = TrainedModel(run.path)
@@ -111,11 +132,17 @@ class Instruments:
         drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count
         batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
-        return {
+        row = {
             "prior_bits_per_image": rate.prior_bits_per_image,
-            "frechet_samples": self.frechet(batches),
+            **{f"{name}_samples": value for name, value in vars(self.real.distances(batches)).items()},
             "seconds_per_sample": seconds,
         }
+        return row, drawn[:_SHOWN_SAMPLES]
+
+
+def _test_errors(run: RunFolder) -> list[tuple[int, float]]:
+    """(step, test MSE) of each evaluation during the training of a run."""
+    return [(one["step"], one["mse"]) for one in read_records(run.metrics) if one["kind"] == "evaluation"]
 
 
 def _speed(model: Autoencoder, images: Tensor) -> tuple[float, float]:

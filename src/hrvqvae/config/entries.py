@@ -32,6 +32,8 @@ class Dataset:
             (a Path) with the files, or raises.
         read: "module:function": (folder, split "train" or "test") -> `data.arrays.Arrays`; empty for a folder of
             images, which is read file by file.
+        judge: "module:RECIPE", an `evaluation.classifier.Recipe`: how the classifier is trained that judges samples
+            and by whose features images are compared; empty where a small one judges and none compares.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Dataset:
     files: Mapping[str, str] | None = None
     ways: tuple[tuple[str, str], ...] = ()
     read: str = ""
+    judge: str = ""
 
     @property
     def config(self) -> DataConfig:

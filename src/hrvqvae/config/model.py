@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,7 +105,7 @@ class NetworkConfig(ModelConfig):
     def grid(self, height: int, width: int, times: int = 1) -> Grid:
         """(H, W) for an image of that many pixels, on a grid that is `times` coarser than the finest."""
         pixels, stride = 2 * self.padding, self.stride * times
-        return math.ceil((height + pixels) / stride), math.ceil((width + pixels) / stride)
+        return (height + pixels + stride - 1) // stride, (width + pixels + stride - 1) // stride
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,19 +43,41 @@ class QuantizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeQuantizerConfig(QuantizerConfig):
-    """Linked codebooks (docs/method.md, Table 6): as a flat codebook's, and how they are linked.
+class ResidualQuantizerConfig(QuantizerConfig):
+    """Residual quantization: as a flat codebook's, and how many levels of codebooks there are.
 
     Attributes:
-        levels: L, number of quantization levels; `codewords` is m, of one codebook: level l has m^l in all. `beta` is
-            beta_l of every level, and beta_0 of the combined latent.
+        levels: L, number of quantization levels; `codewords` is m, of one codebook. `beta` is beta_0 of the combined
+            latent.
+        level_betas: beta_l of each level, coarse first; one value stands for every level, none for `beta` at every
+            level, as printed. A level of weight 0 has no commitment of its own.
     """
 
     levels: int = 3
     codewords: int = 8
+    level_betas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
+        given = len(self.level_betas)
+        what = f"none, one or {self.levels} values"
+        require(given in (0, 1, self.levels), "model.quantizer.level_betas", self.level_betas, what)
+        in_range = all(0 <= beta < math.inf for beta in self.level_betas)
+        require(in_range, "model.quantizer.level_betas", self.level_betas, "at least 0")
+
+    @property
+    def beta_of_levels(self) -> tuple[float, ...]:
+        """beta_l of each level, coarse first."""
+        given = self.level_betas or (self.beta,)
+        return given * self.levels if len(given) == 1 else given
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeQuantizerConfig(ResidualQuantizerConfig):
+    """Linked codebooks (docs/method.md, Table 6): level l has m^l codewords, m below each of the level before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         values = self.codewords**self.levels * self.dim
         require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, "at most 2^30 (4 GiB of leaves)")

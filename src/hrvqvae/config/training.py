@@ -31,6 +31,8 @@ class StageConfig:
         memory_format: layout of images and weights in memory.
         threads: CPU threads (0: as torch decides).
         seed: start weights, data order, augmentation, k-means and revival depend on it alone.
+        start_from: a run folder, a weights file or the name of a model inside the package, whose weights it begins
+            with; empty: it begins with weights drawn by the seed.
         log_every, evaluate_every, checkpoint_every: in steps.
         evaluation_images: test images that an evaluation during training takes.
         section: where these fields stand in a configuration, for messages.
@@ -49,6 +51,7 @@ class StageConfig:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: int = 0
     seed: int = 0
+    start_from: str = ""
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 500

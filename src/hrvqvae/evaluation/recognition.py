@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hrvqvae.config import DataConfig
 from hrvqvae.data.loading import load_images, note
 from hrvqvae.errors import InputError
-from hrvqvae.evaluation.classifier import train_judge
+from hrvqvae.evaluation.judge import judge_of
 from hrvqvae.runs.trained import TrainedModel
 
 
@@ -40,11 +40,11 @@ def recognize(
         raise InputError(f"the priors of {model.run} know no classes: nothing can be recognized")
     if load_images(config, "train", say).classes != classes:
         raise InputError(f"the priors of {model.run} know other classes than the data has: {', '.join(classes)}")
-    judge = train_judge(config, say=say)
+    judge = judge_of(config, say=say)
     right = 0
     for number, name in enumerate(classes):
         wanted = count // len(classes) + (number < count % len(classes))
         if wanted:
             drawn = model.draw(wanted, seed=seed + number, class_name=name)
-            right += int((judge.classes(drawn.images) == number).sum())
+            right += int((judge.classify(drawn.images) == number).sum())
     return Recognized(samples=count, recognized=right / count, classifier_accuracy=judge.accuracy)

@@ -17,7 +17,8 @@ from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.runs.storage import write_atomic
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     stream = BytesIO()
     FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
     write_atomic(path, stream.getvalue())
@@ -51,7 +52,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         usage.legend(frameon=False)
     errors.set(title="test MSE of each prefix", xlabel="step", yscale="log" if tests else "linear")
     usage.set(title="codewords used on test images", xlabel="step", ylabel="%", ylim=(0, 105))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -64,7 +65,7 @@ def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
     axes.set(title="bits a code", xlabel="step", yscale="log")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 _METHODS = {
@@ -92,31 +93,29 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.legend(frameon=False, fontsize=8)
     size = f"{rows[0]['vectors']:,} vectors of width {rows[0]['width']}" if rows else ""
     figure.axes[0].set_ylabel(f"milliseconds for {size}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _style(system: str) -> tuple[str, str]:
-    """(marker, colour) of a system's curves."""
+    """(marker, colour) of a system's curves; grey where this machine has no such system."""
+    if system not in SYSTEMS:
+        return "o", "#777777"
     entry = SYSTEMS.get(system)
     return entry.marker, entry.colour
 
 
-def comparison_curves(
-    rows: Sequence[Mapping[str, Any]], errors: Sequence[Sequence[tuple[int, float]]], path: Path
-) -> None:
-    """Test MSE against steps, and at the end against bits an image, of the rows of a comparison.
-
-    Args:
-        errors: (step, test MSE) of each row's training.
-    """
+def comparison_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Test MSE against steps, and at the end against bits an image, of the rows of a comparison."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     over_steps, over_bits = figure.subplots(1, 2)
     first = {row["system"]: row["seed"] for row in reversed(rows)}
-    for row, points in zip(rows, errors, strict=True):
+    for row in rows:
         marker, colour = _style(row["system"])
         label = row["system"] if row["seed"] == first[row["system"]] else None
         line = _LINES[row["seed"] % len(_LINES)]
-        over_steps.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=3, label=label)
+        over_steps.plot(
+            *zip(*row["test_errors"], strict=True), line, color=colour, marker=marker, markersize=3, label=label
+        )
         over_bits.plot(row["bits_per_image"], row["mse"], marker, color=colour, label=label)
         if row["prior_bits_per_image"] is not None:
             bits = row["prior_bits_per_image"], row["bits_per_image"]
@@ -130,7 +129,7 @@ def comparison_curves(
     for axes in (over_steps, over_bits):
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -153,7 +152,7 @@ def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(sizes, means, marker + lines[helped], color=colour, label=f"{system}, {helped}", markersize=4)
         axes.set(title=title, xlabel="leaves", ylabel=unit, xscale="log", yscale=scale)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
@@ -167,4 +166,4 @@ def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
             title=f"level {level + 1}: {used} of {len(share)} used", xlabel="codeword, by rank", ylabel="% of positions"
         )
         axes.set_yscale("symlog", linthresh=0.1)
-    _save(figure, path)
+    save_figure(figure, path)

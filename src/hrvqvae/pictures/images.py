@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 from hrvqvae.data.images import conversions, decode_image, decode_square
 from hrvqvae.data.loading import note
 from hrvqvae.errors import InputError
-from hrvqvae.evaluation.distortion import LevelReport
 from hrvqvae.pictures import sheets
 from hrvqvae.priors.draw import Draw
 from hrvqvae.runs.loading import load_with_config
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.base import Autoencoder
+
+if TYPE_CHECKING:
+    from hrvqvae.evaluation.distortion import LevelReport  # which needs an extra to be imported
 
 _COMPLETIONS_A_ROW = 8
 

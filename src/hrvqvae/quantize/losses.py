@@ -12,7 +12,7 @@ from hrvqvae.quantize.codebook import Codebook
 
 
 def residual_losses(
-    latents: Tensor, levels: Sequence[tuple[Codebook, Tensor]], beta: float
+    latents: Tensor, levels: Sequence[tuple[Codebook, Tensor]], beta: float, level_betas: Sequence[float]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the chosen codewords, and the terms of docs/method.md after the reconstruction error.
 
@@ -22,21 +22,23 @@ def residual_losses(
     Args:
         latents: (N, D), r_0.
         levels: of each level its codebook and the codewords that were chosen, (N,) int64.
-        beta: weight of the commitment terms.
+        beta: weight of the commitment to the sum of the codewords.
+        level_betas: weight of the commitment of each level's residual; a term of weight 0 is left out.
 
     Returns:
         z_q (N, D), and the terms by name; each a scalar, summed over the latents.
     """
     residual, quantized = latents, torch.zeros_like(latents)
     losses: dict[str, Tensor] = {}
-    for level, (codebook, chosen) in enumerate(levels, start=1):
+    for level, ((codebook, chosen), level_beta) in enumerate(zip(levels, level_betas, strict=True), start=1):
         codeword = codebook.lookup(chosen)
         loss = codebook.codebook_loss(residual, codeword)
         if loss is not None:
             losses[f"codebook_{level}"] = loss
         quantized = quantized + codeword
         residual = residual - codeword.detach()
-        losses[f"commitment_{level}"] = beta * vq.squared_error(residual, torch.zeros_like(residual))
+        if level_beta:
+            losses[f"commitment_{level}"] = level_beta * vq.squared_error(residual, torch.zeros_like(residual))
     if "codebook_1" in losses:
         losses["codebook"] = vq.squared_error(latents.detach(), quantized)
     losses["commitment"] = beta * vq.squared_error(latents, quantized.detach())

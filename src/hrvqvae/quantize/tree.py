@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hrvqvae.config import TreeQuantizerConfig
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
+from hrvqvae.quantize.codebook import CODEBOOKS, Codebook, follow
 from hrvqvae.quantize.flat import check_codes
 from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized
@@ -57,8 +57,8 @@ class TreeQuantizer(nn.Module):
             paths = self._search(flat).paths
             quantized, losses = self._losses(flat, paths)
             if self.training:
-                for level, (residual, path) in enumerate(self._walk(flat.detach(), paths)):
-                    self.levels[level].update(residual, path)
+                walk = zip(self.levels, self._walk(flat.detach(), paths), strict=True)
+                follow((codebook, residual, path) for codebook, (residual, path) in walk)
             through = vq.straight_through(flat, quantized).view(latents.shape)
         return Quantized(through, self._codes(paths, latents.shape[:-1]), losses)
 
@@ -166,4 +166,5 @@ class TreeQuantizer(nn.Module):
             residual = after
 
     def _losses(self, flat: Tensor, paths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return residual_losses(flat, list(zip(self.levels, paths, strict=True)), self.config.beta)
+        chosen = list(zip(self.levels, paths, strict=True))
+        return residual_losses(flat, chosen, self.config.beta, self.config.beta_of_levels)

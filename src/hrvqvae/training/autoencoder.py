@@ -32,6 +32,7 @@ from hrvqvae.training.stage import (
     seed_step,
     train_stage,
 )
+from hrvqvae.training.start import start_model
 from hrvqvae.training.state import TrainState
 
 REVIVAL_SHARE = 0.9  # of the budget, in which dead codewords are revived
@@ -160,11 +161,18 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
         torch.set_num_threads(config.training.threads)
     compute = Compute.of(config.training)
     images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
+    start_from = config.training.start_from
+    if start_from and not run.begun():
+        start_model(build(config), start_from)  # raises where it does not fit, before anything is written
     run.create()
     run.write_config(config)
 
     def fresh() -> Autoencoder:
-        model = compute.place_model(build(config))
+        model = build(config)
+        if start_from:
+            say(start_model(model, start_from))
+            return compute.place_model(model)
+        model = compute.place_model(model)
         first = compute.place_images(_first_images(images, config))
         with compute.autocast():
             model.initialize(first, generator(config.training.seed, 0), config.training.batch_size)

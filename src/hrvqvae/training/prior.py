@@ -30,6 +30,7 @@ from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say, saving_errors
 from hrvqvae.training.loop import Metrics, update
 from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, seed_step, train_stage
+from hrvqvae.training.start import start_prior
 from hrvqvae.training.state import TrainState
 
 Evaluated = Callable[[RunFolder, Sequence[Mapping[str, Any]]], None]
@@ -173,6 +174,19 @@ class PriorStage:
                 bits_per_code=bits_per_code,
             )  # fmt: skip
 
+    def like(self) -> Prior:
+        """A network of this level's shapes, whose weights are drawn."""
+        return build_prior(self.config, self.level, len(self.maps.classes))
+
+    def start(self, start_from: str) -> tuple[Prior, str]:
+        """A network with the weights of that model's prior of this level, and a line that says so.
+
+        Raises:
+            InputError: it has no prior of this level, or one of other shapes.
+        """
+        prior = self.like()
+        return prior, start_prior(prior, self.config, self.level, self.maps.classes, start_from)
+
     def train(self, compute: Compute, *, resume: bool, say: Say) -> Outcome:
         """Train into the level's folder.
 
@@ -185,17 +199,21 @@ class PriorStage:
             raise InputError(
                 f"{run.path} holds a prior of another state of the autoencoder; delete that folder to train it anew"
             )
+        start_from = self.training.start_from
+        if start_from and not run.begun():
+            self.start(start_from)  # raises where it does not fit, before anything is written
         run.create()
         run.write_config(self.config)
         storage.write_atomic(self.source, self.model_digest.encode())
-        classes = len(self.maps.classes)
 
-        def like() -> Prior:
-            return build_prior(self.config, self.level, classes)
+        def fresh() -> Prior:
+            if not start_from:
+                return compute.place_model(self.like())
+            model, told = self.start(start_from)
+            say(told)
+            return compute.place_model(model)
 
-        state = begin(
-            run, self.training, compute, fresh=lambda: compute.place_model(like()), like=like, resume=resume, say=say
-        )
+        state = begin(run, self.training, compute, fresh=fresh, like=self.like, resume=resume, say=say)
         prior = state.model
         assert isinstance(prior, Prior)
         say(

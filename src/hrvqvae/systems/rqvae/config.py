@@ -5,28 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hrvqvae.config.checks import require
 from hrvqvae.config.model import CodebookModelConfig, OneGridConfig
-from hrvqvae.config.quantizer import QuantizerConfig
+from hrvqvae.config.quantizer import ResidualQuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualQuantizerConfig(QuantizerConfig):
-    """Codebooks that are not linked: as a flat codebook's, and how many there are.
+class UnlinkedQuantizerConfig(ResidualQuantizerConfig):
+    """Codebooks that are not linked.
 
     Attributes:
-        levels: L, number of quantization levels; `codewords` is m, of each level. `beta` is that of every level, and of
-            the combined latent.
         shared: one codebook serves every level, instead of one each.
     """
 
-    levels: int = 3
-    codewords: int = 8
     shared: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +25,7 @@ class RQVAEConfig(OneGridConfig, CodebookModelConfig):
     """One encoder, one latent grid, L levels of codebooks that are not linked, one decoder (Lee et al. 2022)."""
 
     system: Literal["rqvae"] = "rqvae"
-    quantizer: ResidualQuantizerConfig = field(default_factory=ResidualQuantizerConfig)
+    quantizer: UnlinkedQuantizerConfig = field(default_factory=UnlinkedQuantizerConfig)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import Codes, Quantized, check_codes
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import CODEBOOKS, Codebook
+from hrvqvae.quantize.codebook import CODEBOOKS, Codebook, follow
 from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.search import FlatSearcher, search_flat_fastest
 from hrvqvae.quantize.search.reference import require_finite
-from hrvqvae.systems.rqvae.config import ResidualQuantizerConfig
+from hrvqvae.systems.rqvae.config import UnlinkedQuantizerConfig
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ResidualQuantizer(nn.Module):
     float32, whatever autocast says.
     """
 
-    def __init__(self, config: ResidualQuantizerConfig, search: FlatSearcher = search_flat_fastest) -> None:
+    def __init__(self, config: UnlinkedQuantizerConfig, search: FlatSearcher = search_flat_fastest) -> None:
         super().__init__()
         self.config, self.search = config, search
         kind = CODEBOOKS[config.update]
@@ -82,10 +82,9 @@ class ResidualQuantizer(nn.Module):
             flat = self._flat(latents)
             found = self._search(flat, self.config.levels)
             chosen = list(zip(self.levels, found.codes, strict=True))
-            quantized, losses = residual_losses(flat, chosen, self.config.beta)
+            quantized, losses = residual_losses(flat, chosen, self.config.beta, self.config.beta_of_levels)
             if self.training:
-                for codebook, residual, code in self._assigned(found):
-                    codebook.update(residual, code)
+                follow(self._assigned(found))
             through = vq.straight_through(flat, quantized).view(latents.shape)
         return Quantized(through, tuple(code.view(latents.shape[:-1]) for code in found.codes), losses)
 

@@ -1,0 +1,71 @@
+"""Begin from what is trained: the weights of a run, or of a model inside the package, in place of drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import Config
+from hrvqvae.errors import InputError
+from hrvqvae.priors.base import Prior
+from hrvqvae.priors.build import build_prior
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import prior_folder
+from hrvqvae.runs.loading import load_with_digest, read_prior
+from hrvqvae.runs.locating import locate
+from hrvqvae.systems.base import Autoencoder
+
+
+def start_model(model: Autoencoder, start_from: str) -> str:
+    """Give an autoencoder the weights of a trained one, codebooks with their counts; -> a line that says so.
+
+    Args:
+        start_from: a run folder, a weights file, or the name of a model inside the package.
+
+    Raises:
+        InputError: there is no such model, or one of other shapes; the first that does not fit is named.
+    """
+    source, config, _ = load_with_digest(start_from)
+    _fill(model, source.state_dict(), start_from)
+    return f"beginning with the weights of {start_from}, trained on {config.data.dataset}"
+
+
+def start_prior(prior: Prior, config: Config, level: int, classes: Sequence[str], start_from: str) -> str:
+    """Give a level's prior the weights of the same level's prior of a trained model; -> a line that says so.
+
+    Where the classes differ, what belongs to a class begins anew, and the rest is kept.
+
+    Args:
+        config: of the prior that begins.
+        level: 0 is the coarsest.
+        classes: names of the classes that it is to know.
+
+    Raises:
+        InputError: there is no such model, or its prior of that level is of other shapes.
+    """
+    path = locate(start_from)
+    weights, about = read_prior(prior_folder(path.parent, level).model, storage.digest(path), start_from, level)
+    anew = [] if list(classes) == about["classes"] else _of_classes(config, level)
+    _fill(prior, weights, f"{start_from}, level {level + 1},", anew)
+    told = f"beginning with the prior of level {level + 1} of {start_from}"
+    return told + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
+
+
+def _of_classes(config: Config, level: int) -> list[str]:
+    """Names of a prior's tensors whose shapes depend on the number of classes."""
+    with torch.device("meta"):
+        one, two = (build_prior(config, level, count).state_dict() for count in (1, 2))
+    return [name for name, tensor in two.items() if tensor.shape != one[name].shape]
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
+    """Copy weights into a model but those named `anew`. Raises InputError at the first that does not fit."""
+    own = model.state_dict()
+    given = {name: tensor for name, tensor in weights.items() if name not in anew}
+    for name in sorted({*own, *given} - set(anew)):
+        here, there = (str(list(one[name].shape)) if name in one else "absent" for one in (own, given))
+        if here != there:
+            raise InputError(f"{source} does not fit: {name} is {there} there, {here} here; choose the same shapes")
+    model.load_state_dict(given, strict=False)
