@@ -7,12 +7,14 @@ codeword each one got (path = book * m + child).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize import processes
 from hrvqvae.quantize.kmeans import kmeans
 
 
@@ -58,11 +60,17 @@ class Codebook(nn.Module, ABC):
         Every moving average that a later update would use is reset with them.
         """
 
+    def statistics(self, residual: Tensor, path: Tensor) -> list[Tensor]:
+        """What a batch of assignments adds to each moving average: residual (N, D), path (N,) -> the counts first.
+
+        Those of several batches add up to those of all of them together.
+        """
+        return [vq.counts(path, self.num_codewords).to(self.count.dtype).view_as(self.count)]
+
     @torch.no_grad()
-    def update(self, residual: Tensor, path: Tensor) -> None:
-        """Follow a batch of assignments: residual (N, D), path (N,)."""
-        batch = vq.counts(path, self.num_codewords).to(self.count.dtype)
-        self.count.lerp_(batch.view_as(self.count), 1 - self.decay)
+    def average(self, statistics: Sequence[Tensor]) -> None:
+        """Take the statistics of a batch into the moving averages, and let the codewords follow."""
+        self.count.lerp_(statistics[0], 1 - self.decay)
 
     @torch.no_grad()
     def initialize(self, residual: Tensor, parent: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
@@ -146,11 +154,14 @@ class EMACodebook(Codebook):
     def codebook_loss(self, residual: Tensor, codeword: Tensor) -> None:
         return None
 
+    def statistics(self, residual: Tensor, path: Tensor) -> list[Tensor]:
+        sums = vq.sums(residual, path, self.num_codewords).view_as(self.total)
+        return [*super().statistics(residual, path), sums]
+
     @torch.no_grad()
-    def update(self, residual: Tensor, path: Tensor) -> None:
-        super().update(residual, path)
-        batch = vq.sums(residual, path, self.num_codewords)
-        self.total.lerp_(batch.view_as(self.total), 1 - self.decay)
+    def average(self, statistics: Sequence[Tensor]) -> None:
+        super().average(statistics)
+        self.total.lerp_(statistics[1], 1 - self.decay)
         self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
 
     def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
@@ -178,3 +189,16 @@ CODEBOOKS: dict[Literal["ema", "gradient"], type[EMACodebook] | type[GradientCod
     "ema": EMACodebook,
     "gradient": GradientCodebook,
 }
+
+
+@torch.no_grad()
+def follow(assigned: Iterable[tuple[Codebook, Tensor, Tensor]]) -> None:
+    """Let codebooks follow a batch: of each the residuals that it coded, (N, D), and their paths, (N,).
+
+    Where several processes train together, the batch is that of all of them, and their statistics are added up in one
+    all-reduce for all codebooks.
+    """
+    found = [(codebook, codebook.statistics(residual, path)) for codebook, residual, path in assigned]
+    summed = iter(processes.added_up([one for _, statistics in found for one in statistics]))
+    for codebook, statistics in found:
+        codebook.average([next(summed) for _ in statistics])

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import CODEBOOKS
+from hrvqvae.quantize.codebook import CODEBOOKS, follow
 from hrvqvae.quantize.quantized import Codes, Quantized
 from hrvqvae.quantize.search import FlatSearcher, search_flat_fastest
 
 
 def check_codes(code: Tensor, shape: Sequence[int], size: int, level: int) -> None:
-    """Raises InputError where a level's codes are not int64 (B, H, W) of that shape in [0, size)."""
+    """Raises InputError where a level's codes are not int64 (B, H, W) of that shape in [0, size).
+
+    Values are not known while a graph is traced, and are not looked at then.
+    """
     if code.shape != tuple(shape) or code.dtype != torch.long:
         raise InputError(f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {tuple(shape)}")
-    if code.numel() and (code.min() < 0 or code.max() >= size):
+    if not torch.compiler.is_compiling() and code.numel() and (code.min() < 0 or code.max() >= size):
         worst = int(code.min()) if code.min() < 0 else int(code.max())
         raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
 
@@ -52,7 +55,7 @@ class FlatQuantizer(nn.Module):
                 losses["codebook"] = loss
             through = vq.straight_through(flat, codeword).view(latents.shape)
             if self.training:
-                self.codebook.update(flat.detach(), path)
+                follow([(self.codebook, flat.detach(), path)])
         return Quantized(through, (path.view(latents.shape[:-1]),), losses)
 
     def encode(self, latents: Tensor) -> Codes:

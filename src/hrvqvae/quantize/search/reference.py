@@ -33,7 +33,12 @@ FlatSearcher = Callable[[Tensor, Tensor], Tensor]
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
-    """Raises NonFiniteError with the count where a latent or a codeword is NaN or infinite: nothing is nearest."""
+    """Raises NonFiniteError with the count where a latent or a codeword is NaN or infinite: nothing is nearest.
+
+    Values are not known while a graph is traced, and are not looked at then.
+    """
+    if torch.compiler.is_compiling():
+        return
     named = {"latents": latents} | {f"codebook of level {level}": one for level, one in enumerate(codebooks, start=1)}
     for name, values in named.items():
         finite = torch.isfinite(values)

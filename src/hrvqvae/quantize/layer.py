@@ -1,0 +1,213 @@
+"""The tree of linked codebooks as a layer for any model: it starts, follows and revives its codewords by itself.
+
+>>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
+>>> quantized, indices, loss = quantize(features)  # (B, N, 256) -> (B, N, 256), (B, N, 4), a scalar
+>>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), of two levels
+
+docs/layer.md has more. Shapes: D channels, L levels, m codewords a codebook; positions are all dimensions but the
+channels, such as (B, N) or (B, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import TreeQuantizerConfig
+from hrvqvae.errors import InputError
+from hrvqvae.quantize import processes
+from hrvqvae.quantize.quantized import Quantized
+from hrvqvae.quantize.tree import TreeQuantizer
+
+PADDING = -1  # the index of a position that the mask leaves out
+_START_A_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
+
+
+class TreeVQ(nn.Module):
+    """Residual quantization with linked codebooks (docs/method.md) between any encoder and any decoder.
+
+    A position becomes L indices in [0, m), coarse first. The codeword that is chosen at one level decides which
+    codebook the next level searches: a position costs L * m distances, and has m^L leaves within reach.
+
+    In training mode the codebooks are fitted to the first batch by k-means, and once more as soon as enough vectors
+    have come; after that they follow each batch, and codewords that are no longer used move to where vectors are. In
+    evaluation mode nothing changes. Codebooks and their statistics stay in float32, whatever the model around the
+    layer is converted to. Processes that train together (torch.distributed) have the same codebooks: all of them follow
+    the batches of all.
+
+    Args:
+        dim: D, channels of what is quantized.
+        codewords: m, of one codebook; level l has m^l in all.
+        levels: L. Indices take L * log2(m) bits a position.
+        channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
+        beta: weight of the commitment terms of the loss.
+        update: codewords follow moving averages of what they stand for, or the gradient of the loss.
+        decay: of those moving averages, and of those of how often codewords are used.
+        start_vectors: vectors that the k-means start waits for; None is eight a leaf, from 4,096 to 65,536.
+        revive_every: training steps between revivals of dead codewords; 0 is none. May be set at any time.
+        revive_below: a codeword is dead when its share of its codebook's vectors is below this / m.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codewords: int = 8,
+        levels: int = 3,
+        *,
+        channel_last: bool = True,
+        beta: float = 0.25,
+        update: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        start_vectors: int | None = None,
+        revive_every: int = 100,
+        revive_below: float = 0.03,
+    ) -> None:
+        super().__init__()
+        if update not in ("ema", "gradient"):
+            raise InputError(f"update is {update!r}; it must be 'ema' or 'gradient'")
+        if start_vectors is not None and start_vectors < 1:
+            raise InputError(f"start_vectors is {start_vectors}; it must be at least 1")
+        try:
+            config = TreeQuantizerConfig(
+                dim=dim, codewords=codewords, levels=levels, beta=beta, update=update, decay=decay,
+                revive_every=revive_every, revive_below=revive_below,
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(str(error).replace("model.quantizer.", "")) from None
+        self.quantizer = TreeQuantizer(config)
+        self.channel_last, self.revive_every = channel_last, revive_every
+        self.start_vectors = start_vectors or min(max(_LEAST_START, _START_A_LEAF * codewords**levels), _MOST_START)
+        self.steps = 0  # training steps since the start; 0 until it is done
+        self._waiting: Tensor | None = None  # (N, D), for the start
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize features of any floating type; in training mode, let the codebooks follow.
+
+        Args:
+            features: (B, ..., D), or (B, D, ...) without `channel_last`.
+            mask: bool, of the positions' shape (B, ...): False leaves a position out, of the codebooks' statistics and
+                of the loss as well. Its output is zero and its indices are -1.
+
+        Returns:
+            Quantized features, as the input in shape and type, with its gradient (straight-through). Indices (B, ...,
+            L) int64. The loss: commitment terms, and codebook terms where the gradient moves the codewords, each the
+            mean over the values of the positions that count; a float32 scalar, to be added to the model's own.
+
+        Raises:
+            InputError: features or mask have another shape, or the features are not floating-point.
+            NonFiniteError: a feature is NaN or infinite (on a CPU; on a GPU the loss is then NaN).
+        """
+        last = self._channels_last(features)
+        if mask is not None and (mask.shape != last.shape[:-1] or mask.dtype != torch.bool):
+            shape = tuple(last.shape[:-1])
+            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; the positions take bool {shape}")
+        vectors = last.flatten(0, -2) if mask is None else last[mask]
+        found: Quantized = self._learning(vectors) if self.training else self.quantizer(vectors)
+        loss = torch.stack(list(found.losses.values())).sum() / max(1, vectors.numel())
+        quantized, indices = found.latents.to(features.dtype), torch.stack(found.codes, -1)
+        if mask is None:
+            quantized, indices = quantized.reshape(last.shape), indices.reshape(*last.shape[:-1], -1)
+        else:
+            quantized = torch.zeros_like(last).masked_scatter(mask.unsqueeze(-1), quantized)
+            padding = indices.new_full((*mask.shape, indices.shape[-1]), PADDING)
+            indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
+        return self._as_input(quantized), indices, loss
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """Indices (B, ..., l) of the first l levels, 1 to L -> the sum of their codewords, placed as the input is.
+
+        float32, without gradient to the indices; positions whose indices are -1 are zero.
+
+        Raises:
+            InputError: no level, more levels than there are, or an index that is neither -1 nor in [0, m).
+        """
+        padding = (indices == PADDING).all(-1, keepdim=True)
+        found = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1))
+        return self._as_input(found.masked_fill(padding, 0))
+
+    def paths(self, indices: Tensor) -> Tensor:
+        """Numbers of the codewords among all m^l of their level, from indices (B, ..., l) without padding: same shape.
+
+        The last one says which leaf a position has.
+        """
+        return torch.stack(self.quantizer.paths(indices.unbind(-1)), -1)
+
+    def _channels_last(self, features: Tensor) -> Tensor:
+        last = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
+        dim = self.quantizer.config.dim
+        if features.ndim < 2 or last.shape[-1] != dim or not features.is_floating_point():
+            shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
+            found = f"{features.dtype} {tuple(features.shape)}"
+            hint = f"channel_last={not self.channel_last} is for channels elsewhere"
+            raise InputError(f"features are {found}; they must be floating-point {shape} ({hint})")
+        return last
+
+    def _as_input(self, last: Tensor) -> Tensor:
+        return last if self.channel_last else last.movedim(-1, 1)
+
+    @property
+    def _learning(self) -> Callable[[Tensor], Quantized]:
+        """`_learn`, which runs as it is inside of what torch.compile compiles: what it does depends on the step."""
+        if not torch.compiler.is_compiling():
+            return self._learn
+        untraced: Callable[[Tensor], Quantized] = torch.compiler.disable(self._learn)  # type: ignore[no-untyped-call]
+        return untraced
+
+    def _learn(self, vectors: Tensor) -> Quantized:
+        """Quantize (N, D) and let the codebooks follow: the start before it, revival after it, where they are due."""
+        if self.steps == 0:
+            self._start(vectors.detach().float())
+        found: Quantized = self.quantizer(vectors)
+        if self.steps and self.revive_every and self.steps % self.revive_every == 0:
+            self.quantizer.revive(processes.gathered(vectors.detach().float()), self._generator())
+            self._share_codebooks()
+        self.steps += self._waiting is None
+        return found
+
+    def _start(self, vectors: Tensor) -> None:
+        """Fit the codebooks to the first vectors (N, D) that come, and to all of them once there are enough."""
+        batch = processes.gathered(vectors)
+        waiting = batch[:0] if self._waiting is None else self._waiting.to(batch.device)
+        known = torch.cat([waiting, batch])
+        enough = len(known) >= self.start_vectors
+        if (len(known) and not len(waiting)) or enough:
+            some = torch.randperm(len(known), generator=self._generator())[: self.start_vectors]
+            fitted = known[some.to(known.device)]
+            self.quantizer.initialize(fitted, self._generator(), len(batch) / len(fitted))
+            self._share_codebooks()
+        self._waiting = None if enough else known
+
+    def _share_codebooks(self) -> None:
+        processes.take_from_first(one.detach() for one in self.quantizer.state_dict().values())
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.steps)
+
+    def get_extra_state(self) -> Tensor:
+        """What `state_dict` holds beside the codebooks: the steps since the start, or the vectors that wait for it."""
+        return torch.tensor(self.steps) if self._waiting is None else self._waiting
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take what `get_extra_state` gave: () int64 or (N, D)."""
+        self.steps, self._waiting = (int(state), None) if state.ndim == 0 else (0, state.clone())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
+        """Move to another device, but let codebooks and statistics be float32: bfloat16 can't count to 257."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def extra_repr(self) -> str:
+        config = self.quantizer.config
+        about = f"dim={config.dim}, codewords={config.codewords}, levels={config.levels}, update={config.update!r}"
+        return about if self.channel_last else f"{about}, channel_last=False"

@@ -1,0 +1,332 @@
+"""TreeVQ, the layer for other models: shapes, masks, what it does by itself, and what it keeps."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from hrvqvae import InputError, TreeVQ
+from hrvqvae.errors import NonFiniteError
+from tests.quantize import oracle
+
+DIM, SIZE, LEVELS = 6, 3, 3
+
+
+def features(*positions: int, seed: int = 0) -> Tensor:
+    """(*positions, D) around a few centres, so that there is something to find."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(20, DIM, generator=torch.Generator().manual_seed(99))
+    chosen = torch.randint(20, positions, generator=generator)
+    return centres[chosen] + 0.1 * torch.randn(*positions, DIM, generator=generator)
+
+
+def layer(**options: object) -> TreeVQ:
+    return TreeVQ(DIM, SIZE, LEVELS, **({"start_vectors": 100} | options))  # type: ignore[arg-type]
+
+
+@cache
+def _started() -> dict[str, Tensor]:
+    one = layer()
+    one(features(10, 20))
+    assert one.steps == 1
+    return one.state_dict()
+
+
+def started(**options: object) -> TreeVQ:
+    """A layer whose start is done, in evaluation mode."""
+    one = layer(**options)
+    one.load_state_dict(_started())
+    return one.eval()
+
+
+def books(one: TreeVQ) -> list[np.ndarray]:
+    return [book.codewords.detach().numpy() for book in one.quantizer.levels]
+
+
+def state_of(one: TreeVQ) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in one.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("positions", [(7,), (2, 5), (2, 3, 4), (1, 2, 3, 2)])
+@pytest.mark.parametrize("channel_last", [True, False])
+def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: bool) -> None:
+    one = started(channel_last=channel_last)
+    x = features(*positions, seed=1)
+    quantized, indices, loss = one(x if channel_last else x.movedim(-1, 1))
+    assert quantized.shape == (x if channel_last else x.movedim(-1, 1)).shape
+    assert indices.shape == (*positions, LEVELS)
+    last = quantized if channel_last else quantized.movedim(1, -1)
+    for vector, code, found in zip(x.flatten(0, -2), indices.flatten(0, -2), last.flatten(0, -2), strict=True):
+        paths, _, total = oracle.search(vector.numpy(), books(one))
+        assert code.tolist() == [path % SIZE for path in paths]
+        np.testing.assert_allclose(found.detach().numpy(), total, atol=1e-5)
+    terms = oracle.losses(x.flatten(0, -2).numpy(), books(one), 0.25)
+    commitment = sum(value for name, value in terms.items() if name.startswith("commitment"))
+    assert float(loss) == pytest.approx(commitment / x.numel(), rel=1e-4)
+    assert one.paths(indices).flatten(0, -2)[0].tolist() == oracle.search(x.flatten(0, -2)[0].numpy(), books(one))[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(levels=st.integers(1, LEVELS), seed=st.integers(0, 999), channel_last=st.booleans())
+def test_output_of_a_prefix_of_the_indices(levels: int, seed: int, channel_last: bool) -> None:
+    one = started(channel_last=channel_last)
+    x = features(2, 5, seed=seed)
+    quantized, indices, _ = one(x if channel_last else x.movedim(-1, 1))
+    coarse = one.get_output_from_indices(indices[..., :levels])
+    assert coarse.shape == quantized.shape
+    last = coarse if channel_last else coarse.movedim(1, -1)
+    vector, found = x[0, 0].numpy(), last[0, 0].detach().numpy()
+    np.testing.assert_allclose(found, oracle.search(vector, books(one)[:levels])[2], atol=1e-5)
+    if levels == LEVELS:
+        torch.testing.assert_close(coarse, quantized.detach())
+
+
+def test_gradient_goes_straight_through_and_commitment_reaches_the_input() -> None:
+    one = started()
+    x = features(2, 5, seed=1).requires_grad_()
+    quantized, _, loss = one(x)
+    weight = torch.arange(x.numel()).view_as(x).float()
+    (gradient,) = torch.autograd.grad((quantized * weight).sum(), x, retain_graph=True)
+    assert torch.equal(gradient, weight)
+    (gradient,) = torch.autograd.grad(loss, x)
+    expected = oracle.latent_gradient(x.detach().flatten(0, -2).numpy(), books(one), 0.25) / x.numel()
+    np.testing.assert_allclose(gradient.flatten(0, -2).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_mask_leaves_positions_out_of_everything(update: str) -> None:
+    masked, alone = layer(update=update), layer(update=update)
+    x, mask = features(4, 50), torch.rand(4, 50, generator=torch.Generator().manual_seed(5)) < 0.7
+    padded = x.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
+    for _ in range(3):
+        quantized, indices, loss = masked(padded, mask)
+        only, codes, expected = alone(x[mask].unsqueeze(0))
+    assert equal(state_of(masked), state_of(alone))
+    assert torch.equal(quantized[mask], only[0])
+    assert torch.equal(indices[mask], codes[0])
+    assert torch.equal(loss, expected)
+    assert (quantized[~mask] == 0).all()
+    assert (indices[~mask] == -1).all()
+    (gradient,) = torch.autograd.grad(quantized.sum() + loss, padded)
+    assert gradient.isfinite().all()
+    assert (gradient[~mask] == 0).all()
+    torch.testing.assert_close(masked.eval().get_output_from_indices(indices)[~mask], torch.zeros_like(x[~mask]))
+
+
+def test_a_mask_of_images_with_channels_first() -> None:
+    one = started(channel_last=False)
+    x, mask = features(2, 3, 4).movedim(-1, 1), torch.ones(2, 3, 4, dtype=torch.bool)
+    mask[1, 2] = False
+    quantized, indices, _ = one(x, mask)
+    torch.testing.assert_close(quantized, one(x)[0] * mask.unsqueeze(1))
+    torch.testing.assert_close(one.get_output_from_indices(indices), quantized)
+
+
+def test_a_batch_of_padding_alone_changes_nothing_but_time() -> None:
+    one = layer()
+    nothing = torch.zeros(2, 5, dtype=torch.bool)
+    quantized, indices, loss = one(features(2, 5), nothing)
+    assert (float(loss), one.steps) == (0, 0)
+    assert (quantized == 0).all()
+    assert (indices == -1).all()
+    one(features(10, 20))
+    assert equal(state_of(one), state_of(started()))
+    before = books(one.train())[0].copy()
+    one(features(2, 5), nothing)
+    np.testing.assert_allclose(books(one)[0], before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_come_back_as_they_are(dtype: torch.dtype) -> None:
+    one = layer().to(dtype)
+    x = features(10, 20).to(dtype).requires_grad_()
+    quantized, indices, loss = one(x)
+    assert (quantized.dtype, loss.dtype, indices.dtype) == (dtype, torch.float32, torch.int64)
+    assert {value.dtype for value in one.quantizer.state_dict().values()} == {torch.float32}
+    (quantized.float().sum() + loss).backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    plain = layer()
+    assert torch.equal(plain(x.detach().float())[1], indices), "float32 inside, whatever the model is converted to"
+
+
+def test_autocast_changes_nothing() -> None:
+    one, other = layer(), layer()
+    with torch.autocast("cpu", torch.bfloat16):
+        quantized = one(features(10, 20))[0]
+    assert torch.equal(quantized, other(features(10, 20))[0])
+    assert equal(state_of(one), state_of(other))
+
+
+def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
+    one = layer(start_vectors=250)
+    assert not books(one)[0].any()
+    batches = [features(5, 20, seed=seed) for seed in range(4)]
+    first = one(batches[0])
+    spread = float(batches[0].flatten(0, -2).var(0).mean())
+    error = float((first[0] - batches[0]).square().mean())
+    assert error < 0.2 * spread, "the first batch is quantized by what was fitted to it"
+    assert one.paths(first[1])[..., -1].unique().numel() > 15
+    assert one.steps == 0
+    early = books(one)[-1].copy()
+    one(batches[1])
+    assert np.abs(books(one)[-1] - early).max() < 0.1 * spread, "it only follows in between"
+    one(batches[2])
+    assert one.steps == 1
+    counts = one.quantizer.levels[0].count
+    assert float(counts.sum()) == pytest.approx(100, rel=1e-4), "counts are those of a batch"
+    before = state_of(one)
+    one.eval()(batches[3])
+    assert equal(before, state_of(one)), "nothing changes in evaluation mode"
+
+
+def test_before_training_it_quantizes_to_zero() -> None:
+    one = layer().eval()
+    quantized, indices, _ = one(features(2, 5))
+    assert not quantized.any()
+    assert one.steps == 0
+    assert not indices.any()
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 6])
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_it_goes_on_from_its_state(tmp_path: Path, after: int, update: str) -> None:
+    """From a file, in the middle of the start as well as after it, to the same bits; revival included."""
+    one = layer(start_vectors=250, revive_every=2, update=update)
+    batches = [features(5, 20, seed=seed) for seed in range(9)]
+    for batch in batches[:after]:
+        one(batch)
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    save_file(one.state_dict(), tmp_path / "state.safetensors")
+    for read in (lambda: torch.load(tmp_path / "state.pt"), lambda: load_file(tmp_path / "state.safetensors")):
+        other = layer(start_vectors=250, revive_every=2, update=update)
+        other.load_state_dict(read())
+        assert equal(state_of(one), state_of(other))
+        going = copy.deepcopy(one)
+        for batch in batches[after:]:
+            assert torch.equal(going(batch)[1], other(batch)[1])
+        assert equal(state_of(going), state_of(other))
+
+
+def test_an_average_of_a_model_can_be_kept_from_the_first_step() -> None:
+    model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250))
+    averaged = AveragedModel(model)
+    for seed in range(4):
+        model(features(5, 20, seed=seed))
+        averaged.update_parameters(model)
+    found = averaged.module[1]
+    assert isinstance(found, TreeVQ)
+    np.testing.assert_allclose(books(found)[0], books(model[1])[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("every", [4, 0])
+def test_dead_codewords_come_back_by_themselves(every: int) -> None:
+    one = layer(revive_every=every, decay=0.5)
+    one(features(10, 20))
+    for seed in range(20):
+        x = 3 * features(10, 20, seed=seed) + 40  # the data has moved: most codewords are far from all of it
+        indices = one(x)[1]
+    used = one.paths(indices)[..., -1].unique().numel()
+    assert used > 11 if every else used < 8
+
+
+def test_gradient_codebooks_learn_with_the_model() -> None:
+    one = layer(update="gradient", revive_every=0)
+    assert len(list(one.parameters())) == LEVELS
+    assert not list(layer().parameters())
+    one(features(10, 20))
+    optimizer = torch.optim.SGD(one.parameters(), 2.0)
+    errors = []
+    for _ in range(30):
+        x = features(10, 20) + 0.3
+        quantized, _, loss = one(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(float((quantized - x).detach().square().mean()))
+    assert errors[-1] < 0.5 * errors[0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
+def test_compiled_as_a_part_of_a_model() -> None:
+    """Whole graph in evaluation mode; in training mode the same steps as without compilation, start and revival too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, revive_every=2))
+    other = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for seed in range(7):
+        for one in (compiled, other):
+            one.zero_grad()
+            quantized, indices, loss = one(features(5, 20, seed=seed))
+            (quantized.square().mean() + loss).backward()
+            if one is compiled:
+                expected = indices
+        assert torch.equal(indices, expected)
+    torch.testing.assert_close(model[0].weight.grad, other[0].weight.grad)
+    torch.testing.assert_close(model[1].state_dict(), other[1].state_dict())
+    whole = torch.compile(model.eval(), backend="eager", fullgraph=True)
+    x = features(3, 7, seed=1)
+    torch.testing.assert_close(whole(x), model(x))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"codewords": 1}, "codewords is 1; it must be at least 2"),
+        ({"levels": 0}, "levels is 0; it must be at least 1"),
+        ({"dim": 0}, "dim is 0; it must be at least 1"),
+        ({"decay": 1.0}, "decay is 1.0; it must be at least 0 and below 1"),
+        ({"revive_every": -1}, "revive_every is -1; it must be at least 0"),
+        ({"start_vectors": 0}, "start_vectors is 0; it must be at least 1"),
+        ({"update": "adam"}, "update is 'adam'; it must be 'ema' or 'gradient'"),
+    ],
+)
+def test_what_it_is_made_of_is_checked(options: dict[str, object], line: str) -> None:
+    with pytest.raises(InputError, match=f"^{line}$"):
+        TreeVQ(**({"dim": 4} | options))  # type: ignore[arg-type]
+
+
+def test_what_it_is_given_is_checked() -> None:
+    one, x = started(), features(2, 5)
+    before = state_of(one.train())
+    for wrong, mask, line in (
+        (
+            x.movedim(-1, 1),
+            None,
+            r"float32 \(2, 6, 5\); they must be floating-point \(B, ..., 6\) \(channel_last=False",
+        ),
+        (x[0, 0], None, r"float32 \(6,\)"),
+        (x.long(), None, r"int64 \(2, 5, 6\)"),
+        (x, torch.ones(2, 4, dtype=torch.bool), r"mask is torch.bool \(2, 4\); the positions take bool \(2, 5\)"),
+        (x, torch.ones(2, 5), r"mask is torch.float32"),
+    ):
+        with pytest.raises(InputError, match=line):
+            one(wrong, mask)
+    with pytest.raises(NonFiniteError):
+        one(x * torch.nan)
+    indices = one.eval()(x)[1]
+    for codes, line in (
+        (indices[..., :0], "0 levels"),
+        (torch.cat([indices, indices], -1), "6 levels"),
+        (indices + SIZE, "level 1 has code"),
+        (torch.where(torch.arange(LEVELS) == 1, -1, indices), "level 2 has code -1"),
+    ):
+        with pytest.raises(InputError, match=line):
+            one.get_output_from_indices(codes)
+    assert equal(before, state_of(one))

@@ -1,0 +1,129 @@
+"""What works without any extra, and what the command line says where one is missing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hrvqvae.extras import extra_of, extras
+from tests.conftest import write_picture
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "hrvqvae"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUN = """
+import json, sys
+for name in {absent!r}:
+    sys.modules[name] = None  # as if it were not installed
+import contextlib, io
+from hrvqvae.cli import main
+found = []
+for arguments in {commands!r}:
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        code = main(arguments)
+    found.append((code, errors.getvalue()))
+import torch
+from hrvqvae import TreeVQ, load
+layer = TreeVQ(4, 2, 2)
+assert layer(torch.randn(2, 50, 4))[1].shape == (2, 50, 2)
+assert load("mnist").sample(1).shape == (1, 1, 28, 28)
+print(json.dumps(found))
+"""
+WORK = (
+    ["presets"],
+    ["data", "list"],
+    ["sample", "mnist", "-n", "1", "-o", "drawn.png"],
+    ["reconstruct", "mnist", "x.png", "-o", "sheet.png"],
+    ["complete", "mnist", "x.png", "--keep", "top", "-n", "1", "-o", "completed.png"],
+    ["export", "mnist", "exported"],
+)
+NEED: dict[str, tuple[list[str], ...]] = {
+    "train": (
+        ["train", "hrvqvae/mnist", "--max-steps", "1", "--out", "run"],
+        ["train-prior", "mnist", "--max-steps", "1"],
+        ["demo", "--out", "demo"],
+        ["evaluate", "mnist"],
+        ["compare", "mnist", "--systems", "hrvqvae", "--max-steps", "1", "--out", "compared"],
+        ["bench", "train", "--rounds", "1"],
+    ),
+    "figures": (["figure", "hierarchy", "-o", "hierarchy.png"],),
+}
+
+
+_MODULES = metadata.packages_distributions()
+
+
+def modules_of(package: str) -> set[str]:
+    """The modules that an installed package brings."""
+    found = {module for module, names in _MODULES.items() if _same(package, names)}
+    return found | {package.replace("-", "_")}
+
+
+def _same(package: str, names: list[str]) -> bool:
+    return re.sub(r"[-_.]+", "-", package).lower() in {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], tuple[int, str]]]:
+    """A folder where the commands have run without any extra, and code and stderr of each."""
+    folder = tmp_path_factory.mktemp("bare")
+    write_picture(folder / "x.png", 1, (28, 28), "L")
+    packages = [name for extra, names in extras().items() if extra != "dev" for name in names]
+    absent = sorted(set().union(*map(modules_of, packages)))
+    commands = [*WORK, *(command for some in NEED.values() for command in some)]
+    program = RUN.format(absent=absent, commands=commands)
+    out = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    codes: list[Any] = json.loads(out.stdout)
+    return folder, {tuple(command): tuple(found) for command, found in zip(commands, codes, strict=True)}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("command", WORK, ids=" ".join)
+def test_what_uses_trained_models_needs_no_extra(command: list[str], said: Any) -> None:
+    assert said[1][tuple(command)][0] == 0, said[1][tuple(command)]
+
+
+@pytest.mark.parametrize(("extra", "command"), [(extra, one) for extra, some in NEED.items() for one in some])
+def test_a_missing_extra_is_one_line_before_anything_is_written(extra: str, command: list[str], said: Any) -> None:
+    code, errors = said[1][tuple(command)]
+    assert (code, errors.count("\n")) == (2, 1), errors
+    assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install 'hrvqvae\[{extra}\]'\n", errors)
+    written = {path.name for path in said[0].iterdir()}
+    assert written == {"x.png", "drawn.png", "sheet.png", "completed.png", "exported"}
+
+
+def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
+    required = [re.split(r"[<>=]", one)[0] for one in PROJECT["dependencies"]]
+    base = set().union(*map(modules_of, required))
+    found = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            found |= {name.partition(".")[0] for name in names}
+    others = found - set(sys.stdlib_module_names) - base - {"hrvqvae"}
+    brought = set().union(*(modules_of(name) for names in extras().values() for name in names))
+    assert others <= brought, f"{sorted(others - brought)} are imported, but neither required nor in an extra"
+    assert "matplotlib" in others, "and not required"
+
+
+def test_all_is_every_extra() -> None:
+    named = set(PROJECT["optional-dependencies"]) - {"all", "dev"}
+    assert set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"} == named
+
+
+def test_the_extra_of_a_module() -> None:
+    assert extra_of("matplotlib.figure") == "figures"
+    assert extra_of("vector_quantize_pytorch") == "vqpytorch"
+    assert extra_of("torch") is None
+    assert extra_of("hrvqvae") is None
