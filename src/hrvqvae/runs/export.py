@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hrvqvae.config import Config, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.errors import InputError
 from hrvqvae.runs import storage
+from hrvqvae.runs.card import card_of, kept_card, last_figures
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.loading import read_prior
 from hrvqvae.runs.locating import locate
+from hrvqvae.runs.storage import write_atomic
 
 
-def export(run: str | Path, out: Path) -> list[Path]:
-    """Write what others need of a run, and nothing else: the model, and its priors in half precision; -> the files.
+def export(run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None) -> list[Path]:
+    """Write what others need of a run, and nothing else; -> the files.
 
-    Paths of the data are left out. Written whole or not at all.
+    The model, its configuration as config.json too, its priors in half precision, and a model card: the one that lies
+    in the run's folder, or else one that is written from the configuration and the run's last evaluation. Paths of the
+    data are left out. Written whole or not at all.
+
+    Args:
+        name: of the model, for its card; None is the name of `out`.
+        licence: of the model, for its card.
 
     Raises:
         InputError: the run has no model, a prior is of another state of it, `out` exists or can't be written.
@@ -31,16 +41,26 @@ def export(run: str | Path, out: Path) -> list[Path]:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        storage.write(RunFolder(partial).model, weights, {**meta, "config": _without_paths(meta["config"])})
-        autoencoder = storage.digest(RunFolder(partial).model)
-        for level in range(len(from_dict(meta["config"], str(source)).model.num_symbols)):
+        storage.write(RunFolder(partial).model, weights, {**meta, "config": without_paths(meta["config"])})
+        autoencoder, bits = storage.digest(RunFolder(partial).model), list[float]()
+        config = from_dict(meta["config"], str(source))
+        for level in range(len(config.model.num_symbols)):
             path = prior_folder(source.parent, level).model
             if path.is_file():
                 weights, about = read_prior(path, digest, run, level)
                 half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
                 prior_folder(partial, level).path.mkdir(parents=True)
-                about |= {"config": _without_paths(about["config"]), "autoencoder": autoencoder}
+                about |= {"config": without_paths(about["config"]), "autoencoder": autoencoder}
                 storage.write(prior_folder(partial, level).model, half, about)
+                bits.append(about["bits_per_code"])
+        if RunFolder(source.parent).tables.is_file():
+            shutil.copyfile(RunFolder(source.parent).tables, RunFolder(partial).tables)
+        card = kept_card(source.parent, config, licence) or card_of(
+            config, name=name or out.name, step=meta.get("step"), bits_per_code=bits,
+            figures=last_figures(RunFolder(source.parent)), licence=licence,
+        )  # fmt: skip
+        write_atomic(RunFolder(partial).card, card.encode())
+        write_atomic(RunFolder(partial).config_json, config_bytes(config))
         partial.rename(out)
     except OSError as error:
         raise InputError(f"{out} can't be written ({error.strerror or error})") from error
@@ -49,5 +69,11 @@ def export(run: str | Path, out: Path) -> list[Path]:
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
-def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, as plain values, without where its data lies."""
     return {**config, "data": {**config["data"], "root": None}}
+
+
+def config_bytes(config: Config) -> bytes:
+    """The content of config.json: every field, and no path of the data."""
+    return f"{json.dumps(without_paths(to_dict(config)), indent=2)}\n".encode()

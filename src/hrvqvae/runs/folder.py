@@ -1,8 +1,9 @@
 """The run folder.
 
-RUN/config.yaml         the resolved configuration
+RUN/config.yaml         the resolved configuration; config.json and README.md, the model card, in what is exported
     metrics.jsonl       a line for each logged step and each evaluation
     model.safetensors   averaged weights with the configuration inside: what everything else loads
+    tables.hrvt         integer models of its codes, by which files of codes are written (docs/format.md)
     checkpoints/        the two newest resume states, step-00001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     priors/codes/       the codes of the train split
@@ -12,6 +13,7 @@ RUN/config.yaml         the resolved configuration
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,12 +43,24 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def config_json(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def tables(self) -> Path:
+        return self.path / "tables.hrvt"
 
     @property
     def pictures(self) -> Path:
@@ -92,14 +106,19 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
-    def read_plain(self) -> Any:
-        """The configuration as plain values. Raises InputError where the folder holds no run, or it is damaged."""
-        if not self.config.is_file():
-            raise InputError(f"{self.path} is not a run folder (it has no config.yaml)")
+    def read_plain(self, file: Path | None = None) -> Any:
+        """The configuration as plain values, from config.yaml or the file that is given.
+
+        Raises:
+            InputError: the folder holds no run, or the file is damaged.
+        """
+        file = file or self.config
+        if not file.is_file():
+            raise InputError(f"{self.path} is not a run folder (it has no {file.name})")
         try:
-            return yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DamagedFileError(f"{self.config} is damaged: not YAML") from error
+            return json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, ValueError) as error:
+            raise DamagedFileError(f"{file} is damaged: not {file.suffix[1:].upper()}") from error
 
     def read_config(self) -> Config:
         """The configuration. Raises InputError as `read_plain`, and where a field or a value is none."""

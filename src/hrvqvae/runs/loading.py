@@ -113,17 +113,21 @@ def _config_of(meta: Mapping[str, Any], path: Path) -> Config:
 
 
 def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mapping[str, Any], path: Path) -> None:
-    """Raises InputError where config.yaml beside the weights has another such part than the weights were trained as."""
+    """Raises InputError where a configuration beside the weights has another such part than the weights have."""
     folder = RunFolder(path.parent)
-    if path != folder.model or not folder.config.is_file():
+    if path != folder.model:
         return
-    if folder.read_plain() == meta["config"]:  # as a rule, and quicker than what follows
-        return
-    if part(folder.read_config()) != part(config):
-        raise InputError(
-            f"{folder.config} describes another model than {path.name} was trained as: put back what was changed "
-            "there, or train anew in another folder"
-        )
+    for file in (folder.config, folder.config_json):
+        if not file.is_file():
+            continue
+        described = folder.read_plain(file)
+        if described == meta["config"]:  # as a rule, and quicker than what follows
+            continue
+        if part(from_dict(described, str(file))) != part(config):
+            raise InputError(
+                f"{file} describes another model than {path.name} was trained as: put back what was changed "
+                "there, or train anew in another folder"
+            )
 
 
 def load_with_digest(run: str | Path, device: str = "cpu") -> tuple[Autoencoder, Config, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hrvqvae.errors import InputError
@@ -23,6 +24,11 @@ def run_folder(run: str | Path) -> Path:
     return SHIPPED / path if str(run) in shipped() and not is_run else path
 
 
+def is_hub_name(name: str | Path) -> bool:
+    """Whether it has the form user/name, as models of the hub are named; a path may have it too."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is not None
+
+
 def locate(run: str | Path) -> Path:
     """The weights file that a run folder, a path to a weights file, or the name of a shipped model stands for.
 
@@ -34,6 +40,8 @@ def locate(run: str | Path) -> Path:
         return path
     if not path.is_dir():
         named = f"; models inside the package: {', '.join(shipped())}" if shipped() else ""
+        if is_hub_name(run) and not path.parent.is_dir():
+            named += f"; for one of the hub: hrvqvae hub get {run}"
         raise InputError(f"{path}: there is no such run folder{named}")
     folder = RunFolder(path)
     if folder.model.is_file():

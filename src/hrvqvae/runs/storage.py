@@ -66,6 +66,11 @@ def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
     return state.hexdigest()
 
 
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A name of these tensors alone, 32 hexadecimal digits: it stays what it is when their configuration changes."""
+    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able `meta`, atomically. Raises OSError as `write_atomic` does."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

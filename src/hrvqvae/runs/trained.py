@@ -1,13 +1,16 @@
-"""A trained model as one object: encode, decode, sample, complete."""
+"""A trained model as one object: encode, decode, compress, decompress, sample, complete."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from hrvqvae.codec.stream import Codec
 from hrvqvae.config import Config, Grid
 from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Priors
@@ -15,8 +18,11 @@ from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.generative import Sampled, kept_parts, sample_images
 from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached
 from hrvqvae.quantize import Codes
+from hrvqvae.runs import compression, hub
 from hrvqvae.runs.device import resolve_device
+from hrvqvae.runs.export import export
 from hrvqvae.runs.loading import load_priors, load_with_config
+from hrvqvae.runs.pretrained import push_run
 from hrvqvae.systems.base import Autoencoder, unit_images
 
 
@@ -29,6 +35,7 @@ class TrainedModel:
         run: the run folder, weights file or name that it was loaded from.
         autoencoder: in evaluation mode, on the device.
         config: what it was trained with.
+        device: where its images are encoded and decoded.
     """
 
     def __init__(self, run: str | Path, device: str = "cpu") -> None:
@@ -36,7 +43,38 @@ class TrainedModel:
         self.autoencoder: Autoencoder
         self.config: Config
         self.autoencoder, self.config = load_with_config(run, device)
-        self._device = resolve_device(device)
+        self.device = resolve_device(device)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "cpu", **options: Any) -> Self:
+        """The model of a folder, of a name inside the package, or of the hub, with its priors.
+
+        The hub is asked only where `name` is neither of the others.
+
+        Args:
+            name: a path, the name of a model inside the package, or user/name.
+            options: of the hub: revision, cache_dir, token, local_files_only, force_download.
+
+        Raises:
+            InputError: there is none such, or the hub can't be reached.
+        """
+        return cls(hub.found_or_fetched(name, **options), device)
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Write a new folder of the model, its priors, config.json and a model card. Raises InputError as `export`."""
+        export(self.run, Path(folder), licence=licence)
+
+    def push_to_hub(self, name: str, *, licence: str | None = None, **options: Any) -> str:
+        """Put what `save_pretrained` writes on the hub as user/name; -> where it is.
+
+        Args:
+            licence: as the hub names licences: mit, cc-by-4.0, ...
+            options: private, token, commit_message, branch, create_pr.
+
+        Raises:
+            InputError: no token, one that may not write there, or the hub can't be reached.
+        """
+        return push_run(self.run, name, licence=licence, **options)
 
     @cached_property
     def priors(self) -> Priors:
@@ -52,10 +90,19 @@ class TrainedModel:
         """Names of the classes that the priors know."""
         return self.priors.classes
 
+    @cached_property
+    def codec(self) -> Codec:
+        """What turns its codes into files and back, by its tables where it has some.
+
+        Raises:
+            InputError: its tables are of other weights, or damaged.
+        """
+        return compression.codec_of(self.run, self.autoencoder, self.config)
+
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Codes:
         """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1]. Raises InputError on other images."""
-        return self.autoencoder.encode(images.to(self._device))
+        return self.autoencoder.encode(images.to(self.device))
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
@@ -69,7 +116,37 @@ class TrainedModel:
         Raises:
             InputError: levels or codes out of range, a size that does not fit.
         """
-        return self.autoencoder.decode(tuple(code.to(self._device) for code in codes), levels, size)
+        return self.autoencoder.decode(tuple(code.to(self.device) for code in codes), levels, size)
+
+    def compress(
+        self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None
+    ) -> list[bytes]:
+        """The file of codes (.hrv) of each image: docs/format.md. Without tables a code takes log2 m bits.
+
+        Args:
+            images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
+            levels: how many levels to write, coarse first; None writes all.
+            max_bytes: of a file: it has the most levels that fit.
+
+        Raises:
+            InputError: images outside the contract, levels out of range, or an image whose first level does not fit.
+        """
+        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes)
+
+    def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:
+        """The image (C, Y, X) of each file of codes, float32 in [0, 1].
+
+        A file that was cut short or damaged gives the image of the levels that are whole: `compression.decompress`
+        tells of which it is.
+
+        Args:
+            levels: how many levels to use, coarse first, as far as a file has them; None uses all that there are.
+
+        Raises:
+            InputError: levels out of range, or a file of another model.
+            DamagedFileError: a file has no whole level, or is none.
+        """
+        return compression.decompress(self.autoencoder, self.codec, files, self.device, levels)[0]
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,

@@ -7,7 +7,7 @@ Shapes: (B, C, Y, X) images; codes are a tuple of int64 (B, H_l, W_l), coarse fi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes
+from hrvqvae.systems.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Reconstructed:
 
 
 def unit_images(images: Tensor, channels: int) -> Tensor:
-    """Checked images as float32 in [0, 1], same shape.
+    """Checked images as float32 in [0, 1], same shape. Values are not known while a graph is traced: not checked then.
 
     Raises:
         InputError: wrong shape, channel count or type, values outside [0, 1], or NaN; the number is named.
@@ -50,14 +51,14 @@ def unit_images(images: Tensor, channels: int) -> Tensor:
         return images.float() / 255
     if not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; expected uint8 (0..255) or float32 in [0, 1]")
-    if images.numel():
+    if not torch.compiler.is_compiling() and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if not (low >= 0 and high <= 1):  # NaN fails both comparisons
             raise InputError(f"images have values from {low:g} to {high:g}; expected [0, 1] as float, 0..255 as uint8")
     return images.float()
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Pretrained, nn.Module, ABC):
     """A system that turns images into codes and back. Models never import training."""
 
     @property
@@ -91,6 +92,30 @@ class Autoencoder(nn.Module, ABC):
             InputError: levels out of range or not supported by the system, codes out of range.
         """
 
+    def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
+        """As `decode` of the largest size, with the number of levels as a tensor (): the form that a graph can hold.
+
+        All codes are given; those of the levels that are not used do not matter. A system with several prefixes should
+        have a cheaper way than this one, which decodes every one of them.
+
+        Raises:
+            IndexError: a number of levels that is none of `prefixes`.
+        """
+        decoded = torch.stack([self.decode(codes, number) for number in self.prefixes])
+        return chosen_prefix(decoded, self.prefixes, levels)
+
+    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For each level what it quantizes, and what its codes stand for: (B, H_l, W_l, D) each.
+
+        Both are given these codes of the coarser levels. Encoding takes the codes with which the distance between the
+        two is least, so this tells a tie from an error. A system that can't say it gives nothing.
+
+        Args:
+            images: as for `encode`.
+            codes: of every level; they need not be those of the images.
+        """
+        return ()
+
     @abstractmethod
     def paths(self, codes: Codes) -> tuple[Tensor, ...]:
         """Number of the codeword that each code stands for among all of its level: same shapes, for usage counts."""
@@ -107,3 +132,15 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def revive(self, images: Tensor, generator: torch.Generator) -> int:
         """Revive dead codewords from a training batch; returns how many."""
+
+
+def chosen_prefix(found: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
+    """What belongs to a number of levels: (P, ...) with an entry for each number in `prefixes`, and () -> (...).
+
+    Raises:
+        IndexError: the number of levels is none of these. In a graph, whatever runs it raises an error of its own.
+    """
+    place = torch.full_like(levels, len(prefixes))  # an index that there is not
+    for index, number in enumerate(prefixes):
+        place = torch.where(levels == number, index, place)
+    return found.index_select(0, place.reshape(1))[0]

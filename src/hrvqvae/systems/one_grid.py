@@ -12,7 +12,7 @@ from hrvqvae.config.model import NetworkConfig
 from hrvqvae.errors import InputError
 from hrvqvae.nn import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, random_latents
-from hrvqvae.systems.base import Autoencoder, Reconstructed, unit_images
+from hrvqvae.systems.base import Autoencoder, Reconstructed, chosen_prefix, unit_images
 from hrvqvae.systems.framing import cropped, framed
 
 
@@ -109,6 +109,16 @@ class OneGrid(Autoencoder):
             raise InputError(f"levels is {levels}, but codes of {len(codes)} levels are given")
         output = self.pixels(self._quantizer.lookup(codes[:levels]), size)
         return ((output + 1) / 2).clamp(0, 1)
+
+    def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
+        """The prefixes part where codewords are looked up, so only one is decoded."""
+        every = torch.stack([self._quantizer.lookup(codes[:number]) for number in self.prefixes])
+        return ((self.pixels(chosen_prefix(every, self.prefixes, levels), None) + 1) / 2).clamp(0, 1)
+
+    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Every level quantizes z, by the sum of its codeword and the coarser levels'."""
+        latents = self.latents(unit_images(images, self.channels))
+        return tuple((latents, self._quantizer.lookup(codes[:number])) for number in self.prefixes)
 
     def paths(self, codes: Codes) -> tuple[Tensor, ...]:
         return self._quantizer.paths(codes)

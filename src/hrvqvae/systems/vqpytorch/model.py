@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from hrvqvae.quantize import Codes
+from hrvqvae.systems.base import unit_images
 from hrvqvae.systems.one_grid import OneGrid
 from hrvqvae.systems.vqpytorch.config import FSQConfig, VQPyTorchConfig
-from hrvqvae.systems.vqpytorch.quantizer import FSQQuantizer, VQPyTorchQuantizer
+from hrvqvae.systems.vqpytorch.quantizer import Adapter, FSQQuantizer, VQPyTorchQuantizer
 
 
-class FSQModel(OneGrid):
+class LibraryModel(OneGrid):
+    """An autoencoder that asks its quantizer where the library looks for the nearest."""
+
+    quantizer: Adapter
+
+    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        latents = self.latents(unit_images(images, self.channels))
+        return tuple(self.quantizer.compare(latents, codes[:number]) for number in self.prefixes)
+
+
+class FSQModel(LibraryModel):
     """One latent grid, finite scalar quantization (Mentzer et al. 2023).
 
     image -> encoder -> z (B, H, W, D) -> few channels, each rounded -> code (B, H, W)
@@ -20,7 +34,7 @@ class FSQModel(OneGrid):
         super().__init__(config, channels, FSQQuantizer(config.quantizer))
 
 
-class VQPyTorchModel(OneGrid):
+class VQPyTorchModel(LibraryModel):
     """One latent grid, a quantizer of the library by name.
 
     image -> encoder -> z (B, H, W, D) -> quantizer -> codes: L x (B, H, W)

@@ -74,6 +74,18 @@ class Adapter(nn.Module, ABC):
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
 
+    @abstractmethod
+    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Both where the library decides: (1, N, D) and codes (1, N, l) -> what it rounds, and to what: (1, N, d)."""
+
+    def compare(self, latents: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
+        """(B, H, W, D) latents and codes of a prefix, where the library takes the nearest: (B, H, W, d) each."""
+        shape = (*codes[0].shape, -1)
+        before, after = self._compare(
+            latents.reshape(1, -1, latents.shape[-1]), torch.stack(codes, -1).view(1, -1, len(codes))
+        )
+        return before.reshape(shape), after.reshape(shape)
+
     def paths(self, codes: Codes) -> Codes:
         """Numbers of the codewords of each level: the codes themselves."""
         return codes
@@ -108,6 +120,8 @@ class FSQQuantizer(Adapter):
     linear layers, and there is no loss.
     """
 
+    config: FSQQuantizerConfig
+
     def __init__(self, config: FSQQuantizerConfig) -> None:
         super().__init__()
         self.config = config
@@ -121,6 +135,14 @@ class FSQQuantizer(Adapter):
     def _look_up(self, codes: Tensor) -> Tensor:
         found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
         return found
+
+    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Channels as the library bounds them, before it rounds: (L_i - 1) / 2 on each side, a half less if even."""
+        steps = torch.tensor(self.config.channel_levels)
+        half = (steps - 1) * 1.001 / 2
+        offset = torch.where(steps % 2 == 0, 0.5, 0.0)
+        bounded = torch.tanh(self.fsq.project_in(vectors) + torch.atanh(offset / half)) * half - offset
+        return bounded, self.fsq.indices_to_level_indices(codes.squeeze(-1)) - steps // 2
 
 
 _RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the library, options that are not its defaults
@@ -150,6 +172,12 @@ class VQPyTorchQuantizer(Adapter):
         return quantized, codes, {"auxiliary": losses.sum()}
 
     def _look_up(self, codes: Tensor) -> Tensor:
-        missing = len(self.sizes) - codes.shape[-1]
-        found: Tensor = self.residual.get_output_from_indices(pad(codes, (0, missing), value=-1))  # -1: left out
+        found: Tensor = self.residual.get_output_from_indices(self._padded(codes))
         return found
+
+    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        narrowed = self.residual.project_in(vectors) if hasattr(self.residual, "project_in") else vectors
+        return narrowed, self.residual.get_codes_from_indices(self._padded(codes)).sum(0)
+
+    def _padded(self, codes: Tensor) -> Tensor:
+        return pad(codes, (0, len(self.sizes) - codes.shape[-1]), value=-1)  # -1: left out

@@ -132,6 +132,17 @@ class VQVAE2(Autoencoder):
         quantized = [self._flat(level).lookup((code,)) for level, code in enumerate(codes)]
         return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
+    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Each grid's features, given the codewords of the coarser ones, and its own codewords."""
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def quantize(level: int, latents: Tensor) -> Tensor:
+            found.append((latents, self._flat(level).lookup((codes[level],))))
+            return found[-1][1]
+
+        self._top_down(unit_images(images, self.channels), quantize)
+        return tuple(found)
+
     def paths(self, codes: Codes) -> tuple[Tensor, ...]:
         return codes
 

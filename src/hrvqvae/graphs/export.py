@@ -1,0 +1,74 @@
+"""A run's autoencoder as a folder with two graphs, written only if they do what the model does."""
+
+from __future__ import annotations
+
+import shutil
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from hrvqvae.config import Config, to_dict
+from hrvqvae.errors import InputError
+from hrvqvae.graphs.agreement import Agreement, compare
+from hrvqvae.graphs.forms import FORMS
+from hrvqvae.graphs.trace import trace
+from hrvqvae.runs import storage
+from hrvqvae.runs.export import without_paths
+from hrvqvae.runs.loading import load_with_config
+
+
+def check_images(config: Config, least: int) -> list[Tensor]:
+    """Drawn images of two sizes: that of training, and one that need not fill the grid; and of two numbers of images.
+
+    Args:
+        least: pixels that each side must have.
+    """
+    generator, size = torch.Generator().manual_seed(0), max(config.data.size, least)
+    batches = []
+    for count, height, width in ((3, size, size), (1, size + 3, size + size // 2 + 1)):
+        noise = torch.rand(count, config.data.channels, height, width, generator=generator)
+        coarse = torch.rand(count, config.data.channels, 4, 4, generator=generator)
+        smooth = interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+        batches.append(0.9 * smooth + 0.1 * noise)
+    return batches
+
+
+def export_graphs(run: str | Path, out: Path, form: str) -> tuple[list[Path], Agreement]:
+    """Write the encoder and the decoder of a run as graphs, and check them against the model; -> the files.
+
+    Written whole or not at all.
+
+    Args:
+        form: "onnx" or "torch".
+
+    Raises:
+        InputError: the run has no model, a package is missing, the system can't be traced, the graphs do not agree
+            with the model, `out` exists or can't be written.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another folder")
+    kind = FORMS[form]
+    kind.require()
+    model, config = load_with_config(run)
+    graphs = trace(model, config)
+    about = {"config": without_paths(to_dict(config)), "prefixes": list(model.prefixes)}
+    partial = out.with_name(f"{storage.TEMPORARY}{out.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for part, graph in (("encoder", graphs.encoder), ("decoder", graphs.decoder)):
+            (partial / f"{part}{kind.suffix}").write_bytes(kind.to_bytes(graph, about))
+        written = kind(partial)
+        agreement = reduce(add, (compare(model, written, images) for images in check_images(config, graphs.least)))
+        if not agreement.holds:
+            raise InputError(f"the {kind.name} graphs of {run} do not agree with the model ({agreement})")
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out} can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(path for path in out.iterdir()), agreement
