@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hrvqvae.cli import main
@@ -25,6 +26,19 @@ def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         images, labels = drawn_digits(count, seed, size=28)
         (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+    monkeypatch.setenv("HRVQVAE_DATA", str(root))
+    monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
+
+
+def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make 32x32 drawn digits, in three colours, the CIFAR10 of a root folder, which the commands take."""
+    folder = root / "cifar10"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
+        grey, labels = drawn_digits(60, seed, size=32)
+        tint = np.random.default_rng(seed).integers(80, 256, (60, 3, 1, 1))
+        planes = (grey[:, None] * tint // 255).astype(np.uint8).reshape(60, -1)
+        (folder / f"{name}.bin").write_bytes(np.concatenate([labels[:, None], planes], axis=1).tobytes())
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 

@@ -115,6 +115,17 @@ def run(code: str, folder: Path) -> str:
 _LIGHT = {
     "import hrvqvae": ("torch", "numpy", "matplotlib", "PIL", "jsonargparse", "rich", "yaml"),
     "import hrvqvae.cli; hrvqvae.cli._parser().format_help()": ("torch", "numpy", "jsonargparse", "rich", "yaml"),
+    "from hrvqvae import TreeVQ; TreeVQ(dim=4)": (
+        "matplotlib",
+        "torchmetrics",
+        "torchvision",
+        "numba",
+        "jsonargparse",
+        "rich",
+        "yaml",
+        "PIL",
+        "torch._dynamo",
+    ),  # fmt: skip
     "from hrvqvae.config import presets; [presets.get(name) for name in presets.names()]": ("torch", "matplotlib"),
 }
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
+from hrvqvae.evaluation import judge
+from hrvqvae.evaluation.classifier import NATURAL
 from tests.conftest import write_picture
-from tests.replay import cut, drawn_mnist, replay
+from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
@@ -71,18 +76,35 @@ def test_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
-def test_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn_mnist(tmp_path / "data", monkeypatch)
+@pytest.mark.parametrize(
+    ("name", "draw", "fields"), [("mnist", drawn_mnist, PIXELSNAIL), ("cifar10", drawn_cifar10, "")]
+)
+def test_a_shipped_model(
+    name: str, draw: Callable[[Path, pytest.MonkeyPatch], None], fields: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    draw(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    assert recipe("mnist", tmp_path, "out").returncode == 0
-    small = f"{SMALL_PRIOR} {PIXELSNAIL}"
+    assert recipe(name, tmp_path, "out").returncode == 0
     cuts = [
         (r"--max-steps [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
-        (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {small}"),
+        (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]  # fmt: skip
     for words in recorded(tmp_path):
-        replay(cut(words, cuts))
+        replay([word for word in cut(words, cuts) if word])
     files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
-    assert files == {"model.safetensors", *(f"priors/level-{level}/model.safetensors" for level in (1, 2, 3))}
+    priors = {f"priors/level-{level}/model.safetensors" for level in (1, 2, 3)}
+    assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *priors}
     assert (tmp_path / "out" / "samples.png").is_file()
     assert (tmp_path / "out" / "nearest.png").is_file()
+
+
+def test_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_cifar10(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judge, "recipe_of", lambda config: dataclasses.replace(NATURAL, epochs=1))
+    assert recipe("judge", tmp_path).returncode == 0
+    for words in recorded(tmp_path):
+        replay(words)
+    data = presets.get("hrvqvae/cifar10").config.data
+    assert judge.read_judge(tmp_path / "runs" / "judge-cifar10.safetensors", data).classes[2] == "bird"

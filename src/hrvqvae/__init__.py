@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig
     from hrvqvae.errors import InputError
     from hrvqvae.quantize import Codes, TreeQuantizer
+    from hrvqvae.quantize.layer import TreeVQ
     from hrvqvae.runs.trained import TrainedModel, load
     from hrvqvae.systems.base import Autoencoder
     from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
@@ -36,6 +37,7 @@ _MODULES = {
     "TrainingConfig": "config",
     "TreeQuantizer": "quantize",
     "TreeQuantizerConfig": "config",
+    "TreeVQ": "quantize.layer",
     "load": "runs.trained",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "TrainingConfig",
     "TreeQuantizer",
     "TreeQuantizerConfig",
+    "TreeVQ",
     "load",
 ]
 

@@ -13,6 +13,7 @@ from hrvqvae.cli import main
 from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.data.images import read_image
 from hrvqvae.pictures.curves import search_growth
+from tests.cli.helpers import refused
 
 
 @pytest.mark.parametrize("system", [system.name for system in SYSTEMS.entries() if system.available])
@@ -65,3 +66,37 @@ def test_bench_start(capsys: pytest.CaptureFixture[str]) -> None:
         (cache, method) for cache in ("cold", "warm") for method in ("tree", "flat")
     ]
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_bench_files(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "files", "emoji32", "--data", str(picture_folder), "--data.size", "16"]
+    command += ["--formats", "webp", "jpeg", "--images", "2", "--bytes", "60", "400"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["shape"], found["ahead"]) == (2, [3, 16, 16], {})
+    assert [curve["title"] for curve in found["curves"]] == ["WebP", "JPEG", "ThumbHash", "PCA, ideal codes"]
+    assert [one["budget"] for one in found["curves"][0]["budgets"]] == [60, 400]
+    assert found["curves"][1]["budgets"][0] == {"budget": 60, "fixed": None, "fitted": None}
+    assert found["curves"][3]["model_bytes"] > 0
+    assert main([*command, "--no-linear", "-o", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "emoji32: 2 test images, 3 x 16 x 16"
+    assert any(line.split()[:4] == ["file", "model", "smallest", "60"] for line in lines)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
+
+
+def test_bench_files_of_the_shipped_model(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "files", "mnist", "--data", str(mnist_root), "--data.size", "12", "--images", "3"]
+    assert main([*command, "--formats", "jpeg-scan", "--no-linear"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("hrvqvae mnist: dB above (below: -) the others at the same mean bytes")
+    assert lines[start + 1].split()[:4] == ["setting", "bytes", "PSNR", "SSIM"]
+    assert [line.split()[0] for line in lines[start + 2 : start + 5]] == ["level", "levels", "levels"]
+
+
+def test_bench_files_refuses(picture_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command: list[object] = ["bench", "files", "emoji32", "--data", picture_folder]
+    assert "there is no format gif" in refused([*command, "--formats", "gif"], capsys)
+    assert "--bytes is 0" in refused([*command, "--bytes", "0"], capsys)
+    assert "--images is 0" in refused([*command, "--images", "0"], capsys)
+    assert "there is no such run folder" in refused([*command, "--models", "nowhere"], capsys)

@@ -16,7 +16,7 @@ from hrvqvae.config.schema import bits_per_image
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import TreeQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
-from hrvqvae.systems.rqvae.config import UnlinkedQuantizerConfig, RQVAEConfig
+from hrvqvae.systems.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
 from hrvqvae.systems.rqvae.quantizer import ResidualQuantizer
 from tests.systems.resuming import check_resumes
 

@@ -9,15 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hrvqvae.cli import bench, catalogue, compare, figure, generate, train, trained
+from hrvqvae.cli import bench, catalogue, compare, figure, files, generate, share, train, trained
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.errors import InputError
+from hrvqvae.extras import extra_of
 
 
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, generate, compare, figure, bench):
+    for module in (catalogue, train, trained, files, generate, share, compare, figure, bench):
         module.add(commands)
     return parser
 
@@ -36,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         print(f"hrvqvae: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        print(f"hrvqvae: this needs {error.name}: pip install 'hrvqvae[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,6 @@ def _bench_train(arguments: Arguments) -> int:
 
 def _bench_search(arguments: Arguments) -> int:
     from hrvqvae.bench.search import as_table, bench_search
-    from hrvqvae.pictures.curves import search_growth
 
     at_least(arguments.vectors, 64, "--vectors")
     if arguments.size is not None:
@@ -44,6 +44,8 @@ def _bench_search(arguments: Arguments) -> int:
     grid = None if arguments.size is None else [tuple(arguments.size)]
     rows = bench_search(grid, arguments.vectors, libraries=not arguments.no_libraries)
     if arguments.plot:
+        from hrvqvae.pictures.curves import search_growth
+
         search_growth(rows, arguments.plot)
     if arguments.json:
         print_json(rows)
@@ -108,8 +110,83 @@ def _bench_sample(arguments: Arguments) -> int:
     return 0
 
 
+def _bench_files(arguments: Arguments) -> int:
+    from hrvqvae.bench.files.comparison import ahead_table, compare_files
+    from hrvqvae.config.parsing import override
+    from hrvqvae.config.resolve import base_config
+    from hrvqvae.pictures.files import write_pictures
+    from hrvqvae.runs.locating import shipped
+
+    if arguments.images is not None:
+        at_least(arguments.images, 1, "--images")
+    for budget in arguments.bytes:
+        at_least(budget, 1, "--bytes")
+    config = override(base_config(f"hrvqvae/{arguments.dataset}"), arguments.fields).with_root(arguments.data)
+    models = [arguments.dataset] if arguments.models is None and arguments.dataset in shipped() else arguments.models
+    compared = compare_files(
+        config.data, models or (), arguments.formats, limit=arguments.images, budgets=arguments.bytes,
+        linear=not arguments.no_linear,
+    )  # fmt: skip
+    written = write_pictures(compared, arguments.out) if arguments.out else []
+    if arguments.json:
+        print_json(compared.to_dict())
+        return 0
+    _, channels, height, width = compared.images.shape
+    print(f"{arguments.dataset}: {len(compared.images):,} test images, {channels} x {height} x {width}")
+    print("(in brackets): not every byte that a reader needs is counted; model: what it needs beside the file")
+    for measure, way, title in (
+        ("psnr", "within", "PSNR, dB, of the mean squared error: fixed settings, so many bytes an image in the mean"),
+        ("ssim", "within", "SSIM, the same"),
+        ("psnr", "fitted", "PSNR: so many bytes at most for each image, its setting chosen for it"),
+    ):
+        print(f"\n{title}")
+        print_table(compared.table(measure, way))
+    for title, rows in compared.ahead().items():
+        print(f"\n{title}: dB above (below: -) the others at the same mean bytes")
+        print_table(ahead_table(rows))
+    for path in written:
+        print(path)
+    return 0
+
+
+def _bench_onnx(arguments: Arguments) -> int:
+    from hrvqvae.bench.onnx import as_table, bench_onnx
+
+    at_least(arguments.images, 1, "--images")
+    at_least(arguments.rounds, 1, "--rounds")
+    agreement, rows = bench_onnx(arguments.run, images=arguments.images, data=arguments.data, rounds=arguments.rounds)
+    if arguments.json:
+        print_json({"agreement": dataclasses.asdict(agreement), "rows": rows})
+        return 0
+    print(f"{agreement}\n")
+    print_table(as_table(rows))
+    return 0
+
+
+def _bench_layer(arguments: Arguments) -> int:
+    from hrvqvae.bench.layer import as_table, bench_layer
+    from hrvqvae.config.entries import DATASETS
+
+    levels, codewords = arguments.size
+    at_least(levels, 1, "the first number of --size")
+    at_least(codewords, 2, "the second number of --size")
+    for name in ("steps", "batch", "images", "rounds"):
+        at_least(getattr(arguments, name), 1, f"--{name}")
+    data = DATASETS.get("fashion-mnist").config
+    rows = bench_layer(
+        data, levels, codewords, arguments.steps, arguments.batch, arguments.seed, arguments.images, arguments.rounds
+    )
+    if arguments.json:
+        print_json(rows)
+        return 0
+    steps, bits, images = f"{arguments.steps:,}", f"{rows[0]['bits']:.3g}", f"{arguments.images:,}"
+    print(f"fashion-mnist: {steps} steps of {arguments.batch} images, {bits} bits a position, {images} test images")
+    print_table(as_table(rows))
+    return 0
+
+
 def add(commands: Group) -> None:
-    """bench train, prior, sample, start, search."""
+    """bench train, prior, sample, start, search, files, onnx, layer."""
     targets = group(commands, "bench", "measurements that print a ratio", "TARGET")
     train = command(targets, "train", "training throughput against the same model in plain form", _bench_train)
     train.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
@@ -137,5 +214,36 @@ def add(commands: Group) -> None:
     search.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")
     search.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
 
-    for target in (train, prior, sample, start, search):
+    about = "bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG, ThumbHash and a linear transform"
+    files = command(targets, "files", about, _bench_files)
+    files.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, photos, ...: as in the presets")
+    files.add_argument("--models", nargs="+", metavar="RUN", help="trained models (default: the shipped one, if any)")
+    files.add_argument("--formats", nargs="+", default=(), metavar="NAME", help="webp, avif, jxl, jpeg, jpeg-scan")
+    files.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
+    files.add_argument("--bytes", nargs="+", type=int, default=(), metavar="N", help="budgets an image, of the tables")
+    files.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="test images, evenly spread (default: 1000)"
+    )
+    files.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    files.add_argument("-o", "--out", type=Path, metavar="DIR", help="gets curves.png and sheet.png")
+    files.set_defaults(takes_fields=True)
+
+    onnx = command(targets, "onnx", "a trained model as ONNX beside torch: same codes, same images, speed", _bench_onnx)
+    onnx.add_argument("run", nargs="?", default="mnist", metavar="RUN", help="default: the model in the package")
+    onnx.add_argument("--images", type=int, default=1000, metavar="N", help="test images compared (default: 1000)")
+    onnx.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    onnx.add_argument("--rounds", type=int, default=20, metavar="N", help="measurements of each row (default: 20)")
+
+    about = "TreeVQ in a small autoencoder beside the layers of vector-quantize-pytorch, at equal bits"
+    layer = command(targets, "layer", about, _bench_layer)
+    layer.add_argument("--size", type=int, nargs=2, default=(4, 4), metavar=("L", "M"), help="L levels of M codewords")
+    layer.add_argument("--steps", type=int, default=2000, metavar="N", help="of each layer (default: 2000)")
+    layer.add_argument("--batch", type=int, default=128, metavar="N", help="images a step (default: 128)")
+    layer.add_argument("--images", type=int, default=10_000, metavar="N", help="test images (default: 10000)")
+    layer.add_argument(
+        "--rounds", type=int, default=20, metavar="N", help="measurements of a layer alone (default: 20)"
+    )
+    layer.add_argument("--seed", type=int, default=0, metavar="S")
+
+    for target in (train, prior, sample, start, search, files, onnx, layer):
         target.add_argument("--json", action="store_true", help="for programs")

@@ -1,12 +1,16 @@
-"""What is done with a trained run: measured, looked at, handed on."""
+"""What is done with a trained run: measured, looked at."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hrvqvae.cli.console import Arguments, Group, at_least, command, print_json, print_table
+
+if TYPE_CHECKING:
+    from hrvqvae.evaluation.recognition import Recognized
 
 
 def _evaluate(arguments: Arguments) -> int:
@@ -49,12 +53,21 @@ def _evaluate(arguments: Arguments) -> int:
     if rate.label_bits_per_image:
         print(f"all given the class; it takes {rate.label_bits_per_image:.1f} bits an image where it is not known")
     if evaluated.recognized is not None:
-        found = evaluated.recognized
-        print(
-            f"{found.recognized:.1%} of {found.samples:,} samples are recognized as their class, by a classifier "
-            f"that is right about {found.classifier_accuracy:.2%} of the test images"
-        )
+        _print_recognized(evaluated.recognized)
     return 0
+
+
+def _print_recognized(found: Recognized) -> None:
+    print(
+        f"{found.recognized:.1%} of {found.samples:,} samples are recognized as their class, by a classifier that is "
+        f"right about {found.classifier_accuracy:.2%} of the test images\n"
+        f"and about {found.reconstructions_recognized:.2%} of the reconstructions of {found.compared:,} of them\n"
+    )
+    rows: list[Sequence[object]] = [("from test images", found.frechet, "kernel", "precision", "recall")]
+    for name, one in found.distances.items():
+        values = (f"{one.frechet:.3f}", f"{one.kernel:.4f}", f"{one.precision:.3f}", f"{one.recall:.3f}")
+        rows.append((name, *values))
+    print_table(rows)
 
 
 def _reconstruct(arguments: Arguments) -> int:
@@ -66,16 +79,8 @@ def _reconstruct(arguments: Arguments) -> int:
     return 0
 
 
-def _export(arguments: Arguments) -> int:
-    from hrvqvae.runs.export import export
-
-    for path in export(arguments.run, arguments.out):
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    return 0
-
-
 def add(commands: Group) -> None:
-    """evaluate, reconstruct, export."""
+    """evaluate, reconstruct."""
     evaluate = command(commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate)
     evaluate.add_argument("run", metavar="RUN")
     evaluate.add_argument("--split", default="test", metavar="SPLIT", help="test or train")
@@ -94,9 +99,3 @@ def add(commands: Group) -> None:
     reconstruct.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
     reconstruct.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
     reconstruct.add_argument("--levels", type=int, metavar="K", help="decode levels 1..K only")
-
-    export = command(
-        commands, "export", "the model of a run and its priors in half precision, and nothing else", _export
-    )
-    export.add_argument("run", metavar="RUN")
-    export.add_argument("out", metavar="DIR", type=Path)

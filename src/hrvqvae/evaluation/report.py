@@ -42,7 +42,7 @@ class Evaluated:
             rate = self.rate.levels[level] if self.rate else None
             values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
         plain["no_priors"] = self.no_rate or None
-        plain |= vars(self.recognized) if self.recognized else {}
+        plain |= self.recognized.to_dict() if self.recognized else {}
         return plain
 
 

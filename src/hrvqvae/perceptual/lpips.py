@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from hrvqvae.perceptual import published
 from hrvqvae.perceptual.distance import PerceptualDistance, three_channels
@@ -19,6 +18,8 @@ class LPIPS(PerceptualDistance):
     name, title = published.LPIPS.name, "LPIPS (VGG16)"
 
     def __init__(self) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
         super().__init__()
         with published.LPIPS.read():
             self.network: nn.Module = LearnedPerceptualImagePatchSimilarity("vgg").net.requires_grad_(False)

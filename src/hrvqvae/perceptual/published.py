@@ -26,7 +26,7 @@ class Published:
         name: what `hrvqvae data get` calls them.
         about: what they are for.
         package: the library that knows where they are published, and reads them.
-        extra: of this package, that brings that library ("" where it is always there).
+        extra: of this package, that brings that library.
         url: asks the library where they are published; the file's name ends in the beginning of its SHA-256.
     """
 
@@ -39,7 +39,7 @@ class Published:
     @property
     def how(self) -> str:
         """What a person does to have them."""
-        first = f"pip install 'hrvqvae[{self.extra}]', then " if self.extra and not self._readable() else ""
+        first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._readable() else ""
         return f"{first}hrvqvae data get {self.name}"
 
     def _readable(self) -> bool:
@@ -88,7 +88,7 @@ def _url_of_inception() -> str:
 
 
 LPIPS = Published(
-    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "", _url_of_vgg
+    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train", _url_of_vgg
 )
 INCEPTION = Published("inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual", _url_of_inception)
 NETWORKS: Mapping[str, Published] = {one.name: one for one in (LPIPS, INCEPTION)}

