@@ -125,7 +125,7 @@ _LIGHT = {
         "yaml",
         "PIL",
         "torch._dynamo",
-    ),  # fmt: skip
+    ),
     "from hrvqvae.config import presets; [presets.get(name) for name in presets.names()]": ("torch", "matplotlib"),
 }
 

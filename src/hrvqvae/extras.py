@@ -11,7 +11,7 @@ from functools import cache
 from importlib import metadata
 
 _NAME = __name__.partition(".")[0]
-_REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[.*?\])?[^;]*;.*\bextra == ["']([\w.-]+)["']""")
+_REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[.*?\])?[^;]*(?:;.*\bextra == ["']([\w.-]+)["'])?""")
 
 
 def _normal(name: str) -> str:
@@ -19,12 +19,9 @@ def _normal(name: str) -> str:
 
 
 @cache
-def extras() -> Mapping[str, tuple[str, ...]]:
-    """Extra -> the packages that it names itself, normalized, such as "train" -> ("torchmetrics", ...).
-
-    Empty where this package is not installed but only found on the path.
-    """
-    found: dict[str, tuple[str, ...]] = {}
+def _needed() -> Mapping[str | None, tuple[str, ...]]:
+    """Extra, or None for what is always needed -> the packages that it names itself, normalized."""
+    found: dict[str | None, tuple[str, ...]] = {}
     try:
         requirements = metadata.requires(_NAME) or []
     except metadata.PackageNotFoundError:
@@ -34,6 +31,19 @@ def extras() -> Mapping[str, tuple[str, ...]]:
         if matched and _normal(matched[1]) != _NAME:
             found[matched[2]] = (*found.get(matched[2], ()), _normal(matched[1]))
     return found
+
+
+def required() -> tuple[str, ...]:
+    """The packages that are needed whatever the extras, normalized; empty as `extras` is."""
+    return _needed().get(None, ())
+
+
+def extras() -> Mapping[str, tuple[str, ...]]:
+    """Extra -> the packages that it names itself, normalized, such as "train" -> ("torchmetrics", ...).
+
+    Empty where this package is not installed but only found on the path.
+    """
+    return {extra: packages for extra, packages in _needed().items() if extra is not None}
 
 
 def extra_of(module: str) -> str | None:

@@ -14,6 +14,7 @@ from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.data.images import read_image
 from hrvqvae.pictures.curves import search_growth
 from tests.cli.helpers import refused
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.mark.parametrize("system", [system.name for system in SYSTEMS.entries() if system.available])
@@ -100,3 +101,22 @@ def test_bench_files_refuses(picture_folder: Path, capsys: pytest.CaptureFixture
     assert "--bytes is 0" in refused([*command, "--bytes", "0"], capsys)
     assert "--images is 0" in refused([*command, "--images", "0"], capsys)
     assert "there is no such run folder" in refused([*command, "--models", "nowhere"], capsys)
+
+
+def test_bench_codec(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tiny_run_with_priors(mnist_root))
+    capsys.readouterr()
+    command = ["bench", "codec", run, "--images", "64", "--archived", "200", "--damaged", "300"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 40, "all test images that there are"
+    assert found["bytes"] == pytest.approx(sum(found["parts"]))
+    assert found["raw"] == pytest.approx(3 * 49 * 1.58496 / 8, rel=1e-4)
+    assert found["archive"]["lost in ten kills"] == 0
+    assert 0 < found["archive"]["overhead an image"] < 3
+    damage = found["damage"]
+    assert sum(damage[name] for name in ("refused", "told", "not noticed", "not damaged")) == 300
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"{found['bytes']:.1f} bytes an image (header 5.0, level 1" in out
+    assert "network, to codes" in out

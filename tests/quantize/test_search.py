@@ -235,10 +235,10 @@ def test_where_torch_can_not_compile_the_search_goes_on_uncompiled(monkeypatch: 
         return call
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    chunked.descend_compiled.cache_clear()
+    chunked._descend_compiled.cache_clear()
     with pytest.warns(UserWarning, match=r"torch.compile does not work here \(Failed to find C compiler\)"):
-        found = chunked.descend_compiled(torch.device("cpu"))
-    chunked.descend_compiled.cache_clear()
+        found = chunked._descend_compiled(torch.device("cpu"))
+    chunked._descend_compiled.cache_clear()
     assert found is chunked.descend
 
 

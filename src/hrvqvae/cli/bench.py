@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def _bench_start(arguments: Arguments) -> int:
         return 0
     print("first search of a process, seconds")
     print_table([("cache", "method", "s"), *((row["cache"], row["method"], f"{row['seconds']:.2f}") for row in rows)])
+    return 0
+
+
+def _bench_codec(arguments: Arguments) -> int:
+    from hrvqvae.bench.codec import bench_codec
+
+    for name in ("images", "archived"):
+        at_least(getattr(arguments, name), 64, f"--{name}")
+    found = bench_codec(
+        arguments.run, arguments.data, arguments.images, arguments.archived, arguments.damaged,
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    if arguments.json:
+        print_json(found)
+        return 0
+    names = ["header", *(f"level {number}" for number in range(1, len(found["parts"])))]
+    shown = ", ".join(f"{name} {length:.1f}" for name, length in zip(names, found["parts"], strict=True))
+    print(f"{found['bytes']:.1f} bytes an image ({shown}): {found['share']:.1%} of the raw {found['raw']:.0f}")
+    print(f"{found['images']:,} test images; tables of {found['tables'] / 1e3:.0f} kB\n")
+    for title in ("speed", "archive", "damage"):
+        unit = "images/s" if title == "speed" else ""
+        print_table([(title, unit), *((name, f"{value:,.4g}") for name, value in found[title].items())])
+        print()
     return 0
 
 
@@ -208,6 +232,14 @@ def add(commands: Group) -> None:
     about = "the first search of a process: compiled, or loaded from the cache"
     start = command(targets, "start", about, _bench_start)
 
+    about = "files of codes: bytes, speed, an archive, and damaged files by the number"
+    codec = command(targets, "codec", about, _bench_codec)
+    codec.add_argument("run", nargs="?", default="mnist", metavar="RUN", help="default: the model in the package")
+    codec.add_argument("--images", type=int, default=1000, metavar="N", help="test images (default: 1000)")
+    codec.add_argument("--archived", type=int, default=60_000, metavar="N", help="of an archive (default: 60000)")
+    codec.add_argument("--damaged", type=int, default=100_000, metavar="N", help="damaged files (default: 100000)")
+    codec.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+
     search = command(targets, "search", "the tree's search against flat ones, ours and others'", _bench_search)
     search.add_argument("--vectors", type=int, default=32_768, metavar="N", help="vectors of width 32 (default: 32768)")
     search.add_argument("--size", type=int, nargs=2, metavar=("L", "M"), help="only L levels of M codewords")
@@ -245,5 +277,5 @@ def add(commands: Group) -> None:
     )
     layer.add_argument("--seed", type=int, default=0, metavar="S")
 
-    for target in (train, prior, sample, start, search, files, onnx, layer):
+    for target in (train, prior, sample, start, search, codec, files, onnx, layer):
         target.add_argument("--json", action="store_true", help="for programs")

@@ -250,10 +250,11 @@ def _read(
         going = np.array([one for one in going if not faults[one] and (places[one] < stops[one] or not level)], int)
         if not len(going):
             break
-        some = codes[going]
+        some = codes if len(going) == len(codes) else codes[going]  # no copy: memory that is not written to is free
         network = codec.network(level, by_tables)
         ends = decode_level(content, places[going], stops[going], some, layout, level, network)
-        codes[going] = some
+        if some is not codes:
+            codes[going] = some
         for number, end in zip(going.tolist(), ends.tolist(), strict=True):
             if end == NOT_WHOLE or end + _CHECK > stops[number]:
                 faults[number] = f"level {level + 1} is cut short or damaged"

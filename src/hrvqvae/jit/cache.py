@@ -115,6 +115,11 @@ class _Cache(FunctionCache):
         self._cache_file = _Files(self._cache_path, function)
 
 
+def cache_folder(dispatcher: Any) -> Path | None:
+    """Where the code of a compiled function is kept; None where no folder can be written."""
+    return Path(dispatcher._cache.cache_path) if isinstance(dispatcher._cache, _Cache) else None
+
+
 def compiled(**options: Any) -> Callable[[Function], Any]:
     """Have numba compile a function when it is first called, and keep the code on disk for later processes.
 
