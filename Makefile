@@ -1,11 +1,13 @@
 # make demo   set up, then MNIST from nothing to reconstructions
+# make test-browser   the page of `hrvqvae play` in Chromium, which it installs (Debian)
 # make test   set up, then format check, lint, types and tests
+# make docs   set up, then the documentation site in build/site
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup setup-dev clean
+.PHONY: demo test test-browser docs setup setup-dev clean
 
 demo: setup
 	$(BIN)/hrvqvae demo
@@ -15,6 +17,14 @@ test: setup-dev
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-browser: setup-dev
+	command -v chromium chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(BIN)/pytest -o addopts= -q tests/play/served
+
+docs: setup-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs build/site
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev

@@ -57,6 +57,7 @@ NEED: dict[str, tuple[list[str], ...]] = {
         ["bench", "train", "--rounds", "1"],
     ),
     "figures": (["figure", "hierarchy", "-o", "hierarchy.png"],),
+    "play": (["play", "mnist"],),
 }
 
 
@@ -118,7 +119,7 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
 
 
 def test_all_is_every_extra() -> None:
-    named = set(PROJECT["optional-dependencies"]) - {"all", "dev"}
+    named = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"} == named
 
 

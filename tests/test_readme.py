@@ -23,7 +23,9 @@ SMALL_PRIOR = (
 )
 CUTS: tuple[Cut, ...] = (
     (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
-    (r"^(hrvqvae train (?!.*--resume).*)", rf"\1 {SMALL}"),
+    (r"^(hrvqvae train (?!.*--(?:resume|start-from)).*)", rf"\1 {SMALL}"),
+    (r"^(hrvqvae train .*--start-from.*)", r"\1 --training.batch_size 2 --training.evaluation_images 2"),
+    ("--class bird -n 16", "--class bird -n 2"),
     (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
     (r"^(hrvqvae bench train)", rf"\1 --rounds 1 {SMALL}"),
     (r"^(hrvqvae bench prior)", rf"\1 --rounds 1 {SMALL_PRIOR}"),
@@ -51,6 +53,7 @@ def test_every_command_and_the_code(
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (300, 280))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
+    write_picture(tmp_path / "photo.jpg", 1, (120, 90))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     compared = 0
@@ -72,9 +75,13 @@ def test_every_command_and_the_code(
 
 def run_code() -> None:
     """The page's Python, in the folder where its commands have run."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    names: dict[str, Any] = {"images": torch.zeros(2, 1, 28, 28)}
-    exec(code, names)
+    layer, model = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(layer, names)
+    assert names["quantized"].shape == names["coarse"].shape == (1, 1024, 256)
+    assert names["indices"].shape == (1, 1024, 3)
+    names = {"images": torch.zeros(2, 1, 28, 28)}
+    exec(model, names)
     assert names["coarse"].shape == (2, 1, 28, 28)
     assert names["digits"].shape == (16, 1, 28, 28)
     assert names["digits"].mean() > 0.02, "digits are drawn"

@@ -77,6 +77,29 @@ def test_losses_agree_with_the_oracle(update: str) -> None:
         assert float(result.losses[name].detach()) == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.parametrize(
+    ("level_betas", "weights"), [((), (0.25, 0.25, 0.25)), ((0.5,), (0.5, 0.5, 0.5)), ((0.0, 0.1, 0.3), (0.0, 0.1, 0.3))]
+)
+def test_each_level_has_its_weight(level_betas: tuple[float, ...], weights: tuple[float, ...]) -> None:
+    """As in the oracle with a weight of 1; a term of weight 0 is not there at all."""
+    quantizer = random_quantizer(dataclasses.replace(CONFIG, beta=0.25, level_betas=level_betas)).eval()
+    z = latents(2, 3, 4)
+    found, unit = quantizer(z).losses, oracle.losses(flat(z), books(quantizer), 1.0)
+    for level, weight in enumerate(weights, start=1):
+        name = f"commitment_{level}"
+        assert (name in found) == (weight > 0)
+        if weight:
+            assert float(found[name].detach()) == pytest.approx(weight * unit[name], rel=1e-5)
+    assert float(found["commitment"].detach()) == pytest.approx(0.25 * unit["commitment"], rel=1e-5)
+
+
+def test_weights_of_levels_are_none_one_or_one_a_level() -> None:
+    with pytest.raises(InputError, match="level_betas is .*none, one or 3 values"):
+        dataclasses.replace(CONFIG, level_betas=(0.1, 0.2))
+    with pytest.raises(InputError, match="level_betas is .*at least 0"):
+        dataclasses.replace(CONFIG, level_betas=(-0.1,))
+
+
 def test_moving_averages_agree_with_the_oracle() -> None:
     quantizer = random_quantizer().train()
     state = [

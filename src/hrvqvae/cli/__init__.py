@@ -9,7 +9,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hrvqvae.cli import bench, catalogue, compare, completion, doctor, figure, files, generate, share, train, trained
+from hrvqvae.cli import (
+    bench,
+    catalogue,
+    compare,
+    completion,
+    doctor,
+    figure,
+    files,
+    generate,
+    play,
+    share,
+    train,
+    trained,
+)
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.errors import InputError
 from hrvqvae.extras import extra_of
@@ -18,7 +31,7 @@ from hrvqvae.extras import extra_of
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, generate, share, compare, figure, bench, doctor):
+    for module in (catalogue, train, trained, files, generate, play, share, compare, figure, bench, doctor):
         module.add(commands)
     completion.add(commands, parser)
     return parser

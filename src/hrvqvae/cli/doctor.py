@@ -51,8 +51,8 @@ def _networks() -> Path:
 
 
 def _compiled() -> Path | None:
-    from hrvqvae.jit.cache import cache_folder
     from hrvqvae.codec.range_coder import encode
+    from hrvqvae.jit.cache import cache_folder
 
     return cache_folder(encode)
 
@@ -157,6 +157,6 @@ def _doctor(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """doctor."""
-    about = "what is installed and what is missing, what it computes on, where it keeps things; exit code 1 if it can't work"
+    about = "what is installed and missing, what it computes on, where it keeps things; exit code 1 if it can't work"
     doctor = command(commands, "doctor", about, _doctor)
     doctor.add_argument("--json", action="store_true", help="for programs")

@@ -142,7 +142,8 @@ def learn_level(
 ) -> tuple[Network, float]:
     """The model of the finest of these levels; -> it, and the bits a code that held-out images take.
 
-    A twentieth of the images is held out; of the states on the way, the one that codes them best is taken.
+    A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
+    taken.
 
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
@@ -166,7 +167,6 @@ def learn_level(
     parameters = first_parameters(contexts, hidden, random)
     features, groups = contexts.feature_array, contexts.group_array
     maps = np.zeros((len(groups), *(side + 2 * FRAME for side in layout.grids.max(0))), np.int32)
-
     fading = (_LAST_RATE / _RATE) ** (1 / _STATES)
 
     def learn(order: Integers, places: Integers, rate: float) -> float:
@@ -176,11 +176,7 @@ def learn_level(
             rate, fading,
         ))  # fmt: skip
 
-    shuffled = random.permutation(count)
-    held_out, others = (
-        shuffled[: max(1, min(count // 20, _MOST_HELD_OUT))],
-        shuffled[max(1, min(count // 20, _MOST_HELD_OUT)) :],
-    )
+    held_out, others = np.split(random.permutation(count), [max(1, min(count // 20, _MOST_HELD_OUT))])
     cells = grids[level][0] * grids[level][1]
     everywhere = np.tile(np.arange(cells), (len(held_out), 1))
     visits = min(cells, _VISITED)

@@ -1,4 +1,4 @@
-"""What is registered: a system, a prior's network, a data set, each one object; and the three registries."""
+"""What is registered: a system, a prior's network, a data set, a logger, each one object; and the registries."""
 
 from __future__ import annotations
 
@@ -146,6 +146,23 @@ class PriorNetwork:
     sampler: str = "hrvqvae.priors.plain:sample_plain"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Logger:
+    """Another place for the records of a training, beside metrics.jsonl.
+
+    Attributes:
+        name: `training.loggers` names it.
+        title: for people.
+        sink: "module:Class" of a `training.loggers.Sink`, called with (folder of the run, first step).
+        needs: the module that it can't do without.
+    """
+
+    name: str
+    title: str
+    sink: str
+    needs: str
+
+
 def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, str]:
     return {name: f"hrvqvae.{folder}.{name.replace('-', '_')}:{attribute}" for name in names}
 
@@ -163,3 +180,6 @@ DATASETS: Registry[Dataset] = Registry(
     _in_package("data.sets", ("mnist", "fashion-mnist", "cifar10"), "DATASET")
     | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
 )  # fmt: skip
+LOGGERS: Registry[Logger] = Registry(
+    Logger, "logger", "hrvqvae.loggers", {"tensorboard": "hrvqvae.training.loggers:TENSORBOARD"}
+)

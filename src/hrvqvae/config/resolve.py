@@ -18,7 +18,7 @@ _RESUMABLE = frozenset(
     {
         "training.epochs", "training.max_steps", "training.max_minutes", "training.device", "training.threads",
         "training.log_every", "training.evaluate_every", "training.checkpoint_every", "training.evaluation_images",
-        "data.root", "data.workers",
+        "training.loggers", "data.root", "data.workers",
     }
 )  # fmt: skip
 # The best state of a prior is that of the same held-out images, so their number stays.

@@ -33,6 +33,7 @@ class StageConfig:
         seed: start weights, data order, augmentation, k-means and revival depend on it alone.
         start_from: a run folder, a weights file or the name of a model inside the package, whose weights it begins
             with; empty: it begins with weights drawn by the seed.
+        loggers: names, separated by commas, of further places for the records of metrics.jsonl, such as tensorboard.
         log_every, evaluate_every, checkpoint_every: in steps.
         evaluation_images: test images that an evaluation during training takes.
         section: where these fields stand in a configuration, for messages.
@@ -52,6 +53,7 @@ class StageConfig:
     threads: int = 0
     seed: int = 0
     start_from: str = ""
+    loggers: str = ""
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 500

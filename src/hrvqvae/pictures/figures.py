@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
@@ -14,7 +15,34 @@ from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.pictures import hierarchy, sheets
 from hrvqvae.runs.loading import load_with_config
 from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.one_grid import OneGrid
+
+
+def _linked(model: Autoencoder, system: str) -> OneGrid:
+    if not isinstance(model, OneGrid) or not model.linked_codebooks:
+        raise InputError(f"this is a model of {system}: it has no linked codebooks")
+    return model
+
+
+def _codebooks(model: OneGrid) -> list[hierarchy.Points]:
+    return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
+
+
+@torch.inference_mode()
+def tree_at(model: Autoencoder, system: str, image: Tensor, position: tuple[int, int], name: str) -> hierarchy.Tree:
+    """The linked codebooks, and the vector at a position (row, column) of the latent grid of an image (C, Y, X) uint8.
+
+    Raises:
+        InputError: the model, which is of that system, has no linked codebooks; the position is not on the grid.
+    """
+    linked = _linked(model, system)
+    device = linked.linked_codebooks[0].device
+    latents = linked.latents(image[None].to(device).float() / 255)[0]
+    row, column = position
+    if not (0 <= row < latents.shape[0] and 0 <= column < latents.shape[1]):
+        raise InputError(f"position {row} {column} is not on the latent grid of {latents.shape[0]}x{latents.shape[1]}")
+    return hierarchy.Tree(_codebooks(linked), latents[row, column].cpu().numpy().astype(np.float64), name)
 
 
 def _most_used(model: OneGrid) -> list[int]:
@@ -59,20 +87,13 @@ def _tree_of_run(
     run: str, position: tuple[int, int] | None, path: Sequence[int] | None
 ) -> tuple[hierarchy.Tree, Sequence[int] | None]:
     model, config = load_with_config(run)
-    if not isinstance(model, OneGrid) or not model.linked_codebooks:
-        raise InputError(f"{run} is a run of {config.model.system}: it has no linked codebooks")
-    books = [codebook.numpy().astype(np.float64) for codebook in model.linked_codebooks]
     if position is None:
+        linked = _linked(model, config.model.system)
         name = f"{config.name}, " + ("the path given" if path is not None else "most used path")
-        return hierarchy.Tree(books, None, name), path if path is not None else _most_used(model)
+        return hierarchy.Tree(_codebooks(linked), None, name), path if path is not None else _most_used(linked)
     image = torch.from_numpy(load_images(config.data, "test").read(0, None))
-    with torch.inference_mode():
-        latents = model.latents(image[None].float() / 255)[0]
-    row, column = position
-    if not (0 <= row < latents.shape[0] and 0 <= column < latents.shape[1]):
-        raise InputError(f"position {row} {column} is not on the latent grid of {latents.shape[0]}x{latents.shape[1]}")
-    name = f"{config.name}, position ({row}, {column}) of the first test image"
-    return hierarchy.Tree(books, latents[row, column].numpy().astype(np.float64), name), None
+    name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"
+    return tree_at(model, config.model.system, image, position, name), None
 
 
 def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0) -> int:

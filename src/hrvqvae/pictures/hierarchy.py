@@ -170,6 +170,14 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     return figure
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    stream = BytesIO()
+    figure.set_dpi(110)
+    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, by the name's suffix, whole or not at all.
 
@@ -180,8 +188,7 @@ def save(figure: Figure, path: Path) -> None:
         raise InputError(f"{path} must end in .png or .svg")
     stream = BytesIO()
     if path.suffix == ".png":
-        figure.set_dpi(110)
-        FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+        stream.write(png(figure))
     else:
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
     try:

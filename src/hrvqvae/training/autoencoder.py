@@ -19,6 +19,7 @@ from hrvqvae.runs.loading import save_model
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.build import build, build_objective
 from hrvqvae.systems.objective import MODEL, Objective
+from hrvqvae.training import loggers
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
 from hrvqvae.training.loop import Budget, Metrics, take_gradient
@@ -160,6 +161,7 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     compute = Compute.of(config.training)
+    loggers.require(config.training.loggers)
     images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
     start_from = config.training.start_from
     if start_from and not run.begun():

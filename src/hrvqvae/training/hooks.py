@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hrvqvae.config import TrainingConfig
 from hrvqvae.errors import InputError
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.storage import write_atomic
+from hrvqvae.training.loggers import Sink
 from hrvqvae.training.loop import Budget, Metrics
 from hrvqvae.training.state import TrainState
 
@@ -26,9 +27,13 @@ Say = Callable[[str], None]
 class MetricsLog:
     """metrics.jsonl: a JSON object a line, with kind ("train" or "evaluation") and step."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped."""
-        self.path = path
+    def __init__(self, path: Path, first_step: int, sinks: Sequence[Sink] = ()) -> None:
+        """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped.
+
+        Args:
+            sinks: what gets each record that is written, as well.
+        """
+        self.path, self.sinks = path, sinks
         self.records = [record for record in read_records(path) if record["step"] <= first_step] if first_step else []
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomic(path, lines.encode())
@@ -42,6 +47,8 @@ class MetricsLog:
         self.records.append(dict(record))
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
+        for sink in self.sinks:
+            sink.write(record)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

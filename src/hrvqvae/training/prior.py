@@ -26,6 +26,7 @@ from hrvqvae.runs.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.loading import load_with_digest, save_prior
 from hrvqvae.systems.base import Autoencoder
+from hrvqvae.training import loggers
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say, saving_errors
 from hrvqvae.training.loop import Metrics, update
@@ -253,6 +254,7 @@ def train_priors(
     run = RunFolder(Path(path))
     model, config, digest = load_with_digest(path)
     first = next(iter(configs.values()))
+    loggers.require(first.prior.training.loggers)
     config = dataclasses.replace(config, data=first.data)
     device = Compute.of(first.prior.training).device
     outcomes = {}

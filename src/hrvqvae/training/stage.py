@@ -16,6 +16,7 @@ from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, Say
+from hrvqvae.training.loggers import opened
 from hrvqvae.training.loop import Budget, Metrics, Step, StopSignal, fit
 from hrvqvae.training.state import TrainState
 
@@ -131,8 +132,14 @@ def train_stage(
         InputError: a checkpoint could not be written.
     """
     budget = Budget.of(training, samples)
-    log = MetricsLog(run.metrics, state.step)
-    with worker_errors(), closing(stream), StopSignal() as stop, Display(budget) as display:
+    with (
+        opened(training.loggers, run.path, state.step) as sinks,
+        worker_errors(),
+        closing(stream),
+        StopSignal() as stop,
+        Display(budget) as display,
+    ):
+        log = MetricsLog(run.metrics, state.step, sinks)
         checkpoint = CheckpointHook(training.checkpoint_every, run, write_model)
         evaluate, logging = evaluation(log, display), LogHook(training, log, display)
         started = state.step

@@ -1,0 +1,273 @@
+"""The page: what is asked on it and shown on it (Gradio). What is shown is computed in `tasks`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from functools import partial, wraps
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hrvqvae.errors import InputError
+from hrvqvae.pictures import hierarchy, sheets
+from hrvqvae.play import tasks
+from hrvqvae.play.limits import Limits, Picture, take
+from hrvqvae.runs.trained import TrainedModel
+
+_SIDE = 360  # pixels on the screen of an image's longer side, about
+_MARKS = 64  # a side of what is painted, at most
+_ANY = "any class"
+_KEPT_SECONDS = 3_600  # of what a person uploaded, and of what was drawn
+_CANVAS = "<canvas></canvas><button>Clear</button>"
+_CANVAS_STYLE = "canvas { touch-action: none; cursor: crosshair; display: block; }"
+_PAINTER = Path(__file__).with_name("painter.js")
+
+
+class Page:
+    """The page of one model, and what happens on it.
+
+    One request at a time gets the model, however many come.
+    """
+
+    def __init__(self, model: TrainedModel, limits: Limits) -> None:
+        self.model, self.limits = model, limits
+        self.size = model.config.data.size
+        self._turn = Lock()
+        try:
+            self.classes, self.missing = model.classes, ""
+        except InputError as error:
+            self.classes, self.missing = (), str(error)
+
+    def _answer(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, one call at a time, whose refusals the page shows as one line."""
+
+        @wraps(function)
+        def answer(*values: Any) -> Any:
+            try:
+                with self._turn:
+                    return function(*values)
+            except InputError as error:
+                raise gr.Error(str(error), title="Not possible", print_exception=False) from None
+
+        return answer
+
+    # What is asked.
+
+    def look(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
+        """All that is shown of an image when it comes in."""
+        shown = [_enlarged(picture.own), picture.note, *self.reconstruct(picture, levels, whole)]
+        square = _enlarged(picture.square)
+        return picture, *shown, self.canvas(picture), square, self.usage(picture), None
+
+    def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
+        """An image file that was uploaded."""
+        if file is None:
+            raise InputError("there is no image yet: upload one, or draw one")
+        path = Path(file)
+        return self.look(take(path, self.model.autoencoder.channels, self.size, self.limits), levels, whole)
+
+    def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
+        """An image that the model draws; -> the next seed, and all that is shown of it."""
+        drawn = (tasks.draw(self.model, 1, None, 1.0, int(seed))[0] * 255).round().to(torch.uint8)
+        picture = Picture(drawn, drawn, f"drawn by the model with seed {int(seed)}")
+        return int(seed) + 1, *self.look(picture, levels, whole)
+
+    def reconstruct(self, picture: Picture | None, levels: int, whole: bool) -> tuple[Image.Image, str]:
+        """An image from the levels that are chosen."""
+        image = _given(picture).own if whole else _given(picture).square
+        made = tasks.reconstruct(self.model, image, int(levels))
+        psnr = "equal" if math.isinf(made.psnr) else f"PSNR {made.psnr:.2f} dB"
+        height, width = image.shape[-2:]
+        share = made.bytes / image.numel()
+        line = f"{made.bytes:,} bytes, {share:.2%} of the {image.numel():,} of {width}x{height} pixels; {psnr}"
+        return _enlarged(made.image), line
+
+    def draw(self, count: int, name: str, temperature: float, seed: int) -> Image.Image:
+        """New images."""
+        self.limits.check_count(int(count))
+        return sheets.grid(list(tasks.draw(self.model, int(count), _class(name), float(temperature), int(seed))))
+
+    def canvas(self, picture: Picture) -> str:
+        """What the painter shows: an image, and nothing painted."""
+        stream = BytesIO()
+        sheets.to_pil(picture.square).save(stream, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+        return json.dumps({"picture": url, "side": min(_MARKS, self.size), "marks": ""})
+
+    def complete(
+        self, picture: Picture | None, painted: str | None, count: int, name: str, temperature: float, seed: int
+    ) -> tuple[Image.Image, str, Image.Image]:
+        """Images that keep what is painted."""
+        self.limits.check_count(int(count))
+        image, marks = _given(picture).square, marked(painted)
+        made = tasks.complete(
+            self.model, image, marks, int(count), _class(name), float(temperature), int(seed)
+        )  # fmt: skip
+        return _enlarged(made.kept), f"{made.share:.0%} of the codes are kept", sheets.grid(list(made.images))
+
+    def usage(self, picture: Picture) -> list[list[Any]]:
+        """A row for each level."""
+        return [
+            [
+                number,
+                one.codewords,
+                one.used,
+                f"{one.perplexity:.1f}",
+                "-" if one.trained is None else f"{one.trained:.1f}",
+            ]
+            for number, one in enumerate(tasks.usage(self.model, picture.square), start=1)
+        ]
+
+    def hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
+        """Figure 10 for the position that was clicked."""
+        image = _given(picture).square
+        zoom = _zoom(image)
+        try:
+            x, y = (int(value) // zoom for value in where.index)
+        except (TypeError, ValueError) as error:
+            raise InputError("no position was clicked") from error
+        figure = tasks.hierarchy_at(self.model, image, tasks.position_at(self.model, x, y))
+        return Image.open(BytesIO(hierarchy.png(figure)))
+
+    # How it looks.
+
+    def blocks(self) -> gr.Blocks:
+        """The page, not yet served."""
+        prefixes = self.model.autoencoder.prefixes
+        with gr.Blocks(
+            title=f"hrvqvae: {self.model.config.name}", analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)
+        ) as page:
+            gr.Markdown(f"## {self.model.config.name}\n{self._about()}")
+            picture, next_seed = gr.State(None, time_to_live=_KEPT_SECONDS), gr.State(1)
+            with gr.Row():
+                with gr.Column(scale=1, min_width=260):
+                    most = self.limits.upload_bytes / (1 << 20)
+                    file = gr.File(label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=110)
+                    file.async_move_resource_to_block_cache = _uploaded_only(file.async_move_resource_to_block_cache)
+                    borrow = gr.Button("Let the model draw one", interactive=not self.missing, elem_id="borrow")
+                    original = _image("Original", "original")
+                    note = gr.Markdown()
+                with gr.Column(scale=2):
+                    with gr.Tab("Reconstruct"):
+                        levels = gr.Slider(
+                            prefixes[0], max(prefixes[-1], prefixes[0] + 1), value=prefixes[-1], step=1,
+                            label=f"Levels of {prefixes[-1]}", interactive=len(prefixes) > 1, elem_id="levels",
+                        )  # fmt: skip
+                        whole = gr.Checkbox(
+                            True, label=f"at its own size (else as in training, {self.size}x{self.size})"
+                        )
+                        line = gr.Markdown(elem_id="line")
+                        made = _image("From the file of its codes", "made")
+                    with gr.Tab("Draw"):
+                        asked = self._asked(16)
+                        go_draw = gr.Button("Draw", variant="primary", interactive=not self.missing, elem_id="draw")
+                        drawn = _image("New images", "drawn")
+                    with gr.Tab("Complete"):
+                        gr.Markdown("Paint over what should stay; the rest is drawn anew.")
+                        painter = gr.HTML(
+                            "", html_template=_CANVAS, css_template=_CANVAS_STYLE, js_on_load=_PAINTER.read_text(),
+                            elem_id="painter",
+                        )  # fmt: skip
+                        asked_too = self._asked(8)
+                        go = gr.Button("Complete", variant="primary", interactive=not self.missing, elem_id="complete")
+                        kept_line = gr.Markdown(elem_id="kept-line")
+                        with gr.Row():
+                            kept, completed = _image("What is kept", "kept"), _image("Completions", "completed")
+                    with gr.Tab("Codebook"):
+                        heads = ["level", "codewords", "used by this image", "perplexity", "perplexity in training"]
+                        table = gr.Dataframe(headers=heads, interactive=False, elem_id="usage")
+                        clicked = _image("Click on a position", "clicked")
+                        reach = _image("The codebooks within its reach (Figure 10)", "reach")
+            seen = [picture, original, note, made, line, painter, clicked, table, reach]
+            on = partial(gr.on, concurrency_id="model", concurrency_limit=1)
+            answer, how = self._answer, [levels, whole]
+            on(file.upload, answer(self.upload), [file, *how], seen, api_name="upload")
+            on(borrow.click, answer(self.borrow), [next_seed, *how], [next_seed, *seen], api_name="borrow")
+            on(
+                [levels.change, whole.change], answer(self.reconstruct), [picture, *how], [made, line],
+                trigger_mode="always_last", api_name="reconstruct",
+            )  # fmt: skip
+            on(go_draw.click, answer(self.draw), asked, drawn, api_name="draw")
+            on(go.click, answer(self.complete), [picture, painter, *asked_too], [kept, kept_line, completed],
+               api_name="complete")  # fmt: skip
+            on(clicked.select, answer(self.hierarchy), picture, reach, api_visibility="private")
+        page.queue(max_size=self.limits.images, default_concurrency_limit=1)
+        return page
+
+    def _about(self) -> str:
+        config = self.model.config
+        codewords = ", ".join(f"{one:,}" for one in config.model.num_codewords)
+        words = (
+            f"{config.model.system}, codewords by level: {codewords}; "
+            f"trained on {config.data.dataset} at {self.size}x{self.size} pixels."
+        )
+        return f"{words} Nothing can be drawn: {self.missing}" if self.missing else words
+
+    def _asked(self, count: int) -> list[Any]:
+        """How many images, of which class, how warm, by which seed."""
+        with gr.Row():
+            return [
+                gr.Slider(1, self.limits.images, value=min(count, self.limits.images), step=1, label="Images"),
+                gr.Dropdown([_ANY, *self.classes], value=_ANY, label="Class", interactive=bool(self.classes)),
+                gr.Slider(0.05, 2, value=1, step=0.05, label="Temperature"),
+                gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
+            ]
+
+
+def _image(label: str, name: str) -> Any:
+    return gr.Image(label=label, interactive=False, format="png", buttons=[], elem_id=name)
+
+
+def _uploaded_only(move: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes files that were uploaded; Gradio itself would fetch addresses as well."""
+
+    async def moved(path: Any) -> Any:
+        if "://" in str(path):
+            raise gr.Error("an address is given instead of a file", print_exception=False)
+        return await move(path)
+
+    return moved
+
+
+def _given(picture: Picture | None) -> Picture:
+    if picture is None:
+        raise InputError("there is no image yet: upload one, or draw one")
+    return picture
+
+
+def _class(name: str) -> str | None:
+    return None if name == _ANY else name
+
+
+def marked(text: str | None) -> Tensor:
+    """What was painted, as the painter tells it: (side, side) bool.
+
+    Raises:
+        InputError: it tells something else.
+    """
+    try:
+        told = json.loads(text or "{}")
+        side, marks = told.get("side", 1), told.get("marks") or "0"
+        flat = torch.tensor([mark == "1" for mark in marks])
+        return (flat if len(flat) > 1 else flat.expand(side * side)).view(side, side)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError("what was painted can't be read: load the page anew") from error
+
+
+def _zoom(image: Tensor) -> int:
+    return max(1, round(_SIDE / max(image.shape[-2:])))
+
+
+def _enlarged(image: Tensor) -> Image.Image:
+    """An image whose pixels can be seen."""
+    picture, zoom = sheets.to_pil(image), _zoom(image)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

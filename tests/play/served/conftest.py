@@ -1,0 +1,59 @@
+"""A page that is served by the command line, in a process of its own, and a Chromium to look at it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+
+@dataclass
+class Server:
+    """A running `hrvqvae play`."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+    @property
+    def megabytes(self) -> float:
+        """Resident memory of its process."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+)", status)
+        assert found is not None
+        return int(found[1]) / 1024
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log: IO[str]
+    with (tmp_path_factory.mktemp("served") / "log").open("w+") as log:
+        command = [sys.executable, "-c", "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True)
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("mnist: http://127.0.0.1:"), line
+        yield Server(line.split()[1], process)
+        assert process.poll() is None, "the server has died"
+        process.send_signal(2)
+        assert process.wait(60) == 0
+        process.stderr.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,900"):
+        options.add_argument(option)
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()

@@ -1,0 +1,154 @@
+"""A person at the page, in headless Chromium: draws, moves the slider, paints, clicks, uploads what is no image.
+
+With PLAY_SCREENSHOTS=DIR in the environment, the pictures of docs/play.md are written there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.play.served.conftest import Server
+from tests.play.served.test_page import image_file
+
+
+class Person:
+    """What a person does at the page."""
+
+    def __init__(self, browser: Chrome, address: str) -> None:
+        self.browser, self.address = browser, address
+        browser.get(address)
+        self.find("#borrow")
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        WebDriverWait(self.browser, 90).until(lambda _: condition())
+
+    def find(self, selector: str) -> WebElement:
+        self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector))
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return self.find(selector).text
+
+    def source(self, name: str) -> str:
+        """Address of the picture that stands there; empty where there is none."""
+        found = self.browser.find_elements(By.CSS_SELECTOR, f"#{name} img")
+        return found[0].get_attribute("src") or "" if found else ""
+
+    def tab(self, name: str) -> None:
+        self.find("button[role=tab]")
+        for button in self.browser.find_elements(By.CSS_SELECTOR, "button[role=tab]"):
+            if button.text == name:
+                button.click()
+
+    def click(self, selector: str) -> None:
+        element = self.find(selector)
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def screenshot(self, name: str) -> None:
+        folder = os.environ.get("PLAY_SCREENSHOTS")
+        if folder:
+            self.browser.execute_script("window.scrollTo(0, 0)")
+            shot = Image.open(BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
+            shot.quantize(64).save(Path(folder) / f"play-{name}.png", optimize=True)
+
+    def everything_was_local(self) -> None:
+        names = self.browser.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+        assert len(names) > 5
+        assert [name for name in names if not name.startswith((self.address, "data:", "blob:"))] == []
+        said = [entry["message"] for entry in self.browser.get_log("browser")]
+        assert [line for line in said if "Content Security Policy" in line] == []
+
+
+@pytest.fixture
+def person(browser: Chrome, server: Server) -> Person:
+    return Person(browser, server.address)
+
+
+def has_image(person: Person) -> None:
+    person.click("#borrow")
+    person.wait(lambda: "PSNR" in person.text("#line"))
+    person.wait(lambda: person.source("made"))
+
+
+def test_reconstruct(person: Person) -> None:
+    has_image(person)
+    seen = [person.text("#line")]
+    slider = person.find("#levels input[type=range]")
+    for _ in range(2):
+        slider.send_keys(Keys.ARROW_LEFT)
+        person.wait(lambda: person.text("#line") not in ("", *seen))
+        seen.append(person.text("#line"))
+    sizes = [int(line.split()[0]) for line in seen]
+    assert sizes == sorted(sizes, reverse=True)
+    person.screenshot("reconstruct")
+    person.everything_was_local()
+
+
+def test_draw(person: Person) -> None:
+    person.tab("Draw")
+    person.click("#draw")
+    person.wait(lambda: person.source("drawn"))
+    person.screenshot("draw")
+    person.everything_was_local()
+
+
+def test_complete(person: Person) -> None:
+    has_image(person)
+    person.tab("Complete")
+    person.click("#complete")
+    person.wait(lambda: "nothing is kept" in person.browser.page_source)
+    canvas = person.find("#painter canvas")
+    person.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    hand = ActionChains(person.browser, duration=20)
+    for y in range(-150, 1, 30):  # the upper half, stroke by stroke
+        hand.move_to_element_with_offset(canvas, -160, y).click_and_hold()
+        for x in range(-150, 161, 10):
+            hand.move_to_element_with_offset(canvas, x, y)
+        hand.release()
+    hand.perform()
+    person.click("#complete")
+    person.wait(lambda: person.source("completed"))
+    share = int(person.text("#kept-line").split("%")[0])
+    assert 40 <= share <= 70
+    person.screenshot("complete")
+    person.everything_was_local()
+
+
+def test_codebook(person: Person) -> None:
+    has_image(person)
+    person.tab("Codebook")
+    person.wait(lambda: person.source("clicked"))
+    picture = person.find("#clicked img")
+    person.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    ActionChains(person.browser).move_to_element_with_offset(picture, 20, 30).click().perform()
+    person.wait(lambda: person.source("reach"))
+    assert "64" in person.text("#usage")
+    person.screenshot("codebook")
+    person.everything_was_local()
+
+
+def test_hostile_upload(person: Person, tmp_path: Path) -> None:
+    bad, large = tmp_path / "text.png", tmp_path / "large.png"
+    bad.write_text("this is text\n")
+    with large.open("wb") as file:
+        file.truncate(100_000_000)
+    upload = person.find("input[type=file]")
+    upload.send_keys(str(bad))
+    person.wait(lambda: "text.png is not a PNG, JPEG or WebP image" in person.browser.page_source)
+    person.browser.refresh()
+    person.find("input[type=file]").send_keys(str(large))
+    person.wait(lambda: "exceed" in person.browser.page_source or "too large" in person.browser.page_source)
+    person.browser.refresh()
+    person.find("input[type=file]").send_keys(str(image_file(tmp_path / "good.png")))
+    person.wait(lambda: "PSNR" in person.text("#line"))

@@ -1,0 +1,191 @@
+"""The page over HTTP: hostile uploads, other hosts, addresses on the internet, many requests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+from contextlib import closing
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from tests.play.served.conftest import Server
+from tests.play.test_limits import png_of_size
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Client:
+    return Client(server.address, verbose=False)
+
+
+def upload(client: Client, path: Path) -> tuple[object, ...]:
+    found = client.predict(handle_file(str(path)), 3, True, api_name="/upload")
+    assert isinstance(found, tuple)
+    return found
+
+
+def image_file(path: Path, seed: int = 0, size: tuple[int, int] = (28, 28)) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+class Loaded(HTMLParser):
+    """What a page has a browser load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        loads = {"script": "src", "link": "href", "img": "src", "iframe": "src"}
+        self.addresses += [value for name, value in attrs if value and name == loads.get(tag)]
+
+
+def test_nothing_is_loaded_from_elsewhere(server: Server) -> None:
+    """Neither by the page nor by its style sheets; and the browser is told to refuse what scripts might ask for."""
+    with urllib.request.urlopen(server.address) as answer:
+        policy, text = answer.headers["content-security-policy"], answer.read().decode()
+    assert not re.findall(r"https?:|\*", policy)
+    parser = Loaded()
+    parser.feed(text)
+    assert len(parser.addresses) >= 3
+    outside = [one for one in parser.addresses if urlsplit(one).netloc not in ("", urlsplit(server.address).netloc)]
+    assert outside == []
+    with urllib.request.urlopen(server.address + "theme.css") as answer:
+        assert not re.findall(r"url\(['\"]?https?:|@import", answer.read().decode())
+    with urllib.request.urlopen(server.address + "config") as answer:
+        config = json.load(answer)
+    assert config["analytics_enabled"] is False
+    assert [one for one in config["stylesheets"] if "://" in one] == []
+
+
+def test_an_image_is_reconstructed(client: Client, tmp_path: Path) -> None:
+    found = upload(client, image_file(tmp_path / "x.png"))
+    lines = [one for one in found if isinstance(one, str) and "PSNR" in one]
+    assert len(lines) == 1
+    levels = [client.predict(number, True, api_name="/reconstruct")[1] for number in (1, 2, 3)]
+    assert levels[2] == lines[0]
+    sizes = [int(re.match(r"\d+", line)[0]) for line in levels]  # type: ignore[index]
+    assert sizes == sorted(set(sizes))
+
+
+def test_samples_and_completions(client: Client, tmp_path: Path) -> None:
+    sheet = Image.open(client.predict(4, "7", 1, 3, api_name="/draw"))
+    assert min(sheet.size) > 100
+    upload(client, image_file(tmp_path / "x.png"))
+    marks = "1" * (14 * 28) + "0" * (14 * 28)
+    painted = json.dumps({"side": 28, "marks": marks})
+    found = client.predict(painted, 2, "any class", 1, 0, api_name="/complete")
+    assert found[1] == "50% of the codes are kept"
+    for wrong in ("", "{", "[1]", '{"side": 3, "marks": "1"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}'):
+        with pytest.raises(AppError, match=r"nothing is kept|everything is kept|can't be read"):
+            client.predict(wrong, 2, "any class", 1, 0, api_name="/complete")
+
+
+def hostile(kind: str, folder: Path) -> Path:
+    path = folder / "hostile.png"
+    if kind == "text":
+        path.write_text("this is text\n")
+    elif kind == "pixels":
+        path.write_bytes(png_of_size(30_000, 30_000))
+    elif kind == "cut":
+        image_file(path, size=(100, 100))
+        path.write_bytes(path.read_bytes()[:-2_000])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("text", "hostile.png is not a PNG, JPEG or WebP image"),
+        ("pixels", "hostile.png has too many pixels; at most 16,777,216 are admitted: make it smaller"),
+        ("cut", "hostile.png can't be decoded: it is damaged or cut short"),
+    ],
+)
+def test_a_hostile_upload_is_one_line(kind: str, line: str, client: Client, server: Server, tmp_path: Path) -> None:
+    before = server.megabytes
+    with pytest.raises(AppError) as found:
+        upload(client, hostile(kind, tmp_path))
+    assert str(found.value) == line
+    assert server.megabytes < before + 20
+    upload(client, image_file(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["length", "chunks"])
+def test_100_megabytes_are_refused(told: bool, client: Client, server: Server, tmp_path: Path) -> None:
+    """Whether the request says its length or not: nothing of it is kept."""
+    before = server.megabytes
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    block, tail = bytes(1_000_000), b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    if told:
+        headers["Content-Length"] = str(len(head) + 100 * len(block) + len(tail))
+    body = iter([head, *[block] * 100, tail])
+    with closing(http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=100)) as connection:
+        try:
+            connection.request("POST", "/gradio_api/upload", body, headers, encode_chunked=not told)
+            answer = connection.getresponse()
+            status, text = answer.status, answer.read().decode()
+        except ConnectionError:  # it was closed while we were still sending
+            status, text = 413, ""
+    assert status in ((413,) if told else (400, 413, 500))
+    assert "Traceback" not in text
+    assert "\n" not in text
+    if told:
+        assert json.loads(text)["detail"].startswith("too large: at most ")
+    assert server.megabytes < before + 40
+    upload(client, image_file(tmp_path / "x.png"))
+
+
+def test_no_address_is_fetched(client: Client, server: Server) -> None:
+    body = {"data": [{"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}, 3, True]}
+    request = urllib.request.Request(
+        server.address + "gradio_api/call/upload", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{server.address}gradio_api/call/upload/{event}") as answer:
+        assert "event: error" in answer.read().decode()
+
+
+def test_files_of_this_machine_are_not_served(server: Server) -> None:
+    for path in ("/etc/passwd", str(Path(__file__))):
+        with pytest.raises(urllib.error.HTTPError) as found:
+            urllib.request.urlopen(f"{server.address}gradio_api/file={path}")
+        with found.value as answer:
+            assert answer.code in (403, 404)
+
+
+def test_pages_of_other_sites_are_turned_away(server: Server) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)) as connection:
+        connection.request("GET", "/", headers={"Host": "rebound.example:7860"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (403, b'{"detail": "this page answers to 127.0.0.1 alone"}')
+
+
+def test_memory_stays_flat(client: Client, server: Server, tmp_path: Path) -> None:
+    files = [image_file(tmp_path / f"{number}.png", number, (40 + number, 50)) for number in range(5)]
+
+    def ask(count: int) -> None:
+        for number in range(count):
+            if number % 2:
+                upload(client, files[number % 5])
+            else:
+                client.predict(number % 3 + 1, True, api_name="/reconstruct")
+
+    upload(client, files[0])
+    ask(100)
+    before = server.megabytes
+    ask(300)
+    print(f"resident: {before:.0f} MB after 100 requests, {server.megabytes:.0f} MB after 300 more")
+    assert server.megabytes < before + 25

@@ -1,0 +1,128 @@
+"""Loggers get the records of metrics.jsonl, and are nothing that a training needs."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+
+from hrvqvae.config import Config
+from hrvqvae.config.entries import LOGGERS, Logger
+from hrvqvae.errors import InputError
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.stages import train_autoencoder
+from hrvqvae.training.loggers import require, values
+from tests.cli.helpers import refused, write_file
+from tests.conftest import with_training
+
+
+def run_to(config: Config, folder: Path, resume: bool = False) -> None:
+    train_autoencoder(config, RunFolder(folder), resume=resume, say=lambda _: None)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def expected(folder: Path) -> dict[tuple[str, int], float]:
+    """(name, step) -> value of every number in metrics.jsonl."""
+    return {(name, one["step"]): value for one in records(folder) for name, value in values(one).items()}
+
+
+def shown(folder: Path) -> dict[tuple[str, int], float]:
+    """The same of TensorBoard's event files, read byte by byte in their order.
+
+    A record is its length (8 bytes), a checksum of that (4), an event, and a checksum of that (4). What a session start
+    with a step says is that events from that step on, written before, no longer count.
+    """
+    found: dict[tuple[str, int], float] = {}
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[12 + length + 4 :]
+            if event.HasField("session_log"):
+                found = {key: value for key, value in found.items() if key[1] < event.step}
+            found |= {(one.tag, event.step): one.simple_value for one in event.summary.value}
+    return found
+
+
+def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Config, tmp_path: Path) -> None:
+    config = with_training(tiny, loggers="tensorboard", max_steps=6, log_every=2, checkpoint_every=100)
+    run_to(config, tmp_path)
+    assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
+    assert ("evaluation/usage/level-2", 6) in shown(tmp_path)
+    run_to(with_training(config, max_steps=8), tmp_path, resume=True)
+    assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
+    assert ("train/loss", 8) in shown(tmp_path)
+
+
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        self.path, self.first_step, self.got, self.closed = run, first_step, list[Mapping[str, Any]](), False
+        SINKS.append(self)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.got.append(dict(record))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Failing(Kept):
+    """A sink whose disk is full."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
+
+SINKS: list[Kept] = []
+
+
+@pytest.fixture
+def another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loggers "kept" and "failing", as another package registers them."""
+    SINKS.clear()
+    for sink in (Kept, Failing):
+        logger = Logger(name=sink.__name__.lower(), title="", sink=f"{__name__}:{sink.__name__}", needs="json")
+        monkeypatch.setitem(LOGGERS._loaded, logger.name, logger)
+
+
+@pytest.mark.usefixtures("another")
+def test_a_sink_gets_every_record_once(tiny: Config, tmp_path: Path) -> None:
+    config = with_training(tiny, loggers="kept", max_steps=4, log_every=2, checkpoint_every=100)
+    run_to(config, tmp_path)
+    run_to(with_training(config, max_steps=6), tmp_path, resume=True)
+    first, second = SINKS
+    assert [*first.got, *second.got] == records(tmp_path)
+    assert (first.path, first.first_step, second.first_step) == (tmp_path, 0, 4)
+    assert first.closed
+    assert second.closed
+
+
+@pytest.mark.usefixtures("another")
+def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        run_to(with_training(tiny, loggers="kept, failing", max_steps=4, log_every=2), tmp_path)
+    assert [sink.closed for sink in SINKS] == [True, True]
+
+
+def test_names_and_packages_are_asked_for_before_anything_is_written(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"unknown logger 'tensorbord': did you mean tensorboard"):
+        require("tensorbord")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
+    said = refused(["train", path, "--out", tmp_path / "run"], capsys)
+    assert said == "hrvqvae: this needs tensorboard: pip install 'hrvqvae[tensorboard]'\n"
+    assert not (tmp_path / "run" / "config.yaml").exists()
