@@ -78,7 +78,8 @@ def test_losses_agree_with_the_oracle(update: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level_betas", "weights"), [((), (0.25, 0.25, 0.25)), ((0.5,), (0.5, 0.5, 0.5)), ((0.0, 0.1, 0.3), (0.0, 0.1, 0.3))]
+    ("level_betas", "weights"),
+    [((), (0.25, 0.25, 0.25)), ((0.5,), (0.5, 0.5, 0.5)), ((0.0, 0.1, 0.3), (0.0, 0.1, 0.3))],
 )
 def test_each_level_has_its_weight(level_betas: tuple[float, ...], weights: tuple[float, ...]) -> None:
     """As in the oracle with a weight of 1; a term of weight 0 is not there at all."""
