@@ -151,7 +151,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
                     most = self.limits.upload_bytes / (1 << 20)
-                    file = gr.File(label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=110)
+                    file = gr.File(label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=150)
                     file.async_move_resource_to_block_cache = _uploaded_only(file.async_move_resource_to_block_cache)
                     borrow = gr.Button("Let the model draw one", interactive=not self.missing, elem_id="borrow")
                     original = _image("Original", "original")

@@ -6,6 +6,7 @@ With PLAY_SCREENSHOTS=DIR in the environment, the pictures of docs/play.md are w
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -58,7 +59,12 @@ class Person:
     def screenshot(self, name: str) -> None:
         folder = os.environ.get("PLAY_SCREENSHOTS")
         if folder:
+            for toast in self.browser.find_elements(By.CSS_SELECTOR, ".toast-close"):
+                toast.click()
+            height = self.browser.execute_script("return document.documentElement.scrollHeight")
+            self.browser.set_window_size(1_100, height + 150)
             self.browser.execute_script("window.scrollTo(0, 0)")
+            time.sleep(1)  # until it is laid out
             shot = Image.open(BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
             shot.quantize(64).save(Path(folder) / f"play-{name}.png", optimize=True)
 

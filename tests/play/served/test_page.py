@@ -80,8 +80,8 @@ def test_an_image_is_reconstructed(client: Client, tmp_path: Path) -> None:
 
 
 def test_samples_and_completions(client: Client, tmp_path: Path) -> None:
-    sheet = Image.open(client.predict(4, "7", 1, 3, api_name="/draw"))
-    assert min(sheet.size) > 100
+    with Image.open(client.predict(4, "7", 1, 3, api_name="/draw")) as sheet:
+        assert min(sheet.size) > 100
     upload(client, image_file(tmp_path / "x.png"))
     marks = "1" * (14 * 28) + "0" * (14 * 28)
     painted = json.dumps({"side": 28, "marks": marks})
