@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from hrvqvae.config import Config, bits_per_image
-from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS
+from hrvqvae.config.entries import DATASETS, PRIORS
 from hrvqvae.errors import InputError
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.locating import is_hub_name
+from hrvqvae.systems.build import system_of
 
 _FRONT = "---\n"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
@@ -41,7 +42,7 @@ def card_of(
         licence: as the hub names licences: mit, cc-by-4.0, ...
     """
     data, training, model = config.data, config.training, config.model
-    title = SYSTEMS.get(model.system).title if model.system in SYSTEMS else model.system
+    title = system_of(config).title
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
