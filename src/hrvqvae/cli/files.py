@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _tables(arguments: Arguments) -> int:
     from hrvqvae.runs.compression import make_tables
     from hrvqvae.runs.device import resolve_device
 
-    if not arguments.effort > 0:
+    if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
     device = resolve_device(arguments.device)
     path = make_tables(arguments.model, arguments.data, arguments.effort, device)

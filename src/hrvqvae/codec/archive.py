@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.codec.blocks import Entry, block_of, decode_records, read_block
+from hrvqvae.codec.blocks import BLOCK, Entry, block_of, decode_records, read_block
 from hrvqvae.codec.checksum import crc8
 from hrvqvae.codec.geometry import Grid
 from hrvqvae.codec.stream import Codec, Picture
@@ -145,7 +145,7 @@ def appending(path: Path, codec: Codec) -> Iterator[Callable[..., None]]:
 
     Raises:
         InputError: another process writes to it, it was made by another model, or it can't be written.
-        DamagedFileError: the file is no archive.
+        DamagedFileError: the file is no archive, or one that is damaged before its last block.
     """
     tables = codec.tables or Tables(
         codec.name, codec.model, codec.geometry, codec.symbols, (None,) * len(codec.symbols)
@@ -162,6 +162,11 @@ def appending(path: Path, codec: Codec) -> Iterator[Callable[..., None]]:
                 f"{path} was made by another model or other tables: those of {archive.codec.name} (weights "
                 f"{archive.codec.model[:12]}), not of {codec.name} ({codec.model[:12]}); choose another file"
             )
+        if archive.left_over and _whole_block_follows(stream, archive):
+            raise DamagedFileError(
+                f"{path} is damaged at byte {archive.end}, and whole blocks follow, which appending would destroy; "
+                "append to another file"
+            )
         stream.truncate(archive.end)
 
         def append(
@@ -170,6 +175,18 @@ def appending(path: Path, codec: Codec) -> Iterator[Callable[..., None]]:
             _flushed(stream, block_of(archive.codec, codes, sizes, names, levels))
 
         yield append
+
+
+def _whole_block_follows(stream: BinaryIO, archive: Archive) -> bool:
+    """Whether a whole block lies behind the end of the blocks that are read: a block before it is damaged."""
+    stream.seek(archive.end)
+    rest, size = stream.read(), archive.end + archive.left_over
+    place = rest.find(BLOCK)
+    while place >= 0:
+        if read_block(stream, archive.end + place, size, len(archive.codec.symbols)) is not None:
+            return True
+        place = rest.find(BLOCK, place + 1)
+    return False
 
 
 def _write_head(stream: BinaryIO, head: bytes) -> None:

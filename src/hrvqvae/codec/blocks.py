@@ -16,7 +16,7 @@ from hrvqvae.codec.levels import NOT_WHOLE, decode_level, encode_level
 from hrvqvae.codec.stream import MOST_PIXELS, Codec, Picture, read_varint, varint
 from hrvqvae.errors import DamagedFileError
 
-_BLOCK = b"HRVB"
+BLOCK = b"HRVB"
 _HEAD = 20  # bytes before the index of a block
 _MOST_INDEX, _MOST_IMAGES = 1 << 26, 1 << 20
 _VARINT = 5  # bytes of a number in an index, at most
@@ -45,7 +45,7 @@ def read_block(stream: BinaryIO, place: int, size: int, most_levels: int) -> tup
     """The images of the block that begins here, and its end; None where there is no whole block."""
     stream.seek(place)
     head = stream.read(_HEAD)
-    if len(head) < _HEAD or head[:4] != _BLOCK:
+    if len(head) < _HEAD or head[:4] != BLOCK:
         return None
     count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
     records = place + _HEAD + index_bytes
@@ -117,7 +117,7 @@ def block_of(
     index = b"".join(map(varint, [*numbers, *(len(record) - least for record in records)]))
     index = zlib.compress(index + b"".join(varint(len(name)) + name for name in encoded), 9)
     body = b"".join(records)
-    head = _BLOCK + b"".join(number.to_bytes(4, "little") for number in (len(records), len(index), len(body)))
+    head = BLOCK + b"".join(number.to_bytes(4, "little") for number in (len(records), len(index), len(body)))
     return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
 
 

@@ -160,7 +160,9 @@ def read_header(content: bytes, name: str = "the file", most_pixels: int = MOST_
 def require_model(codec: Codec, header: Header, name: str) -> None:
     """Raises InputError where a file was made by another model, or by tables that are not those of this one."""
     if header.by_tables and codec.tables is None:
-        raise InputError(f"{name} was made with tables, and {codec.name} has none; make them: hrvqvae tables")
+        raise InputError(
+            f"{name} was made with tables, and {codec.name} has none: put the file of tables beside its weights"
+        )
     own = codec.fingerprint(header.by_tables)
     if header.fingerprint != own:
         what = "tables" if header.by_tables else "model"

@@ -56,10 +56,13 @@ def has_trusted_features(config: DataConfig) -> bool:
     return config.channels == 1 or bool(config.dataset in DATASETS and DATASETS.get(config.dataset).judge)
 
 
-def shipped_judge(name: str) -> Path | None:
-    """The weights of the judge of that data set inside the package, or None."""
-    path = SHIPPED / f"{name}.safetensors"
-    return path if path.is_file() else None
+def shipped_judge(config: DataConfig) -> Path | None:
+    """The weights of the judge inside the package, of images of that data set, size and channels, or None."""
+    path = SHIPPED / f"{config.dataset}.safetensors"
+    if not path.is_file() or config.dataset not in DATASETS:
+        return None
+    known = DATASETS.get(config.dataset).config
+    return path if (known.size, known.channels) == (config.size, config.channels) else None
 
 
 def judge_of(config: DataConfig, kept: Path | None = None, say: Callable[[str], None] = note) -> Judge:
@@ -72,15 +75,16 @@ def judge_of(config: DataConfig, kept: Path | None = None, say: Callable[[str], 
         InputError: the data is not there, or has no classes.
         DamagedFileError: a weights file is damaged, or is no judge of that data.
     """
-    shipped = shipped_judge(config.dataset)
+    shipped = shipped_judge(config)
     if shipped:
         return read_judge(shipped, config)
     if kept and kept.is_file():
         return read_judge(kept, config)
     judge = train_judge(config, say=say)
-    if kept:
-        write_judge(kept, judge)
-    return judge
+    if not kept:
+        return judge
+    write_judge(kept, judge)
+    return read_judge(kept, config)  # in half precision, as every later process has it
 
 
 def write_judge(path: Path, judge: Judge) -> None:

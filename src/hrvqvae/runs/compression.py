@@ -71,6 +71,10 @@ def make_tables(
         maps = stored_or_extracted(folder.codes, model, digest, config, "train", device, say)
     else:
         maps = extract(model, config, "train", device)
+    weights = storage.weights_digest(model.state_dict())
+    if folder.tables.is_file() and read_tables(folder.tables.read_bytes(), str(folder.tables)).model == weights:
+        say(f"{folder.tables} is of these weights already; without it, files that were made by it can't be read")
+        return folder.tables
     symbols = config.model.num_symbols
     networks = list[Network | None]()
     for level, values in enumerate(symbols):
@@ -82,7 +86,7 @@ def make_tables(
         say(f"level {level + 1}: {bits:.3f} bits a code on held-out images, of {np.log2(values):.3f}")
         networks.append(network)
     geometry = geometry_of(config.model.latent_grids)
-    tables = Tables(config.name, storage.weights_digest(model.state_dict()), geometry, symbols, tuple(networks))
+    tables = Tables(config.name, weights, geometry, symbols, tuple(networks))
     try:
         storage.write_atomic(folder.tables, tables.content)
     except OSError as error:
