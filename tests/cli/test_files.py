@@ -154,3 +154,15 @@ def test_an_archive_writes_nowhere_but_where_it_is_told(
     arguments = ["decompress", tmp_path / "x.hrva", "-o", tmp_path / "in" / "side", "--model", run]
     assert "a name that leads out of a folder" in refused(arguments, capsys)
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_no_image_takes_the_place_of_another(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / folder / "x.hrv" for folder in ("one", "two")]
+    for file, image in zip(files, ("0.png", "1.png"), strict=True):
+        file.parent.mkdir()
+        assert main(["compress", str(run), str(images / image), "-o", str(file), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    line = refused(["decompress", *map(str, files), "-o", str(tmp_path / "out"), "--model", str(run)], capsys)
+    assert "two images are named x" in line

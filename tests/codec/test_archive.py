@@ -224,3 +224,16 @@ def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     crafted(path, sound[:4] + bytes([len(longer)]) + sound[5:], longer)
     with pytest.raises(DamagedFileError, match="image 0 is damaged"):
         open_archive(path).read([0])
+
+
+def test_appending_destroys_no_whole_block_behind_a_damaged_one(tmp_path: Path) -> None:
+    path, ends = tmp_path / "x.hrva", []
+    for turn in range(3):
+        add(path, TREE, [(6, 6)] * 2, ["", ""], 1, turn)
+        ends.append(path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[ends[0] + 22] ^= 1  # the index of the second block
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=f"damaged at byte {ends[0]}, and whole blocks follow"):
+        add(path, TREE, [(6, 6)], [""], 1)
+    assert path.read_bytes() == content

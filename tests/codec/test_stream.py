@@ -153,7 +153,7 @@ def test_another_model_is_refused_by_name() -> None:
         InputError, match=f"x.hrv was made by another model: its tables are {TREE.fingerprint(True).hex()}"
     ):
         read(other, [content], names=["x.hrv"])
-    with pytest.raises(InputError, match="made has none; make them: hrvqvae tables"):
+    with pytest.raises(InputError, match="made has none: put the file of tables beside its weights"):
         read(bare(TREE), [content])
     stranger = Codec("stranger", "ff" * 16, TREE.geometry, TREE.symbols)
     with pytest.raises(InputError, match="its model are 012345, those of stranger are ffffff"):

@@ -182,6 +182,7 @@ def decompress_files(
     if levels is not None:
         compression.check_levels(model.autoencoder, levels)
     count = 0
+    written = set[Path]()
     for path in paths:
         if path.suffix == archive.SUFFIX:
             chunks = _archived(model, path, levels, names, say)
@@ -196,6 +197,9 @@ def decompress_files(
             images = compression.paint(model.autoencoder, pictures, model.device, levels, [str(path)] * len(some))
             for name, image in zip(some, images, strict=True):
                 target = out if out.suffix.lower() == ".png" else out / f"{name}.png"
+                if target in written:
+                    raise InputError(f"two images are named {name}: {target} is written already; use another folder")
+                written.add(target)
                 if target != out:
                     target.parent.mkdir(parents=True, exist_ok=True)
                 sheets.save(sheets.to_pil(image), target)
