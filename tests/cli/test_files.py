@@ -166,3 +166,13 @@ def test_no_image_takes_the_place_of_another(
     capsys.readouterr()
     line = refused(["decompress", *map(str, files), "-o", str(tmp_path / "out"), "--model", str(run)], capsys)
     assert "two images are named x" in line
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "caf\udce9.png"
+    shutil.copy(images / "0.png", odd)
+    line = refused(["compress", str(run), str(odd), "-o", str(tmp_path / "x.hrva"), "--device", "cpu"], capsys)
+    assert "has a name that is not UTF-8" in line
+    assert not (tmp_path / "x.hrva").exists()

@@ -119,6 +119,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _append(model: TrainedModel, named: dict[str, Path], out: Path, levels: int, written: Written) -> None:
+    for name, path in named.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(f"{str(path)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
     before = out.stat().st_size if out.exists() else 0
     with archive.appending(out, model.codec) as append:
         for some in _chunks(named):
