@@ -39,11 +39,14 @@ def geometry_of(latent_grids: Callable[[int, int], Sequence[Grid]]) -> Geometry:
         InputError: they follow none.
     """
     rows = [[rows for rows, _ in latent_grids(height, 1)] for height in range(1, _PROBED)]
-    first, *others = (height for height in range(2, _PROBED) if rows[height - 1][0] != rows[height - 2][0])
-    times = tuple(one // rows[0][0] * 1 for one in rows[0])
-    number = rows[0][0] // times[0]
-    unit = (others[0] if others else first) - first
-    found = Geometry(max(1, unit), unit * number + 1 - first, times)
+    number = rows[0][0]  # positions of the coarsest level in an image one pixel high
+    grows = [height for height in range(2, _PROBED) if rows[height - 1][0] != rows[height - 2][0]]
+    if len(grows) < 2:
+        raise InputError(
+            f"the grids of this system do not grow twice up to {_PROBED - 1} pixels: too coarse for a file"
+        )
+    unit = grows[1] - grows[0]
+    found = Geometry(unit, unit * number + 1 - grows[0], tuple(one // number for one in rows[0]))
     for height, width in ((height, 1 + height * 7 % 97) for height in range(1, _PROBED)):
         if tuple(latent_grids(height, width)) != found.grids(height, width):
             raise InputError("the grids of this system follow no rule that a file of codes can state")

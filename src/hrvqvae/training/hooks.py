@@ -147,7 +147,7 @@ class LogHook:
 
     def _left(self, state: TrainState) -> str:
         fraction = self.display.budget.fraction(state)
-        seconds = int(state.seconds * (1 - fraction) / fraction) if fraction else 0
+        seconds = max(0, int(state.seconds * (1 - fraction) / fraction)) if fraction else 0  # minutes may be overdrawn
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
