@@ -10,6 +10,7 @@ import pytest
 from hrvqvae.cli import main
 from hrvqvae.comparison import codebook_study
 from hrvqvae.comparison.compare import Comparison
+from hrvqvae.comparison.study import studied_systems
 from hrvqvae.data.images import read_image
 from tests.cli.helpers import refused
 
@@ -18,7 +19,8 @@ from tests.cli.helpers import refused
 def test_the_study_of_codebooks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codebook_study.study, "__defaults__", (print, (3,)))
+    every_size = codebook_study.BRANCHING
+    monkeypatch.setattr(codebook_study, "BRANCHING", (3,))
     command = ["compare", "mnist", "--study", "codebook", "--max-steps", "4", "--out", str(tmp_path / "out")]
     assert main([*command, "--systems", "hrvqvae,vqvae", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -33,9 +35,10 @@ def test_the_study_of_codebooks(
     assert "leave vqvae2 out of --systems" in refused([*command, "--systems", "vqvae,vqvae2"], capsys)
     for name in ("model.quantizer.init_vectors", "hrvqvae.model.quantizer.codewords"):
         assert f"--{name} is what the study of codebooks varies" in refused([*command, f"--{name}", "9"], capsys)
-    comparison = Comparison(dataset="mnist", systems=codebook_study.studied_systems(), max_steps=1)
+    monkeypatch.setattr(codebook_study, "BRANCHING", every_size)
+    comparison = Comparison(dataset="mnist", systems=studied_systems(), max_steps=1)
     configs = {case.name: case.config.model.quantizer for case in codebook_study.cases(comparison)}
-    assert codebook_study.studied_systems() == ("hrvqvae", "vqvae"), "the others have no codewords to be leaves"
+    assert studied_systems() == ("hrvqvae", "vqvae"), "the others have no codewords to be leaves"
     assert configs["hrvqvae-4096-neither-0"].codewords == 16
     assert configs["vqvae-4096-neither-0"].codewords == 4096
     for name, start, revival in (

@@ -366,6 +366,18 @@ def test_a_row_of_a_system_that_is_not_here_is_kept(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.usefixtures("systems")
+def test_a_row_of_an_earlier_version_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    path = tmp_path / "rows" / "vqvae-0.json"
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in row.items() if name != "test_errors"}))
+    assert f"{path} is of an earlier version (it has no test_errors); delete it" in refused(command, capsys)
+    path.unlink()
+    assert main(command) == 0
+    assert json.loads(path.read_text())["test_errors"] == row["test_errors"]
+
+
 def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path) -> None:
     """What is small is taken along, the runs are not: nothing is trained again, and the pictures are the same."""
     here, there = tmp_path / "here", tmp_path / "there"

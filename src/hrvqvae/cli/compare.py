@@ -8,14 +8,18 @@ from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, print_json, warn_of_faults
 
+_STUDIES = {name: f"hrvqvae.comparison.{name}_study:STUDY" for name in ("codebook", "rate")}
+
 
 def _compare(arguments: Arguments) -> int:
-    from hrvqvae.comparison import codebook_study
     from hrvqvae.comparison import compare as systems_compared
+    from hrvqvae.comparison.study import studied_systems
     from hrvqvae.config.entries import SYSTEMS
+    from hrvqvae.config.registry import imported
 
     warn_of_faults(SYSTEMS)
-    default = codebook_study.studied_systems() if arguments.study else systems_compared.available_systems()
+    study = imported(_STUDIES[arguments.study]) if arguments.study else None
+    default = studied_systems() if study else systems_compared.available_systems()
     named = ",".join(default) if arguments.systems is None else arguments.systems
     systems = tuple(name.strip() for name in named.split(",") if name.strip())
     comparison = systems_compared.Comparison(
@@ -26,7 +30,7 @@ def _compare(arguments: Arguments) -> int:
         fields=arguments.fields,
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        chosen = codebook_study.study if arguments.study else systems_compared.compare
+        chosen = study.run if study else systems_compared.compare
         rows, signal = chosen(comparison, Path(arguments.out))
     if signal:
         print("stopped, saved; the same command goes on", file=sys.stderr)
@@ -34,7 +38,7 @@ def _compare(arguments: Arguments) -> int:
     if arguments.json:
         print_json(rows)
         return 0
-    table = codebook_study.table(rows) if arguments.study else systems_compared.table(rows)
+    table = study.table(rows) if study else systems_compared.table(rows)
     print(f"\n{table}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
     return 0
 
@@ -57,8 +61,8 @@ def add(commands: Group) -> None:
         "--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system, shared by its levels"
     )
     compare.add_argument(
-        "--study", choices=("codebook",), help="instead: codebooks of 64, 512 and 4,096 leaves, with and "
-        "without k-means start and revival",
+        "--study", choices=tuple(_STUDIES), help="instead, of 64, 512 and 4,096 leaves: codebook: with and without "
+        "k-means start and revival; rate: as trees of different depth and as a flat codebook",
     )  # fmt: skip
     compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
     compare.add_argument("--out", required=True, metavar="DIR")

@@ -39,6 +39,8 @@ _DECIDED = {
     "prior.training.seed": "--seeds",
 }  # fmt: skip
 
+_NEEDED = ("system", "seed", "bits_per_image", "prior_bits_per_image", "mse", "test_errors")  # of rows, by the pictures
+
 # column of results.json -> (head of results.md, how its values are shown)
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "parameters": ("parameters", "{:,.0f}"),
@@ -217,6 +219,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     Raises InputError as `run_cases`.
     """
     folder = Folder(out)
+    folder.require(_NEEDED)
     for remark in comparison.remarks():
         say(remark)
     signal = run_cases(comparison.cases(), comparison.about(), folder, say, _phases)

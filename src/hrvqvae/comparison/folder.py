@@ -14,7 +14,7 @@ All but the runs is small, and enough to go on elsewhere: a row that is there is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -140,9 +140,24 @@ class Folder:
 
     def rows(self) -> Iterator[Measured]:
         """All rows."""
-        for path in self._rows.glob("*.json"):
-            if not path.name.startswith(TEMPORARY):
-                yield _read(path)
+        for path in self._row_files():
+            yield _read(path)
+
+    def _row_files(self) -> list[Path]:
+        return sorted(path for path in self._rows.glob("*.json") if not path.name.startswith(TEMPORARY))
+
+    def require(self, names: Collection[str]) -> None:
+        """Make sure that each row has these columns, which one of an earlier version may lack.
+
+        Raises:
+            InputError: one has not; the row and what to do is named.
+        """
+        for path in self._row_files():
+            if lacking := sorted(set(names) - _read(path).keys()):
+                raise InputError(
+                    f"{path} is of an earlier version (it has no {', '.join(lacking)}); delete it to have its run "
+                    "measured again (it is not trained again)"
+                )
 
     def sorted_rows(self, order: Callable[[Measured], Any]) -> list[Measured]:
         """All rows in that order."""

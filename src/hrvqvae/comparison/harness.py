@@ -112,7 +112,7 @@ def run_cases(
             break
         left = in_use
     if left:
-        say(f"{len(left)} of {len(cases)} cases are still being made elsewhere; whoever ends last completes the table")
+        say(f"still being made elsewhere: {len(left)} of {len(cases)} cases; whoever ends last completes the table")
     return 0
 
 

@@ -155,6 +155,33 @@ def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def rate_distortion(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Test MSE against bits an image, from the rows of the rate study: a line for each depth, and prefixes dotted."""
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (system, levels) in enumerate(sorted({(row["system"], row["levels"]) for row in rows}, key=_by_depth)):
+        some = [row for row in rows if (row["system"], row["levels"]) == (system, levels)]
+        rates = sorted({row["bits_per_image"] for row in some})
+        errors = [mean(row["mse"] for row in some if row["bits_per_image"] == rate) for rate in rates]
+        colour, marker = f"C{place}", _style(system)[0]
+        axes.plot(rates, errors, marker + "-", color=colour, label=f"{system}, L = {levels}", markersize=5)
+        for row in some:
+            prefixes = [
+                (row["bits_per_image"] * level / levels, error)
+                for level, error in enumerate(row["level_mse"], start=1)
+                if error is not None
+            ]
+            axes.plot(*zip(*prefixes, strict=True), ".:", color=colour, linewidth=0.8, markersize=3)
+    axes.set(title="test MSE; dotted: prefixes of the same model", xlabel="bits an image", xlim=(0, None), yscale="log")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _by_depth(kind: tuple[str, int]) -> tuple[int, str]:
+    return kind[1], kind[0]
+
+
 def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
     """How often each codeword is chosen, most used first, a panel a level; counts are (K_l,) a level."""
     figure = Figure(figsize=(4 * len(counts), 3), layout="constrained")
