@@ -4,33 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from hrvqvae.cli.bench_training import add_training
 from hrvqvae.cli.console import Arguments, Group, at_least, command, group, print_json, print_table
 from hrvqvae.errors import InputError
-
-
-def _bench_train(arguments: Arguments) -> int:
-    from hrvqvae.bench.train import bench_train
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
-
-    config = override(base_config(arguments.preset), arguments.fields)
-    at_least(arguments.rounds, 1, "--rounds")
-    rows = bench_train(config, arguments.rounds, profile=arguments.profile)
-    if arguments.json:
-        print_json(rows)
-        return 0
-    table: list[Sequence[object]] = [("method", "preset", "batch", "images/s", "ratio")]
-    for row in rows:
-        ratio = row["images_per_second"] / rows[0]["images_per_second"]
-        table.append((row["method"], row["preset"], row["batch"], f"{row['images_per_second']:.1f}", f"{ratio:.2f}"))
-    print_table(table)
-    for row in rows if arguments.profile else []:
-        spent, step = row["quantizer_seconds"] * 1e3, row["step_seconds"] * 1e3
-        print(f"{row['method']}: the quantizer takes {spent:.1f} of {step:.1f} ms a step, {row['quantizer_share']:.1%}")
-    return 0
 
 
 def _bench_search(arguments: Arguments) -> int:
@@ -53,6 +31,20 @@ def _bench_search(arguments: Arguments) -> int:
         return 0
     print(f"{arguments.vectors:,} vectors of width {rows[0]['width']}, medians, side by side")
     print_table(as_table(rows))
+    return 0
+
+
+def _bench_beam(arguments: Arguments) -> int:
+    from hrvqvae.bench.beam import as_tables, bench_beam
+
+    at_least(arguments.images, 1, "--images")
+    rows, rate_rows = bench_beam(arguments.run, images=arguments.images, data=arguments.data)
+    if arguments.json:
+        print_json({"beams": rows, "rates": rate_rows})
+        return 0
+    for table in as_tables(rows, rate_rows):
+        print_table(table)
+        print()
     return 0
 
 
@@ -88,37 +80,6 @@ def _bench_codec(arguments: Arguments) -> int:
         unit = "images/s" if title == "speed" else ""
         print_table([(title, unit), *((name, f"{value:,.4g}") for name, value in found[title].items())])
         print()
-    return 0
-
-
-def _bench_prior(arguments: Arguments) -> int:
-    from hrvqvae.bench.prior import bench_prior
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
-
-    base = base_config(arguments.preset)
-    if base.prior.network.kind != "pixelsnail":
-        raise InputError(f"what is measured are the parts of a PixelSNAIL; {base.name} has a {base.prior.network.kind}")
-    given = {
-        "prior.training.batch_size": "32",
-        "prior.network.residual_blocks": "18",
-        **arguments.fields,
-    }
-    config = override(base, given)
-    at_least(arguments.rounds, 1, "--rounds")
-    levels = len(config.model.num_symbols)
-    if not 1 <= arguments.level <= levels:
-        raise InputError(f"--level is {arguments.level}; this model has levels 1 to {levels}")
-    rows = bench_prior(config, arguments.level - 1, arguments.rounds)
-    if arguments.json:
-        print_json(rows)
-        return 0
-    first = rows[0]["images_per_second"]
-    table: list[Sequence[object]] = [("method", "batch", "parameters", "images/s", "ratio")]
-    for row in rows:
-        speed = row["images_per_second"]
-        table.append((row["method"], row["batch"], f"{row['parameters']:,}", f"{speed:.1f}", f"{speed / first:.2f}"))
-    print_table(table)
     return 0
 
 
@@ -210,27 +171,21 @@ def _bench_layer(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """bench train, prior, sample, start, search, files, onnx, layer."""
+    """bench train, prior, sample, start, search, beam, codec, processes, gpu, files, onnx, layer."""
     targets = group(commands, "bench", "measurements that print a ratio", "TARGET")
-    train = command(targets, "train", "training throughput against the same model in plain form", _bench_train)
-    train.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
-    train.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each side")
-    train.add_argument("--profile", action="store_true", help="also the quantizer's share of a step")
-    train.set_defaults(takes_fields=True)
-
-    about = "training throughput of a prior, and what each step of the way brought"
-    prior = command(targets, "prior", about, _bench_prior)
-    prior.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
-    prior.add_argument("--level", type=int, default=1, metavar="L", help="1 is the coarsest")
-    prior.add_argument("--rounds", type=int, default=5, metavar="N", help="steps of each form")
-    prior.set_defaults(takes_fields=True)
-
+    training = add_training(targets)
     about = "the cached sampler against the plain one, and how its cost grows"
     sample = command(targets, "sample", about, _bench_sample)
     sample.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each row")
 
     about = "the first search of a process: compiled, or loaded from the cache"
     start = command(targets, "start", about, _bench_start)
+
+    about = "encoding with a beam of paths: error of each prefix, time, and what a weight on the bits brings"
+    beam = command(targets, "beam", about, _bench_beam)
+    beam.add_argument("run", nargs="?", default="cifar10", metavar="RUN", help="default: the model in the package")
+    beam.add_argument("--images", type=int, default=1000, metavar="N", help="test images (default: 1000)")
+    beam.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
 
     about = "files of codes: bytes, speed, an archive, and damaged files by the number"
     codec = command(targets, "codec", about, _bench_codec)
@@ -256,7 +211,7 @@ def add(commands: Group) -> None:
     files.add_argument(
         "--images", type=int, default=1000, metavar="N", help="test images, evenly spread (default: 1000)"
     )
-    files.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    files.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
     files.add_argument("-o", "--out", type=Path, metavar="DIR", help="gets curves.png and sheet.png")
     files.set_defaults(takes_fields=True)
 
@@ -277,5 +232,5 @@ def add(commands: Group) -> None:
     )
     layer.add_argument("--seed", type=int, default=0, metavar="S")
 
-    for target in (train, prior, sample, start, search, codec, files, onnx, layer):
+    for target in (*training, sample, start, search, beam, codec, files, onnx, layer):
         target.add_argument("--json", action="store_true", help="for programs")

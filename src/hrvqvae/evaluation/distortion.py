@@ -5,18 +5,19 @@ Errors are over the original pixels in [0, 1], never over padding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.functional.image import structural_similarity_index_measure
 
+from hrvqvae import processes
 from hrvqvae.config import Config, bits_per_image, compression_ratio
 from hrvqvae.data.batches import Batch
 from hrvqvae.errors import InputError
+from hrvqvae.quantities import psnr
 from hrvqvae.quantize import functional as vq
 from hrvqvae.systems.base import Autoencoder
 
@@ -64,10 +65,11 @@ class Report:
         return plain
 
 
-def _mean_ssim(metric: StructuralSimilarityIndexMeasure) -> float:
-    mean = metric.compute()
-    assert isinstance(mean, Tensor)
-    return float(mean)
+def _ssim(decoded: Tensor, original: Tensor) -> float:
+    """Structural similarity, summed over the images."""
+    each = structural_similarity_index_measure(decoded, original, data_range=1.0, reduction="none")
+    assert isinstance(each, Tensor)
+    return float(each.double().sum())
 
 
 @torch.inference_mode()
@@ -75,6 +77,8 @@ def evaluate(
     model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None
 ) -> Report:
     """Measure a model in evaluation mode on every image of the batches.
+
+    Where several processes train together, the report is of the batches of all of them.
 
     Args:
         model: on `device`, in evaluation mode.
@@ -90,9 +94,7 @@ def evaluate(
     codewords = config.model.num_codewords
     counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
-    psnr = PeakSignalNoiseRatio(data_range=1.0).to(device)
-    ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
-    images = values = 0
+    images = values = ssim = 0.0
     has_ssim = config.data.size >= _SSIM_WINDOW
     for batch in batches:
         original = batch.images.to(device).float() / 255
@@ -103,14 +105,16 @@ def evaluate(
         for levels in model.prefixes:
             decoded = model.decode(codes, levels=levels, size=size)
             errors[levels] += float((decoded - original).double().square().sum())
-        psnr.update(decoded, original)
         if has_ssim:
-            ssim.update(decoded, original)
+            ssim += _ssim(decoded, original)
         images += len(original)
         values += original.numel()
+    counts = processes.added_up(counts)
+    every = processes.numbers(images, values, ssim, *errors.values())
+    images, values, ssim, *summed = (sum(one) for one in zip(*every, strict=True))
     if not images:
         raise InputError(f"no image of the {split} split could be read")
-    mse = {levels: error / values for levels, error in errors.items()}
+    mse = {levels: error / values for levels, error in zip(errors, summed, strict=True)}
     total = mse[model.prefixes[-1]]
     reports = tuple(
         LevelReport(
@@ -121,8 +125,8 @@ def evaluate(
     )  # fmt: skip
     data = config.data
     return Report(
-        dataset=data.dataset, split=split, images=images, mse=total,
-        psnr=float(psnr.compute()) if total > 0 else math.inf, ssim=_mean_ssim(ssim) if has_ssim else None,
+        dataset=data.dataset, split=split, images=int(images), mse=total, psnr=psnr(total),
+        ssim=ssim / images if has_ssim else None,
         bits_per_image=bits_per_image(config.model, data.size, data.size),
         compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size), levels=reports,
     )  # fmt: skip

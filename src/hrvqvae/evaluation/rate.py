@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior, total_bits
+from hrvqvae.progress import tracked
 from hrvqvae.runs.codemaps import CodeMaps
 from hrvqvae.systems.base import Autoencoder
 
@@ -267,7 +268,8 @@ def measure_rate(
     for index, (prior, by_counts) in enumerate(zip(priors, yardsticks.bits(coded), strict=True)):
         prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         spent = 0.0
-        for start in range(0, len(coded), _BATCH):
+        starts, title = range(0, len(coded), _BATCH), f"bits of level {index + 1} under its prior"
+        for start in tracked(starts, title, len(coded), lambda start: min(_BATCH, len(coded) - start)):
             codes, labels = coded.read(np.arange(start, min(start + _BATCH, len(coded))))
             coarser = [paths.to(device) for paths in model.paths(codes[:index])]
             spent += total_bits(prior, codes[index].to(device), coarser, labels.to(device) if classes else None)

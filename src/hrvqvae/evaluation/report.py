@@ -14,6 +14,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.recognition import Recognized, recognize
+from hrvqvae.progress import tracked
 from hrvqvae.runs.codemaps import CodeMaps, extract, stored
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import has_priors, load_priors, load_with_digest
@@ -72,7 +73,9 @@ def evaluate_run(
     batches = evaluation_batches(
         images, batch_size=batch_size, limit=limit, workers=config.data.workers, on_error=config.data.on_error
     )
-    report = evaluate(model, config, batches, split, compute.device)
+    total = len(images) if limit is None else min(limit, len(images))
+    shown = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
+    report = evaluate(model, config, shown, split, compute.device)
     if not rate:
         return Evaluated(report, None, "not asked for")
     if not samples and not has_priors(run):

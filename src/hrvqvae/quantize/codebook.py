@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hrvqvae import processes
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize import processes
 from hrvqvae.quantize.kmeans import kmeans
 
 

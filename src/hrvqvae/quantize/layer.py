@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hrvqvae import processes
 from hrvqvae.config import TreeQuantizerConfig
 from hrvqvae.errors import InputError
-from hrvqvae.quantize import processes
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.tree import TreeQuantizer
 

@@ -11,7 +11,7 @@ the data are the same; where the images themselves have changed, delete the fold
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,10 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae import processes
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
+from hrvqvae.processes import WHOLE, Part
+from hrvqvae.progress import tracked
 from hrvqvae.runs.lock import locked
 from hrvqvae.runs.storage import remove_temporaries, write_atomic
 from hrvqvae.systems.base import Autoencoder
@@ -58,12 +61,14 @@ class CodeMaps:
 
 @torch.inference_mode()
 def extract(
-    model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None
-) -> CodeMaps:
+    model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
+    part: Part = WHOLE,
+) -> CodeMaps:  # fmt: skip
     """Codes of the images of a split, in order, computed in float32; the model ends on the CPU.
 
     Args:
         limit: of so many images only, spread evenly over the split.
+        part: of these images, which one of several processes codes.
 
     Raises:
         InputError: the data is not there, or no image can be read.
@@ -72,21 +77,33 @@ def extract(
     device = device or torch.device("cpu")
     model.to(device)
     kinds = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
-    parts: list[list[NDArray[Any]]] = [[] for _ in kinds]
+    levels: list[list[NDArray[Any]]] = [[] for _ in kinds]
     labels = []
-    for batch in evaluation_batches(
-        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, on_error=config.data.on_error
-    ):
+    batches = evaluation_batches(
+        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, on_error=config.data.on_error, part=part
+    )
+    total = len(part.of(len(images) if limit is None else min(limit, len(images))))
+    for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
-        for part, kind, codes in zip(parts, kinds, model.encode(batch.images.to(device)), strict=True):
-            part.append(codes.cpu().numpy().astype(kind))
+        for level, kind, codes in zip(levels, kinds, model.encode(batch.images.to(device)), strict=True):
+            level.append(codes.cpu().numpy().astype(kind))
     model.cpu()
     if not labels:
         raise InputError(f"no image of the {split} split could be read")
-    return CodeMaps(tuple(np.concatenate(part) for part in parts), np.concatenate(labels), images.classes)
+    return CodeMaps(tuple(np.concatenate(level) for level in levels), np.concatenate(labels), images.classes)
 
 
-def _array_bytes(array: NDArray[Any]) -> bytes:
+def _in_one(shares: Sequence[CodeMaps]) -> CodeMaps:
+    """The code maps of several parts, one after the other."""
+    if len(shares) == 1:
+        return shares[0]
+    levels = zip(*(share.levels for share in shares), strict=True)
+    labels = np.concatenate([share.labels for share in shares])
+    return CodeMaps(tuple(np.concatenate(level) for level in levels), labels, shares[0].classes)
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """An array as the content of an .npy file."""
     stream = BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
@@ -100,14 +117,18 @@ def _source(model_digest: str, config: Config) -> dict[str, Any]:
 
 def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
     """The codes of a split that lie in the folder, if they were made by that model from that data and are whole."""
-    source, levels = _source(model_digest, config), len(config.model.num_symbols)
+    return read_maps(folder, split, _source(model_digest, config), len(config.model.num_symbols))
+
+
+def read_maps(folder: Path, name: str, source: Mapping[str, Any], levels: int) -> CodeMaps | None:
+    """The code maps of that name in a folder, if they were made from that source and are whole: mapped into memory."""
     try:
-        about = json.loads((folder / f"{split}.json").read_text())
+        about = json.loads((folder / f"{name}.json").read_text())
         if about["source"] != source:
             return None
-        paths = [folder / f"{split}-level-{level}.npy" for level in range(1, levels + 1)]
+        paths = [folder / f"{name}-level-{level}.npy" for level in range(1, levels + 1)]
         maps = tuple(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
-        labels = np.load(folder / f"{split}-labels.npy", allow_pickle=False)
+        labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False)
         if [list(array.shape) for array in maps] != about["shapes"] or len(labels) != about["shapes"][0][0]:
             return None
         return CodeMaps(maps, labels, tuple(about["classes"]))
@@ -121,7 +142,8 @@ def stored_or_extracted(
 ) -> CodeMaps:  # fmt: skip
     """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
 
-    Where another process extracts them, that is waited for, and `say` gets a line that says so.
+    Where another process extracts them, that is waited for, and `say` gets a line that says so. Processes that train
+    together extract a part each.
 
     Args:
         folder: made if it does not exist.
@@ -130,23 +152,23 @@ def stored_or_extracted(
     Raises:
         InputError: as `extract`; or the folder can't be written.
     """
-    with locked(folder, wait=say):
+    with processes.held_by_first(lambda: locked(folder, wait=say)):
+        if not processes.on_first(lambda: stored(folder, model_digest, config, split) is not None):
+            shares = processes.to_first(extract(model, config, split, device, part=processes.part()))
+            processes.on_first(lambda: _write(folder, _in_one(shares), model_digest, config, split))
         found = stored(folder, model_digest, config, split)
-        if found is not None:
-            return found
-        return _extracted(folder, model, model_digest, config, split, device)
+    if found is None:
+        raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
+    return found
 
 
-def _extracted(
-    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str, device: torch.device | None
-) -> CodeMaps:
-    maps = extract(model, config, split, device)
+def _write(folder: Path, maps: CodeMaps, model_digest: str, config: Config, split: str) -> None:
     try:
         remove_temporaries(folder)
         (folder / f"{split}.json").unlink(missing_ok=True)
         for level, codes in enumerate(maps.levels, start=1):
-            write_atomic(folder / f"{split}-level-{level}.npy", _array_bytes(codes))
-        write_atomic(folder / f"{split}-labels.npy", _array_bytes(maps.labels))
+            write_atomic(folder / f"{split}-level-{level}.npy", array_bytes(codes))
+        write_atomic(folder / f"{split}-labels.npy", array_bytes(maps.labels))
         about = {
             "source": _source(model_digest, config),
             "classes": list(maps.classes),
@@ -155,4 +177,3 @@ def _extracted(
         write_atomic(folder / f"{split}.json", json.dumps(about).encode())
     except OSError as error:
         raise InputError(f"the codes can't be written to {folder} ({error.strerror or error})") from error
-    return stored(folder, model_digest, config, split) or maps

@@ -9,6 +9,7 @@ RUN/config.yaml         the resolved configuration; config.json and README.md, t
     priors/codes/       the codes of the train split
     priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state
     .lock               taken by the process that trains here
+    .job                torchrun's name of the training, by which its restarts know that they go on
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from hrvqvae.config import Config, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.processes import job
 from hrvqvae.runs import storage
 from hrvqvae.runs.lock import locked
 
@@ -63,6 +65,10 @@ class RunFolder:
         return self.path / "tables.hrvt"
 
     @property
+    def job(self) -> Path:
+        return self.path / ".job"
+
+    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 
@@ -98,6 +104,17 @@ class RunFolder:
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"the run folder {self.path} can't be written ({reason}); choose another --out") from error
+
+    def prepare(self, config: Config) -> None:
+        """Make the folders as `create`, write the configuration, and the job that trains here, if it has a name."""
+        self.create()
+        self.write_config(config)
+        if job():
+            storage.write_atomic(self.job, job().encode())
+
+    def of_this_job(self) -> bool:
+        """Whether the run began in this very training, which goes on with other processes now."""
+        return bool(job()) and self.job.is_file() and self.job.read_text() == job()
 
     def begun(self) -> bool:
         """Whether there is anything here that a new run would overwrite."""

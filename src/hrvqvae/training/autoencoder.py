@@ -9,10 +9,13 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from hrvqvae import processes
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images
+from hrvqvae.notices import waiting
+from hrvqvae.quantities import counted
 from hrvqvae.quantize import functional as vq
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import save_model
@@ -36,6 +39,7 @@ from hrvqvae.training.stage import (
 from hrvqvae.training.start import start_model
 from hrvqvae.training.state import TrainState
 
+FEW_STEPS = 100  # below which a person is told that little is learned
 REVIVAL_SHARE = 0.9  # of the budget, in which dead codewords are revived
 
 MakeEvaluation = Callable[[Config, RunFolder, ImageSet, MetricsLog, Display, Compute], Evaluation]
@@ -97,6 +101,7 @@ class AutoencoderStep:
             averaged[name][rows] = own[name][rows]  # no mean of two places
         if (state.step + 1) % self.config.training.log_every == 0:
             metrics["usage"] = self._usage(codes)
+            self.broken.update(*processes.everywhere(self.broken))
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
         return metrics
@@ -109,7 +114,9 @@ class AutoencoderStep:
         own = self.model.state_dict()
         before = {name: one.clone() for name, one in own.items() if name.endswith(".codewords")}
         with self.compute.autocast():
-            revived = self.model.revive(images, generator(self.config.training.seed, state.step))
+            whole = self.compute.place_images(processes.gathered(images))  # every process revives the same
+            revived = self.model.revive(whole, generator(self.config.training.seed, state.step))
+        processes.take_from_first(own.values())
         moved = {name: (own[name] != one).any(-1) for name, one in before.items()}
         parameters = dict(self.model.named_parameters())
         for name, rows in moved.items():
@@ -120,7 +127,8 @@ class AutoencoderStep:
     def _usage(self, codes: tuple[Tensor, ...]) -> float:
         """Share of the finest level's codewords that a batch uses."""
         finest = self.config.model.num_codewords[-1]
-        return float((vq.counts(self.model.paths(codes)[-1], finest) > 0).double().mean())
+        (counts,) = processes.added_up([vq.counts(self.model.paths(codes)[-1], finest)])
+        return float((counts > 0).double().mean())
 
 
 def _first_images(images: ImageSet, config: Config) -> Tensor:
@@ -150,24 +158,25 @@ def train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvalu
         InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
         NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
     """
-    with run.locked():
+    with processes.held_by_first(run.locked):
         return _train(config, run, resume=resume, evaluation=evaluation, say=say)
 
 
 def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvaluation, say: Say) -> Outcome:
-    """As `train`, in a folder whose lock this process has."""
+    """As `train`, in a folder whose lock this process has, or the first of several."""
+    processes.require_equal_parts(config.training.batch_size)
     if not resume:
-        require_new(run, "choose another --out")
+        processes.on_first(lambda: require_new(run, "choose another --out"))
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     compute = Compute.of(config.training)
     loggers.require(config.training.loggers)
+    waiting("reading the images")
     images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
     start_from = config.training.start_from
-    if start_from and not run.begun():
+    if start_from and not processes.on_first(run.begun):
         start_model(build(config), start_from)  # raises where it does not fit, before anything is written
-    run.create()
-    run.write_config(config)
+    processes.on_first(lambda: run.prepare(config))
 
     def fresh() -> Autoencoder:
         model = build(config)
@@ -175,6 +184,7 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
             say(start_model(model, start_from))
             return compute.place_model(model)
         model = compute.place_model(model)
+        waiting("fitting the first codewords to images")
         first = compute.place_images(_first_images(images, config))
         with compute.autocast():
             model.initialize(first, generator(config.training.seed, 0), config.training.batch_size)
@@ -201,12 +211,16 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
     assert isinstance(model, Autoencoder)
     stream = batches(
         images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
-        workers=config.data.workers, on_error=config.data.on_error,
+        workers=config.data.workers, on_error=config.data.on_error, part=processes.part(),
     )  # fmt: skip
-    say(f"{config.name}: {len(images):,} training images, {count_parameters(model):,} parameters, {compute.precision}")
+    budget = Budget.of(config.training, len(images))
+    if budget.steps is not None and budget.steps < FEW_STEPS and not state.step:
+        say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
+    count, parameters = counted(len(images), "training image"), count_parameters(model)
+    say(f"{config.name}: {count}, {parameters:,} parameters, {compute.precision}")
     return train_stage(
         run, config.training, compute, state, samples=len(images), stream=stream,
-        step=AutoencoderStep(model, objectives[0], config, compute, Budget.of(config.training, len(images))),
+        step=AutoencoderStep(model, objectives[0], config, compute, budget),
         evaluation=lambda log, display: evaluation(config, run, test_images, log, display, compute),
         write_model=lambda state: save_model(run.model, config, state.averaged.module.state_dict(), state.step),
     )  # fmt: skip

@@ -11,7 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from hrvqvae import processes
 from hrvqvae.config.training import StageConfig
+from hrvqvae.errors import InputError
 from hrvqvae.runs.device import resolve_device
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,6 +48,8 @@ class Compute:
     @staticmethod
     def of(config: StageConfig) -> Compute:
         device = resolve_device(config.device)
+        if processes.several() and device.index is not None:
+            raise InputError(f"device is {config.device!r}, one GPU for all processes; with --device cuda each has one")
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         # Float32 is float32, also beside bfloat16: convolutions on a GPU would round to TF32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn
-
+from hrvqvae import processes
 from hrvqvae.config import TrainingConfig
 from hrvqvae.errors import InputError
+from hrvqvae.progress import Meter, clock
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.storage import write_atomic
 from hrvqvae.training.loggers import Sink
@@ -30,13 +29,16 @@ class MetricsLog:
     def __init__(self, path: Path, first_step: int, sinks: Sequence[Sink] = ()) -> None:
         """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped.
 
+        Of several processes that train together the first writes; all of them know the records.
+
         Args:
             sinks: what gets each record that is written, as well.
         """
         self.path, self.sinks = path, sinks
-        self.records = [record for record in read_records(path) if record["step"] <= first_step] if first_step else []
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_atomic(path, lines.encode())
+        records = processes.on_first(lambda: read_records(path)) if first_step else []
+        self.records = [record for record in records if record["step"] <= first_step]
+        if processes.first():
+            write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
     def evaluated(self, step: int) -> bool:
         """Whether there is an evaluation of that step."""
@@ -45,6 +47,8 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record. Raises OSError where the disk is full."""
         self.records.append(dict(record))
+        if not processes.first():
+            return
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
         for sink in self.sinks:
@@ -66,49 +70,47 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 class Display:
-    """Progress for a person: a bar on a terminal, a line now and then elsewhere."""
-
-    LINE_SECONDS = 15.0
+    """Progress for a person: a bar on a terminal, a line now and then elsewhere. Only the first process shows it."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self._last = time.monotonic()
-        self._bar: Progress | None = None
-        if sys.stdout.isatty():
-            self._bar = Progress(
-                TextColumn("step {task.fields[step]}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                transient=True,
-                auto_refresh=False,  # its own thread would take turns with those that compute
-            )
-            self._task = self._bar.add_task("", total=1.0, step=0, text="")
+        self._meter = Meter(sys.stdout) if processes.first() else None
 
     def __enter__(self) -> Display:
-        if self._bar:
-            self._bar.start()
+        if self._meter:
+            self._meter.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._meter:
+            self._meter.__exit__()
 
     def show(self, state: TrainState, text: str) -> None:
         """A new state of things."""
-        if self._bar:
-            self._bar.update(
-                self._task, completed=self.budget.fraction(state), step=state.step, text=text, refresh=True
-            )
-        elif time.monotonic() - self._last >= self.LINE_SECONDS or self.budget.spent(state):
-            self._last = time.monotonic()
-            print(f"step {state.step}  {text}", flush=True)
+        if self._meter:
+            self._meter.show(f"step {state.step}", self.budget.fraction(state), text, last=self.budget.spent(state))
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self._bar:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, flush=True)
+        if self._meter:
+            self._meter.say(text)
+
+
+class SameWeights:
+    """Compares what is trained over the processes that train together, before it is logged or saved.
+
+    Raises:
+        DriftError: it is not the same in all of them.
+    """
+
+    def __init__(self, training: TrainingConfig) -> None:
+        self.every = (training.log_every, training.checkpoint_every)
+
+    def due(self, state: TrainState) -> bool:
+        return any(state.step % every == 0 for every in self.every)
+
+    def __call__(self, state: TrainState, metrics: Metrics) -> None:
+        processes.require_same(state.tensors(), f"at step {state.step}")
 
 
 class LogHook:
@@ -147,8 +149,7 @@ class LogHook:
 
     def _left(self, state: TrainState) -> str:
         fraction = self.display.budget.fraction(state)
-        seconds = max(0, int(state.seconds * (1 - fraction) / fraction)) if fraction else 0  # minutes may be overdrawn
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return clock(state.seconds * (1 - fraction) / fraction if fraction else 0)  # minutes may be overdrawn
 
 
 @contextmanager
@@ -177,13 +178,15 @@ class CheckpointHook:
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
         self.save(state)
 
-    def save(self, state: TrainState) -> Path:
-        """Write both now.
+    def save(self, state: TrainState) -> None:
+        """Write both now, in the first process.
 
         Raises:
             InputError: the disk is full or not writable; the checkpoints from before stay good.
         """
+        if not processes.first():
+            return
         with saving_errors(self.run, state):
             # the model first: a kill in between leaves a checkpoint from which it is written again
             self.write_model(state)
-            return self.run.save(state.step, state.tensors(), state.meta())
+            self.run.save(state.step, state.tensors(), state.meta())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any, Protocol
 
 from hrvqvae.config.entries import LOGGERS, Logger
 from hrvqvae.config.registry import imported
+from hrvqvae.runs.export import without_paths
+from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.storage import write_atomic
 
 
 class Sink(Protocol):
@@ -84,6 +89,37 @@ class TensorBoardSink:
         self._writer.close()
 
 
+class WandbSink:
+    """A run of Weights & Biases with the configuration, its files in the folder `wandb` of the run.
+
+    Its id is kept there, so that a training that is resumed goes on in the same run. After a kill some steps are logged
+    again; Weights & Biases keeps the first values of a step. Entity and mode are as its own environment variables say,
+    the project too, which is else "hrvqvae".
+    """
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        import wandb
+
+        folder = RunFolder(run)
+        kept = run / "wandb" / "id"
+        if not kept.is_file():
+            kept.parent.mkdir(exist_ok=True)
+            write_atomic(kept, secrets.token_hex(8).encode())
+        about = without_paths(folder.read_plain(folder.config))
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "hrvqvae"), name=run.resolve().name, id=kept.read_text(),
+            resume="allow", dir=str(run), config=about, allow_val_change=True,
+            settings=wandb.Settings(quiet=True, console="off", disable_git=True, disable_code=True),
+        )  # fmt: skip
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._run.log(values(record), step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+WANDB = Logger(name="wandb", title="Weights & Biases", sink="hrvqvae.training.loggers:WandbSink", needs="wandb")
 TENSORBOARD = Logger(
     name="tensorboard", title="TensorBoard", sink="hrvqvae.training.loggers:TensorBoardSink", needs="tensorboard"
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hrvqvae import processes
 from hrvqvae.config import TrainingConfig, training_steps
 from hrvqvae.errors import NonFiniteError
 from hrvqvae.training.state import TrainState
@@ -71,10 +72,16 @@ def learning_rate(config: TrainingConfig, step: int, fraction: float) -> float:
 
 
 class StopSignal:
-    """SIGINT and SIGTERM ask the loop to end after the step at hand; a second one ends the process at once."""
+    """SIGINT and SIGTERM ask the loop to end after the step at hand; a second one ends the process at once.
+
+    Attributes:
+        received: number of the signal that this process has got.
+        agreed: the same, once all processes that train together know of it: all end at the same step.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed: int | None = None
 
     def __enter__(self) -> StopSignal:
         self._before: dict[int, Any] = {}
@@ -87,6 +94,12 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agree(self, seconds: float = 0.0) -> float:
+        """Agree on the signal that any of the processes has got; -> the longest of the seconds that they give."""
+        told = processes.numbers(self.received or 0, seconds)
+        self.agreed = int(max(number for number, _ in told)) or None
+        return max(spent for _, spent in told)
+
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
@@ -97,17 +110,21 @@ class StopSignal:
 def take_gradient(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, Tensor]) -> dict[str, float]:
     """Give the model the gradient of the sum of the losses; -> terms, their sum ("loss") and the gradient's norm.
 
+    Where several processes train together, all of it is the mean over them, by one all-reduce.
+
     Raises:
-        NonFiniteError: a term or the gradient is NaN or infinite.
+        NonFiniteError: a term or the gradient is NaN or infinite, in whichever process.
     """
     terms = torch.stack(list(losses.values()))
-    values = dict(zip(losses, terms.detach().tolist(), strict=True))
+    optimizer.zero_grad(set_to_none=True)
+    terms.sum().backward()  # type: ignore[no-untyped-call]
+    terms = terms.detach()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    processes.average_in_place([terms, *gradients])
+    values = dict(zip(losses, terms.tolist(), strict=True))
     described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     if not all(math.isfinite(value) for value in values.values()):
         raise NonFiniteError(f"the loss is not finite ({described})")
-    optimizer.zero_grad(set_to_none=True)
-    terms.sum().backward()  # type: ignore[no-untyped-call]
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(norm):
         raise NonFiniteError(f"the gradient is not finite ({described})")
@@ -130,9 +147,14 @@ def fit(
     hooks: Sequence[Hook],
     stop: StopSignal,
 ) -> None:
-    """Train until the budget is spent or a signal asks to stop. Hooks see the state after each step."""
+    """Train until the budget is spent or a signal asks to stop. Hooks see the state after each step.
+
+    Several processes that train together agree after each step on the time that is spent, which is the slowest one's,
+    and on the signal: so all take the same steps at the same rates, call the same hooks, and end at the same step.
+    """
     mark = time.monotonic()
-    while not budget.spent(state) and stop.received is None:
+    stop.agree()
+    while not budget.spent(state) and stop.agreed is None:
         rate = learning_rate(config, state.step, budget.fraction(state))
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
@@ -142,12 +164,13 @@ def fit(
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step}: {error}") from error
         state.step += 1
-        spent = time.monotonic() - mark
+        now = time.monotonic()
+        spent = stop.agree(now - mark)
         state.seconds += spent
-        mark += spent
+        mark = now
         for hook in hooks:
             if hook.due(state):
                 hook(state, {**metrics, "learning_rate": rate, "step_seconds": spent})
-        spent = time.monotonic() - mark
-        state.seconds += spent
-        mark += spent
+        now = time.monotonic()
+        state.seconds += stop.agree(now - mark)
+        mark = now

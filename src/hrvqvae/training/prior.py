@@ -15,17 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae import processes
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Stream
 from hrvqvae.data.random import stream
 from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior, bits, code_loss, total_bits
 from hrvqvae.priors.build import build_prior
+from hrvqvae.quantities import counted
 from hrvqvae.runs import storage
 from hrvqvae.runs.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.loading import load_with_digest, save_prior
 from hrvqvae.systems.base import Autoencoder
+from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.training import loggers
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say, saving_errors
@@ -59,8 +62,8 @@ class LevelCodes:
         return LevelBatch(codes[self.level], coarser, labels if self.maps.classes else None)
 
     def stream(self, kept: NDArray[np.int64], batch_size: int, seed: int, first: int) -> Generator[LevelBatch]:
-        """Training batches of the images of those numbers, from step `first` on, without end."""
-        for samples in Stream(len(kept), batch_size, seed, first):
+        """This process's part of training batches of the images of those numbers, from step `first` on, without end."""
+        for samples in Stream(len(kept), batch_size, seed, first, processes.part()):
             yield self.read(kept[[index for index, _ in samples]])
 
     def in_order(self, kept: NDArray[np.int64], batch_size: int) -> Iterator[LevelBatch]:
@@ -128,18 +131,21 @@ class HeldOutHook:
                 spent += total_bits(prior, *_placed(batch, self.compute))
             codes += batch.codes.numel()
             images += len(batch.codes)
+        spent, codes, images = (sum(each) for each in zip(*processes.numbers(spent, codes, images), strict=True))
         found = spent / codes
         better = found <= self.best
         if better:  # before the log: a kill in between leaves an evaluation to be made again
             self.best = found
-            self.stage.write(state, found)
+            if processes.first():
+                self.stage.write(state, found)
         record = {"kind": "evaluation", "step": state.step, "bits_per_code": found, "bits_per_image": spent / images}
         self.log.write(record)
         self.display.say(
             f"step {state.step}  held out: {found:.4f} bits a code, {spent / images:.1f} bits an image"
             + ("  (best so far, kept)" if better else f"  (best: {self.best:.4f})")
         )
-        self.stage.evaluated(self.run, self.log.records)
+        if processes.first():
+            self.stage.evaluated(self.run, self.log.records)
 
 
 class PriorStage:
@@ -162,8 +168,9 @@ class PriorStage:
         return self.run.path / "autoencoder.txt"
 
     def held_out_batches(self) -> Iterator[LevelBatch]:
-        """The held-out codes; as many images as `training.evaluation_images` at most."""
-        return self.codes.in_order(self.held_out[: self.training.evaluation_images], self.training.batch_size)
+        """This process's part of the held-out codes; as many images as `training.evaluation_images` in all, at most."""
+        held_out = self.held_out[: self.training.evaluation_images]
+        return self.codes.in_order(held_out[processes.part().of(len(held_out))], self.training.batch_size)
 
     def write(self, state: TrainState, bits_per_code: float) -> None:
         """Write the averaged prior for sampling."""
@@ -188,6 +195,16 @@ class PriorStage:
         prior = self.like()
         return prior, start_prior(prior, self.config, self.level, self.maps.classes, start_from)
 
+    def _prepare(self) -> None:
+        """Make the level's folder. Raises InputError where it holds a prior of another state of the autoencoder."""
+        if self.source.is_file() and self.run.begun() and self.source.read_text() != self.model_digest:
+            raise InputError(
+                f"{self.run.path} holds a prior of another state of the autoencoder; "
+                "delete that folder to train it anew"
+            )
+        self.run.prepare(self.config)
+        storage.write_atomic(self.source, self.model_digest.encode())
+
     def train(self, compute: Compute, *, resume: bool, say: Say) -> Outcome:
         """Train into the level's folder.
 
@@ -195,17 +212,11 @@ class PriorStage:
             InputError: it holds a prior of another state of the autoencoder.
             NonFiniteError: as `train_stage` does.
         """
-        run = self.run
-        if self.source.is_file() and run.begun() and self.source.read_text() != self.model_digest:
-            raise InputError(
-                f"{run.path} holds a prior of another state of the autoencoder; delete that folder to train it anew"
-            )
-        start_from = self.training.start_from
-        if start_from and not run.begun():
+        run, start_from = self.run, self.training.start_from
+        processes.require_equal_parts(self.training.batch_size)
+        if start_from and not processes.on_first(run.begun):
             self.start(start_from)  # raises where it does not fit, before anything is written
-        run.create()
-        run.write_config(self.config)
-        storage.write_atomic(self.source, self.model_digest.encode())
+        processes.on_first(self._prepare)
 
         def fresh() -> Prior:
             if not start_from:
@@ -218,7 +229,7 @@ class PriorStage:
         prior = state.model
         assert isinstance(prior, Prior)
         say(
-            f"{self.config.name}, prior of level {self.level + 1}: {len(self.kept):,} images, "
+            f"{self.config.name}, prior of level {self.level + 1}: {counted(len(self.kept), 'image')}, "
             f"{len(self.held_out):,} held out, {count_parameters(prior):,} parameters, {compute.precision}"
         )
         return train_stage(
@@ -258,15 +269,26 @@ def train_priors(
     config = dataclasses.replace(config, data=first.data)
     device = Compute.of(first.prior.training).device
     outcomes = {}
+
+    def prepare() -> None:
+        """What was asked for holds for levels that a signal keeps from beginning."""
+        for level, folder in folders.items():
+            folder.prepare(configs[level])
+
+    def require_all_new() -> None:
+        for folder in folders.values():
+            require_new(folder, "delete that folder to train it anew")
+
     with ExitStack() as locks:
         for folder in folders.values():
-            locks.enter_context(folder.locked())
-            if not resume:
-                require_new(folder, "delete that folder to train it anew")
-        maps = stored_or_extracted(run.codes, model, digest, config, "train", device, say)
-        for level, folder in folders.items():  # what was asked for holds for levels that a signal keeps from beginning
-            folder.create()
-            folder.write_config(configs[level])
+            locks.enter_context(processes.held_by_first(folder.locked))
+        if not resume:
+            processes.on_first(require_all_new)
+        if first.prior.codes is None:
+            maps = stored_or_extracted(run.codes, model, digest, config, "train", device, say)
+        else:
+            maps = maps_of_shards(run.codes, Path(first.prior.codes), model, config, say)
+        processes.on_first(prepare)
         for level, folder in folders.items():
             training = configs[level].prior.training
             if training.threads:

@@ -10,12 +10,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
+from hrvqvae import processes
 from hrvqvae.config import TrainingConfig
+from hrvqvae.data import random
 from hrvqvae.data.workers import worker_errors
 from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.training.device import Compute
-from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, Say
+from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, SameWeights, Say
 from hrvqvae.training.loggers import opened
 from hrvqvae.training.loop import Budget, Metrics, Step, StopSignal, fit
 from hrvqvae.training.state import TrainState
@@ -54,8 +56,13 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Let what a step draws from torch's global generators, such as dropout, depend on (seed, step) alone."""
-    torch.manual_seed((seed << 32) + step)
+    """Let what a step draws from torch's global generators, such as dropout, depend on (seed, step) alone.
+
+    Each of several processes that train together draws other numbers, which depend on its rank as well.
+    """
+    rank = processes.rank()
+    others = random.stream("step", seed, step, rank)
+    torch.manual_seed(int(others.integers(2**63)) if rank else (seed << 32) + step)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -88,7 +95,7 @@ def begin(
         like: a model of the same shapes, whose values do not matter.
         auxiliary: what is trained beside that model, on its device.
     """
-    saved = run.newest(say) if resume else None
+    saved = processes.on_first(lambda: run.newest(say)) if resume else None
     if saved is None:
         torch.manual_seed(training.seed)
         model = fresh()
@@ -103,6 +110,7 @@ def begin(
         before = saved[1].get("device", state.device)
         if before != state.device:
             say(f"trained on {before} so far, and on {state.device} from here on, where sums round differently")
+    processes.take_from_first(state.tensors().values())
     if compute.emulates_bf16:
         say(f"bf16 is emulated on this {compute.device.type}, which is slow: a run keeps the precision it began with")
     return state
@@ -124,16 +132,17 @@ def train_stage(
 
     Args:
         samples: of an epoch.
-        stream: batches from `state.step` on; closed at the end.
+        stream: this process's parts of the batches from `state.step` on; closed at the end.
         write_model: called before each checkpoint, so that a kill in between leaves one from which it is written again.
 
     Raises:
         NonFiniteError: with the step, the terms, and the last good checkpoint.
         InputError: a checkpoint could not be written.
+        DriftError: processes that train together no longer hold the same weights and codebooks.
     """
     budget = Budget.of(training, samples)
     with (
-        opened(training.loggers, run.path, state.step) as sinks,
+        opened(training.loggers if processes.first() else "", run.path, state.step) as sinks,
         worker_errors(),
         closing(stream),
         StopSignal() as stop,
@@ -144,7 +153,7 @@ def train_stage(
         evaluate, logging = evaluation(log, display), LogHook(training, log, display)
         started = state.step
         try:
-            fit(state, stream, step, training, budget, [logging, evaluate, checkpoint], stop)
+            fit(state, stream, step, training, budget, [SameWeights(training), logging, evaluate, checkpoint], stop)
         except NonFiniteError as error:
             kept = run.saved()
             good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
@@ -152,8 +161,8 @@ def train_stage(
                 f"{error}; no weight was updated, {good}; try a lower learning rate in a new run"
             ) from error
         logging.flush(state)
-        if stop.received is None and not log.evaluated(state.step):
+        if stop.agreed is None and not log.evaluated(state.step):
             evaluate(state, {})
         if state.step > started or not run.model.is_file():  # also with the seconds that the last hooks took
             checkpoint.save(state)
-    return Outcome(state.step, stop.received, state.seconds, compute.peak_bytes())
+    return Outcome(state.step, stop.agreed, state.seconds, compute.peak_bytes())

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from hrvqvae import processes
+from hrvqvae.nn import BatchNorm2d
+
 _LARGEST = 1e4
 _DELTA = 1e-6
 
@@ -23,7 +26,7 @@ class PatchDiscriminator(nn.Sequential):
         width = units
         for layer in range(1, layers + 1):
             wider, stride = units * min(2**layer, 8), 2 if layer < layers else 1
-            parts += [nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False), nn.BatchNorm2d(wider)]
+            parts += [nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False), BatchNorm2d(wider)]
             parts += [nn.LeakyReLU(0.2)]
             width = wider
         parts.append(nn.Conv2d(width, 1, 4, padding=1))
@@ -43,11 +46,11 @@ def generator_loss(fake: Tensor) -> Tensor:
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """lambda = |grad reconstruction| / (|grad adversarial| + delta) by the decoder's last weights (equation 7).
 
-    At most 1e4; a scalar without gradient. Both losses keep their graphs.
+    At most 1e4; a scalar without gradient. Both losses keep their graphs. Where several processes train together, the
+    gradients are those of the whole batch.
     """
-    of_reconstruction, of_adversarial = (
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)
-    )
+    gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
+    of_reconstruction, of_adversarial = (gradient.norm() for gradient in processes.averaged(gradients))
     weight: Tensor = of_reconstruction / (of_adversarial + _DELTA)
     return weight.clamp(max=_LARGEST).detach()
 

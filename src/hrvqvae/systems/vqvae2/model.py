@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.errors import InputError
 from hrvqvae.nn import Decoder, Encoder
+from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes, FlatQuantizer, check_codes, random_latents
 from hrvqvae.systems.base import Autoencoder, Reconstructed, unit_images
 from hrvqvae.systems.framing import cropped, framed
@@ -124,7 +125,8 @@ class VQVAE2(Autoencoder):
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         grids = self.config.grids
         if levels not in (None, grids) or len(codes) != grids:
-            raise InputError(f"vqvae2 decodes its {grids} grids together: {levels or len(codes)} levels are asked for")
+            asked = counted(levels or len(codes), "level")
+            raise InputError(f"vqvae2 decodes its {grids} grids together; asked for: {asked}")
         top = codes[0].shape
         for level, code in enumerate(codes):
             shape = (top[0], top[1] * 2**level, top[2] * 2**level)

@@ -1,0 +1,7 @@
+"""`python -m hrvqvae` is `hrvqvae`: the form that torchrun starts."""
+
+import sys
+
+from hrvqvae.cli import main
+
+sys.exit(main())
