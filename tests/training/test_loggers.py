@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import struct
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from tensorboard.compat.proto.event_pb2 import Event
+from wandb.proto.wandb_internal_pb2 import Record
 
 from hrvqvae.config import Config
 from hrvqvae.config.entries import LOGGERS, Logger
@@ -62,6 +67,77 @@ def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Confi
     run_to(with_training(config, max_steps=8), tmp_path, resume=True)
     assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
     assert ("train/loss", 8) in shown(tmp_path)
+
+
+class Door:
+    """A proxy that lets nobody through and counts who knocks."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address, self.knocks = f"http://127.0.0.1:{self._socket.getsockname()[1]}", 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                self._socket.accept()[0].close()
+                self.knocks += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def logged(path: Path) -> list[Record]:
+    """The records of a run's file of Weights & Biases: blocks of 32 KiB of pieces, as LevelDB's log has them."""
+    content, found, pieces = path.read_bytes(), list[Record](), b""
+    assert content[:4] == b":W&B"
+    place = 7
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        pieces += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole one, or the last piece of one
+            found.append(Record.FromString(pieces))
+            pieces = b""
+    return found
+
+
+def test_weights_and_biases_has_what_the_log_holds_in_one_run_and_asks_no_network(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Door()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, door.address)
+        monkeypatch.setenv(name.lower(), door.address)
+    for name in ("NO_PROXY", "no_proxy", "WANDB_PROJECT", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = with_training(tiny, loggers="wandb", max_steps=6, log_every=2, checkpoint_every=100)
+    try:
+        run_to(config, tmp_path / "run")
+        run_to(with_training(config, max_steps=8), tmp_path / "run", resume=True)
+    finally:
+        wandb.teardown()
+        door.close()
+    assert door.knocks == 0
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    everything = [record for path in files for record in logged(path)]
+    runs = [record.run for record in everything if record.WhichOneof("record_type") == "run"]
+    assert len({run.run_id for run in runs}) == 1, "both are parts of one run"
+    assert {(run.project, run.display_name) for run in runs} == {("hrvqvae", "run")}
+    about = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
+    assert (about["training"]["max_steps"], about["model"]["system"]) == (6, "hrvqvae")
+    assert about["data"]["root"] is None, "paths stay here"
+    found = dict[tuple[str, int], float]()
+    for record in everything:
+        if record.WhichOneof("record_type") == "history":
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            found |= {(key, record.history.step.num): value for key, value in items.items() if not key.startswith("_")}
+    assert found == expected(tmp_path / "run")
 
 
 class Kept:

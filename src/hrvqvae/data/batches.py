@@ -7,7 +7,7 @@ Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,10 @@ from hrvqvae.data.loading import note
 from hrvqvae.data.random import stream
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.errors import InputError
+from hrvqvae.processes import WHOLE, Part
 
 Sample = tuple[int, Augmentation | None]
+Order = Callable[[int, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,20 @@ class Batch:
 
 
 class Stream(Sampler[list[Sample]]):
-    """The samples of each step from `first_step` on, without end."""
+    """The samples of each step from `first_step` on, without end; of several processes, one process's part of each."""
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int = 0) -> None:
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE,
+        order: Order | None = None,
+    ) -> None:  # fmt: skip
+        """`order` gives that of an epoch by (seed, epoch); without it any is as likely as another."""
         self.num_images, self.batch_size, self.seed, self.first_step = num_images, batch_size, seed, first_step
+        self.part, self._order = part, order
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch: a permutation of the image indices."""
+        if self._order is not None:
+            return self._order(self.seed, epoch)
         return stream("order", self.seed, epoch).permutation(self.num_images)
 
     def __iter__(self) -> Iterator[list[Sample]]:
@@ -60,11 +69,11 @@ class Stream(Sampler[list[Sample]]):
         current, order = -1, np.empty(0, np.int64)
         while True:
             samples: list[Sample] = []
-            for place in range(position, position + self.batch_size):
-                epoch, rank = divmod(place, self.num_images)
+            for place in self.part.of(self.batch_size):
+                epoch, within = divmod(position + place, self.num_images)
                 if epoch != current:
                     current, order = epoch, self.order(epoch)
-                index = int(order[rank])
+                index = int(order[within])
                 samples.append((index, (self.seed, epoch, index)))
             position += self.batch_size
             yield samples
@@ -136,19 +145,24 @@ def _loaded(
             if len(batch.images):
                 yield batch
             elif isinstance(sampler, Stream):
-                raise InputError(f"every one of the {len(images)} images is broken: {batch.broken[0]}")
+                raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
 
 
 def batches(
-    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop"
-) -> Generator[Batch, None, None]:
+    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop",
+    part: Part = WHOLE,
+) -> Generator[Batch, None, None]:  # fmt: skip
     """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
+
+    Args:
+        batch_size: of all processes together.
+        part: of each batch, which one of several processes gets.
 
     Raises:
         BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" the next one takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
-    return _loaded(images, Stream(len(images), batch_size, seed, first_step), workers, on_error)
+    return _loaded(images, Stream(len(images), batch_size, seed, first_step, part, images.order), workers, on_error)
 
 
 class _InOrder(Sampler[list[Sample]]):
@@ -161,13 +175,15 @@ class _InOrder(Sampler[list[Sample]]):
 
 
 def evaluation_batches(
-    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop"
-) -> Generator[Batch, None, None]:
+    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop",
+    part: Part = WHOLE,
+) -> Generator[Batch, None, None]:  # fmt: skip
     """Every image once, in order, not augmented. Broken ones are left out; else as `batches`.
 
     Args:
         limit: only so many, spread evenly over the set: a folder's images are sorted by class.
+        part: of these images, which one of several processes gets.
     """
     count = len(images) if limit is None else min(limit, len(images))
-    indices = [place * len(images) // count for place in range(count)]
+    indices = [place * len(images) // count for place in part.of(count)]
     return _loaded(images, _InOrder(indices, batch_size), workers, on_error)

@@ -1,4 +1,4 @@
-"""The images of a split: in memory, or decoded from files whenever they are read.
+"""The images of a split: in memory, or decoded from where they are stored whenever they are read.
 
 Shapes: images (N, C, Y, X) uint8; labels (N,) int64.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.images import BrokenImageError, Decoded, Listing, conversions, decode_square
+from hrvqvae.data.images import BrokenImageError, Decoded, conversions, square
 from hrvqvae.data.random import stream
+from hrvqvae.data.sources.base import Source
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.errors import InputError
 
@@ -46,6 +48,10 @@ class ImageSet(ABC):
     def read(self, index: int, augmentation: Augmentation | None) -> NDArray[np.uint8]:
         """The pixels that `decode` gives: (C, Y, X) uint8. Raises as it does."""
         return self.decode(index, augmentation).pixels
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch, a permutation of the indices (N,) that depends on (seed, epoch) alone."""
+        return stream("order", seed, epoch).permutation(len(self))
 
     @property
     @abstractmethod
@@ -76,12 +82,24 @@ class MemoryImages(ImageSet):
         return False
 
 
-class FolderImages(ImageSet):
-    """Image files, decoded whenever they are read."""
+class StoredImages(ImageSet):
+    """Images that lie in files, tars and the like, decoded whenever they are read.
 
-    def __init__(self, listing: Listing, config: DataConfig) -> None:
-        self.paths, self.config, self.classes = listing.paths, config, listing.classes
-        self.labels = np.asarray(listing.labels, np.int64)
+    Args:
+        source: where they lie.
+        rows: (N,) which of the source's images are those of the split.
+        labels: (N,) of these.
+    """
+
+    def __init__(
+        self, source: Source, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str],
+        config: DataConfig,
+    ) -> None:  # fmt: skip
+        self.source, self.rows, self.labels, self.classes, self.config = source, rows, labels, tuple(classes), config
+
+    def where(self, index: int) -> str:
+        """Where an image lies, for messages."""
+        return self.source.where(int(self.rows[index]))
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         config, place, generator = self.config, (0.5, 0.5), None
@@ -89,8 +107,15 @@ class FolderImages(ImageSet):
             generator = stream("augmentation", *augmentation)
             if config.crop == "random":
                 place = (generator.random(), generator.random())
-        pixels, lost = decode_square(self.paths[index], config.channels, config.size, config.max_pixels, place)
+        row = int(self.rows[index])
+        pixels, lost = square(
+            partial(self.source.open, row), self.source.where(row), config.channels, config.size, config.max_pixels,
+            place,
+        )  # fmt: skip
         return Decoded(_flipped(pixels, generator) if config.flip and generator is not None else pixels, lost)
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        return self.source.order(self.rows, stream("order", seed, epoch))
 
     @property
     def decodes(self) -> bool:
@@ -98,7 +123,7 @@ class FolderImages(ImageSet):
 
 
 class _EveryImage(torch.utils.data.Dataset[tuple[int, Tensor | InputError, str]]):
-    def __init__(self, images: FolderImages) -> None:
+    def __init__(self, images: StoredImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -116,7 +141,7 @@ def _first(items: list[Any]) -> Any:
     return items[0]
 
 
-def in_memory(images: FolderImages, say: Callable[[str], None]) -> ImageSet:
+def in_memory(images: StoredImages, say: Callable[[str], None]) -> ImageSet:
     """The same images in memory, decoded once by workers, where they fit; else `images` itself.
 
     Args:
@@ -131,7 +156,7 @@ def in_memory(images: FolderImages, say: Callable[[str], None]) -> ImageSet:
     if size > config.memory_mb * 2**20:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
-    broken, lost = [], {}
+    broken, lost = list[int](), dict[str, str]()
     loader = DataLoader(
         _EveryImage(images),
         batch_size=1,
@@ -149,11 +174,11 @@ def in_memory(images: FolderImages, say: Callable[[str], None]) -> ImageSet:
                 broken.append(index)
             else:
                 pixels[index] = read.numpy()
-                lost[images.paths[index]] = loss
+                lost[images.where(index)] = loss
     if len(broken) == len(images):
-        raise InputError(f"every one of the {len(images)} images is broken, {images.paths[0]} first")
+        raise InputError(f"all images are broken ({len(images)} of {len(images)}), {images.where(0)} first")
     if broken:
-        say(f"broken images skipped: {len(broken)} of {len(images)}, the first is {images.paths[broken[0]]}")
+        say(f"broken images skipped: {len(broken)} of {len(images)}, the first is {images.where(broken[0])}")
     if converted := conversions(lost, len(images)):
         say(converted)
     keep = np.setdiff1d(np.arange(len(images)), broken)

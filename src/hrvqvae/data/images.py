@@ -5,28 +5,34 @@ Shapes: (C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB).
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hrvqvae.data.splits import HELD_OUT, TRAIN, WORDS, given_split, split_names
 from hrvqvae.errors import InputError
+from hrvqvae.quantities import counted
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-HELD_OUT = ("test", "val", "validation")  # names of the folder of a given test split, in order
 Pixels = NDArray[np.uint8]
+Open = Callable[[], Image.Image]
+"""Opens an image, whose pixels need not be read yet; raises whatever its decoder or its file runs into."""
 
 
 class BrokenImageError(InputError):
     """An image file can't be decoded, or may not be: the message names the file."""
+
+
+class NoImageError(InputError):
+    """A folder has no image file in it."""
 
 
 class Decoded(NamedTuple):
@@ -42,11 +48,16 @@ class Decoded(NamedTuple):
     lost: str = ""
 
 
-def _upright(path: Path, max_pixels: int) -> Image.Image:
-    with Image.open(path, formats=FORMATS) as opened:
+def opened_file(file: Path | BinaryIO) -> Image.Image:
+    """A PNG, JPEG or WebP image, opened and not yet decoded. Raises what Pillow and the file system raise."""
+    return Image.open(file, formats=FORMATS)
+
+
+def _upright(opens: Open, name: str, max_pixels: int) -> Image.Image:
+    with opens() as opened:
         if opened.width * opened.height > max_pixels:
             raise BrokenImageError(
-                f"{path} has {opened.width}x{opened.height} pixels; data.max_pixels admits {max_pixels}"
+                f"{name} has {opened.width}x{opened.height} pixels; data.max_pixels admits {max_pixels}"
             )
         opened.load()
         return ImageOps.exif_transpose(opened)
@@ -75,17 +86,17 @@ def _converted(image: Image.Image, channels: int) -> tuple[Image.Image, str]:
     return image.convert("L"), ", ".join(lost)
 
 
-def _open(path: Path, channels: int, max_pixels: int) -> tuple[Image.Image, str]:
+def _read(opens: Open, name: str, channels: int, max_pixels: int) -> tuple[Image.Image, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _converted(_upright(path, max_pixels), channels)
+            return _converted(_upright(opens, name, max_pixels), channels)
     except BrokenImageError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such image") from error
+        raise InputError(f"{name}: there is no such image") from error
     except Exception as error:  # decoders of damaged files raise whatever they run into
-        raise BrokenImageError(f"{path} is not a readable PNG, JPEG or WebP image ({error})") from error
+        raise BrokenImageError(f"{name} is not a readable PNG, JPEG or WebP image ({error})") from error
 
 
 def _pixels(image: Image.Image) -> Pixels:
@@ -103,7 +114,12 @@ def decode_image(path: Path, channels: int, max_pixels: int = 64_000_000) -> Dec
         BrokenImageError: not a PNG, JPEG or WebP that can be read, or larger than `max_pixels`.
         InputError: no such file.
     """
-    image, lost = _open(path, channels, max_pixels)
+    return whole(lambda: opened_file(path), str(path), channels, max_pixels)
+
+
+def whole(opens: Open, name: str, channels: int, max_pixels: int) -> Decoded:
+    """An image that `opens` opens, as `decode_image` gives a file; messages name it `name`."""
+    image, lost = _read(opens, name, channels, max_pixels)
     return Decoded(_pixels(image), lost)
 
 
@@ -114,7 +130,14 @@ def decode_square(
 
     `place` in [0, 1]^2 is where the crop lies, (x, y): (0.5, 0.5) is the centre.
     """
-    image, lost = _open(path, channels, max_pixels)
+    return square(lambda: opened_file(path), str(path), channels, size, max_pixels, place)
+
+
+def square(
+    opens: Open, name: str, channels: int, size: int, max_pixels: int, place: tuple[float, float] = (0.5, 0.5)
+) -> Decoded:
+    """As `decode_square`, of an image that lies anywhere; errors call it `name`."""
+    image, lost = _read(opens, name, channels, max_pixels)
     side = min(image.size)
     left, top = (round(share * (length - side)) for share, length in zip(place, image.size, strict=True))
     box = (left, top, left + side, top + side)
@@ -126,9 +149,9 @@ def read_image(path: Path, channels: int, max_pixels: int = 64_000_000) -> Pixel
     return decode_image(path, channels, max_pixels).pixels
 
 
-def conversions(lost: Mapping[Path, str], count: int) -> str:
-    """A line about the converted ones of `count` images; `lost` is path -> what was lost, and may be empty."""
-    losing = {path: what for path, what in lost.items() if what}
+def conversions(lost: Mapping[Path, str] | Mapping[str, str], count: int) -> str:
+    """A line about the converted ones of `count` images; `lost` is path or name -> what was lost, and may be empty."""
+    losing = {name: what for name, what in lost.items() if what}
     if not losing:
         return ""
     kinds = "; ".join(sorted(set(losing.values())))
@@ -160,23 +183,6 @@ def _name(path: Path, folder: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(folder).as_posix())
 
 
-def _is_test(name: str, test_fraction: float) -> bool:
-    draw = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-    return draw < test_fraction * 2**64
-
-
-def split_names(names: Sequence[str], test_fraction: float) -> tuple[list[str], list[str]]:
-    """(train, test) by a hash of each name alone: a file added later moves no other. Of two names, one is each."""
-    ordered = sorted(names)
-    test = [name for name in ordered if _is_test(name, test_fraction)]
-    if len(ordered) > 1 and not test:
-        test = ordered[-1:]
-    if len(ordered) > 1 and len(test) == len(ordered):
-        test = ordered[1:]
-    chosen = set(test)
-    return [name for name in ordered if name not in chosen], test
-
-
 def _below(start: str, files: Mapping[str, Path]) -> dict[str, Path]:
     """The files whose names begin so, by the rest of their names."""
     return {name.removeprefix(start): path for name, path in files.items() if name.startswith(start)}
@@ -188,17 +194,51 @@ def _given_split(folder: Path, below: Collection[str]) -> tuple[str, str] | None
     Raises:
         InputError: there is one of the two alone.
     """
-    held_out = next((name for name in HELD_OUT if name in below), None)
-    if "train" in below and held_out is not None:
-        return "train", held_out
-    if below and set(below) <= {"train", *HELD_OUT}:
+    given = given_split(below)
+    if given is None and below and set(below) <= set(WORDS):
         names = " and ".join(f"{name}/" for name in sorted(below))
-        missing = "no train/" if held_out else f"none of {', '.join(f'{name}/' for name in HELD_OUT)}"
+        missing = "no train/" if TRAIN not in below else f"none of {', '.join(f'{name}/' for name in HELD_OUT)}"
         raise InputError(
             f"{folder} has {names}, but {missing}: add what is missing, or name {folder / min(below)} as the folder, "
             "whose images are then divided"
         )
-    return None
+    return given
+
+
+def folder_parts(folder: Path, labels: bool) -> dict[str, dict[str, Path]]:
+    """Image files of a folder by the split that is given: name of its folder -> name below that -> file.
+
+    The training split comes first. Without a given split all are under the empty name.
+
+    Raises:
+        NoImageError: no image in it.
+        InputError: no folder, half of a given split, or only one of the two lies in class folders (with `labels`).
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    files = {_name(path, folder): path for path in _images_below(folder)}
+    if not files:
+        raise NoImageError(f"{folder} has no PNG, JPEG or WebP image")
+    given = _given_split(folder, {name.split("/")[0] for name in files if "/" in name})
+    if given is None:
+        return {"": files}
+    parts = {word: _below(f"{word}/", files) for word in given}
+    flat = [word for word, part in parts.items() if not _in_classes(part)]
+    if labels and len(flat) == 1:
+        in_classes = next(word for word in given if word not in flat)
+        raise InputError(
+            f"{folder}: the images in {in_classes}/ lie in class folders, those in {flat[0]}/ do not; "
+            "sort them alike, or take no classes with --data.labels false"
+        )
+    return parts
+
+
+def nothing_in(split: str, where: str, count: int) -> str:
+    """The error where a split has none of so many images."""
+    return (
+        f"{where} has {counted(count, 'image')}, none in the {split} split; "
+        "add images, or divide them otherwise with --data.split"
+    )
 
 
 def list_folder(folder: Path, split: str, *, test_fraction: float, first: int, labels: bool) -> Listing:
@@ -218,33 +258,24 @@ def list_folder(folder: Path, split: str, *, test_fraction: float, first: int, l
     Raises:
         InputError: no folder, no image in it or in the split, or half of a given split.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
-    files = {_name(path, folder): path for path in _images_below(folder)}
-    if not files:
-        raise InputError(f"{folder} has no PNG, JPEG or WebP image")
-    given = _given_split(folder, {name.split("/")[0] for name in files if "/" in name})
-    if given:
-        parts = [_below(f"{part}/", files) for part in given]
-        if labels and _in_classes(parts[0]) != _in_classes(parts[1]):
-            flat, in_classes = given if _in_classes(parts[1]) else given[::-1]
-            raise InputError(
-                f"{folder}: the images in {in_classes}/ lie in class folders, those in {flat}/ do not; "
-                "sort them alike, or take no classes with --data.labels false"
-            )
-    else:
+    given = folder_parts(folder, labels)
+    if "" in given:
+        files = given[""]
         ordered = sorted(files)
         divided = (ordered[:first], ordered[first:]) if first else split_names(ordered, test_fraction)
         parts = [{name: files[name] for name in names} for names in divided]
+    else:
+        parts = list(given.values())
     chosen = parts[0 if split == "train" else 1]
     if not chosen:
-        raise InputError(
-            f"{folder} has {len(files)} images, none of which is in the {split} split; "
-            "add images, or divide them otherwise with --data.split"
-        )
+        raise InputError(nothing_in(split, str(folder), sum(len(part) for part in parts)))
+    return listing(chosen, [name for part in parts for name in part], labels)
+
+
+def listing(chosen: Mapping[str, Path], known: Collection[str], labels: bool) -> Listing:
+    """Those of a folder's images by name, sorted; their folders are classes where all that are known lie in one."""
     names = sorted(chosen)
     paths = tuple(chosen[name] for name in names)
-    known = [name for part in parts for name in part]
     if not labels or not _in_classes(known):
         return Listing(paths, (0,) * len(paths), ())
     classes = tuple(sorted({name.split("/")[0] for name in known}))

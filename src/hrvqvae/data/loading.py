@@ -1,7 +1,8 @@
 """From a configuration to the images of a split.
 
 `<root>/mnist/train-images-idx3-ubyte.gz`, `<root>/cifar10/data_batch_1.bin`, `<root>/photos/*.jpg`. A name that is no
-data set of the registry is an image folder below the root, or the root itself.
+data set of the registry is a folder below the root, or the root itself; what the root may be otherwise (tars, Parquet
+files, arrays) is said in `sources.opening`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from hrvqvae.config import DataConfig
 from hrvqvae.config.entries import DATASETS, Dataset
 from hrvqvae.config.registry import imported
 from hrvqvae.data.arrays import Arrays
-from hrvqvae.data.image_sets import FolderImages, ImageSet, MemoryImages, in_memory
-from hrvqvae.data.images import list_folder
+from hrvqvae.data.image_sets import ImageSet, MemoryImages, in_memory
+from hrvqvae.data.sources.opening import names_files, open_stored
 from hrvqvae.errors import InputError
 
 
@@ -53,7 +54,7 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
 
     Raises:
         InputError: the data is not there (and how to get it), a published set has other channels or another size,
-            or a folder can't be divided (`images.list_folder`).
+            or images can't be divided (`sources.opening.open_stored`).
         BrokenImageError: an image can't be decoded and `on_error` says stop.
     """
     if split not in ("train", "test"):
@@ -61,8 +62,13 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is None or not dataset.read:
-        return _load_folder(config, root, split, say)
+        return _load_stored(config, root, split, say)
     absent = missing_files(dataset, root)
+    if absent and names_files(root) and not root.is_dir():
+        raise InputError(
+            f"{config.dataset} is read from its published files, and {root} are others; to read these, name them "
+            "as other data, such as --data.dataset mine"
+        )
     if absent:
         raise InputError(
             f"{dataset.name} is not in {root} ({absent[0].name} is missing); get it with: "
@@ -77,15 +83,11 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
     return MemoryImages(found.images, found.labels, found.classes, config.flip)
 
 
-def _load_folder(config: DataConfig, root: Path, split: str, say: Callable[[str], None]) -> ImageSet:
+def _load_stored(config: DataConfig, root: Path, split: str, say: Callable[[str], None]) -> ImageSet:
     named = root / config.dataset
     if not named.is_dir() and config.root is None:
         if config.dataset in DATASETS:
             raise InputError(f"no folder {named}: {config.dataset} is {DATASETS.get(config.dataset).how}")
         raise InputError(f"no folder {named}; name it with --data DIR, or take one of {', '.join(DATASETS)}")
-    listing = list_folder(
-        dataset_folder(root, config.dataset), split, test_fraction=config.test_fraction, labels=config.labels,
-        first=config.train_samples if config.split == "sorted" else 0,
-    )  # fmt: skip
-    images = FolderImages(listing, config)
+    images = open_stored(dataset_folder(root, config.dataset), split, config, say)
     return images if split == "train" and config.crop == "random" else in_memory(images, say)

@@ -1,0 +1,51 @@
+"""Small sets of images in every form in which images are stored, made without the code that reads them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """A tar of files, in the order in which they are given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def folder_of(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by name, sorted."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+
+
+def write_parquet(
+    path: Path, images: Sequence[bytes | None], labels: Sequence[object] | None = None, *, names: Sequence[str] = (),
+    rows: int = 1000, paths: Sequence[str | None] | None = None,
+) -> Path:  # fmt: skip
+    """Parquet as the hub has it: a struct of bytes and path, and class names in the metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    given = paths or [None] * len(images)
+    columns: dict[str, object] = {
+        "image": pa.array(
+            [{"bytes": one, "path": name} for one, name in zip(images, given, strict=True)],
+            pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        )
+    }
+    features: dict[str, object] = {"image": {"_type": "Image"}}
+    if labels is not None:
+        columns["label"] = pa.array(labels)
+        features["label"] = {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64"}
+    table = pa.table(columns)
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=rows)
+    return path
