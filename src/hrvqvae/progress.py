@@ -1,0 +1,152 @@
+"""Long work shows itself: a bar on a terminal, a line now and then elsewhere, both with the rate and the time left.
+
+What works says how much there is and when a part of it is done (`task`, `tracked`). Nothing is shown until a program
+asks for it with `shown()`, as the command line does; it goes to standard error, so that results stay alone on standard
+output.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LINE_SECONDS = 15.0
+_REFRESH_SECONDS = 0.1
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+"""Says that so many more are done."""
+
+
+def clock(seconds: float) -> str:
+    """Time as h:mm:ss; what is below zero is none."""
+    whole = max(0, int(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _bar(stream: TextIO) -> Progress | None:
+    """A bar, where the stream is a terminal and rich is there (the extra `train` brings it)."""
+    if not stream.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+    except ModuleNotFoundError:
+        return None
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=Console(file=stream),
+        transient=True,
+        auto_refresh=False,  # its own thread would take turns with those that compute
+    )
+
+
+class Meter:
+    """How far something is: a bar on a terminal, elsewhere a line every `LINE_SECONDS`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._last = stream, time.monotonic()
+        self._bar = _bar(stream)
+        self._task = self._bar.add_task("", total=1.0, text="") if self._bar else None
+
+    def __enter__(self) -> Meter:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
+        """A new state of things.
+
+        Args:
+            head: what stands before the bar.
+            fraction: how much is done, 0 to 1.
+            text: what stands after the bar.
+            last: nothing comes after it: without a bar its line is printed now.
+        """
+        now = time.monotonic()
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=head, completed=fraction, text=text, refresh=True)
+        elif now - self._last >= LINE_SECONDS or last:
+            self._last = now
+            self.say(f"{head}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+class _Switch:
+    """Whether tasks are shown, and whether one is at this moment."""
+
+    on = False
+    busy = False
+
+
+@contextmanager
+def shown(on: bool = True) -> Iterator[None]:
+    """Show tasks while this lasts."""
+    before, _Switch.on = _Switch.on, on
+    try:
+        yield
+    finally:
+        _Switch.on = before
+
+
+@contextmanager
+def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
+    """Work of `total` parts; -> what is to be told of each that is done.
+
+    Inside of another task, it is not shown by itself.
+
+    Args:
+        title: what is done, such as "tokenize".
+        unit: what is counted, in the plural.
+        done: how many were done before; the rate leaves them out.
+    """
+    if not _Switch.on or _Switch.busy:
+        yield lambda number: None
+        return
+    begun, shown_at, count = time.monotonic(), 0.0, 0
+    with Meter(sys.stderr) as meter:
+
+        def advance(number: int) -> None:
+            nonlocal count, shown_at
+            count += number
+            now = time.monotonic()
+            if now - shown_at < _REFRESH_SECONDS:
+                return
+            shown_at = now
+            rate = count / max(now - begun, 1e-9)
+            left = f"{clock((total - done - count) / rate)} left" if count else ""
+            fraction = (done + count) / total if total else 1.0
+            per = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            meter.show(title, fraction, f"{done + count:,} of {total:,} {unit}  {per} {unit}/s  {left}")
+
+        _Switch.busy = True
+        try:
+            yield advance
+        finally:
+            _Switch.busy = False
+
+
+def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int], unit: str = "images") -> Iterator[T]:
+    """The items one after the other, as a task of which each, once it has been worked on, is `size` parts."""
+    with task(title, total, unit) as advance:
+        for item in items:
+            yield item
+            advance(size(item))
