@@ -178,7 +178,7 @@ def test_no_codeword_is_nearest_to_nan(call: str, bad: float, count: int) -> Non
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_latents_that_are_not_finite_lead_to_no_codebook_that_is_not_there(size: int, bad: float) -> None:
     books = codebooks(torch.Generator().manual_seed(0), 3, size, 7)
-    filled = tuple(compiled._filled(book).flatten(0, 1).numpy() for book in books)
+    filled = tuple(compiled.filled_up(book).flatten(0, 1).numpy() for book in books)
     latents = np.zeros((5, 7), np.float32)
     latents[2, 3] = bad
     paths, quantized = np.full((3, 5), -1), np.zeros((5, 7), np.float32)

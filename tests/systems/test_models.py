@@ -127,9 +127,9 @@ def test_every_grid_of_vqvae2_sends_its_gradient_to_the_encoder() -> None:
 def test_vqvae2_refuses_a_prefix() -> None:
     model = model_of("vqvae2")
     codes = model.encode(torch.rand(1, 3, 14, 14))
-    with pytest.raises(InputError, match="vqvae2 decodes its 3 grids together: 2 levels are asked for"):
+    with pytest.raises(InputError, match="vqvae2 decodes its 3 grids together; asked for: 2 levels"):
         model.decode(codes, levels=2)
-    with pytest.raises(InputError, match="vqvae2 decodes its 3 grids together: 1 levels are asked for"):
+    with pytest.raises(InputError, match="vqvae2 decodes its 3 grids together; asked for: 1 level$"):
         model.decode(codes[:1])
     with pytest.raises(InputError, match="level 2 has codes"):
         model.decode((codes[0], codes[0], codes[2]))

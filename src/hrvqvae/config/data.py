@@ -15,11 +15,13 @@ class DataConfig:
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
 
     A folder of images is divided as `data.images.list_folder` says: `train/` beside `test/`, `val/` or `validation/`
-    is a given split; without one, `split` decides; one of the two alone is an error.
+    is a given split; without one, `split` decides; one of the two alone is an error. Tars, Parquet files and arrays
+    are taken wherever a folder of images is, and divided as `data.sources.opening.open_stored` says.
 
     Attributes:
         dataset: a data set's name (mnist, fashion-mnist, cifar10), or an image folder's (imagenet, ffhq, photos, ...).
-        root: folder of the data; None takes the variable HRVQVAE_DATA, else the user's cache folder.
+        root: folder of the data, or tars, Parquet files or arrays, by a name or a pattern; None takes the variable
+            HRVQVAE_DATA, else the user's cache folder.
         size: height and width in pixels that images of a folder are resized and cropped to.
         channels: 1 (greyscale) or 3 (RGB). Images of a folder are converted, and how many of them lost something
             (colour, transparency) is told.
@@ -32,8 +34,8 @@ class DataConfig:
         labels: whether class folders are classes.
         on_error: a broken image stops the run, or is skipped and counted.
         max_pixels: largest image that is decoded, in pixels.
-        workers: processes that decode the images of a folder.
-        memory_mb: folders whose images have no random crop are held in memory as uint8 up to this size.
+        workers: processes that decode images.
+        memory_mb: images without a random crop are held in memory as uint8 where all take up to this size.
     """
 
     dataset: str = "mnist"

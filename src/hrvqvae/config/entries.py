@@ -170,6 +170,7 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 SYSTEMS: Registry[System] = Registry(
     System, "system", "hrvqvae.systems",
     _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
+    | {"treevq": "hrvqvae.systems.hrvqvae:TREEVQ"}
     | {"fsq": "hrvqvae.systems.vqpytorch:FSQ", "vqpytorch": "hrvqvae.systems.vqpytorch:VQPYTORCH"},
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
@@ -181,5 +182,6 @@ DATASETS: Registry[Dataset] = Registry(
     | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
 )  # fmt: skip
 LOGGERS: Registry[Logger] = Registry(
-    Logger, "logger", "hrvqvae.loggers", {"tensorboard": "hrvqvae.training.loggers:TENSORBOARD"}
-)
+    Logger, "logger", "hrvqvae.loggers",
+    {name: f"hrvqvae.training.loggers:{name.upper()}" for name in ("tensorboard", "wandb")},
+)  # fmt: skip

@@ -28,6 +28,7 @@ from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
 from hrvqvae.errors import InputError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_OF_PRIORS = (("held_out", float, PriorConfig.held_out), ("codes", str | None, PriorConfig.codes))
 
 
 class _Form:
@@ -52,8 +53,9 @@ class _Form:
         for name, kind in sections.items():
             self.parser.add_class_arguments(kind, name)
             self.types |= dict(_types(kind, f"{name}."))
-        self.parser.add_argument("--prior.held_out", type=float, default=PriorConfig.held_out)
-        self.types["prior.held_out"] = float
+        for name, hint, default in _OF_PRIORS:
+            self.parser.add_argument(f"--prior.{name}", type=hint, default=default)
+            self.types[f"prior.{name}"] = hint
 
     def build(self, parse: Callable[[], Any], given: Mapping[str, Any], where: str) -> Config:
         """What the parser gives, as a configuration.
@@ -68,9 +70,8 @@ class _Form:
         """
         try:
             built = self.parser.instantiate(parse())
-            prior = PriorConfig(
-                network=built.prior.network, training=built.prior.training, held_out=built.prior.held_out
-            )
+            own = {name: getattr(built.prior, name) for name, _, _ in _OF_PRIORS}
+            prior = PriorConfig(network=built.prior.network, training=built.prior.training, **own)
             return Config(name=built.name, data=built.data, model=built.model, training=built.training, prior=prior)
         except InputError as error:
             raise InputError(f"{where}{error}") from error

@@ -30,11 +30,14 @@ class PriorConfig:
         network: one autoregressive network a level.
         training: optimization of each level's network.
         held_out: share of the training images whose codes are held out; the state that codes them best is kept.
+        codes: a folder of shards of codes, or one (docs/tokens.md), that are trained from; None takes the codes of the
+            run's own training images.
     """
 
     network: PriorNetworkConfig
     training: PriorTrainingConfig = field(default_factory=PriorTrainingConfig)
     held_out: float = 0.05
+    codes: str | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.held_out < 1, "prior.held_out", self.held_out, "between 0 and 1")

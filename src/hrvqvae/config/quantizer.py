@@ -75,9 +75,19 @@ class ResidualQuantizerConfig(QuantizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TreeQuantizerConfig(ResidualQuantizerConfig):
-    """Linked codebooks (docs/method.md, Table 6): level l has m^l codewords, m below each of the level before."""
+    """Linked codebooks (docs/method.md, Table 6): level l has m^l codewords, m below each of the level before.
+
+    Attributes:
+        beam: paths that the search keeps at each level, in training and encoding; 1 is the greedy search, as printed.
+        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
+    """
+
+    beam: int = 1
+    coarse_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.beam >= 1, "model.quantizer.beam", self.beam, "at least 1")
+        require(0 <= self.coarse_weight < math.inf, "model.quantizer.coarse_weight", self.coarse_weight, "at least 0")
         values = self.codewords**self.levels * self.dim
         require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, "at most 2^30 (4 GiB of leaves)")

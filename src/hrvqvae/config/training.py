@@ -83,7 +83,7 @@ class TrainingConfig(StageConfig):
     """Optimization of an autoencoder.
 
     Attributes:
-        batch_size: images a step.
+        batch_size: images a step, of all processes together where several train (docs/scale.md).
     """
 
     batch_size: int = 128

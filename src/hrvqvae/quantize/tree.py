@@ -22,7 +22,7 @@ from hrvqvae.quantize.codebook import CODEBOOKS, Codebook, follow
 from hrvqvae.quantize.flat import check_codes
 from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized
-from hrvqvae.quantize.search import TreeSearch, TreeSearcher, search_tree_fastest
+from hrvqvae.quantize.search import Beam, TreeSearch, TreeSearcher
 
 
 class TreeQuantizer(nn.Module):
@@ -32,10 +32,13 @@ class TreeQuantizer(nn.Module):
     change in training mode alone. Everything is computed in float32, whatever autocast says.
     """
 
-    def __init__(self, config: TreeQuantizerConfig, search: TreeSearcher = search_tree_fastest) -> None:
+    def __init__(self, config: TreeQuantizerConfig, search: TreeSearcher | None = None) -> None:
+        """Args:
+        search: None takes what the configuration says: a beam, or the greedy search.
+        """
         super().__init__()
         self.config = config
-        self.search = search
+        self.search = search or Beam(config.beam, config.coarse_weight)
         kind = CODEBOOKS[config.update]
         self.codebooks = nn.ModuleList(
             kind(config.codewords**level, config.codewords, config.dim, config.decay) for level in range(config.levels)
@@ -101,14 +104,14 @@ class TreeQuantizer(nn.Module):
 
         Each latent weighs `weight` in the codewords' counts.
         """
-        residual = self._flat(latents)
-        path = torch.zeros(len(residual), dtype=torch.long, device=residual.device)
+        flat = residual = self._flat(latents)
+        path = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
         books: list[Tensor] = []
         for codebook in self.levels:
             codebook.initialize(residual, path, generator, weight)
             books.append(codebook.codewords)
-            path = self.search(self._flat(latents), books).paths[-1]
-            residual = residual - codebook.lookup(path)
+            found = self.search(flat, books)
+            path, residual = found.paths[-1], flat - found.quantized  # a beam may change its mind at any level
 
     @torch.no_grad()
     def revive(self, latents: Tensor, generator: torch.Generator) -> int:

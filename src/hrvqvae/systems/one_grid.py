@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid
-from hrvqvae.config.model import NetworkConfig
+from hrvqvae.config.model import OneGridConfig
 from hrvqvae.errors import InputError
-from hrvqvae.nn import Decoder, Encoder
+from hrvqvae.nn import Decoder, Encoder, NormalizedDecoder, NormalizedEncoder
+from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes, Quantized, random_latents
 from hrvqvae.systems.base import Autoencoder, Reconstructed, chosen_prefix, unit_images
 from hrvqvae.systems.framing import cropped, framed
+
+NETWORKS = {"paper": (Encoder, Decoder), "normalized": (NormalizedEncoder, NormalizedDecoder)}
+"""`model.network` -> encoder and decoder."""
 
 
 class HasDim(Protocol):
@@ -54,17 +58,21 @@ class OneGrid(Autoencoder):
 
     quantizer: nn.Module
 
-    def __init__(self, config: NetworkConfig, channels: int, quantizer: nn.Module) -> None:
+    def __init__(self, config: OneGridConfig, channels: int, quantizer: nn.Module) -> None:
         super().__init__()
         self.config, self._channels, self.quantizer = config, channels, quantizer
-        self.encoder = Encoder(
-            channels=channels, dim=self._quantizer.config.dim, stride=config.stride, hidden=config.hidden_units,
-            inner=config.residual_units, blocks=config.residual_blocks, kernel=config.kernel,
-        )  # fmt: skip
-        self.decoder = Decoder(
-            channels=channels, dim=self._quantizer.config.dim, stride=config.stride, hidden=config.hidden_units,
-            inner=config.residual_units, blocks=config.residual_blocks, kernel=config.kernel,
-        )  # fmt: skip
+        encoder, decoder = NETWORKS[config.network]
+        self.encoder = encoder(**self._shape())
+        self.decoder = decoder(**self._shape())
+
+    def _shape(self) -> dict[str, int]:
+        """What the encoder and the decoder are built with."""
+        config = self.config
+        return {
+            "channels": self.channels, "dim": self._quantizer.config.dim, "stride": config.stride,
+            "hidden": config.hidden_units, "inner": config.residual_units, "blocks": config.residual_blocks,
+            "kernel": config.kernel,
+        }  # fmt: skip
 
     @property
     def _quantizer(self) -> Quantizer:
@@ -106,7 +114,7 @@ class OneGrid(Autoencoder):
         if levels is not None and not 1 <= levels <= most:
             raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
         if levels is not None and len(codes) < levels:
-            raise InputError(f"levels is {levels}, but codes of {len(codes)} levels are given")
+            raise InputError(f"levels is {levels}, and the codes have {counted(len(codes), 'level')}")
         output = self.pixels(self._quantizer.lookup(codes[:levels]), size)
         return ((output + 1) / 2).clamp(0, 1)
 

@@ -3,10 +3,12 @@
 Ties go to the lowest index everywhere.
 """
 
+from hrvqvae.quantize.search.beam import Beam
 from hrvqvae.quantize.search.fastest import search_flat_fastest, search_tree_fastest
 from hrvqvae.quantize.search.reference import FlatSearcher, TreeSearch, TreeSearcher, search_flat, search_tree
 
 __all__ = [
+    "Beam",
     "FlatSearcher",
     "TreeSearch",
     "TreeSearcher",

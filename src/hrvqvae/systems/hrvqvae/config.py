@@ -27,6 +27,19 @@ class HRVQVAEConfig(OneGridConfig, CodebookModelConfig):
         """Codewords of each level in all: m^l."""
         return tuple(self.quantizer.codewords**level for level in range(1, self.quantizer.levels + 1))
 
+    @property
+    def codewords_searched(self) -> int:
+        """m for each path that the search keeps at the level before."""
+        size, kept = self.quantizer.codewords, self.quantizer.beam
+        return sum(size * min(kept, size**level) for level in range(self.quantizer.levels))
+
     def with_leaves(self, branching: int, levels: int) -> HRVQVAEConfig:
         quantizer = dataclasses.replace(self.quantizer, codewords=branching, levels=levels)
         return dataclasses.replace(self, quantizer=quantizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeVQConfig(HRVQVAEConfig):
+    """As HR-VQVAE's; its presets have other values."""
+
+    system: Literal["treevq"] = "treevq"  # type: ignore[assignment]
