@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -23,6 +27,34 @@ def test_audio_autoencoder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of 4,096 leaves are used" in printed
 
 
+def test_the_notebook(tmp_path: Path) -> None:
+    """Executed whole, with two steps of training. Its outputs are kept in the file, which stays small."""
+    path = EXAMPLES / "start.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 300_000
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "as they were run, in order"
+    shown = [kinds(cell) for cell in code]
+    for cell in code:
+        cell.outputs = []
+    code[0].source, number = re.subn(r"^STEPS = \d+", "STEPS = 2", code[0].source)
+    assert number == 1
+    # a socket of its own kind: with TCP the kernel warns that others on the machine can listen
+    manager = KernelManager(kernel_name="python3", transport="ipc", ip=str(tmp_path / "kernel"))
+    NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert [kinds(cell) for cell in code] == shown
+    printed = "".join(one.text for cell in code for one in cell.outputs if one.output_type == "stream")
+    assert "3 of 3 levels: " in printed
+    assert "trained 2 steps" in printed
+    assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
+
+
+def kinds(cell: Any) -> set[str]:
+    """What a cell shows: text, pictures."""
+    return {"text" if one.output_type == "stream" else "picture" for one in cell.outputs if "text/html" not in one}
+
+
 def test_every_example_has_a_test() -> None:
     written = Path(__file__).read_text()
-    assert all(path.name in written for path in EXAMPLES.glob("*.py"))
+    assert all(path.name in written for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))

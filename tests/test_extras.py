@@ -46,6 +46,7 @@ WORK = (
     ["reconstruct", "mnist", "x.png", "-o", "sheet.png"],
     ["complete", "mnist", "x.png", "--keep", "top", "-n", "1", "-o", "completed.png"],
     ["export", "mnist", "exported"],
+    ["bench", "train", "--rounds", "1"],
 )
 NEED: dict[str, tuple[list[str], ...]] = {
     "train": (
@@ -54,10 +55,10 @@ NEED: dict[str, tuple[list[str], ...]] = {
         ["demo", "--out", "demo"],
         ["evaluate", "mnist"],
         ["compare", "mnist", "--systems", "hrvqvae", "--max-steps", "1", "--out", "compared"],
-        ["bench", "train", "--rounds", "1"],
     ),
     "figures": (["figure", "hierarchy", "-o", "hierarchy.png"],),
     "play": (["play", "mnist"],),
+    "shards": (["tokenize", "mnist", ".", "tokens"], ["detokenize", "tokens", "decoded"]),
 }
 
 

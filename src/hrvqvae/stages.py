@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hrvqvae import processes
 from hrvqvae.config import Config
 from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prior_config
 from hrvqvae.data.batches import Batch, evaluation_batches
@@ -14,6 +15,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.pictures import curves, sheets
 from hrvqvae.pictures.images import level_captions, level_rows
+from hrvqvae.processes import WHOLE, Part
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.training import autoencoder, prior
@@ -49,11 +51,12 @@ class EvaluationHook:
         self.log.write(record)
         used = " ".join(f"{level.used}/{level.codewords}" for level in levels)
         self.display.say(f"step {state.step}  test MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}")
-        self._draw(state, report)
+        if processes.first():
+            self._draw(state, report)
 
     def evaluate(self, state: TrainState) -> Report:
         """The averaged model on the test images that an evaluation takes."""
-        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers)
+        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers, processes.part())
         return evaluate(self._model(state), self.config, batches, "test", self.compute.device)
 
     def _model(self, state: TrainState) -> Autoencoder:
@@ -61,10 +64,10 @@ class EvaluationHook:
         assert isinstance(model, Autoencoder)
         return model.eval()
 
-    def _batches(self, limit: int, workers: int) -> Generator[Batch, None, None]:
+    def _batches(self, limit: int, workers: int, part: Part = WHOLE) -> Generator[Batch, None, None]:
         return evaluation_batches(
             self.images, batch_size=self.config.training.batch_size, limit=limit,
-            workers=workers, on_error=self.config.data.on_error,
+            workers=workers, on_error=self.config.data.on_error, part=part,
         )  # fmt: skip
 
     def _draw(self, state: TrainState, report: Report) -> None:
@@ -118,6 +121,8 @@ def resolve_priors(path: str | Path, level: int | None, given: Mapping[str, str]
         folder = prior_folder(path, index)
         begun = folder.read_config() if resume and folder.config.is_file() else None
         configs[index] = prior_config(stored, given, begun)
+    if len({config.prior.codes for config in configs.values()}) > 1:
+        raise InputError("the levels were begun with codes of several places; go on with one at a time: --level L")
     return configs
 
 

@@ -35,7 +35,7 @@ def completed(script: Path, *words: str) -> list[str]:
 
 def test_commands_and_options(script: Path) -> None:
     assert completed(script, "hrvqvae", "rec") == ["reconstruct"]
-    assert completed(script, "hrvqvae", "data", "") == ["list", "get"]
+    assert completed(script, "hrvqvae", "data", "") == ["list", "get", "pack"]
     assert completed(script, "hrvqvae", "sample", "--temp") == ["--temperature"]
 
 

@@ -45,7 +45,7 @@ def pixels(path: Path) -> torch.Tensor:
 def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "x.hrv", tmp_path / "y.png"
     assert main(["compress", str(run), str(images / "2.png"), "-o", str(file), "--device", "cpu"]) == 0
-    assert f"1 images, {file.stat().st_size} bytes" in capsys.readouterr().out
+    assert f"1 image, {file.stat().st_size} bytes" in capsys.readouterr().out
     assert main(["inspect", str(file), "--model", str(run), "-o", str(tmp_path / "sheet.png")]) == 0
     printed = capsys.readouterr().out
     assert "7x30 pixels (height, width)" in printed
@@ -77,7 +77,7 @@ def test_a_cut_file_is_told_and_gives_what_is_whole(
     file.write_bytes(file.read_bytes()[:-1])
     capsys.readouterr()
     assert main(["decompress", str(file), "-o", str(tmp_path / "y.png"), "--model", str(run)]) == 0
-    assert "level 3 is cut short or damaged; the 2 levels before it are used" in capsys.readouterr().err
+    assert "level 3 is cut short or damaged; decoded from 2 whole levels" in capsys.readouterr().err
     assert main(["inspect", str(file), "--model", str(run)]) == 0
     assert "level 3 is cut short or damaged" in capsys.readouterr().out
 

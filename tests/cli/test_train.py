@@ -41,7 +41,10 @@ def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     command: list[object] = ["train", tiny_file, "--out", str(tmp_path / "run")]
     assert main([*map(str, command), "--max-steps", "10"]) == 0
     assert main([*map(str, command), "--max-steps", "14", "--resume"]) == 0
-    assert "resuming" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resuming" in printed
+    assert printed.count("hint: 10 steps of training: little is learned beyond the start") == 1
+    assert "hint: 14" not in printed
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"], capsys)
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
     line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"], capsys)

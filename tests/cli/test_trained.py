@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_reconstruction(levels: int | None, run: Path, tmp_path: Path, capsys: p
     model = hrvqvae.load(run)
     pixels = torch.from_numpy(read_image(tmp_path / "a.png", 1))[None]
     decoded = model.decode(model.encode(pixels), levels=levels, size=(12, 12))
-    assert f"a.png: MSE {float((decoded - pixels / 255).square().mean().detach()):.3e}" in printed
+    error = float((decoded - pixels / 255).square().mean().detach())
+    assert f"a.png: MSE {error:.3e}, PSNR {-10 * math.log10(error):.2f} dB\n" in printed
     assert read_image(out, 3).shape[2] >= 33 * 2
 
 

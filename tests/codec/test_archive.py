@@ -109,6 +109,9 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
     add(path, bare(GRIDS), [(6, 6), (5, 7)], ["one", "two"], 2)
     content = path.read_bytes()
+    path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    with pytest.raises(DamagedFileError, match="is damaged: its tables do not match their checksum"):
+        open_archive(path)
     for place in range(8 * len(content)):
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8

@@ -123,7 +123,7 @@ def test_every_flipped_bit_is_found() -> None:
 def test_bytes_after_the_last_level_are_a_fault_but_hide_nothing() -> None:
     content = files_of(TREE, (8, 8))[0]
     found = read(TREE, [content + b"\0"])[0]
-    assert found.fault == "1 bytes lie after the last level"
+    assert found.fault == "1 byte more than its levels take"
     assert len(found.codes) == 3
 
 
@@ -160,12 +160,24 @@ def test_another_model_is_refused_by_name() -> None:
         read(stranger, files_of(bare(TREE), (8, 8)))
 
 
+@pytest.mark.parametrize("codec", [TREE, bare(TREE)], ids=["tables", "bare"])
+@pytest.mark.parametrize("size", [(8, 8), (8, 10)])
+def test_a_damaged_header_is_never_told_as_another_models_file_alone(codec: Codec, size: tuple[int, int]) -> None:
+    content = files_of(codec, size)[0]
+    for place in range(8 * read_header(content).length):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        found = read_one(codec, bytes(damaged))
+        assert isinstance(found, str), "level 1 is never read by a wrong size"
+        assert re.search(r"damaged|pixels; at most|more than \d+ codes|cut short|not as it is written", found), found
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "not a file of codes"),
         (b"\x89PNG", "not a file of codes"),
-        (b"\xd7abc\0", "version 1; this program reads version 0"),
+        (b"\xd7abc\0", "version 1, and this program reads version 0; or the file is damaged"),
         (b"\xd3ab", "cut short"),
         (b"\xd3abc", "cut short"),
         (b"\xd3abc\x80", "cut short"),

@@ -22,6 +22,7 @@ def test_the_study_of_rate_and_distortion(
     every_shape = rate_study.SHAPES
     monkeypatch.setattr(rate_study, "SHAPES", ((2, 2), (4, 1), (3, 2)))
     command = ["compare", "mnist", "--study", "rate", "--max-steps", "3", "--out", str(tmp_path / "out")]
+    command += ["--systems", "hrvqvae,vqvae"]
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     shapes = [(row["system"], row["leaves"], row["levels"], row["codewords"]) for row in rows]

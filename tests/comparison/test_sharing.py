@@ -53,7 +53,7 @@ def test_what_another_process_makes_is_passed_over_and_counted(tmp_path: Path) -
         rows, signal = compare(comparison, tmp_path, said.append)
     assert ([row["system"] for row in rows], signal) == (["vqvae2"], 0)
     assert f"{run} is in use by another process (pid {pid})" in said
-    assert said[-1] == "1 of 2 cases are still being made elsewhere; whoever ends last completes the table"
+    assert said[-1] == "still being made elsewhere: 1 of 2 cases; whoever ends last completes the table"
     assert not RunFolder(run).begun()
     rows, _ = compare(comparison, tmp_path, said.append)
     assert [row["system"] for row in rows] == ["vqvae", "vqvae2"]

@@ -215,6 +215,22 @@ def test_graphs_that_do_not_agree_are_not_written(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 
+def test_graphs_that_fail_on_other_sizes_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, encode = saved("vqvae", tmp_path), TorchModel.encode
+
+    def traced_for_three(graphs: TorchModel, images: Tensor) -> Codes:
+        if len(images) != 3:
+            raise RuntimeError("The input tensor cannot be reshaped\nto the requested shape")
+        return encode(graphs, images)
+
+    monkeypatch.setattr(TorchModel, "encode", traced_for_three)
+    line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
+    assert "graphs fail on images of another number or size (The input tensor cannot be reshaped to the" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
+
+
 def test_what_can_not_be_exported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

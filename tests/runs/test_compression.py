@@ -101,7 +101,7 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     model = build(config).eval()
     codec = Codec("vqvae2", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
     content = compress(model, codec, pictures(1, (12, 12)), CPU)[0]
-    with pytest.raises(DamagedFileError, match="file 1 has 1 whole levels; this model decodes 2 or more together"):
+    with pytest.raises(DamagedFileError, match="file 1 has 1 whole level; this model decodes 2 or more together"):
         decompress(model, codec, [content[:-1]], CPU)
     with pytest.raises(InputError, match="bytes at the least"):
         compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)

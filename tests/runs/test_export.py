@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from hrvqvae import TrainedModel
+from hrvqvae.cli import main
 from hrvqvae.errors import InputError
 from hrvqvae.runs import storage
 from hrvqvae.runs.export import export
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.loading import load_priors
+from tests.conftest import write_picture
 from tests.tiny_priors import train_levels
 
 
@@ -29,6 +34,19 @@ def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tm
             torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
     with pytest.raises(InputError, match="exists already"):
         export(run, tmp_path / "out")
+
+
+def test_the_card_shows_commands_that_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(run, tmp_path / "my model")
+    card = (tmp_path / "my model" / "README.md").read_text()
+    (line,) = re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)
+    write_picture(tmp_path / "x.png", 1, (12, 12), "L")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line)) == 0
+    assert 'from_pretrained("my model")' in card
+    assert TrainedModel.from_pretrained("my model").config.data.size == 12
+    assert set(re.findall(r"(\d+x\d+) pixels", card)) == {"12x12"}
+    assert "28x28" not in card, "of the published set, not of this training"
 
 
 def test_priors_of_another_autoencoder_are_not_exported(run: Path, tmp_path: Path) -> None:

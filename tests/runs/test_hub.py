@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hrvqvae.errors import DamagedFileError
 from hrvqvae.runs.export import export
 from hrvqvae.systems.vqvae.model import VQVAE
 from tests.cli.helpers import refused
+from tests.conftest import write_picture
 from tests.hub_server import TOKEN, Hub, point_to, running_hub
 from tests.tiny_priors import train_levels
 
@@ -39,6 +41,11 @@ def front_matter(card: str) -> Any:
     return yaml.safe_load(card.split("---\n")[1])
 
 
+def commands(card: str) -> list[list[str]]:
+    """The commands of this package that a card shows."""
+    return [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
+
+
 def test_a_run_with_priors_there_and_back(
     run: Path, tmp_path: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +61,10 @@ def test_a_run_with_priors_there_and_back(
     ]  # fmt: skip
     assert front_matter(pushed.files["README.md"].decode())["license"] == "mit"
     assert not any(str(run).encode() in content for content in pushed.files.values())
-    assert main(["hub", "get", "someone/digits"]) == 0
+    shown = commands(pushed.files["README.md"].decode())
+    assert [words[:2] for words in shown] == [["hub", "get"], ["reconstruct", "digits"]]
+    write_picture(tmp_path / "x.png", 1, (12, 12), "L")
+    assert [main(words) for words in shown] == [0, 0], "what the card shows, as it stands"
     assert "digits exists already; choose another folder" in refused(["hub", "get", "someone/digits"], capfd)
     original = hrvqvae.load(run)
     for model in (
@@ -74,6 +84,8 @@ def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> N
         parameter.data += 0.001
     assert model.push_to_hub("someone/changed", commit_message="changed").startswith(hub.url)
     assert sorted(hub.repositories["someone/changed"].files) == ["README.md", "config.json", "model.safetensors"]
+    card = hub.repositories["someone/changed"].files["README.md"].decode()
+    assert commands(card)[0] == ["hub", "get", "someone/changed"]
     there = hrvqvae.HRVQVAE.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
     assert all(torch.equal(one, there.state_dict()[name]) for name, one in model.state_dict().items())
     assert there.run_config is not None

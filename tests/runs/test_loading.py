@@ -41,6 +41,24 @@ def test_runs_that_are_none(make: Callable[[Path], object], message: str, tmp_pa
         hrvqvae.load(tmp_path / "run")
 
 
+def test_the_name_of_a_preset_is_no_model() -> None:
+    train = "is a preset, not a trained model; train one: hrvqvae train"
+    with pytest.raises(
+        InputError, match=f"^hrvqvae/mnist {train} hrvqvae/mnist --out runs/hrvqvae-mnist, or take mnist"
+    ):
+        hrvqvae.load("hrvqvae/mnist")
+    with pytest.raises(InputError, match=f"^vqvae/mnist {train} vqvae/mnist --out runs/vqvae-mnist$"):
+        hrvqvae.load("vqvae/mnist")
+
+
+def test_what_trains_the_priors_that_are_missing(run: Path) -> None:
+    with pytest.raises(InputError, match=f"{run} has no priors; train them: hrvqvae train-prior {run}$"):
+        load_priors(run)
+    train_levels(run, 1)
+    with pytest.raises(InputError, match=f"no prior of level 2; train it: hrvqvae train-prior {run} --level 2$"):
+        load_priors(run)
+
+
 def test_a_configuration_that_was_edited_is_refused(run: Path) -> None:
     folder = RunFolder(run)
     before = folder.read_config()
@@ -79,7 +97,7 @@ def test_priors_of_another_autoencoder_are_refused(run: Path) -> None:
 
 
 def test_what_can_not_be_loaded(run: Path) -> None:
-    with pytest.raises(InputError, match=r"no prior of level 1; train it: hrvqvae train-prior .* --level 1"):
+    with pytest.raises(InputError, match=r"has no priors; train them: hrvqvae train-prior"):
         load_priors(run)
     train_levels(run)
     path = prior_folder(run, 1).model

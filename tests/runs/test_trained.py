@@ -86,7 +86,7 @@ def test_what_can_not_be_sampled_or_completed(run: Path, tmp_path: Path) -> None
         with pytest.raises(InputError, match=message):
             call()
     shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("priors"))
-    with pytest.raises(InputError, match="has no prior of level 1; train it: hrvqvae train-prior"):
+    with pytest.raises(InputError, match="has no priors; train them: hrvqvae train-prior"):
         hrvqvae.load(tmp_path / "bare").sample()
 
 

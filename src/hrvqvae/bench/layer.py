@@ -30,7 +30,8 @@ from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
 from hrvqvae.jit import cache, threads
-from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, processes, quantized, tree
+from hrvqvae.processes import ranks, tensors
+from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized, tree
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.layer import TreeVQ
 
@@ -106,7 +107,7 @@ def layers(levels: int, codewords: int) -> dict[str, Layer]:
     except ImportError as error:
         raise InputError("bench layer compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
     searches = [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
-    ours = [layer, tree, codebook, kmeans, losses, functional, processes, quantized, cache, threads, *searches]
+    ours = [layer, tree, codebook, kmeans, losses, functional, ranks, tensors, quantized, cache, threads, *searches]
     flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
 
     def residual(**options: Any) -> nn.Module:

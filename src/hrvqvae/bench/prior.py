@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.parametrizations import weight_norm
 
+from hrvqvae.bench.timing import seconds
 from hrvqvae.config import Config
 from hrvqvae.nn import Attention, CausalConv2d
 from hrvqvae.priors.build import build_prior
@@ -90,7 +90,9 @@ def _replaced(module: nn.Module, form: Form) -> None:
             _replaced(child, form)
 
 
-class _Side:
+class PriorSide:
+    """One form of a level's prior, which takes training steps of a batch of random codes."""
+
     def __init__(self, config: Config, level: int, form: Form) -> None:
         training = config.prior.training_of(level)
         training = dataclasses.replace(
@@ -114,10 +116,9 @@ class _Side:
 
     def train(self) -> float:
         """Seconds of one training step."""
-        begun = time.perf_counter()
-        self.step(self.state, self.batch)
+        spent = seconds(lambda: self.step(self.state, self.batch), self.compute.device)
         self.state.step += 1
-        return time.perf_counter() - begun
+        return spent
 
 
 def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[dict[str, Any]]:
@@ -125,7 +126,7 @@ def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[dict[st
 
     All forms take turns, a step each. Each adds one change to the one above it; the last replaces one.
     """
-    sides = {name: _Side(config, level, form) for name, form in FORMS.items()}
+    sides = {name: PriorSide(config, level, form) for name, form in FORMS.items()}
     steps: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side.train()  # the first step allocates

@@ -57,7 +57,8 @@ def make_sampled_prior(name: str, network: PixelSNAILConfig, level: Level, index
     return SampledPrior(name, PixelSNAIL(network, level, index).eval().requires_grad_(False))
 
 
-def _preset_case(name: str, index: int, grid: Grid | None = None) -> SampledPrior:
+def preset_case(name: str, index: int, grid: Grid | None = None) -> SampledPrior:
+    """The prior of a preset's level (0 is the coarsest) with random weights, on its own grid or another."""
     config = presets.get(name).config
     torch.manual_seed(0)
     prior = build_prior(config, index, classes=10 if config.data.labels else 0)
@@ -92,7 +93,7 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
     """All levels of a preset, decoded."""
     config = presets.get(preset).config
     model = build(config).eval().requires_grad_(False)
-    cases = [_preset_case(preset, index) for index in range(len(config.model.num_symbols))]
+    cases = [preset_case(preset, index) for index in range(len(config.model.num_symbols))]
     size = config.data.size
 
     def image() -> None:
@@ -123,7 +124,7 @@ def bench_sample(
     """
     rate = machine_rates()[0]
     rows: list[Timing] = []
-    for case in (_preset_case("hrvqvae/mnist", 0), _preset_case(ffhq, 1)):
+    for case in (preset_case("hrvqvae/mnist", 0), preset_case(ffhq, 1)):
         plain, cached = _plain(case, 1, plain_positions), _cached(case, 1, rounds)
         rows.append(_row(case, "plain", 1, plain, rate, timed_positions=plain_positions))
         rows.append(_row(case, "cached", 1, cached, rate, ratio=plain / cached))
@@ -133,10 +134,10 @@ def bench_sample(
     for batch in whole_batches:
         rows.append(_whole_image("hrvqvae/mnist", batch, rounds, rate))
     for batch in batches:
-        case = _preset_case("hrvqvae/mnist", 0)
+        case = preset_case("hrvqvae/mnist", 0)
         rows.append(_row(case, "cached", batch, _cached(case, batch, rounds), rate))
     for side in grids:
-        case = _preset_case("hrvqvae/mnist", 0, (side, side))
+        case = preset_case("hrvqvae/mnist", 0, (side, side))
         rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
     return rows
 

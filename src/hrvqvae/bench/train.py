@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 
+from hrvqvae.bench.timing import seconds
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
@@ -21,8 +20,8 @@ from hrvqvae.training.loop import Budget
 from hrvqvae.training.state import TrainState
 
 
-class _Side:
-    """One of the two that are compared: takes training steps, and quantizes alone."""
+class AutoencoderSide:
+    """One of those that are compared: takes training steps of a batch, and quantizes alone."""
 
     def __init__(self, config: Config, images: torch.Tensor, *, plain: bool) -> None:
         torch.manual_seed(0)
@@ -45,18 +44,11 @@ class _Side:
         self.step = AutoencoderStep(self.model, objective, config, self.compute, Budget(None, None))
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 
-    def _timed(self, call: Callable[[], object]) -> float:
-        begun = time.perf_counter()
-        call()
-        if self.compute.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begun
-
     def train(self) -> float:
         """Seconds of one training step."""
-        seconds = self._timed(lambda: self.step(self.state, self.batch))
+        spent = seconds(lambda: self.step(self.state, self.batch), self.compute.device)
         self.state.step += 1
-        return seconds
+        return spent
 
     def _latents(self) -> list[torch.Tensor]:
         """What each quantizer gets of the batch."""
@@ -82,7 +74,7 @@ class _Side:
                 total = torch.stack(list(quantized.losses.values())).sum()
                 torch.autograd.backward([total, quantized.latents], [torch.ones_like(total), torch.ones_like(one)])
 
-        return self._timed(both_ways)
+        return seconds(both_ways, self.compute.device)
 
 
 def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> list[dict[str, Any]]:
@@ -94,7 +86,10 @@ def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> l
     data, batch = config.data, config.training.batch_size
     shape = (batch, data.channels, data.size, data.size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sides = {"plain": _Side(config, images, plain=True), "hrvqvae": _Side(config, images, plain=False)}
+    sides = {
+        "plain": AutoencoderSide(config, images, plain=True),
+        "hrvqvae": AutoencoderSide(config, images, plain=False),
+    }
     steps: dict[str, list[float]] = {name: [] for name in sides}
     quantizer: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
@@ -106,10 +101,10 @@ def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> l
                 quantizer[name].append(side.quantize())
     rows = []
     for name in sides:
-        seconds = median(steps[name])
-        row = {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / seconds}
+        step = median(steps[name])
+        row = {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / step}
         if profile:
             spent = median(quantizer[name])
-            row |= {"step_seconds": seconds, "quantizer_seconds": spent, "quantizer_share": spent / seconds}
+            row |= {"step_seconds": step, "quantizer_seconds": spent, "quantizer_share": spent / step}
         rows.append(row)
     return rows

@@ -20,18 +20,20 @@ from hrvqvae.cli import (
     generate,
     play,
     share,
+    tokens,
     train,
     trained,
 )
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.errors import InputError
 from hrvqvae.extras import extra_of
+from hrvqvae.progress import shown
 
 
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, generate, play, share, compare, figure, bench, doctor):
+    for module in (catalogue, train, trained, files, tokens, generate, play, share, compare, figure, bench, doctor):
         module.add(commands)
     completion.add(commands, parser)
     return parser
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r} (see {arguments.prog} --help)")
         arguments.fields = fields
-        code: int = arguments.call(arguments)
+        with shown(os.environ.get("RANK", "0") == "0"):  # of processes that train together, the first
+            code: int = arguments.call(arguments)
         sys.stdout.flush()
         return code
     except InputError as error:

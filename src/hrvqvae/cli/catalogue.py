@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from hrvqvae.cli.console import Arguments, Group, command, group, print_json, print_table, warn_of_faults
+from pathlib import Path
+
+from hrvqvae.cli.console import Arguments, Group, at_least, command, group, print_json, print_table, warn_of_faults
+from hrvqvae.errors import InputError
+from hrvqvae.quantities import counted
 
 
 def _presets(arguments: Arguments) -> int:
@@ -47,7 +51,8 @@ def _data_list(arguments: Arguments) -> int:
         there = not missing_files(dataset, root) if dataset.files else folder.is_dir()
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, f"in {folder}" if there else "not there", f"{dataset.about}; {how}"))
-    rows.append(("any folder", "", "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are"))
+    about = "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are; or tars, Parquet files, arrays"
+    rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
         where = f"in {network.path.parent}" if network.there else "not there"
         rows.append((network.name, where, f"{network.about}; {network.how}"))
@@ -68,8 +73,21 @@ def _data_get(arguments: Arguments) -> int:
     return 0
 
 
+def _data_pack(arguments: Arguments) -> int:
+    from hrvqvae.data import packing
+
+    at_least(arguments.shard_size, 1, "--shard-size")
+    if arguments.format not in packing.FORMATS:
+        raise InputError(f"--format is {arguments.format}; there are {' and '.join(packing.FORMATS)}")
+    megabytes = 10**6
+    packed = packing.pack(arguments.folder, arguments.out, arguments.format, arguments.shard_size * megabytes)
+    classes = f", {len(packed.classes):,} classes" if packed.classes else ""
+    print(f"{counted(packed.images, 'image')}{classes} in {counted(len(packed.shards), 'shard')}")
+    return 0
+
+
 def add(commands: Group) -> None:
-    """presets, data list, data get."""
+    """presets, data list, data get, data pack."""
     presets = command(commands, "presets", "list presets, or show one: every value with where it comes from", _presets)
     presets.add_argument("name", nargs="?", metavar="NAME")
     presets.add_argument("--json", action="store_true", help="for programs")
@@ -80,3 +98,10 @@ def add(commands: Group) -> None:
         if name == "get":
             action.add_argument("name", metavar="NAME")
         action.add_argument("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")
+
+    about = "pack a folder of images into shards, WebDataset tars or Parquet files; called again, it goes on"
+    pack = command(actions, "pack", about, _data_pack)
+    pack.add_argument("folder", metavar="DIR", type=Path)
+    pack.add_argument("out", metavar="OUT", type=Path, help="how the shards begin: OUT-000000.tar and so on")
+    pack.add_argument("--shard-size", type=int, default=512, metavar="MB", help="images of a shard (default: 512)")
+    pack.add_argument("--format", default="tar", metavar="NAME", help="tar or parquet")

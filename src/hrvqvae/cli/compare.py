@@ -64,7 +64,7 @@ def add(commands: Group) -> None:
         "--study", choices=tuple(_STUDIES), help="instead, of 64, 512 and 4,096 leaves: codebook: with and without "
         "k-means start and revival; rate: as trees of different depth and as a flat codebook",
     )  # fmt: skip
-    compare.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    compare.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.add_argument("--json", action="store_true", help="for programs")
     compare.set_defaults(takes_fields=True)

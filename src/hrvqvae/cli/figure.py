@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, at_least, command, group
 from hrvqvae.errors import InputError
+from hrvqvae.quantities import counted
 
 
 def _path(text: str) -> list[int]:
@@ -39,7 +40,7 @@ def _figure_classes(arguments: Arguments) -> int:
 
     at_least(arguments.count, 1, "-n")
     classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed)
-    print(f"{arguments.count} samples of each of {classes} classes: {arguments.out}")
+    print(f"{counted(arguments.count, 'sample')} of each of {classes} classes: {arguments.out}")
     return 0
 
 

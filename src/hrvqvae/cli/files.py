@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, at_least, command, print_table
 from hrvqvae.errors import InputError
+from hrvqvae.quantities import counted
 
 
 def _compress(arguments: Arguments) -> int:
@@ -19,7 +20,8 @@ def _compress(arguments: Arguments) -> int:
     model = TrainedModel(arguments.model, arguments.device)
     written = compress_files(model, arguments.images, arguments.out, arguments.levels, arguments.bytes)
     mean, share = written.bytes / written.images, written.bytes / written.pixels
-    print(f"{written.images:,} images, {written.bytes:,} bytes, {mean:.1f} an image: {share:.2%} of their pixels")
+    images, size = counted(written.images, "image"), counted(written.bytes, "byte")
+    print(f"{images}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
     if model.codec.tables is None:
         print(f"without tables; make them and write fewer bytes: hrvqvae tables {arguments.model}")
     print(arguments.out)
@@ -31,7 +33,7 @@ def _decompress(arguments: Arguments) -> int:
 
     model = model_for(arguments.files[0], arguments.model)
     count = decompress_files(model, arguments.files, arguments.out, arguments.levels, arguments.names or ())
-    print(f"{count:,} images: {arguments.out}")
+    print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
 
 
@@ -62,7 +64,8 @@ def _inspect(arguments: Arguments) -> int:
         rows.append((f"level {number}", codes.size, length, f"{8 * length / codes.size:.3f}", total))
     print_table(rows)
     missing = len(model.codec.symbols) - len(picture.codes)
-    print(f"\n{picture.fault or ('whole' if not missing else f'ends before the last {missing} levels')}")
+    ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
+    print(f"\n{picture.fault or ended}")
     if arguments.out is not None:
         sheets.save(sheets.draw(sheet_of_levels(model, picture)), arguments.out)
         print(f"its levels: {arguments.out}")
@@ -75,7 +78,7 @@ def _inspect_archive(path: Path) -> int:
     opened = open_archive(path)
     codec, entries = opened.codec, opened.entries
     records, tables = sum(entry.length for entry in entries), len(codec.tables.content) if codec.tables else 0
-    print(f"{path}: {len(entries):,} images, by {codec.name} (weights {codec.model[:12]})")
+    print(f"{path}: {counted(len(entries), 'image')}, by {codec.name} (weights {codec.model[:12]})")
     rows: list[Sequence[object]] = [("part", "bytes", "an image")]
     count = max(1, len(entries))
     for name, number in (("records", records), ("tables", tables), ("index", opened.end - records - tables)):
@@ -85,7 +88,8 @@ def _inspect_archive(path: Path) -> int:
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
     print(f"sizes: {shown or 'none'}")
     if opened.left_over:
-        print(f"{opened.left_over} bytes at the end are of no whole block: a writer was killed, or the file was cut")
+        left = counted(opened.left_over, "byte")
+        print(f"{left} at the end of no whole block: a writer was killed, or the file was cut")
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.cli.console import Arguments, Group, at_least, command
+from hrvqvae.quantities import counted
 
 
 def _draw(arguments: Arguments) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def _sample(arguments: Arguments) -> int:
     from hrvqvae.pictures.images import sample
 
     sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_draw(arguments))
-    print(f"{arguments.count} samples: {arguments.out}")
+    print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
     if arguments.save_dir is not None:
         print(f"each on its own: {arguments.save_dir}")
     return 0
@@ -32,7 +33,7 @@ def _complete(arguments: Arguments) -> int:
     from hrvqvae.pictures.images import complete
 
     complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_draw(arguments))
-    print(f"{arguments.count} completions: {arguments.out}")
+    print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, group
+from hrvqvae.notices import waiting
 
 
 def _export(arguments: Arguments) -> int:
@@ -17,6 +18,7 @@ def _export(arguments: Arguments) -> int:
     else:
         from hrvqvae.graphs.export import export_graphs
 
+        waiting("tracing the model, and checking its graphs against it")
         files, checked = export_graphs(arguments.run, out, form)
     for path in files:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
@@ -28,6 +30,7 @@ def _export(arguments: Arguments) -> int:
 def _push(arguments: Arguments) -> int:
     from hrvqvae.runs.pretrained import push_run
 
+    waiting(f"putting {arguments.name} on the hub")
     print(push_run(arguments.run, arguments.name, licence=arguments.licence, private=arguments.private or None))
     return 0
 
@@ -36,6 +39,7 @@ def _get(arguments: Arguments) -> int:
     from hrvqvae.runs.hub import fetch
 
     out = arguments.out or Path(arguments.name.rpartition("/")[2])
+    waiting(f"getting {arguments.name} from the hub")
     print(fetch(arguments.name, revision=arguments.revision, into=out))
     return 0
 

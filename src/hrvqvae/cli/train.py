@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hrvqvae.cli.console import Arguments, Group, command
+from hrvqvae.cli.console import Arguments, Call, Group, command
 from hrvqvae.errors import InputError
+from hrvqvae.quantities import counted
+
+if TYPE_CHECKING:
+    from hrvqvae.config import Config
 
 _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "start_from")
 
@@ -15,13 +20,29 @@ _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "start_from")
 def _given(arguments: Arguments, stage: str) -> dict[str, str]:
     """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
     given: dict[str, str] = dict(arguments.fields)
-    for short, name in (("data", "data.root"), *((short, f"{stage}.{short}") for short in _OPTIONS)):
-        value = getattr(arguments, short)
+    named = (("data", "data.root"), ("codes", "prior.codes"), *((short, f"{stage}.{short}") for short in _OPTIONS))
+    for short, name in named:
+        value = getattr(arguments, short, None)
         if value is not None:
             given[name] = value
-    if "data.root" in given:
-        given["data.root"] = str(Path(given["data.root"]).expanduser().absolute())
+    for name in ("data.root", "prior.codes"):
+        if name in given:
+            given[name] = str(Path(given[name]).expanduser().absolute())
     return given
+
+
+def _together(call: Call) -> Call:
+    """The command for each of the processes that torchrun starts, one of which prints. Alone it needs no torch yet."""
+
+    def called(arguments: Arguments) -> int:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return call(arguments)
+        from hrvqvae.processes import joined
+
+        with joined():
+            return call(arguments)
+
+    return called
 
 
 def _train(arguments: Arguments) -> int:
@@ -36,29 +57,40 @@ def _train(arguments: Arguments) -> int:
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
+    from hrvqvae import processes
     from hrvqvae.runs.folder import RunFolder
     from hrvqvae.stages import resolve_autoencoder, train_autoencoder
 
     run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
-    config = resolve_autoencoder(arguments.preset, given, run, resume=arguments.resume)
-    outcome = train_autoencoder(config, run, resume=arguments.resume)
+    resume = arguments.resume or processes.goes_on(run.of_this_job)
+    config = processes.on_first(lambda: resolve_autoencoder(arguments.preset, given, run, resume=resume))
+    outcome = train_autoencoder(config, run, resume=resume)
     memory = f"peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
         print(f"stopped at step {outcome.step}, saved; continue with --resume ({memory})")
         return 128 + outcome.signal
-    print(f"trained {outcome.step} steps in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
+    print(f"trained {counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
     print(f"pictures in {run.pictures}")
     return 0
 
 
 def _train_prior(arguments: Arguments) -> int:
     given = _given(arguments, "prior.training")
+    from hrvqvae import processes
+    from hrvqvae.runs.folder import prior_folder
     from hrvqvae.stages import resolve_priors, train_priors
 
-    configs = resolve_priors(arguments.run, arguments.level, given, resume=arguments.resume)
-    outcomes = train_priors(arguments.run, configs, resume=arguments.resume)
+    def configured(resume: bool) -> dict[int, Config]:
+        return resolve_priors(arguments.run, arguments.level, given, resume=resume)
+
+    def began() -> bool:
+        return any(prior_folder(arguments.run, level).of_this_job() for level in configured(False))
+
+    resume = arguments.resume or processes.goes_on(began)
+    configs = processes.on_first(lambda: configured(resume))
+    outcomes = train_priors(arguments.run, configs, resume=resume)
     for level, outcome in outcomes.items():
-        spent = f"{outcome.step} steps in {outcome.seconds / 60:.1f} minutes"
+        spent = f"{counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes"
         if outcome.signal is not None:
             print(f"level {level + 1}: stopped after {spent}, saved; continue with --resume")
             return 128 + outcome.signal
@@ -89,7 +121,7 @@ def _demo(arguments: Arguments) -> int:
 
 
 def _trains(added: Any, example: str) -> None:
-    added.add_argument("--data", metavar="DIR", help="root folder of the data, or the image folder")
+    added.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
     added.add_argument("--max-steps", metavar="N", help="budget in steps")
     added.add_argument("--max-minutes", metavar="M", help="budget in minutes")
     added.add_argument("--seed", metavar="S")
@@ -104,16 +136,19 @@ def _trains(added: Any, example: str) -> None:
 
 def add(commands: Group) -> None:
     """train, train-prior, train-judge, demo."""
-    train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train)
+    train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _together(_train))
     train.add_argument("preset", metavar="PRESET")
     train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
     train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     _trains(train, "--model.quantizer.codewords 8")
 
     about = "train the priors of a run, one a level; budgets are a level's"
-    train_prior = command(commands, "train-prior", about, _train_prior)
+    train_prior = command(commands, "train-prior", about, _together(_train_prior))
     train_prior.add_argument("run", metavar="RUN")
     train_prior.add_argument("--level", type=int, metavar="L", help="this level only, 1 is the coarsest")
+    train_prior.add_argument(
+        "--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not from the run's own images"
+    )
     _trains(train_prior, "--prior.network.hidden_units 128")
 
     judge = command(commands, "train-judge", "train the classifier that judges samples of a data set", _train_judge)

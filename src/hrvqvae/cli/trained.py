@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrvqvae.cli.console import Arguments, Group, at_least, command, print_json, print_table
+from hrvqvae.quantities import counted, psnr
 
 if TYPE_CHECKING:
     from hrvqvae.evaluation.recognition import Recognized
@@ -28,7 +29,7 @@ def _evaluate(arguments: Arguments) -> int:
         print_json(evaluated.to_dict())
         return 0
     ssim = "-" if report.ssim is None else f"{report.ssim:.4f}"
-    print(f"{report.dataset} {report.split}: {report.images:,} images")
+    print(f"{report.dataset} {report.split}: {counted(report.images, 'image')}")
     print(f"MSE {report.mse:.4e}   PSNR {report.psnr:.2f} dB   SSIM {ssim}")
     print(f"{report.bits_per_image:,.0f} bits an image, compression factor {report.compression_ratio:.2f}\n")
     rows: list[Sequence[object]] = [("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")]
@@ -74,7 +75,7 @@ def _reconstruct(arguments: Arguments) -> int:
     from hrvqvae.pictures.images import reconstruct
 
     for path, error in reconstruct(arguments.run, arguments.images, arguments.out, arguments.levels):
-        print(f"{path}: MSE {error:.3e}")
+        print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
     print(f"originals above reconstructions: {arguments.out}")
     return 0
 

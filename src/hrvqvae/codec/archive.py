@@ -109,15 +109,17 @@ def _opened(path: Path, stream: BinaryIO) -> Archive:
     stream.seek(0)
     start = stream.read(len(_MAGIC) + 4)
     if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
-        raise DamagedFileError(f"{path} is not an archive ({SUFFIX})")
+        raise DamagedFileError(f"{path} is not an archive ({SUFFIX}), or it is damaged")
     if start[4] != _MAGIC[4]:
-        raise DamagedFileError(f"{path} is of version {start[4]}; this program reads version {_MAGIC[4]}")
+        raise DamagedFileError(
+            f"{path} is of version {start[4]}, and this program reads version {_MAGIC[4]}; or the file is damaged"
+        )
     length = int.from_bytes(start[5:], "little")
     if length > min(size, _MOST_TABLES):
         raise DamagedFileError(f"{path} is damaged: its tables are cut short")
     tables, check = stream.read(length), stream.read(4)
     if zlib.crc32(start + tables).to_bytes(4, "little") != check:
-        raise DamagedFileError(f"{path} is damaged: its head does not match its checksum")
+        raise DamagedFileError(f"{path} is damaged: its tables do not match their checksum")
     codec = _codec_of(read_tables(tables, str(path)))
     entries = list[Entry]()
     end = stream.tell()

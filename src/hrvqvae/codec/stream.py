@@ -23,6 +23,7 @@ from hrvqvae.codec.levels import NOT_WHOLE, Layout, decode_level, encode_level
 from hrvqvae.codec.network import Network
 from hrvqvae.codec.tables import Tables
 from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.quantities import counted
 
 MOST_PIXELS, MOST_CODES = 1 << 26, 1 << 27
 _MARK, _SQUARE, _BY_TABLES = 0xD0, 2, 1
@@ -140,9 +141,11 @@ def read_header(content: bytes, name: str = "the file", most_pixels: int = MOST_
         DamagedFileError: it is no such file, of a later version, or of a larger image than is admitted.
     """
     if not content or content[0] & 0xF0 != _MARK:
-        raise DamagedFileError(f"{name} is not a file of codes (.hrv)")
+        raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
     if content[0] & 0x0C:
-        raise DamagedFileError(f"{name} is of version {content[0] >> 2 & 3}; this program reads version 0")
+        raise DamagedFileError(
+            f"{name} is of version {content[0] >> 2 & 3}, and this program reads version 0; or the file is damaged"
+        )
     place = 1 + _FINGERPRINT
     try:
         height, place = read_varint(content, place)
@@ -158,17 +161,21 @@ def read_header(content: bytes, name: str = "the file", most_pixels: int = MOST_
 
 
 def require_model(codec: Codec, header: Header, name: str) -> None:
-    """Raises InputError where a file was made by another model, or by tables that are not those of this one."""
+    """Raises InputError where a file was made by another model, or by tables that are not those of this one.
+
+    A damaged header looks the same: the first check of a file comes behind level 1, which only its model can read.
+    """
     if header.by_tables and codec.tables is None:
         raise InputError(
-            f"{name} was made with tables, and {codec.name} has none: put the file of tables beside its weights"
+            f"{name} was made with tables, and {codec.name} has none: put the file of tables beside its weights; "
+            "or the file is damaged"
         )
     own = codec.fingerprint(header.by_tables)
     if header.fingerprint != own:
         what = "tables" if header.by_tables else "model"
         raise InputError(
             f"{name} was made by another model: its {what} are {header.fingerprint.hex()}, those of {codec.name} are "
-            f"{own.hex()}"
+            f"{own.hex()}; or the file is damaged"
         )
 
 
@@ -268,7 +275,7 @@ def _read(
     if levels is None or levels >= len(codec.symbols):
         for number in range(len(files)):
             if not faults[number] and len(lengths[number]) == len(codec.symbols) and places[number] != stops[number]:
-                faults[number] = f"{stops[number] - places[number]} bytes lie after the last level"
+                faults[number] = f"{counted(int(stops[number] - places[number]), 'byte')} more than its levels take"
     grids = [tuple(int(side) for side in grid) for grid in layout.grids]
     return [
         Picture(

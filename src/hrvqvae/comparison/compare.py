@@ -219,10 +219,9 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     Raises InputError as `run_cases`.
     """
     folder = Folder(out)
-    folder.require(_NEEDED)
     for remark in comparison.remarks():
         say(remark)
-    signal = run_cases(comparison.cases(), comparison.about(), folder, say, _phases)
+    signal = run_cases(comparison.cases(), comparison.about(), folder, say, _phases, _NEEDED)
     here = available_systems()
     with folder.locked(say):
         rows = folder.sorted_rows(lambda row: (row["seed"], _place(here, row["system"])))

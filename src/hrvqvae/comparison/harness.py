@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
@@ -19,6 +20,8 @@ from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config
 from hrvqvae.config.resolve import decide_autoencoder, decide_priors
 from hrvqvae.errors import InputError
+from hrvqvae.progress import clock
+from hrvqvae.quantities import counted
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.lock import InUseError
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
@@ -70,6 +73,7 @@ def run_cases(
     folder: Folder,
     say: Say,
     more: Callable[[RunFolder], Measured] = lambda _: {},
+    needed: Sequence[str] = (),
 ) -> int:
     """Train and measure every case; -> the signal that stopped it (0: none).
 
@@ -80,6 +84,7 @@ def run_cases(
     Args:
         about: what is compared, as plain values; a folder that holds something else is refused.
         more: further columns of a run.
+        needed: columns that every row in the folder must have.
 
     Raises:
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
@@ -87,6 +92,7 @@ def run_cases(
     """
     with folder.locked(say):
         chosen = folder.chosen(about)
+        folder.require(needed)
         cases = [_decided(case, chosen) for case in cases]
         for case in cases:
             _require_same(case, folder.run(case.name))
@@ -97,6 +103,8 @@ def run_cases(
         _require_same_instruments(folder, using)
         folder.begin(about, chosen, using.names())
     maker = _Maker(folder, using, say, more)
+    measured, begun = len(cases) - len(left), time.monotonic()
+    before = measured
     while left:
         in_use = []
         for case in left:
@@ -108,6 +116,9 @@ def run_cases(
             else:
                 if signal:
                     return signal
+                measured += 1
+                remaining = (time.monotonic() - begun) / (measured - before) * (len(cases) - measured)
+                say(f"{measured} of {counted(len(cases), 'case')} measured, {clock(remaining)} left")
         if in_use == left:
             break
         left = in_use

@@ -73,7 +73,8 @@ class Study:
             raise InputError(f"{self.title} has no priors; leave --priors and --prior-steps out")
         about = {**comparison.about(), "study": self.name}
         folder = Folder(out)
-        signal = run_cases(self.cases(comparison), about, folder, say, self.more)
+        needed = ("seed", *self.labels, *self.columns)
+        signal = run_cases(self.cases(comparison), about, folder, say, self.more, needed)
         with folder.locked(say):
             rows = folder.sorted_rows(lambda row: (row["seed"], *self.order(row)))
             if rows and not signal:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.graphs.forms import GraphModel
+from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes
 from hrvqvae.systems.base import Autoencoder
 
@@ -54,7 +55,7 @@ class Agreement:
         tied = self.codes - self.equal - self.errors
         wrong = f", {self.errors:,} wrong" if self.errors else ""
         return (
-            f"{self.images:,} images: {self.equal:,} of {self.codes:,} codes equal, {tied:,} tied{wrong}; "
+            f"{counted(self.images, 'image')}: {self.equal:,} of {self.codes:,} codes equal, {tied:,} tied{wrong}; "
             f"decoded images differ by at most {self.pixels:.1e}"
         )
 

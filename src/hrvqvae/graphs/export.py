@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch.nn.functional import interpolate
 from hrvqvae.config import Config, to_dict
 from hrvqvae.errors import InputError
 from hrvqvae.graphs.agreement import Agreement, compare
-from hrvqvae.graphs.forms import FORMS
+from hrvqvae.graphs.forms import FORMS, GraphModel
 from hrvqvae.graphs.trace import trace
 from hrvqvae.runs import storage
 from hrvqvae.runs.export import without_paths
 from hrvqvae.runs.loading import load_with_config
+from hrvqvae.systems.base import Autoencoder
 
 
 def check_images(config: Config, least: int) -> list[Tensor]:
@@ -37,6 +39,15 @@ def check_images(config: Config, least: int) -> list[Tensor]:
     return batches
 
 
+def _compared(model: Autoencoder, graphs: GraphModel, batches: Sequence[Tensor]) -> Agreement:
+    """Raises InputError where the graphs fail on these images, as those do that hold a size for a constant."""
+    try:
+        return reduce(add, (compare(model, graphs, images) for images in batches))
+    except Exception as error:  # of whatever runs the graphs, each with errors of its own
+        reason = " ".join(str(error).split())[-200:]
+        raise InputError(f"the {graphs.name} graphs fail on images of another number or size ({reason})") from error
+
+
 def export_graphs(run: str | Path, out: Path, form: str) -> tuple[list[Path], Agreement]:
     """Write the encoder and the decoder of a run as graphs, and check them against the model; -> the files.
 
@@ -46,8 +57,8 @@ def export_graphs(run: str | Path, out: Path, form: str) -> tuple[list[Path], Ag
         form: "onnx" or "torch".
 
     Raises:
-        InputError: the run has no model, a package is missing, the system can't be traced, the graphs do not agree
-            with the model, `out` exists or can't be written.
+        InputError: the run has no model, a package is missing, the system can't be traced, the graphs fail or do not
+            agree with the model, `out` exists or can't be written.
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder")
@@ -63,7 +74,7 @@ def export_graphs(run: str | Path, out: Path, form: str) -> tuple[list[Path], Ag
         for part, graph in (("encoder", graphs.encoder), ("decoder", graphs.decoder)):
             (partial / f"{part}{kind.suffix}").write_bytes(kind.to_bytes(graph, about))
         written = kind(partial)
-        agreement = reduce(add, (compare(model, written, images) for images in check_images(config, graphs.least)))
+        agreement = _compared(model, written, check_images(config, graphs.least))
         if not agreement.holds:
             raise InputError(f"the {kind.name} graphs of {run} do not agree with the model ({agreement})")
         partial.rename(out)

@@ -22,6 +22,8 @@ import llvmlite
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from hrvqvae.notices import waiting
+
 Function = Callable[..., Any]
 
 
@@ -72,6 +74,11 @@ def _digest_of(function: Function) -> str:
     return found.hexdigest()[:16]
 
 
+@cache
+def _say_once() -> None:
+    waiting("compiling for this processor; later runs find it on disk")
+
+
 class _Files(IndexDataCacheFile):
     """A file for each signature of a function, named after all that its code depends on.
 
@@ -91,6 +98,7 @@ class _Files(IndexDataCacheFile):
         try:
             return self._load_data(self._name(key))  # type: ignore[no-untyped-call]
         except FileNotFoundError:
+            _say_once()
             return None
 
     def save(self, key: object, data: Any) -> None:

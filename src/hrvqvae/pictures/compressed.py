@@ -16,6 +16,8 @@ from hrvqvae.data.images import SUFFIXES, conversions, decode_image
 from hrvqvae.data.loading import note
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.pictures import sheets
+from hrvqvae.progress import tracked
+from hrvqvae.quantities import counted
 from hrvqvae.runs import compression
 from hrvqvae.runs.locating import shipped
 from hrvqvae.runs.storage import write_atomic
@@ -100,7 +102,7 @@ def compress_files(
     else:
         if out.suffix == SUFFIX and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
-        for some in _chunks(named):
+        for some in tracked(_chunks(named), "compress", len(named), len):
             files = model.compress(_read(model, some, written), levels, max_bytes)
             for name, content in zip(some, files, strict=True):
                 _write(out if out.suffix == SUFFIX else out / f"{name}{SUFFIX}", content)
@@ -124,7 +126,7 @@ def _append(model: TrainedModel, named: dict[str, Path], out: Path, levels: int,
             raise InputError(f"{str(path)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
     before = out.stat().st_size if out.exists() else 0
     with archive.appending(out, model.codec) as append:
-        for some in _chunks(named):
+        for some in tracked(_chunks(named), "compress", len(named), len):
             images = _read(model, some, written)
             codes = [row for image in images for row in compression.flat_codes(model.encode(image[None]))]
             append(codes, [(image.shape[-2], image.shape[-1]) for image in images], list(some), levels)
@@ -142,15 +144,17 @@ def model_for(path: Path, run: str | None) -> TrainedModel:
     if path.suffix == archive.SUFFIX:
         opened = archive.open_archive(path).codec
         wanted, whose = bytes.fromhex(opened.model), f"{opened.name} (weights {opened.model[:12]})"
+        damaged = ""  # its checksum is right
     else:
         header = read_header(_content(path), str(path))
         wanted, whose = header.fingerprint, f"a model whose fingerprint is {header.fingerprint.hex()}"
+        damaged = "; or the file is damaged"
     for name in shipped():
         model = TrainedModel(name)
         known = {bytes.fromhex(model.codec.model), *(model.codec.fingerprint(one) for one in (False, True))}
         if wanted in known:
             return model
-    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")
+    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN{damaged}")
 
 
 def _content(path: Path) -> bytes:
@@ -186,28 +190,42 @@ def decompress_files(
         compression.check_levels(model.autoencoder, levels)
     count = 0
     written = set[Path]()
+    total = sum(_images_of(path, names) for path in paths)
+    chunks = _chunks_of(model, paths, levels, names, say)
+    for path, some, pictures in tracked(chunks, "decompress", total, lambda chunk: len(chunk[1])):
+        if out.suffix.lower() == ".png" and len(paths) * len(some) != 1:
+            raise InputError(f"{out} takes one image; name a folder")
+        images = compression.paint(model.autoencoder, pictures, model.device, levels, [str(path)] * len(some))
+        for name, image in zip(some, images, strict=True):
+            target = out if out.suffix.lower() == ".png" else out / f"{name}.png"
+            if target in written:
+                raise InputError(f"two images are named {name}: {target} is written already; use another folder")
+            written.add(target)
+            if target != out:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            sheets.save(sheets.to_pil(image), target)
+            count += 1
+    return count
+
+
+def _images_of(path: Path, names: Sequence[str]) -> int:
+    """How many images of a file are wanted."""
+    return len(names) or len(archive.open_archive(path).entries) if path.suffix == archive.SUFFIX else 1
+
+
+def _chunks_of(
+    model: TrainedModel, paths: Sequence[Path], levels: int | None, names: Sequence[str], say: Callable[[str], None]
+) -> Iterator[tuple[Path, list[str], list[Picture]]]:
+    """File, names and codes of the images of files of codes and archives, some at a time."""
     for path in paths:
         if path.suffix == archive.SUFFIX:
-            chunks = _archived(model, path, levels, names, say)
-        else:
-            pictures = read_files(model.codec, [path], levels)
-            if pictures[0].fault:
-                say(f"{path}: {pictures[0].fault}; the {len(pictures[0].codes)} levels before it are used")
-            chunks = iter([([path.stem], pictures)])
-        for some, pictures in chunks:
-            if out.suffix.lower() == ".png" and len(paths) * len(some) != 1:
-                raise InputError(f"{out} takes one image; name a folder")
-            images = compression.paint(model.autoencoder, pictures, model.device, levels, [str(path)] * len(some))
-            for name, image in zip(some, images, strict=True):
-                target = out if out.suffix.lower() == ".png" else out / f"{name}.png"
-                if target in written:
-                    raise InputError(f"two images are named {name}: {target} is written already; use another folder")
-                written.add(target)
-                if target != out:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                sheets.save(sheets.to_pil(image), target)
-                count += 1
-    return count
+            for some, pictures in _archived(model, path, levels, names, say):
+                yield path, some, pictures
+            continue
+        pictures = read_files(model.codec, [path], levels)
+        if pictures[0].fault:
+            say(f"{path}: {pictures[0].fault}; decoded from {counted(len(pictures[0].codes), 'whole level')}")
+        yield path, [path.stem], pictures
 
 
 def _archived(
@@ -221,7 +239,7 @@ def _archived(
             f"({model.codec.model[:12]})"
         )
     if opened.left_over:
-        say(f"{path}: {opened.left_over} bytes at its end are of no whole block; what is before them is used")
+        say(f"{path} ends with {counted(opened.left_over, 'byte')} of no whole block; what is before is used")
     numbers = opened.numbers(names) if names else list(range(len(opened.entries)))
     for start in range(0, len(numbers), _TOGETHER):
         some = numbers[start : start + _TOGETHER]

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from hrvqvae.bench.files.comparison import FilesCompared
 from hrvqvae.bench.files.contract import FileCodec, Images
-from hrvqvae.bench.files.curves import Curve, measure, psnr
+from hrvqvae.bench.files.curves import Curve, measure
 from hrvqvae.errors import InputError
 from hrvqvae.pictures.curves import save_figure
 from hrvqvae.pictures.sheets import SheetRow, draw, save
+from hrvqvae.quantities import psnr
 
 _COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#888888", "#bbbbbb", "#ee8866")
 _APART = 1.2  # least ratio of two ticks

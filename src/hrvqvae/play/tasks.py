@@ -5,7 +5,6 @@ Images are (C, Y, X), uint8 or float32 in [0, 1].
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from hrvqvae.pictures import hierarchy
 from hrvqvae.pictures.figures import tree_at
 from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.hierarchy import KnownCodes
+from hrvqvae.quantities import psnr
 from hrvqvae.quantize import functional as vq
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.one_grid import OneGrid
@@ -82,7 +82,7 @@ def reconstruct(model: TrainedModel, image: Tensor, levels: int | None = None) -
     (file,) = model.compress([image], levels)
     (decoded,) = model.decompress([file])
     error = float((decoded - _unit(image)).double().square().mean())
-    return Reconstruction(decoded, len(file), -10 * math.log10(error) if error else math.inf)
+    return Reconstruction(decoded, len(file), psnr(error))
 
 
 def draw(model: TrainedModel, count: int, class_name: str | None, temperature: float, seed: int) -> Tensor:

@@ -13,6 +13,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.hierarchy import KnownCodes, Sampler, draw_labels, sample_cached, sample_codes
+from hrvqvae.progress import tracked
 from hrvqvae.quantize import Codes
 from hrvqvae.systems.base import Autoencoder
 
@@ -57,7 +58,8 @@ def sample_images(
     number = None if class_name is None else priors.class_number(class_name)
     device = next(model.parameters()).device
     images, names, drawn = [], list[str](), list[Codes]()
-    for start in range(0, count, _BATCH):
+    starts = range(0, count, _BATCH)
+    for start in tracked(starts, "sample", count, lambda start: min(_BATCH, count - start)):
         numbers = range(start, min(start + _BATCH, count))
         label = None
         if priors.classes:

@@ -20,8 +20,9 @@ def sample_plain(
 
     Args:
         prior: in evaluation mode.
-        codes: known ones are kept; what stands at the others does not matter.
-        known: (B, H, W) bool.
+        codes: known ones are kept; what stands at the others does not matter. On the prior's device, as are `coarser`
+            and `label`.
+        known: (B, H, W) bool, on the CPU, where codes are drawn, as are `uniforms`.
         coarser: paths of the coarser levels.
         label: (B,) or None.
         uniforms: (B, H, W) float64 in [0, 1), one for each draw.
@@ -32,11 +33,13 @@ def sample_plain(
     batch, height, width = codes.shape
     for row in range(height):
         for column in range(width):
-            logits = prior.logits(codes, coarser, label)[:, :, row, column].float().numpy()
+            logits = prior.logits(codes, coarser, label)[:, :, row, column].float().cpu().numpy()
+            drawn = codes[:, row, column].tolist()
             for image in range(batch):
                 if not known[image, row, column]:
                     uniform = float(uniforms[image, row, column])
                     code = draw_code(logits[image], uniform, *draw.values())
                     if code == NO_CODE:
                         raise no_distribution(prior.level.number, row, column)
-                    codes[image, row, column] = code
+                    drawn[image] = code
+            codes[:, row, column] = torch.tensor(drawn, device=codes.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ def card_of(
     data, training, model = config.data, config.training, config.model
     title = system_of(config).title
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
+    known = re.sub(r",? \d+x\d+ \w+", "", known)  # a training may have other sizes than the data set
     grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     rows = {
@@ -86,13 +89,15 @@ def _measured(figures: Mapping[str, Any] | None, name: str) -> str:
 
 def _use(name: str, priors: bool) -> str:
     drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
-    got = f"`hrvqvae hub get {name} model`, and then `" if is_hub_name(name) else "with this folder as `model`: `"
+    folder = shlex.quote(name.rpartition("/")[2] if is_hub_name(name) else name)
+    where = "in any folder" if is_hub_name(name) else f"in the folder that holds `{folder}`"
+    got = f"$ hrvqvae hub get {name}\n" if is_hub_name(name) else ""
     return (
-        "## How to use it\n\n```python\nfrom hrvqvae import TrainedModel\n\n"
+        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import TrainedModel\n\n"
         f'model = TrainedModel.from_pretrained("{name}")\n'
         "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
         "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
-        f"{drawn}```\n\nIn a shell: {got}hrvqvae reconstruct model x.png -o y.png`.\n"
+        f"{drawn}```\n\nIn a shell, {where}:\n\n```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
     )
 
 

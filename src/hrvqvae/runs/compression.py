@@ -21,6 +21,7 @@ from hrvqvae.codec.stream import MOST_PIXELS, Codec, Picture, read, write
 from hrvqvae.codec.tables import MOST_SYMBOLS, Tables, read_tables
 from hrvqvae.config import Config
 from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes
 from hrvqvae.runs import storage
 from hrvqvae.runs.codemaps import extract, stored_or_extracted
@@ -157,7 +158,8 @@ def readable_levels(model: Autoencoder, picture: Picture, levels: int | None, na
     admitted = [one for one in model.prefixes if one <= min(levels or len(picture.codes), len(picture.codes))]
     if not admitted:
         raise DamagedFileError(
-            f"{name} has {len(picture.codes)} whole levels; this model decodes {model.prefixes[0]} or more together"
+            f"{name} has {counted(len(picture.codes), 'whole level')}; this model decodes {model.prefixes[0]} or more "
+            "together"
         )
     return admitted[-1]
 

@@ -70,8 +70,9 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration, as plain values, without where its data lies."""
-    return {**config, "data": {**config["data"], "root": None}}
+    """A configuration, as plain values, without where its data and codes lie."""
+    paths = (("data", "root"), ("prior", "codes"))
+    return {**config, **{part: {**config[part], name: None} for part, name in paths if name in config.get(part, {})}}
 
 
 def config_bytes(config: Config) -> bytes:

@@ -86,6 +86,8 @@ def load_priors(run: str | Path) -> Priors:
     autoencoder = storage.digest(model_path)
     levels = len(_config_of(storage.read_meta(model_path), model_path).model.num_symbols)
     priors, known = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
+    if not any(prior_folder(model_path.parent, level).model.is_file() for level in range(levels)):
+        raise InputError(f"{run} has no priors; train them: hrvqvae train-prior {run}")
     for level in range(levels):
         path = prior_folder(model_path.parent, level).model
         weights, about = read_prior(path, autoencoder, run, level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hrvqvae.config import presets
 from hrvqvae.errors import InputError
 from hrvqvae.runs.folder import RunFolder
 
@@ -40,6 +41,8 @@ def locate(run: str | Path) -> Path:
         return path
     if not path.is_dir():
         named = f"; models inside the package: {', '.join(shipped())}" if shipped() else ""
+        if str(run) in presets.names():
+            raise InputError(f"{run} is a preset, not a trained model; {_of_preset(str(run))}")
         if is_hub_name(run) and not path.parent.is_dir():
             named += f"; for one of the hub: hrvqvae hub get {run}"
         raise InputError(f"{path}: there is no such run folder{named}")
@@ -49,3 +52,12 @@ def locate(run: str | Path) -> Path:
     if folder.config.is_file():
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
+
+
+def _of_preset(name: str) -> str:
+    """How a preset becomes a trained model, and the one inside the package where there is one of it."""
+    train = f"train one: hrvqvae train {name} --out runs/{name.replace('/', '-')}"
+    system, _, data = name.partition("/")
+    return (
+        f"{train}, or take {data}, which is inside the package" if system == "hrvqvae" and data in shipped() else train
+    )

@@ -44,12 +44,15 @@ def load_autoencoder(kind: type[Autoencoder], name: str | Path, **options: Any) 
     return model
 
 
-def save_autoencoder(model: Autoencoder, folder: str | Path, config: Config | None = None) -> None:
+def save_autoencoder(
+    model: Autoencoder, folder: str | Path, config: Config | None = None, *, name: str | None = None
+) -> None:
     """Write an autoencoder without priors; what of it lies in the folder is replaced, a model card is kept.
 
     Args:
         folder: made if it does not exist.
         config: of the run; None takes what the model was loaded with, or the defaults for its system.
+        name: of the model, for its card; None is the name of the folder.
 
     Raises:
         InputError: the folder is a run folder, or can't be written.
@@ -67,7 +70,7 @@ def save_autoencoder(model: Autoencoder, folder: str | Path, config: Config | No
         save_model(target.model, config, model.state_dict(), 0)
         write_atomic(target.config_json, config_bytes(config))
         if not target.card.is_file():
-            write_atomic(target.card, card_of(config, name=target.path.name).encode())
+            write_atomic(target.card, card_of(config, name=name or target.path.name).encode())
     except OSError as error:
         raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
 
@@ -83,7 +86,7 @@ def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None
         InputError: as `hub.push`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        save_autoencoder(model, Path(folder) / name.rpartition("/")[2], config)
+        save_autoencoder(model, Path(folder) / name.rpartition("/")[2], config, name=name)
         return hub.push(Path(folder) / name.rpartition("/")[2], name, **options)
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as some
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from hrvqvae.bench.files.contract import Count, FileCodec, Images, Shape
-from hrvqvae.bench.files.curves import Curve, against, measure, psnr
+from hrvqvae.bench.files.curves import Curve, against, measure
+from hrvqvae.quantities import psnr
 from tests.bench.files.pictures import smooth_images
 
 

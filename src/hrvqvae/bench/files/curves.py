@@ -18,14 +18,10 @@ from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hrvqvae.bench.files.contract import FileCodec, Images
+from hrvqvae.quantities import psnr
 
 Floats = NDArray[np.float64]
 _BATCH, _SSIM_WINDOW = 250, 11
-
-
-def psnr(mse: float) -> float:
-    """In dB, for a mean squared error of values in [0, 1]."""
-    return -10 * math.log10(mse) if mse > 0 else math.inf
 
 
 @dataclass(frozen=True)
