@@ -8,7 +8,6 @@ from pathlib import Path
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.systems.hrvqvae.config import TreeVQConfig
 from hrvqvae.systems.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
 from hrvqvae.systems.vqgan.config import VQGANConfig
 from hrvqvae.systems.vqpytorch.config import (
@@ -52,11 +51,6 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
         ),
         "rqvae": RQVAEConfig(
             **network, quantizer=UnlinkedQuantizerConfig(codewords=3, dim=8, init_vectors=1000)
-        ),
-        "treevq": TreeVQConfig(
-            **network, network="normalized", quantizer=dataclasses.replace(
-                tree.model.quantizer, beta=1.0, level_betas=(0.0,), beam=2, coarse_weight=0.1
-            ),
         ),
         "fsq": FSQConfig(**network, quantizer=FSQQuantizerConfig(channel_levels=(5, 5), dim=8)),
         "vqpytorch": VQPyTorchConfig(

@@ -378,6 +378,7 @@ def test_a_row_of_an_earlier_version_is_one_line(tmp_path: Path, capsys: pytest.
     assert json.loads(path.read_text())["test_errors"] == row["test_errors"]
 
 
+@pytest.mark.usefixtures("systems")
 def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path) -> None:
     """What is small is taken along, the runs are not: nothing is trained again, and the pictures are the same."""
     here, there = tmp_path / "here", tmp_path / "there"

@@ -33,7 +33,11 @@ TRACED = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq")
 
 
 def config_of(system: str) -> Config:
-    """The tiny system with no residual blocks, which only make graphs longer."""
+    """The tiny system with no residual blocks, which only make graphs longer; "beam" is HR-VQVAE with one."""
+    if system == "beam":
+        config = config_of("hrvqvae")
+        quantizer = dataclasses.replace(config.model.quantizer, beam=2, coarse_weight=0.1)  # type: ignore[attr-defined]
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
     if system in ("lfq", "simvq"):
         config = tiny_systems(Path())["vqpytorch"]
         quantizer = dataclasses.replace(config.model.quantizer, name=system, codewords=8)  # type: ignore[attr-defined]
@@ -82,7 +86,7 @@ def check_onnx(model: Autoencoder, folder: Path) -> None:
             run_onnx(folder / "decoder.onnx", *codes, torch.tensor(levels))
 
 
-@pytest.mark.parametrize("system", ["vqvae2", "rqvae", "fsq"])
+@pytest.mark.parametrize("system", ["vqvae2", "rqvae", "fsq", "beam"])
 def test_onnx(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = saved(system, tmp_path)
     assert main(["export", str(run), str(tmp_path / "out"), "--onnx"]) == 0
@@ -121,7 +125,7 @@ def run_page() -> None:
     torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "vqgan"])
+@pytest.mark.parametrize("system", ["hrvqvae", "beam", "vqgan"])
 def test_torch_export(system: str, tmp_path: Path) -> None:
     run = saved(system, tmp_path)
     assert main(["export", "--torch", str(run), str(tmp_path / "out")]) == 0

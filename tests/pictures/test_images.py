@@ -96,7 +96,7 @@ def test_bad_sampling(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     bare = tmp_path / "bare"
     shutil.copytree(run, bare, ignore=shutil.ignore_patterns("priors"))
     line = refused(["sample", bare, "-o", out], capsys)
-    assert f"{bare} has no prior of level 1; train it: hrvqvae train-prior {bare}" in line
+    assert f"{bare} has no priors; train them: hrvqvae train-prior {bare}" in line
     assert "there is no such run folder" in refused(["sample", tmp_path / "none", "-o", out], capsys)
     assert "no such image" in refused(["complete", run, tmp_path / "none.png", "-o", out], capsys)
     assert not out.exists()

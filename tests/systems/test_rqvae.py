@@ -290,6 +290,7 @@ def test_presets_are_the_tree_s_but_for_the_linking(data: str) -> None:
     mine, other = dataclasses.asdict(own.config.model), dataclasses.asdict(tree.config.model)
     assert mine.pop("system") != other.pop("system")
     assert mine["quantizer"].pop("shared") is False
+    assert (other["quantizer"].pop("beam"), other["quantizer"].pop("coarse_weight")) == (1, 0.0)
     assert mine == other
     size = own.config.data.size
     assert bits_per_image(own.config.model, size, size) == bits_per_image(tree.config.model, size, size)

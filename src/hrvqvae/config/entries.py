@@ -170,7 +170,6 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 SYSTEMS: Registry[System] = Registry(
     System, "system", "hrvqvae.systems",
     _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
-    | {"treevq": "hrvqvae.systems.hrvqvae:TREEVQ"}
     | {"fsq": "hrvqvae.systems.vqpytorch:FSQ", "vqpytorch": "hrvqvae.systems.vqpytorch:VQPYTORCH"},
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.quantizer import QuantizerConfig
@@ -111,14 +110,7 @@ class NetworkConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OneGridConfig(NetworkConfig):
-    """A system whose levels of codes, one or more, all have the one latent grid.
-
-    Attributes:
-        network: the encoder and decoder of the paper, or with normalized residual blocks and without transposed
-            convolutions.
-    """
-
-    network: Literal["paper", "normalized"] = "paper"
+    """A system whose levels of codes, one or more, all have the one latent grid."""
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
         return (self.grid(height, width),) * len(self.num_symbols)

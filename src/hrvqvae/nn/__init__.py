@@ -3,7 +3,6 @@
 from hrvqvae.nn.causal import Attention, CausalConv2d, GatedResidualBlock, attend, cheap_dropout
 from hrvqvae.nn.convolutional import Decoder, Encoder, ResidualStack
 from hrvqvae.nn.normalization import BatchNorm2d
-from hrvqvae.nn.normalized import NormalizedDecoder, NormalizedEncoder
 
 __all__ = [
     "Attention",
@@ -12,8 +11,6 @@ __all__ = [
     "Decoder",
     "Encoder",
     "GatedResidualBlock",
-    "NormalizedDecoder",
-    "NormalizedEncoder",
     "ResidualStack",
     "attend",
     "cheap_dropout",

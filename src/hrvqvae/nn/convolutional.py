@@ -29,8 +29,7 @@ class ResidualStack(nn.Sequential):
         super().__init__(*(ResidualBlock(hidden, inner, kernel) for _ in range(blocks)), nn.ReLU())
 
 
-def halvings(stride: int) -> int:
-    """log2 of a power of two."""
+def _halvings(stride: int) -> int:
     return stride.bit_length() - 1
 
 
@@ -45,7 +44,7 @@ class Encoder(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         width = channels
-        for step in range(halvings(stride)):
+        for step in range(_halvings(stride)):
             wider = hidden // 2 if step == 0 else hidden
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
             width = wider
@@ -67,7 +66,7 @@ class Decoder(nn.Sequential):
         layers: list[nn.Module] = [nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)]
         layers.append(ResidualStack(hidden, inner, kernel, blocks))
         width = hidden
-        for step in reversed(range(1, halvings(stride))):
+        for step in reversed(range(1, _halvings(stride))):
             narrower = hidden // 2 if step == 1 else hidden
             layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1), nn.ReLU()]
             width = narrower

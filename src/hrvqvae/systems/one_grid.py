@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid
-from hrvqvae.config.model import OneGridConfig
+from hrvqvae.config.model import NetworkConfig
 from hrvqvae.errors import InputError
-from hrvqvae.nn import Decoder, Encoder, NormalizedDecoder, NormalizedEncoder
+from hrvqvae.nn import Decoder, Encoder
 from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes, Quantized, random_latents
 from hrvqvae.systems.base import Autoencoder, Reconstructed, chosen_prefix, unit_images
 from hrvqvae.systems.framing import cropped, framed
-
-NETWORKS = {"paper": (Encoder, Decoder), "normalized": (NormalizedEncoder, NormalizedDecoder)}
-"""`model.network` -> encoder and decoder."""
 
 
 class HasDim(Protocol):
@@ -58,21 +55,15 @@ class OneGrid(Autoencoder):
 
     quantizer: nn.Module
 
-    def __init__(self, config: OneGridConfig, channels: int, quantizer: nn.Module) -> None:
+    def __init__(self, config: NetworkConfig, channels: int, quantizer: nn.Module) -> None:
         super().__init__()
         self.config, self._channels, self.quantizer = config, channels, quantizer
-        encoder, decoder = NETWORKS[config.network]
-        self.encoder = encoder(**self._shape())
-        self.decoder = decoder(**self._shape())
-
-    def _shape(self) -> dict[str, int]:
-        """What the encoder and the decoder are built with."""
-        config = self.config
-        return {
-            "channels": self.channels, "dim": self._quantizer.config.dim, "stride": config.stride,
+        shape = {
+            "channels": channels, "dim": self._quantizer.config.dim, "stride": config.stride,
             "hidden": config.hidden_units, "inner": config.residual_units, "blocks": config.residual_blocks,
             "kernel": config.kernel,
         }  # fmt: skip
+        self.encoder, self.decoder = Encoder(**shape), Decoder(**shape)
 
     @property
     def _quantizer(self) -> Quantizer:

@@ -7,7 +7,7 @@ the least cost at each level; one as wide as the level before the last has codew
     cost of a path = ||r_L||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{L-1}||^2) + penalties of its codewords
 
 With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest. A little weight keeps prefixes
-of the levels good at hardly any cost (docs/ours.md has the figures). Penalties, such as a weight times the bits that a
+of the levels good at hardly any cost (docs/method.md has the figures). Penalties, such as a weight times the bits that a
 codeword costs, trade error for rate.
 
 Shapes: N vectors, D their width, L levels, m codewords a codebook, W the width of the beam.
@@ -89,6 +89,13 @@ def search_beam(
     return TreeSearch(torch.cat(paths, 1), torch.cat(quantized))
 
 
+def _least(cost: Tensor, number: int) -> Tensor:
+    """Places of so many least values of each row, in order, the first of equals: (N, n) -> (N, number)."""
+    if torch.compiler.is_compiling():  # graphs have no stable sort; of equals, which one is left to what runs them
+        return cost.topk(number, dim=1, largest=False).indices
+    return cost.sort(dim=1, stable=True).indices[:, :number]
+
+
 def _beam(
     latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, penalties: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -101,7 +108,7 @@ def _beam(
         distance = (residual.unsqueeze(2) - codebook[path]).square().sum(-1)  # (N, w, m)
         extra = before.unsqueeze(-1) + penalty.view(codebook.shape[:2])[path]
         cost = (distance + extra).flatten(1)
-        kept = cost.sort(dim=1, stable=True).indices[:, : width if level < count else 1]  # (N, w')
+        kept = _least(cost, min(width, cost.shape[1]) if level < count else 1)  # (N, w')
         parent = kept // size
         before = (coarse_weight * distance + extra).flatten(1).gather(1, kept)
         path = path.gather(1, parent) * size + kept % size

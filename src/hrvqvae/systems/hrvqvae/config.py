@@ -36,10 +36,3 @@ class HRVQVAEConfig(OneGridConfig, CodebookModelConfig):
     def with_leaves(self, branching: int, levels: int) -> HRVQVAEConfig:
         quantizer = dataclasses.replace(self.quantizer, codewords=branching, levels=levels)
         return dataclasses.replace(self, quantizer=quantizer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeVQConfig(HRVQVAEConfig):
-    """As HR-VQVAE's; its presets have other values."""
-
-    system: Literal["treevq"] = "treevq"  # type: ignore[assignment]
