@@ -6,9 +6,9 @@ the least cost at each level; one as wide as the level before the last has codew
 
     cost of a path = ||r_L||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{L-1}||^2) + penalties of its codewords
 
-With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest. A little weight keeps prefixes
-of the levels good at hardly any cost (docs/method.md has the figures). Penalties, such as a weight times the bits that a
-codeword costs, trade error for rate.
+With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest; a little weight keeps prefixes
+of the levels good (docs/method.md). Penalties, such as a weight times the bits that a codeword costs, trade error for
+rate.
 
 Shapes: N vectors, D their width, L levels, m codewords a codebook, W the width of the beam.
 """
