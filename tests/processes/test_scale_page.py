@@ -23,6 +23,9 @@ COMMANDS += [line.removeprefix("srun ") for line in PAGE.splitlines() if line.st
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_are_taken(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line.replace("$head", "node1").replace("$SLURM_JOB_ID", "7"))
+    if words[0] == "hrvqvae":
+        _parser().parse_args(words[1:])
+        return
     assert words[0] == "torchrun"
     found = get_args_parser().parse_args(words[1:])
     assert found.module

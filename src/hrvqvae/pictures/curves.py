@@ -156,25 +156,49 @@ def codebook_study(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def rate_distortion(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Test MSE against bits an image, from the rows of the rate study: a line for each depth, and prefixes dotted."""
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for place, (system, levels) in enumerate(sorted({(row["system"], row["levels"]) for row in rows}, key=_by_depth)):
-        some = [row for row in rows if (row["system"], row["levels"]) == (system, levels)]
-        rates = sorted({row["bits_per_image"] for row in some})
-        errors = [mean(row["mse"] for row in some if row["bits_per_image"] == rate) for rate in rates]
-        colour, marker = f"C{place}", _style(system)[0]
-        axes.plot(rates, errors, marker + "-", color=colour, label=f"{system}, L = {levels}", markersize=5)
-        for row in some:
-            prefixes = [
-                (row["bits_per_image"] * level / levels, error)
-                for level, error in enumerate(row["level_mse"], start=1)
-                if error is not None
-            ]
-            axes.plot(*zip(*prefixes, strict=True), ".:", color=colour, linewidth=0.8, markersize=3)
-    axes.set(title="test MSE; dotted: prefixes of the same model", xlabel="bits an image", xlim=(0, None), yscale="log")
-    axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes.legend(frameon=False, fontsize=8)
+    """From the rows of the rate study: test MSE against bits an image, a line for each depth, with prefixes dotted; and
+    what a tree's error is of that of one level with as many leaves.
+    """
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    over_bits, over_depth = figure.subplots(1, 2)
+    found: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for row in rows:
+        found.setdefault((row["system"], row["levels"]), {}).setdefault(row["leaves"], []).append(row["mse"])
+    rates = {row["leaves"]: row["bits_per_image"] for row in rows}
+    for place, (system, levels) in enumerate(sorted(found, key=_by_depth)):
+        errors = found[system, levels]
+        leaves, colour, marker = sorted(errors), f"C{place}", _style(system)[0]
+        means = [mean(errors[number]) for number in leaves]
+        label = f"{system}, L = {levels}"
+        over_bits.plot(
+            [rates[number] for number in leaves], means, marker + "-", color=colour, label=label, markersize=5
+        )
+        for row in rows:
+            if (row["system"], row["levels"]) == (system, levels):
+                prefixes = [
+                    (row["bits_per_image"] * level / levels, error)
+                    for level, error in enumerate(row["level_mse"], start=1)
+                    if error is not None
+                ]
+                over_bits.plot(*zip(*prefixes, strict=True), ".:", color=colour, linewidth=0.8, markersize=3)
+    for place, number in enumerate(sorted(rates)):
+        flat = [error for (_, levels), errors in found.items() if levels == 1 for error in errors.get(number, ())]
+        points = [
+            (levels, mean(errors[number]) / mean(flat) * 100 - 100)
+            for (_, levels), errors in sorted(found.items(), key=lambda one: _by_depth(one[0]))
+            if flat and levels > 1 and number in errors
+        ]
+        if points:
+            over_depth.plot(*zip(*points, strict=True), "o-", color=f"C{place}", label=f"{number:,} leaves")
+    over_depth.axhline(0, color="black", linewidth=0.8)
+    over_bits.set(
+        title="test MSE; dotted: prefixes of the same model", xlabel="bits an image", xlim=(0, None), yscale="log"
+    )
+    over_depth.set(title="test MSE above that of one level with as many leaves, %", xlabel="levels (L)")
+    for axes in (over_bits, over_depth):
+        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
