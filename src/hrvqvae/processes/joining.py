@@ -52,6 +52,7 @@ def joined() -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
         with _mute(number != 0):
             yield
+        dist.barrier()  # rank 0 ends last: it evaluates and draws, and a process that left before it has been aborted
         dist.destroy_process_group()
     except Exception as error:
         if store is not None and not _tells(store):
