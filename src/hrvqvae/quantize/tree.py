@@ -30,12 +30,13 @@ class TreeQuantizer(nn.Module):
 
     `codebooks[l]` holds (m^l, m, D) codewords; the path so far names the one codebook that is searched there. Codewords
     change in training mode alone. Everything is computed in float32, whatever autocast says.
+
+    Args:
+        config: of the codebooks, and of the search.
+        search: instead of the beam or greedy search that the configuration asks for.
     """
 
     def __init__(self, config: TreeQuantizerConfig, search: TreeSearcher | None = None) -> None:
-        """Args:
-        search: None takes what the configuration says: a beam, or the greedy search.
-        """
         super().__init__()
         self.config = config
         self.search = search or Beam(config.beam, config.coarse_weight)
