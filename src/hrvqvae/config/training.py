@@ -20,7 +20,8 @@ class StageConfig:
 
     Attributes:
         epochs, max_steps, max_minutes: the budget; whichever is spent first ends the run (0: no such limit).
-        learning_rate: Adam's rate, after the warm-up.
+        optimizer: adam; or muon, which orthogonalizes the steps of the weights between layers, with Adam for the rest.
+        learning_rate: of either, after the warm-up.
         adam_beta2: decay of Adam's second moment; its first moment's is 0.9.
         schedule: constant, or a linear warm-up and a cosine down to zero over the budget.
         warmup_steps: steps of the warm-up.
@@ -42,6 +43,7 @@ class StageConfig:
     epochs: int = 0
     max_steps: int = 0
     max_minutes: float = 0.0
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 3e-3
     adam_beta2: float = 0.999
     schedule: Literal["constant", "cosine"] = "cosine"

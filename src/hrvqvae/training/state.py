@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hrvqvae.config import TrainingConfig
 from hrvqvae.errors import DamagedFileError
+from hrvqvae.training.optimizers import make_optimizer
 
 
 @dataclass
@@ -36,7 +37,7 @@ class TrainState:
         model: what is trained.
         averaged: moving average of its weights (Polyak averaging, docs/paper-tables.md, Table 6) and of its codewords,
             which belong together.
-        optimizer: Adam.
+        optimizer: of the model's weights.
         auxiliary: what is trained beside the model, by name.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
@@ -54,12 +55,8 @@ class TrainState:
         model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> TrainState:
         averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)
-
-        def adam(module: nn.Module) -> Adam:
-            return Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
-
-        beside = {name: AuxiliaryNetwork(module, adam(module)) for name, module in auxiliary.items()}
-        return TrainState(model, averaged, adam(model), beside)
+        beside = {name: AuxiliaryNetwork(one, make_optimizer(one, config)) for name, one in auxiliary.items()}
+        return TrainState(model, averaged, make_optimizer(model, config), beside)
 
     def _trained(self) -> dict[str, tuple[nn.Module, Optimizer]]:
         """Prefix of the names on disk -> what is trained there, and by which optimizer."""

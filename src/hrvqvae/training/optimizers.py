@@ -1,0 +1,113 @@
+"""What turns gradients into steps: Adam, or Muon for the weights between layers and Adam for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.adam import adam
+
+from hrvqvae.config.training import StageConfig
+
+_ITERATION = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
+_ITERATIONS = 5
+_MOMENTUM = 0.95
+_LIKE_ADAM = 0.2  # root mean square of an entry of Adam's usual step, in learning rates (Liu et al. 2025)
+_FEWEST_CHANNELS = 4  # on both sides of a weight that is taken as a matrix: not of those that see or make pixels
+
+
+def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
+    """The optimizer of a network that a stage's configuration asks for."""
+    betas = (0.9, config.adam_beta2)
+    if config.optimizer == "muon":
+        return Muon(module, config.learning_rate, betas)
+    return Adam(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """U V^T of a matrix U S V^T (n, k), roughly: all singular values that are not tiny come to lie near 1.
+
+    By five steps of Newton and Schulz's iteration with coefficients that bring small values up fast, so that the values
+    end between 0.7 and 1.2 (Jordan et al. 2024). 0 stays 0.
+    """
+    first, third, fifth = _ITERATION
+    tall = matrix.shape[0] > matrix.shape[1]
+    found: Tensor = matrix.T if tall else matrix
+    found = found / (found.norm() + 1e-7)
+    for _ in range(_ITERATIONS):
+        square = found @ found.T
+        found = first * found + (third * square + fifth * square @ square) @ found
+    return found.T if tall else found
+
+
+def matrices(module: nn.Module) -> list[Tensor]:
+    """Weights that are taken as matrices: filters of convolutions and weights of linear layers, with enough channels.
+
+    Not among them are those that see or make pixels, embeddings, codewords, biases and scales.
+    """
+    linear = [one.weight for one in module.modules() if isinstance(one, nn.Linear)]
+    filters = [one for one in module.parameters() if one.ndim == 4]
+    return [one for one in (*linear, *filters) if min(one.shape[:2]) >= _FEWEST_CHANNELS]
+
+
+class Muon(Optimizer):
+    """Momentum whose matrices are orthogonalized before the step (Jordan et al. 2024); Adam for all that is no matrix.
+
+    A filter (outputs, inputs, rows, columns) is the matrix (outputs, inputs * rows * columns). Its step is
+    0.2 * sqrt(the longer side) of the orthogonal matrix in learning rates, whose entries are about as large as those of
+    Adam's, so that both take the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no filters, and has no
+    Adam beside it.
+
+    Args:
+        module: whose parameters are trained; `matrices` says which are taken as matrices.
+        learning_rate: of both.
+        betas: decays of Adam's moments.
+    """
+
+    def __init__(self, module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> None:
+        orthogonal = matrices(module)
+        chosen = {id(one) for one in orthogonal}
+        rest = [one for one in module.parameters() if id(one) not in chosen]
+        groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
+        super().__init__([group for group in groups if group["params"]], {"lr": learning_rate, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        if closure is not None:
+            raise TypeError("Muon takes no closure")
+        for group in self.param_groups:
+            trained = [one for one in group["params"] if one.grad is not None]
+            if group["orthogonal"]:
+                for parameter in trained:
+                    self._orthogonal_step(parameter, group["lr"])
+            elif trained:
+                self._adam_step(trained, group)
+
+    def _orthogonal_step(self, parameter: Tensor, learning_rate: float) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
+        scale = _LIKE_ADAM * math.sqrt(max(ahead.shape))
+        parameter.add_(orthogonalized(ahead).view(parameter.shape), alpha=-learning_rate * scale)
+
+    def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self.state[one] for one in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), device=parameter.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        adam(
+            parameters, [one.grad for one in parameters if one.grad is not None], [one["exp_avg"] for one in states],
+            [one["exp_avg_sq"] for one in states], [], [one["step"] for one in states],
+            fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+            weight_decay=0.0, eps=1e-8, maximize=False,
+        )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Muon: its matrices against singular values, its rest against torch's Adam, its steps, and runs that resume."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from hrvqvae.cli import main
+from hrvqvae.config import Config
+from hrvqvae.nn import CausalConv2d
+from hrvqvae.training.optimizers import Muon, make_optimizer, matrices, orthogonalized
+from tests.conftest import with_training
+from tests.systems.resuming import check_resumes
+from tests.tiny_systems import tiny_systems
+
+
+def filled(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64, 576), (48, 5), (1, 7)])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
+def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, int], size: float) -> None:
+    matrix = size * filled(shape, 0)
+    found = orthogonalized(matrix)
+    left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    along = left.T @ found.double() @ right.T  # in the matrix's own directions: a diagonal
+    values = along.diagonal()
+    assert (along - values.diag()).abs().max() < 1e-3
+    kept = sizes > 0.02 * sizes.norm()
+    assert float(values[kept].min()) > 0.6
+    assert float(values.max()) < 1.3
+
+
+def test_nothing_comes_of_nothing() -> None:
+    assert torch.equal(orthogonalized(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+def test_matrices_are_the_weights_between_layers() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.GroupNorm(2, 16), CausalConv2d(16, 8, 3), nn.Linear(8, 8),
+        nn.ConvTranspose2d(8, 1, 4), nn.Embedding(8, 8),
+    )  # fmt: skip
+    names = {id(one): name for name, one in module.named_parameters()}
+    assert {names[id(one)] for one in matrices(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
+
+
+def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 3), nn.SiLU(), nn.ConvTranspose2d(6, 3, 4))
+    return layers.to(memory_format=form)
+
+
+def trained(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> dict[str, Tensor]:
+    for step in range(steps):
+        optimizer.zero_grad()
+        module(filled((4, 3, 8, 8), step)).square().mean().backward()
+        optimizer.step()
+    return dict(module.state_dict())
+
+
+def test_a_step_is_that_of_the_paper() -> None:
+    """By hand, twice: momentum, Nesterov's look ahead, the orthogonal matrix, and its size."""
+    module = network()
+    weight, rate = module[2].weight, 0.01
+    momentum, expected = torch.zeros_like(weight), weight.detach().clone()
+    optimizer = Muon(module, rate, (0.9, 0.99))
+    for step in range(2):
+        optimizer.zero_grad()
+        module(filled((4, 3, 8, 8), step)).square().mean().backward()
+        gradient = weight.grad.clone()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        ahead = (0.05 * gradient + 0.95 * momentum).reshape(6, 72)
+        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalized(ahead).reshape(weight.shape)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_what_is_no_matrix_is_left_to_adam() -> None:
+    """Where the matrices stand still, all others take the very steps of torch's Adam."""
+    alone, beside = network(), network()
+    alone[2].weight.requires_grad_(False)
+    beside[2].weight.requires_grad_(False)
+    one = trained(alone, Adam([p for p in alone.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.99)))
+    other = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, msg=name)
+
+
+def test_the_memory_format_does_not_matter() -> None:
+    plain, last = network(), network(torch.channels_last)
+    one, other = (trained(each, Muon(each, 0.01, (0.9, 0.99))) for each in (plain, last))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("form", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("system", ["hrvqvae", "vqgan"])
+def test_stopped_and_resumed_it_is_the_same_run(system: str, form: str, mnist_root: Path, tmp_path: Path) -> None:
+    config = with_training(tiny_systems(mnist_root)[system], optimizer="muon", memory_format=form)
+    check_resumes(config, tmp_path, stop=5, steps=9)
+
+
+def test_the_configuration_chooses(tiny: Config) -> None:
+    module = network()
+    assert isinstance(make_optimizer(module, with_training(tiny, optimizer="muon").training), Muon)
+    assert isinstance(make_optimizer(module, tiny.training), Adam)
+
+
+def test_an_unknown_optimizer_is_refused(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "hrvqvae/mnist", "--training.optimizer", "sgd", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "training.optimizer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
