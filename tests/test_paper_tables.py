@@ -49,7 +49,7 @@ AUTOENCODER: dict[str, Row] = {
     "codewords in layers": lambda c: ", ".join(map(str, c.model.num_codewords)),
     "codewords needed for each pixel": searched,
     "encoder conv filter size": lambda c: c.model.kernel,
-    "optimizer": lambda c: "Adam",
+    "optimizer": lambda c: c.training.optimizer.capitalize(),
     "Polyak EMA decay": lambda c: c.training.polyak_decay,
     "learning rate": lambda c: c.training.learning_rate,
 }

@@ -70,7 +70,7 @@ one, three = (model.draw(count, seed=3, class_name="vertical").codes[0] for coun
 assert torch.equal(one, three[:1]), "a sample depends on the batch that it is drawn in"
 assert not torch.equal(three[0], three[1]), "two samples are one"
 
-prior, changed, label = model.priors.levels[0], codes.clone(), torch.tensor([0, 1])
+prior, changed, label = model.priors.networks[0], codes.clone(), torch.tensor([0, 1])
 changed[:, 4, 4:] = (changed[:, 4, 4:] + 1) % 64
 changed[:, 5:] = (changed[:, 5:] + 1) % 64
 before, after = prior.logits(codes, (), label), prior.logits(changed, (), label)

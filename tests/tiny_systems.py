@@ -9,6 +9,7 @@ from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.transformer.config import TransformerConfig
 from hrvqvae.systems.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
+from hrvqvae.systems.treevq.config import TreeVQConfig
 from hrvqvae.systems.vqgan.config import VQGANConfig
 from hrvqvae.systems.vqpytorch.config import (
     FSQConfig,
@@ -41,8 +42,10 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
     """System -> configuration; they differ in the model, and VQGAN in its prior's network."""
     tree = tiny_run(mnist_root)
     network = {name: getattr(tree.model, name) for name in ("stride", "padding", "hidden_units", "residual_units")}
+    ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))
     models = {
         "hrvqvae": tree.model,
+        "treevq": TreeVQConfig(**network, quantizer=ours),
         "vqvae": VQVAEConfig(**network, quantizer=_FLAT),
         "vqvae2": VQVAE2Config(**network, grids=2, quantizer=_FLAT),
         "vqgan": VQGANConfig(

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae import processes
-from hrvqvae.config import Config
-from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prior_config
+from hrvqvae.config import Config, Levels
+from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prefix_config, prior_config
 from hrvqvae.data.batches import Batch, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import Report, evaluate
+from hrvqvae.nn import RefiningDecoder
 from hrvqvae.pictures import curves, sheets
 from hrvqvae.pictures.images import level_captions, level_rows
 from hrvqvae.processes import WHOLE, Part
-from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.runs.folder import RunFolder, prefix_folder, prior_folders
+from hrvqvae.runs.loading import described_config
 from hrvqvae.systems.base import Autoencoder
-from hrvqvae.training import autoencoder, prior
+from hrvqvae.systems.one_grid import OneGrid
+from hrvqvae.training import autoencoder, prefixes, prior
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
 from hrvqvae.training.loop import Metrics
@@ -79,6 +82,23 @@ class EvaluationHook:
         curves.codeword_usage([level.counts for level in report.levels], self.run.pictures / "usage.png")
 
 
+class PrefixEvaluationHook(EvaluationHook):
+    """The same of a model whose prefixes the averaged decoder decodes."""
+
+    def __init__(
+        self, model: OneGrid, config: Config, run: RunFolder, images: ImageSet, log: MetricsLog, display: Display,
+        compute: Compute,
+    ) -> None:  # fmt: skip
+        super().__init__(config, run, images, log, display, compute)
+        self.model = model
+
+    def _model(self, state: TrainState) -> Autoencoder:
+        decoder = state.averaged.module
+        assert isinstance(decoder, RefiningDecoder)
+        self.model.decode_prefixes_by(decoder.eval())
+        return self.model
+
+
 def train_autoencoder(config: Config, run: RunFolder, *, resume: bool, say: Say = print) -> Outcome:
     """Train the autoencoder of a configuration into a run folder, with evaluation and pictures.
 
@@ -101,12 +121,16 @@ def resolve_autoencoder(name: str, given: Mapping[str, str], run: RunFolder, *, 
     return begin_autoencoder(name, given)
 
 
-def resolve_priors(path: str | Path, level: int | None, given: Mapping[str, str], *, resume: bool) -> dict[int, Config]:
-    """Level (0 is the coarsest) -> configuration of its prior, for all levels of a run or the one of that number.
+def resolve_priors(
+    path: str | Path, level: int | None, given: Mapping[str, str], *, resume: bool
+) -> dict[Levels, Config]:
+    """The levels that each prior of a run covers, coarse first -> its configuration.
+
+    What has begun goes on as it is, if `resume`; the levels that are left get priors of the network that is asked for.
 
     Args:
         path: a run folder.
-        level: counted from 1; None takes all.
+        level: counted from 1: the prior that covers it, alone; None takes all.
         given: dotted name -> text.
 
     Raises:
@@ -116,29 +140,63 @@ def resolve_priors(path: str | Path, level: int | None, given: Mapping[str, str]
     count = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= count:
         raise InputError(f"--level is {level}; this model has levels 1 to {count}")
-    configs = {}
-    for index in range(count) if level is None else [level - 1]:
-        folder = prior_folder(path, index)
-        begun = folder.read_config() if resume and folder.config.is_file() else None
-        configs[index] = prior_config(stored, given, begun)
+    wanted = range(count) if level is None else range(level - 1, level)
+    begun = {levels: folder for levels, folder in prior_folders(path).items() if resume and folder.config.is_file()}
+    configs = {
+        levels: prior_config(stored, given, folder.read_config())
+        for levels, folder in begun.items() if set(levels) & set(wanted)
+    }  # fmt: skip
+    if not set(wanted) <= {index for levels in configs for index in levels}:
+        new = prior_config(stored, given)
+        for levels in new.prior_levels:
+            if set(levels) & set(wanted) and not any(set(levels) & set(others) for others in configs):
+                configs[levels] = new
     if len({config.prior.codes for config in configs.values()}) > 1:
         raise InputError("the levels were begun with codes of several places; go on with one at a time: --level L")
-    return configs
+    return dict(sorted(configs.items(), key=lambda item: item[0].start))
 
 
 def _draw_prior(run: RunFolder, records: Any) -> None:
     curves.prior_curves(records, run.pictures / "curves.png")
 
 
-def train_priors(path: str | Path, configs: dict[int, Config], *, resume: bool, say: Say = print) -> dict[int, Outcome]:
-    """Train the priors of a run's levels, their curves drawn. Raises as `prior.train_priors`."""
+def train_priors(
+    path: str | Path, configs: dict[Levels, Config], *, resume: bool, say: Say = print
+) -> dict[Levels, Outcome]:
+    """Train priors of a run, their curves drawn. Raises as `prior.train_priors`."""
     return prior.train_priors(path, configs, resume=resume, evaluated=_draw_prior, say=say)
+
+
+def resolve_prefixes(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:
+    """The configuration of a run, with the training of the decoder of its prefixes as it begins or goes on.
+
+    Args:
+        path: the folder of a trained model.
+        given: dotted name -> text.
+
+    Raises:
+        InputError: no such folder, or as `prefix_config`.
+    """
+    stored = described_config(path)
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is no folder here; write one of it and train there: hrvqvae export {path} DIR")
+    folder = prefix_folder(path)
+    begun = folder.read_config() if resume and folder.config.is_file() else None
+    return prefix_config(stored, given, begun)
+
+
+def train_prefixes(path: str | Path, config: Config, *, resume: bool, say: Say = print) -> Outcome:
+    """Train a decoder of a run's prefixes, with evaluation and pictures. Raises as `prefixes.train_prefixes`."""
+    return prefixes.train_prefixes(path, config, resume=resume, evaluation=PrefixEvaluationHook, say=say)
 
 
 __all__ = [
     "EvaluationHook",
+    "PrefixEvaluationHook",
     "resolve_autoencoder",
+    "resolve_prefixes",
     "resolve_priors",
     "train_autoencoder",
+    "train_prefixes",
     "train_priors",
 ]

@@ -8,8 +8,11 @@ import json
 import pytest
 import torch
 
+from hrvqvae.bench import depth
 from hrvqvae.bench.prior import FORMS, MaskedConv2d, _replaced
 from hrvqvae.cli import main
+from hrvqvae.config.parsing import override
+from hrvqvae.config.presets import get
 from hrvqvae.priors.base import Level
 from tests.cli.helpers import refused
 from tests.priors.test_pixelsnail import inputs, network, random_prior
@@ -42,3 +45,21 @@ def test_bench_prior(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_prior_is_of_a_pixelsnail(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(["bench", "prior", "--preset", "vqgan/mnist"], capsys)
     assert "the parts of a PixelSNAIL; vqgan/mnist has a transformer" in line
+
+
+def test_bench_depth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"data.size": "8", "prior.network.residual_blocks": "4", "prior.training.batch_size": "2"}
+    rows = depth.bench_depth(override(get("hrvqvae/cifar10").config, small), 1, batches=(2,))
+    assert [(row["measured"], "ratio" in row) for row in rows] == [
+        ("training", False), ("training", True), ("sampling", False), ("sampling", True)
+    ]  # fmt: skip
+    for several, single in (rows[:2], rows[2:]):
+        assert single["ratio"] == pytest.approx(several["seconds_per_image"] / single["seconds_per_image"])
+        assert several["parameters"] > single["parameters"]
+    monkeypatch.setattr(depth, "bench_depth", lambda config, rounds: rows)
+    assert main(["bench", "depth"]) == 0
+    assert "one prior for all levels" in capsys.readouterr().out
+
+
+def test_bench_depth_is_of_levels_of_one_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "levels of one grid" in refused(["bench", "depth", "--preset", "vqvae2/mnist"], capsys)

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -36,6 +37,46 @@ def test_evaluation_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert report["no_priors"] == f"train them: hrvqvae train-prior {run}"
     assert [level["codewords"] for level in report["levels"]] == [3, 9, 27]
     assert report["mse"] == report["levels"][-1]["mse"]
+
+
+def test_a_beam_encodes_whatever_the_model_was_trained_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By all commands that encode; files that were made so are read without a word about it."""
+    greedy, wide = hrvqvae.load(run), hrvqvae.load(run, beam=9)
+    for number in range(3):
+        write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
+    paths = sorted((tmp_path / "images").iterdir())
+    images = torch.stack([torch.from_numpy(read_image(path, 1)) for path in paths])
+    codes = wide.encode(images)
+    assert any((one != other).any() for one, other in zip(codes, greedy.encode(images), strict=True))
+    latents = greedy.autoencoder.latents(images / 255)  # type: ignore[operator]
+    leaves = greedy.autoencoder.quantizer.lookup  # type: ignore[union-attr]
+    distances = [float((latents - leaves(one)).square().sum()) for one in (codes, greedy.encode(images))]  # type: ignore[operator]
+    assert distances[0] < distances[1]
+    decoded = greedy.decode(codes, size=(12, 12))
+
+    beam = ["--beam", "9"]
+    assert main(["reconstruct", str(run), *map(str, paths), "-o", str(tmp_path / "sheet.png"), *beam]) == 0
+    told = [float(line.split("MSE ")[1].split(",")[0]) for line in capsys.readouterr().out.splitlines()[:3]]
+    assert told == pytest.approx((decoded - images / 255).square().mean((1, 2, 3)).tolist(), rel=1e-3)
+    assert main(["compress", str(run), str(tmp_path / "images"), "-o", str(tmp_path / "codes"), *beam]) == 0
+    files = [path.read_bytes() for path in sorted((tmp_path / "codes").iterdir())]
+    assert torch.equal(torch.stack(greedy.decompress(files)), decoded)
+    capsys.readouterr()
+    errors = []
+    for some in ([], beam):
+        assert main(["evaluate", str(run), "--json", "--device", "cpu", *some]) == 0
+        errors.append(json.loads(capsys.readouterr().out)["mse"])
+    assert errors[0] != errors[1]
+    shards = tmp_path / "shards"
+    assert main(["tokenize", str(run), str(tmp_path / "images"), str(shards), "--workers", "0", *beam]) == 0
+    rows = pq.read_table(shards / "part-000000.parquet")
+    for level, code in enumerate(codes, start=1):
+        assert rows.column(f"codes_{level}").to_pylist() == code.flatten(1).tolist()
+    line = refused(["tokenize", run, tmp_path / "images", shards, "--workers", "0"], capsys)
+    assert line == f"hrvqvae: {shards} was begun with --beam 9, not with no --beam; choose another folder\n"
+    assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0], capsys)
 
 
 def test_evaluation_for_people(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

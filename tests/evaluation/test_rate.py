@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.rate import ContextCode, Yardsticks, label_bits, measure_rate
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level, LevelPrior
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
 from hrvqvae.runs.codemaps import CodeMaps
 
@@ -143,7 +143,7 @@ def test_a_label_takes_the_bits_of_its_frequency() -> None:
     assert label_bits(counted, np.array([3]), 4) == pytest.approx(np.log2(17))
 
 
-class Knowing(Prior):
+class Knowing(LevelPrior):
     """A prior that gives the class's own code half of the probability."""
 
     def logits(self, codes: Tensor, coarser: object, label: Tensor | None) -> Tensor:

@@ -22,9 +22,12 @@ from hrvqvae.graphs import agreement, export
 from hrvqvae.graphs.agreement import count_errors
 from hrvqvae.graphs.forms import TorchModel
 from hrvqvae.quantize import Codes
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import RunFolder, prefix_folder
 from hrvqvae.runs.loading import load_with_config, save_model
+from hrvqvae.runs.prefixes import save_prefix_decoder
 from hrvqvae.systems.base import Autoencoder
-from hrvqvae.systems.build import build
+from hrvqvae.systems.build import build, build_prefix_decoder, several_levels
 from tests.cli.helpers import refused
 from tests.tiny_systems import tiny_systems
 
@@ -33,7 +36,10 @@ TRACED = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq")
 
 
 def config_of(system: str) -> Config:
-    """The tiny system with no residual blocks, which only make graphs longer; "beam" is HR-VQVAE with one."""
+    """The tiny system with no residual blocks, which only make graphs longer.
+
+    "beam" is HR-VQVAE with one, and with a decoder of prefixes.
+    """
     if system == "beam":
         config = config_of("hrvqvae")
         quantizer = dataclasses.replace(config.model.quantizer, beam=2, coarse_weight=0.1)  # type: ignore[attr-defined]
@@ -57,8 +63,15 @@ def saved(system: str, folder: Path) -> Path:
     """A run folder of the system, started from noise."""
     config = config_of(system)
     (folder / system).mkdir()
-    save_model(folder / system / "model.safetensors", config, model_of(config).state_dict(), 0)
-    return folder / system
+    model, run = model_of(config), RunFolder(folder / system)
+    save_model(run.model, config, model.state_dict(), 0)
+    if system == "beam":
+        weights = build_prefix_decoder(several_levels(model, config), config).state_dict()
+        weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
+        prefix_folder(run.path).path.mkdir()
+        file = prefix_folder(run.path).model
+        save_prefix_decoder(file, config, weights, step=0, autoencoder=storage.digest(run.model))
+    return run.path
 
 
 def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:
@@ -208,6 +221,22 @@ def test_only_the_coarsest_difference_of_an_image_is_judged() -> None:
     assert count_errors(model, images, ours, theirs) == 1
     words = model.quantizer.levels[0].codewords  # type: ignore[union-attr]
     words[0, int(theirs[0][0, 0, 0])] = words[0, int(ours[0][0, 0, 0])]
+    assert count_errors(model, images, ours, theirs) == 0
+
+
+def test_a_beam_is_judged_by_the_cost_of_whole_paths() -> None:
+    """Two paths to the same sum are tied, though the nearest codeword of the first level is on one of them alone."""
+    config = config_of("beam")
+    quantizer = dataclasses.replace(config.model.quantizer, coarse_weight=0.0)  # type: ignore[attr-defined]
+    model = model_of(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer)))  # type: ignore[call-arg]
+    images = torch.rand(1, 1, 12, 12)
+    ours = model.encode(images)
+    theirs = tuple(code.clone() for code in ours)
+    theirs[0][0, 0, 0] = (theirs[0][0, 0, 0] + 1) % 3
+    assert count_errors(model, images, ours, theirs) == 1
+    sums = [model.quantizer.lookup(codes)[0, 0, 0] for codes in (ours, theirs)]  # type: ignore[operator, union-attr]
+    leaf = int(model.paths(theirs)[-1][0, 0, 0])
+    model.quantizer.levels[-1].codewords.flatten(0, 1)[leaf] += sums[0] - sums[1]  # type: ignore[union-attr]
     assert count_errors(model, images, ours, theirs) == 0
 
 

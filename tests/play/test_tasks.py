@@ -61,6 +61,8 @@ def test_samples_are_those_of_the_model(model: TrainedModel) -> None:
     for wrong, match in ((("cat", 1.0, 0), "cat"), (("7", 0.0, 0), "temperature"), (("7", 1.0, -1), "seed")):
         with pytest.raises(InputError, match=match):
             tasks.draw(model, 1, *wrong)
+    with pytest.raises(InputError, match="without class dropout"):
+        tasks.draw(model, 1, "7", 1.0, 0, guidance=2.0)
 
 
 @given(st.data())

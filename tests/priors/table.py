@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level, LevelPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TableConfig(PriorNetworkConfig):
     kind: str = "table"
 
 
-class Table(Prior):
+class Table(LevelPrior):
     """A prior that says the same everywhere: the shares of the symbols."""
 
     def __init__(self, level: Level, shares: Sequence[float]) -> None:

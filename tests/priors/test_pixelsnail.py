@@ -138,8 +138,8 @@ def test_bits_are_the_entropy_of_what_was_said() -> None:
     prior = Table(Level(grid=(2, 2), symbols=2), [0.25, 0.75])
     codes = torch.tensor([[[0, 1], [1, 1]]])
     expected = 2 + 3 * math.log2(4 / 3)
-    assert total_bits(prior, codes, [], None) == pytest.approx(expected)
-    assert float(code_loss(prior, codes, [], None)) == pytest.approx(expected / 4 * math.log(2))
+    assert total_bits(prior, [codes], [], None) == pytest.approx([expected])
+    assert float(code_loss(prior, [codes], [], None)) == pytest.approx(expected / 4 * math.log(2))
 
 
 @pytest.mark.parametrize(

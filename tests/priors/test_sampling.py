@@ -30,7 +30,7 @@ def drawn(
     generator = torch.Generator().manual_seed(seed)
     known = torch.rand(codes.shape, generator=generator) < keep
     uniforms = torch.rand(codes.shape, generator=generator, dtype=torch.float64)
-    sampler(prior, codes, known, coarser, label, uniforms, draw)
+    sampler(prior, [codes], [known], coarser, label, [uniforms], draw)
     return codes
 
 

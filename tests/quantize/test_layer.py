@@ -107,6 +107,46 @@ def test_gradient_goes_straight_through_and_commitment_reaches_the_input() -> No
     np.testing.assert_allclose(gradient.flatten(0, -2).numpy(), expected, atol=1e-6)
 
 
+def test_a_beam_as_wide_as_the_tree_finds_the_nearest_leaf() -> None:
+    greedy, wide = started(), started(beam=100)
+    vectors = features(200)
+    leaves = sum(
+        np.repeat(book.reshape(-1, book.shape[-1]), book.shape[1] ** (len(books(wide)) - level), 0)
+        for level, book in enumerate(books(wide), start=1)
+    )
+    distances = np.square(vectors.flatten(0, -2).numpy()[:, None] - leaves).sum(-1)
+    leaf = wide.paths(wide(vectors)[1])[..., -1].flatten().numpy()
+    np.testing.assert_allclose(distances[np.arange(len(leaf)), leaf], distances.min(1), rtol=1e-4)
+    assert (greedy.paths(greedy(vectors)[1])[..., -1].flatten().numpy() != leaf).any()
+
+
+def test_the_coarse_weight_keeps_prefixes_better() -> None:
+    vectors = features(200)
+    errors = []
+    for weight in (0.0, 10.0):
+        one = started(beam=4, coarse_weight=weight)
+        indices = one(vectors)[1]
+        coarse = one.get_output_from_indices(indices[..., :1])
+        errors.append(float((vectors - coarse).square().mean()))
+    assert errors[1] < errors[0]
+
+
+def test_each_level_has_its_own_weight_in_the_loss() -> None:
+    vectors = features(50)
+    alone, printed = started(beta=1.0, level_betas=(0,)), started(beta=1.0)
+    quantized, indices, loss = alone(vectors)
+    error = (vectors - quantized).square().mean()
+    torch.testing.assert_close(loss, error)
+    levels = len(books(alone))
+    by_level = [
+        (vectors - alone.get_output_from_indices(indices[..., :one])).square().mean() for one in range(1, levels + 1)
+    ]
+    torch.testing.assert_close(printed(vectors)[2], error + sum(by_level))
+    betas = [0.5 * number for number in range(levels)]
+    expected = error + sum(beta * one for beta, one in zip(betas, by_level, strict=True))
+    torch.testing.assert_close(started(beta=1.0, level_betas=betas)(vectors)[2], expected)
+
+
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_a_mask_leaves_positions_out_of_everything(update: str) -> None:
     masked, alone = layer(update=update), layer(update=update)
@@ -293,6 +333,9 @@ def test_compiled_as_a_part_of_a_model() -> None:
         ({"dim": 0}, "dim is 0; it must be at least 1"),
         ({"decay": 1.0}, "decay is 1.0; it must be at least 0 and below 1"),
         ({"revive_every": -1}, "revive_every is -1; it must be at least 0"),
+        ({"beam": 0}, "beam is 0; it must be at least 1"),
+        ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be at least 0"),
+        ({"level_betas": (0.0, 1.0)}, r"level_betas is \(0.0, 1.0\); it must be none, one or 3 values"),
         ({"start_vectors": 0}, "start_vectors is 0; it must be at least 1"),
         ({"update": "adam"}, "update is 'adam'; it must be 'ema' or 'gradient'"),
     ],

@@ -16,7 +16,7 @@ def test_the_code_of_the_page_runs() -> None:
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert names["coarse"].shape == (4, 64, 14, 14)  # type: ignore[attr-defined]
     assert names["leaf"].shape == (4, 14, 14)  # type: ignore[attr-defined]
     revived_rows_begin_anew(names)

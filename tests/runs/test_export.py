@@ -29,7 +29,7 @@ def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tm
         path.stat().st_size for path in (RunFolder(run).model, *(prior_folder(run, level).model for level in range(2)))
     )
     assert not any(str(run).encode() in path.read_bytes() for path in files)
-    for one, other in zip(load_priors(tmp_path / "out").levels, load_priors(run).levels, strict=True):
+    for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(run).networks, strict=True):
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
     with pytest.raises(InputError, match="exists already"):

@@ -24,9 +24,10 @@ from hrvqvae.runs import storage
 from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.systems.build import build, build_objective
 from hrvqvae.training.autoencoder import AutoencoderStep
+from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute
 from hrvqvae.training.loop import Budget
-from hrvqvae.training.prior import LevelBatch, PriorStep
+from hrvqvae.training.prior import PriorStep
 from hrvqvae.training.state import TrainState
 from tests.conftest import write_picture
 from tests.test_architecture import SOURCE
@@ -133,10 +134,10 @@ def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(n
     model.eval()
     codes = model.encode(images)
     for level in range(len(codes)):
-        prior = build_prior(config, level, 3)
+        prior = build_prior(config, range(level, level + 1), 3)
         trained = TrainState.start(prior, config.prior.training_of(level))
         old = [parameter.clone() for parameter in prior.parameters()]
-        batch = LevelBatch(codes[level], tuple(model.paths(codes[:level])), torch.tensor([0, 2]))
+        batch = CodeBatch((codes[level],), tuple(model.paths(codes[:level])), torch.tensor([0, 2]))
         PriorStep(prior, 0, compute)(trained, batch)
         new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
         assert sum(new) > 0.7 * len(new)

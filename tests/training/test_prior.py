@@ -26,8 +26,10 @@ from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.runs.loading import load_priors, load_with_config
 from hrvqvae.stages import resolve_priors, train_priors
 from hrvqvae.training import loop
+from hrvqvae.training.code_batches import CodeBatch, CodeBatches
+from hrvqvae.training.held_out import held_out_split
 from hrvqvae.training.hooks import MetricsLog
-from hrvqvae.training.prior import LevelBatch, LevelCodes, PriorStep, held_out_split
+from hrvqvae.training.prior import PriorStep
 from hrvqvae.training.state import TrainState
 from tests.runs.other_process import in_another_process
 from tests.tiny_priors import GIVEN, silent, train_levels
@@ -57,10 +59,10 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
         assert found[0]["bits_per_image"] == pytest.approx(found[0]["bits_per_code"] * 49)
         assert (prior_folder(run, level).pictures / "curves.png").is_file()
     priors = load_priors(run)
-    assert [len(prior.level.coarser) for prior in priors.levels] == [0, 1]
+    assert [len(prior.level.coarser) for prior in priors.networks] == [0, 1]
     assert priors.classes == tuple("0123456789")
     assert sum(priors.class_counts) == 96
-    assert not any(prior.training for prior in priors.levels)
+    assert not any(prior.training for prior in priors.networks)
 
 
 def test_the_best_held_out_state_is_what_is_loaded(run: Path) -> None:
@@ -77,9 +79,9 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path) -> None:
     maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     assert maps is not None
     _, held_out = held_out_split(len(maps), 0.05, 0)
-    batch = LevelCodes(maps, model, 1).read(held_out)
+    batch = CodeBatches(maps, model, range(1, 2)).read(held_out)
     with torch.inference_mode():
-        nats = float(code_loss(load_priors(run).levels[1], batch.codes, batch.coarser, batch.label))
+        nats = float(code_loss(load_priors(run).networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
@@ -179,7 +181,7 @@ def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
 ) -> None:
     original = PriorStep.__call__
 
-    def step(self: PriorStep, state: TrainState, batch: LevelBatch) -> loop.Metrics:
+    def step(self: PriorStep, state: TrainState, batch: CodeBatch) -> loop.Metrics:
         if state.step == 3:
             signal.raise_signal(signal.SIGINT)
         return original(self, state, batch)

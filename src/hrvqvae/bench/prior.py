@@ -13,11 +13,12 @@ from torch.nn.functional import conv2d
 from torch.nn.utils.parametrizations import weight_norm
 
 from hrvqvae.bench.timing import seconds
-from hrvqvae.config import Config
+from hrvqvae.config import Config, Levels
 from hrvqvae.nn import Attention, CausalConv2d
 from hrvqvae.priors.build import build_prior
+from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute
-from hrvqvae.training.prior import LevelBatch, PriorStep
+from hrvqvae.training.prior import PriorStep
 from hrvqvae.training.stage import count_parameters
 from hrvqvae.training.state import TrainState
 
@@ -91,10 +92,10 @@ def _replaced(module: nn.Module, form: Form) -> None:
 
 
 class PriorSide:
-    """One form of a level's prior, which takes training steps of a batch of random codes."""
+    """One form of the prior of some levels, which takes training steps of a batch of random codes."""
 
-    def __init__(self, config: Config, level: int, form: Form) -> None:
-        training = config.prior.training_of(level)
+    def __init__(self, config: Config, levels: Levels, form: Form) -> None:
+        training = config.prior.training_of(levels.start)
         training = dataclasses.replace(
             training,
             precision="bf16" if form.bf16 else "fp32",
@@ -102,17 +103,18 @@ class PriorSide:
         )
         self.compute = Compute.of(training)
         torch.manual_seed(0)
-        prior = build_prior(config, level, classes=10)
+        prior = build_prior(config, levels, classes=10)
         self.parameters = count_parameters(prior)
         _replaced(prior, form)
         prior = self.compute.place_model(prior)
         self.state = TrainState.start(prior, training)
         self.step = PriorStep(prior, 0, self.compute)
-        size, seen = training.batch_size, prior.level
-        codes = torch.randint(seen.symbols, (size, *seen.grid))
+        size = training.batch_size
+        codes = tuple(torch.randint(level.symbols, (size, *level.grid)) for level in prior.levels)
         grids = config.model.latent_grids(config.data.size, config.data.size)
-        coarser = tuple(torch.randint(n, (size, *grid)) for n, grid in zip(seen.coarser, grids, strict=False))
-        self.batch = LevelBatch(codes, coarser, torch.randint(10, (size,)))
+        coarser = zip(prior.level.coarser, grids, strict=False)
+        paths = tuple(torch.randint(codewords, (size, *grid)) for codewords, grid in coarser)
+        self.batch = CodeBatch(codes, paths, torch.randint(10, (size,)))
 
     def train(self) -> float:
         """Seconds of one training step."""
@@ -126,7 +128,7 @@ def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[dict[st
 
     All forms take turns, a step each. Each adds one change to the one above it; the last replaces one.
     """
-    sides = {name: PriorSide(config, level, form) for name, form in FORMS.items()}
+    sides = {name: PriorSide(config, range(level, level + 1), form) for name, form in FORMS.items()}
     steps: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side.train()  # the first step allocates

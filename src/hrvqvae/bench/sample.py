@@ -32,15 +32,15 @@ class SampledPrior:
     name: str
     prior: PixelSNAIL
 
-    def given(self, batch: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None, Tensor]:
-        """(codes, known, coarser, label, uniforms) for a batch."""
+    def given(self, batch: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None, list[Tensor]]:
+        """(codes, known, coarser, label, uniforms) for a batch: what a sampler takes."""
         level, generator = self.prior.level, torch.Generator().manual_seed(0)
         shape = (batch, *level.grid)
         codes = torch.randint(level.symbols, shape, generator=generator)
         coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
         label = torch.randint(level.classes, (batch,), generator=generator) if level.classes else None
         uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
-        return codes, torch.zeros(shape, dtype=torch.bool), coarser, label, uniforms
+        return [codes], [torch.zeros(shape, dtype=torch.bool)], coarser, label, [uniforms]
 
     def multiply_adds(self) -> int:
         """Of one full forward pass of one image, up to the small: what any sampler computes at least once."""
@@ -61,7 +61,7 @@ def preset_case(name: str, index: int, grid: Grid | None = None) -> SampledPrior
     """The prior of a preset's level (0 is the coarsest) with random weights, on its own grid or another."""
     config = presets.get(name).config
     torch.manual_seed(0)
-    prior = build_prior(config, index, classes=10 if config.data.labels else 0)
+    prior = build_prior(config, range(index, index + 1), classes=10 if config.data.labels else 0)
     assert isinstance(prior, PixelSNAIL)
     level = prior.level if grid is None else dataclasses.replace(prior.level, grid=grid)
     return make_sampled_prior(name, prior.config, level, index)
@@ -76,7 +76,7 @@ def _cached(case: SampledPrior, batch: int, rounds: int) -> float:
 @torch.inference_mode()
 def _plain(case: SampledPrior, batch: int, positions: int) -> float:
     """Seconds of one level of a batch: so many forward passes, scaled to all positions."""
-    codes, _, coarser, label, _ = case.given(batch)
+    (codes,), _, coarser, label, _ = case.given(batch)
     height, width = case.prior.level.grid
     return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
 

@@ -171,7 +171,7 @@ def _bench_layer(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """bench train, prior, sample, start, search, beam, codec, processes, gpu, files, onnx, layer."""
+    """bench train, prior, depth, sample, start, search, beam, codec, processes, gpu, files, onnx, layer."""
     targets = group(commands, "bench", "measurements that print a ratio", "TARGET")
     training = add_training(targets)
     about = "the cached sampler against the plain one, and how its cost grows"
@@ -181,7 +181,7 @@ def add(commands: Group) -> None:
     about = "the first search of a process: compiled, or loaded from the cache"
     start = command(targets, "start", about, _bench_start)
 
-    about = "encoding with a beam of paths: error of each prefix, time, and what a weight on the bits brings"
+    about = "encoding with a beam of paths, and by error and bits: error of each prefix, bytes, time"
     beam = command(targets, "beam", about, _bench_beam)
     beam.add_argument("run", nargs="?", default="cifar10", metavar="RUN", help="default: the model in the package")
     beam.add_argument("--images", type=int, default=1000, metavar="N", help="test images (default: 1000)")

@@ -63,6 +63,26 @@ def _bench_prior(arguments: Arguments) -> int:
     return 0
 
 
+def _bench_depth(arguments: Arguments) -> int:
+    from hrvqvae.bench.depth import bench_depth
+    from hrvqvae.config.parsing import override
+    from hrvqvae.config.resolve import base_config
+
+    at_least(arguments.rounds, 1, "--rounds")
+    given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "6", **arguments.fields}
+    rows = bench_depth(override(base_config(arguments.preset), given), arguments.rounds)
+    if arguments.json:
+        print_json(rows)
+        return 0
+    table: list[Sequence[object]] = [("measured", "batch", "method", "parameters", "s an image", "ratio")]
+    for row in rows:
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        spent = f"{row['seconds_per_image']:.4f}"
+        table.append((row["measured"], row["batch"], row["method"], f"{row['parameters']:,}", spent, ratio))
+    print_table(table)
+    return 0
+
+
 def _bench_processes(arguments: Arguments) -> int:
     from hrvqvae.bench.processes import as_tables, bench_processes
 
@@ -97,7 +117,7 @@ def _bench_gpu(arguments: Arguments) -> int:
 
 
 def add_training(targets: Group) -> tuple[Any, ...]:
-    """bench train, prior, processes, gpu; -> their parsers."""
+    """bench train, prior, depth, processes, gpu; -> their parsers."""
     train = command(targets, "train", "training throughput against the same model in plain form", _bench_train)
     train.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET")
     train.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each side")
@@ -111,6 +131,12 @@ def add_training(targets: Group) -> tuple[Any, ...]:
     prior.add_argument("--rounds", type=int, default=5, metavar="N", help="steps of each form")
     prior.set_defaults(takes_fields=True)
 
+    about = "one prior for all levels beside a prior for each: a training step, and samples"
+    depth = command(targets, "depth", about, _bench_depth)
+    depth.add_argument("--preset", default="hrvqvae/cifar10", metavar="PRESET")
+    depth.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each row")
+    depth.set_defaults(takes_fields=True)
+
     about = "training under torchrun beside one process: losses, images a second, bytes exchanged"
     processes = command(targets, "processes", about, _bench_processes)
     processes.add_argument("--processes", type=int, default=2, metavar="N", help="on this machine (default: 2)")
@@ -119,4 +145,4 @@ def add_training(targets: Group) -> tuple[Any, ...]:
 
     about = "codes, training, search, sampling and memory of a GPU in minutes; without one a small form on the CPU"
     gpu = command(targets, "gpu", f"{about}; exit code 1 if its codes are not the CPU's", _bench_gpu)
-    return train, prior, processes, gpu
+    return train, prior, depth, processes, gpu

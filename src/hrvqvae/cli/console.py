@@ -74,6 +74,12 @@ def at_least(value: int, least: int, name: str) -> None:
         raise InputError(f"{name} is {value}; it must be at least {least}")
 
 
+def add_beam(parser: Any) -> None:
+    """--beam, of commands that encode images."""
+    what = "keep N paths of the tree at each level when images are encoded (default: as in training)"
+    parser.add_argument("--beam", type=int, metavar="N", help=what)
+
+
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Take `--section.field VALUE` and `--section.field=VALUE` out of a command line, wherever they stand.
 

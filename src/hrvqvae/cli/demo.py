@@ -61,10 +61,9 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
     outcome = train_autoencoder(config, run, resume=run.begun())
     outcomes = [outcome]
     if outcome.signal is None:
-        levels = len(config.model.num_symbols)
         given = {
             **_DEMO_PRIOR,
-            "prior.training.max_minutes": str(max_minutes * (1 - _AUTOENCODER_SHARE) / levels),
+            "prior.training.max_minutes": str(max_minutes * (1 - _AUTOENCODER_SHARE) / len(config.prior_levels)),
             "prior.training.max_steps": str(max_steps),
         }
         priors = train_priors(out, resolve_priors(out, None, given, resume=True), resume=True)

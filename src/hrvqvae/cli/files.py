@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, at_least, command, print_table
+from hrvqvae.cli.console import Arguments, Group, add_beam, at_least, command, print_table
 from hrvqvae.errors import InputError
 from hrvqvae.quantities import counted
 
@@ -17,8 +17,10 @@ def _compress(arguments: Arguments) -> int:
 
     if arguments.bytes is not None:
         at_least(arguments.bytes, 1, "--bytes")
-    model = TrainedModel(arguments.model, arguments.device)
-    written = compress_files(model, arguments.images, arguments.out, arguments.levels, arguments.bytes)
+    model = TrainedModel(arguments.model, arguments.device, arguments.beam)
+    written = compress_files(
+        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.rate_weight
+    )
     mean, share = written.bytes / written.images, written.bytes / written.pixels
     images, size = counted(written.images, "image"), counted(written.bytes, "byte")
     print(f"{images}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
@@ -115,6 +117,11 @@ def add(commands: Group) -> None:
     )
     compress.add_argument("--levels", type=int, metavar="K", help="write levels 1..K only")
     compress.add_argument("--bytes", type=int, metavar="N", help="the most levels that fit into N bytes")
+    add_beam(compress)
+    compress.add_argument(
+        "--rate-weight", type=float, metavar="X",
+        help="weigh error against bits: the squared error of pixel values in [0, 1] that a bit is worth, such as 0.005",
+    )  # fmt: skip
     compress.add_argument("--device", default="auto", metavar="NAME")
 
     decompress = command(commands, "decompress", "files of codes and archives to PNG", _decompress)

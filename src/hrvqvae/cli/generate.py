@@ -15,7 +15,10 @@ def _draw(arguments: Arguments) -> dict[str, Any]:
 
     if arguments.top_k is not None:
         at_least(arguments.top_k, 1, "--top-k")
-    how = Draw(temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p)
+    how = Draw(
+        temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
+        guidance=arguments.guidance,
+    )  # fmt: skip
     return {"seed": arguments.seed, "class_name": arguments.class_name, "draw": how}
 
 
@@ -43,6 +46,10 @@ def _draws(added: Any, count: int) -> None:
     added.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1: likelier codes")
     added.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest codes only")
     added.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest share P only")
+    added.add_argument(
+        "--guidance", type=float, default=1.0, metavar="W",
+        help="above 1: codes that speak for the class, of priors trained with class dropout",
+    )  # fmt: skip
     added.add_argument("--seed", type=int, default=0, metavar="S")
     added.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
 

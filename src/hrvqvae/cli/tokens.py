@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, at_least, command, print_json
+from hrvqvae.cli.console import Arguments, Group, add_beam, at_least, command, print_json
 from hrvqvae.quantities import counted
 
 
@@ -18,7 +18,7 @@ def _tokenize(arguments: Arguments) -> int:
     found = tokenize(
         arguments.model, arguments.source, arguments.out, shard_size=arguments.shard_size,
         full_size=arguments.full_size, workers=arguments.workers, device=arguments.device, engine=arguments.engine,
-        retry_broken=arguments.retry_broken,
+        retry_broken=arguments.retry_broken, beam=arguments.beam,
     )  # fmt: skip
     if arguments.json:
         print_json(dataclasses.asdict(found))
@@ -58,6 +58,7 @@ def add(commands: Group) -> None:
     tokenize.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="ray: shared out over a cluster by Ray Data"
     )
+    add_beam(tokenize)
     tokenize.add_argument("--retry-broken", action="store_true", help="try images again that were broken before")
     tokenize.add_argument("--json", action="store_true", help="for programs")
 

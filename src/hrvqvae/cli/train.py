@@ -1,4 +1,4 @@
-"""Training: an autoencoder, its priors, and the demo that does it all."""
+"""Training: an autoencoder, its priors, the decoding of its prefixes, and the demo that does it all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.quantities import counted
 
 if TYPE_CHECKING:
-    from hrvqvae.config import Config
+    from hrvqvae.config import Config, Levels
 
 _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "start_from")
 
@@ -77,25 +77,46 @@ def _train(arguments: Arguments) -> int:
 def _train_prior(arguments: Arguments) -> int:
     given = _given(arguments, "prior.training")
     from hrvqvae import processes
+    from hrvqvae.config import level_names
     from hrvqvae.runs.folder import prior_folder
     from hrvqvae.stages import resolve_priors, train_priors
 
-    def configured(resume: bool) -> dict[int, Config]:
+    def configured(resume: bool) -> dict[Levels, Config]:
         return resolve_priors(arguments.run, arguments.level, given, resume=resume)
 
     def began() -> bool:
-        return any(prior_folder(arguments.run, level).of_this_job() for level in configured(False))
+        return any(prior_folder(arguments.run, *levels).of_this_job() for levels in configured(False))
 
     resume = arguments.resume or processes.goes_on(began)
     configs = processes.on_first(lambda: configured(resume))
     outcomes = train_priors(arguments.run, configs, resume=resume)
-    for level, outcome in outcomes.items():
+    for levels, outcome in outcomes.items():
+        name = level_names(levels)
         spent = f"{counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes"
         if outcome.signal is not None:
-            print(f"level {level + 1}: stopped after {spent}, saved; continue with --resume")
+            print(f"{name}: stopped after {spent}, saved; continue with --resume")
             return 128 + outcome.signal
-        print(f"level {level + 1}: trained {spent}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB")
+        print(f"{name}: trained {spent}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB")
     print(f"priors in {Path(arguments.run) / 'priors'}")
+    return 0
+
+
+def _train_prefixes(arguments: Arguments) -> int:
+    given = _given(arguments, "prefixes.training")
+    from hrvqvae import processes
+    from hrvqvae.runs.folder import prefix_folder
+    from hrvqvae.stages import resolve_prefixes, train_prefixes
+
+    folder = prefix_folder(arguments.run)
+    resume = arguments.resume or processes.goes_on(folder.of_this_job)
+    config = processes.on_first(lambda: resolve_prefixes(arguments.run, given, resume=resume))
+    outcome = train_prefixes(arguments.run, config, resume=resume)
+    spent = f"{counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes"
+    if outcome.signal is not None:
+        print(f"stopped after {spent}, saved; continue with --resume")
+        return 128 + outcome.signal
+    print(f"trained {spent}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB: {folder.model}")
+    print(f"pictures in {folder.pictures}")
     return 0
 
 
@@ -135,21 +156,26 @@ def _trains(added: Any, example: str) -> None:
 
 
 def add(commands: Group) -> None:
-    """train, train-prior, train-judge, demo."""
+    """train, train-prior, train-prefixes, train-judge, demo."""
     train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _together(_train))
     train.add_argument("preset", metavar="PRESET")
     train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
     train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     _trains(train, "--model.quantizer.codewords 8")
 
-    about = "train the priors of a run, one a level; budgets are a level's"
+    about = "train the priors of a run, one a level or one of all; budgets are a prior's"
     train_prior = command(commands, "train-prior", about, _together(_train_prior))
     train_prior.add_argument("run", metavar="RUN")
-    train_prior.add_argument("--level", type=int, metavar="L", help="this level only, 1 is the coarsest")
+    train_prior.add_argument("--level", type=int, metavar="L", help="the prior of this level only, 1 is the coarsest")
     train_prior.add_argument(
         "--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not from the run's own images"
     )
     _trains(train_prior, "--prior.network.hidden_units 128")
+
+    about = "train what a run decodes its first levels by, on the frozen autoencoder"
+    train_prefixes = command(commands, "train-prefixes", about, _together(_train_prefixes))
+    train_prefixes.add_argument("run", metavar="RUN")
+    _trains(train_prefixes, "--prefixes.network.hidden_units 32")
 
     judge = command(commands, "train-judge", "train the classifier that judges samples of a data set", _train_judge)
     judge.add_argument("dataset", metavar="DATASET", help="such as cifar10")

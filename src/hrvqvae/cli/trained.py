@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, at_least, command, print_json, print_table
+from hrvqvae.cli.console import Arguments, Group, add_beam, at_least, command, print_json, print_table
+from hrvqvae.errors import InputError
 from hrvqvae.quantities import counted, psnr
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ def _evaluate(arguments: Arguments) -> int:
     at_least(arguments.samples, 0, "--samples")
     if arguments.images is not None:
         at_least(arguments.images, 1, "--images")
+    if arguments.guidance and not arguments.samples:
+        raise InputError("--guidance is that of samples: say how many to draw, --samples N")
     evaluated = evaluate_run(
-        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples, limit=arguments.images,
+        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
+        guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
         say=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     report, rate = evaluated.report, evaluated.rate
@@ -53,20 +57,24 @@ def _evaluate(arguments: Arguments) -> int:
     print(f"the priors need {share:.1%} of the bits that counts given path and neighbours need")
     if rate.label_bits_per_image:
         print(f"all given the class; it takes {rate.label_bits_per_image:.1f} bits an image where it is not known")
-    if evaluated.recognized is not None:
+    if evaluated.recognized:
         _print_recognized(evaluated.recognized)
     return 0
 
 
-def _print_recognized(found: Recognized) -> None:
+def _print_recognized(judged: Sequence[Recognized]) -> None:
+    names = ["samples" if one.guidance == 1 else f"samples with guidance {one.guidance:g}" for one in judged]
+    for one, name in zip(judged, names, strict=True):
+        print(f"{one.recognized:.1%} of {one.samples:,} {name} are recognized as their class")
+    found = judged[0]
     print(
-        f"{found.recognized:.1%} of {found.samples:,} samples are recognized as their class, by a classifier that is "
-        f"right about {found.classifier_accuracy:.2%} of the test images\n"
+        f"by a classifier that is right about {found.classifier_accuracy:.2%} of the test images\n"
         f"and about {found.reconstructions_recognized:.2%} of the reconstructions of {found.compared:,} of them\n"
     )
     rows: list[Sequence[object]] = [("from test images", found.frechet, "kernel", "precision", "recall")]
-    for name, one in found.distances.items():
-        values = (f"{one.frechet:.3f}", f"{one.kernel:.4f}", f"{one.precision:.3f}", f"{one.recall:.3f}")
+    drawn = {name: one.distances["samples"] for one, name in zip(judged, names, strict=True)}
+    for name, far in (drawn | {name: far for name, far in found.distances.items() if name != "samples"}).items():
+        values = (f"{far.frechet:.3f}", f"{far.kernel:.4f}", f"{far.precision:.3f}", f"{far.recall:.3f}")
         rows.append((name, *values))
     print_table(rows)
 
@@ -74,7 +82,7 @@ def _print_recognized(found: Recognized) -> None:
 def _reconstruct(arguments: Arguments) -> int:
     from hrvqvae.pictures.images import reconstruct
 
-    for path, error in reconstruct(arguments.run, arguments.images, arguments.out, arguments.levels):
+    for path, error in reconstruct(arguments.run, arguments.images, arguments.out, arguments.levels, arguments.beam):
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
     print(f"originals above reconstructions: {arguments.out}")
     return 0
@@ -91,8 +99,12 @@ def add(commands: Group) -> None:
         "--samples", type=int, default=0, metavar="N", help="draw N images and have a classifier of the data judge them"
     )
     evaluate.add_argument(
+        "--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"
+    )
+    evaluate.add_argument(
         "--images", type=int, metavar="N", help="N images of the split only, evenly spread (default: all)"
     )
+    add_beam(evaluate)
     evaluate.add_argument("--json", action="store_true", help="for programs")
 
     reconstruct = command(commands, "reconstruct", "a sheet of images above their reconstructions", _reconstruct)
@@ -100,3 +112,4 @@ def add(commands: Group) -> None:
     reconstruct.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
     reconstruct.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
     reconstruct.add_argument("--levels", type=int, metavar="K", help="decode levels 1..K only")
+    add_beam(reconstruct)

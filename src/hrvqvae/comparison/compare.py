@@ -180,12 +180,13 @@ class Comparison:
         return {"max_steps": self.max_steps, "max_minutes": self.max_minutes}
 
     def _prior_of(self, config: Config) -> dict[str, str]:
-        """In what each level's prior differs from its configuration: budget, seed, and what suits few images a step."""
-        budget, levels = self.prior_budget(), len(config.model.num_symbols)
+        """In what each prior differs from its configuration: budget, seed, and what suits few images a step."""
+        budget = self.prior_budget()
         if not budget:
             return {}
-        steps = max(1, int(budget["max_steps"]) // levels) if budget["max_steps"] else 0
-        minutes = budget["max_minutes"] / levels
+        priors = len(config.prior_levels)
+        steps = max(1, int(budget["max_steps"]) // priors) if budget["max_steps"] else 0
+        minutes = budget["max_minutes"] / priors
         given = {"epochs": 0, "max_steps": steps, "max_minutes": minutes, "seed": config.training.seed}
         asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
         return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
-from hrvqvae.config import Config
+from hrvqvae.config import Config, Levels
 from hrvqvae.config.resolve import decide_autoencoder, decide_priors
 from hrvqvae.errors import InputError
 from hrvqvae.progress import clock
@@ -50,14 +50,14 @@ def _require_same(case: Case, run: RunFolder) -> None:
         return
     if run.read_config() != case.config:
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
-    for level, config in _prior_configs(case, run).items():
-        prior = prior_folder(run.path, level)
+    for levels, config in _prior_configs(case, run).items():
+        prior = prior_folder(run.path, *levels)
         if prior.config.is_file() and prior.read_config().prior != config.prior:
             raise InputError(f"{prior.path} has another budget or configuration of priors; choose another --out")
 
 
-def _prior_configs(case: Case, run: RunFolder) -> dict[int, Config]:
-    """Level -> what its prior is trained with; empty without priors."""
+def _prior_configs(case: Case, run: RunFolder) -> dict[Levels, Config]:
+    """The levels that a prior covers -> what it is trained with; empty without priors."""
     return resolve_priors(str(run.path), None, case.prior, resume=False) if case.prior else {}
 
 

@@ -2,7 +2,7 @@
 
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig, OneGridConfig
-from hrvqvae.config.prior import PriorConfig, PriorNetworkConfig
+from hrvqvae.config.prior import Levels, PriorConfig, PriorNetworkConfig, level_names
 from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
 from hrvqvae.config.schema import Config, bits_per_image, compression_ratio, flatten, to_dict, training_steps
 from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig, at_level
@@ -13,6 +13,7 @@ __all__ = [
     "DataConfig",
     "FlatConfig",
     "Grid",
+    "Levels",
     "ModelConfig",
     "NetworkConfig",
     "OneGridConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "bits_per_image",
     "compression_ratio",
     "flatten",
+    "level_names",
     "to_dict",
     "training_steps",
 ]

@@ -135,7 +135,7 @@ class PriorNetwork:
         name: its folder, and `prior.network.kind`.
         title: for people.
         config: its configuration, a frozen dataclass whose `kind` is `name`.
-        network: "module:Class", called with (config, level, index of the level) -> Prior.
+        network: "module:Class" of a `priors.base.Prior`; that of one level is called with (config, level, its index).
         sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
     """
 
@@ -169,12 +169,13 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 
 SYSTEMS: Registry[System] = Registry(
     System, "system", "hrvqvae.systems",
-    _in_package("systems", ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
+    _in_package("systems", ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
     | {"fsq": "hrvqvae.systems.vqpytorch:FSQ", "vqpytorch": "hrvqvae.systems.vqpytorch:VQPYTORCH"},
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
-    PriorNetwork, "network of priors", "hrvqvae.priors", _in_package("priors", ("pixelsnail", "transformer"), "PRIOR")
-)
+    PriorNetwork, "network of priors", "hrvqvae.priors",
+    _in_package("priors", ("pixelsnail", "transformer", "depth"), "PRIOR"),
+)  # fmt: skip
 DATASETS: Registry[Dataset] = Registry(
     Dataset, "data set", "hrvqvae.datasets",
     _in_package("data.sets", ("mnist", "fashion-mnist", "cifar10"), "DATASET")

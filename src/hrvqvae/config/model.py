@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from hrvqvae.config.checks import require
-from hrvqvae.config.quantizer import QuantizerConfig
+from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
 from hrvqvae.errors import InputError
 
 Grid = tuple[int, int]
@@ -60,6 +62,14 @@ class ModelConfig(ABC):
             InputError: the system has no codebook whose size can be changed so.
         """
         raise InputError(f"{self.system} has no codebook of {branching}^{levels} codewords to study")
+
+    def with_beam(self, width: int) -> ModelConfig:
+        """The same model whose search keeps so many paths at each level.
+
+        Raises:
+            InputError: a width below 1, or the system has no linked codebooks, which a beam searches.
+        """
+        raise InputError(f"{self.system} has no linked codebooks, which a beam searches")
 
     def check_images(self, size: int) -> None:  # noqa: B027  # most systems take any size
         """Raises InputError where the system can't be trained on images of so many pixels a side."""
@@ -144,3 +154,33 @@ class FlatConfig(OneGridConfig, CodebookModelConfig):
     def num_symbols(self) -> tuple[int, ...]:
         """Values that a code can take: K."""
         return (self.quantizer.codewords,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeConfig(OneGridConfig, CodebookModelConfig):
+    """One latent grid with L levels of linked codebooks, however they are trained."""
+
+    quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each level can take: m, since its parent is known."""
+        return (self.quantizer.codewords,) * self.quantizer.levels
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each level in all: m^l."""
+        return tuple(self.quantizer.codewords**level for level in range(1, self.quantizer.levels + 1))
+
+    @property
+    def codewords_searched(self) -> int:
+        """m for each path that the search keeps at the level before."""
+        size, kept = self.quantizer.codewords, self.quantizer.beam
+        return sum(size * min(kept, size**level) for level in range(self.quantizer.levels))
+
+    def with_beam(self, width: int) -> Self:
+        return dataclasses.replace(self, quantizer=dataclasses.replace(self.quantizer, beam=width))
+
+    def with_leaves(self, branching: int, levels: int) -> TreeConfig:
+        quantizer = dataclasses.replace(self.quantizer, codewords=branching, levels=levels)
+        return dataclasses.replace(self, quantizer=quantizer)

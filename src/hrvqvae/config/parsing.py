@@ -21,6 +21,7 @@ import yaml
 from hrvqvae.config.checks import near_names
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import PRIORS, SYSTEMS
+from hrvqvae.config.prefixes import PrefixConfig
 from hrvqvae.config.prior import PriorConfig
 from hrvqvae.config.registry import Registry
 from hrvqvae.config.schema import DEFAULT_PRIOR, DEFAULT_SYSTEM, Config, nested, to_dict
@@ -28,7 +29,10 @@ from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
 from hrvqvae.errors import InputError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-_OF_PRIORS = (("held_out", float, PriorConfig.held_out), ("codes", str | None, PriorConfig.codes))
+_OF_PRIORS = (
+    ("held_out", float, PriorConfig.held_out), ("codes", str | None, PriorConfig.codes),
+    ("class_dropout", float, PriorConfig.class_dropout),
+)  # fmt: skip
 
 
 class _Form:
@@ -46,6 +50,7 @@ class _Form:
             "training": TrainingConfig,
             "prior.network": PRIORS.get(network).config,
             "prior.training": PriorTrainingConfig,
+            "prefixes": PrefixConfig,
         }
         self.parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
         self.parser.add_argument("--name", type=str, default=Config.name)
@@ -72,7 +77,10 @@ class _Form:
             built = self.parser.instantiate(parse())
             own = {name: getattr(built.prior, name) for name, _, _ in _OF_PRIORS}
             prior = PriorConfig(network=built.prior.network, training=built.prior.training, **own)
-            return Config(name=built.name, data=built.data, model=built.model, training=built.training, prior=prior)
+            return Config(
+                name=built.name, data=built.data, model=built.model, training=built.training, prior=prior,
+                prefixes=built.prefixes,
+            )  # fmt: skip
         except InputError as error:
             raise InputError(f"{where}{error}") from error
         except (argparse.ArgumentError, TypeError) as error:

@@ -15,6 +15,7 @@ from hrvqvae.config.checks import near_names
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS, Dataset, System
 from hrvqvae.config.paper_tables import printed_figures
+from hrvqvae.config.prefixes import PrefixConfig
 from hrvqvae.config.prior import PriorConfig
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
@@ -78,6 +79,7 @@ def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes:
         prior=PriorConfig(
             network=from_plain(network, of_network), training=from_plain(PriorTrainingConfig, of_training)
         ),
+        prefixes=from_plain(PrefixConfig, tree.get("prefixes", {})),
     )
     return Preset(config=config, sources=sources, printed=printed_figures(name), about=about, notes=notes)
 

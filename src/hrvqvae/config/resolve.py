@@ -21,6 +21,7 @@ _RESUMABLE = frozenset(
         "training.loggers", "data.root", "data.workers",
     }
 )  # fmt: skip
+_PREFIX_RESUMABLE = _RESUMABLE | {f"prefixes.{name}" for name in _RESUMABLE if name.startswith("training.")}
 # The best state of a prior is that of the same held-out images, so their number stays.
 _PRIOR_RESUMABLE = (_RESUMABLE | {f"prior.{name}" for name in _RESUMABLE if name.startswith("training.")}) - {
     "prior.training.evaluation_images"
@@ -95,9 +96,30 @@ def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = 
     Raises:
         InputError: a bad value, a field that is not the priors', or a resumed prior that would no longer be the same.
     """
-    for key in given:
-        if not key.startswith("prior.") and key not in ("data.root", "data.workers"):
-            raise InputError(f"--{key} is not a field of the priors; train-prior takes --prior.* and --data")
+    _require_fields(given, "prior", "priors", "train-prior")
     config = override(run, given) if stored is None else _continued(stored, given, _PRIOR_RESUMABLE)
     config.prior.check_levels(len(run.model.num_symbols))
     return decide_priors(config)[0]
+
+
+def prefix_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
+    """The configuration of the decoding of a run's prefixes that begins to train, or of the stored one that goes on.
+
+    Args:
+        run: of the autoencoder's run.
+        given: dotted name -> text.
+        stored: of the training that goes on.
+
+    Raises:
+        InputError: as `prior_config`.
+    """
+    _require_fields(given, "prefixes", "prefixes", "train-prefixes")
+    config = override(run, given) if stored is None else _continued(stored, given, _PREFIX_RESUMABLE)
+    return dataclasses.replace(config, prefixes=decide(config.prefixes)[0])
+
+
+def _require_fields(given: Mapping[str, str], section: str, stage: str, command: str) -> None:
+    """Raises InputError where a field is given that the command of a stage does not take."""
+    for key in given:
+        if not key.startswith(f"{section}.") and key not in ("data.root", "data.workers"):
+            raise InputError(f"--{key} is not a field of the {stage}; {command} takes --{section}.* and --data")

@@ -15,7 +15,8 @@ from typing import Any, TypeVar, get_type_hints
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import PRIORS
 from hrvqvae.config.model import ModelConfig
-from hrvqvae.config.prior import PriorConfig
+from hrvqvae.config.prefixes import PrefixConfig
+from hrvqvae.config.prior import Levels, PriorConfig
 from hrvqvae.config.training import TrainingConfig
 
 C = TypeVar("C")
@@ -25,7 +26,7 @@ DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run: data, model, training, priors.
+    """A run: data, model, training, priors, the decoding of prefixes.
 
     Attributes:
         name: the preset that it began as.
@@ -37,6 +38,12 @@ class Config:
     model: ModelConfig
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(network=PRIORS.get(DEFAULT_PRIOR).config()))
+    prefixes: PrefixConfig = field(default_factory=PrefixConfig)
+
+    @property
+    def prior_levels(self) -> tuple[Levels, ...]:
+        """The levels that each prior covers, coarse first. Raises InputError where its network can't cover them."""
+        return self.prior.network.covers(self.model.latent_grids(self.data.size, self.data.size))
 
     def with_root(self, root: str | None) -> Config:
         """The same with its data in another root folder; None leaves it."""

@@ -106,10 +106,11 @@ def at_level(values: tuple[T, ...], level: int) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTrainingConfig(StageConfig):
-    """Optimization of the priors; budgets are a level's own.
+    """Optimization of the priors; budgets are a prior's own.
 
     Attributes:
-        batch_size: images a step: one number for all levels, or one a level, coarse first.
+        batch_size: images a step: one number for all levels, or one a level, coarse first; a prior of several levels
+            takes that of the coarsest.
     """
 
     batch_size: tuple[int, ...] = (32,)

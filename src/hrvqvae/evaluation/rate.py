@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hrvqvae.config import level_names
 from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior, total_bits
 from hrvqvae.progress import tracked
@@ -248,6 +249,22 @@ def label_bits(counted: Integers, coded: Integers, classes: int) -> float:
     return float(-np.log2(counts[coded] / counts.sum()).mean())
 
 
+def _bits_under(prior: Prior, model: Autoencoder, coded: CodeMaps, device: torch.device) -> list[float]:
+    """Bits that codes take under a prior, in float32, summed, of each level that it covers."""
+    prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    first, count = prior.level.number - 1, len(prior.levels)
+    spent = np.zeros(count)
+    title = f"bits of {level_names(range(first, first + count))} under {'its' if count == 1 else 'their'} prior"
+    starts = range(0, len(coded), _BATCH)
+    for start in tracked(starts, title, len(coded), lambda start: min(_BATCH, len(coded) - start)):
+        codes, labels = coded.read(np.arange(start, min(start + _BATCH, len(coded))))
+        coarser = [paths.to(device) for paths in model.paths(codes[:first])]
+        own = [one.to(device) for one in codes[first : first + count]]
+        spent += total_bits(prior, own, coarser, labels.to(device) if prior.level.classes else None)
+    prior.cpu()
+    return [float(bits) for bits in spent]
+
+
 def measure_rate(
     priors: Sequence[Prior], model: Autoencoder, coded: CodeMaps, counted: CodeMaps, device: torch.device
 ) -> Rate:
@@ -260,22 +277,15 @@ def measure_rate(
     Raises:
         InputError: there are more contexts than can be numbered.
     """
-    levels = [prior.level for prior in priors]
+    levels = [level for prior in priors for level in prior.levels]
     classes = levels[0].classes
     yardsticks = Yardsticks(model, [level.symbols for level in levels], levels[-1].coarser, classes)
     yardsticks.count(counted)
+    spent = [bits for prior in priors for bits in _bits_under(prior, model, coded, device)]
     rates, per_image = [], np.zeros(3)
-    for index, (prior, by_counts) in enumerate(zip(priors, yardsticks.bits(coded), strict=True)):
-        prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        spent = 0.0
-        starts, title = range(0, len(coded), _BATCH), f"bits of level {index + 1} under its prior"
-        for start in tracked(starts, title, len(coded), lambda start: min(_BATCH, len(coded) - start)):
-            codes, labels = coded.read(np.arange(start, min(start + _BATCH, len(coded))))
-            coarser = [paths.to(device) for paths in model.paths(codes[:index])]
-            spent += total_bits(prior, codes[index].to(device), coarser, labels.to(device) if classes else None)
-        prior.cpu()
-        an_image = np.array([spent, *by_counts]) / len(coded)
-        prior_bits, path, neighbours = (an_image / np.prod(prior.level.grid)).tolist()
+    for level, of_prior, by_counts in zip(levels, spent, yardsticks.bits(coded), strict=True):
+        an_image = np.array([of_prior, *by_counts]) / len(coded)
+        prior_bits, path, neighbours = (an_image / np.prod(level.grid)).tolist()
         rates.append(LevelRate(prior=prior_bits, path=path, neighbours=neighbours))
         per_image += an_image
     return Rate(

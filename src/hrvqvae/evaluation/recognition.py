@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import Features
 from hrvqvae.evaluation.judge import Judge, judge_of
 from hrvqvae.evaluation.sets import RealImages, SetDistances
+from hrvqvae.priors.draw import Draw
 from hrvqvae.runs.trained import TrainedModel
 
 _BATCH = 128
@@ -27,6 +28,7 @@ class Recognized:
 
     Attributes:
         samples: drawn, a class after the other.
+        guidance: that they were drawn with.
         recognized: share that is taken for the class that was asked for.
         classifier_accuracy: the judge's accuracy on the test split.
         reconstructions_recognized: share of reconstructions of test images that are taken for their class: what samples
@@ -37,6 +39,7 @@ class Recognized:
     """
 
     samples: int
+    guidance: float
     recognized: float
     classifier_accuracy: float
     reconstructions_recognized: float
@@ -50,12 +53,17 @@ class Recognized:
 
 
 def recognize(
-    model: TrainedModel, config: DataConfig, count: int, *, seed: int = 0, say: Callable[[str], None] = note
-) -> Recognized:
+    model: TrainedModel, config: DataConfig, count: int, *, seed: int = 0, guidance: Sequence[float] = (1.0,),
+    say: Callable[[str], None] = note,
+) -> tuple[Recognized, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
 
+    Args:
+        guidance: so many images are drawn with each of these (`Draw.guidance`); a `Recognized` for each.
+
     Raises:
-        InputError: a level has no prior; no classes, or others than the data has; the data is not there.
+        InputError: a level has no prior, or one that can't be guided; no classes, or others than the data has; the data
+            is not there.
     """
     classes = model.classes
     if not classes:
@@ -63,30 +71,33 @@ def recognize(
     if load_images(config, "train", say).classes != classes:
         raise InputError(f"the priors of {model.run} know other classes than the data has: {', '.join(classes)}")
     judge = judge_of(config, say=say)
-    drawn, wanted = _draw(model, count, seed)
     tests, labels = _images(config, "test", count)
     compared = len(tests)
     decoded = torch.cat([model.decode(model.encode(some), size=_size(some)) for some in _batches(tests)])
-    sets = {
-        "samples": drawn[torch.linspace(0, count - 1, compared).long()],
-        "reconstructions": decoded,
-        "training images": _images(config, "train", compared)[0],
-    }
     real = RealImages(Features(f"a classifier of {config.dataset}", judge.classifier.features), _batches(tests))
-    return Recognized(
-        samples=count, recognized=_share(judge, drawn, wanted), classifier_accuracy=judge.accuracy,
-        reconstructions_recognized=_share(judge, decoded, labels), compared=compared, frechet=real.frechet,
-        distances={name: real.distances(_batches(images)) for name, images in sets.items()},
-    )  # fmt: skip
+    others = {"reconstructions": decoded, "training images": _images(config, "train", compared)[0]}
+    distances = {name: real.distances(_batches(images)) for name, images in others.items()}
+    reconstructed, found = _share(judge, decoded, labels), []
+    for weight in guidance:
+        drawn, wanted = _draw(model, count, seed, Draw(guidance=weight))
+        some = drawn[torch.linspace(0, count - 1, compared).long()]
+        found.append(
+            Recognized(
+                samples=count, guidance=weight, recognized=_share(judge, drawn, wanted),
+                classifier_accuracy=judge.accuracy, reconstructions_recognized=reconstructed, compared=compared,
+                frechet=real.frechet, distances={"samples": real.distances(_batches(some)), **distances},
+            )
+        )  # fmt: skip
+    return tuple(found)
 
 
-def _draw(model: TrainedModel, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _draw(model: TrainedModel, count: int, seed: int, draw: Draw) -> tuple[Tensor, Tensor]:
     """(images (count, C, Y, X), the class (count,) that each was asked for)."""
     drawn, wanted = [], []
     for number, name in enumerate(model.classes):
         share = count // len(model.classes) + (number < count % len(model.classes))
         if share:
-            drawn.append(model.draw(share, seed=seed + number, class_name=name).images)
+            drawn.append(model.draw(share, seed=seed + number, class_name=name, draw=draw).images)
             wanted += [number] * share
     return torch.cat(drawn), torch.tensor(wanted)
 

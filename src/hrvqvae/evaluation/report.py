@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.recognition import Recognized, recognize
+from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.hierarchy import check_draw
 from hrvqvae.progress import tracked
 from hrvqvae.runs.codemaps import CodeMaps, extract, stored
 from hrvqvae.runs.folder import RunFolder
@@ -27,12 +29,16 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` finds: the autoencoder's report; the priors' rate, or why there is none; what samples are."""
+    """What `evaluate` finds: the autoencoder's report; the priors' rate, or why there is none; what samples are.
+
+    Attributes:
+        recognized: with each guidance that samples were drawn with.
+    """
 
     report: Report
     rate: Rate | None
     no_rate: str
-    recognized: Recognized | None = None
+    recognized: tuple[Recognized, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the rate's beside the report's, None where there are no priors."""
@@ -43,13 +49,19 @@ class Evaluated:
             rate = self.rate.levels[level] if self.rate else None
             values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
         plain["no_priors"] = self.no_rate or None
-        plain |= self.recognized.to_dict() if self.recognized else {}
+        if self.recognized:
+            plain |= self.recognized[0].to_dict()
+            plain["by_guidance"] = [
+                {"guidance": one.guidance, "recognized": one.recognized, **vars(one.distances["samples"])}
+                for one in self.recognized
+            ]
         return plain
 
 
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
-    limit: int | None = None, rate: bool = True, say: Callable[[str], None] = note,
+    guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None, rate: bool = True,
+    say: Callable[[str], None] = note,
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
@@ -58,14 +70,19 @@ def evaluate_run(
 
     Args:
         samples: draw so many and have them classified (0: none).
+        guidance: so many with each of these.
         limit: measure on so many images, spread evenly over the split (None: all).
+        beam: paths that the search keeps when it encodes; None keeps as many as in training.
         rate: whether the priors are measured.
 
     Raises:
-        InputError: the run or its data is missing.
+        InputError: the run or its data is missing, or samples can't be guided.
     """
+    if samples:
+        for weight in guidance:
+            check_draw(load_priors(run).networks, Draw(guidance=weight))
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
-    model, config, digest = load_with_digest(run)
+    model, config, digest = load_with_digest(run, beam=beam)
     config = config.with_root(root)
     images = load_images(config.data, split, say)
     model = compute.place_model(model)
@@ -90,10 +107,9 @@ def evaluate_run(
         coded, counted = extract(model, config, split, compute.device, limit), train_maps
     if priors.classes and not coded.classes == counted.classes == priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    found = measure_rate(priors.levels, model, coded, counted, compute.device)
-    return Evaluated(
-        report, found, "", recognize(TrainedModel(run), config.data, samples, say=say) if samples else None
-    )
+    found = measure_rate(priors.networks, model, coded, counted, compute.device)
+    judged = recognize(TrainedModel(run), config.data, samples, guidance=guidance, say=say) if samples else ()
+    return Evaluated(report, found, "", judged)
 
 
 def _every(apart: int, maps: CodeMaps, first: int, limit: int | None = None) -> CodeMaps:

@@ -46,6 +46,7 @@ class _Decoder(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        self.prefix_decoder = getattr(autoencoder, "prefix_decoder", None)  # whose weights are the graph's too
 
     def forward(self, codes: Codes, levels: Tensor) -> Tensor:
         return self.autoencoder.decode_prefix(codes, levels)

@@ -18,6 +18,7 @@ from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.pictures import sheets
 from hrvqvae.progress import tracked
 from hrvqvae.quantities import counted
+from hrvqvae.quantize import Codes
 from hrvqvae.runs import compression
 from hrvqvae.runs.locating import shipped
 from hrvqvae.runs.storage import write_atomic
@@ -79,7 +80,7 @@ def _chunks(named: dict[str, Path]) -> Iterator[dict[str, Path]]:
 
 def compress_files(
     model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    *, say: Callable[[str], None] = note,
+    rate_weight: float | None = None, *, say: Callable[[str], None] = note,
 ) -> Written:  # fmt: skip
     """Write the codes of image files.
 
@@ -89,6 +90,7 @@ def compress_files(
             each image.
         levels: how many levels to write; None writes all.
         max_bytes: of a file; it has the most levels that fit.
+        rate_weight: as for `TrainedModel.encode`.
         say: is told what was lost when images were converted to the channels of the model.
 
     Raises:
@@ -98,12 +100,13 @@ def compress_files(
     if out.suffix == archive.SUFFIX:
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        _append(model, named, out, compression.check_levels(model.autoencoder, levels), written)
+        encode = model.encoder(rate_weight)
+        _append(model, named, out, compression.check_levels(model.autoencoder, levels), encode, written)
     else:
         if out.suffix == SUFFIX and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
         for some in tracked(_chunks(named), "compress", len(named), len):
-            files = model.compress(_read(model, some, written), levels, max_bytes)
+            files = model.compress(_read(model, some, written), levels, max_bytes, rate_weight)
             for name, content in zip(some, files, strict=True):
                 _write(out if out.suffix == SUFFIX else out / f"{name}{SUFFIX}", content)
                 written.bytes += len(content)
@@ -120,7 +123,10 @@ def _write(path: Path, content: bytes) -> None:
         raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
 
-def _append(model: TrainedModel, named: dict[str, Path], out: Path, levels: int, written: Written) -> None:
+def _append(
+    model: TrainedModel, named: dict[str, Path], out: Path, levels: int, encode: Callable[[Tensor], Codes],
+    written: Written,
+) -> None:  # fmt: skip
     for name, path in named.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise InputError(f"{str(path)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
@@ -128,7 +134,8 @@ def _append(model: TrainedModel, named: dict[str, Path], out: Path, levels: int,
     with archive.appending(out, model.codec) as append:
         for some in tracked(_chunks(named), "compress", len(named), len):
             images = _read(model, some, written)
-            codes = [row for image in images for row in compression.flat_codes(model.encode(image[None]))]
+            encoded = (encode(image[None].to(model.device)) for image in images)
+            codes = [row for one in encoded for row in compression.flat_codes(one)]
             append(codes, [(image.shape[-2], image.shape[-1]) for image in images], list(some), levels)
     written.bytes = out.stat().st_size - before
 

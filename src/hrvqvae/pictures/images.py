@@ -42,16 +42,20 @@ def level_captions(levels: Sequence[LevelReport]) -> list[str]:
 
 
 def reconstruct(
-    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, *, say: Callable[[str], None] = note
-) -> list[tuple[Path, float]]:
+    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
+    *, say: Callable[[str], None] = note,
+) -> list[tuple[Path, float]]:  # fmt: skip
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
     Images keep their own sizes, and are converted to the model's channels; `say` is told how many were.
 
+    Args:
+        beam: paths that the search keeps when it encodes; None keeps as many as in training.
+
     Raises:
-        InputError: no such run, image or level; the sheet can't be written.
+        InputError: no such run, image or level, no codebooks for a beam; the sheet can't be written.
     """
-    model, config = load_with_config(run)
+    model, config = load_with_config(run, beam=beam)
     most = model.prefixes[-1]
     if levels is not None and not 1 <= levels <= most:
         raise InputError(f"levels is {levels}; this model has levels 1 to {most}")

@@ -44,8 +44,9 @@ class Page:
         self._turn = Lock()
         try:
             self.classes, self.missing = model.classes, ""
+            self.guided = all(prior.level.unconditional for prior in model.priors.networks)
         except InputError as error:
-            self.classes, self.missing = (), str(error)
+            self.classes, self.missing, self.guided = (), str(error), False
 
     def _answer(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, one call at a time, whose refusals the page shows as one line."""
@@ -91,10 +92,11 @@ class Page:
         line = f"{made.bytes:,} bytes, {share:.2%} of the {image.numel():,} of {width}x{height} pixels; {psnr}"
         return _enlarged(made.image), line
 
-    def draw(self, count: int, name: str, temperature: float, seed: int) -> Image.Image:
+    def draw(self, count: int, name: str, temperature: float, seed: int, guidance: float) -> Image.Image:
         """New images."""
         self.limits.check_count(int(count))
-        return sheets.grid(list(tasks.draw(self.model, int(count), _class(name), float(temperature), int(seed))))
+        how = (_class(name), float(temperature), int(seed), float(guidance))
+        return sheets.grid(list(tasks.draw(self.model, int(count), *how)))
 
     def canvas(self, picture: Picture) -> str:
         """What the painter shows: an image, and nothing painted."""
@@ -104,14 +106,14 @@ class Page:
         return json.dumps({"picture": url, "side": min(_MARKS, self.size), "marks": ""})
 
     def complete(
-        self, picture: Picture | None, painted: str | None, count: int, name: str, temperature: float, seed: int
-    ) -> tuple[Image.Image, str, Image.Image]:
+        self, picture: Picture | None, painted: str | None, count: int, name: str, temperature: float, seed: int,
+        guidance: float,
+    ) -> tuple[Image.Image, str, Image.Image]:  # fmt: skip
         """Images that keep what is painted."""
         self.limits.check_count(int(count))
         image, marks = _given(picture).square, marked(painted)
-        made = tasks.complete(
-            self.model, image, marks, int(count), _class(name), float(temperature), int(seed)
-        )  # fmt: skip
+        how = (_class(name), float(temperature), int(seed), float(guidance))
+        made = tasks.complete(self.model, image, marks, int(count), *how)
         return _enlarged(made.kept), f"{made.share:.0%} of the codes are kept", sheets.grid(list(made.images))
 
     def usage(self, picture: Picture) -> list[list[Any]]:
@@ -213,13 +215,14 @@ class Page:
         return f"{words} Nothing can be drawn: {self.missing}" if self.missing else words
 
     def _asked(self, count: int) -> list[Any]:
-        """How many images, of which class, how warm, by which seed."""
+        """How many images, of which class, how warm, by which seed, and how much for the class."""
         with gr.Row():
             return [
                 gr.Slider(1, self.limits.images, value=min(count, self.limits.images), step=1, label="Images"),
                 gr.Dropdown([_ANY, *self.classes], value=_ANY, label="Class", interactive=bool(self.classes)),
                 gr.Slider(0.05, 2, value=1, step=0.05, label="Temperature"),
                 gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
+                gr.Slider(0, 4, value=1, step=0.1, label="Guidance", visible=self.guided),
             ]
 
 

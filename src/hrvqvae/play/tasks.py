@@ -85,9 +85,11 @@ def reconstruct(model: TrainedModel, image: Tensor, levels: int | None = None) -
     return Reconstruction(decoded, len(file), psnr(error))
 
 
-def draw(model: TrainedModel, count: int, class_name: str | None, temperature: float, seed: int) -> Tensor:
+def draw(
+    model: TrainedModel, count: int, class_name: str | None, temperature: float, seed: int, guidance: float = 1.0
+) -> Tensor:
     """New images (count, C, size, size). Raises InputError as `TrainedModel.sample`."""
-    return model.sample(count, class_name=class_name, temperature=temperature, seed=seed)
+    return model.sample(count, class_name=class_name, temperature=temperature, seed=seed, guidance=guidance)
 
 
 def geometry(model: TrainedModel) -> Geometry:
@@ -115,7 +117,7 @@ def kept_codes(painted: Tensor, where: Geometry) -> tuple[Tensor, ...]:
 
 def complete(
     model: TrainedModel, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
-    seed: int,
+    seed: int, guidance: float = 1.0,
 ) -> Completion:  # fmt: skip
     """Draw images that keep the codes of an image where it is painted.
 
@@ -134,8 +136,8 @@ def complete(
     if kept[0].all():
         raise InputError("everything is kept, so that nothing is left to draw: leave a part of the image unpainted")
     codes = tuple(one.cpu() for one in model.encode(image[None]))
-    temperate = Draw(temperature=temperature)
-    drawn = model.draw(count, seed=seed, class_name=class_name, draw=temperate, known=KnownCodes(codes, kept))
+    how = Draw(temperature=temperature, guidance=guidance)
+    drawn = model.draw(count, seed=seed, class_name=class_name, draw=how, known=KnownCodes(codes, kept))
     above = where.margin // 2
     shown = kept[0].repeat_interleave(where.unit, 0).repeat_interleave(where.unit, 1)
     shown = shown[above : above + size, above : above + size]

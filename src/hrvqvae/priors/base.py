@@ -1,7 +1,7 @@
-"""The contract of every prior: the distribution of one level's codes, position after position.
+"""The contract of every prior: the distribution of the codes of one or several levels, position after position.
 
-Shapes: codes (B, H, W) int64 in [0, m); coarser levels as paths, the number of each position's codeword among all of
-its level, int64 (B, H_j, W_j), coarse first; label (B,) int64.
+Shapes: codes of a level (B, H, W) int64 in [0, m); coarser levels as paths, the number of each position's codeword
+among all of its level, int64 (B, H_j, W_j), coarse first; label (B,) int64.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +22,43 @@ from hrvqvae.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """What a prior of one level must know of the codes.
+    """What a prior must know of the codes of a level.
 
     Attributes:
         grid: (H, W) of its codes.
         symbols: m, values that a code can take; the softmax has as many entries.
         coarser: codewords in all of each coarser level, coarse first.
+        codewords: in all of this level (0: as many as symbols).
         classes: class labels, 0 where there are none.
+        unconditional: whether the codes without a class are known as well: the label `no_class` stands for that.
     """
 
     grid: Grid
     symbols: int
     coarser: tuple[int, ...] = ()
+    codewords: int = 0
     classes: int = 0
+    unconditional: bool = False
 
     @property
     def number(self) -> int:
         """1 for the coarsest level."""
         return len(self.coarser) + 1
+
+    @property
+    def linked(self) -> bool:
+        """Whether each codeword of the level before owns codewords here: the path is parent * symbols + code."""
+        return bool(self.coarser) and self.codewords == self.coarser[-1] * self.symbols
+
+    @property
+    def labels(self) -> int:
+        """Labels that a prior tells apart: the classes, and "no class" where that is known."""
+        return self.classes + self.unconditional
+
+    @property
+    def no_class(self) -> int:
+        """The label of "no class", the one after the classes."""
+        return self.classes
 
     def check(self, coarser: Sequence[Tensor], label: Tensor | None) -> None:
         """Raises InputError where coarser levels or labels are missing, too many or out of range."""
@@ -51,16 +71,63 @@ class Level:
             raise InputError(f"this prior is class-conditional: give a label, 0..{self.classes - 1}")
         if label is not None and not self.classes:
             raise InputError("this prior knows no classes, but a label is given")
-        if label is not None and label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.classes):
-            raise InputError(f"a label lies outside 0..{self.classes - 1}")
+        if label is not None and label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.labels):
+            raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 
 class Prior(nn.Module, ABC):
-    """The distribution of one level's codes given the coarser levels and the class."""
+    """The distribution of the codes of one or several consecutive levels of one grid, given coarser levels and class.
+
+    Attributes:
+        levels: what it covers, coarse first.
+    """
+
+    def __init__(self, config: PriorNetworkConfig, *levels: Level) -> None:
+        super().__init__()
+        self.config, self.levels = config, levels
+
+    @classmethod
+    @abstractmethod
+    def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
+        """The untrained prior of these levels, of which the first has that index (0 is the coarsest of the model)."""
+
+    @property
+    def level(self) -> Level:
+        """The coarsest level that it covers; all have its grid and its classes."""
+        return self.levels[0]
+
+    @abstractmethod
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """(B, m_l, H, W) of each level that it covers, from the codes of each of them, (B, H, W).
+
+        Those of a level at a position depend on the codes of all these levels at the positions before it in raster
+        order, and on those of the levels before it at the position itself; never on others.
+
+        Args:
+            coarser: paths of the levels that are coarser than the first of these.
+
+        Raises:
+            InputError: coarser levels or labels are not those of `level`.
+        """
+
+
+class LevelPrior(Prior):
+    """A prior of one level."""
 
     def __init__(self, config: PriorNetworkConfig, level: Level) -> None:
-        super().__init__()
-        self.config, self.level = config, level
+        super().__init__(config, level)
+
+    @classmethod
+    def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
+        (level,) = levels
+        return cls(config, level, index)  # type: ignore[call-arg]  # each network's own __init__ takes the index
+
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return (self.logits(codes[0], coarser, label),)
 
     @abstractmethod
     def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
@@ -72,15 +139,15 @@ class Prior(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Priors:
-    """The priors of a run, one a level, coarse first.
+    """The priors of a run.
 
     Attributes:
-        levels: in evaluation mode, on the CPU, float32.
+        networks: which cover its levels one after the other, coarse first; in evaluation mode, on the CPU, float32.
         classes: names of the class labels, empty where there are none.
         class_counts: training images of each class.
     """
 
-    levels: tuple[Prior, ...]
+    networks: tuple[Prior, ...]
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
 
@@ -96,9 +163,15 @@ class Priors:
         raise InputError(f"class {name!r} is not one of {', '.join(self.classes)} (or 0..{len(self.classes) - 1})")
 
 
-def code_loss(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
-    """Mean negative log-likelihood of a code, in nats (a scalar)."""
-    return cross_entropy(prior.logits(codes, coarser, label).float(), codes)
+def level_nats(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[Tensor]:
+    """Mean negative log-likelihood of a code of each level that a prior covers, in nats (scalars)."""
+    found = prior.level_logits(codes, coarser, label)
+    return [cross_entropy(logits.float(), own) for logits, own in zip(found, codes, strict=True)]
+
+
+def code_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
+    """The same of all the levels together (a scalar)."""
+    return torch.stack(level_nats(prior, codes, coarser, label)).mean()
 
 
 def bits(nats: float) -> float:
@@ -107,6 +180,7 @@ def bits(nats: float) -> float:
 
 
 @torch.inference_mode()
-def total_bits(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> float:
-    """Bits that the codes of a batch take under a prior, summed."""
-    return bits(float(code_loss(prior, codes, coarser, label).double()) * codes.numel())
+def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
+    """Bits that the codes of a batch take under a prior, summed, of each level that it covers."""
+    found = level_nats(prior, codes, coarser, label)
+    return [bits(float(nats.double()) * own.numel()) for nats, own in zip(found, codes, strict=True)]

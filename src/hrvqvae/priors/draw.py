@@ -1,4 +1,4 @@
-"""Drawing a code from logits: temperature, top-k, top-p. One function for every sampler."""
+"""Drawing a code from logits: guidance, temperature, top-k, top-p. One function for every sampler."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Draw:
         temperature: logits are divided by it; below 1 makes likely codes likelier.
         top_k: only the k likeliest codes are drawn (0: all).
         top_p: only the likeliest codes that together reach this probability are drawn (1: all).
+        guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
+            class); see `guidance.guidance_of`.
 
     Raises:
         InputError: a value out of range.
@@ -28,6 +30,7 @@ class Draw:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -36,6 +39,8 @@ class Draw:
             raise InputError(f"top-k is {self.top_k}; it must be at least 1")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
+        if not 0 <= self.guidance < float("inf"):
+            raise InputError(f"guidance is {self.guidance:g}; it must be at least 0 (1 is the model's own)")
 
     def check(self, symbols: int) -> None:
         """Raises InputError where top_k exceeds the number of symbols."""

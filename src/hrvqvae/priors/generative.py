@@ -70,7 +70,7 @@ def sample_images(
         if known is not None:
             some = KnownCodes(tuple(codes.expand(len(numbers), -1, -1) for codes in known.codes), known.where)
         codes = sample_codes(
-            priors.levels, model.paths, numbers, seed=seed, label=label, draw=draw or Draw(), known=some,
+            priors.networks, model.paths, numbers, seed=seed, label=label, draw=draw or Draw(), known=some,
             sampler=sampler,
         )  # fmt: skip
         images.append(model.decode(tuple(one.to(device) for one in codes), size=size).cpu())

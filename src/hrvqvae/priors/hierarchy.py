@@ -1,4 +1,4 @@
-"""All levels of a run: level 1's whole grid, then level 2's given it, and so on; then the decoder."""
+"""All levels of a run: those of the first prior, then those of the next given them, and so on; then the decoder."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from hrvqvae.config.registry import imported
 from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior
 from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.guidance import require_guidable
 from hrvqvae.quantize import Codes
 
 
 class Sampler(Protocol):
-    """Fills in the codes of one level that are not known: see `plain.sample_plain`."""
+    """Fills in the codes that are not known of the levels that a prior covers: see `plain.sample_plain`."""
 
     def __call__(
-        self, prior: Prior, codes: Tensor, known: Tensor, coarser: Sequence[Tensor], label: Tensor | None,
-        uniforms: Tensor, draw: Draw,
+        self, prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
+        label: Tensor | None, uniforms: Sequence[Tensor], draw: Draw,
     ) -> None: ...  # fmt: skip
 
 
 def sample_cached(
-    prior: Prior, codes: Tensor, known: Tensor, coarser: Sequence[Tensor], label: Tensor | None, uniforms: Tensor,
-    draw: Draw,
+    prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
+    uniforms: Sequence[Tensor], draw: Draw,
 ) -> None:  # fmt: skip
     """The sampler that the prior's network is registered with; arguments as `sample_plain`."""
     sampler: Sampler = imported(PRIORS.get(prior.config.kind).sampler)
@@ -61,6 +62,14 @@ def _generator(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng((seed, number))
 
 
+def check_draw(priors: Sequence[Prior], draw: Draw) -> None:
+    """Raises InputError where the codes of these priors can't be drawn so: too large a top-k, guidance of none."""
+    for prior in priors:
+        for level in prior.levels:
+            draw.check(level.symbols)
+            require_guidable(level, draw)
+
+
 def sample_codes(
     priors: Sequence[Prior],
     paths: Callable[[Codes], tuple[Tensor, ...]],
@@ -72,36 +81,40 @@ def sample_codes(
     known: KnownCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:
-    """Draw codes of every level, coarse first: of each level (B, H_l, W_l) int64.
+    """Draw codes of every level, prior after prior: of each level (B, H_l, W_l) int64.
 
     Args:
-        priors: of each level, on the CPU.
+        priors: which cover all levels, coarse first, on the CPU.
         paths: codes of the coarser levels -> their paths (`Autoencoder.paths`).
         numbers: of the samples; a sample is the same in every batch.
         label: (B,) classes, None where the priors know none.
         known: codes that are kept instead of drawn.
 
     Raises:
-        InputError: top-k is larger than the number of symbols, or a label is missing or out of range.
+        InputError: as `check_draw`, or a label is missing or out of range.
     """
-    for prior in priors:
-        draw.check(prior.level.symbols)
-    positions = [prior.level.grid[0] * prior.level.grid[1] for prior in priors]
+    check_draw(priors, draw)
+    levels = [level for prior in priors for level in prior.levels]
+    positions = [level.grid[0] * level.grid[1] for level in levels]
     drawn = []
     for number in numbers:
         generator = _generator(seed, number)
         generator.random()  # the class
         drawn.append(generator.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
-    codes: list[Tensor] = []
-    for level, prior in enumerate(priors):
-        shape = (len(numbers), *prior.level.grid)
-        if known is None:
-            here, kept = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-        else:
-            here, kept = known.codes[level].clone(), known.where[level].expand(shape).contiguous()
-            if here.shape != shape:
-                raise InputError(f"level {level + 1} has codes {tuple(here.shape)}; its prior expects {shape}")
-        sampler(prior, here, kept, paths(tuple(codes)), label, uniforms[level].view(shape).contiguous(), draw)
-        codes.append(here)
+    shapes = [(len(numbers), *level.grid) for level in levels]
+    if known is None:
+        kept = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
+        codes = [torch.zeros(shape, dtype=torch.long) for shape in shapes]
+    else:
+        codes = [one.clone() for one in known.codes]
+        for level, one, shape in zip(levels, codes, shapes, strict=True):
+            if one.shape != shape:
+                raise InputError(f"level {level.number} has codes {tuple(one.shape)}; its prior expects {shape}")
+        kept = [where.expand(shape).contiguous() for where, shape in zip(known.where, shapes, strict=True)]
+    chances = [some.view(shape).contiguous() for some, shape in zip(uniforms, shapes, strict=True)]
+    for prior in priors:
+        first = prior.level.number - 1
+        own = slice(first, first + len(prior.levels))
+        sampler(prior, codes[own], kept[own], paths(tuple(codes[:first])), label, chances[own], draw)
     return tuple(codes)

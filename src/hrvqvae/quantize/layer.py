@@ -10,7 +10,7 @@ channels, such as (B, N) or (B, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -44,6 +44,12 @@ class TreeVQ(nn.Module):
         levels: L. Indices take L * log2(m) bits a position.
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
         beta: weight of the commitment terms of the loss.
+        level_betas: weight of each level's own term, coarse first, or one for all of them; none is `beta` for all, and
+            `beta` alone weighs the term of the sum.
+        beam: paths that the search keeps at each level; 1 takes the nearest codeword of each level. The leaf is nearer
+            with more, for about so many times the search.
+        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes; a
+            little (0.1) keeps prefixes of the levels good.
         update: codewords follow moving averages of what they stand for, or the gradient of the loss.
         decay: of those moving averages, and of those of how often codewords are used.
         start_vectors: vectors that the k-means start waits for; None is eight a leaf, from 4,096 to 65,536.
@@ -62,6 +68,9 @@ class TreeVQ(nn.Module):
         *,
         channel_last: bool = True,
         beta: float = 0.25,
+        level_betas: Sequence[float] = (),
+        beam: int = 1,
+        coarse_weight: float = 0.0,
         update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.99,
         start_vectors: int | None = None,
@@ -75,8 +84,9 @@ class TreeVQ(nn.Module):
             raise InputError(f"start_vectors is {start_vectors}; it must be at least 1")
         try:
             config = TreeQuantizerConfig(
-                dim=dim, codewords=codewords, levels=levels, beta=beta, update=update, decay=decay,
-                revive_every=revive_every, revive_below=revive_below,
+                dim=dim, codewords=codewords, levels=levels, beta=beta, level_betas=tuple(level_betas), beam=beam,
+                coarse_weight=coarse_weight, update=update, decay=decay, revive_every=revive_every,
+                revive_below=revive_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hrvqvae.config import Config, bits_per_image
+from hrvqvae.config import Config, Levels, bits_per_image, level_names
 from hrvqvae.config.entries import DATASETS, PRIORS
 from hrvqvae.errors import InputError
 from hrvqvae.runs.folder import RunFolder
@@ -32,16 +32,19 @@ def front_matter(config: Config, licence: str | None) -> str:
 
 def card_of(
     config: Config, *, name: str, step: int | None = None, bits_per_code: Sequence[float] = (),
-    figures: Mapping[str, Any] | None = None, licence: str | None = None,
+    networks: Mapping[Levels, str] | None = None, figures: Mapping[str, Any] | None = None, licence: str | None = None,
+    prefix_step: int | None = None,
 ) -> str:  # fmt: skip
     """A model card in Markdown: data, recipe, model, figures, licence, how to use it.
 
     Args:
         name: of the model, for people.
         step: training steps of the autoencoder.
-        bits_per_code: of each level's prior, on held-out images; empty where there are no priors.
+        bits_per_code: of each level under its prior, on held-out images; empty where there are no priors.
+        networks: kind of each prior's network, by the levels that it covers.
         figures: of the last evaluation in training, as metrics.jsonl has them.
         licence: as the hub names licences: mit, cc-by-4.0, ...
+        prefix_step: training steps of the decoder of prefixes; None where there is none.
     """
     data, training, model = config.data, config.training, config.model
     title = system_of(config).title
@@ -55,7 +58,8 @@ def card_of(
         f"{training.seed}" + (f", {step:,} steps" if step else "") + "; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
         f"{bits_per_image(model, data.size, data.size):,.0f} bits an image before priors",
-        "priors": _priors(config, bits_per_code),
+        "priors": _priors(networks or {}, bits_per_code),
+        **({} if prefix_step is None else {"prefixes": f"a decoder of their own, trained {prefix_step:,} steps"}),
         "licence": licence or "not stated; ask whoever trained it",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
@@ -67,13 +71,21 @@ def card_of(
     )
 
 
-def _priors(config: Config, bits_per_code: Sequence[float]) -> str:
+def _priors(networks: Mapping[Levels, str], bits_per_code: Sequence[float]) -> str:
     if not bits_per_code:
         return "none"
-    kind = config.prior.network.kind
-    title = PRIORS.get(kind).title if kind in PRIORS else kind
+    by_title = dict[str, list[Levels]]()
+    for levels, kind in networks.items():
+        by_title.setdefault(PRIORS.get(kind).title if kind in PRIORS else kind, []).append(levels)
+    covering = "; ".join(f"{title}, {_covered(some)}" for title, some in by_title.items())
     bits = ", ".join(f"{one:.3f}" for one in bits_per_code)
-    return f"{title}, one a level, in half precision; {bits} bits a code on held-out images"
+    return f"{covering}, in half precision; {bits} bits a code on held-out images"
+
+
+def _covered(priors: Sequence[Levels]) -> str:
+    if all(len(levels) == 1 for levels in priors):
+        return "one a level"
+    return " and ".join(f"one of {level_names(levels)}" for levels in priors)
 
 
 def _measured(figures: Mapping[str, Any] | None, name: str) -> str:

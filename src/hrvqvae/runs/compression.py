@@ -125,15 +125,16 @@ def check_levels(model: Autoencoder, levels: int | None) -> int:
 @torch.inference_mode()
 def compress(
     model: Autoencoder, codec: Codec, images: Tensor | Sequence[Tensor], device: torch.device,
-    levels: int | None = None, max_bytes: int | None = None,
+    levels: int | None = None, max_bytes: int | None = None, encode: Callable[[Tensor], Codes] | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """The file of each image; see `TrainedModel.compress`."""
+    """The file of each image, whose codes `encode` gives, or the model; see `TrainedModel.compress`."""
     levels = check_levels(model, levels)
+    encode = encode or model.encode
     files: list[bytes] = [b""] * len(images)
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     for numbers in _batches(sizes):
         batch = torch.stack([images[number] for number in numbers]).to(device)
-        codes = flat_codes(model.encode(batch))
+        codes = flat_codes(encode(batch))
         for number, parts in zip(numbers, write(codec, codes, sizes[numbers[0]], levels), strict=True):
             files[number] = _fitting(parts, model, levels, max_bytes, number)
     return files

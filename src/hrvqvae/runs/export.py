@@ -8,30 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.config import Config, to_dict
+from hrvqvae.config import Config, Levels, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.errors import InputError
 from hrvqvae.runs import storage
 from hrvqvae.runs.card import card_of, kept_card, last_figures
-from hrvqvae.runs.folder import RunFolder, prior_folder
-from hrvqvae.runs.loading import read_prior
+from hrvqvae.runs.folder import RunFolder, prefix_folder, prior_folder
+from hrvqvae.runs.loading import folders_of_priors, level_bits, read_prior
 from hrvqvae.runs.locating import locate
+from hrvqvae.runs.prefixes import read_prefix_decoder
 from hrvqvae.runs.storage import write_atomic
 
 
 def export(run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None) -> list[Path]:
     """Write what others need of a run, and nothing else; -> the files.
 
-    The model, its configuration as config.json too, its priors in half precision, and a model card: the one that lies
-    in the run's folder, or else one that is written from the configuration and the run's last evaluation. Paths of the
-    data are left out. Written whole or not at all.
+    The model, its configuration as config.json too, its priors in half precision, the decoder of its prefixes, and
+    a model card: the one that lies in the run's folder, or else one that is written from the configuration and the
+    run's last evaluation. Paths of the data are left out. Written whole or not at all.
 
     Args:
         name: of the model, for its card; None is the name of `out`.
         licence: of the model, for its card.
 
     Raises:
-        InputError: the run has no model, a prior is of another state of it, `out` exists or can't be written.
+        InputError: the run has no model, a prior or the decoder of its prefixes is of another state of it, `out` exists
+            or can't be written.
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder")
@@ -43,21 +45,30 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
         partial.mkdir(parents=True)
         storage.write(RunFolder(partial).model, weights, {**meta, "config": without_paths(meta["config"])})
         autoencoder, bits = storage.digest(RunFolder(partial).model), list[float]()
-        config = from_dict(meta["config"], str(source))
-        for level in range(len(config.model.num_symbols)):
-            path = prior_folder(source.parent, level).model
-            if path.is_file():
-                weights, about = read_prior(path, digest, run, level)
+        config, networks = from_dict(meta["config"], str(source)), dict[Levels, str]()
+        for levels, folder in folders_of_priors(source.parent, len(config.model.num_symbols)).items():
+            if folder.model.is_file():
+                weights, about = read_prior(folder.model, digest, run, levels)
                 half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
-                prior_folder(partial, level).path.mkdir(parents=True)
+                written = prior_folder(partial, *levels)
+                written.path.mkdir(parents=True)
                 about |= {"config": without_paths(about["config"]), "autoencoder": autoencoder}
-                storage.write(prior_folder(partial, level).model, half, about)
-                bits.append(about["bits_per_code"])
+                storage.write(written.model, half, about)
+                bits += level_bits(about)
+                networks[levels] = from_dict(about["config"], str(folder.model)).prior.network.kind
+        of_prefixes, prefix_step = prefix_folder(source.parent).model, None
+        if of_prefixes.is_file():
+            weights, about = read_prefix_decoder(of_prefixes, digest, run)
+            prefix_folder(partial).path.mkdir()
+            about |= {"config": without_paths(about["config"]), "autoencoder": autoencoder}
+            storage.write(prefix_folder(partial).model, weights, about)
+            prefix_step = about["step"]
         if RunFolder(source.parent).tables.is_file():
             shutil.copyfile(RunFolder(source.parent).tables, RunFolder(partial).tables)
         card = kept_card(source.parent, config, licence) or card_of(
-            config, name=name or out.name, step=meta.get("step"), bits_per_code=bits,
+            config, name=name or out.name, step=meta.get("step"), bits_per_code=bits, networks=networks,
             figures=last_figures(RunFolder(source.parent)), licence=licence,
+            prefix_step=prefix_step,
         )  # fmt: skip
         write_atomic(RunFolder(partial).card, card.encode())
         write_atomic(RunFolder(partial).config_json, config_bytes(config))

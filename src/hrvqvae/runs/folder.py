@@ -6,8 +6,10 @@ RUN/config.yaml         the resolved configuration; config.json and README.md, t
     tables.hrvt         integer models of its codes, by which files of codes are written (docs/format.md)
     checkpoints/        the two newest resume states, step-00001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
+    prefixes/           a run folder of its own: its model.safetensors is the decoder of prefixes
     priors/codes/       the codes of the train split
-    priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state
+    priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state;
+                        priors/levels-1-3/ where one prior covers several levels
     .lock               taken by the process that trains here
     .job                torchrun's name of the training, by which its restarts know that they go on
 """
@@ -15,16 +17,18 @@ RUN/config.yaml         the resolved configuration; config.json and README.md, t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import Tensor
 
-from hrvqvae.config import Config, to_dict
+from hrvqvae.config import Config, Levels, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.processes import job
@@ -120,6 +124,10 @@ class RunFolder:
         """Whether there is anything here that a new run would overwrite."""
         return bool(self.saved()) or self.model.is_file()
 
+    def holds_something(self) -> bool:
+        """Whether there is a configuration here, or anything that a new run would overwrite."""
+        return self.config.is_file() or self.begun()
+
     def write_config(self, config: Config) -> None:
         storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
@@ -179,6 +187,34 @@ class RunFolder:
         return None
 
 
-def prior_folder(run: str | Path, level: int) -> RunFolder:
-    """The folder of the prior of a run's level (0 is the coarsest)."""
-    return RunFolder(Path(run) / "priors" / f"level-{level + 1}")
+def prior_folder(run: str | Path, *levels: int) -> RunFolder:
+    """The folder of the prior of a run's level (0 is the coarsest), or of the consecutive levels that one covers."""
+    first, last = levels[0] + 1, levels[-1] + 1
+    return RunFolder(Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}"))
+
+
+def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
+    """Folders of the priors in a run, begun or not, by the levels that each covers, coarse first.
+
+    Raises:
+        InputError: two of them cover the same level.
+    """
+    found = list[Levels]()
+    for path in (Path(run) / "priors").glob("level*"):
+        named = re.fullmatch(r"level-(\d+)|levels-(\d+)-(\d+)", path.name)
+        if named and RunFolder(path).holds_something():
+            first, last = (named[1], named[1]) if named[1] else (named[2], named[3])
+            found.append(range(int(first) - 1, int(last)))
+    found.sort(key=lambda levels: (levels.start, levels.stop))
+    for one, other in pairwise(found):
+        if other.start < one.stop:
+            raise InputError(
+                f"{prior_folder(run, *one).path} and {prior_folder(run, *other).path.name} both hold a prior of level "
+                f"{other.start + 1}; delete one of them"
+            )
+    return {levels: prior_folder(run, *levels) for levels in found}
+
+
+def prefix_folder(run: str | Path) -> RunFolder:
+    """The folder of the decoder of a run's prefixes."""
+    return RunFolder(Path(run) / "prefixes")

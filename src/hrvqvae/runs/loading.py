@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
 
-from hrvqvae.config import Config, to_dict
+from hrvqvae.config import Config, Levels, level_names, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.build import build_prior
 from hrvqvae.runs import storage
 from hrvqvae.runs.device import resolve_device
-from hrvqvae.runs.folder import RunFolder, prior_folder
+from hrvqvae.runs.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.runs.locating import locate
+from hrvqvae.runs.prefixes import with_prefix_decoder
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.build import build
 
@@ -31,42 +34,68 @@ def save_prior(
     config: Config,
     weights: Mapping[str, Tensor],
     *,
-    level: int,
+    levels: Levels,
     step: int,
     autoencoder: str,
     classes: Sequence[str],
     class_counts: Sequence[int],
-    bits_per_code: float,
+    bits_per_code: Sequence[float],
 ) -> None:
-    """Write a level's prior with what it was trained on. Raises OSError."""
+    """Write a prior of some levels with what it was trained on, and the bits a code of each level. Raises OSError."""
     meta = {
-        "kind": "prior", "config": to_dict(config), "level": level, "step": step, "autoencoder": autoencoder,
-        "classes": list(classes), "class_counts": list(class_counts), "bits_per_code": bits_per_code,
+        "kind": "prior", "config": to_dict(config), "level": levels.start, "step": step, "autoencoder": autoencoder,
+        "classes": list(classes), "class_counts": list(class_counts), "bits_per_code": mean(bits_per_code),
     }  # fmt: skip
+    if len(levels) > 1:
+        meta |= {"levels": len(levels), "level_bits_per_code": list(bits_per_code)}
     storage.write(path, weights, meta)
 
 
+def level_bits(about: Mapping[str, Any]) -> list[float]:
+    """Bits a code of each level that a prior covers, on held-out images, from its file's meta."""
+    return list(about.get("level_bits_per_code", [about["bits_per_code"]]))
+
+
 def has_priors(run: str | Path) -> bool:
-    """Whether every level of a run has a prior. Reads no weights."""
+    """Whether every level of a run has a prior. Reads no weights. Raises InputError where one has two."""
     path = locate(run)
-    levels = len(_config_of(storage.read_meta(path), path).model.num_symbols)
-    return all(prior_folder(path.parent, level).model.is_file() for level in range(levels))
+    count = len(_config_of(storage.read_meta(path), path).model.num_symbols)
+    return all(folder.model.is_file() for folder in folders_of_priors(path.parent, count).values())
 
 
-def read_prior(path: Path, autoencoder: str, run: str | Path, level: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, meta) of the prior of a level.
+def folders_of_priors(run: Path, count: int) -> dict[Levels, RunFolder]:
+    """Folders of the priors of all levels of a run, coarse first; of a level that has none, where its own would be.
+
+    Args:
+        count: levels of the run.
+
+    Raises:
+        InputError: a level has two priors.
+    """
+    found = {levels: folder for levels, folder in prior_folders(run).items() if folder.model.is_file()}
+    covered = {level for levels in found for level in levels}
+    found |= {range(level, level + 1): prior_folder(run, level) for level in range(count) if level not in covered}
+    return dict(sorted(found.items(), key=lambda item: item[0].start))
+
+
+def read_prior(
+    path: Path, autoencoder: str, run: str | Path, levels: Levels
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, meta) of the prior of some levels.
 
     Raises:
         InputError: there is none, or it is of another state of the autoencoder than the one with that digest.
         DamagedFileError: it is damaged, or no prior.
     """
-    train = f"hrvqvae train-prior {run} --level {level + 1}"
+    train = f"hrvqvae train-prior {run} --level {levels.start + 1}"
     if not path.is_file():
-        raise InputError(f"{run} has no prior of level {level + 1}; train it: {train}")
+        raise InputError(f"{run} has no prior of {level_names(levels)}; train it: {train}")
     weights, about = storage.read(path)
     if about.get("kind") != "prior":
         raise DamagedFileError(f"{path} is not a prior")
     if about["autoencoder"] != autoencoder:
+        if len(levels) > 1:
+            train = f"hrvqvae train-prior {run} --prior.network.kind {about['config']['prior']['network']['kind']}"
         raise InputError(
             f"{path} was trained on codes of another state of the autoencoder; delete {path.parent} and train it "
             f"anew: {train}"
@@ -75,25 +104,27 @@ def read_prior(path: Path, autoencoder: str, run: str | Path, level: int) -> tup
 
 
 def load_priors(run: str | Path) -> Priors:
-    """The priors of every level of a run.
+    """The priors that cover every level of a run.
 
     Raises:
-        InputError: no such run, a level has no prior, one was trained for another state of the autoencoder, the
+        InputError: no such run, a level has no prior or two, one was trained for another state of the autoencoder, the
             levels know different classes, or a config.yaml describes another network; what to do is named.
         DamagedFileError: a file is damaged, or does not fit its configuration.
     """
     model_path = locate(run)
     autoencoder = storage.digest(model_path)
-    levels = len(_config_of(storage.read_meta(model_path), model_path).model.num_symbols)
+    count = len(_config_of(storage.read_meta(model_path), model_path).model.num_symbols)
     priors, known = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
-    if not any(prior_folder(model_path.parent, level).model.is_file() for level in range(levels)):
+    folders = folders_of_priors(model_path.parent, count)
+    if not any(folder.model.is_file() for folder in folders.values()):
         raise InputError(f"{run} has no priors; train them: hrvqvae train-prior {run}")
-    for level in range(levels):
-        path = prior_folder(model_path.parent, level).model
-        weights, about = read_prior(path, autoencoder, run, level)
+    for levels, folder in folders.items():
+        path = folder.model
+        weights, about = read_prior(path, autoencoder, run, levels)
         config = from_dict(about["config"], str(path))
         _check_agreement(lambda one: one.prior.network, config, about, path)
-        prior = build_prior(config, about["level"], len(about["classes"]))
+        own = range(about["level"], about["level"] + about.get("levels", 1))
+        prior = build_prior(config, own, len(about["classes"]))
         try:
             prior.requires_grad_(False).load_state_dict(weights)
         except RuntimeError as error:
@@ -132,26 +163,52 @@ def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mappin
             )
 
 
-def load_with_digest(run: str | Path, device: str = "cpu") -> tuple[Autoencoder, Config, str]:
-    """The model of a run in evaluation mode, its configuration, and the checksum of just these weights.
+def described_config(run: str | Path) -> Config:
+    """The configuration of a trained run: its config.yaml, or else the one inside its weights. Raises as `locate`."""
+    path = locate(run)
+    folder = RunFolder(path.parent)
+    described = path == folder.model and folder.config.is_file()
+    return folder.read_config() if described else _config_of(storage.read_meta(path), path)
+
+
+def load_alone(run: str | Path, beam: int | None = None) -> tuple[Autoencoder, Config, str]:
+    """The model of a run without what lies beside it, in evaluation mode and on the CPU, its configuration, and the
+    checksum of just these weights.
+
+    Args:
+        beam: paths that its search keeps at each level; None keeps as many as it was trained with.
 
     Raises:
-        InputError: it is no run, there is no such device, or its config.yaml describes another model than the weights
-            are of.
+        InputError: it is no run, its config.yaml describes another model than the weights are of, or it has no linked
+            codebooks for a beam.
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
     path = locate(run)
     weights, meta, digest = storage.read_with_digest(path)
     config = _config_of(meta, path)
     _check_agreement(lambda one: one.model, config, meta, path)
+    if beam is not None:
+        config = dataclasses.replace(config, model=config.model.with_beam(beam))
     model = build(config).requires_grad_(False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DamagedFileError(f"{path}: the weights do not fit their configuration") from error
-    return model.eval().to(resolve_device(device)), config, digest
+    return model.eval(), config, digest
 
 
-def load_with_config(run: str | Path, device: str = "cpu") -> tuple[Autoencoder, Config]:
+def load_with_digest(run: str | Path, device: str = "cpu", beam: int | None = None) -> tuple[Autoencoder, Config, str]:
+    """As `load_alone`, on a device, with the decoder of its prefixes where the run has one.
+
+    Raises:
+        InputError: there is no such device, or the decoder of prefixes is of another state of the autoencoder.
+        DamagedFileError: that decoder is damaged or does not fit its configuration.
+    """
+    model, config, digest = load_alone(run, beam)
+    config = with_prefix_decoder(model, config, locate(run), digest, run)
+    return model.to(resolve_device(device)), config, digest
+
+
+def load_with_config(run: str | Path, device: str = "cpu", beam: int | None = None) -> tuple[Autoencoder, Config]:
     """The model of a run in evaluation mode, with its configuration. Raises as `load_with_digest`."""
-    return load_with_digest(run, device)[:2]
+    return load_with_digest(run, device, beam)[:2]

@@ -5,6 +5,7 @@ A folder of a checkpoint:
 config.json         the configuration
 model.safetensors   the weights, with the same configuration inside
 README.md           the model card
+prefixes/           a folder for the decoder of its prefixes, where it has one
 priors/level-1/     a folder for each level's prior, where there are priors
 """
 
@@ -20,9 +21,10 @@ from hrvqvae.errors import InputError
 from hrvqvae.runs import hub
 from hrvqvae.runs.card import card_of
 from hrvqvae.runs.export import config_bytes, export
-from hrvqvae.runs.folder import RunFolder
+from hrvqvae.runs.folder import RunFolder, prefix_folder
 from hrvqvae.runs.loading import load_with_config, save_model
-from hrvqvae.runs.storage import write_atomic
+from hrvqvae.runs.prefixes import save_prefix_decoder
+from hrvqvae.runs.storage import digest, write_atomic
 from hrvqvae.systems.base import Autoencoder
 
 
@@ -68,11 +70,22 @@ def save_autoencoder(
     try:
         target.path.mkdir(parents=True, exist_ok=True)
         save_model(target.model, config, model.state_dict(), 0)
+        _save_prefix_decoder(model, target, config)
         write_atomic(target.config_json, config_bytes(config))
         if not target.card.is_file():
             write_atomic(target.card, card_of(config, name=name or target.path.name).encode())
     except OSError as error:
         raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
+
+
+def _save_prefix_decoder(model: Autoencoder, target: RunFolder, config: Config) -> None:
+    """Write the decoder of prefixes of a model whose weights are in the folder, or clear that of another one."""
+    decoder, path = getattr(model, "prefix_decoder", None), prefix_folder(target.path).model
+    if decoder is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    save_prefix_decoder(path, config, decoder.state_dict(), step=0, autoencoder=digest(target.model))
 
 
 def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None, **options: Any) -> str:

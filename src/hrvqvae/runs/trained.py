@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from hrvqvae.runs.device import resolve_device
 from hrvqvae.runs.export import export
 from hrvqvae.runs.loading import load_priors, load_with_config
 from hrvqvae.runs.pretrained import push_run
+from hrvqvae.runs.rate_distortion import RateDistortion
 from hrvqvae.systems.base import Autoencoder, unit_images
 
 
@@ -38,11 +39,11 @@ class TrainedModel:
         device: where its images are encoded and decoded.
     """
 
-    def __init__(self, run: str | Path, device: str = "cpu") -> None:
+    def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
         self.run = run
         self.autoencoder: Autoencoder
         self.config: Config
-        self.autoencoder, self.config = load_with_config(run, device)
+        self.autoencoder, self.config = load_with_config(run, device, beam)
         self.device = resolve_device(device)
 
     @classmethod
@@ -100,13 +101,27 @@ class TrainedModel:
         return compression.codec_of(self.run, self.autoencoder, self.config)
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1]. Raises InputError on other images."""
-        return self.autoencoder.encode(images.to(self.device))
+    def encode(self, images: Tensor, rate_weight: float | None = None) -> Codes:
+        """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
+
+        Args:
+            rate_weight: None gives the usual codes. A number gives codes of less error or of fewer bits, for a hundred
+                times the work: what a bit is worth in squared error, summed over an image's pixel values in [0, 1].
+
+        Raises:
+            InputError: other images, a weight below 0, or a model that none can be used with: of several latent grids.
+        """
+        return self.encoder(rate_weight)(images.to(self.device))
+
+    def encoder(self, rate_weight: float | None = None) -> Callable[[Tensor], Codes]:
+        """What `encode` turns images on the device into codes by. Raises InputError on a weight, as `encode`."""
+        if rate_weight is None:
+            return self.autoencoder.encode
+        return RateDistortion.of(self.autoencoder, self.codec, rate_weight).encode
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Images (B, C, Y, X) float32 in [0, 1] from codes.
+        """Images (B, C, Y, X) float32 in [0, 1] from codes; of a prefix by the run's decoder of them, where it has one.
 
         Args:
             codes: of every level, or of those that are used.
@@ -119,19 +134,23 @@ class TrainedModel:
         return self.autoencoder.decode(tuple(code.to(self.device) for code in codes), levels, size)
 
     def compress(
-        self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None
-    ) -> list[bytes]:
+        self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
+        rate_weight: float | None = None,
+    ) -> list[bytes]:  # fmt: skip
         """The file of codes (.hrv) of each image: docs/format.md. Without tables a code takes log2 m bits.
 
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: how many levels to write, coarse first; None writes all.
             max_bytes: of a file: it has the most levels that fit.
+            rate_weight: as for `encode`.
 
         Raises:
-            InputError: images outside the contract, levels out of range, or an image whose first level does not fit.
+            InputError: images outside the contract, levels out of range, an image whose first level does not fit, or a
+                rate weight as for `encode`.
         """
-        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes)
+        encode = self.encoder(rate_weight)
+        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode)
 
     def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:
         """The image (C, Y, X) of each file of codes, float32 in [0, 1].
@@ -150,7 +169,7 @@ class TrainedModel:
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0,
+        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on.
 
@@ -160,11 +179,13 @@ class TrainedModel:
             temperature: below 1 makes likely codes likelier.
             top_k: draw from the k likeliest codes only (0: all).
             top_p: draw from the likeliest codes that reach this probability together (1: all).
+            guidance: above 1 makes codes likelier that speak for the class, where the priors were trained with class
+                dropout; samples then cost twice as much.
 
         Raises:
-            InputError: a level has no prior, an unknown class, a value out of range.
+            InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
         """
-        draw = Draw(temperature=temperature, top_k=top_k, top_p=top_p)
+        draw = Draw(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         return self.draw(count, seed=seed, class_name=class_name, draw=draw).images
 
     def draw(
@@ -211,11 +232,15 @@ class TrainedModel:
         return self.draw(count, seed=seed, class_name=class_name, draw=draw, known=known).images
 
 
-def load(run: str | Path, device: str = "cpu") -> TrainedModel:
+def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> TrainedModel:
     """The trained model of a run folder, of a weights file, or of the name of a model inside the package.
 
+    Args:
+        beam: paths that its search keeps at each level when it encodes, whatever it was trained with: less error, for
+            more time (docs/results.md). None keeps as many as it was trained with.
+
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it has no linked codebooks, which a beam searches.
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
-    return TrainedModel(run, device)
+    return TrainedModel(run, device, beam)

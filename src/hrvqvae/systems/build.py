@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 from hrvqvae.config import Config
 from hrvqvae.config.entries import SYSTEMS, System
 from hrvqvae.config.registry import imported
 from hrvqvae.errors import InputError
+from hrvqvae.nn import Refiner, RefiningDecoder
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.objective import Objective, Place
+from hrvqvae.systems.one_grid import OneGrid
 
 
 def system_of(config: Config) -> System:
@@ -29,3 +32,28 @@ def build(config: Config) -> Autoencoder:
 def build_objective(model: Autoencoder, config: Config, place: Place) -> Objective:
     """How the model of a configuration learns. Raises as `system_of`, and what the objective raises."""
     return cast(Objective, imported(system_of(config).objective)(model, config, place))
+
+
+def several_levels(model: Autoencoder, config: Config) -> OneGrid:
+    """The model of a configuration as one whose prefixes can have a decoder of their own.
+
+    Raises:
+        InputError: it has one level, or levels on several grids.
+    """
+    if not isinstance(model, OneGrid) or len(model.prefixes) < 2:
+        raise InputError(
+            f"{system_of(config).title} has no prefixes for a decoder of their own: that takes several levels of codes "
+            "on one grid, as hrvqvae and rqvae have"
+        )
+    return model
+
+
+def build_prefix_decoder(model: OneGrid, config: Config) -> RefiningDecoder:
+    """The untrained decoder of a model's prefixes, on the model's device: with it they are decoded as without it."""
+    network = config.prefixes.network
+    refiner = Refiner(
+        dim=model.latent_dim, hidden=network.hidden_units, blocks=network.residual_blocks, kernel=network.kernel,
+        cases=len(model.prefixes) - 1,
+    )  # fmt: skip
+    device = next(model.decoder.parameters()).device
+    return RefiningDecoder(refiner.to(device), copy.deepcopy(model.decoder)).requires_grad_(True)

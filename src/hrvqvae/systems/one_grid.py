@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.config.model import NetworkConfig
 from hrvqvae.errors import InputError
-from hrvqvae.nn import Decoder, Encoder
+from hrvqvae.nn import Decoder, Encoder, RefiningDecoder
 from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes, Quantized, random_latents
 from hrvqvae.systems.base import Autoencoder, Reconstructed, chosen_prefix, unit_images
@@ -51,15 +52,18 @@ class OneGrid(Autoencoder):
         codes -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
     The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride.
+
+    Prefixes of the levels may have a decoder of their own (`decode_prefixes_by`), which knows how many levels it gets.
     """
 
     quantizer: nn.Module
+    _prefix_decoder: RefiningDecoder | None = None
 
     def __init__(self, config: NetworkConfig, channels: int, quantizer: nn.Module) -> None:
         super().__init__()
         self.config, self._channels, self.quantizer = config, channels, quantizer
         shape = {
-            "channels": channels, "dim": self._quantizer.config.dim, "stride": config.stride,
+            "channels": channels, "dim": self.latent_dim, "stride": config.stride,
             "hidden": config.hidden_units, "inner": config.residual_units, "blocks": config.residual_blocks,
             "kernel": config.kernel,
         }  # fmt: skip
@@ -68,6 +72,11 @@ class OneGrid(Autoencoder):
     @property
     def _quantizer(self) -> Quantizer:
         return self.quantizer  # type: ignore[return-value]
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the channels of the latents."""
+        return self._quantizer.config.dim
 
     @property
     def channels(self) -> int:
@@ -100,19 +109,65 @@ class OneGrid(Autoencoder):
     def encode(self, images: Tensor) -> Codes:
         return self._quantizer.encode(self.latents(unit_images(images, self.channels)))
 
+    @property
+    def prefix_decoder(self) -> RefiningDecoder | None:
+        """What decodes prefixes of the levels in place of the decoder of all, if anything."""
+        return self._prefix_decoder
+
+    def decode_prefixes_by(self, decoder: RefiningDecoder) -> None:
+        """Let another decoder on the same device, whose case is the number of levels - 1, decode prefixes.
+
+        It lies beside the model: it is in none of `parameters()` and `state_dict()`, so the model's digest, and the
+        codes, priors and files that belong to it, stay as they are.
+        """
+        object.__setattr__(self, "_prefix_decoder", decoder)  # not registered as a part
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._prefix_decoder is not None:
+            self._prefix_decoder._apply(fn)  # type: ignore[no-untyped-call]  # it goes where the model goes
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def prefix_pixels(self, latents: Tensor, levels: Tensor, size: Grid | None) -> Tensor:
+        """As `pixels`, of the codewords of prefixes.
+
+        Args:
+            latents: (B, H, W, D).
+            levels: how many levels they are of, not all: () of all of them, or (B,) of each.
+            size: as for `decode`.
+        """
+        if self._prefix_decoder is None:
+            return self.pixels(latents, size)
+        decoded = self._prefix_decoder(latents.permute(0, 3, 1, 2), levels - 1)
+        return cropped(decoded, self.config.padding, size)
+
+    def prefix_latents(self, codes: Codes, levels: Tensor) -> Tensor:
+        """Codewords of a prefix for each image, `levels` (B,) of its codes, not all: (B, H, W, D)."""
+        every = torch.stack([self._quantizer.lookup(codes[:number]) for number in self.prefixes[:-1]])
+        return every[levels - 1, torch.arange(len(levels), device=levels.device)]
+
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         most = self.prefixes[-1]
         if levels is not None and not 1 <= levels <= most:
             raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
         if levels is not None and len(codes) < levels:
             raise InputError(f"levels is {levels}, and the codes have {counted(len(codes), 'level')}")
-        output = self.pixels(self._quantizer.lookup(codes[:levels]), size)
+        used = codes[:levels]
+        latents = self._quantizer.lookup(used)
+        if len(used) < most:
+            output = self.prefix_pixels(latents, torch.tensor(len(used), device=latents.device), size)
+        else:
+            output = self.pixels(latents, size)
         return ((output + 1) / 2).clamp(0, 1)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """The prefixes part where codewords are looked up, so only one is decoded."""
+        """Prefixes part where codewords are looked up, so only one is decoded, by both decoders if there are two."""
         every = torch.stack([self._quantizer.lookup(codes[:number]) for number in self.prefixes])
-        return ((self.pixels(chosen_prefix(every, self.prefixes, levels), None) + 1) / 2).clamp(0, 1)
+        latents, most = chosen_prefix(every, self.prefixes, levels), self.prefixes[-1]
+        output = self.pixels(latents, None)
+        if self._prefix_decoder is not None:
+            of_prefix = self.prefix_pixels(latents, levels.clamp(max=most - 1), None)
+            output = torch.where(levels == most, output, of_prefix)
+        return ((output + 1) / 2).clamp(0, 1)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """Every level quantizes z, by the sum of its codeword and the coarser levels'."""

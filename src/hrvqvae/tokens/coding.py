@@ -83,12 +83,14 @@ class Coder:
         described: its configuration, as it lies beside the weights.
         digest: of its weights.
         symbols: of each level.
+        beam: paths that the search keeps at each level; None keeps as many as in training.
     """
 
-    def __init__(self, model: str, device: str = "cpu") -> None:
+    def __init__(self, model: str, device: str = "cpu", beam: int | None = None) -> None:
         """Raises InputError as `load_with_config`."""
         self.name = model if model in shipped() and not Path(model).exists() else str(Path(model).absolute())
-        self.model, self.config = load_with_config(model, device)
+        self.model, self.config = load_with_config(model, device, beam)
+        self.beam = beam
         self.described = without_paths(read_meta(locate(model))["config"])
         self.digest = weights_digest(self.model.state_dict())
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -36,6 +36,7 @@ class Plan:
         keys: how many images there are.
         keys_digest: of their keys and labels, in order.
         shard_size: images of a shard.
+        beam: paths that the search keeps at each level; None keeps as many as in training.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Plan:
     keys: int
     keys_digest: str
     shard_size: int
+    beam: int | None = None
 
     @property
     def shards(self) -> int:
@@ -71,6 +73,7 @@ def read_plan(folder: Path) -> Plan | None:
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text())
+        values.setdefault("beam", None)  # folders of before there was one
         return Plan(**{one.name: values[one.name] for one in dataclasses.fields(Plan)})
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
@@ -91,6 +94,9 @@ def begin(folder: Path, plan: Plan) -> None:
         return
     if found.model != plan.model:
         raise InputError(f"{folder} was begun with the model {found.model[:12]}, this one is {plan.model[:12]}{_OTHER}")
+    if found.beam != plan.beam:
+        there, here = ("no --beam" if one is None else f"--beam {one}" for one in (found.beam, plan.beam))
+        raise InputError(f"{folder} was begun with {there}, not with {here}{_OTHER}")
     if found.image_size != plan.image_size:
         there, here = (
             "images at their own sizes" if one is None else f"{one}x{one} pixels"

@@ -30,6 +30,7 @@ class _Actor:
         self,
         model: str,
         device: str,
+        beam: int | None,
         images: Any,
         folder: str,
         size: int | None,
@@ -42,7 +43,7 @@ class _Actor:
         if device == "cpu":
             torch.set_num_threads(1)
         held: KeyedImages = ray.get(images[0])
-        self.tokenizer = Tokenizer(Coder(model, device), held, Path(folder), size, classes, workers)
+        self.tokenizer = Tokenizer(Coder(model, device, beam), held, Path(folder), size, classes, workers)
 
     def __call__(self, row: Row) -> Row:
         places = range(row["first"], row["last"])
@@ -98,7 +99,7 @@ def _write(tokenizer: Tokenizer, units: Sequence[Unit], advance: Advance) -> Ite
     rows = [{"name": unit.name, "first": unit.places[0], "last": unit.places[-1] + 1} for unit in units]
     images, workers = [ray.put(tokenizer.images)], tokenizer.workers if on_gpu else 0
     folder = str(tokenizer.folder.resolve())
-    made_of = (coder.name, coder.device.type, images, folder, tokenizer.size, tokenizer.classes, workers)
+    made_of = (coder.name, coder.device.type, coder.beam, images, folder, tokenizer.size, tokenizer.classes, workers)
     found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Actor,  # type: ignore[arg-type]
         fn_constructor_args=made_of,

@@ -51,7 +51,7 @@ class Tokenized:
 def tokenize(
     model: str, source: Path, out: Path, *, shard_size: int | None = None, full_size: bool = False,
     workers: int | None = None, device: str = "cpu", engine: Engine = "local", retry_broken: bool = False,
-    say: Callable[[str], None] = note,
+    beam: int | None = None, say: Callable[[str], None] = note,
 ) -> Tokenized:  # fmt: skip
     """Write the codes of images to the shards of a folder, or go on where that was stopped.
 
@@ -65,13 +65,14 @@ def tokenize(
         device: of the model: auto, cpu, cuda or cuda:N.
         engine: "local", or "ray" for Ray, which shares the shards out over its machines.
         retry_broken: try images again that were broken before.
+        beam: paths that the model's search keeps at each level; None keeps as many as in training.
         say: is told of what is broken, and of conversions.
 
     Raises:
         InputError: no such model or source, no image, the folder is in use, was begun otherwise or can't be written.
         DamagedFileError: a shard of the folder is damaged.
     """
-    coder = Coder(model, device)
+    coder = Coder(model, device, beam)
     images = keyed_images(source)
     size = None if full_size else coder.config.data.size
     try:
@@ -80,8 +81,9 @@ def tokenize(
             before = read_plan(out)
             chosen = shard_size or (before.shard_size if before else SHARD_SIZE)
             plan = Plan(
-                model=coder.digest, image_size=size, keys=len(images), keys_digest=images.digest(), shard_size=chosen
-            )
+                model=coder.digest, image_size=size, keys=len(images), keys_digest=images.digest(), shard_size=chosen,
+                beam=beam,
+            )  # fmt: skip
             begin(out, plan)
             count = coder.config.data.workers if workers is None else workers
             tokenizer = Tokenizer(coder, images, out, size, images.classes, count)

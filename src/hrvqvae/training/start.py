@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.config import Config
+from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.errors import InputError
+from hrvqvae.nn import RefiningDecoder
 from hrvqvae.priors.base import Prior
 from hrvqvae.priors.build import build_prior
 from hrvqvae.runs import storage
 from hrvqvae.runs.folder import prior_folder
-from hrvqvae.runs.loading import load_with_digest, read_prior
+from hrvqvae.runs.loading import load_with_config, load_with_digest, read_prior
 from hrvqvae.runs.locating import locate
 from hrvqvae.systems.base import Autoencoder
 
@@ -32,31 +33,54 @@ def start_model(model: Autoencoder, start_from: str) -> str:
     return f"beginning with the weights of {start_from}, trained on {config.data.dataset}"
 
 
-def start_prior(prior: Prior, config: Config, level: int, classes: Sequence[str], start_from: str) -> str:
-    """Give a level's prior the weights of the same level's prior of a trained model; -> a line that says so.
+def start_prior(prior: Prior, config: Config, levels: Levels, classes: Sequence[str], start_from: str) -> str:
+    """Give a prior the weights of a trained model's prior of the same levels; -> a line that says so.
 
-    Where the classes differ, what belongs to a class begins anew, and the rest is kept.
+    Where the classes differ, what belongs to a class begins anew, and the rest is kept. Where only one of the two knows
+    the codes without a class, what belongs to "no class" is left out, or begins as the mean of the classes.
 
     Args:
         config: of the prior that begins.
-        level: 0 is the coarsest.
+        levels: that it covers.
         classes: names of the classes that it is to know.
 
     Raises:
-        InputError: there is no such model, or its prior of that level is of other shapes.
+        InputError: there is no such model, or its prior of these levels is of other shapes.
     """
     path = locate(start_from)
-    weights, about = read_prior(prior_folder(path.parent, level).model, storage.digest(path), start_from, level)
-    anew = [] if list(classes) == about["classes"] else _of_classes(config, level)
-    _fill(prior, weights, f"{start_from}, level {level + 1},", anew)
-    told = f"beginning with the prior of level {level + 1} of {start_from}"
+    weights, about = read_prior(prior_folder(path.parent, *levels).model, storage.digest(path), start_from, levels)
+    of_classes, same, own = _of_classes(config, levels), list(classes) == about["classes"], prior.state_dict()
+    anew = [] if same else of_classes
+    for name in of_classes if same else []:
+        if name in weights and weights[name].shape != own[name].shape:
+            weights[name] = _resized(weights[name], prior.level.labels)
+    _fill(prior, weights, f"{start_from}, {level_names(levels)},", anew)
+    told = f"beginning with the prior of {level_names(levels)} of {start_from}"
     return told + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
 
 
-def _of_classes(config: Config, level: int) -> list[str]:
+def _resized(rows: Tensor, labels: int) -> Tensor:
+    """A tensor with a row a class, and one for "no class" or none: further rows are the mean of the classes."""
+    return torch.cat([rows, rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])])[:labels]
+
+
+def start_prefix_decoder(decoder: RefiningDecoder, start_from: str) -> str:
+    """Give a decoder of prefixes the weights of that of a trained model; -> a line that says so.
+
+    Raises:
+        InputError: there is no such model, it has no decoder of prefixes, or one of other shapes.
+    """
+    source = getattr(load_with_config(start_from)[0], "prefix_decoder", None)
+    if source is None:
+        raise InputError(f"{start_from} has no decoder of prefixes; train it: hrvqvae train-prefixes {start_from}")
+    _fill(decoder, source.state_dict(), f"the decoder of prefixes of {start_from}")
+    return f"beginning with the decoder of prefixes of {start_from}"
+
+
+def _of_classes(config: Config, levels: Levels) -> list[str]:
     """Names of a prior's tensors whose shapes depend on the number of classes."""
     with torch.device("meta"):
-        one, two = (build_prior(config, level, count).state_dict() for count in (1, 2))
+        one, two = (build_prior(config, levels, count).state_dict() for count in (1, 2))
     return [name for name, tensor in two.items() if tensor.shape != one[name].shape]
 
 

@@ -80,16 +80,16 @@ def test_an_image_is_reconstructed(client: Client, tmp_path: Path) -> None:
 
 
 def test_samples_and_completions(client: Client, tmp_path: Path) -> None:
-    with Image.open(client.predict(4, "7", 1, 3, api_name="/draw")) as sheet:
+    with Image.open(client.predict(4, "7", 1, 3, 1, api_name="/draw")) as sheet:
         assert min(sheet.size) > 100
     upload(client, image_file(tmp_path / "x.png"))
     marks = "1" * (14 * 28) + "0" * (14 * 28)
     painted = json.dumps({"side": 28, "marks": marks})
-    found = client.predict(painted, 2, "any class", 1, 0, api_name="/complete")
+    found = client.predict(painted, 2, "any class", 1, 0, 1, api_name="/complete")
     assert found[1] == "50% of the codes are kept"
     for wrong in ("", "{", "[1]", '{"side": 3, "marks": "1"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}'):
         with pytest.raises(AppError, match=r"nothing is kept|everything is kept|can't be read"):
-            client.predict(wrong, 2, "any class", 1, 0, api_name="/complete")
+            client.predict(wrong, 2, "any class", 1, 0, 1, api_name="/complete")
 
 
 def hostile(kind: str, folder: Path) -> Path:

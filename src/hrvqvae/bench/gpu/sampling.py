@@ -28,7 +28,7 @@ def sampling_rows(device: torch.device, preset: str, grid: Grid, batches: Sequen
     rows = []
     for batch in (1, *batches):  # the first one loads compiled code, and does not count
         codes, known, coarser, label, uniforms = case.given(batch)
-        cached, plain = codes.clone(), codes.to(device, copy=True)
+        cached, plain = [codes[0].clone()], [codes[0].to(device, copy=True)]
         placed = [one.to(device) for one in coarser], None if label is None else label.to(device)
         shared = {"batch": batch, "grid": list(grid)}
         spent = seconds(lambda: sample_cached(case.prior, cached, known, coarser, label, uniforms, Draw()))  # noqa: B023
@@ -38,7 +38,8 @@ def sampling_rows(device: torch.device, preset: str, grid: Grid, batches: Sequen
         rows.append(
             {
                 "sampler": "plain", "device": device.type, **shared, "seconds_per_image": other / batch,
-                "ratio": other / spent, "equal": float((plain.cpu() == cached).double().mean()), **peak_memory(device),
+                "ratio": other / spent, "equal": float((plain[0].cpu() == cached[0]).double().mean()),
+                **peak_memory(device),
             }
         )  # fmt: skip
     return rows[2:]

@@ -94,9 +94,9 @@ def prior_rows(config: Config, levels: Sequence[int], steps: int, rate: float) -
     rows = []
     for level in levels:
         forget_peak(device)
-        side = PriorSide(config, level, Form(bf16=computes_bf16(device)))
+        side = PriorSide(config, range(level, level + 1), Form(bf16=computes_bf16(device)))
         flop = flop_of_step(side)
-        batch = len(side.batch.codes)
+        batch = len(side.batch)
         trained = f"{config.name}, prior of level {level + 1} ({counted(side.parameters, 'parameter')})"
         rows.append(_row(side, trained, batch, steps, flop, rate))
     return rows

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, interpolate
 
 from hrvqvae.config import at_level
-from hrvqvae.nn import Attention, CausalConv2d, GatedResidualBlock, ResidualStack
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.nn import Attention, ResidualStack
+from hrvqvae.priors.base import Level, LevelPrior
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.trunk import Trunk
 
 
-class PixelSNAIL(Prior):
+class PixelSNAIL(LevelPrior, Trunk):
     """Causal convolutions, gated residual blocks and causal attention; conditioned on coarser levels and class.
 
         coarser paths -> embeddings -> conv, residual stack, attention --+   (not causal: the whole map is seen)
@@ -27,9 +28,8 @@ class PixelSNAIL(Prior):
               -> [gated residual blocks, attention after every R / A of them] -> elu -> 1x1 conv -> logits (B, m, H, W)
 
     The output stack has no further layer (Table 8: 0). Where attention layers are 0, the coarser levels get none
-    either, and are seen as far as the convolutions reach. A code at the end of a row is seen from where the next row's
-    convolution reaches it. Ours, since the paper does not print it: how many blocks stand between two attention layers,
-    layer normalization before attention, and no weight normalization.
+    either, and are seen as far as the convolutions reach. Ours, since the paper does not print it: how many blocks
+    stand between two attention layers, layer normalization before attention, and no weight normalization.
     """
 
     def __init__(self, config: PixelSNAILConfig, level: Level, index: int) -> None:
@@ -40,7 +40,7 @@ class PixelSNAIL(Prior):
         self.embedding = nn.Embedding(level.symbols, hidden)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
-        self.classes = nn.Embedding(level.classes, hidden) if level.classes else None
+        self.classes = nn.Embedding(level.labels, hidden) if level.classes else None
         attentions, heads = at_level(config.attention_layers, index), config.attention_heads
         self.coarser = nn.ModuleList(nn.Embedding(codewords, hidden) for codewords in level.coarser)
         if level.coarser:
@@ -50,21 +50,8 @@ class PixelSNAIL(Prior):
                 *([Attention(hidden, heads, causal=False)] if attentions else []),
                 nn.Conv2d(hidden, hidden, 1),
             )
-        self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
-        self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
-        dropped = at_level(config.dropout, index)
-        self.blocks = nn.ModuleList(
-            GatedResidualBlock(hidden, config.residual_units, config.kernel, dropped)
-            for _ in range(config.residual_blocks)
-        )
-        self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
+        self.make_trunk(config, attentions, at_level(config.dropout, index))
         self.head = nn.Conv2d(hidden, level.symbols, 1)
-
-    @property
-    def attention_after(self) -> tuple[int, ...]:
-        """Residual blocks that each attention layer comes after: spread evenly, the last after the last block."""
-        count = len(self.attentions)
-        return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises as `logits` does."""
@@ -82,12 +69,6 @@ class PixelSNAIL(Prior):
 
     def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
         base = self.base(coarser, label, len(codes))
-        conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
-        features = self.first(self.embedding(codes).permute(0, 3, 1, 2)) + base
-        after = self.attention_after
-        for number, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
-            features = block(features, condition)
-            if number in after:
-                features = self.attentions[after.index(number)](features)
+        features = self.features(self.embedding(codes).permute(0, 3, 1, 2), base, self.conditions(base))
         output: Tensor = self.head(elu(features))
         return output

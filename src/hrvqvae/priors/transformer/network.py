@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, pad
 
 from hrvqvae.nn import attend, cheap_dropout
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level, LevelPrior
 from hrvqvae.priors.transformer.config import TransformerConfig
 
 
@@ -45,7 +45,7 @@ class TransformerLayer(nn.Module):
         return features + cheap_dropout(self.network(features), self.dropped, self.training)
 
 
-class Transformer(Prior):
+class Transformer(LevelPrior):
     """Causal attention over the codes before each position, and the class and coarser levels there are.
 
     row, column, class, coarser paths -> embeddings -> base (B, N, C)
@@ -61,7 +61,7 @@ class Transformer(Prior):
         self.embedding = nn.Embedding(level.symbols + 1, hidden)  # the last is the start symbol
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
-        self.classes = nn.Embedding(level.classes, hidden) if level.classes else None
+        self.classes = nn.Embedding(level.labels, hidden) if level.classes else None
         self.coarser = nn.ModuleList(nn.Embedding(codewords, hidden) for codewords in level.coarser)
         self.layers = nn.ModuleList(
             TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)

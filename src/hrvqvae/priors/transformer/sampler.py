@@ -1,6 +1,6 @@
 """A transformer prior, position by position: keys and values are kept, so each position is computed once.
 
-Letters: B images, N = H * W positions, C hidden units.
+Letters: B images, N = H * W positions, C hidden units. Guided images are seen several times: see `guidance.Guidance`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
+from hrvqvae.priors.guidance import guidance_of
 from hrvqvae.priors.transformer.network import Transformer, TransformerLayer
 
 
@@ -26,28 +27,29 @@ def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Te
 
 @torch.inference_mode()
 def sample_transformer(
-    prior: Transformer, codes: Tensor, known: Tensor, coarser: Sequence[Tensor], label: Tensor | None, uniforms: Tensor,
-    draw: Draw,
+    prior: Transformer, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
+    label: Tensor | None, uniforms: Sequence[Tensor], draw: Draw,
 ) -> None:  # fmt: skip
-    """Fill in the codes (B, H, W) int64 that are not known, in raster order; arguments as `plain.sample_plain`."""
-    batch, hidden, heads = len(codes), prior.config.hidden_units, prior.config.heads
-    base = prior.base(coarser, label, batch)
-    number = base.shape[1]
+    """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
+    batch, hidden, heads = len(codes[0]), prior.config.hidden_units, prior.config.heads
+    guidance = guidance_of(prior.level, label, draw)
+    base = prior.base([guidance.each(paths) for paths in coarser], guidance.label, batch * len(guidance.weights))
+    seen, number, _ = base.shape
     layers = [layer for layer in prior.layers if isinstance(layer, TransformerLayer)]
-    keys = torch.zeros(len(layers), batch, heads, number, hidden // heads)
+    keys = torch.zeros(len(layers), seen, heads, number, hidden // heads)
     values = torch.zeros_like(keys)
-    flat, given, drawn = codes.view(batch, -1), known.view(batch, -1), uniforms.view(batch, -1)
-    before = torch.full((batch,), prior.level.symbols)
+    flat, given, drawn = (only.view(batch, -1) for (only,) in (codes, known, uniforms))
+    before = torch.full((seen,), prior.level.symbols)
     for place in range(number):
         features = (base[:, place] + prior.embedding(before))[:, None]
         for index, layer in enumerate(layers):
             features = _advance(layer, features, keys[index], values[index], place)
         if not given[:, place].all():
-            logits = prior.head(prior.norm(features[:, 0])).numpy()
+            logits = guidance.mixed(prior.head(prior.norm(features[:, 0]))).numpy()
             for image in range(batch):
                 if not given[image, place]:
                     code = draw_code(logits[image], float(drawn[image, place]), *draw.values())
                     if code == NO_CODE:
-                        raise no_distribution(prior.level.number, *divmod(place, codes.shape[2]))
+                        raise no_distribution(prior.level.number, *divmod(place, prior.level.grid[1]))
                     flat[image, place] = code
-        before = flat[:, place]
+        before = guidance.each(flat[:, place])

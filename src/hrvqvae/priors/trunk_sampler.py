@@ -1,0 +1,236 @@
+"""A trunk position by position: as its forward pass, but each number is computed once.
+
+Letters: B images, (H, W) grid, C hidden units, U residual units, R gated blocks, A attention layers; q = k // 2 rows
+above and columns to each side that a convolution with filter k sees. Guided images are seen several times, S = K * B in
+all: see `guidance.Guidance`.
+
+Kept, in buffers made once: what every causal convolution took in, and every attention layer's keys and values. A row is
+computed in two parts. What a convolution sees of the rows above is known when the row begins, so that part of all
+blocks and positions is one matrix product; the position's own row, attention and the draw follow position by position,
+compiled. So a position reads only the weights to its left: (q + 1) / (q * k + q + 1) of a convolution's, 3 of 13 for
+filter 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae.jit.cache import compiled
+from hrvqvae.priors.trunk import Trunk
+
+Floats = NDArray[np.float32]
+
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": {"reassoc", "contract", "nsz"}}
+_EPSILON = 1e-5  # of layer normalization, torch's
+
+
+@compiled(**OPTIONS)
+def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
+    """out (m,) += vector (n,) @ matrix (n, m), four rows at a time."""
+    rows, columns = matrix.shape
+    whole = rows - rows % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = vector[i], vector[i + 1], vector[i + 2], vector[i + 3]
+        for j in range(columns):
+            out[j] += a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
+    for i in range(whole, rows):
+        a = vector[i]
+        for j in range(columns):
+            out[j] += a * matrix[i, j]
+
+
+@compiled(**OPTIONS)
+def elu(value: Any) -> Any:
+    """As torch's."""
+    return value if value > 0 else np.expm1(value)
+
+
+@compiled(**OPTIONS)
+def _attend(
+    features: Floats, place: int, heads: int, norm: Floats, inputs: Floats, inputs_bias: Floats, output: Floats,
+    output_bias: Floats, keys: Floats, values: Floats, three: Floats, attended: Floats, scores: Floats,
+) -> None:  # fmt: skip
+    """features (C,) += attention to positions 0..place; keys and values (C, H * W) get the position's own.
+
+    norm (2, C) holds weight and bias; three (3C,), attended (C,) and scores (H * W,) are room to work in.
+    """
+    hidden = len(features)
+    mean: Any = np.float32(0.0)
+    for c in range(hidden):
+        mean += features[c]
+    mean /= np.float32(hidden)
+    variance: Any = np.float32(0.0)
+    for c in range(hidden):
+        variance += (features[c] - mean) * (features[c] - mean)
+    scale = np.float32(1.0) / np.sqrt(variance / np.float32(hidden) + np.float32(_EPSILON))
+    for c in range(hidden):
+        attended[c] = (features[c] - mean) * scale * norm[0, c] + norm[1, c]
+    three[:] = inputs_bias
+    add_product(attended, inputs, three)
+    for c in range(hidden):
+        keys[c, place] = three[hidden + c]
+        values[c, place] = three[2 * hidden + c]
+    width = hidden // heads
+    unit = np.float32(1.0) / np.sqrt(np.float32(width))
+    seen = place + 1
+    for head in range(heads):
+        begin = head * width
+        for j in range(seen):
+            scores[j] = 0.0
+        for c in range(begin, begin + width):
+            query = three[c] * unit
+            for j in range(seen):
+                scores[j] += query * keys[c, j]
+        largest: Any = np.float32(-np.inf)
+        for j in range(seen):
+            largest = max(largest, scores[j])
+        total: Any = np.float32(0.0)
+        for j in range(seen):
+            scores[j] = np.exp(scores[j] - largest)
+            total += scores[j]
+        for c in range(begin, begin + width):
+            summed: Any = np.float32(0.0)
+            for j in range(seen):
+                summed += scores[j] * values[c, j]
+            attended[c] = summed / total
+    for c in range(hidden):
+        features[c] += output_bias[c]
+    add_product(attended, output, features)
+
+
+@compiled(**OPTIONS)
+def room(weights: Any, positions: int) -> Any:
+    """Arrays for `advance` to work in."""
+    lefts, _, _, _, _, _, _, _ = weights
+    _, _, hidden, inner = lefts.shape
+    return (
+        np.empty(2 * hidden, np.float32), np.empty(inner, np.float32), np.empty(3 * hidden, np.float32),
+        np.empty(hidden, np.float32), np.empty(positions, np.float32),
+    )  # fmt: skip
+
+
+@compiled(**OPTIONS)
+def add_first(features: Floats, table: Floats, numbers: Any, row: int, x: int, reach: int) -> None:
+    """features (C,) += the first layer's convolution at a position; table (taps, n, C), numbers (H, W) below n."""
+    for tap in range(table.shape[0]):
+        source = row + tap // (2 * reach + 1) - reach
+        column = x + tap % (2 * reach + 1) - reach
+        if source >= 0 and 0 <= column < numbers.shape[1]:
+            features += table[tap, numbers[source, column]]
+
+
+@compiled(**OPTIONS)
+def advance(
+    features: Floats, seen: int, row: int, x: int, above: Floats, conditions: Floats, kept: Any, weights: Any,
+    heads: int, work: Any,
+) -> None:  # fmt: skip
+    """All blocks and attention layers at a position, of the image of that number among those that are seen.
+
+    features (C,) are the first layer's and become the last one's; above (R, S, W, U) and conditions (S, W, R * 2C) of
+    the row, biases added; kept as in `Rows`, weights as in `trunk_weights`, work from `room`.
+    """
+    lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
+    taken, keys, values = kept
+    gated, narrow, three, attended, scores = work
+    blocks, taps, hidden, inner = lefts.shape
+    reach = taps - 1
+    place = row * above.shape[2] + x
+    for block in range(blocks):
+        came = taken[block, seen, row + reach]
+        for c in range(hidden):
+            came[x + reach, c] = elu(features[c])
+        narrow[:] = above[block, seen, x]
+        for tap in range(taps):
+            add_product(came[x + tap], lefts[block, tap], narrow)
+        for c in range(inner):
+            narrow[c] = elu(narrow[c])
+        gated[:] = conditions[seen, x, block * 2 * hidden : (block + 1) * 2 * hidden]
+        add_product(narrow, pointwise[block], gated)
+        for c in range(hidden):
+            features[c] += gated[c] / (np.float32(1.0) + np.exp(-gated[hidden + c]))
+        layer = after[block]
+        if layer >= 0:
+            _attend(
+                features, place, heads, norms[layer], inputs[layer], inputs_bias[layer], outputs[layer],
+                outputs_bias[layer], keys[layer, seen], values[layer, seen], three, attended, scores,
+            )  # fmt: skip
+
+
+def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
+    """Tensors of one shape, which is needed where there are none, as one array."""
+    stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
+    return stacked.contiguous().numpy()
+
+
+def first_table(trunk: Trunk, embeddings: Tensor) -> Floats:
+    """The first layer's convolution of embeddings (n, C) as a table: (taps before the position, n, C)."""
+    taps = torch.cat([trunk.first.above.flatten(2), trunk.first.left.flatten(2)], 2)  # (C, C, taps), rows above first
+    return torch.einsum("mi,oit->tmo", embeddings, taps).contiguous().numpy()
+
+
+def trunk_weights(trunk: Trunk) -> tuple[Any, ...]:
+    """The weights that a position reads, each (inputs, outputs) so that a product runs along the outputs."""
+    blocks: Sequence[Any] = list(trunk.blocks)
+    some: Sequence[Any] = list(trunk.attentions)
+    hidden = trunk.first.bias.shape[0]
+    after = np.full(len(blocks), -1)
+    for layer, block in enumerate(trunk.attention_after):
+        after[block - 1] = layer
+    return (
+        stack([block.spatial.left[:, :, 0].permute(2, 1, 0) for block in blocks]),
+        stack([block.pointwise.weight[:, :, 0, 0].T for block in blocks]),
+        stack([torch.stack([one.norm.weight, one.norm.bias]) for one in some], (2, hidden)),
+        stack([one.inputs.weight.T for one in some], (hidden, 3 * hidden)),
+        stack([one.inputs.bias for one in some], (3 * hidden,)),
+        stack([one.output.weight.T for one in some], (hidden, hidden)),
+        stack([one.output.bias for one in some], (hidden,)),
+        after,
+    )  # fmt: skip
+
+
+class Rows:
+    """What the positions of a row need of a trunk, and what is kept from one position to the next.
+
+    Attributes:
+        kept: taken (R, S, H + q, W + 2q, C), what the convolutions of the blocks took in, zeros around; keys and values
+            (A, S, C, H * W).
+    """
+
+    def __init__(self, trunk: Trunk, base: Tensor) -> None:
+        """Of a network's base (S, C, H, W): what does not depend on the codes."""
+        seen, hidden, height, width = base.shape
+        blocks: Sequence[Any] = list(trunk.blocks)
+        convolutions = [block.spatial for block in blocks]
+        reach, kernel = convolutions[0].reach, convolutions[0].above.shape[3]
+        self._above = torch.stack([one.above.permute(2, 3, 1, 0).flatten(0, 2) for one in convolutions])
+        self._above_bias = torch.stack([one.bias for one in convolutions])[:, None]
+        self._base = base.permute(0, 2, 3, 1).contiguous()
+        self._started = self._base + trunk.first.bias
+        bias = trunk.conditions.bias
+        assert bias is not None
+        self._conditions = trunk.conditions.weight[:, :, 0, 0].T
+        self._conditions_bias = bias + torch.cat([block.pointwise.bias for block in blocks])
+        taken = torch.zeros(len(blocks), seen, height + reach, width + 2 * reach, hidden)
+        block, image, row, column, _ = taken.stride()
+        shape, strides = (len(blocks), seen, width, reach, kernel, hidden), (block, image, column, row, column, 1)
+        self._windows = [taken.as_strided(shape, strides, number * row) for number in range(height)]
+        keys = torch.zeros(len(trunk.attentions), seen, hidden, height * width)
+        self.kept = tuple(tensor.numpy() for tensor in (taken, keys, torch.zeros_like(keys)))
+
+    def row(self, row: int) -> tuple[Floats, Floats, Floats]:
+        """Of row `row`: base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C), biases added."""
+        windows = self._windows[row]
+        seen = torch.baddbmm(self._above_bias, windows.reshape(len(windows), -1, self._above.shape[1]), self._above)
+        above = seen.view(*windows.shape[:3], -1)
+        base = self._base[:, row]
+        conditions = torch.addmm(self._conditions_bias, base.flatten(0, 1), self._conditions)
+        return (
+            self._started[:, row].contiguous().numpy(), above.numpy(),
+            conditions.view(*base.shape[:2], -1).numpy(),
+        )  # fmt: skip

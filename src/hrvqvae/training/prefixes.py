@@ -1,0 +1,172 @@
+"""The prefix stage: from a run with a trained autoencoder to a decoder of its first levels.
+
+The autoencoder is frozen. The decoder of prefixes begins as a copy of its own, behind a refiner that changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hrvqvae import processes
+from hrvqvae.config import Config, TrainingConfig
+from hrvqvae.data.batches import Batch, batches
+from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.loading import load_images
+from hrvqvae.errors import InputError
+from hrvqvae.nn import RefiningDecoder
+from hrvqvae.notices import waiting
+from hrvqvae.quantities import counted
+from hrvqvae.runs import storage
+from hrvqvae.runs.folder import RunFolder, prefix_folder
+from hrvqvae.runs.loading import load_alone
+from hrvqvae.runs.prefixes import save_prefix_decoder
+from hrvqvae.systems.base import unit_images
+from hrvqvae.systems.build import build_prefix_decoder, several_levels
+from hrvqvae.systems.one_grid import OneGrid
+from hrvqvae.training import loggers
+from hrvqvae.training.device import Compute
+from hrvqvae.training.hooks import Display, MetricsLog, Say
+from hrvqvae.training.loop import Metrics, update
+from hrvqvae.training.stage import Evaluation, Outcome, begin, count_parameters, require_new, seed_step, train_stage
+from hrvqvae.training.start import start_prefix_decoder
+from hrvqvae.training.state import TrainState
+
+MakeEvaluation = Callable[[OneGrid, Config, RunFolder, ImageSet, MetricsLog, Display, Compute], Evaluation]
+"""(model, configuration with the training of this stage, folder, test images, log, display, compute) -> the hook that
+evaluates the model with the averaged decoder of its prefixes now and then."""
+
+_ANEW = "delete that folder to train it anew"
+
+
+class PrefixStep:
+    """One update of a decoder of prefixes: each image of a batch is cut to a prefix, in turn.
+
+    The error of each prefix is divided by its own value, so that none outweighs another: the mean of their PSNR is what
+    grows.
+    """
+
+    def __init__(self, model: OneGrid, seed: int, compute: Compute) -> None:
+        self.model, self.seed, self.compute = model, seed, compute
+
+    def __call__(self, state: TrainState, batch: Batch) -> Metrics:
+        seed_step(self.seed, state.step)
+        decoder = state.model
+        assert isinstance(decoder, RefiningDecoder)
+        self.model.decode_prefixes_by(decoder.train())
+        images = unit_images(self.compute.place_images(batch.images), self.model.channels)
+        prefixes = self.model.prefixes[:-1]
+        which = (torch.arange(len(images), device=images.device) + state.step) % len(prefixes)
+        with self.compute.autocast():
+            latents = self.model.prefix_latents(self.model.encode(images), which + 1)
+            decoded = self.model.prefix_pixels(latents, which + 1, (images.shape[-2], images.shape[-1]))
+        errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
+        sums = torch.stack([errors[which == index].sum() for index in range(len(prefixes))])
+        counts = torch.bincount(which, minlength=len(prefixes)).to(sums)
+        total, number = processes.averaged([sums.detach(), counts])
+        relative = sums / total.clamp(min=1e-12)
+        losses = {f"relative_{levels}": one for levels, one in zip(prefixes, relative, strict=True)}
+        norm = update(decoder, state.optimizer, losses)["gradient_norm"]
+        state.averaged.update_parameters(decoder)
+        means = zip(prefixes, (total / number).tolist(), strict=True)
+        found = {f"reconstruction_{levels}": mean for levels, mean in means if not math.isnan(mean)}
+        return {**found, "loss": math.fsum(found.values()), "gradient_norm": norm}
+
+
+def train_prefixes(
+    path: str | Path, config: Config, *, resume: bool, evaluation: MakeEvaluation, say: Say = print
+) -> Outcome:
+    """Train a decoder of a run's prefixes into its folder `prefixes`.
+
+    Args:
+        path: the folder, whose autoencoder is trained.
+        config: of the run, with `prefixes` as it is to be trained.
+        resume: go on where the training stopped, if it has begun.
+        evaluation: makes the hook that measures the model now and then; its state holds the averaged decoder.
+
+    Raises:
+        InUseError: another process trains it.
+        InputError: no trained autoencoder, one that has no prefixes for a decoder of their own, no data, a decoder
+            that is there already (without `resume`) or that is of another state of the autoencoder, a full disk.
+        NonFiniteError: as the autoencoder's training does.
+    """
+    model, stored, digest = load_alone(path)
+    whole = several_levels(model, stored)
+    training = config.prefixes.training.with_batch_size(config.training.batch_size)
+    processes.require_equal_parts(training.batch_size)
+    loggers.require(training.loggers)
+    run = prefix_folder(path)
+    with processes.held_by_first(run.locked):
+        if not resume:
+            processes.on_first(lambda: require_new(run, _ANEW))
+        stage = _Stage(run, config, training, whole, digest)
+        return stage.train(resume=resume, evaluation=evaluation, say=say)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The training of one decoder of prefixes, in a folder whose lock this process has, or the first of several."""
+
+    run: RunFolder
+    config: Config
+    training: TrainingConfig
+    model: OneGrid
+    digest: str
+
+    def _prepare(self) -> None:
+        """Make the folder. Raises InputError where it holds a decoder for another state of the autoencoder."""
+        source = self.run.path / "autoencoder.txt"
+        if source.is_file() and self.run.begun() and source.read_text() != self.digest:
+            raise InputError(f"{self.run.path} holds a decoder for another state of the autoencoder; {_ANEW}")
+        self.run.prepare(self.config)
+        storage.write_atomic(source, self.digest.encode())
+
+    def _start(self, decoder: RefiningDecoder, say: Say) -> RefiningDecoder:
+        """The decoder as training starts with it. Raises InputError where another one does not fit it."""
+        if self.training.start_from:
+            say(start_prefix_decoder(decoder, self.training.start_from))
+        return decoder
+
+    def _write(self, state: TrainState) -> None:
+        weights = state.averaged.module.state_dict()
+        save_prefix_decoder(self.run.model, self.config, weights, step=state.step, autoencoder=self.digest)
+
+    def train(self, *, resume: bool, evaluation: MakeEvaluation, say: Say) -> Outcome:
+        run, config, training, model = self.run, self.config, self.training, self.model
+        if training.threads:
+            torch.set_num_threads(training.threads)
+        compute = Compute.of(training)
+        waiting("reading the images")
+        images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
+
+        def like() -> RefiningDecoder:
+            return build_prefix_decoder(model, config)
+
+        if not processes.on_first(run.begun):
+            self._start(like(), lambda _: None)  # raises before anything is written
+        processes.on_first(self._prepare)
+        compute.place_model(model)
+        state = begin(
+            run, training, compute, fresh=lambda: compute.place_model(self._start(like(), say)), like=like,
+            resume=resume, say=say,
+        )  # fmt: skip
+        stream = batches(
+            images, batch_size=training.batch_size, seed=training.seed, first_step=state.step,
+            workers=config.data.workers, on_error=config.data.on_error, part=processes.part(),
+        )  # fmt: skip
+        say(
+            f"{config.name}, prefixes: {counted(len(images), 'training image')}, "
+            f"{count_parameters(state.model):,} parameters, {compute.precision}"
+        )
+        staged = dataclasses.replace(config, training=training)
+        return train_stage(
+            run, training, compute, state, samples=len(images), stream=stream,
+            step=PrefixStep(model, training.seed, compute),
+            evaluation=lambda log, display: evaluation(model, staged, run, test_images, log, display, compute),
+            write_model=self._write,
+        )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Classifier-free guidance: the mixture by hand, cached samplers beside the plain one, and what can't be guided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae.errors import InputError
+from hrvqvae.priors.base import Level, LevelPrior
+from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached, sample_codes
+from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.transformer.config import TransformerConfig
+from hrvqvae.priors.transformer.network import Transformer
+from hrvqvae.quantize import Codes
+from tests.priors.test_pixelsnail import network, random_prior
+from tests.priors.test_transformer import random_transformer
+
+_LABEL = torch.tensor([2, 0, 1, 1, 2])
+
+
+def random_network(kind: str, level: Level, seed: int = 0) -> LevelPrior:
+    """A network of that kind whose weights are large enough that everything matters."""
+    if kind == "pixelsnail":
+        return random_prior(network(), level, seed=seed)
+    return random_transformer(TransformerConfig(hidden_units=12, layers=2, heads=3), level, seed)
+
+
+def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> list[LevelPrior]:
+    levels = [
+        Level(grid=grid, symbols=symbols, coarser=coarser, classes=3, unconditional=True)
+        for coarser in ((), (symbols,))
+    ]
+    return [random_network(kind, level, seed + number) for number, level in enumerate(levels)]
+
+
+def paths(codes: Codes) -> tuple[Tensor, ...]:
+    return codes
+
+
+def sampled(
+    priors: list[LevelPrior], draw: Draw, sampler: Sampler = sample_cached, known: KnownCodes | None = None
+) -> Codes:
+    numbers = range(len(_LABEL))
+    return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, draw=draw, known=known, sampler=sampler)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
+def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
+    prior = random_network("transformer", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
+    (codes,) = sampled([prior], Draw(guidance=guidance), sample_plain)
+    for number, label in enumerate(_LABEL.tolist()):
+        generator = np.random.default_rng((6, number))
+        generator.random()  # the class
+        expected = torch.zeros(1, 2, 3, dtype=torch.long)
+        for place, uniform in enumerate(generator.random(6)):
+            c, u = (prior.logits(expected, [], torch.tensor([one])).flatten(2)[0, :, place] for one in (label, 3))
+            mixed = np.exp((u + guidance * (c - u)).double().numpy())
+            expected.view(-1)[place] = int(np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right"))
+        assert torch.equal(codes[number], expected[0])
+
+
+@pytest.mark.parametrize("kind", ["pixelsnail", "transformer"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, 3.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    grid, symbols = (int(generator.integers(1, 6)), int(generator.integers(1, 6))), int(generator.integers(2, 6))
+    priors = two_levels(kind, grid, symbols, seed)
+    draw = Draw(guidance=guidance, temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, 3)))
+    where = torch.from_numpy(generator.random(grid) < 0.3)
+    given = tuple(torch.from_numpy(generator.integers(0, symbols, (len(_LABEL), *grid))) for _ in range(2))
+    known = KnownCodes(given, (where, where)) if seed % 2 else None
+    for cached, plain in zip(
+        sampled(priors, draw, sample_cached, known), sampled(priors, draw, sample_plain, known), strict=True
+    ):
+        assert torch.equal(cached, plain)
+
+
+def test_guidance_matters_and_two_threads_draw_the_same() -> None:
+    priors = two_levels("pixelsnail", (5, 4), 4, 0)
+    weak, strong = (sampled(priors, Draw(guidance=guidance)) for guidance in (1.0, 3.0))
+    assert not torch.equal(weak[0], strong[0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - threads if threads < 3 else 1)
+    try:
+        assert all(
+            torch.equal(one, other) for one, other in zip(strong, sampled(priors, Draw(guidance=3.0)), strict=True)
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", ["pixelsnail", "transformer"])
+def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_withholds_the_class(kind: str) -> None:
+    level = Level(grid=(4, 5), symbols=4, classes=3, unconditional=True)
+    guided = random_network(kind, level)
+    plain = random_network(kind, Level(grid=(4, 5), symbols=4, classes=3))
+    weights = guided.state_dict()
+    weights["classes.weight"] = weights["classes.weight"][:3]
+    plain.load_state_dict(weights)
+    assert torch.equal(sampled([guided], Draw())[0], sampled([plain], Draw())[0])
+    other = sample_codes(
+        [guided], paths, range(5), seed=6, label=torch.zeros_like(_LABEL), draw=Draw(guidance=0), sampler=sample_cached
+    )
+    assert torch.equal(sampled([guided], Draw(guidance=0))[0], other[0]), "whatever the class"
+
+
+@pytest.mark.parametrize("guidance", [-0.5, float("nan"), float("inf")])
+def test_guidance_out_of_range(guidance: float) -> None:
+    with pytest.raises(InputError, match=f"guidance is {guidance:g}; it must be at least 0"):
+        Draw(guidance=guidance)
+
+
+@pytest.mark.parametrize("sampler", [sample_cached, sample_plain])
+def test_what_was_trained_without_class_dropout_is_not_guided(sampler: Sampler) -> None:
+    levels = [
+        Level(grid=(2, 2), symbols=3, classes=3, unconditional=True),
+        Level(grid=(2, 2), symbols=3, coarser=(3,), classes=3),
+    ]
+    priors: list[LevelPrior] = [random_network("transformer", level) for level in levels]
+    line = "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with --prior.class_dr"
+    with pytest.raises(InputError, match=line):
+        sampled(priors, Draw(guidance=1.5), sampler)
+    classless = [Transformer(TransformerConfig(hidden_units=4, layers=1, heads=1), Level(grid=(1, 1), symbols=2), 0)]
+    with pytest.raises(InputError, match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
+        sample_codes(
+            classless, paths, [0], seed=0, label=None, draw=Draw(guidance=1.5), sampler=sampler
+        )  # fmt: skip
+
+
+def test_only_a_prior_that_knows_no_class_takes_the_label_for_it() -> None:
+    codes = torch.zeros(1, 2, 2, dtype=torch.long)
+    for unconditional in (True, False):
+        level = Level(grid=(2, 2), symbols=3, classes=3, unconditional=unconditional)
+        prior = random_network("pixelsnail", level)
+        if unconditional:
+            given = [prior.logits(codes, [], torch.tensor([label])) for label in range(4)]
+            assert not any(torch.equal(given[3], one) for one in given[:3])
+        else:
+            with pytest.raises(InputError, match=r"outside 0\.\.2"):
+                prior.logits(codes, [], torch.tensor([level.no_class]))

@@ -1,0 +1,140 @@
+"""Codes that weigh error against bits: never worse than the usual ones by what they minimize, and read like any."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import hrvqvae
+from hrvqvae.cli import main
+from hrvqvae.codec.choice import Models, choose
+from hrvqvae.codec.geometry import geometry_of
+from hrvqvae.codec.stream import Codec
+from hrvqvae.data.images import read_image
+from hrvqvae.errors import InputError
+from hrvqvae.quantize import Codes
+from hrvqvae.runs import rate_distortion
+from hrvqvae.runs.compression import flat_codes, make_tables
+from hrvqvae.runs.rate_distortion import RateDistortion
+from hrvqvae.systems.base import Autoencoder
+from hrvqvae.systems.build import build
+from tests.cli.helpers import refused
+from tests.conftest import drawn_digits
+from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_run_with_priors
+
+
+@pytest.fixture(scope="module")
+def run(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run with tables."""
+    folder = tmp_path_factory.mktemp("rate") / "run"
+    shutil.copytree(tiny_run_with_priors(mnist_root), folder)
+    make_tables(folder, effort=0.2, say=lambda _: None)
+    return folder
+
+
+def digits(count: int = 12) -> Tensor:
+    """(count, 1, 12, 12) uint8."""
+    return torch.from_numpy(drawn_digits(count, 5, 12)[0]).unsqueeze(1)
+
+
+def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
+    """The squared error of each image, in [0, 1]."""
+    decoded = model.decode(codes, size=(images.shape[-2], images.shape[-1]))
+    return (decoded - images / 255).square().flatten(1).sum(1)
+
+
+def bits(codec: Codec, size: tuple[int, int], codes: Codes) -> Tensor:
+    """Of each image, by the models of the codec."""
+    models = Models.of(codec.layout(size), [codec.network(level, True) for level in range(len(codes))])
+    flat = flat_codes(codes)
+    candidates = torch.stack([code.flatten(1) for code in codes], -1).unsqueeze(2).int().numpy()
+    nothing = np.zeros(candidates.shape[:3], np.float32)
+    chosen, places = np.zeros(candidates.shape[:2], np.int64), np.zeros(0, np.int64)
+    return torch.from_numpy(choose(models, flat, candidates, nothing, chosen, places, 1.0))
+
+
+@pytest.mark.parametrize("name", ["hrvqvae", "vqvae", "rqvae", "fsq", "vqgan"])
+def test_without_weight_the_error_is_never_above_the_usual_one(name: str, mnist_root: Path) -> None:
+    """Of untrained models with one grid, whose quantizers know no leaves by themselves; images that do not fill it."""
+    config = tiny_systems(mnist_root)[name]
+    torch.manual_seed(0)
+    model = build(config).eval().requires_grad_(False)
+    model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
+    codec = Codec(name, "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    for images in (digits(), digits(3)[:, :, 2:7]):
+        found = RateDistortion.of(model, codec, 0.0).encode(images)
+        usual = model.encode(images)
+        assert [code.shape for code in found] == [code.shape for code in usual]
+        before, after = errors(model, images, usual), errors(model, images, found)
+        assert (after <= before + 1e-5).all()
+        assert after.sum() < 0.997 * before.sum()
+
+
+def test_the_sum_is_never_above_that_of_the_usual_codes(run: Path) -> None:
+    model, images = hrvqvae.load(run), digits(30)
+    usual = model.encode(images)
+    used, lost = [], []
+    for weight in (0.0, 0.02, 1.0):
+        found = model.encode(images, weight)
+        sums = [
+            errors(model.autoencoder, images, codes) + weight * bits(model.codec, (12, 12), codes)
+            for codes in (usual, found)
+        ]
+        assert (sums[1] <= sums[0] + 1e-3).all()
+        assert sums[1].sum() < sums[0].sum()
+        used.append(float(bits(model.codec, (12, 12), found).sum()))
+        lost.append(float(errors(model.autoencoder, images, found).sum()))
+    assert used[0] > used[1] > used[2]
+    assert lost[0] < lost[2]
+
+
+def test_files_hold_these_codes_and_are_read_as_any(run: Path) -> None:
+    model, images = hrvqvae.load(run), digits(5)
+    usual, files = model.compress(images), model.compress(images, rate_weight=0.05)
+    assert model.compress(images, rate_weight=None) == usual
+    assert sum(map(len, files)) < sum(map(len, usual))
+    expected = model.decode(model.encode(images, 0.05), size=(12, 12))
+    assert torch.equal(torch.stack(model.decompress(files)), expected)
+    assert [model.compress(one[None], rate_weight=0.05)[0] for one in images] == files, "an image has its own codes"
+
+
+def test_the_command_writes_files_and_archives(
+    run: Path, tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, pixels in enumerate(digits(4)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / "in" / f"{number}.png")
+    weigh = ["--rate-weight", "0.05", "--device", "cpu"]
+    for out in ("files", "all.hrva"):
+        assert main(["compress", str(run), str(tmp_path / "in"), "-o", str(tmp_path / out), *weigh]) == 0
+    found = sorted((tmp_path / "files").iterdir())
+    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), rate_weight=0.05)
+    for name, source in (("one", found), ("other", [tmp_path / "all.hrva"])):
+        arguments = ["decompress", *map(str, source), "-o", str(tmp_path / name), "--model", str(run)]
+        assert main(arguments) == 0
+    for number in range(4):
+        pictures = [read_image(tmp_path / name / f"{number}.png", 1) for name in ("one", "other")]
+        assert (pictures[0] == pictures[1]).all()
+    bad = ["compress", run, tmp_path / "in", "-o", tmp_path / "bad.hrva", "--rate-weight", -1]
+    assert "the rate weight is -1.0; it must be at least 0" in refused(bad, capsys)
+    assert not (tmp_path / "bad.hrva").exists()
+
+
+def test_models_it_can_not_take_are_told(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systems = tiny_systems(mnist_root)
+    codecs = {
+        name: Codec(name, "ab" * 16, geometry_of(systems[name].model.latent_grids), systems[name].model.num_symbols)
+        for name in ("vqvae2", "hrvqvae")
+    }
+    with pytest.raises(InputError, match="^vqvae2 has several latent grids; a rate weight takes a model with one$"):
+        RateDistortion.of(build(systems["vqvae2"]), codecs["vqvae2"], 0.1)
+    monkeypatch.setattr(rate_distortion, "_MOST_LEAVES", 26)
+    with pytest.raises(InputError, match="^a rate weight takes a model of up to 26 leaves; this one has 27$"):
+        RateDistortion.of(build(systems["hrvqvae"]), codecs["hrvqvae"], 0.1)
