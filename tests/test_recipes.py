@@ -21,6 +21,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
 SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
 PIXELSNAIL = "--prior.network.residual_blocks 4"
+EACH = ("priors/level-1", "priors/level-2", "priors/level-3")
 OF_FIGURE = {
     "11": PIXELSNAIL, "12": PIXELSNAIL, "13": "--prior.network.layers 1 --model.discriminator_layers 1",
     "14": PIXELSNAIL, "15": PIXELSNAIL,
@@ -77,24 +78,29 @@ def test_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "draw", "fields"), [("mnist", drawn_mnist, PIXELSNAIL), ("cifar10", drawn_cifar10, "")]
+    ("name", "draw", "fields", "beside"),
+    [
+        ("mnist", drawn_mnist, PIXELSNAIL, EACH),
+        ("cifar10", drawn_cifar10, "", EACH),
+        ("treevq-cifar10", drawn_cifar10, "", ("priors/levels-1-3", "prefixes")),
+    ],
 )
 def test_a_shipped_model(
-    name: str, draw: Callable[[Path, pytest.MonkeyPatch], None], fields: str, tmp_path: Path,
+    name: str, draw: Callable[[Path, pytest.MonkeyPatch], None], fields: str, beside: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     draw(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert recipe(name, tmp_path, "out").returncode == 0
     cuts = [
-        (r"--max-steps [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
+        (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
         (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]  # fmt: skip
     for words in recorded(tmp_path):
         replay([word for word in cut(words, cuts) if word])
     files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
-    priors = {f"priors/level-{level}/model.safetensors" for level in (1, 2, 3)}
-    assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *priors}
+    others = {f"{folder}/model.safetensors" for folder in beside}
+    assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *others}
     assert (tmp_path / "out" / "samples.png").is_file()
     assert (tmp_path / "out" / "nearest.png").is_file()
 

@@ -20,7 +20,7 @@ from tests.test_readme import CUTS
 DOCS = Path(__file__).parent.parent / "docs"
 SMALLER = (
     *CUTS,
-    (r"^(hrvqvae train hrvqvae/photos .*)", r"\1 --data.size 32"),
+    (r"^(hrvqvae train \w+/photos .*)", r"\1 --data.size 32"),
     (r"^(hrvqvae train .*)", r"\1 --data.workers 0"),
     (r"^(hrvqvae sample mnist) -n 64", r"\1 -n 2"),
     (r"^(hrvqvae sample mnist) -n 20", r"\1 -n 10"),

@@ -134,9 +134,8 @@ def test_a_beam_is_judged_by_the_cost_of_its_path(weight: float) -> None:
     rows = np.arange(VECTORS)
     np.testing.assert_allclose(judged(best, SIZE**2), 0, atol=1e-12)
     np.testing.assert_allclose(judged(worst, SIZE**2), 1 - costs[rows, best] / costs[rows, worst])
-    free = [torch.zeros(book.shape[:2].numel()) for book in books]
     for width in (1, 2, 3):
-        found = search_beam(latents, books, width, weight, free)
+        found = search_beam(latents, books, width, weight)
         assert (judged(found.paths[-1].numpy(), width) < TOLERANCE).all(), "what the search finds is right"
         better = costs[rows, best] < costs[rows, found.paths[-1].numpy()] * (1 - 1e-4)
         assert better.any(), "a narrow beam misses the best path"

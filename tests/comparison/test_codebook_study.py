@@ -38,7 +38,7 @@ def test_the_study_of_codebooks(
     monkeypatch.setattr(codebook_study, "BRANCHING", every_size)
     comparison = Comparison(dataset="mnist", systems=studied_systems(), max_steps=1)
     configs = {case.name: case.config.model.quantizer for case in codebook_study.cases(comparison)}
-    assert set(studied_systems()) == {"hrvqvae", "vqvae"}, "the others have no codewords to be leaves"
+    assert set(studied_systems()) == {"hrvqvae", "treevq", "vqvae"}, "the others have no codewords to be leaves"
     assert configs["hrvqvae-4096-neither-0"].codewords == 16
     assert configs["vqvae-4096-neither-0"].codewords == 4096
     for name, start, revival in (

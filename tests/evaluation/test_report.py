@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from hrvqvae import load
 from hrvqvae.cli import main
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_dict
@@ -22,6 +23,7 @@ from hrvqvae.evaluation.judge import train_judge
 from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.evaluation.recognition import recognize
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.runs.codemaps import CodeMaps
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.trained import TrainedModel
 from tests.cli.helpers import refused, write_file
@@ -73,6 +75,29 @@ def test_no_image_of_the_train_split_is_counted_that_is_coded(
     assert np.array_equal(counted.labels, labels[1::2])
     step = 96 // 5 // 2 * 2 if limit == 5 else 2
     assert np.array_equal(coded.labels, labels[::step][: len(coded)])
+
+
+def test_a_beam_encodes_all_that_is_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes of both kinds, though the run has stored those of its own search, and what samples stand beside."""
+    seen = {}
+
+    def measure(priors: object, model: object, coded: CodeMaps, counted: CodeMaps, device: object) -> None:
+        seen.update(coded=coded, counted=counted)
+
+    def judged(model: TrainedModel, *_: object, **__: object) -> tuple[()]:
+        seen.update(model=model)
+        return ()
+
+    monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
+    monkeypatch.setattr("hrvqvae.evaluation.report.recognize", judged)
+    evaluate_run(run, "train", device="cpu", samples=2, beam=9, say=silent)
+    wide = load(run, beam=9)
+    images = load_images(wide.config.data, "train")
+    assert isinstance(images, MemoryImages)
+    for maps, some in ((seen["coded"], images.images[::2]), (seen["counted"], images.images[1::2])):
+        for level, codes in zip(maps.levels, wide.encode(torch.from_numpy(some)), strict=True):
+            assert np.array_equal(level, codes.numpy())
+    assert seen["model"].config.model.quantizer.beam == 9
 
 
 def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,14 +36,7 @@ TRACED = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq")
 
 
 def config_of(system: str) -> Config:
-    """The tiny system with no residual blocks, which only make graphs longer.
-
-    "beam" is HR-VQVAE with one, and with a decoder of prefixes.
-    """
-    if system == "beam":
-        config = config_of("hrvqvae")
-        quantizer = dataclasses.replace(config.model.quantizer, beam=2, coarse_weight=0.1)  # type: ignore[attr-defined]
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
+    """The tiny system with no residual blocks, which only make graphs longer; "treevq" searches with a beam."""
     if system in ("lfq", "simvq"):
         config = tiny_systems(Path())["vqpytorch"]
         quantizer = dataclasses.replace(config.model.quantizer, name=system, codewords=8)  # type: ignore[attr-defined]
@@ -60,12 +53,12 @@ def model_of(config: Config) -> Autoencoder:
 
 
 def saved(system: str, folder: Path) -> Path:
-    """A run folder of the system, started from noise."""
+    """A run folder of the system, started from noise; that of "treevq" has a decoder of prefixes."""
     config = config_of(system)
     (folder / system).mkdir()
     model, run = model_of(config), RunFolder(folder / system)
     save_model(run.model, config, model.state_dict(), 0)
-    if system == "beam":
+    if system == "treevq":
         weights = build_prefix_decoder(several_levels(model, config), config).state_dict()
         weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
         prefix_folder(run.path).path.mkdir()
@@ -99,7 +92,7 @@ def check_onnx(model: Autoencoder, folder: Path) -> None:
             run_onnx(folder / "decoder.onnx", *codes, torch.tensor(levels))
 
 
-@pytest.mark.parametrize("system", ["vqvae2", "rqvae", "fsq", "beam"])
+@pytest.mark.parametrize("system", ["vqvae2", "rqvae", "fsq", "treevq"])
 def test_onnx(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = saved(system, tmp_path)
     assert main(["export", str(run), str(tmp_path / "out"), "--onnx"]) == 0
@@ -138,7 +131,7 @@ def run_page() -> None:
     torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "beam", "vqgan"])
+@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqgan"])
 def test_torch_export(system: str, tmp_path: Path) -> None:
     run = saved(system, tmp_path)
     assert main(["export", "--torch", str(run), str(tmp_path / "out")]) == 0
@@ -165,7 +158,7 @@ def test_bench_onnx(tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixt
     assert all(row["seconds_per_image"] > 0 for row in report["rows"])
 
 
-@pytest.mark.parametrize("system", [*TRACED, "vqpytorch"])
+@pytest.mark.parametrize("system", [*TRACED, "treevq", "vqpytorch"])
 def test_a_prefix_by_a_tensor_is_the_prefix_by_a_number(system: str) -> None:
     model = model_of(config_of(system))
     codes = model.encode(torch.rand(2, 1, 12, 12))
@@ -226,7 +219,7 @@ def test_only_the_coarsest_difference_of_an_image_is_judged() -> None:
 
 def test_a_beam_is_judged_by_the_cost_of_whole_paths() -> None:
     """Two paths to the same sum are tied, though the nearest codeword of the first level is on one of them alone."""
-    config = config_of("beam")
+    config = config_of("treevq")
     quantizer = dataclasses.replace(config.model.quantizer, coarse_weight=0.0)  # type: ignore[attr-defined]
     model = model_of(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer)))  # type: ignore[call-arg]
     images = torch.rand(1, 1, 12, 12)

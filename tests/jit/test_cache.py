@@ -88,11 +88,15 @@ def test_what_is_imported_by_what_a_compiled_function_imports_is_watched() -> No
 
 
 def test_the_package_s_own_functions_are_all_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hrvqvae.priors import trunk_sampler as trunk
+    from hrvqvae.priors.depth import sampler as depth
     from hrvqvae.priors.draw import draw_code
-    from hrvqvae.priors.pixelsnail import sampler
+    from hrvqvae.priors.pixelsnail import sampler as pixelsnail
     from hrvqvae.quantize.search import compiled as search
+    from hrvqvae.quantize.search import compiled_beam
 
-    for function in (draw_code, sampler._add_product, sampler._elu, sampler._attend, sampler._row, search._tree):
+    own = (draw_code, trunk.add_product, trunk.elu, trunk._attend, trunk.advance, pixelsnail._row, depth._head)
+    for function in (*own, depth._row, search._tree, compiled_beam._beam):
         assert type(function._cache).__module__ == "hrvqvae.jit.cache"
     assert type(search._flat._cache).__module__ == "hrvqvae.jit.cache"
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])

@@ -24,19 +24,17 @@ from hrvqvae.quantize.search.compiled_beam import search_beam_compiled
 FORMS = (search_beam, search_beam_compiled)
 
 
-def oracle(
-    vector: list[int], books: list[list[list[list[int]]]], width: int, weight: Fraction, penalties: list[list[int]]
-) -> list[int]:
+def oracle(vector: list[int], books: list[list[list[list[int]]]], width: int, weight: Fraction) -> list[int]:
     """The path of each level, from whole numbers, so that equal costs are equal."""
     size = len(books[0][0])
     beam = [(Fraction(0), 0, tuple(vector))]  # what the levels before add, path, residual
-    for level, (book, penalty) in enumerate(zip(books, penalties, strict=True), start=1):
+    for level, book in enumerate(books, start=1):
         longer = []
         for before, path, residual in beam:
             for child, codeword in enumerate(book[path]):
                 left = tuple(r - c for r, c in zip(residual, codeword, strict=True))
-                distance, extra = sum(x * x for x in left), before + penalty[path * size + child]
-                longer.append((distance + extra, weight * distance + extra, path * size + child, left))
+                distance = sum(x * x for x in left)
+                longer.append((distance + before, weight * distance + before, path * size + child, left))
         longer.sort(key=lambda one: one[0])  # stable
         beam = [one[1:] for one in longer[: width if level < len(books) else 1]]
     return [beam[0][1] // size ** (len(books) - level) for level in range(1, len(books) + 1)]
@@ -51,16 +49,12 @@ def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
     width, weight = data.draw(st.integers(1, 12)), data.draw(st.sampled_from([0, 0.25, 1, 3]))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     books = [random.integers(-4, 5, (size**level, size, dim)) for level in range(levels)]
-    penalties = [
-        random.integers(0, data.draw(st.sampled_from([1, 30])), size ** (level + 1)) for level in range(levels)
-    ]
     vectors = random.integers(-9, 10, (5, dim))
-    plain = [book.tolist() for book in books], [penalty.tolist() for penalty in penalties]
-    expected = [oracle(one.tolist(), plain[0], width, Fraction(weight), plain[1]) for one in vectors]
+    plain = [book.tolist() for book in books]
+    expected = [oracle(one.tolist(), plain, width, Fraction(weight)) for one in vectors]
     tensors = [torch.tensor(book, dtype=torch.float32) for book in books]
     for form in FORMS:
-        given_penalties = [torch.tensor(penalty, dtype=torch.float32) for penalty in penalties]
-        found = form(torch.tensor(vectors, dtype=torch.float32), tensors, width, weight, given_penalties)
+        found = form(torch.tensor(vectors, dtype=torch.float32), tensors, width, weight)
         assert found.paths.T.tolist() == expected, form
         sums = sum(book.reshape(-1, dim)[path] for book, path in zip(books, found.paths.numpy(), strict=True))
         assert found.quantized.tolist() == sums.tolist()
@@ -104,44 +98,25 @@ def test_a_weight_on_the_coarser_levels_makes_prefixes_better_and_the_whole_wors
     assert errors[0][1] < errors[1][1] < errors[2][1]
 
 
-def test_penalties_trade_error_for_what_they_stand_for() -> None:
-    books, latents = random_books(2, 4, 8), torch.randn(3000, 8)
-    dear = [torch.zeros(4), torch.zeros(16)]
-    dear[1][::2] = 1.0
-    spent, errors = [], []
-    for scale in (0.0, 0.5, 4.0, 100.0):
-        found = Beam(4, 0.0, [scale * one for one in dear])(latents, books)
-        spent.append(float(dear[1][found.paths[1]].mean()))
-        errors.append(float((latents - found.quantized).square().sum(1).mean()))
-    assert spent == sorted(spent, reverse=True)
-    assert spent[-1] == 0 < spent[0]
-    assert errors == sorted(errors)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_values_that_are_not_finite_are_refused(form, value: float) -> None:  # type: ignore[no-untyped-def]
-    books, penalties = random_books(3, 3, 5), [torch.zeros(3**level) for level in (1, 2, 3)]
-    latents = torch.randn(40, 5)
+    books, latents = random_books(3, 3, 5), torch.randn(40, 5)
     latents[17, 2] = value
     with pytest.raises(NonFiniteError, match="latents: 1 of 200"):
-        form(latents, books, 4, 0.1, penalties)
-    assert form(latents[:0], books, 4, 0.1, penalties).paths.shape == (3, 0)
+        form(latents, books, 4, 0.1)
+    assert form(latents[:0], books, 4, 0.1).paths.shape == (3, 0)
 
 
 @pytest.mark.parametrize("size", [3, 8, 9])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 def test_latents_that_are_not_finite_lead_to_no_codebook_that_is_not_there(size: int, bad: float) -> None:
     books = [filled_up(book).flatten(0, 1).numpy() for book in random_books(3, size, 7)]
-    filled = len(books[0])
-    penalties = [np.zeros((size**level, filled), np.float32) for level in range(3)]
-    for penalty in penalties:
-        penalty[:, size:] = np.inf
     latents = np.zeros((5, 7), np.float32)
     latents[2, 3] = bad
     paths, quantized = np.full((3, 5), -1), np.zeros((5, 7), np.float32)
     out = (0, 5, size, 12, np.float32(0.1), paths, quantized)
-    assert not np.isfinite(compiled_beam._beam(latents, tuple(books), tuple(penalties), *out))
+    assert not np.isfinite(compiled_beam._beam(latents, tuple(books), *out))
     assert all(path.min() >= 0 and path.max() < size ** (level + 1) for level, path in enumerate(paths))
 
 

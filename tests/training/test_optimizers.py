@@ -50,6 +50,23 @@ def test_matrices_are_the_weights_between_layers() -> None:
     assert {names[id(one)] for one in matrices(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
 
 
+def test_tied_weights_are_one_matrix() -> None:
+    module = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    module[0].weight = module[2].weight = module[1].weight
+    assert [id(one) for one in matrices(module)] == [id(module[1].weight)]
+    assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
+
+
+def test_moments_and_their_steps_go_to_the_device_of_the_weights() -> None:
+    """As a run that was saved on one device goes on on another, where Adam's kernel wants all of them."""
+    here = network()
+    saved = Muon(here, 0.01, (0.9, 0.99))
+    trained(here, saved)
+    there = Muon(network().to("meta"), 0.01, (0.9, 0.99))
+    there.load_state_dict(saved.state_dict())
+    assert {one.device.type for state in there.state.values() for one in state.values()} == {"meta"}
+
+
 def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 3), nn.SiLU(), nn.ConvTranspose2d(6, 3, 4))

@@ -227,6 +227,11 @@ def test_it_goes_with_the_model(run: Path, tmp_path: Path, mnist_root: Path, ima
     codes = model.encode(images)
     for folder in ("exported", "alone"):
         assert torch.equal(model.decode(codes, 1), load(tmp_path / folder).decode(codes, 1))
+    kept = prefix_folder(tmp_path / "exported").model.read_bytes()
+    config = resolve_prefixes(tmp_path / "exported", {"data.root": str(mnist_root)}, resume=True)
+    with pytest.raises(InputError, match="nothing of its training to go on from; delete that folder"):
+        train_prefixes(tmp_path / "exported", config, resume=True, say=silent)
+    assert prefix_folder(tmp_path / "exported").model.read_bytes() == kept
     plain = Autoencoder.from_pretrained(tmp_path / "alone")
     assert isinstance(plain, OneGrid)
     shutil.rmtree(prefix_folder(tmp_path / "exported").path)

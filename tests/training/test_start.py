@@ -29,7 +29,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     return storage.read(path)[0]
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch"])
+@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch"])
 def test_every_system_begins_with_the_weights_of_another_run(mnist_root: Path, tmp_path: Path, system: str) -> None:
     config = with_training(tiny_systems(mnist_root)[system], max_steps=5)
     train_autoencoder(config, RunFolder(tmp_path / "first"), resume=False, say=silent)

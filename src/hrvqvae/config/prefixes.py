@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.training import StageConfig, TrainingConfig
@@ -35,6 +35,7 @@ class PrefixTrainingConfig(StageConfig):
     """Optimization of the decoder of prefixes; a step takes as many images as one of the autoencoder's training."""
 
     max_steps: int = 400
+    optimizer: Literal["adam", "muon"] = "muon"
     learning_rate: float = 2e-3
     adam_beta2: float = 0.99
     warmup_steps: int = 50

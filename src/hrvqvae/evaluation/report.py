@@ -72,7 +72,8 @@ def evaluate_run(
         samples: draw so many and have them classified (0: none).
         guidance: so many with each of these.
         limit: measure on so many images, spread evenly over the split (None: all).
-        beam: paths that the search keeps when it encodes; None keeps as many as in training.
+        beam: paths that the search keeps when it encodes, the images that are counted too; None keeps as many as in
+            training.
         rate: whether the priors are measured.
 
     Raises:
@@ -99,7 +100,8 @@ def evaluate_run(
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
     priors, path = load_priors(run), locate(run)
     folder = RunFolder(path.parent).codes
-    train_maps = stored(folder, digest, config, "train") or extract(model, config, "train", compute.device)
+    kept = stored(folder, digest, config, "train") if beam is None else None  # what is stored has the model's own beam
+    train_maps = kept or extract(model, config, "train", compute.device)
     if split == "train":
         apart = 2 if limit is None else 2 * max(1, len(train_maps) // (2 * limit))
         coded, counted = _every(apart, train_maps, 0, limit), _every(2, train_maps, 1)
@@ -108,7 +110,9 @@ def evaluate_run(
     if priors.classes and not coded.classes == counted.classes == priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
     found = measure_rate(priors.networks, model, coded, counted, compute.device)
-    judged = recognize(TrainedModel(run), config.data, samples, guidance=guidance, say=say) if samples else ()
+    if not samples:
+        return Evaluated(report, found, "")
+    judged = recognize(TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, say=say)
     return Evaluated(report, found, "", judged)
 
 

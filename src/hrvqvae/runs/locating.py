@@ -57,7 +57,5 @@ def locate(run: str | Path) -> Path:
 def _of_preset(name: str) -> str:
     """How a preset becomes a trained model, and the one inside the package where there is one of it."""
     train = f"train one: hrvqvae train {name} --out runs/{name.replace('/', '-')}"
-    system, _, data = name.partition("/")
-    return (
-        f"{train}, or take {data}, which is inside the package" if system == "hrvqvae" and data in shipped() else train
-    )
+    named = name.removeprefix("hrvqvae/").replace("/", "-")
+    return f"{train}, or take {named}, which is inside the package" if named in shipped() else train

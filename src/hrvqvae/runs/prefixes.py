@@ -38,8 +38,8 @@ def read_prefix_decoder(path: Path, autoencoder: str, run: str | Path) -> tuple[
         raise DamagedFileError(f"{path} is no decoder of prefixes")
     if about["autoencoder"] != autoencoder:
         raise InputError(
-            f"{path} was trained for another state of the autoencoder; delete {path.parent}, or then train it anew: "
-            f"hrvqvae train-prefixes {run}"
+            f"{path} was trained for another state of the autoencoder; delete {path.parent}, and if you want one, "
+            f"train it anew: hrvqvae train-prefixes {run}"
         )
     return weights, about
 

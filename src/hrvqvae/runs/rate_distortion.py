@@ -102,11 +102,11 @@ class RateDistortion:
 
     @classmethod
     def of(cls, model: Autoencoder, codec: Codec, weight: float) -> RateDistortion:
-        """Raises InputError: a weight below 0, a model with several grids or too many leaves."""
+        """Raises InputError: a weight below 0, a model that is no `OneGrid` or has too many leaves."""
         if not 0 <= weight < math.inf:
             raise InputError(f"the rate weight is {weight}; it must be at least 0")
         if not isinstance(model, OneGrid):
-            raise InputError(f"{codec.name} has several latent grids; a rate weight takes a model with one")
+            raise InputError(f"a rate weight takes a model with one latent grid (OneGrid), which {codec.name} is not")
         return cls(model, codec, Leaves.of(model), weight)
 
     def encode(self, images: Tensor) -> Codes:
@@ -139,7 +139,7 @@ def _choose(model: OneGrid, codec: Codec, leaves: Leaves, unit: Tensor, weight: 
     def now() -> Tensor:
         """Codewords of what is chosen, (B, H, W, D)."""
         number = numbers.gather(2, torch.from_numpy(chosen).to(numbers.device).unsqueeze(-1))
-        return leaves.vectors[number.squeeze(-1)].view(len(unit), *grid, -1)
+        return leaves.vectors[number.squeeze(-1)].view(len(unit), *grid, leaves.vectors.shape[1])
 
     def objective() -> NDArray[np.float64]:
         with torch.no_grad():

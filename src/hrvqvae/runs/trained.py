@@ -107,9 +107,12 @@ class TrainedModel:
         Args:
             rate_weight: None gives the usual codes. A number gives codes of less error or of fewer bits, for a hundred
                 times the work: what a bit is worth in squared error, summed over an image's pixel values in [0, 1].
+                Error and bits are those of all levels. Without tables (`hrvqvae tables`) all codes of a level cost the
+                same bits, and the error alone decides.
 
         Raises:
-            InputError: other images, a weight below 0, or a model that none can be used with: of several latent grids.
+            InputError: other images; a weight below 0, or one for a model of several latent grids or of more than
+                65,536 leaves.
         """
         return self.encoder(rate_weight)(images.to(self.device))
 
@@ -237,7 +240,7 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
 
     Args:
         beam: paths that its search keeps at each level when it encodes, whatever it was trained with: less error, for
-            more time (docs/results.md). None keeps as many as it was trained with.
+            more time (docs/results.md). None keeps as many as it was trained with, as what is saved of it does.
 
     Raises:
         InputError: there is none, or it has no linked codebooks, which a beam searches.

@@ -49,18 +49,19 @@ def matrices(module: nn.Module) -> list[Tensor]:
 
     Not among them are those that see or make pixels, embeddings, codewords, biases and scales.
     """
-    linear = [one.weight for one in module.modules() if isinstance(one, nn.Linear)]
-    filters = [one for one in module.parameters() if one.ndim == 4]
-    return [one for one in (*linear, *filters) if min(one.shape[:2]) >= _FEWEST_CHANNELS]
+    linear = {id(one.weight) for one in module.modules() if isinstance(one, nn.Linear)}
+    found = [one for one in module.parameters() if one.ndim == 4 or id(one) in linear]  # each once, tied ones too
+    return [one for one in found if min(one.shape[:2]) >= _FEWEST_CHANNELS]
 
 
 class Muon(Optimizer):
     """Momentum whose matrices are orthogonalized before the step (Jordan et al. 2024); Adam for all that is no matrix.
 
-    A filter (outputs, inputs, rows, columns) is the matrix (outputs, inputs * rows * columns). Its step is
-    0.2 * sqrt(the longer side) of the orthogonal matrix in learning rates, whose entries are about as large as those of
-    Adam's, so that both take the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no filters, and has no
-    Adam beside it.
+    A filter (outputs, inputs, rows, columns) is the matrix (outputs, inputs * rows * columns); that of a transposed
+    convolution, which torch keeps as (inputs, outputs, rows, columns), is (inputs, outputs * rows * columns). The step
+    is the learning rate times 0.2 * sqrt(the longer side) times the orthogonal matrix. Its entries are about as large
+    as those of Adam's steps, so that both take the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no
+    filters, and has no Adam beside it.
 
     Args:
         module: whose parameters are trained; `matrices` says which are taken as matrices.
@@ -73,7 +74,9 @@ class Muon(Optimizer):
         chosen = {id(one) for one in orthogonal}
         rest = [one for one in module.parameters() if id(one) not in chosen]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
-        super().__init__([group for group in groups if group["params"]], {"lr": learning_rate, "betas": betas})
+        # "fused" is Adam's, and has torch restore "step" on the device of the weights
+        defaults = {"lr": learning_rate, "betas": betas, "fused": True}
+        super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

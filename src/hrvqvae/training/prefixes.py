@@ -119,9 +119,16 @@ class _Stage:
     digest: str
 
     def _prepare(self) -> None:
-        """Make the folder. Raises InputError where it holds a decoder for another state of the autoencoder."""
+        """Make the folder.
+
+        Raises:
+            InputError: it holds a decoder for another state of the autoencoder, or one without its training, as
+                `export` writes it.
+        """
         source = self.run.path / "autoencoder.txt"
-        if source.is_file() and self.run.begun() and source.read_text() != self.digest:
+        if self.run.begun() and not source.is_file():
+            raise InputError(f"{self.run.path} holds a decoder, but nothing of its training to go on from; {_ANEW}")
+        if self.run.begun() and source.read_text() != self.digest:
             raise InputError(f"{self.run.path} holds a decoder for another state of the autoencoder; {_ANEW}")
         self.run.prepare(self.config)
         storage.write_atomic(source, self.digest.encode())

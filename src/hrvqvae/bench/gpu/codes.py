@@ -140,8 +140,7 @@ def flat_as_tree(latents: Tensor, codebook: Tensor, search: Callable[[Tensor, Te
 
 
 def _beam_of_a_gpu(latents: Tensor, books: Sequence[Tensor]) -> TreeSearch:
-    free = [book.new_zeros(book.shape[:2].numel()) for book in books]
-    return search_beam(latents, books, BEAM.width, BEAM.coarse_weight, free)
+    return search_beam(latents, books, BEAM.width, BEAM.coarse_weight)
 
 
 @dataclass(frozen=True)

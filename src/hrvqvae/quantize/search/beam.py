@@ -4,11 +4,10 @@ The greedy search, which the paper has, takes the nearest child at each level. T
 nearest of all, since a codeword that is a little farther may have better children. A beam keeps the `width` paths of
 the least cost at each level; one as wide as the level before the last has codewords finds the leaf of the least cost.
 
-    cost of a path = ||r_L||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{L-1}||^2) + penalties of its codewords
+    cost of a path = ||r_L||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{L-1}||^2)
 
 With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest; a little weight keeps prefixes
-of the levels good (docs/method.md). Penalties, such as a weight times the bits that a codeword costs, trade error for
-rate.
+of the levels good (docs/method.md).
 
 Shapes: N vectors, D their width, L levels, m codewords a codebook, W the width of the beam.
 """
@@ -33,9 +32,8 @@ class Beam:
     """A search with a beam: a `TreeSearcher`.
 
     Attributes:
-        width: W, paths that are kept at each level; 1 without weight and penalties is the greedy search.
+        width: W, paths that are kept at each level; 1 is the greedy search.
         coarse_weight: weight of the squared residuals of all levels but the last one that is searched.
-        penalties: of each level (m^l,) float32, what its codewords add to the cost of a path; none where empty.
 
     Raises:
         InputError: no width, or a weight below 0.
@@ -43,7 +41,6 @@ class Beam:
 
     width: int
     coarse_weight: float = 0.0
-    penalties: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -57,19 +54,16 @@ class Beam:
         Raises:
             NonFiniteError: a latent or a codeword is NaN or infinite.
         """
-        if self.width == 1 and not self.penalties:  # with one path the weight has no choice to make
+        if self.width == 1:  # with one path the weight has no choice to make
             return search_tree_fastest(latents, codebooks)
-        penalties = self.penalties[: len(codebooks)] or [one.new_zeros(one.shape[:2].numel()) for one in codebooks]
         if latents.device.type != "cpu" or torch.compiler.is_compiling():
-            return search_beam(latents, codebooks, self.width, self.coarse_weight, penalties)
+            return search_beam(latents, codebooks, self.width, self.coarse_weight)
         from hrvqvae.quantize.search.compiled_beam import search_beam_compiled
 
-        return search_beam_compiled(latents, codebooks, self.width, self.coarse_weight, penalties)
+        return search_beam_compiled(latents, codebooks, self.width, self.coarse_weight)
 
 
-def search_beam(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, penalties: Sequence[Tensor]
-) -> TreeSearch:
+def search_beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float) -> TreeSearch:
     """The search with a beam by tensor operations: the plain reference, and what runs on a GPU and in graphs.
 
     Of paths of the same cost the one is taken whose parent costs less, then the one with the lower child.
@@ -82,9 +76,9 @@ def search_beam(
         require_finite(latents, codebooks)
     size, dim = codebooks[0].shape[1], latents.shape[1]
     if torch.compiler.is_compiling():
-        return TreeSearch(*_beam(latents, codebooks, width, coarse_weight, penalties))
+        return TreeSearch(*_beam(latents, codebooks, width, coarse_weight))
     chunks = torch.split(latents, max(1, _CHUNK_VALUES // (width * size * dim)))
-    found = [_beam(some, codebooks, width, coarse_weight, penalties) for some in chunks]
+    found = [_beam(some, codebooks, width, coarse_weight) for some in chunks]
     paths, quantized = zip(*found, strict=True)
     return TreeSearch(torch.cat(paths, 1), torch.cat(quantized))
 
@@ -96,21 +90,19 @@ def _least(cost: Tensor, number: int) -> Tensor:
     return cost.sort(dim=1, stable=True).indices[:, :number]
 
 
-def _beam(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, penalties: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float) -> tuple[Tensor, Tensor]:
     """Paths (L, N) and z_q (N, D) of some vectors."""
     residual = latents.unsqueeze(1)  # (N, w, D), w paths so far
     path = torch.zeros_like(residual[..., 0], dtype=torch.long)  # (N, w)
     before = torch.zeros_like(residual[..., 0])  # (N, w), what the levels before add to the cost
     count, size = len(codebooks), codebooks[0].shape[1]
-    for level, (codebook, penalty) in enumerate(zip(codebooks, penalties, strict=True), start=1):
+    for level, codebook in enumerate(codebooks, start=1):
         distance = (residual.unsqueeze(2) - codebook[path]).square().sum(-1)  # (N, w, m)
-        extra = before.unsqueeze(-1) + penalty.view(codebook.shape[:2])[path]
-        cost = (distance + extra).flatten(1)
+        earlier = before.unsqueeze(-1)
+        cost = (distance + earlier).flatten(1)
         kept = _least(cost, min(width, cost.shape[1]) if level < count else 1)  # (N, w')
         parent = kept // size
-        before = (coarse_weight * distance + extra).flatten(1).gather(1, kept)
+        before = (coarse_weight * distance + earlier).flatten(1).gather(1, kept)
         path = path.gather(1, parent) * size + kept % size
         codeword = codebook.flatten(0, 1)[path]
         residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hrvqvae.jit.cache import compiled
 from hrvqvae.jit.threads import in_parts
@@ -25,26 +24,24 @@ _LEAST_KEY = np.int64(-(2**63))
 
 @compiled(**OPTIONS)
 def _beam(
-    latents: Floats, books: Any, penalties: Any, first: int, last: int, size: int, width: int, weight: np.float32,
-    paths: Integers, quantized: Floats,
+    latents: Floats, books: Any, first: int, last: int, size: int, width: int, weight: np.float32, paths: Integers,
+    quantized: Floats,
 ) -> float:  # fmt: skip
-    """Search latents[first:last] (N, D); books and size as `compiled._tree` takes them, penalties (m^(l-1), G) of each
-    level; -> sum of the squared residuals that are left.
+    """Search latents[first:last] (N, D); books and size as `compiled._tree` takes them; -> sum of the squared residuals
+    that are left.
     """
     dim, wide, levels = latents.shape[1], books[0].shape[1], len(books)
-    filled = penalties[0].shape[1]
+    filled = len(books[0])
     groups, row, book_bytes = filled // SIDE_BY_SIDE, 4 * wide, 4 * wide * filled
-    book_at, penalty_at = np.empty(levels, np.int64), np.empty(levels, np.int64)
+    book_at = np.empty(levels, np.int64)
     for level in range(levels):  # here, since taking an array out of a tuple counts references
-        book_at[level], penalty_at[level] = np.int64(books[level].ctypes.data), np.int64(penalties[level].ctypes.data)
+        book_at[level] = np.int64(books[level].ctypes.data)
     residual = np.zeros((2, width, wide), np.float32)  # of the paths so far, and of the longer ones; so the next two
     path, before = np.zeros((2, width), np.int64), np.zeros((2, width), np.float32)
-    distances, extras = np.zeros(width * filled, np.float32), np.zeros(width * filled, np.float32)
-    keys = np.zeros(width * filled, np.int64)
+    distances, keys = np.zeros(width * filled, np.float32), np.zeros(width * filled, np.int64)
     total = np.zeros(wide, np.float32)
     residual_at, total_at = np.int64(residual.ctypes.data), np.int64(total.ctypes.data)
-    distances_at, extras_at = np.int64(distances.ctypes.data), np.int64(extras.ctypes.data)
-    keys_at = np.int64(keys.ctypes.data)
+    distances_at, keys_at = np.int64(distances.ctypes.data), np.int64(keys.ctypes.data)
     left = 0.0
     for i in range(first, last):
         now = 0
@@ -52,17 +49,16 @@ def _beam(
             residual[0, 0, d] = latents[i, d]
         path[0, 0], before[0, 0], count = 0, np.float32(0), 1
         for level in range(levels):
-            book, penalty, then = book_at[level], penalty_at[level], 1 - now
+            book, then = book_at[level], 1 - now
             vector, next_vector = residual_at + now * width * row, residual_at + then * width * row
             for w in range(count):
-                group, costly = book + path[now, w] * book_bytes, penalty + path[now, w] * 4 * filled
+                group = book + path[now, w] * book_bytes
                 for place in range(w * filled, (w + 1) * filled, SIDE_BY_SIDE):
                     meet_eight(
-                        vector + w * row, group, wide, before[now, w], costly, place,
-                        distances_at + 4 * place, extras_at + 4 * place, keys_at + 8 * place,
+                        vector + w * row, group, wide, before[now, w], place,
+                        distances_at + 4 * place, keys_at + 8 * place,
                     )  # fmt: skip
                     group += row * SIDE_BY_SIDE
-                    costly += 4 * SIDE_BY_SIDE
             finest = level == levels - 1
             kept = 1 if finest else min(width, count * size)
             key = _LEAST_KEY
@@ -75,7 +71,7 @@ def _beam(
                 if finest:
                     left += float(distances[place])
                 else:
-                    before[then, k] = weight * distances[place] + extras[place]
+                    before[then, k] = weight * distances[place] + before[now, w]
                     codeword = book + path[now, w] * book_bytes + child * row
                     subtract(vector + w * row, codeword, next_vector + k * row, wide)
             count, now = kept, then
@@ -93,9 +89,7 @@ def _beam(
     return left
 
 
-def search_beam_compiled(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, penalties: Sequence[Tensor]
-) -> TreeSearch:
+def search_beam_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float) -> TreeSearch:
     """As `beam.search_beam`, for float32 tensors on the CPU.
 
     Raises:
@@ -104,17 +98,12 @@ def search_beam_compiled(
     count, dim = latents.shape
     size = codebooks[0].shape[1]
     books = tuple(filled_up(codebook.detach()).flatten(0, 1).numpy() for codebook in codebooks)
-    missing = -size % SIDE_BY_SIDE
-    added = tuple(
-        pad(penalty.detach().float().view(-1, size), (0, missing), value=torch.inf).contiguous().numpy()
-        for penalty in penalties
-    )
     vectors, weight = latents.detach().numpy(), np.float32(coarse_weight)
     paths, quantized = torch.empty(len(books), count, dtype=torch.long), torch.empty(count, dim)
     out = paths.numpy(), quantized.numpy()
 
     def search(first: int, last: int) -> float:
-        return float(_beam(vectors, books, added, first, last, size, width, weight, *out))
+        return float(_beam(vectors, books, first, last, size, width, weight, *out))
 
     require_finite_sum(sum(in_parts(count, search, alone=ALONE)), latents, codebooks)
     return TreeSearch(paths, quantized)

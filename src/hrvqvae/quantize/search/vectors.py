@@ -138,30 +138,28 @@ def _nearest_of_eight(_: Any, residual: Any, codewords: Any, width: Any) -> Any:
 
 
 def _meet_eight(
-    _: Any, residual: Any, codewords: Any, width: Any, added: Any, penalties: Any, place: Any, distances: Any,
-    extras: Any, keys: Any,
-) -> Any:  # fmt: skip
-    """Addresses of a residual and of eight codewords, floats of each, a number and the address of eight penalties.
+    _: Any, residual: Any, codewords: Any, width: Any, added: Any, place: Any, distances: Any, keys: Any
+) -> Any:
+    """Addresses of a residual and of eight codewords, floats of each, and a number that is not negative.
 
-    Write at the last three addresses eight distances, the number plus the penalties, and keys (int64) that are in the
-    order of the sums of both: a sum's bits above `place`, `place` + 1, ...
+    Write at the last two addresses eight distances, and keys (int64) that are in the order of the distances plus the
+    number: a sum's bits above `place`, `place` + 1, ...
     """
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector, book, number, added, penalties, place, *out = arguments
+        vector, book, number, added, place, *out = arguments
         long, eight = ir.IntType(64), ir.VectorType(ir.FloatType(), SIDE_BY_SIDE)
         whole = ir.VectorType(long, SIDE_BY_SIDE)
         distances = _eight_distances(builder, vector, book, number)
-        penalty = builder.load(builder.inttoptr(penalties, eight.as_pointer()), align=4)
-        extra = builder.fadd(_everywhere(builder, eight, added), penalty)
-        bits = builder.bitcast(builder.fadd(distances, extra), ir.VectorType(_INT, SIDE_BY_SIDE))
+        sums = builder.fadd(distances, _everywhere(builder, eight, added))
+        bits = builder.bitcast(sums, ir.VectorType(_INT, SIDE_BY_SIDE))
         high = builder.shl(builder.sext(bits, whole), ir.Constant(whole, [32] * SIDE_BY_SIDE))
         low = builder.add(_everywhere(builder, whole, place), ir.Constant(whole, list(range(SIDE_BY_SIDE))))
-        for address, values in zip(out, (distances, extra, builder.or_(high, low)), strict=True):
+        for address, values in zip(out, (distances, builder.or_(high, low)), strict=True):
             builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 3, types.float32, *[types.int64] * 5), emit
+    return types.void(*[types.int64] * 3, types.float32, *[types.int64] * 3), emit
 
 
 def _next_key(_: Any, keys: Any, groups: Any, last: Any) -> Any:
