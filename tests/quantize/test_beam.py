@@ -78,6 +78,9 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves() -> None:
     exact = (latents - found.quantized).square().sum(1)
     assert (exact <= greedy + 1e-4).all()
     assert exact.sum() < 0.99 * greedy.sum()
+    wider = Beam(10**15)(latents, books)  # takes room for the paths that there are
+    assert torch.equal(wider.paths, found.paths)
+    assert torch.equal(Beam(10**15)(latents, books[:1]).paths, search_tree(latents, books[:1]).paths)
 
 
 def test_a_beam_of_one_is_the_greedy_search_whatever_the_weight() -> None:

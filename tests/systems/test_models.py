@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import pad
@@ -12,6 +14,7 @@ from hrvqvae.errors import InputError
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.build import build
 from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
+from hrvqvae.systems.treevq.config import TreeVQConfig
 from hrvqvae.systems.vqgan.config import VQGANConfig
 from hrvqvae.systems.vqgan.model import VQGAN
 from hrvqvae.systems.vqvae.config import VQVAEConfig
@@ -21,9 +24,11 @@ from hrvqvae.systems.vqvae2.model import VQVAE2
 from hrvqvae.training.stage import count_parameters
 
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
+TREE = TreeQuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=500)
 SMALL = {"stride": 2, "padding": 1, "hidden_units": 8, "residual_units": 6, "residual_blocks": 1}
 SYSTEMS: dict[str, ModelConfig] = {
-    "hrvqvae": HRVQVAEConfig(**SMALL, quantizer=TreeQuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=500)),
+    "hrvqvae": HRVQVAEConfig(**SMALL, quantizer=TREE),
+    "treevq": TreeVQConfig(**SMALL, quantizer=dataclasses.replace(TREE, beam=2, coarse_weight=0.1)),
     "vqvae": VQVAEConfig(**SMALL, quantizer=FLAT),
     "vqvae2": VQVAE2Config(**SMALL, grids=3, quantizer=FLAT),
     "vqgan": VQGANConfig(**SMALL, quantizer=FLAT, perceptual="none"),

@@ -90,16 +90,16 @@ def test_stopping_and_resuming_changes_nothing(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_level_has_one_prior(run: Path) -> None:
-    train_levels(run, 1, training__max_steps="1")
-    with pytest.raises(
-        InputError, match=r"level-1 holds a prior of level 1: delete that folder to train one of levels 1"
-    ):
+    train_levels(run, training__max_steps="1")
+    told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train one of levels 1 to 2"
+    with pytest.raises(InputError, match=told):
         train_levels(run, **DEPTH)
     assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
     shutil.move(prior_folder(run, 0).path, run / "aside")
+    shutil.rmtree(prior_folder(run, 1).path)
     train_levels(run, **DEPTH, training__max_steps="1")
     assert has_priors(run)
-    with pytest.raises(InputError, match=r"levels-1-2 holds a prior of levels 1 to 2: delete that folder to train"):
+    with pytest.raises(InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
     shutil.move(run / "aside", prior_folder(run, 0).path)
     with pytest.raises(InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):

@@ -185,12 +185,11 @@ def train_priors(
 
     def require_apart() -> None:
         for levels, folder in folders.items():
-            for others, other in prior_folders(path).items():
-                if others != levels and set(others) & set(levels):
-                    raise InputError(
-                        f"{other.path} holds a prior of {level_names(others)}: delete that folder to train one of "
-                        f"{level_names(levels)}"
-                    )
+            found = prior_folders(path)
+            others = [one for one in found if one != levels and set(one) & set(levels)]
+            if others:
+                names, paths = ", ".join(map(level_names, others)), ", ".join(str(found[one].path) for one in others)
+                raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(levels)}")
             if not resume:
                 require_new(folder, "delete that folder to train it anew")
 

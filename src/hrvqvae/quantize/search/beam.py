@@ -32,7 +32,7 @@ class Beam:
     """A search with a beam: a `TreeSearcher`.
 
     Attributes:
-        width: W, paths that are kept at each level; 1 is the greedy search.
+        width: W, paths that are kept at each level, as far as there are so many; 1 is the greedy search.
         coarse_weight: weight of the squared residuals of all levels but the last one that is searched.
 
     Raises:
@@ -54,13 +54,14 @@ class Beam:
         Raises:
             NonFiniteError: a latent or a codeword is NaN or infinite.
         """
-        if self.width == 1:  # with one path the weight has no choice to make
+        width = min(self.width, len(codebooks[-1]))  # the paths that there are before the last level
+        if width == 1:  # with one path the weight has no choice to make
             return search_tree_fastest(latents, codebooks)
         if latents.device.type != "cpu" or torch.compiler.is_compiling():
-            return search_beam(latents, codebooks, self.width, self.coarse_weight)
+            return search_beam(latents, codebooks, width, self.coarse_weight)
         from hrvqvae.quantize.search.compiled_beam import search_beam_compiled
 
-        return search_beam_compiled(latents, codebooks, self.width, self.coarse_weight)
+        return search_beam_compiled(latents, codebooks, width, self.coarse_weight)
 
 
 def search_beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float) -> TreeSearch:
