@@ -54,8 +54,10 @@ def card_of(
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     rows = {
         "data": f"{known}; trained on {data.size}x{data.size} pixels, {colours}",
-        "recipe": f"`{config.name}`, batches of {training.batch_size}, Adam at {training.learning_rate:g}, seed "
-        f"{training.seed}" + (f", {step:,} steps" if step else "") + "; every field is in config.json",
+        "recipe": f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()} at "
+        f"{training.learning_rate:g}, seed {training.seed}"
+        + (f", {step:,} steps" if step else "")
+        + "; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
         f"{bits_per_image(model, data.size, data.size):,.0f} bits an image before priors",
         "priors": _priors(networks or {}, bits_per_code),
