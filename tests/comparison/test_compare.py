@@ -332,7 +332,7 @@ def test_rows_by_other_distances_are_not_mixed(
         ({"seeds": 0}, "--seeds is 0"),
         ({"first_seed": -1}, "--first-seed is -1"),
         ({"systems": ()}, "--systems names none"),
-        ({"systems": ("vqgam",)}, "--systems names vqgam; there are hrvqvae, vqvae, vqvae2, vqgan"),
+        ({"systems": ("vqgam",)}, "--systems names vqgam; there are hrvqvae, treevq, vqvae, vqvae2, vqgan"),
         ({"systems": ("vqvae2-original",), "dataset": "ffhq1024"}, "--systems names vqvae2-original; there are"),
         ({"fields": {"training.seed": "7"}}, "--training.seed is the comparison's to decide: give --seeds"),
         ({"fields": {"prior.training.max_steps": "7"}}, "--prior.training.max_steps is .*: give --prior-steps"),

@@ -219,6 +219,6 @@ def test_a_system_of_several_grids_is_refused_in_a_line_that_says_what_to_take()
 
 
 def test_sizes_out_of_range() -> None:
-    for fields in ({"attention_layers": 9}, {"hidden_units": 12}, {"head_units": 0}, {"dropout": 1.0}, {"kernel": 4}):
+    for fields in ({"attention_layers": 9}, {"hidden_units": 10}, {"head_units": 0}, {"dropout": 1.0}, {"kernel": 4}):
         with pytest.raises(InputError, match=r"prior.network\."):
             DepthConfig(**fields)  # type: ignore[arg-type]

@@ -133,11 +133,12 @@ def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(n
     assert all(any(key.startswith(f"{network}_model.") for key in moved) for network in state.auxiliary)
     model.eval()
     codes = model.encode(images)
-    for level in range(len(codes)):
-        prior = build_prior(config, range(level, level + 1), 3)
-        trained = TrainState.start(prior, config.prior.training_of(level))
+    for levels in config.prior_levels:
+        prior = build_prior(config, levels, 3)
+        trained = TrainState.start(prior, config.prior.training_of(levels.start))
         old = [parameter.clone() for parameter in prior.parameters()]
-        batch = CodeBatch((codes[level],), tuple(model.paths(codes[:level])), torch.tensor([0, 2]))
+        own, coarser = codes[levels.start : levels.stop], codes[: levels.start]
+        batch = CodeBatch(own, tuple(model.paths(coarser)), torch.tensor([0, 2]))
         PriorStep(prior, 0, compute)(trained, batch)
         new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
         assert sum(new) > 0.7 * len(new)
