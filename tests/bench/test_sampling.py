@@ -10,7 +10,7 @@ from hrvqvae.cli import main
 
 def test_bench_sample(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     rows = sample.bench_sample(
-        rounds=1, plain_positions=1, batches=(3,), whole_batches=(2,), grids=(4,), ffhq="hrvqvae/cifar10"
+        rounds=1, plain_positions=1, batches=(3,), whole=[("hrvqvae/mnist", 2)], grids=(4,), ffhq="hrvqvae/cifar10"
     )
     assert [row["method"] for row in rows[:4]] == ["plain", "cached", "plain", "cached"]
     for row in rows:

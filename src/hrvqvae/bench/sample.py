@@ -24,6 +24,9 @@ from hrvqvae.training.stage import count_parameters
 # 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
 _REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_blocks=15)
 
+# Presets and batches of which whole images are drawn.
+_WHOLE = (("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64), ("hrvqvae/cifar10", 1))
+
 
 @dataclass(frozen=True)
 class SampledPrior:
@@ -114,7 +117,7 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
 
 def bench_sample(
     *, rounds: int = 3, plain_positions: int = 24, batches: Sequence[int] = (1, 4, 16, 64),
-    whole_batches: Sequence[int] = (1, 64), grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
+    whole: Sequence[tuple[str, int]] = _WHOLE, grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
 ) -> list[Timing]:  # fmt: skip
     """Rows with method, network, grid, levels, batch, parameters, seconds_per_image, floor_seconds.
 
@@ -131,8 +134,7 @@ def bench_sample(
     level = Level(grid=(16, 16), symbols=512)
     case = make_sampled_prior("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
     rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
-    for batch in whole_batches:
-        rows.append(_whole_image("hrvqvae/mnist", batch, rounds, rate))
+    rows += [_whole_image(preset, batch, rounds, rate) for preset, batch in whole]
     for batch in batches:
         case = preset_case("hrvqvae/mnist", 0)
         rows.append(_row(case, "cached", batch, _cached(case, batch, rounds), rate))
