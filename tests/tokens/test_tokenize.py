@@ -27,6 +27,7 @@ from hrvqvae.tokens.coding import Coder
 from hrvqvae.tokens.shards import ShardWriter
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
+from tests.kills import Killed, Kills
 from tests.runs.other_process import in_another_process
 from tests.tokens.made import code_arrays, digit_files, files, table, tokenize
 
@@ -71,33 +72,15 @@ def test_one_that_is_finished_is_left_as_it_is(shards: Path, digits: Path) -> No
     assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.parquet")} == before
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, countdown = random.Random(5), [0]
-
-    def mortal(call: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*arguments: object, **options: object) -> object:
-            for moment in ("before", "after"):
-                countdown[0] -= 1
-                if countdown[0] == 0:
-                    raise Killed
-                if moment == "before":
-                    result = call(*arguments, **options)
-            return result
-
-        return wrapped
-
+    killer = Kills(5)
     with monkeypatch.context() as patched:
-        for owner, name in (
+        killer.watch(patched, (
             (os, "fsync"), (Path, "replace"), (ShardWriter, "write"), (ShardWriter, "tell"), (Coder, "encode"),
-        ):  # fmt: skip
-            patched.setattr(owner, name, mortal(getattr(owner, name)))
+        ))  # fmt: skip
         kills = 0
         while kills < 30:
-            countdown[0] = draw.randint(1, 16)
+            killer.arm(16)
             try:
                 tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
             except Killed:
@@ -105,7 +88,7 @@ def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeyp
                 (tmp_path / "out" / f"{TEMPORARY}left-part-000001.parquet").write_bytes(b"what a real kill leaves")
                 for path in (tmp_path / "out").glob("part-*.parquet"):
                     assert path.read_bytes() == (shards / path.name).read_bytes(), "a shard is whole or not there"
-                if not draw.randrange(4):  # or nothing would be left to kill
+                if not killer.draw.randrange(4):  # or nothing would be left to kill
                     shutil.rmtree(tmp_path / "out")
     tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
     assert files(tmp_path / "out") == files(shards)

@@ -6,9 +6,7 @@ import copy
 import dataclasses
 import json
 import os
-import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +28,11 @@ from hrvqvae.systems.build import build, build_prefix_decoder, several_levels
 from hrvqvae.systems.one_grid import OneGrid
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import MetricsLog
+from hrvqvae.training.optimizers import Muon
 from hrvqvae.training.prefixes import PrefixStep
 from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
+from tests.kills import Killed, Kills
 from tests.tiny_priors import silent
 from tests.tiny_systems import tiny_systems
 
@@ -155,44 +155,26 @@ def test_stopping_and_resuming_changes_nothing(run: Path, tmp_path: Path) -> Non
     assert same(state(run), state(tmp_path / "parts"))
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run, tmp_path / "whole")
     refine(tmp_path / "whole")
-    draw, countdown = random.Random(3), [0]
-
-    def mortal(call: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*arguments: object, **options: object) -> object:
-            for moment in ("before", "after"):
-                countdown[0] -= 1
-                if countdown[0] == 0:
-                    raise Killed
-                if moment == "before":
-                    result = call(*arguments, **options)
-            return result
-
-        return wrapped
-
-    for owner, name in (
+    killer = Kills(3)
+    killer.watch(monkeypatch, (
         (PrefixStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
-        (torch.optim.Adam, "step"),
-    ):  # fmt: skip
-        monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
+        (Muon, "step"),
+    ))  # fmt: skip
     kills = 0
     while kills < 8:
-        countdown[0] = draw.randrange(1, 60)
+        killer.arm(60)
         try:
             refine(run, resume=True)
         except Killed:
             kills += 1
-            countdown[0] = -1
+            killer.left = 0
             load(run)  # whatever there is, is whole
         else:
             shutil.rmtree(prefix_folder(run).path)
-    countdown[0] = -1
+    killer.left = 0
     refine(run, resume=True)
     assert same(state(run), state(tmp_path / "whole"))
 

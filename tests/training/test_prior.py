@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import shutil
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from hrvqvae.training.held_out import held_out_split
 from hrvqvae.training.hooks import MetricsLog
 from hrvqvae.training.prior import PriorStep
 from hrvqvae.training.state import TrainState
+from tests.kills import Killed, Kills
 from tests.runs.other_process import in_another_process
 from tests.tiny_priors import GIVEN, silent, train_levels
 
@@ -95,40 +94,22 @@ def test_stopping_and_resuming_changes_nothing(precision: str, run: Path, tmp_pa
     assert same(weights(run, 1), weights(tmp_path / "parts", 1))
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_twenty_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run, tmp_path / "whole")
     train_levels(tmp_path / "whole", 2)
-    draw, countdown = random.Random(3), [0]
-
-    def mortal(call: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*arguments: object, **options: object) -> object:
-            for moment in ("before", "after"):
-                countdown[0] -= 1
-                if countdown[0] == 0:
-                    raise Killed
-                if moment == "before":
-                    result = call(*arguments, **options)
-            return result
-
-        return wrapped
-
-    for owner, name in (
+    killer = Kills(3)
+    killer.watch(monkeypatch, (
         (PriorStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
         (torch.optim.Adam, "step"),
-    ):  # fmt: skip
-        monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
+    ))  # fmt: skip
     kills = 0
     while kills < 20:
-        countdown[0] = draw.randint(1, 40)
+        killer.arm(40)
         try:
             train_levels(run, 2, resume=True)
         except Killed:
             kills += 1
-    countdown[0] = 0
+    killer.left = 0
     train_levels(run, 2, resume=True)
     assert same(weights(run, 1), weights(tmp_path / "whole", 1))
     assert records(run, 1, "evaluation") == records(tmp_path / "whole", 1, "evaluation")
