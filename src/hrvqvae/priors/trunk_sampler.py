@@ -14,7 +14,8 @@ filter 5.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.jit.cache import compiled
+from hrvqvae.jit.threads import in_parts
 from hrvqvae.priors.trunk import Trunk
 
 Floats = NDArray[np.float32]
@@ -194,6 +196,12 @@ def trunk_weights(trunk: Trunk) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+class RowDrawer(Protocol):
+    """Draws one row of images `begin` to `end`; -> a place without a distribution, or -1."""
+
+    def __call__(self, begin: int, end: int, row: int, parts: tuple[Floats, Floats, Floats]) -> int: ...
+
+
 class Rows:
     """What the positions of a row need of a trunk, and what is kept from one position to the next.
 
@@ -234,3 +242,17 @@ class Rows:
             self._started[:, row].contiguous().numpy(), above.numpy(),
             conditions.view(*base.shape[:2], -1).numpy(),
         )  # fmt: skip
+
+    def draw(self, images: int, some: RowDrawer) -> tuple[int, int]:
+        """Draw row after row; -> (row, place) of the first place without a distribution, or (-1, -1).
+
+        Args:
+            images: B.
+            some: draws a row, from what `self.row` gives of it.
+        """
+        for row in range(len(self._windows)):
+            parts = self.row(row)
+            place = max(in_parts(images, partial(some, row=row, parts=parts)))
+            if place >= 0:
+                return row, place
+        return -1, -1

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hrvqvae.jit.cache import compiled
-from hrvqvae.jit.threads import in_parts
 from hrvqvae.priors.depth.network import DepthHead, DepthPrior
 from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.guidance import guidance_of
@@ -143,7 +142,7 @@ def sample_depth(
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, position by position; arguments as `plain.sample_plain`."""
     together = [torch.stack(list(some), 1) for some in (codes, known, uniforms)]
-    batch, levels, height, _ = together[0].shape
+    batch, levels = together[0].shape[:2]
     arrays = [some.numpy() for some in (*together, torch.zeros_like(together[0]))]
     guidance = guidance_of(prior.level, label, draw)
     rows = Rows(prior, prior.base(coarser, guidance.label, batch * len(guidance.weights)))
@@ -155,15 +154,13 @@ def sample_depth(
         np.array([level.linked for level in prior.levels]), starts, prior.config.attention_heads,
         guidance.weights.numpy(), *draw.values(),
     )  # fmt: skip
-    for row in range(height):
-        parts = rows.row(row)
 
-        def images(begin: int, end: int, row: int = row, parts: tuple[Floats, ...] = parts) -> int:
-            return int(_row(begin, end, row, *arrays, *parts, *fixed))
+    def some(begin: int, end: int, row: int, parts: tuple[Floats, Floats, Floats]) -> int:
+        return int(_row(begin, end, row, *arrays, *parts, *fixed))
 
-        place = max(in_parts(batch, images))
-        if place >= 0:
-            column, level = divmod(place, levels)
-            raise no_distribution(prior.levels[level].number, row, column)
+    row, place = rows.draw(batch, some)
+    if place >= 0:
+        column, level = divmod(place, levels)
+        raise no_distribution(prior.levels[level].number, row, column)
     for own, drawn in zip(codes, together[0].unbind(1), strict=True):
         own.copy_(drawn)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hrvqvae.jit.cache import compiled
-from hrvqvae.jit.threads import in_parts
 from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.guidance import guidance_of
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL
@@ -78,7 +77,7 @@ def sample_pixelsnail(
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
     arrays = [only.numpy() for (only,) in (codes, known, uniforms)]
-    batch, height, _ = codes[0].shape
+    batch = len(codes[0])
     guidance = guidance_of(prior.level, label, draw)
     seen = [guidance.each(paths) for paths in coarser]
     rows = Rows(prior, prior.base(seen, guidance.label, batch * len(guidance.weights)))
@@ -89,12 +88,10 @@ def sample_pixelsnail(
         head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
         guidance.weights.numpy(), *draw.values(),
     )  # fmt: skip
-    for row in range(height):
-        parts = rows.row(row)
 
-        def images(begin: int, end: int, row: int = row, parts: tuple[Floats, ...] = parts) -> int:
-            return int(_row(begin, end, row, *arrays, *parts, *fixed))
+    def some(begin: int, end: int, row: int, parts: tuple[Floats, Floats, Floats]) -> int:
+        return int(_row(begin, end, row, *arrays, *parts, *fixed))
 
-        column = max(in_parts(batch, images))
-        if column >= 0:
-            raise no_distribution(prior.level.number, row, column)
+    row, column = rows.draw(batch, some)
+    if column >= 0:
+        raise no_distribution(prior.level.number, row, column)
