@@ -52,8 +52,7 @@ class EvaluationHook:
             "usage": [level.usage for level in levels], "perplexity": [level.perplexity for level in levels],
         }  # fmt: skip
         self.log.write(record)
-        used = " ".join(f"{level.used}/{level.codewords}" for level in levels)
-        self.display.say(f"step {state.step}  test MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}")
+        self.display.say(f"step {state.step}  test {self._told(report)}")
         if processes.first():
             self._draw(state, report)
 
@@ -61,6 +60,10 @@ class EvaluationHook:
         """The averaged model on the test images that an evaluation takes."""
         batches = self._batches(self.config.training.evaluation_images, self.config.data.workers, processes.part())
         return evaluate(self._model(state), self.config, batches, "test", self.compute.device)
+
+    def _told(self, report: Report) -> str:
+        used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
+        return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
 
     def _model(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module
@@ -91,6 +94,9 @@ class PrefixEvaluationHook(EvaluationHook):
     ) -> None:  # fmt: skip
         super().__init__(config, run, images, log, display, compute)
         self.model = model
+
+    def _told(self, report: Report) -> str:
+        return ", ".join(level_captions(report.levels))
 
     def _model(self, state: TrainState) -> Autoencoder:
         decoder = state.averaged.module

@@ -63,6 +63,7 @@ def test_an_extra_that_is_not_whole(requirements: Any, capsys: pytest.CaptureFix
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "one  missing: no-such-package" in printed
+    assert "complete: two\n" in printed
     assert "pip install 'hrvqvae[one]'" in printed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import subprocess
@@ -45,6 +46,8 @@ def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "resuming" in printed
     assert printed.count("hint: 10 steps of training: little is learned beyond the start") == 1
     assert "hint: 14" not in printed
+    assert main(["train", tiny_file, "--out", str(tmp_path / "short"), "--max-minutes", "0.0001"]) == 0
+    assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", capsys.readouterr().out)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"], capsys)
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
     line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"], capsys)

@@ -79,6 +79,28 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(
     assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0], capsys)
 
 
+def test_a_rate_weight_is_that_of_the_levels_that_are_shown(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without tables it is the error alone that is minimized."""
+    write_picture(tmp_path / "image.png", 0, (12, 12), "L")
+    for levels in (1, 3):
+        errors = []
+        for some in ([], ["--rate-weight", "0"]):
+            made = [tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels", levels, *some]
+            assert main(["reconstruct", str(run), *map(str, made)]) == 0
+            errors.append(float(capsys.readouterr().out.split("MSE ")[1].split(",")[0]))
+        assert errors[1] < errors[0]
+    mse = []
+    for some in ([], ["--rate-weight", "0"]):
+        assert main(["evaluate", str(run), "--json", "--device", "cpu", *some]) == 0
+        mse.append(json.loads(capsys.readouterr().out)["mse"])
+    assert mse[1] < mse[0]
+    for command in (["evaluate", run], ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "none.png"]):
+        assert "the rate weight is -1.0; it must be at least 0" in refused([*command, "--rate-weight", -1], capsys)
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_evaluation_for_people(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "--split", "train", "--device", "cpu"]) == 0
     out = capsys.readouterr().out

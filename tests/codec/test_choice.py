@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from hrvqvae.codec.choice import Models, choose
+from hrvqvae.codec import choice
+from hrvqvae.codec.choice import Choice
+from hrvqvae.codec.costs import Models
 from hrvqvae.codec.stream import Codec
 from tests.codec import oracle
 from tests.codec.made import FLAT, HALF, TREE, bare, random_codes
@@ -21,25 +24,33 @@ HEIGHT = 6  # of the images in pixels; the width is another
 class Problem:
     """Images with candidates, of which the first is what they have, and errors in 64ths, which float32 holds."""
 
-    def __init__(self, codec: Codec, width: int, count: int = 2, candidates: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self, codec: Codec, width: int, count: int = 2, candidates: int = 3, seed: int = 0, height: int = HEIGHT
+    ) -> None:
         random = np.random.default_rng(seed)
-        self.codec, self.size = codec, (HEIGHT, width)
-        self.layout = codec.layout(self.size)
-        self.images = random_codes(codec, self.size, count, seed)
-        positions, levels = int(self.layout.begins[1]), len(codec.symbols)
+        self.codec, self.size = codec, (height, width)
+        layout = codec.layout(self.size)
+        images = random_codes(codec, self.size, count, seed)
+        positions, levels = int(layout.begins[1]), len(codec.symbols)
         self.candidates = random.integers(0, codec.symbols, (count, positions, candidates, levels)).astype(np.int32)
-        self.candidates[:, :, 0] = self.images.reshape(count, levels, positions).transpose(0, 2, 1)
+        self.candidates[:, :, 0] = images.reshape(count, levels, positions).transpose(0, 2, 1)
         self.errors = (random.integers(0, 64, (count, positions, candidates)) / 64).astype(np.float32)
-        self.chosen = np.zeros((count, positions), np.int64)
+        self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
         self.places: NDArray[np.int64] = np.arange(positions)
+        models = Models.of(layout, [codec.network(level, True) for level in range(levels)])
+        numbers = np.arange(count * positions * candidates, dtype=np.int32).reshape(count, positions, candidates)
+        self.choice = Choice(models, self.candidates.reshape(-1, levels), numbers)
+        assert np.array_equal(self.choice.codes, images)
 
-    def choose(self, weight: float, places: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        models = Models.of(self.layout, [self.codec.network(level, True) for level in range(len(self.codec.symbols))])
+    def choose(self, weight: float, places: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """Bits of the images after that."""
         places = self.places if places is None else places
-        return choose(models, self.images, self.candidates, self.errors, self.chosen, places, weight)
+        weights = np.full(len(self.errors), weight, np.float32)
+        self.choice.settle(places, np.ascontiguousarray(self.errors[:, places]), weights)
+        return self.choice.bits
 
     def errors_of_chosen(self) -> NDArray[np.float64]:
-        return np.take_along_axis(self.errors, self.chosen[:, :, None], 2).sum((1, 2)).astype(np.float64)
+        return np.take_along_axis(self.errors, self.choice.chosen[:, :, None], 2).sum((1, 2)).astype(np.float64)
 
 
 class ByThePage:
@@ -68,21 +79,21 @@ class ByThePage:
 def test_bits_are_those_of_the_page(name: str) -> None:
     problem = Problem(CODECS[name], 9)
     page = ByThePage(problem.codec, problem.size)
-    grid = tuple(problem.layout.grids[0])
-    expected = [page.bits(image.reshape(-1, *grid).tolist()) for image in problem.images]
-    np.testing.assert_allclose(problem.choose(1.0, np.zeros(0, np.int64)), expected, rtol=1e-5)
+    expected = [page.bits(image.reshape(-1, *problem.grid).tolist()) for image in problem.choice.codes]
+    np.testing.assert_allclose(problem.choice.bits, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_each_position_takes_the_candidate_of_the_least_sum(name: str) -> None:
+def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain descent computes the bits of the whole image for every candidate. Twice, since rows are kept."""
+    monkeypatch.setattr(choice, "_MARGINS", (1e6, 1e6))
     problem, weight = Problem(CODECS[name], 5 if name == "half" else 8, count=1, seed=3), 0.02
-    page, grid = ByThePage(problem.codec, problem.size), tuple(problem.layout.grids[0])
-    codes = problem.images[0].reshape(-1, *grid).tolist()
+    page, grid = ByThePage(problem.codec, problem.size), problem.grid
+    codes = problem.choice.codes[0].reshape(-1, *grid).tolist()
     chosen = [0] * len(problem.places)
     for _ in range(2):
         for place in problem.places.tolist():
-            y, x = divmod(place, int(grid[1]))
+            y, x = divmod(place, grid[1])
             sums = []
             for number, candidate in enumerate(problem.candidates[0, place].tolist()):
                 for level, code in enumerate(candidate):
@@ -92,8 +103,8 @@ def test_each_position_takes_the_candidate_of_the_least_sum(name: str) -> None:
             for level, code in enumerate(problem.candidates[0, place, chosen[place]].tolist()):
                 codes[level][y][x] = code
         bits = problem.choose(weight)
-        assert problem.chosen[0].tolist() == chosen
-        assert problem.images[0].reshape(-1, *grid).tolist() == codes
+        assert problem.choice.chosen[0].tolist() == chosen
+        assert problem.choice.codes[0].reshape(-1, *grid).tolist() == codes
         assert bits[0] == pytest.approx(page.bits(codes), rel=1e-5)
     assert any(chosen), "nothing was better than what there was"
 
@@ -103,7 +114,7 @@ def test_the_sum_never_grows_and_more_weight_means_fewer_bits(name: str) -> None
     bits_by_weight = []
     for weight in (0.0, 0.05, 1.0):
         problem = Problem(CODECS[name], 30, count=10, candidates=5)
-        sums = problem.errors_of_chosen() + weight * problem.choose(weight, problem.places[:0])
+        sums = problem.errors_of_chosen() + weight * problem.choice.bits
         for _ in range(3):
             bits = problem.choose(weight)
             now = problem.errors_of_chosen() + weight * bits
@@ -111,25 +122,50 @@ def test_the_sum_never_grows_and_more_weight_means_fewer_bits(name: str) -> None
             sums = now
         bits_by_weight.append(float(bits.sum()))
         if not weight:
-            assert np.array_equal(problem.chosen, problem.errors.argmin(-1))
+            assert np.array_equal(problem.choice.chosen, problem.errors.argmin(-1))
     assert bits_by_weight[0] > bits_by_weight[1] > bits_by_weight[2]
 
 
 @pytest.mark.parametrize("codec", [TREE, bare(TREE)], ids=["tables", "bare"])
 def test_other_positions_keep_what_they_have(codec: Codec) -> None:
     problem = Problem(codec, 11)
-    before, some = problem.images.copy(), problem.places[1::3]
+    before, some = problem.choice.codes.copy(), problem.places[1::3]
     problem.choose(0.01, some)
     others = np.setdiff1d(problem.places, some)
-    assert not problem.chosen[:, others].any()
-    assert problem.chosen[:, some].any()
-    levels = problem.images.reshape(len(before), -1, len(problem.places))
+    assert not problem.choice.chosen[:, others].any()
+    assert problem.choice.chosen[:, some].any()
+    levels = problem.choice.codes.reshape(len(before), -1, len(problem.places))
     assert np.array_equal(levels[:, :, others], before.reshape(levels.shape)[:, :, others])
-    taken = np.take_along_axis(problem.candidates, problem.chosen[:, :, None, None], 2)[:, :, 0]
+    taken = np.take_along_axis(problem.candidates, problem.choice.chosen[:, :, None, None], 2)[:, :, 0]
     assert np.array_equal(levels.transpose(0, 2, 1), taken)
 
 
 def test_without_models_the_least_error_is_taken() -> None:
     problem = Problem(bare(TREE), 9)
     assert not problem.choose(5.0).any()
-    assert np.array_equal(problem.chosen, problem.errors.argmin(-1))
+    assert np.array_equal(problem.choice.chosen, problem.errors.argmin(-1))
+
+
+def test_threads_do_not_change_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image of several strips, and of a part of its places."""
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        problem = Problem(TREE, 8, count=1, height=208)
+        assert problem.grid[0] > 3 * choice._STRIP
+        problem.choose(0.02, problem.places[::3])
+        bits = problem.choose(0.02)
+        found.append((problem.choice.codes.tolist(), bits.tolist()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_candidates_that_are_left_out_hardly_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = []
+    for margins in (choice._MARGINS, (1e6, 1e6)):
+        monkeypatch.setattr(choice, "_MARGINS", margins)
+        problem = Problem(CODECS[name], 30, count=10, candidates=5)
+        problem.choose(0.02)
+        bits = problem.choose(0.02)
+        sums.append(float((problem.errors_of_chosen() + 0.02 * bits).sum()))
+    assert sums[0] < 1.002 * sums[1]

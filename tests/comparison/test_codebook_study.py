@@ -23,7 +23,17 @@ def test_the_study_of_codebooks(
     monkeypatch.setattr(codebook_study, "BRANCHING", (3,))
     command = ["compare", "mnist", "--study", "codebook", "--max-steps", "4", "--out", str(tmp_path / "out")]
     assert main([*command, "--systems", "hrvqvae,vqvae", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    told = printed.err.splitlines()
+    start = told.index("8 cases to train and measure; each is trained for 4 steps")
+    assert told[start + 1 : start + 5] == [
+        "  system: hrvqvae | vqvae",
+        "  leaves: 27",
+        "  with: k-means start, revival | k-means start | revival | neither",
+        "  seed: 0",
+    ]
+    assert start < next(number for number, line in enumerate(told) if line.startswith("---")), "before any training"
     assert [(row["system"], row["leaves"]) for row in rows] == [
         (system, 27) for _ in range(4) for system in ("hrvqvae", "vqvae")
     ]

@@ -77,27 +77,33 @@ def test_no_image_of_the_train_split_is_counted_that_is_coded(
     assert np.array_equal(coded.labels, labels[::step][: len(coded)])
 
 
-def test_a_beam_encodes_all_that_is_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("beam", "rate_weight"), [(9, None), (None, 0.02), (9, 0.02)])
+def test_a_beam_and_a_rate_weight_encode_all_that_is_measured(
+    run: Path, beam: int | None, rate_weight: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Codes of both kinds, though the run has stored those of its own search, and what samples stand beside."""
     seen = {}
 
     def measure(priors: object, model: object, coded: CodeMaps, counted: CodeMaps, device: object) -> None:
         seen.update(coded=coded, counted=counted)
 
-    def judged(model: TrainedModel, *_: object, **__: object) -> tuple[()]:
-        seen.update(model=model)
+    def judged(model: TrainedModel, *_: object, **options: object) -> tuple[()]:
+        seen.update(model=model, rate_weight=options["rate_weight"])
         return ()
 
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
     monkeypatch.setattr("hrvqvae.evaluation.report.recognize", judged)
-    evaluate_run(run, "train", device="cpu", samples=2, beam=9, say=silent)
-    wide = load(run, beam=9)
+    found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, rate_weight=rate_weight, say=silent)
+    wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
     assert isinstance(images, MemoryImages)
     for maps, some in ((seen["coded"], images.images[::2]), (seen["counted"], images.images[1::2])):
-        for level, codes in zip(maps.levels, wide.encode(torch.from_numpy(some)), strict=True):
+        for level, codes in zip(maps.levels, wide.encode(torch.from_numpy(some), rate_weight), strict=True):
             assert np.array_equal(level, codes.numpy())
-    assert seen["model"].config.model.quantizer.beam == 9
+    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.images), rate_weight), size=(12, 12))
+    assert found.report.mse == pytest.approx(float((decoded - whole / 255).square().mean()), rel=1e-4)
+    assert seen["model"].config.model.quantizer.beam == (beam or 1)
+    assert seen["rate_weight"] == rate_weight
 
 
 def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,7 @@ def test_onnx(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["export", str(run), str(tmp_path / "out"), "--onnx"]) == 0
     assert "codes equal, 0 tied; decoded images differ by at most" in capsys.readouterr().out
     check_onnx(load_with_config(run)[0], tmp_path / "out")
+    check_paths(tmp_path / "out")
 
 
 def test_onnx_of_the_shipped_model(
@@ -113,10 +114,14 @@ def test_onnx_of_the_shipped_model(
     about = json.loads(session.get_modelmeta().custom_metadata_map["hrvqvae"])
     assert from_dict(about["config"], "the graph").model == config.model
     assert about["prefixes"] == [1, 2, 3]
-    for path in Path("mnist-onnx").iterdir():
-        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), "no path of this machine"
+    check_paths(Path("mnist-onnx"))
     run_page()
     assert "mnist-onnx exists already; choose another folder" in refused(["export", "--onnx", "mnist"], capsys)
+
+
+def check_paths(folder: Path) -> None:
+    for path in folder.iterdir():
+        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), "no path of this machine"
 
 
 def run_page() -> None:
@@ -133,9 +138,10 @@ def run_page() -> None:
 
 @pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqgan"])
 def test_torch_export(system: str, tmp_path: Path) -> None:
-    run = saved(system, tmp_path)
-    assert main(["export", "--torch", str(run), str(tmp_path / "out")]) == 0
-    model, graphs = load_with_config(run)[0], TorchModel(tmp_path / "out")
+    run, beam = saved(system, tmp_path), 4 if system == "hrvqvae" else None
+    wider = [] if beam is None else ["--beam", str(beam)]
+    assert main(["export", "--torch", str(run), str(tmp_path / "out"), *wider]) == 0
+    model, graphs = load_with_config(run, beam=beam)[0], TorchModel(tmp_path / "out")
     for count, height, width in SIZES:
         images = torch.rand(count, 1, height, width)
         codes = graphs.encode(images)
@@ -143,6 +149,7 @@ def test_torch_export(system: str, tmp_path: Path) -> None:
         for levels in model.prefixes:
             decoded = graphs.decode(codes, levels)[..., :height, :width]
             torch.testing.assert_close(decoded, model.decode(codes, levels, (height, width)))
+    check_paths(tmp_path / "out")
 
 
 def test_bench_onnx(tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +268,7 @@ def test_what_can_not_be_exported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = saved("vqpytorch", tmp_path)
+    assert "--beam is for graphs: add --onnx or --torch" in refused(["export", run, "--beam", 2], capsys)
     line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
     assert "torch.export can't trace the system vqpytorch" in line
     assert "not allowed with argument" in refused(["export", run, "--onnx", "--torch"], capsys)

@@ -83,7 +83,7 @@ def test_bad_sampling(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         return refused(["sample", run, "-o", out, *arguments], capsys)
 
     assert "class '11' is not one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in sample("--class", "11")
-    assert "temperature is 0; it must be above 0" in sample("--temperature", "0")
+    assert "temperature is 0; it must be from 1e-6 to 1e6" in sample("--temperature", "0")
     assert "top-k is 4, but a code has only 3 symbols" in sample("--top-k", "4")
     assert "--top-k is 0; it must be at least 1" in sample("--top-k", "0")
     assert "top-p is 2" in sample("--top-p", "2")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from hrvqvae.cli import main
 from hrvqvae.config import Config
@@ -40,6 +41,19 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
     curves.codeword_usage([torch.tensor([3, 0, 1]), torch.zeros(9, dtype=torch.long)], tmp_path / "usage.png")
     assert read_image(tmp_path / "curves.png", 3).shape[0] == 3
     assert read_image(tmp_path / "usage.png", 3).shape[0] == 3
+
+
+def test_curves_of_one_point_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = list[Figure]()
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+    records = [
+        {"kind": "train", "step": step, "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0} for step in (9, 18)
+    ]
+    for some in (records[:1], records):
+        curves.training_curves(some, tmp_path / "curves.png")
+        curves.prior_curves(some, tmp_path / "curves.png")
+    markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
+    assert markers == [{"."}, {"."}, {""}, {""}]
 
 
 def test_figure_10_has_its_codewords() -> None:

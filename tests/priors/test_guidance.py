@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from hrvqvae.cli import main
 from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Level, LevelPrior
-from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.draw import Draw, draw_code
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached, sample_codes
 from hrvqvae.priors.plain import sample_plain
 from hrvqvae.priors.transformer.config import TransformerConfig
@@ -108,10 +114,29 @@ def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_with
     assert torch.equal(sampled([guided], Draw(guidance=0))[0], other[0]), "whatever the class"
 
 
-@pytest.mark.parametrize("guidance", [-0.5, float("nan"), float("inf")])
-def test_guidance_out_of_range(guidance: float) -> None:
-    with pytest.raises(InputError, match=f"guidance is {guidance:g}; it must be at least 0"):
-        Draw(guidance=guidance)
+@pytest.mark.parametrize("guidance", [-0.5, float("nan"), float("inf"), 1e39, 1000.5])
+def test_guidance_out_of_range(guidance: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(["sample", "mnist", f"--guidance={guidance!r}", "-o", str(sheet)]) == 2
+    told = f"hrvqvae: guidance is {guidance:g}; it must be from 0 to 1000 (1 is the model's own)\n"
+    assert capsys.readouterr().err == told
+    assert not sheet.exists()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5),
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5),
+)
+def test_the_largest_guidance_and_the_least_temperature_draw_the_likeliest(
+    one: list[float], other: list[float]
+) -> None:
+    number = min(len(one), len(other))
+    draw = Draw(guidance=1000, temperature=1e-6)
+    given_class, without = np.float32(one[:number]), np.float32(other[:number])
+    guidance = Guidance(None, torch.tensor([draw.guidance, 1 - draw.guidance]))
+    mixed = guidance.mixed(torch.from_numpy(np.stack([given_class, without]))).numpy()[0]
+    assert mixed[draw_code(mixed, 0.0, *draw.values())] >= mixed.max() - 1e-3
 
 
 @pytest.mark.parametrize("sampler", [sample_cached, sample_plain])

@@ -183,8 +183,9 @@ def test_labels_come_as_often_as_in_training() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature is 0; it must be above 0"),
+        ({"temperature": 0.0}, "temperature is 0; it must be from 1e-6 to 1e6"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-320}, "temperature is .*; it must be from 1e-6"),
         ({"top_k": -1}, "top-k is -1"),
         ({"top_p": 0.0}, "top-p is 0"),
         ({"top_p": 1.5}, "top-p is 1.5"),

@@ -94,6 +94,17 @@ def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> N
         VQVAE.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
 
 
+def test_a_beam_of_what_is_got(run: Path, tmp_path: Path) -> None:
+    wide, greedy = hrvqvae.load(run, beam=9).encode(IMAGES), hrvqvae.load(run).encode(IMAGES)
+    assert any((one != other).any() for one, other in zip(wide, greedy, strict=True))
+    alone = Autoencoder.from_pretrained(run, beam=9)
+    alone.save_pretrained(tmp_path / "alone")
+    for model in (TrainedModel.from_pretrained(run, beam=9), alone, Autoencoder.from_pretrained(tmp_path / "alone")):
+        assert all(torch.equal(one, other) for one, other in zip(wide, model.encode(IMAGES), strict=True))
+    with pytest.raises(InputError, match="beam is 0; it must be at least 1"):
+        Autoencoder.from_pretrained(run, beam=0)
+
+
 def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, hub: Hub) -> None:
     Autoencoder.from_pretrained("mnist")
     TrainedModel.from_pretrained(str(run))

@@ -13,14 +13,17 @@ from torch import Tensor
 
 import hrvqvae
 from hrvqvae.cli import main
-from hrvqvae.codec.choice import Models, choose
+from hrvqvae.codec.choice import Choice
+from hrvqvae.codec.costs import Models
 from hrvqvae.codec.geometry import geometry_of
+from hrvqvae.codec.levels import Layout
 from hrvqvae.codec.stream import Codec
 from hrvqvae.data.images import read_image
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes
-from hrvqvae.runs import rate_distortion
-from hrvqvae.runs.compression import flat_codes, make_tables
+from hrvqvae.runs import rate_distortion, sensitivity
+from hrvqvae.runs.codemaps import flat_codes
+from hrvqvae.runs.compression import make_tables
 from hrvqvae.runs.rate_distortion import RateDistortion
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.build import build
@@ -45,19 +48,21 @@ def digits(count: int = 12) -> Tensor:
 
 
 def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
-    """The squared error of each image, in [0, 1]."""
-    decoded = model.decode(codes, size=(images.shape[-2], images.shape[-1]))
+    """The squared error of each image, in [0, 1], decoded from the levels that there are codes of."""
+    decoded = model.decode(codes, levels=len(codes), size=(images.shape[-2], images.shape[-1]))
     return (decoded - images / 255).square().flatten(1).sum(1)
 
 
 def bits(codec: Codec, size: tuple[int, int], codes: Codes) -> Tensor:
     """Of each image, by the models of the codec."""
-    models = Models.of(codec.layout(size), [codec.network(level, True) for level in range(len(codes))])
-    flat = flat_codes(codes)
-    candidates = torch.stack([code.flatten(1) for code in codes], -1).unsqueeze(2).int().numpy()
-    nothing = np.zeros(candidates.shape[:3], np.float32)
-    chosen, places = np.zeros(candidates.shape[:2], np.int64), np.zeros(0, np.int64)
-    return torch.from_numpy(choose(models, flat, candidates, nothing, chosen, places, 1.0))
+    whole = codec.layout(size)
+    layout = Layout.of([tuple(grid) for grid in whole.grids[: len(codes)].tolist()], codec.symbols[: len(codes)])
+    models = Models.of(layout, [codec.network(level, True) for level in range(len(codes))])
+    leaves = torch.stack([code.flatten(1) for code in codes], -1).int().numpy()  # those of each position
+    numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
+    choice = Choice(models, leaves.reshape(-1, len(codes)), numbers)
+    assert np.array_equal(choice.codes, flat_codes(codes))
+    return torch.from_numpy(choice.bits)
 
 
 @pytest.mark.parametrize("name", ["hrvqvae", "vqvae", "rqvae", "fsq", "vqgan"])
@@ -69,7 +74,7 @@ def test_without_weight_the_error_is_never_above_the_usual_one(name: str, mnist_
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     codec = Codec(name, "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
     for images in (digits(), digits(3)[:, :, 2:7]):
-        found = RateDistortion.of(model, codec, 0.0).encode(images)
+        found = RateDistortion.of(model, codec).encode(images, 0.0)
         usual = model.encode(images)
         assert [code.shape for code in found] == [code.shape for code in usual]
         before, after = errors(model, images, usual), errors(model, images, found)
@@ -77,7 +82,7 @@ def test_without_weight_the_error_is_never_above_the_usual_one(name: str, mnist_
         assert after.sum() < 0.997 * before.sum()
     nothing = digits(1)[:0]
     if name != "fsq":  # whose library takes no empty batch
-        assert [len(code) for code in RateDistortion.of(model, codec, 0.0).encode(nothing)] == [0] * len(codec.symbols)
+        assert [len(code) for code in RateDistortion.of(model, codec).encode(nothing, 0.0)] == [0] * len(codec.symbols)
 
 
 def test_the_sum_is_never_above_that_of_the_usual_codes(run: Path) -> None:
@@ -108,17 +113,62 @@ def test_files_hold_these_codes_and_are_read_as_any(run: Path) -> None:
     assert [model.compress(one[None], rate_weight=0.05)[0] for one in images] == files, "an image has its own codes"
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path, levels: int) -> None:
+    model, images = hrvqvae.load(run), digits(20)
+    usual = model.encode(images)[:levels]
+    of_all = model.encode(images, 0.02)[:levels]
+    found = model.encoder(0.02, levels)(images)
+    assert len(found) == levels
+    sums = [
+        errors(model.autoencoder, images, codes) + 0.02 * bits(model.codec, (12, 12), codes)
+        for codes in (usual, of_all, found)
+    ]
+    assert (sums[2] <= sums[0] + 1e-3).all()
+    assert sums[2].sum() < sums[1].sum()
+    files = model.compress(images, levels, rate_weight=0.02)
+    assert torch.equal(torch.stack(model.decompress(files)), model.decode(found, levels, (12, 12)))
+    with pytest.raises(InputError, match="levels is 4; this model decodes 1, 2, 3"):
+        model.compress(images, levels=4, rate_weight=0.02)
+
+
+def test_chunks_and_tiles_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = hrvqvae.load(run), torch.cat([digits(8).repeat(1, 1, 3, 3), digits(16)[8:].repeat(1, 1, 3, 3)])
+
+    def total() -> Tensor:
+        codes = model.encode(images, 0.02)
+        return errors(model.autoencoder, images, codes) + 0.02 * bits(model.codec, (36, 36), codes)
+
+    usual = total()
+    monkeypatch.setattr(rate_distortion, "_NUMBERS", 4000)
+    monkeypatch.setattr(rate_distortion, "_POSITIONS", 400)
+    monkeypatch.setattr(sensitivity, "_CORE", 10)
+    torch.testing.assert_close(total(), usual, rtol=0.01, atol=0)
+    assert total().sum() < 1.001 * usual.sum()
+
+
+def test_images_have_a_weight_each(run: Path) -> None:
+    model, images = hrvqvae.load(run), digits(3)
+    encoder = RateDistortion.of(model.autoencoder, model.codec)
+    codes, squares = encoder.weigh(images, torch.tensor([0.0, 0.05, 1.0]))
+    for number, weight in enumerate((0.0, 0.05, 1.0)):
+        alone = encoder.encode(images[number : number + 1], weight)
+        assert all(torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True))
+    torch.testing.assert_close(squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
 def test_the_command_writes_files_and_archives(
-    run: Path, tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, levels: int, tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, pixels in enumerate(digits(4)):
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(pixels[0].numpy()).save(tmp_path / "in" / f"{number}.png")
-    weigh = ["--rate-weight", "0.05", "--device", "cpu"]
+    weigh = ["--rate-weight", "0.05", "--device", "cpu", "--levels", str(levels)]
     for out in ("files", "all.hrva"):
         assert main(["compress", str(run), str(tmp_path / "in"), "-o", str(tmp_path / out), *weigh]) == 0
     found = sorted((tmp_path / "files").iterdir())
-    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), rate_weight=0.05)
+    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), levels, rate_weight=0.05)
     for name, source in (("one", found), ("other", [tmp_path / "all.hrva"])):
         arguments = ["decompress", *map(str, source), "-o", str(tmp_path / name), "--model", str(run)]
         assert main(arguments) == 0
@@ -137,7 +187,7 @@ def test_models_it_can_not_take_are_told(mnist_root: Path, monkeypatch: pytest.M
         for name in ("vqvae2", "hrvqvae")
     }
     with pytest.raises(InputError, match="takes a model with one latent grid .*, which vqvae2 is not$"):
-        RateDistortion.of(build(systems["vqvae2"]), codecs["vqvae2"], 0.1)
+        RateDistortion.of(build(systems["vqvae2"]), codecs["vqvae2"])
     monkeypatch.setattr(rate_distortion, "_MOST_LEAVES", 26)
     with pytest.raises(InputError, match="^a rate weight takes a model of up to 26 leaves; this one has 27$"):
-        RateDistortion.of(build(systems["hrvqvae"]), codecs["hrvqvae"], 0.1)
+        RateDistortion.of(build(systems["hrvqvae"]), codecs["hrvqvae"])

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -179,7 +180,43 @@ def test_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert same(state(run), state(tmp_path / "whole"))
 
 
-def test_one_of_another_state_or_a_damaged_one_is_told(run: Path, tiny: Config) -> None:
+def test_one_of_another_state_is_left_out_and_told_and_makes_way(
+    run: Path, tiny: Config, tmp_path: Path, images: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refine(run, learning_rate="0.01")
+    load(run).save_pretrained(tmp_path / "before")
+    train_autoencoder(with_training(tiny, max_steps=61), RunFolder(run), resume=True, say=silent)
+    shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "before").model)  # a folder without the training
+    assert capsys.readouterr().err == ""
+    plain = shutil.copytree(run, tmp_path / "plain")
+    shutil.rmtree(prefix_folder(plain).path)
+    bare = load(plain)
+    codes, whole = bare.encode(images), len(bare.config.model.num_symbols)
+    for folder in (run, tmp_path / "before"):
+        for _ in range(2):
+            model = load(folder)
+        (told,) = capsys.readouterr().err.splitlines()
+        assert f"{prefix_folder(folder).path} is left out: " in told
+        assert f"(hrvqvae train-prefixes {folder})" in told
+        for levels in range(1, whole + 1):
+            assert torch.equal(bare.decode(codes, levels), model.decode(codes, levels))
+    load(run).save_pretrained(tmp_path / "exported")
+    Autoencoder.from_pretrained(run).save_pretrained(tmp_path / "alone")
+    for name in ("exported", "alone"):
+        assert not prefix_folder(tmp_path / name).path.exists()
+        assert "a decoder of their own" not in RunFolder(tmp_path / name).card.read_text()
+    given = GIVEN | {"prefixes.training.learning_rate": "0.01", "data.root": str(tiny.data.root)}
+    for folder, changes, resume in ((run, {}, True), (tmp_path / "before", given, False)):
+        said = list[str]()
+        train_prefixes(folder, resolve_prefixes(folder, changes, resume=resume), resume=resume, say=said.append)
+        assert "was trained for another state of the model, and makes way" in said[0]
+    assert same(state(run), state(tmp_path / "before")), "with the fields of before, and nothing that was learned"
+    model = load(run)
+    assert capsys.readouterr().err == ""
+    assert not torch.equal(bare.decode(codes, 1), model.decode(codes, 1))
+
+
+def test_one_that_is_there_is_kept_and_a_damaged_one_is_told(run: Path) -> None:
     refine(run, max_steps="1")
     with pytest.raises(InputError, match="holds a run already"):
         refine(run)
@@ -189,13 +226,6 @@ def test_one_of_another_state_or_a_damaged_one_is_told(run: Path, tiny: Config) 
     with pytest.raises(DamagedFileError, match="damaged"):
         load(run)
     refine(run, resume=True, max_steps="2")  # writes it anew
-    load(run)
-    train_autoencoder(with_training(tiny, max_steps=61), RunFolder(run), resume=True, say=silent)
-    with pytest.raises(InputError, match="another state of the autoencoder.*train-prefixes"):
-        load(run)
-    with pytest.raises(InputError, match="another state of the autoencoder; delete that folder"):
-        refine(run, resume=True)
-    shutil.rmtree(prefix_folder(run).path)
     load(run)
 
 
@@ -247,7 +277,9 @@ def test_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["train-prefixes", str(run), "--model.stride", "4"]) == 2
     assert "not a field of the prefixes" in capsys.readouterr().err
     assert main(["train-prefixes", str(run), *fields, "--max-steps", "2"]) == 0
-    assert "trained 2 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"step 2  test level 1: MSE [\d.e-]+, levels 1-2: MSE [\d.e-]+\n", printed)
+    assert "trained 2 steps" in printed
     assert main(["train-prefixes", str(run), *fields, "--max-steps", "3"]) == 2
     assert "--resume" in capsys.readouterr().err
     assert main(["train-prefixes", str(run), "--max-steps", "3", "--resume"]) == 0

@@ -16,7 +16,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes
 from hrvqvae.quantize.search import Beam
-from hrvqvae.runs.compression import flat_codes
+from hrvqvae.runs.codemaps import flat_codes
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.one_grid import OneGrid
 

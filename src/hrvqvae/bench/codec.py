@@ -22,7 +22,8 @@ from hrvqvae.codec.stream import Codec, read, write
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
-from hrvqvae.runs.compression import flat_codes, paint
+from hrvqvae.runs.codemaps import flat_codes
+from hrvqvae.runs.compression import paint
 from hrvqvae.runs.trained import TrainedModel
 
 Codes = NDArray[np.int32]

@@ -47,7 +47,9 @@ def add(commands: Group) -> None:
     """compare."""
     compare = command(commands, "compare", "systems side by side: same data, order, budget and test images", _compare)
     compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
-    compare.add_argument("--systems", metavar="A,B", help="which (default: all)")
+    compare.add_argument(
+        "--systems", metavar="A,B", help="which (default: all that are installed, or that a study is of)"
+    )
     compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
     compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
     compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")

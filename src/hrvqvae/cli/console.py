@@ -80,6 +80,12 @@ def add_beam(parser: Any) -> None:
     parser.add_argument("--beam", type=int, metavar="N", help=what)
 
 
+def add_rate_weight(parser: Any) -> None:
+    """--rate-weight, of commands that encode images."""
+    what = "weigh error against bits: the squared error of pixel values in [0, 1] that a bit is worth, such as 0.005"
+    parser.add_argument("--rate-weight", type=float, metavar="X", help=what)
+
+
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Take `--section.field VALUE` and `--section.field=VALUE` out of a command line, wherever they stand.
 

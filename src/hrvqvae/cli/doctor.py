@@ -12,6 +12,7 @@ from typing import Any
 
 from hrvqvae.cli.console import Arguments, Group, command, print_json, print_table
 from hrvqvae.extras import extras, required
+from hrvqvae.notices import waiting
 
 
 def _version(package: str) -> str | None:
@@ -96,6 +97,7 @@ def examine() -> dict[str, Any]:
     if versions["hrvqvae"] is None:
         problems.append("hrvqvae is not installed, only found on the path: what it requires is not known")
     found: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "cores": os.cpu_count()}
+    waiting("loading torch, to see what it computes on")
     try:
         found |= _computes()
     except (ImportError, OSError) as error:
@@ -132,16 +134,15 @@ def _show(found: Mapping[str, Any]) -> None:
         rows.append((name, folder["path"] or "none", _FOLDERS[name][0], state))
     print_table(rows)
     print("\nextras")
-    print_table(
-        [
-            (extra, "complete" if not told["missing"] else f"missing: {', '.join(told['missing'])}")
-            for extra, told in found["extras"].items()
-        ]
-        or [("unknown", "the package is not installed")]
-    )
-    lacking = [extra for extra, told in found["extras"].items() if told["missing"]]
+    lacking = {extra: told["missing"] for extra, told in found["extras"].items() if told["missing"]}
+    complete = [extra for extra in found["extras"] if extra not in lacking]
+    if complete:
+        print(f"complete: {', '.join(complete)}")
     if lacking:
-        print(f"\nto add one: pip install 'hrvqvae[{lacking[0]}]'")
+        print_table([(extra, f"missing: {', '.join(missing)}") for extra, missing in lacking.items()])
+        print(f"\nto add one: pip install 'hrvqvae[{next(iter(lacking))}]'")
+    if not found["extras"]:
+        print("unknown: the package is not installed")
 
 
 def _doctor(arguments: Arguments) -> int:

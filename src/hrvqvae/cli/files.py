@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, add_beam, at_least, command, print_table
+from hrvqvae.cli.console import Arguments, Group, add_beam, add_rate_weight, at_least, command, print_table
 from hrvqvae.errors import InputError
 from hrvqvae.quantities import counted
 
@@ -116,12 +116,11 @@ def add(commands: Group) -> None:
         "-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva: appended to"
     )
     compress.add_argument("--levels", type=int, metavar="K", help="write levels 1..K only")
-    compress.add_argument("--bytes", type=int, metavar="N", help="the most levels that fit into N bytes")
-    add_beam(compress)
     compress.add_argument(
-        "--rate-weight", type=float, metavar="X",
-        help="weigh error against bits: the squared error of pixel values in [0, 1] that a bit is worth, such as 0.005",
-    )  # fmt: skip
+        "--bytes", type=int, metavar="N", help="the least error in N bytes: levels and rate weight that fit"
+    )
+    add_beam(compress)
+    add_rate_weight(compress)
     compress.add_argument("--device", default="auto", metavar="NAME")
 
     decompress = command(commands, "decompress", "files of codes and archives to PNG", _decompress)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, group
+from hrvqvae.cli.console import Arguments, Group, add_beam, command, group
+from hrvqvae.errors import InputError
 from hrvqvae.notices import waiting
 
 
@@ -12,6 +13,10 @@ def _export(arguments: Arguments) -> int:
     form = arguments.form
     out = arguments.out or Path(f"{Path(arguments.run).stem}-{form or 'exported'}")
     if form is None:
+        if arguments.beam is not None:
+            raise InputError(
+                "--beam is for graphs: add --onnx or --torch; without them it is given where images are encoded"
+            )
         from hrvqvae.runs.export import export
 
         files, checked = export(arguments.run, out, licence=arguments.licence), None
@@ -19,7 +24,7 @@ def _export(arguments: Arguments) -> int:
         from hrvqvae.graphs.export import export_graphs
 
         waiting("tracing the model, and checking its graphs against it")
-        files, checked = export_graphs(arguments.run, out, form)
+        files, checked = export_graphs(arguments.run, out, form, arguments.beam)
     for path in files:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     if checked is not None:
@@ -62,6 +67,8 @@ def add(commands: Group) -> None:
     for name, title in (("onnx", "ONNX"), ("torch", "torch.export")):
         what = f"encoder and decoder as graphs of {title}, checked against the model"
         forms.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
+
+    add_beam(export)
 
     actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)", "ACTION")
     push = command(actions, "push", "export a run and put it on the hub", _push)

@@ -102,6 +102,8 @@ def run_cases(
         using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
         _require_same_instruments(folder, using)
         folder.begin(about, chosen, using.names())
+    for line in _plan(left, len(cases) - len(left)):
+        say(line)
     maker = _Maker(folder, using, say, more)
     measured, begun = len(cases) - len(left), time.monotonic()
     before = measured
@@ -125,6 +127,23 @@ def run_cases(
     if left:
         say(f"still being made elsewhere: {len(left)} of {len(cases)} cases; whoever ends last completes the table")
     return 0
+
+
+def _plan(left: Sequence[Case], measured: int) -> list[str]:
+    """What is trained and for how long each, as lines for a person, with the values of each label."""
+    training = left[0].config.training
+    minutes = f"{training.max_minutes:g} min"
+    each = f"{counted(training.max_steps, 'step')}" if training.max_steps else minutes
+    if training.max_steps and training.max_minutes:
+        each += f" or {minutes}"
+    if any(case.prior for case in left):
+        each += ", and its priors"
+    before = f", besides {measured:,} that are measured" if measured else ""
+    lines = [f"{counted(len(left), 'case')} to train and measure{before}; each is trained for {each}"]
+    for name in left[0].labels:
+        values = dict.fromkeys(str(case.labels[name]) for case in left)
+        lines.append(f"  {name}: {' | '.join(values)}")
+    return [*lines, "how long the rest takes is said after each case"]
 
 
 def _decided(case: Case, chosen: dict[str, str]) -> Case:

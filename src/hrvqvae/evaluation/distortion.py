@@ -19,7 +19,7 @@ from hrvqvae.data.batches import Batch
 from hrvqvae.errors import InputError
 from hrvqvae.quantities import psnr
 from hrvqvae.quantize import functional as vq
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.systems.base import Autoencoder, Encode
 
 _SSIM_WINDOW = 11
 
@@ -74,8 +74,9 @@ def _ssim(decoded: Tensor, original: Tensor) -> float:
 
 @torch.inference_mode()
 def evaluate(
-    model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None
-) -> Report:
+    model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None,
+    encode: Encode | None = None,
+) -> Report:  # fmt: skip
     """Measure a model in evaluation mode on every image of the batches.
 
     Where several processes train together, the report is of the batches of all of them.
@@ -86,11 +87,12 @@ def evaluate(
         batches: images (B, C, Y, X) uint8.
         split: its name, for the report.
         device: None is the CPU.
+        encode: gives the codes of images on the device in place of the model.
 
     Raises:
         InputError: there is no image.
     """
-    device = device or torch.device("cpu")
+    device, encode = device or torch.device("cpu"), encode or model.encode
     codewords = config.model.num_codewords
     counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
@@ -99,7 +101,7 @@ def evaluate(
     for batch in batches:
         original = batch.images.to(device).float() / 255
         size = (original.shape[-2], original.shape[-1])
-        codes = model.encode(original)
+        codes = encode(original)
         for level, path in enumerate(model.paths(codes)):
             counts[level] += vq.counts(path, codewords[level]).cpu()
         for levels in model.prefixes:

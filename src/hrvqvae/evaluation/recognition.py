@@ -54,12 +54,13 @@ class Recognized:
 
 def recognize(
     model: TrainedModel, config: DataConfig, count: int, *, seed: int = 0, guidance: Sequence[float] = (1.0,),
-    say: Callable[[str], None] = note,
+    rate_weight: float | None = None, say: Callable[[str], None] = note,
 ) -> tuple[Recognized, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
 
     Args:
         guidance: so many images are drawn with each of these (`Draw.guidance`); a `Recognized` for each.
+        rate_weight: of the reconstructions, as for `TrainedModel.encode`.
 
     Raises:
         InputError: a level has no prior, or one that can't be guided; no classes, or others than the data has; the data
@@ -73,7 +74,7 @@ def recognize(
     judge = judge_of(config, say=say)
     tests, labels = _images(config, "test", count)
     compared = len(tests)
-    decoded = torch.cat([model.decode(model.encode(some), size=_size(some)) for some in _batches(tests)])
+    decoded = torch.cat([model.decode(model.encode(some, rate_weight), size=_size(some)) for some in _batches(tests)])
     real = RealImages(Features(f"a classifier of {config.dataset}", judge.classifier.features), _batches(tests))
     others = {"reconstructions": decoded, "training images": _images(config, "train", compared)[0]}
     distances = {name: real.distances(_batches(images)) for name, images in others.items()}

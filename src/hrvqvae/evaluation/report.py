@@ -60,8 +60,8 @@ class Evaluated:
 
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
-    guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None, rate: bool = True,
-    say: Callable[[str], None] = note,
+    guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
+    rate_weight: float | None = None, rate: bool = True, say: Callable[[str], None] = note,
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
@@ -74,10 +74,11 @@ def evaluate_run(
         limit: measure on so many images, spread evenly over the split (None: all).
         beam: paths that the search keeps when it encodes, the images that are counted too; None keeps as many as in
             training.
+        rate_weight: as for `TrainedModel.encode`, of the images that are counted too; None measures the usual codes.
         rate: whether the priors are measured.
 
     Raises:
-        InputError: the run or its data is missing, or samples can't be guided.
+        InputError: the run or its data is missing, samples can't be guided, or a rate weight that the model can't have.
     """
     if samples:
         for weight in guidance:
@@ -85,6 +86,9 @@ def evaluate_run(
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model, config, digest = load_with_digest(run, beam=beam)
     config = config.with_root(root)
+    encode = None
+    if rate_weight is not None:
+        encode = TrainedModel(run, str(compute.device), beam).encoder(rate_weight)
     images = load_images(config.data, split, say)
     model = compute.place_model(model)
     batch_size = min(EVALUATION_BATCH, config.training.batch_size)
@@ -93,26 +97,29 @@ def evaluate_run(
     )
     total = len(images) if limit is None else min(limit, len(images))
     shown = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
-    report = evaluate(model, config, shown, split, compute.device)
+    report = evaluate(model, config, shown, split, compute.device, encode)
     if not rate:
         return Evaluated(report, None, "not asked for")
     if not samples and not has_priors(run):
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
     priors, path = load_priors(run), locate(run)
     folder = RunFolder(path.parent).codes
-    kept = stored(folder, digest, config, "train") if beam is None else None  # what is stored has the model's own beam
-    train_maps = kept or extract(model, config, "train", compute.device)
+    usual = beam is None and rate_weight is None  # as what is stored
+    kept = stored(folder, digest, config, "train") if usual else None
+    train_maps = kept or extract(model, config, "train", compute.device, encode=encode)
     if split == "train":
         apart = 2 if limit is None else 2 * max(1, len(train_maps) // (2 * limit))
         coded, counted = _every(apart, train_maps, 0, limit), _every(2, train_maps, 1)
     else:
-        coded, counted = extract(model, config, split, compute.device, limit), train_maps
+        coded, counted = extract(model, config, split, compute.device, limit, encode=encode), train_maps
     if priors.classes and not coded.classes == counted.classes == priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
     found = measure_rate(priors.networks, model, coded, counted, compute.device)
     if not samples:
         return Evaluated(report, found, "")
-    judged = recognize(TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, say=say)
+    judged = recognize(
+        TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, rate_weight=rate_weight, say=say
+    )
     return Evaluated(report, found, "", judged)
 
 

@@ -48,23 +48,24 @@ def _compared(model: Autoencoder, graphs: GraphModel, batches: Sequence[Tensor])
         raise InputError(f"the {graphs.name} graphs fail on images of another number or size ({reason})") from error
 
 
-def export_graphs(run: str | Path, out: Path, form: str) -> tuple[list[Path], Agreement]:
+def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None) -> tuple[list[Path], Agreement]:
     """Write the encoder and the decoder of a run as graphs, and check them against the model; -> the files.
 
     Written whole or not at all.
 
     Args:
         form: "onnx" or "torch".
+        beam: paths that the encoder's search keeps at each level; None keeps as many as it was trained with.
 
     Raises:
-        InputError: the run has no model, a package is missing, the system can't be traced, the graphs fail or do not
-            agree with the model, `out` exists or can't be written.
+        InputError: the run has no model, or no linked codebooks for a beam, a package is missing, the system can't be
+            traced, the graphs fail or do not agree with the model, `out` exists or can't be written.
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder")
     kind = FORMS[form]
     kind.require()
-    model, config = load_with_config(run)
+    model, config = load_with_config(run, beam=beam)
     graphs = trace(model, config)
     about = {"config": without_paths(to_dict(config)), "prefixes": list(model.prefixes)}
     partial = out.with_name(f"{storage.TEMPORARY}{out.name}")

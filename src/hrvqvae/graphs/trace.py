@@ -24,6 +24,7 @@ from warnings import catch_warnings, simplefilter
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from hrvqvae.config import Config
 from hrvqvae.errors import InputError
@@ -138,6 +139,8 @@ def _traced(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, .
     except Exception as error:  # torch names many kinds
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"torch.export can't trace the system {config.model.system} ({reason})") from error
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    for part in program.graph_module.modules():  # the whole, and branches of it
+        if isinstance(part, GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # with the paths of this machine
     return program

@@ -20,6 +20,7 @@ from hrvqvae.progress import tracked
 from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes
 from hrvqvae.runs import compression
+from hrvqvae.runs.codemaps import flat_codes
 from hrvqvae.runs.locating import shipped
 from hrvqvae.runs.storage import write_atomic
 from hrvqvae.runs.trained import TrainedModel
@@ -89,8 +90,8 @@ def compress_files(
         out: X.hrv for one image; X.hrva, an archive, to which they are appended; else a folder, which gets a file for
             each image.
         levels: how many levels to write; None writes all.
-        max_bytes: of a file; it has the most levels that fit.
-        rate_weight: as for `TrainedModel.encode`.
+        max_bytes: of a file, as for `TrainedModel.compress`.
+        rate_weight: as for `TrainedModel.compress`.
         say: is told what was lost when images were converted to the channels of the model.
 
     Raises:
@@ -100,7 +101,7 @@ def compress_files(
     if out.suffix == archive.SUFFIX:
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        encode = model.encoder(rate_weight)
+        encode = model.encoder(rate_weight, levels)
         _append(model, named, out, compression.check_levels(model.autoencoder, levels), encode, written)
     else:
         if out.suffix == SUFFIX and len(named) != 1:
@@ -135,7 +136,7 @@ def _append(
         for some in tracked(_chunks(named), "compress", len(named), len):
             images = _read(model, some, written)
             encoded = (encode(image[None].to(model.device)) for image in images)
-            codes = [row for one in encoded for row in compression.flat_codes(one)]
+            codes = [row for one in encoded for row in flat_codes(one)]
             append(codes, [(image.shape[-2], image.shape[-1]) for image in images], list(some), levels)
     written.bytes = out.stat().st_size - before
 

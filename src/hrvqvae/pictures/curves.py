@@ -37,7 +37,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     terms = [name for name in dict.fromkeys(key for record in steps for key in record) if name.startswith(_TERMS)]
     for number, name in enumerate(terms):
         points = [(record["step"], record[name]) for record in steps if name in record]
-        losses.plot(*zip(*points, strict=True), _LINES[number % len(_LINES)], label=name, linewidth=1.2)
+        style = _LINES[number % len(_LINES)]
+        losses.plot(*zip(*points, strict=True), style, marker=_marker(points), label=name, linewidth=1.2)
     losses.set(title="training loss", xlabel="step", yscale="log" if steps else "linear")
     if losses.lines:
         losses.legend(frameon=False, fontsize=8)
@@ -55,14 +56,19 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def _marker(points: Sequence[object]) -> str:
+    """The marker of a line, which shows it where it is one point."""
+    return "." if len(points) == 1 else ""
+
+
 def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Bits a code of training batches and of held-out codes against steps, from the records of metrics.jsonl."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for kind, label, style in (("train", "training, with dropout", "-"), ("evaluation", "held out", ".-")):
+    for kind, label, marker in (("train", "training, with dropout", ""), ("evaluation", "held out", ".")):
         points = [(record["step"], record["bits_per_code"]) for record in records if record.get("kind") == kind]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
+            axes.plot(*zip(*points, strict=True), "-", marker=marker or _marker(points), label=label, linewidth=1.2)
     axes.set(title="bits a code", xlabel="step", yscale="log")
     axes.legend(frameon=False)
     save_figure(figure, path)

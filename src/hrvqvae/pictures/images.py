@@ -14,7 +14,6 @@ from hrvqvae.data.loading import note
 from hrvqvae.errors import InputError
 from hrvqvae.pictures import sheets
 from hrvqvae.priors.draw import Draw
-from hrvqvae.runs.loading import load_with_config
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.base import Autoencoder
 
@@ -43,7 +42,7 @@ def level_captions(levels: Sequence[LevelReport]) -> list[str]:
 
 def reconstruct(
     run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
-    *, say: Callable[[str], None] = note,
+    rate_weight: float | None = None, *, say: Callable[[str], None] = note,
 ) -> list[tuple[Path, float]]:  # fmt: skip
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
@@ -51,21 +50,25 @@ def reconstruct(
 
     Args:
         beam: paths that the search keeps when it encodes; None keeps as many as in training.
+        rate_weight: as for `TrainedModel.encode`, of the levels that are decoded; None takes the usual codes.
 
     Raises:
-        InputError: no such run, image or level, no codebooks for a beam; the sheet can't be written.
+        InputError: no such run, image or level, no codebooks for a beam, a rate weight that the model can't have; the
+            sheet can't be written.
     """
-    model, config = load_with_config(run, beam=beam)
+    trained = TrainedModel(run, beam=beam)
+    model, config = trained.autoencoder, trained.config
     most = model.prefixes[-1]
     if levels is not None and not 1 <= levels <= most:
         raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+    encode = trained.encoder(rate_weight, levels)
     originals, decoded, errors, lost = [], [], [], {}
     with torch.inference_mode():
         for path in paths:
             read, lost[path] = decode_image(path, model.channels, config.data.max_pixels)
             pixels = torch.from_numpy(read)
             size = (pixels.shape[-2], pixels.shape[-1])
-            image = model.decode(model.encode(pixels[None]), levels=levels, size=size)[0]
+            image = model.decode(encode(pixels[None]), levels=levels, size=size)[0]
             originals.append(pixels)
             decoded.append(image)
             errors.append((path, float((image - pixels / 255).square().mean())))

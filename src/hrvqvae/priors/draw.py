@@ -17,11 +17,12 @@ class Draw:
     """How codes are drawn from a distribution over m symbols.
 
     Attributes:
-        temperature: logits are divided by it; below 1 makes likely codes likelier.
+        temperature: logits are divided by it; below 1 makes likely codes likelier. From 1e-6 to 1e6, so that no logit
+            that a network gives is divided to infinity.
         top_k: only the k likeliest codes are drawn (0: all).
         top_p: only the likeliest codes that together reach this probability are drawn (1: all).
         guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
-            class); see `guidance.guidance_of`.
+            class), from 0 to 1000; see `guidance.guidance_of`.
 
     Raises:
         InputError: a value out of range.
@@ -33,14 +34,14 @@ class Draw:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature:g}; it must be above 0 (1 is the model's own)")
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise InputError(f"temperature is {self.temperature:g}; it must be from 1e-6 to 1e6 (1 is the model's own)")
         if self.top_k < 0:
             raise InputError(f"top-k is {self.top_k}; it must be at least 1")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
-        if not 0 <= self.guidance < float("inf"):
-            raise InputError(f"guidance is {self.guidance:g}; it must be at least 0 (1 is the model's own)")
+        if not 0 <= self.guidance <= 1000:
+            raise InputError(f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)")
 
     def check(self, symbols: int) -> None:
         """Raises InputError where top_k exceeds the number of symbols."""

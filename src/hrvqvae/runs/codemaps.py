@@ -29,9 +29,10 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
 from hrvqvae.processes import WHOLE, Part
 from hrvqvae.progress import tracked
+from hrvqvae.quantize import Codes
 from hrvqvae.runs.lock import locked
 from hrvqvae.runs.storage import remove_temporaries, write_atomic
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.systems.base import Autoencoder, Encode
 
 _BATCH = 128
 
@@ -59,16 +60,22 @@ class CodeMaps:
         return codes, torch.from_numpy(self.labels[indices])
 
 
+def flat_codes(codes: Codes) -> NDArray[np.int32]:
+    """Codes as the codec takes them: (B, all codes), level after level."""
+    return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
+
+
 @torch.inference_mode()
 def extract(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
-    part: Part = WHOLE,
+    part: Part = WHOLE, encode: Encode | None = None,
 ) -> CodeMaps:  # fmt: skip
     """Codes of the images of a split, in order, computed in float32; the model ends on the CPU.
 
     Args:
         limit: of so many images only, spread evenly over the split.
         part: of these images, which one of several processes codes.
+        encode: gives the codes of images on the device in place of the model.
 
     Raises:
         InputError: the data is not there, or no image can be read.
@@ -76,6 +83,7 @@ def extract(
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
     model.to(device)
+    encode = encode or model.encode
     kinds = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
     levels: list[list[NDArray[Any]]] = [[] for _ in kinds]
     labels = []
@@ -85,7 +93,7 @@ def extract(
     total = len(part.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
-        for level, kind, codes in zip(levels, kinds, model.encode(batch.images.to(device)), strict=True):
+        for level, kind, codes in zip(levels, kinds, encode(batch.images.to(device)), strict=True):
             level.append(codes.cpu().numpy().astype(kind))
     model.cpu()
     if not labels:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.codec.geometry import Grid, geometry_of
@@ -24,7 +23,8 @@ from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.quantities import counted
 from hrvqvae.quantize import Codes
 from hrvqvae.runs import storage
-from hrvqvae.runs.codemaps import extract, stored_or_extracted
+from hrvqvae.runs.codemaps import extract, flat_codes, stored_or_extracted
+from hrvqvae.runs.fitting import fit
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import load_with_digest
 from hrvqvae.runs.locating import locate
@@ -107,11 +107,6 @@ def _batches(sizes: Sequence[Grid]) -> list[list[int]]:
     return found
 
 
-def flat_codes(codes: Codes) -> NDArray[np.int32]:
-    """Codes as the codec takes them: (B, all codes), level after level."""
-    return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
-
-
 def check_levels(model: Autoencoder, levels: int | None) -> int:
     """The number of levels that is asked for. Raises InputError where the model does not decode so many."""
     if levels is None:
@@ -134,20 +129,13 @@ def compress(
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     for numbers in _batches(sizes):
         batch = torch.stack([images[number] for number in numbers]).to(device)
-        codes = flat_codes(encode(batch))
-        for number, parts in zip(numbers, write(codec, codes, sizes[numbers[0]], levels), strict=True):
-            files[number] = _fitting(parts, model, levels, max_bytes, number)
+        if max_bytes is None:
+            made = [b"".join(parts) for parts in write(codec, flat_codes(encode(batch)), sizes[numbers[0]], levels)]
+        else:
+            made = fit(model, codec, batch, levels, max_bytes, [number + 1 for number in numbers])
+        for number, file in zip(numbers, made, strict=True):
+            files[number] = file
     return files
-
-
-def _fitting(parts: list[bytes], model: Autoencoder, levels: int, max_bytes: int | None, number: int) -> bytes:
-    """The longest prefix of a file that the model decodes and that has no more bytes than admitted."""
-    admitted = [one for one in model.prefixes if one <= levels]
-    for prefix in reversed(admitted):
-        found = b"".join(parts[: prefix + 1])
-        if max_bytes is None or len(found) <= max_bytes:
-            return found
-    raise InputError(f"image {number + 1} takes {len(found)} bytes at the least; {max_bytes} are admitted")
 
 
 def readable_levels(model: Autoencoder, picture: Picture, levels: int | None, name: str) -> int:

@@ -23,17 +23,17 @@ from hrvqvae.runs.storage import write_atomic
 def export(run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None) -> list[Path]:
     """Write what others need of a run, and nothing else; -> the files.
 
-    The model, its configuration as config.json too, its priors in half precision, the decoder of its prefixes, and
-    a model card: the one that lies in the run's folder, or else one that is written from the configuration and the
-    run's last evaluation. Paths of the data are left out. Written whole or not at all.
+    The model, its configuration as config.json too, its priors in half precision, the decoder of its prefixes (but not
+    one of another state of the model), and a model card: the one that lies in the run's folder, or else one that is
+    written from the configuration and the run's last evaluation. Paths of the data are left out. Written whole or not
+    at all.
 
     Args:
         name: of the model, for its card; None is the name of `out`.
         licence: of the model, for its card.
 
     Raises:
-        InputError: the run has no model, a prior or the decoder of its prefixes is of another state of it, `out` exists
-            or can't be written.
+        InputError: the run has no model, a prior is of another state of it, `out` exists or can't be written.
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder")
@@ -56,9 +56,9 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
                 storage.write(written.model, half, about)
                 bits += level_bits(about)
                 networks[levels] = from_dict(about["config"], str(folder.model)).prior.network.kind
-        of_prefixes, prefix_step = prefix_folder(source.parent).model, None
-        if of_prefixes.is_file():
-            weights, about = read_prefix_decoder(of_prefixes, digest, run)
+        of_prefixes, prefix_step = read_prefix_decoder(source.parent, digest, run), None
+        if of_prefixes is not None:
+            weights, about = of_prefixes
             prefix_folder(partial).path.mkdir()
             about |= {"config": without_paths(about["config"]), "autoencoder": autoencoder}
             storage.write(prefix_folder(partial).model, weights, about)

@@ -198,10 +198,10 @@ def load_alone(run: str | Path, beam: int | None = None) -> tuple[Autoencoder, C
 
 
 def load_with_digest(run: str | Path, device: str = "cpu", beam: int | None = None) -> tuple[Autoencoder, Config, str]:
-    """As `load_alone`, on a device, with the decoder of its prefixes where the run has one.
+    """As `load_alone`, on a device, with the decoder of its prefixes where the run has one for this state of it.
 
     Raises:
-        InputError: there is no such device, or the decoder of prefixes is of another state of the autoencoder.
+        InputError: there is no such device.
         DamagedFileError: that decoder is damaged or does not fit its configuration.
     """
     model, config, digest = load_alone(run, beam)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hrvqvae.config import Config, to_dict
 from hrvqvae.config.parsing import from_dict
-from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.errors import DamagedFileError
+from hrvqvae.notices import told_once
 from hrvqvae.runs import storage
 from hrvqvae.runs.folder import RunFolder, prefix_folder
 from hrvqvae.systems.base import Autoencoder
@@ -26,26 +27,38 @@ def save_prefix_decoder(
     storage.write(path, weights, meta)
 
 
-def read_prefix_decoder(path: Path, autoencoder: str, run: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, meta) of a decoder of prefixes.
+def read_prefix_decoder(
+    folder: Path, autoencoder: str, run: str | Path
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """(weights, meta) of the decoder of prefixes in the folder of an autoencoder's weights; None where there is none.
+
+    One that was trained for another state of the autoencoder, as it is left where an autoencoder trains on, counts for
+    none, and a line on standard error says so.
+
+    Args:
+        autoencoder: digest of its weights.
+        run: how a person named it.
 
     Raises:
-        InputError: it is of another state of the autoencoder than the one with that digest; what to do is named.
-        DamagedFileError: it is damaged, or none.
+        DamagedFileError: what lies there is damaged, or no decoder of prefixes.
     """
+    path = prefix_folder(folder).model
+    if not path.is_file():
+        return None
     weights, about = storage.read(path)
     if about.get("kind") != "prefixes":
         raise DamagedFileError(f"{path} is no decoder of prefixes")
     if about["autoencoder"] != autoencoder:
-        raise InputError(
-            f"{path} was trained for another state of the autoencoder; delete {path.parent}, and if you want one, "
-            f"train it anew: hrvqvae train-prefixes {run}"
+        told_once(
+            f"{path.parent} is left out: it was trained for another state of the model; until there is another "
+            f"(hrvqvae train-prefixes {run}) the decoder of all levels decodes prefixes"
         )
+        return None
     return weights, about
 
 
 def with_prefix_decoder(model: Autoencoder, config: Config, source: Path, autoencoder: str, run: str | Path) -> Config:
-    """Let a model, on the CPU, decode prefixes by the decoder that lies for them in the folder of its weights, if any.
+    """Let a model, on the CPU, decode prefixes by the decoder for them in the folder of its weights, if there is one.
 
     Args:
         config: of the model.
@@ -57,13 +70,14 @@ def with_prefix_decoder(model: Autoencoder, config: Config, source: Path, autoen
         The configuration, with the part that describes it.
 
     Raises:
-        InputError: it is of another state of the autoencoder.
         DamagedFileError: it is damaged, or does not fit its configuration.
     """
     path = prefix_folder(source.parent).model
-    if source != RunFolder(source.parent).model or not path.is_file():
+    beside = source == RunFolder(source.parent).model
+    found = read_prefix_decoder(source.parent, autoencoder, run) if beside else None
+    if found is None:
         return config
-    weights, about = read_prefix_decoder(path, autoencoder, run)
+    weights, about = found
     config = dataclasses.replace(config, prefixes=from_dict(about["config"], str(path)).prefixes)
     whole = several_levels(model, config)
     decoder = build_prefix_decoder(whole, config)

@@ -28,18 +28,19 @@ from hrvqvae.runs.storage import digest, write_atomic
 from hrvqvae.systems.base import Autoencoder
 
 
-def load_autoencoder(kind: type[Autoencoder], name: str | Path, **options: Any) -> Autoencoder:
+def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None = None, **options: Any) -> Autoencoder:
     """The autoencoder of a folder, of a name inside the package, or of the hub, in evaluation mode.
 
     Args:
         kind: the class that it must be of.
+        beam: as for `Autoencoder.from_pretrained`.
         options: as `hub.fetch` takes them.
 
     Raises:
-        InputError: there is none such, or it is of another class.
+        InputError: there is none such, it is of another class, or it has no linked codebooks for a beam.
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
-    model, config = load_with_config(hub.found_or_fetched(name, **options))
+    model, config = load_with_config(hub.found_or_fetched(name, **options), beam=beam)
     if not isinstance(model, kind):
         raise InputError(f"{name} is a {type(model).__name__}; {kind.__name__} can't be made of it")
     model.run_config = config

@@ -13,6 +13,11 @@ integer models that the file is coded by (`codec/choice.py`).
 
 Of the codes after each sweep and the usual ones, an image gets those of the least sum, by its true error and true bits.
 
+Where first levels alone are written, leaves, error and bits are those of these levels.
+
+Memory: what decoding the whole image takes without gradients, 1.5 kB for each position of its grid, and 0.3 GB for the
+gradients of a tile. Small images are taken together up to `_POSITIONS`.
+
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
 
@@ -28,11 +33,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.codec.choice import Models, choose
+from hrvqvae.codec.choice import Choice
+from hrvqvae.codec.costs import Models
 from hrvqvae.codec.geometry import Grid
+from hrvqvae.codec.levels import Layout
 from hrvqvae.codec.stream import Codec
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes
+from hrvqvae.runs.sensitivity import Decoding
 from hrvqvae.systems.base import Autoencoder, unit_images
 from hrvqvae.systems.one_grid import OneGrid, Quantizer
 
@@ -40,9 +48,9 @@ _NEAR = 16  # leaves that a position chooses from
 _SWEEPS = 2
 _OVERLAP = 1.5  # factor of the curvature
 _APART = 2  # rows and columns between positions that are chosen together
-_PROJECTIONS = 2  # for the curvature
 _MOST_LEAVES = 1 << 16
-_DISTANCES = 1 << 24  # that exist at once
+_NUMBERS = 1 << 22  # of distances, or of candidates' vectors, that exist at once
+_POSITIONS = 1 << 15  # of images that are encoded together
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,9 @@ class Leaves:
     vectors: Tensor
 
     @classmethod
-    def of(cls, model: OneGrid) -> Leaves:
-        """Raises InputError where they are too many."""
-        symbols = model.config.num_symbols
+    def of(cls, model: OneGrid, levels: int) -> Leaves:
+        """Of the first levels. Raises InputError where they are too many."""
+        symbols = model.config.num_symbols[:levels]
         count = math.prod(symbols)
         if count > _MOST_LEAVES:
             raise InputError(f"a rate weight takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}")
@@ -70,18 +78,23 @@ class Leaves:
         return cls(numbers, vectors[0, 0].detach().float())
 
     def near(self, latents: Tensor, number: int) -> Tensor:
-        """Numbers of the leaves nearest to (..., D) latents, the nearest first: (..., number)."""
+        """Numbers of the leaves nearest to (..., D) latents, the nearest first: (..., number) int32."""
         number = min(number, len(self.vectors))
-        chunks = torch.split(latents.flatten(0, -2), max(1, _DISTANCES // len(self.vectors)))
-        found = [torch.cdist(some, self.vectors).topk(number, largest=False).indices for some in chunks]
+        chunks = torch.split(latents.flatten(0, -2), max(1, _NUMBERS // len(self.vectors)))
+        found = [torch.cdist(some, self.vectors).topk(number, largest=False).indices.int() for some in chunks]
         return torch.cat(found).view(*latents.shape[:-1], number)
 
     def numbers(self, codes: tuple[Tensor, ...], symbols: tuple[int, ...]) -> Tensor:
-        """Numbers of the leaves that codes (B, H, W) a level name: (B, P)."""
+        """Numbers of the leaves that codes (B, H, W) a level name: (B, P) int32."""
         found = torch.zeros_like(codes[0])
         for code, size in zip(codes, symbols, strict=True):
             found = found * size + code
-        return found.flatten(1)
+        return found.flatten(1).int()
+
+
+def takes_weight(model: Autoencoder, levels: int) -> bool:
+    """Whether a rate weight can be given to so many levels of a model."""
+    return isinstance(model, OneGrid) and math.prod(model.config.num_symbols[:levels]) <= _MOST_LEAVES
 
 
 @dataclass(frozen=True)
@@ -91,105 +104,115 @@ class RateDistortion:
     Attributes:
         model: that decodes.
         codec: whose models say what codes cost; where a level has none, all its codes cost the same.
-        leaves: of the model.
-        weight: the squared error, summed over the pixel values of an image in [0, 1], that a bit is worth.
+        levels: how many levels are written; error and bits are those of an image that has no more.
+        leaves: of these levels.
     """
 
     model: OneGrid
     codec: Codec
+    levels: int
     leaves: Leaves
-    weight: float
 
     @classmethod
-    def of(cls, model: Autoencoder, codec: Codec, weight: float) -> RateDistortion:
-        """Raises InputError: a weight below 0, a model that is no `OneGrid` or has too many leaves."""
-        if not 0 <= weight < math.inf:
-            raise InputError(f"the rate weight is {weight}; it must be at least 0")
+    def of(cls, model: Autoencoder, codec: Codec, levels: int | None = None) -> RateDistortion:
+        """Of the first levels, None for all. Raises InputError: the model is no `OneGrid`, or has too many leaves."""
         if not isinstance(model, OneGrid):
             raise InputError(f"a rate weight takes a model with one latent grid (OneGrid), which {codec.name} is not")
-        return cls(model, codec, Leaves.of(model), weight)
+        levels = levels or model.prefixes[-1]
+        return cls(model, codec, levels, Leaves.of(model, levels))
 
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images (B, C, Y, X), a tensor (B, H, W) a level. Raises InputError as the model."""
-        with torch.inference_mode(False):  # gradients are wanted
-            unit = unit_images(images, self.model.channels).clone()
-            chosen = torch.from_numpy(_choose(self.model, self.codec, self.leaves, unit, self.weight))
-        layout = self.codec.layout((unit.shape[-2], unit.shape[-1]))
-        grid = (len(unit), *layout.grids[0].tolist())
-        levels = range(len(self.codec.symbols))
-        return tuple(chosen[:, layout.part(level)].view(grid).long().to(images.device) for level in levels)
+    def encode(self, images: Tensor, weight: float | Tensor) -> Codes:
+        """Codes of images (B, C, Y, X), a tensor (B, H, W) for each of the levels.
 
+        Args:
+            weight: the squared error, summed over the pixel values of an image in [0, 1], that a bit is worth; one for
+                all images, or (B,).
 
-def _choose(model: OneGrid, codec: Codec, leaves: Leaves, unit: Tensor, weight: float) -> NDArray[np.int32]:
-    """Codes of images: (B, all codes), level after level."""
-    size = (unit.shape[-2], unit.shape[-1])
-    layout = codec.layout(size)
-    models = Models.of(layout, [codec.network(level, True) for level in range(len(codec.symbols))])
-    with torch.no_grad():
-        latents = model.latents(unit)
-        usual = leaves.numbers(model.encode(unit), codec.symbols)
+        Raises:
+            InputError: other images than the model takes.
+        """
+        return self.weigh(images, weight)[0]
+
+    def weigh(self, images: Tensor, weight: float | Tensor) -> tuple[Codes, Tensor]:
+        """As `encode`, and the squared error of each image (B,)."""
+        unit = unit_images(images, self.model.channels)
+        grids = self.codec.layout((unit.shape[-2], unit.shape[-1])).grids[: self.levels].tolist()
+        layout = Layout.of([(height, width) for height, width in grids], self.codec.symbols[: self.levels])
+        weights = torch.as_tensor(weight, dtype=torch.float64).expand(len(unit))
+        together = max(1, _POSITIONS // int(layout.begins[1]))
+        chosen, errors = [np.zeros((0, layout.begins[-1]), np.int32)], [np.zeros(0)]
+        for begin in range(0, len(unit), together):
+            some = slice(begin, begin + together)
+            codes, error = self._weighed(layout, unit[some], weights[some].numpy())
+            chosen.append(codes)
+            errors.append(error)
+        found = torch.from_numpy(np.concatenate(chosen)).long().to(images.device)
+        levels = tuple(found[:, layout.part(level)].reshape(-1, *grid) for level, grid in enumerate(grids))
+        return levels, torch.from_numpy(np.concatenate(errors))
+
+    @torch.inference_mode(False)  # gradients are wanted
+    @torch.no_grad()
+    def _weighed(
+        self, layout: Layout, unit: Tensor, weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
+        unit, leaves = unit.clone(), self.leaves
+        networks = [self.codec.network(level, bool(weights.any())) for level in range(len(self.codec.symbols))]
+        latents = self.model.latents(unit)
+        usual = leaves.numbers(self.model.encode(unit)[: self.levels], self.codec.symbols[: self.levels])
         numbers = torch.cat([usual.unsqueeze(-1), leaves.near(latents.flatten(1, 2), _NEAR)], -1)  # (B, P, K)
-    grid = (latents.shape[1], latents.shape[2])
-    chosen = np.zeros(usual.shape, np.int64)
-    codes = leaves.codes[usual].permute(0, 2, 1).flatten(1).cpu().numpy().astype(np.int32)  # (B, all codes)
-    candidates = leaves.codes[numbers].cpu().numpy().astype(np.int32)
-    errors = np.zeros(numbers.shape, np.float32)
-    nowhere = np.zeros(0, np.int64)
+        grid = (latents.shape[1], latents.shape[2])
+        del latents
+        choice = Choice(
+            Models.of(layout, networks), leaves.codes.int().cpu().numpy(), np.ascontiguousarray(numbers.cpu().numpy())
+        )
+        decoding, size = Decoding(self.model, self.levels), (unit.shape[-2], unit.shape[-1])
 
-    def now() -> Tensor:
-        """Codewords of what is chosen, (B, H, W, D)."""
-        number = numbers.gather(2, torch.from_numpy(chosen).to(numbers.device).unsqueeze(-1))
-        return leaves.vectors[number.squeeze(-1)].view(len(unit), *grid, leaves.vectors.shape[1])
+        def now() -> Tensor:
+            """Codewords of what is chosen, (B, H, W, D)."""
+            return leaves.vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
 
-    def objective() -> NDArray[np.float64]:
-        with torch.no_grad():
-            error = (_decoded(model, now(), size).clamp(0, 1) - unit).square().flatten(1).sum(1).double()
-        bits = choose(models, codes, candidates, errors, chosen, nowhere, 0.0)
-        return error.cpu().numpy() + weight * bits.astype(np.float64)
+        def measured() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            """The error of each image, and what is minimized."""
+            squares = (decoding(now(), size).clamp(0, 1) - unit).square()
+            error = squares.flatten(1).sum(1).double().cpu().numpy()
+            return error, error + weights * choice.bits
 
-    best, least = codes.copy(), objective()
-    curvature = _curvature(model, now(), size)
-    for _ in range(_SWEEPS):
-        for places in _quarters(grid):
-            some = torch.from_numpy(places).to(unit.device)
-            vectors = now()
-            step = leaves.vectors[numbers[:, some]] - vectors.flatten(1, 2)[:, some].unsqueeze(2)  # (B, P', K, D)
-            slope = _gradient(model, vectors, unit).flatten(1, 2)[:, some].unsqueeze(2)
-            bent = (step @ curvature.unsqueeze(1)) * step
-            errors[:, places] = (step * slope + _OVERLAP * bent).sum(-1).cpu().numpy()
-            choose(models, codes, candidates, errors, chosen, places, weight)
-        found = objective()
-        better = found < least
-        best[better], least[better] = codes[better], found[better]
-    return best
+        best, (error, least) = choice.codes.copy(), measured()
+        curvature = decoding.curvature(now(), unit)
+        for _ in range(_SWEEPS):
+            for places in _quarters(grid):
+                vectors = now()
+                slopes = decoding.gradient(vectors, unit)
+                errors = self._errors(numbers, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
+                choice.settle(places, errors, weights)
+            found, total = measured()
+            better = total < least
+            best[better], error[better], least[better] = choice.codes[better], found[better], total[better]
+        return best, error
 
+    def _errors(
+        self, numbers: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
+    ) -> NDArray[np.float32]:
+        """By how much an image's error changes with each candidate at each place: (B, P', K).
 
-def _decoded(model: OneGrid, vectors: Tensor, size: Grid) -> Tensor:
-    """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped."""
-    return (model.pixels(vectors, size) + 1) / 2
-
-
-def _gradient(model: OneGrid, vectors: Tensor, unit: Tensor) -> Tensor:
-    """Of the squared error of each image, to its codewords (B, H, W, D)."""
-    with torch.enable_grad():
-        at = vectors.detach().requires_grad_()
-        decoded = _decoded(model, at, (unit.shape[-2], unit.shape[-1])).clamp(0, 1)
-        return torch.autograd.grad((decoded - unit).square().sum(), at)[0]
-
-
-def _curvature(model: OneGrid, vectors: Tensor, size: Grid) -> Tensor:
-    """The mean of J^T J over the positions of each image: (B, D, D). An image's does not depend on the others."""
-    with torch.enable_grad():
-        at = vectors.detach().requires_grad_()
-        decoded = _decoded(model, at, size)
-        total = torch.zeros((), device=at.device)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(_PROJECTIONS):
-            direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
-            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=True)
-            rows = back.flatten(1, 2)
-            total = total + rows.mT @ rows / (_PROJECTIONS * rows.shape[1])
-        return total
+        Args:
+            numbers: (B, P, K), the leaves that are candidates.
+            places: (P',), of P.
+            vectors: (B, P, D), what there is.
+            slopes: (B, P, D), the gradient.
+            curvature: (B, D, D).
+        """
+        count, _, most = numbers.shape
+        found = np.empty((count, len(places), most), np.float32)
+        together = max(1, _NUMBERS // (count * most * vectors.shape[-1]))
+        for begin in range(0, len(places), together):
+            some = torch.from_numpy(places[begin : begin + together]).to(vectors.device)
+            step = self.leaves.vectors[numbers[:, some]] - vectors[:, some].unsqueeze(2)  # (B, P'', K, D)
+            bent = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
+            changed = (step * (slopes[:, some].unsqueeze(2) + bent)).sum(-1)
+            found[:, begin : begin + together] = changed.cpu().numpy()
+        return found
 
 
 def _quarters(grid: Grid) -> Iterator[NDArray[np.int64]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,19 +48,20 @@ class TrainedModel:
         self.device = resolve_device(device)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "cpu", **options: Any) -> Self:
+    def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
         """The model of a folder, of a name inside the package, or of the hub, with its priors.
 
         The hub is asked only where `name` is neither of the others.
 
         Args:
             name: a path, the name of a model inside the package, or user/name.
+            beam: as for `load`.
             options: of the hub: revision, cache_dir, token, local_files_only, force_download.
 
         Raises:
-            InputError: there is none such, or the hub can't be reached.
+            InputError: there is none such, it has no linked codebooks for a beam, or the hub can't be reached.
         """
-        return cls(hub.found_or_fetched(name, **options), device)
+        return cls(hub.found_or_fetched(name, **options), device, beam)
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
         """Write a new folder of the model, its priors, config.json and a model card. Raises InputError as `export`."""
@@ -116,11 +118,22 @@ class TrainedModel:
         """
         return self.encoder(rate_weight)(images.to(self.device))
 
-    def encoder(self, rate_weight: float | None = None) -> Callable[[Tensor], Codes]:
-        """What `encode` turns images on the device into codes by. Raises InputError on a weight, as `encode`."""
+    def encoder(self, rate_weight: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
+        """What `encode` turns images on the device into codes by.
+
+        Args:
+            levels: how many levels will be written, None for all. With a rate weight the codes are those of these
+                levels alone, by the error and the bits that an image has without the others.
+
+        Raises:
+            InputError: on a weight, as `encode`; levels out of range.
+        """
         if rate_weight is None:
             return self.autoencoder.encode
-        return RateDistortion.of(self.autoencoder, self.codec, rate_weight).encode
+        if not 0 <= rate_weight < math.inf:
+            raise InputError(f"the rate weight is {rate_weight}; it must be at least 0")
+        used = compression.check_levels(self.autoencoder, levels)
+        return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, weight=rate_weight)
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
@@ -145,14 +158,18 @@ class TrainedModel:
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: how many levels to write, coarse first; None writes all.
-            max_bytes: of a file: it has the most levels that fit.
-            rate_weight: as for `encode`.
+            max_bytes: of a file: it has, of these levels, as many as give the least error, and the codes of the rate
+                weight that fits. That takes some hundred times the work. Where the model takes no rate weight, it has
+                the most levels that fit.
+            rate_weight: as for `encode`, by the error and the bits of an image that has these levels alone.
 
         Raises:
-            InputError: images outside the contract, levels out of range, an image whose first level does not fit, or a
-                rate weight as for `encode`.
+            InputError: images outside the contract, levels out of range, an image that does not fit, a rate weight as
+                for `encode`, or one beside `max_bytes`.
         """
-        encode = self.encoder(rate_weight)
+        if rate_weight is not None and max_bytes is not None:
+            raise InputError("files of so many bytes have the rate weight that fits: give the bytes or the weight")
+        encode = self.encoder(rate_weight, levels)
         return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode)
 
     def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:

@@ -7,7 +7,7 @@ Shapes: (B, C, Y, X) images; codes are a tuple of int64 (B, H_l, W_l), coarse fi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,9 @@ from hrvqvae.config import Grid
 from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes
 from hrvqvae.systems.pretrained import Pretrained
+
+Encode = Callable[[Tensor], Codes]
+"""Images (B, C, Y, X) to codes."""
 
 
 @dataclass(frozen=True)

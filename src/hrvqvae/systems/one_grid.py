@@ -160,14 +160,19 @@ class OneGrid(Autoencoder):
         return ((output + 1) / 2).clamp(0, 1)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Prefixes part where codewords are looked up, so only one is decoded, by both decoders if there are two."""
+        """Prefixes part where codewords are looked up, so only one is decoded, by the decoder that is for it."""
         every = torch.stack([self._quantizer.lookup(codes[:number]) for number in self.prefixes])
-        latents, most = chosen_prefix(every, self.prefixes, levels), self.prefixes[-1]
-        output = self.pixels(latents, None)
-        if self._prefix_decoder is not None:
-            of_prefix = self.prefix_pixels(latents, levels.clamp(max=most - 1), None)
-            output = torch.where(levels == most, output, of_prefix)
-        return ((output + 1) / 2).clamp(0, 1)
+        latents, whole = chosen_prefix(every, self.prefixes, levels), levels == self.prefixes[-1]
+        features, of_prefix = latents.permute(0, 3, 1, 2), self._prefix_decoder
+        if of_prefix is None:
+            output = self.decoder(features)
+        elif torch.compiler.is_compiling():  # cropped outside: a branch of a graph gives no part of a tensor
+            output = torch.cond(
+                whole, lambda z, _: self.decoder(z), lambda z, n: of_prefix(z, n - 1), (features, levels)
+            )
+        else:
+            output = self.decoder(features) if whole else of_prefix(features, levels - 1)
+        return ((cropped(output, self.config.padding, None) + 1) / 2).clamp(0, 1)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """Every level quantizes z, by the sum of its codeword and the coarser levels'."""

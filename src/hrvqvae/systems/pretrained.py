@@ -24,19 +24,22 @@ class Pretrained:
     run_config: Config | None = None
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, name: str | Path, beam: int | None = None, **options: Any) -> Self:
         """The autoencoder of a folder, of a model inside the package, or of the hub; in evaluation mode, on the CPU.
 
         The hub is asked only where `name` is neither of the others.
 
         Args:
             name: a path, the name of a model inside the package, or user/name.
+            beam: paths that its search keeps at each level when it encodes, whatever it was trained with; what is saved
+                of it keeps as many. None keeps as many as it was trained with.
             options: of the hub: revision, cache_dir, token, local_files_only, force_download.
 
         Raises:
-            InputError: there is none such, it is of another class, or the hub can't be reached.
+            InputError: there is none such, it is of another class, it has no linked codebooks for a beam, or the hub
+                can't be reached.
         """
-        model: Self = imported(f"{_ABOVE}load_autoencoder")(cls, name, **options)
+        model: Self = imported(f"{_ABOVE}load_autoencoder")(cls, name, beam, **options)
         return model
 
     def save_pretrained(self, folder: str | Path, *, config: Config | None = None) -> None:

@@ -214,13 +214,18 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
         workers=config.data.workers, on_error=config.data.on_error, part=processes.part(),
     )  # fmt: skip
     budget = Budget.of(config.training, len(images))
-    if budget.steps is not None and budget.steps < FEW_STEPS and not state.step:
-        say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
+    most = FEW_STEPS if budget.steps is None else budget.steps
+    if most < FEW_STEPS and not state.step:
+        say(f"hint: {counted(most, 'step')} of training: little is learned beyond the start")
     count, parameters = counted(len(images), "training image"), count_parameters(model)
     say(f"{config.name}: {count}, {parameters:,} parameters, {compute.precision}")
-    return train_stage(
+    outcome = train_stage(
         run, config.training, compute, state, samples=len(images), stream=stream,
         step=AutoencoderStep(model, objectives[0], config, compute, budget),
         evaluation=lambda log, display: evaluation(config, run, test_images, log, display, compute),
         write_model=lambda state: save_model(run.model, config, state.averaged.module.state_dict(), state.step),
     )  # fmt: skip
+    if most >= FEW_STEPS and outcome.signal is None and outcome.step < FEW_STEPS:
+        took = counted(outcome.step, "step")
+        say(f"hint: {took} fitted into the time: little is learned; go on with more minutes and --resume")
+    return outcome

@@ -84,7 +84,7 @@ def train_prefixes(
     """Train a decoder of a run's prefixes into its folder `prefixes`.
 
     Args:
-        path: the folder, whose autoencoder is trained.
+        path: the folder, whose autoencoder is trained. A decoder for another state of it makes way.
         config: of the run, with `prefixes` as it is to be trained.
         resume: go on where the training stopped, if it has begun.
         evaluation: makes the hook that measures the model now and then; its state holds the averaged decoder.
@@ -92,7 +92,7 @@ def train_prefixes(
     Raises:
         InUseError: another process trains it.
         InputError: no trained autoencoder, one that has no prefixes for a decoder of their own, no data, a decoder
-            that is there already (without `resume`) or that is of another state of the autoencoder, a full disk.
+            that is there already (without `resume`), a full disk.
         NonFiniteError: as the autoencoder's training does.
     """
     model, stored, digest = load_alone(path)
@@ -102,10 +102,33 @@ def train_prefixes(
     loggers.require(training.loggers)
     run = prefix_folder(path)
     with processes.held_by_first(run.locked):
+        if processes.on_first(lambda: _made_way(run, digest)):
+            say(f"what {run.path} held was trained for another state of the model, and makes way")
         if not resume:
             processes.on_first(lambda: require_new(run, _ANEW))
         stage = _Stage(run, config, training, whole, digest)
         return stage.train(resume=resume, evaluation=evaluation, say=say)
+
+
+def _trained_for(run: RunFolder) -> Path:
+    """The file of a training with the digest of its autoencoder; `export` writes none."""
+    return run.path / "autoencoder.txt"
+
+
+def _made_way(run: RunFolder, digest: str) -> bool:
+    """Clear a decoder for another state of the autoencoder, and its training; -> whether there was one.
+
+    Raises DamagedFileError where a file does not tell.
+    """
+    source = _trained_for(run)
+    if not run.begun() or not (source.is_file() or run.model.is_file()):
+        return False
+    trained_for = source.read_text() if source.is_file() else storage.read_meta(run.model).get("autoencoder")
+    if trained_for == digest:
+        return False
+    for path in (*run.saved(), run.model):
+        path.unlink(missing_ok=True)
+    return True
 
 
 @dataclass(frozen=True)
@@ -122,14 +145,11 @@ class _Stage:
         """Make the folder.
 
         Raises:
-            InputError: it holds a decoder for another state of the autoencoder, or one without its training, as
-                `export` writes it.
+            InputError: it holds a decoder without its training, as `export` writes it.
         """
-        source = self.run.path / "autoencoder.txt"
+        source = _trained_for(self.run)
         if self.run.begun() and not source.is_file():
             raise InputError(f"{self.run.path} holds a decoder, but nothing of its training to go on from; {_ANEW}")
-        if self.run.begun() and source.read_text() != self.digest:
-            raise InputError(f"{self.run.path} holds a decoder for another state of the autoencoder; {_ANEW}")
         self.run.prepare(self.config)
         storage.write_atomic(source, self.digest.encode())
 

@@ -1,0 +1,57 @@
+"""Files of at most so many bytes: they fit, and have no more error than what fits of any rate weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import hrvqvae
+from hrvqvae.errors import InputError
+from tests.runs.test_rate_distortion import digits, run
+
+__all__ = ["run"]
+
+
+def errors(model: hrvqvae.TrainedModel, files: list[bytes], images: Tensor) -> Tensor:
+    """The squared error of each image, in [0, 1]."""
+    return (torch.stack(model.decompress(files)) - images / 255).square().flatten(1).sum(1)
+
+
+def test_the_error_is_about_the_least_of_all_levels_and_weights_that_fit(run: Path) -> None:
+    model, images, most = hrvqvae.load(run), digits(8), 26
+    found = model.compress(images, max_bytes=most)
+    assert max(map(len, found)) <= most
+    least = torch.full((8,), torch.inf)
+    tried = [model.compress(images, levels) for levels in (1, 2, 3)]
+    tried += [
+        model.compress(images, levels, rate_weight=2.0**power) for levels in (1, 2, 3) for power in range(-7, 4, 2)
+    ]
+    for files in tried:
+        fits = torch.tensor([len(file) <= most for file in files])
+        least = torch.where(fits, torch.minimum(least, errors(model, files, images)), least)
+    assert least.isfinite().all()
+    assert errors(model, found, images).sum() <= 1.005 * least.sum()
+
+
+def test_where_all_fits_the_error_alone_counts(run: Path) -> None:
+    model, images = hrvqvae.load(run), digits(4)
+    for levels in (2, 3):
+        assert model.compress(images, levels, max_bytes=1000) == model.compress(images, levels, rate_weight=0)
+
+
+def test_images_of_several_sizes_each_have_their_own(run: Path) -> None:
+    model = hrvqvae.load(run)
+    images = [digits(1)[0], digits(2)[1, :, :7], digits(3)[2]]
+    found = model.compress(images, max_bytes=24)
+    assert found == [model.compress(image[None], max_bytes=24)[0] for image in images]
+
+
+def test_what_does_not_fit_is_named(run: Path) -> None:
+    model, small = hrvqvae.load(run), digits(1)[0, :, :2, :2]
+    large = torch.randint(0, 256, (1, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"^image 2 takes (\d+) bytes at the least; 12 are admitted$") as refused:
+        model.compress([small, large], max_bytes=12)
+    assert int(str(refused.value).split()[3]) > 12
