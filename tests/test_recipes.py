@@ -83,6 +83,7 @@ def test_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
         ("mnist", drawn_mnist, PIXELSNAIL, EACH),
         ("cifar10", drawn_cifar10, "", EACH),
         ("treevq-cifar10", drawn_cifar10, "", ("priors/levels-1-3", "prefixes")),
+        ("treevq-mnist", drawn_mnist, "", ("priors/levels-1-3", "prefixes")),
     ],
 )
 def test_a_shipped_model(

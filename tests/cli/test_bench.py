@@ -92,7 +92,11 @@ def test_bench_files_of_the_shipped_model(mnist_root: Path, capsys: pytest.Captu
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("hrvqvae mnist: dB above (below: -) the others at the same mean bytes")
     assert lines[start + 1].split()[:4] == ["setting", "bytes", "PSNR", "SSIM"]
-    assert [line.split()[0] for line in lines[start + 2 : start + 5]] == ["level", "levels", "levels"]
+    rows = [line.split() for line in lines[start + 2 :]]
+    assert {row[0] for row in rows} <= {"level", "levels"}
+    sizes = [float(row[row.index("weight") + 2]) for row in rows if "weight" in row]
+    assert len(sizes) > 1
+    assert sizes == sorted(sizes)
 
 
 def test_bench_files_refuses(picture_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

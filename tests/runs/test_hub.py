@@ -116,7 +116,7 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
             hrvqvae.load(nowhere)
     with pytest.raises(InputError, match="for one of the hub: hrvqvae hub get else/digits"):
         hrvqvae.load("else/digits")
-    known = "cifar10, mnist, treevq-cifar10"
+    known = "cifar10, mnist, treevq-cifar10, treevq-mnist"
     with pytest.raises(InputError, match=f"no folder here, no model inside .* .{known}., and no name of the hub"):
         Autoencoder.from_pretrained("nowhere")
     assert hub.requests == []

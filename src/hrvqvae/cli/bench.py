@@ -204,7 +204,8 @@ def add(commands: Group) -> None:
     about = "bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG, ThumbHash and a linear transform"
     files = command(targets, "files", about, _bench_files)
     files.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, photos, ...: as in the presets")
-    files.add_argument("--models", nargs="+", metavar="RUN", help="trained models (default: the shipped one, if any)")
+    trained = "trained models, at several rate weights; about a second an image (default: the shipped one, if any)"
+    files.add_argument("--models", nargs="+", metavar="RUN", help=trained)
     files.add_argument("--formats", nargs="+", default=(), metavar="NAME", help="webp, avif, jxl, jpeg, jpeg-scan")
     files.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
     files.add_argument("--bytes", nargs="+", type=int, default=(), metavar="N", help="budgets an image, of the tables")

@@ -105,8 +105,17 @@ def test_a_curve_beside_others() -> None:
     poor = curve_of(np.array([[10], [120]]), np.array([[0.08], [0.08]]), "poor")
     ideal = curve_of(np.array([[1]]), np.array([[0.001]]), "ideal", whole=False)
     small, large = against(ours, [good, poor, ideal])
+    assert (small["setting"], large["setting"]) == ("setting 0", "setting 1")
     assert (small["best_file"], large["best_file"]) == ("poor", "good")
     assert small["ahead"] == pytest.approx(10 * math.log10(2))
     assert large["ahead"] == pytest.approx(10 * math.log10(2))
     assert small["ahead_of"]["good"] is None
     assert large["ahead_of"]["ideal"] == pytest.approx(-10)
+
+
+def test_settings_that_others_beat_are_not_put_beside_others() -> None:
+    sizes, errors = [[90], [50], [100], [60], [70], [120]], [[0.011], [0.04], [0.01], [0.04], [0.035], [0.02]]
+    ours = curve_of(np.array(sizes), np.array(errors))
+    assert [ours.settings[number] for number in ours.hull] == ["setting 1", "setting 0", "setting 2"]
+    rows = against(ours, [curve_of(np.array([[10]]), np.array([[0.08]]), "poor")])
+    assert [row["bytes"] for row in rows] == [50, 90, 100]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,6 +58,11 @@ class Curve:
         means = zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), ssim, strict=True)
         return [Point(size, psnr(error), similarity) for size, error, similarity in means]
 
+    @property
+    def hull(self) -> list[int]:
+        """Numbers of the settings that neither another nor a mixture of two others beats, the smallest files first."""
+        return _hull(self.sizes.mean(1), self.errors.mean(1))
+
     def within(self, budget: float) -> Point | None:
         """The best with at most so many bytes an image in the mean, each share of the images at a fixed setting.
 
@@ -87,15 +91,17 @@ class Curve:
         return Point(float(self.sizes[at].mean()), psnr(float(self.errors[at].mean())), ssim)
 
 
-def _hull(sizes: Floats, losses: Floats) -> list[tuple[float, float]]:
-    """The lower convex hull of points, from the smallest size to the smallest loss."""
-    hull: list[tuple[float, float]] = []
-    for point in sorted(zip(sizes.tolist(), losses.tolist(), strict=True)):
-        if hull and point[1] >= hull[-1][1]:
+def _hull(sizes: Floats, losses: Floats) -> list[int]:
+    """Numbers of the points on the lower convex hull, from the smallest size to the smallest loss."""
+    points = list(zip(sizes.tolist(), losses.tolist(), strict=True))
+    hull: list[int] = []
+    for number in sorted(range(len(points)), key=points.__getitem__):
+        point = points[number]
+        if hull and point[1] >= points[hull[-1]][1]:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
+        while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-2]], point):
             hull.pop()
-        hull.append(point)
+        hull.append(number)
     return hull
 
 
@@ -106,12 +112,9 @@ def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
 def _best(sizes: Floats, losses: Floats, budget: float) -> float | None:
     """The least loss on the hull within a budget; None where it begins beyond."""
     hull = _hull(sizes, losses)
-    if budget < hull[0][0]:
+    if budget < sizes[hull[0]]:
         return None
-    for (size, loss), (larger, less) in pairwise(hull):
-        if budget < larger:
-            return loss + (less - loss) * (budget - size) / (larger - size)
-    return hull[-1][1]
+    return float(np.interp(budget, sizes[hull], losses[hull]))
 
 
 def measure(codec: FileCodec, images: Images) -> list[Curve]:
@@ -155,14 +158,16 @@ def _similarities(images: Images, others: Images) -> Floats:
 
 
 def against(curve: Curve, others: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Each setting of a curve beside what the others reach with as many bytes, in dB above them.
+    """The best settings of a curve (`Curve.hull`) beside what others reach with as many bytes, in dB above them.
 
     Returns:
         Rows with setting, bytes, psnr, ssim, best_file (the whole file of another program that comes nearest, or
         None where there is none so small), ahead (of it), and ahead_of (title -> dB) for every other curve.
     """
     rows = []
-    for name, point in zip(curve.settings, curve.points, strict=True):
+    points = curve.points
+    for number in curve.hull:
+        point = points[number]
         found = {other.title: other.within(point.bytes) for other in others}
         ahead = {title: None if one is None else point.psnr - one.psnr for title, one in found.items()}
         files = {other.title: ahead[other.title] for other in others if other.whole and not other.learned}
@@ -170,8 +175,8 @@ def against(curve: Curve, others: Sequence[Curve]) -> list[dict[str, Any]]:
         best = min(there, key=there.__getitem__, default=None)
         rows.append(
             {
-                "setting": name, "bytes": point.bytes, "psnr": point.psnr, "ssim": point.ssim, "best_file": best,
-                "ahead": None if best is None else there[best], "ahead_of": ahead,
+                "setting": curve.settings[number], "bytes": point.bytes, "psnr": point.psnr, "ssim": point.ssim,
+                "best_file": best, "ahead": None if best is None else there[best], "ahead_of": ahead,
             }
         )  # fmt: skip
     return rows
