@@ -33,8 +33,8 @@ class TrainedFiles(FileCodec):
     """Files of codes (docs/format.md), for each prefix of the levels that the model decodes.
 
     Each has the usual codes, the rate weight 0 (the least error) and, where the model has tables, powers of two: files
-    shrink by about 7% from one to the next. That is 10 settings a prefix, of which 9 take some hundred times the work
-    of the usual codes. A model that takes no rate weight has the usual codes alone.
+    shrink by some 5 to 10% from one to the next. That is 10 settings a prefix, of which 9 take some hundred times the
+    work of the usual codes. A model that takes no rate weight has the usual codes alone.
     """
 
     learned = True
