@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +106,14 @@ def test_a_shipped_model(
     assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *others}
     assert (tmp_path / "out" / "samples.png").is_file()
     assert (tmp_path / "out" / "nearest.png").is_file()
+
+
+def test_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_cifar10(tmp_path / "data", monkeypatch)
+    sheet = tmp_path / "front.png"
+    monkeypatch.setattr(sys, "argv", ["front", str(sheet), "60"])
+    runpy.run_path(str(RECIPES / "front"), run_name="__main__")
+    assert read_image(sheet, 3).shape == (3, 436, 548)
 
 
 def test_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
