@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import hrvqvae
 from hrvqvae.errors import InputError
+from hrvqvae.runs import fitting
+from hrvqvae.runs.rate_distortion import RateDistortion
 from tests.runs.test_rate_distortion import digits, run
 
 __all__ = ["run"]
@@ -55,3 +60,29 @@ def test_what_does_not_fit_is_named(run: Path) -> None:
     with pytest.raises(InputError, match=r"^image 2 takes (\d+) bytes at the least; 12 are admitted$") as refused:
         model.compress([small, large], max_bytes=12)
     assert int(str(refused.value).split()[3]) > 12
+
+
+@pytest.mark.parametrize("least", [0.001, 0.03, 0.3, 6.0])
+def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 31 bytes up to that weight, where 30 are admitted: it lies far from where their size says."""
+
+    def weigh(_: Tensor, weights: Tensor) -> tuple[tuple[Tensor], Tensor]:
+        return (weights,), weights
+
+    def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
+        return [bytes(28 if weight >= least else 31) for weight in codes[0].tolist()]
+
+    monkeypatch.setattr(fitting, "_files", files)
+    encoder = SimpleNamespace(weigh=weigh, codec=SimpleNamespace(tables=object()), levels=1)
+    found = fitting._Found([None], np.full(1, np.inf), np.full(1, 99))
+    assert fitting._weighed(cast(RateDistortion, encoder), torch.zeros(1, 1), np.arange(1), 30, found).tolist() == [
+        True
+    ]
+    assert found.files == [bytes(28)]
+    assert least <= found.errors[0] <= 4 * least, "the error is the weight here"
+
+
+@pytest.mark.parametrize("most", [0, -5])
+def test_no_bytes_are_refused(run: Path, most: int) -> None:
+    with pytest.raises(InputError, match=f"^files of {most} bytes are asked for; at least 1 must be admitted$"):
+        hrvqvae.load(run).compress(digits(1), max_bytes=most)

@@ -157,6 +157,13 @@ def test_images_have_a_weight_each(run: Path) -> None:
     torch.testing.assert_close(squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_was_loaded_in_inference_mode_has_gradients_too(run: Path) -> None:
+    expected = hrvqvae.load(run).encode(digits(2), 0.02)
+    with torch.inference_mode():
+        found = hrvqvae.load(run).encode(digits(2), 0.02)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("levels", [2, 3])
 def test_the_command_writes_files_and_archives(
     run: Path, levels: int, tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]

@@ -133,7 +133,7 @@ def _plan(left: Sequence[Case], measured: int) -> list[str]:
     """What is trained and for how long each, as lines for a person, with the values of each label."""
     training = left[0].config.training
     minutes = f"{training.max_minutes:g} min"
-    each = f"{counted(training.max_steps, 'step')}" if training.max_steps else minutes
+    each = counted(training.max_steps, "step") if training.max_steps else minutes
     if training.max_steps and training.max_minutes:
         each += f" or {minutes}"
     if any(case.prior for case in left):

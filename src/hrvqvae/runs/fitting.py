@@ -60,8 +60,10 @@ def fit(model: Autoencoder, codec: Codec, images: Tensor, levels: int, most: int
         names: numbers of the images, for messages.
 
     Raises:
-        InputError: none was found that fits.
+        InputError: none was found that fits, or `most` is below 1.
     """
+    if most < 1:
+        raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
     count = len(images)
     found = _Found([None] * count, np.full(count, np.inf), np.full(count, np.iinfo(np.int64).max))
     admitted = [one for one in reversed(model.prefixes) if one <= levels]
@@ -104,7 +106,7 @@ def _weighed(
     rest = numbers[large]
     low, high = np.full(len(rest), -1), np.full(len(rest), len(_WEIGHTS))  # what does not fit, and what does
     guess = np.full(len(rest), _FIRST)
-    for _ in range(_TRIES):
+    for number in range(_TRIES):
         going = np.flatnonzero(high - low > 1)
         if not len(going):
             break
@@ -112,6 +114,8 @@ def _weighed(
         near = (now <= most) & (now >= _NEARLY * most)  # a smaller weight would bring next to nothing
         low[going] = np.where(now > most, guess[going], np.where(near, guess[going] - 1, low[going]))
         high[going] = np.where(now > most, high[going], guess[going])
-        farther = np.log(now / most) / _SHRINKAGE / np.log(_WEIGHTS[1] / _WEIGHTS[0])
-        guess[going] = np.clip(guess[going] + np.rint(farther).astype(int), low[going] + 1, high[going] - 1)
+        farther = np.rint(np.log(now / most) / _SHRINKAGE / np.log(_WEIGHTS[1] / _WEIGHTS[0])).astype(int)
+        # until something fits, steps grow, so that the last try has the largest weight
+        farther = np.where(high[going] == len(_WEIGHTS), np.maximum(farther, 2 << number), farther)
+        guess[going] = np.clip(guess[going] + farther, low[going] + 1, high[going] - 1)
     return large

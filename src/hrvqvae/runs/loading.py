@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hrvqvae.config import Config, Levels, level_names, to_dict
@@ -197,6 +198,7 @@ def load_alone(run: str | Path, beam: int | None = None) -> tuple[Autoencoder, C
     return model.eval(), config, digest
 
 
+@torch.inference_mode(False)  # weights that a rate weight can take gradients through
 def load_with_digest(run: str | Path, device: str = "cpu", beam: int | None = None) -> tuple[Autoencoder, Config, str]:
     """As `load_alone`, on a device, with the decoder of its prefixes where the run has one for this state of it.
 
