@@ -69,7 +69,7 @@ def test_every_command_and_the_code(
             compared += 1
         for word in words:
             assert not word.endswith((".png", ".svg")) or (tmp_path / word).is_file(), command
-    assert compared == 2, "presets and samples print what the page shows"
+    assert compared == 3, "presets and samples print what the page shows"
     run_code()
 
 

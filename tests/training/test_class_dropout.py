@@ -141,7 +141,7 @@ def test_a_trained_run_is_guided_and_one_without_class_dropout_is_refused(
     for command in (["sample", run, "-o", tmp_path / "none.png"], ["evaluate", run, "--samples", "2"]):
         line = refused([*command, "--guidance", "1.5"], capsys)
         assert "prior of level 1 was trained without class dropout: train it with --prior.class_dropout 0.1" in line
-        assert "guidance is -1; it must be at least 0" in refused([*command, "--guidance", "-1"], capsys)
+        assert "guidance is -1; it must be from 0 to 1000" in refused([*command, "--guidance", "-1"], capsys)
     assert not (tmp_path / "none.png").exists()
 
 
