@@ -72,7 +72,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
     def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
         return [bytes(28 if weight >= least else 31) for weight in codes[0].tolist()]
 
-    monkeypatch.setattr(fitting, "_files", files)
+    monkeypatch.setattr(fitting, "files_of", files)
     encoder = SimpleNamespace(weigh=weigh, codec=SimpleNamespace(tables=object()), levels=1)
     found = fitting._Found([None], np.full(1, np.inf), np.full(1, 99))
     assert fitting._weighed(cast(RateDistortion, encoder), torch.zeros(1, 1), np.arange(1), 30, found).tolist() == [

@@ -16,19 +16,18 @@ from torch import Tensor
 from hrvqvae.codec.geometry import Grid, geometry_of
 from hrvqvae.codec.learning import learn_level
 from hrvqvae.codec.network import Network
-from hrvqvae.codec.stream import MOST_PIXELS, Codec, Picture, read, write
+from hrvqvae.codec.stream import MOST_PIXELS, Codec, Picture, read
 from hrvqvae.codec.tables import MOST_SYMBOLS, Tables, read_tables
 from hrvqvae.config import Config
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.quantities import counted
-from hrvqvae.quantize import Codes
 from hrvqvae.runs import storage
-from hrvqvae.runs.codemaps import extract, flat_codes, stored_or_extracted
-from hrvqvae.runs.fitting import fit
+from hrvqvae.runs.codemaps import extract, stored_or_extracted
+from hrvqvae.runs.fitting import files_of, fit
 from hrvqvae.runs.folder import RunFolder
 from hrvqvae.runs.loading import load_with_digest
 from hrvqvae.runs.locating import locate
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.systems.base import Autoencoder, Encode
 
 _PIXELS = 1 << 18  # of the images that a network gets at once
 
@@ -120,9 +119,13 @@ def check_levels(model: Autoencoder, levels: int | None) -> int:
 @torch.inference_mode()
 def compress(
     model: Autoencoder, codec: Codec, images: Tensor | Sequence[Tensor], device: torch.device,
-    levels: int | None = None, max_bytes: int | None = None, encode: Callable[[Tensor], Codes] | None = None,
+    levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """The file of each image, whose codes `encode` gives, or the model; see `TrainedModel.compress`."""
+    """The file of each image; see `TrainedModel.compress`.
+
+    Args:
+        encode: gives the codes in place of the model. Where `max_bytes` is given, `fit` looks for them instead.
+    """
     levels = check_levels(model, levels)
     encode = encode or model.encode
     files: list[bytes] = [b""] * len(images)
@@ -130,7 +133,7 @@ def compress(
     for numbers in _batches(sizes):
         batch = torch.stack([images[number] for number in numbers]).to(device)
         if max_bytes is None:
-            made = [b"".join(parts) for parts in write(codec, flat_codes(encode(batch)), sizes[numbers[0]], levels)]
+            made = files_of(codec, encode(batch), batch, levels)
         else:
             made = fit(model, codec, batch, levels, max_bytes, [number + 1 for number in numbers])
         for number, file in zip(numbers, made, strict=True):

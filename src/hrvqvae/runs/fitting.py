@@ -75,7 +75,7 @@ def fit(model: Autoencoder, codec: Codec, images: Tensor, levels: int, most: int
     else:
         codes = model.encode(images)
         for place, number in enumerate(admitted):  # an error that falls with the levels
-            files = _files(codec, codes, images, number)
+            files = files_of(codec, codes, images, number)
             found.take(np.arange(count), files, np.full(count, float(place)), most)
     files = [file for file in found.files if file is not None]
     if len(files) < count:
@@ -84,7 +84,8 @@ def fit(model: Autoencoder, codec: Codec, images: Tensor, levels: int, most: int
     return files
 
 
-def _files(codec: Codec, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
+def files_of(codec: Codec, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
+    """The file of each image (B, C, Y, X), with the first levels of its codes, a tensor (B, H, W) a level."""
     return [b"".join(parts) for parts in write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)]
 
 
@@ -96,7 +97,7 @@ def _weighed(
     def sizes(some: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
         batch = images[torch.from_numpy(some).to(images.device)]
         codes, errors = encoder.weigh(batch, torch.from_numpy(weights))
-        files = _files(encoder.codec, codes, batch, encoder.levels)
+        files = files_of(encoder.codec, codes, batch, encoder.levels)
         found.take(some, files, errors.numpy(), most)
         return np.array([len(file) for file in files])
 
