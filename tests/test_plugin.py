@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("plugin")  # one process installs the package and runs it
 PAGE = (Path(__file__).parent.parent / "docs" / "add-a-system.md").read_text()
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8"
 TREE = "--model.quantizer.init_vectors 512"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
 from hrvqvae.cli import main
+from hrvqvae.runs.compression import make_tables
 from tests.cli.helpers import write_file
 from tests.conftest import with_training
 from tests.tiny_systems import tiny_run
+from tests.undrawn import undrawn
 
 
 @cache
@@ -17,6 +20,16 @@ def tiny_run_with_priors(mnist_root: Path) -> Path:
     folder = mnist_root.parent / "tiny-with-priors"
     folder.mkdir()
     file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
-    assert main(["train", str(file), "--out", str(folder / "run")]) == 0
-    assert main(["train-prior", str(folder / "run"), "--max-steps", "30"]) == 0
+    with undrawn():
+        assert main(["train", str(file), "--out", str(folder / "run")]) == 0
+        assert main(["train-prior", str(folder / "run"), "--max-steps", "30"]) == 0
     return folder / "run"
+
+
+@cache
+def tiny_run_with_tables(mnist_root: Path) -> Path:
+    """A copy of it that has tables, too."""
+    folder = mnist_root.parent / "tiny-with-tables"
+    shutil.copytree(tiny_run_with_priors(mnist_root), folder)
+    make_tables(folder, effort=0.2, say=lambda _: None)
+    return folder

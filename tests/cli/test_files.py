@@ -82,6 +82,14 @@ def test_a_cut_file_is_told_and_gives_what_is_whole(
     assert "level 3 is cut short or damaged" in capsys.readouterr().out
 
 
+def test_the_file_that_does_not_fit_is_named(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(["compress", run, images, "-o", tmp_path / "codes", "--bytes", 1], capsys)
+    assert f"{images / '0.png'} takes " in line
+    assert not (tmp_path / "codes").exists()
+
+
 def test_an_archive_grows_and_gives_images_by_name(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

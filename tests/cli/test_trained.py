@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,17 +17,15 @@ from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
 from tests.cli.helpers import refused, write_file
-from tests.conftest import with_training, write_picture
-from tests.tiny_systems import tiny_run
+from tests.conftest import write_picture
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
-    """A run folder of a tiny model, trained by the command line from a configuration file."""
-    folder = tmp_path_factory.mktemp("cli")
-    file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
-    assert main(["train", str(file), "--out", str(folder / "run")]) == 0
-    return folder / "run"
+    """A run folder of a tiny model, trained by the command line from a configuration file, without priors."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    return shutil.copytree(tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("priors"))
 
 
 def test_evaluation_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +96,9 @@ def test_a_rate_weight_is_that_of_the_levels_that_are_shown(
         mse.append(json.loads(capsys.readouterr().out)["mse"])
     assert mse[1] < mse[0]
     for command in (["evaluate", run], ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "none.png"]):
-        assert "the rate weight is -1.0; it must be at least 0" in refused([*command, "--rate-weight", -1], capsys)
+        for weight, told in ((-1, "-1"), ("1e300", "1e+300"), ("nan", "nan")):
+            line = refused([*command, "--rate-weight", weight], capsys)
+            assert f"the rate weight is {told}; it must be from 0 to 1e6" in line
     assert not (tmp_path / "none.png").exists()
 
 

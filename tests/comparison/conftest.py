@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hrvqvae.evaluation import judge
 from hrvqvae.evaluation.classifier import small_classifier
 from hrvqvae.evaluation.judge import Judge
 from tests.tiny_systems import tiny_run, tiny_systems
+from tests.undrawn import undrawn
 
 _SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.padding": "1"}
 
@@ -47,6 +49,8 @@ def make_tiny(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `make_tiny`."""
+def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As `make_tiny`; curves of the trainings are not drawn, those of the comparison are."""
     make_tiny(mnist_root, monkeypatch)
+    with undrawn():
+        yield

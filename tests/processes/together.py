@@ -32,6 +32,7 @@ from hrvqvae.training.loop import Metrics, take_gradient
 from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
 from tests.tiny_priors import GIVEN, silent
+from tests.undrawn import undrawn
 
 Seen = dict[str, Any]
 PRIOR = {
@@ -69,6 +70,7 @@ def watched() -> Iterator[Seen]:
         yield seen
 
 
+@undrawn()
 def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
     """Train each system, then priors of the run that lies in FOLDER/priors-WORLD, if there is one."""
     size, found = processes.world(), {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +22,20 @@ from hrvqvae.errors import InputError
 from hrvqvae.quantize import Codes
 from hrvqvae.runs import rate_distortion, sensitivity
 from hrvqvae.runs.codemaps import flat_codes
-from hrvqvae.runs.compression import make_tables
 from hrvqvae.runs.rate_distortion import RateDistortion
 from hrvqvae.systems.base import Autoencoder
 from hrvqvae.systems.build import build
 from tests.cli.helpers import refused
 from tests.conftest import drawn_digits
+from tests.devices import on_each_device
 from tests.tiny_systems import tiny_systems
-from tests.trained_run import tiny_run_with_priors
+from tests.trained_run import tiny_run_with_tables
 
 
-@pytest.fixture(scope="module")
-def run(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def run(mnist_root: Path) -> Path:
     """A trained run with tables."""
-    folder = tmp_path_factory.mktemp("rate") / "run"
-    shutil.copytree(tiny_run_with_priors(mnist_root), folder)
-    make_tables(folder, effort=0.2, say=lambda _: None)
-    return folder
+    return tiny_run_with_tables(mnist_root)
 
 
 def digits(count: int = 12) -> Tensor:
@@ -147,10 +143,11 @@ def test_chunks_and_tiles_change_next_to_nothing(run: Path, monkeypatch: pytest.
     assert total().sum() < 1.001 * usual.sum()
 
 
-def test_images_have_a_weight_each(run: Path) -> None:
+@on_each_device
+def test_images_have_a_weight_each(device: str, run: Path) -> None:
     model, images = hrvqvae.load(run), digits(3)
     encoder = RateDistortion.of(model.autoencoder, model.codec)
-    codes, squares = encoder.weigh(images, torch.tensor([0.0, 0.05, 1.0]))
+    codes, squares = encoder.weigh(images, torch.tensor([0.0, 0.05, 1.0], device=device))
     for number, weight in enumerate((0.0, 0.05, 1.0)):
         alone = encoder.encode(images[number : number + 1], weight)
         assert all(torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True))
@@ -182,9 +179,15 @@ def test_the_command_writes_files_and_archives(
     for number in range(4):
         pictures = [read_image(tmp_path / name / f"{number}.png", 1) for name in ("one", "other")]
         assert (pictures[0] == pictures[1]).all()
-    bad = ["compress", run, tmp_path / "in", "-o", tmp_path / "bad.hrva", "--rate-weight", -1]
-    assert "the rate weight is -1.0; it must be at least 0" in refused(bad, capsys)
+    bad = ["compress", run, tmp_path / "in", "-o", tmp_path / "bad.hrva", "--rate-weight", 1.1e6]
+    assert "the rate weight is 1.1e+06; it must be from 0 to 1e6" in refused(bad, capsys)
     assert not (tmp_path / "bad.hrva").exists()
+
+
+def test_the_largest_weight_takes_the_fewest_bits(run: Path) -> None:
+    model, images = hrvqvae.load(run), digits(4)
+    largest, large = (bits(model.codec, (12, 12), model.encode(images, weight)) for weight in (1e6, 1e3))
+    assert (largest <= large).all()
 
 
 def test_models_it_can_not_take_are_told(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

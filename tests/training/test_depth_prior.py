@@ -28,6 +28,7 @@ DEPTH = {"network__kind": "depth", "network__head_units": "8"}
 FOLDER = "levels-1-2"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_learns_all_levels_and_does_all_that_priors_do(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,12 @@ def test_one_of_another_state_is_left_out_and_told_and_makes_way(
         assert not prefix_folder(tmp_path / name).path.exists()
         assert "a decoder of their own" not in RunFolder(tmp_path / name).card.read_text()
     given = GIVEN | {"prefixes.training.learning_rate": "0.01", "data.root": str(tiny.data.root)}
+    kept = prefix_folder(run).model.read_bytes()
+    for changes in ({"data.root": str(tmp_path / "nowhere")}, {"prefixes.training.start_from": "mnist"}):
+        with pytest.raises(InputError):
+            train_prefixes(run, resolve_prefixes(run, given | changes, resume=False), resume=False, say=silent)
+        assert prefix_folder(run).model.read_bytes() == kept, "it makes way when the next one begins, and not before"
+        assert prefix_folder(run).saved()
     for folder, changes, resume in ((run, {}, True), (tmp_path / "before", given, False)):
         said = list[str]()
         train_prefixes(folder, resolve_prefixes(folder, changes, resume=resume), resume=resume, say=said.append)

@@ -49,6 +49,7 @@ def records(path: Path, level: int, kind: str) -> list[dict[str, float]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     train_levels(run, training__max_steps="60", training__learning_rate="0.01", training__evaluate_every="20")
     for level in range(2):

@@ -61,6 +61,7 @@ def undisturbed(tiny: Config, tmp_path: Path) -> dict[str, Tensor]:
     return weights(tmp_path / "undisturbed")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     outcome = run_to(with_training(tiny, max_steps=150, evaluate_every=50), run.path)

@@ -59,6 +59,7 @@ def _train(arguments: Arguments) -> int:
         return 0
     from hrvqvae import processes
     from hrvqvae.runs.folder import RunFolder
+    from hrvqvae.runs.outdated import outdated
     from hrvqvae.stages import resolve_autoencoder, train_autoencoder
 
     run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
@@ -71,6 +72,8 @@ def _train(arguments: Arguments) -> int:
         return 128 + outcome.signal
     print(f"trained {counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
     print(f"pictures in {run.pictures}")
+    for line in processes.on_first(lambda: outdated(run.path)):
+        print(line)
     return 0
 
 

@@ -107,7 +107,8 @@ def compress_files(
         if out.suffix == SUFFIX and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
         for some in tracked(_chunks(named), "compress", len(named), len):
-            files = model.compress(_read(model, some, written), levels, max_bytes, rate_weight)
+            images = _read(model, some, written)
+            files = model.compress(images, levels, max_bytes, rate_weight, [str(path) for path in some.values()])
             for name, content in zip(some, files, strict=True):
                 _write(out if out.suffix == SUFFIX else out / f"{name}{SUFFIX}", content)
                 written.bytes += len(content)

@@ -120,6 +120,7 @@ def check_levels(model: Autoencoder, levels: int | None) -> int:
 def compress(
     model: Autoencoder, codec: Codec, images: Tensor | Sequence[Tensor], device: torch.device,
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
     """The file of each image; see `TrainedModel.compress`.
 
@@ -128,6 +129,7 @@ def compress(
     """
     levels = check_levels(model, levels)
     encode = encode or model.encode
+    names = names or [f"image {number}" for number in range(1, len(images) + 1)]
     files: list[bytes] = [b""] * len(images)
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     for numbers in _batches(sizes):
@@ -135,7 +137,7 @@ def compress(
         if max_bytes is None:
             made = files_of(codec, encode(batch), batch, levels)
         else:
-            made = fit(model, codec, batch, levels, max_bytes, [number + 1 for number in numbers])
+            made = fit(model, codec, batch, levels, max_bytes, [names[number] for number in numbers])
         for number, file in zip(numbers, made, strict=True):
             files[number] = file
     return files

@@ -53,11 +53,11 @@ class _Found:
                 self.files[number], self.errors[number] = file, error
 
 
-def fit(model: Autoencoder, codec: Codec, images: Tensor, levels: int, most: int, names: Sequence[int]) -> list[bytes]:
+def fit(model: Autoencoder, codec: Codec, images: Tensor, levels: int, most: int, names: Sequence[str]) -> list[bytes]:
     """The best file of each image (B, C, Y, X) that has at most `most` bytes and so many levels.
 
     Args:
-        names: numbers of the images, for messages.
+        names: of the images, for messages.
 
     Raises:
         InputError: none was found that fits, or `most` is below 1.
@@ -80,7 +80,7 @@ def fit(model: Autoencoder, codec: Codec, images: Tensor, levels: int, most: int
     files = [file for file in found.files if file is not None]
     if len(files) < count:
         image = found.files.index(None)
-        raise InputError(f"image {names[image]} takes {found.smallest[image]} bytes at the least; {most} are admitted")
+        raise InputError(f"{names[image]} takes {found.smallest[image]} bytes at the least; {most} are admitted")
     return files
 
 

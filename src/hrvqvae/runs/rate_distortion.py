@@ -138,7 +138,7 @@ class RateDistortion:
         unit = unit_images(images, self.model.channels)
         grids = self.codec.layout((unit.shape[-2], unit.shape[-1])).grids[: self.levels].tolist()
         layout = Layout.of([(height, width) for height, width in grids], self.codec.symbols[: self.levels])
-        weights = torch.as_tensor(weight, dtype=torch.float64).expand(len(unit))
+        weights = torch.as_tensor(weight, dtype=torch.float64, device="cpu").expand(len(unit))
         together = max(1, _POSITIONS // int(layout.begins[1]))
         chosen, errors = [np.zeros((0, layout.begins[-1]), np.int32)], [np.zeros(0)]
         for begin in range(0, len(unit), together):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -113,8 +112,8 @@ class TrainedModel:
                 same bits, and the error alone decides.
 
         Raises:
-            InputError: other images; a weight below 0, or one for a model of several latent grids or of more than
-                65,536 leaves.
+            InputError: other images; a weight that is not from 0 to 1e6, or one for a model of several latent grids or
+                of more than 65,536 leaves.
         """
         return self.encoder(rate_weight)(images.to(self.device))
 
@@ -130,8 +129,8 @@ class TrainedModel:
         """
         if rate_weight is None:
             return self.autoencoder.encode
-        if not 0 <= rate_weight < math.inf:
-            raise InputError(f"the rate weight is {rate_weight}; it must be at least 0")
+        if not 0 <= rate_weight <= 1e6:
+            raise InputError(f"the rate weight is {rate_weight:g}; it must be from 0 to 1e6")
         used = compression.check_levels(self.autoencoder, levels)
         return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, weight=rate_weight)
 
@@ -151,7 +150,7 @@ class TrainedModel:
 
     def compress(
         self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
-        rate_weight: float | None = None,
+        rate_weight: float | None = None, names: Sequence[str] | None = None,
     ) -> list[bytes]:  # fmt: skip
         """The file of codes (.hrv) of each image: docs/format.md. Without tables a code takes log2 m bits.
 
@@ -162,6 +161,7 @@ class TrainedModel:
                 weight that fits. That takes some hundred times the work. Where the model takes no rate weight, it has
                 the most levels that fit.
             rate_weight: as for `encode`, by the error and the bits of an image that has these levels alone.
+            names: of the images, for messages; None counts them from 1.
 
         Raises:
             InputError: images outside the contract, levels out of range, an image that does not fit, a rate weight as
@@ -170,7 +170,7 @@ class TrainedModel:
         if rate_weight is not None and max_bytes is not None:
             raise InputError("files of so many bytes have the rate weight that fits: give the bytes or the weight")
         encode = self.encoder(rate_weight, levels)
-        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode)
+        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode, names)
 
     def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:
         """The image (C, Y, X) of each file of codes, float32 in [0, 1].

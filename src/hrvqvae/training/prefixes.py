@@ -102,11 +102,10 @@ def train_prefixes(
     loggers.require(training.loggers)
     run = prefix_folder(path)
     with processes.held_by_first(run.locked):
-        if processes.on_first(lambda: _made_way(run, digest)):
-            say(f"what {run.path} held was trained for another state of the model, and makes way")
-        if not resume:
+        stale = processes.on_first(lambda: _stale(run, digest))
+        if not (resume or stale):
             processes.on_first(lambda: require_new(run, _ANEW))
-        stage = _Stage(run, config, training, whole, digest)
+        stage = _Stage(run, config, training, whole, digest, stale)
         return stage.train(resume=resume, evaluation=evaluation, say=say)
 
 
@@ -115,8 +114,8 @@ def _trained_for(run: RunFolder) -> Path:
     return run.path / "autoencoder.txt"
 
 
-def _made_way(run: RunFolder, digest: str) -> bool:
-    """Clear a decoder for another state of the autoencoder, and its training; -> whether there was one.
+def _stale(run: RunFolder, digest: str) -> bool:
+    """Whether there is a decoder for another state of the autoencoder, or the training of one.
 
     Raises DamagedFileError where a file does not tell.
     """
@@ -124,30 +123,34 @@ def _made_way(run: RunFolder, digest: str) -> bool:
     if not run.begun() or not (source.is_file() or run.model.is_file()):
         return False
     trained_for = source.read_text() if source.is_file() else storage.read_meta(run.model).get("autoencoder")
-    if trained_for == digest:
-        return False
-    for path in (*run.saved(), run.model):
-        path.unlink(missing_ok=True)
-    return True
+    return bool(trained_for != digest)
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """The training of one decoder of prefixes, in a folder whose lock this process has, or the first of several."""
+    """The training of one decoder of prefixes, in a folder whose lock this process has, or the first of several.
+
+    Attributes:
+        digest: of the autoencoder.
+        stale: whether the folder holds what was trained for another state of it, which makes way.
+    """
 
     run: RunFolder
     config: Config
     training: TrainingConfig
     model: OneGrid
     digest: str
+    stale: bool
 
     def _prepare(self) -> None:
-        """Make the folder.
+        """Make the folder, without what is stale.
 
         Raises:
             InputError: it holds a decoder without its training, as `export` writes it.
         """
         source = _trained_for(self.run)
+        for path in (*self.run.saved(), self.run.model) if self.stale else ():
+            path.unlink(missing_ok=True)
         if self.run.begun() and not source.is_file():
             raise InputError(f"{self.run.path} holds a decoder, but nothing of its training to go on from; {_ANEW}")
         self.run.prepare(self.config)
@@ -174,9 +177,11 @@ class _Stage:
         def like() -> RefiningDecoder:
             return build_prefix_decoder(model, config)
 
-        if not processes.on_first(run.begun):
-            self._start(like(), lambda _: None)  # raises before anything is written
+        if self.stale or not processes.on_first(run.begun):
+            self._start(like(), lambda _: None)  # raises before anything is written or cleared
         processes.on_first(self._prepare)
+        if self.stale:
+            say(f"what {run.path} held was trained for another state of the model, and makes way")
         compute.place_model(model)
         state = begin(
             run, training, compute, fresh=lambda: compute.place_model(self._start(like(), say)), like=like,

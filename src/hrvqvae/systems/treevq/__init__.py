@@ -13,9 +13,9 @@ _OURS = Table(
     columns=COLUMNS,
     rows={
         "model.quantizer.beta": 1.0,
-        "model.quantizer.level_betas": (0.0,),
+        "model.quantizer.level_betas": (0.05,),
         "model.quantizer.beam": 4,
-        "model.quantizer.coarse_weight": [0.1, 0.1, 0.1, 0.02],
+        "model.quantizer.coarse_weight": 0.1,
         "training.optimizer": "muon",
         "prior.network.kind": "depth",
         "prior.network.hidden_units": [128, 128, 64, 64],
