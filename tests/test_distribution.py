@@ -82,9 +82,10 @@ def test_the_wheel_works_outside_of_the_repository(built: Path, tmp_path: Path) 
         wheel, cwd=elsewhere,
     )  # fmt: skip
     for path in (ROOT / "src").rglob("*.nbc"):  # compiled from these very sources, by which it is known
-        (site / path.relative_to(ROOT / "src")).parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has compiled it from newer ones
-            shutil.copy(path, site / path.relative_to(ROOT / "src"))
+        copy = site / path.relative_to(ROOT / "src")
+        with suppress(FileNotFoundError):  # of a folder that is no more, or compiled anew by another process
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
     write_picture(elsewhere / "x.png", 1, (28, 28), "L")
     run(sys.executable, "-c", WORK, site, cwd=elsewhere, PYTHONPATH=str(site))
     for name in ("digit.png", "sheet.png"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from hrvqvae.bench import sample
 from hrvqvae.cli import main
+from hrvqvae.config import presets
+from hrvqvae.systems.build import build
 
 
 def test_bench_sample(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +27,15 @@ def test_bench_sample(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert main(["bench", "sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "(from 1 positions)" in line]) == 2, "the plain sampler, both times"
+
+
+def test_what_it_measures_by_default_can_be_built() -> None:
+    usual = {name: one.default for name, one in inspect.signature(sample.bench_sample).parameters.items()}
+    assert sample.preset_case(usual["ffhq"], 1).prior.level.grid == (32, 32)
+    for preset in {preset for preset, _ in usual["whole"]}:
+        model = build(presets.get(preset).config)
+        levels = [sample.preset_case(preset, index).prior.level for index in range(model.prefixes[-1])]
+        assert [len(level.coarser) for level in levels] == list(range(len(levels)))
+    for side in usual["grids"]:
+        (codes,), *_ = sample.preset_case("hrvqvae/mnist", 0, (side, side)).given(2)
+        assert codes.shape == (2, side, side)

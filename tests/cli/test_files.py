@@ -82,11 +82,12 @@ def test_a_cut_file_is_told_and_gives_what_is_whole(
     assert "level 3 is cut short or damaged" in capsys.readouterr().out
 
 
-def test_the_file_that_does_not_fit_is_named(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(["compress", run, images, "-o", tmp_path / "codes", "--bytes", 1], capsys)
-    assert f"{images / '0.png'} takes " in line
+def test_the_file_that_does_not_fit_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of one size are coded together: it is the first of the second size, and the third of all."""
+    for number, side in enumerate((2, 2, 40)):
+        write_picture(tmp_path / "in" / f"{number}.png", number, (side, side), "L")
+    line = refused(["compress", run, tmp_path / "in", "-o", tmp_path / "codes", "--bytes", 12], capsys)
+    assert f"{tmp_path / 'in' / '2.png'} takes " in line
     assert not (tmp_path / "codes").exists()
 
 

@@ -96,7 +96,7 @@ def test_a_rate_weight_is_that_of_the_levels_that_are_shown(
         mse.append(json.loads(capsys.readouterr().out)["mse"])
     assert mse[1] < mse[0]
     for command in (["evaluate", run], ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "none.png"]):
-        for weight, told in ((-1, "-1"), ("1e300", "1e+300"), ("nan", "nan")):
+        for weight, told in ((-1, "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
             line = refused([*command, "--rate-weight", weight], capsys)
             assert f"the rate weight is {told}; it must be from 0 to 1e6" in line
     assert not (tmp_path / "none.png").exists()

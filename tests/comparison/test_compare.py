@@ -14,7 +14,8 @@ import pytest
 from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
 from hrvqvae.comparison.compare import COLUMNS, Comparison, available_systems, compare
-from hrvqvae.comparison.harness import as_markdown
+from hrvqvae.comparison.folder import Folder
+from hrvqvae.comparison.harness import _require_same, as_markdown
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
@@ -49,6 +50,7 @@ def test_systems_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "prior",
             "phases",
             "test_errors",
+            "configuration",
             *COLUMNS,
         }
         assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
@@ -379,7 +381,7 @@ def test_a_row_of_an_earlier_version_is_one_line(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path) -> None:
+def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is small is taken along, the runs are not: nothing is trained again, and the pictures are the same."""
     here, there = tmp_path / "here", tmp_path / "there"
     command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae,hrvqvae", "--prior-steps", "3"]
@@ -390,6 +392,18 @@ def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path) -> None:
     assert not (there / "runs").exists()
     for name in ("results.json", "results.md", "reconstructions.png", "samples.png", "curves.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    own = [*command, "--vqvae.model.quantizer.beta", "0.5", "--out", there]
+    assert f"the autoencoder of vqvae-0 in {there} was measured with another configuration" in refused(own, capsys)
+    priors = [*command, "--prior-steps", "6", "--out", there]
+    assert f"the prior of vqvae-0 in {there} was measured with another configuration" in refused(priors, capsys)
+    row = there / "rows" / "vqvae-0.json"
+    known = json.loads(row.read_text())
+    row.write_text(json.dumps({name: value for name, value in known.items() if name != "configuration"}))
+    changed = Comparison(dataset="mnist", systems=("vqvae",), max_steps=4, fields={"vqvae.model.quantizer.beta": "0.5"})
+    _require_same(changed.cases()[0], Folder(there))  # a row of an earlier version is taken as it is
+    row.write_text(json.dumps(known))
+    with pytest.raises(InputError, match="the autoencoder of vqvae-0"):
+        _require_same(changed.cases()[0], Folder(there))
     more = ["compare", "mnist", "--max-steps", "4", "--systems", "rqvae", "--first-seed", "1", "--out", str(there)]
     assert main(more) == 0
     assert [path.name for path in (there / "runs").iterdir()] == ["rqvae-1"]

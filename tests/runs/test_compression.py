@@ -78,6 +78,14 @@ def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
         torch.testing.assert_close(decoded, model.decode(model.encode(image[None]), size=size)[0])
 
 
+@pytest.mark.parametrize("names", [[], ["one"], ["one", "two", "three"]])
+def test_each_image_has_a_name_or_none_has(names: list[str], run: Path) -> None:
+    model, images = hrvqvae.load(run), pictures(2, (12, 12))
+    with pytest.raises(InputError, match=f"^there are 2 images and {len(names)} names?; give one each$"):
+        model.compress(images, max_bytes=1, names=names)
+    assert model.compress(images, names=["one", "two"]) == model.compress(images)
+
+
 def test_levels_are_prefixes_of_a_file(run: Path) -> None:
     model, image = hrvqvae.load(run), pictures(1, (12, 12))
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]

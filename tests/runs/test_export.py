@@ -56,8 +56,10 @@ def test_priors_of_another_autoencoder_are_not_exported(run: Path, tmp_path: Pat
     with pytest.raises(InputError, match="another state of the autoencoder"):
         export(run, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if path.name != "run"], "nothing is half written"
-    with pytest.raises(InputError, match="holds a prior of another state of the autoencoder; delete that folder"):
-        train_levels(run, 1, resume=True, training__max_steps="13")
+    for _ in range(2):
+        with pytest.raises(InputError, match="holds a prior of another state of the autoencoder; delete that folder"):
+            train_levels(run, 1, resume=True, training__max_steps="13")
+        prior_folder(run, 0).source.unlink(missing_ok=True)  # as `export` writes it: the weights say whose it is
 
 
 def test_a_full_disk_leaves_no_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

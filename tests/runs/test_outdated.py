@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hrvqvae.cli import main
 from hrvqvae.codec.geometry import geometry_of
 from hrvqvae.codec.tables import Tables
 from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder, prefix_folder
+from hrvqvae.runs.folder import RunFolder, prefix_folder, prior_folder
 from hrvqvae.runs.outdated import outdated
+from hrvqvae.training import loop
+from hrvqvae.training.autoencoder import AutoencoderStep
 from tests.trained_run import tiny_run_with_priors
+from tests.undrawn import undrawn
+
+TOLD = "is of an earlier state of the model"
 
 
-def test_training_that_goes_on_tells_it(
-    mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained = tiny_run_with_priors(mnist_root)
+def anew(level: int) -> str:
+    """What is told of the prior of a level, counted from 1."""
+    folder = f"run/priors/level-{level}"
+    return f"{folder} {TOLD}: delete {folder} and train it anew: hrvqvae train-prior run --level {level}"
+
+
+@pytest.fixture
+def run(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy, "run" in the working folder, of a run with priors, a decoder of prefixes and tables."""
     monkeypatch.chdir(tmp_path)
     run = Path("run")
-    shutil.copytree(trained, run)
+    shutil.copytree(tiny_run_with_priors(mnist_root), run)
     folder = RunFolder(run)
     weights, _, digest = storage.read_with_digest(folder.model)
     config = folder.read_config().model
@@ -32,19 +46,72 @@ def test_training_that_goes_on_tells_it(
     symbols, own = config.num_symbols, storage.weights_digest(weights)
     tables = Tables("tiny", own, geometry_of(config.latent_grids), symbols, (None,) * len(symbols))
     folder.tables.write_bytes(tables.content)
-    going_on = ["train", str(trained.parent / "tiny.yaml"), "--out", "run", "--resume", "--max-steps"]
+    return run
+
+
+@pytest.fixture
+def changed(run: Path) -> Path:
+    """The same whose model is another one now."""
+    weights, meta = storage.read(RunFolder(run).model)
+    storage.write(RunFolder(run).model, {**weights, "decoder.0.bias": weights["decoder.0.bias"] + 1}, meta)
+    return run
+
+
+def test_training_that_goes_on_tells_it(
+    run: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
+    going_on = ["train", str(file), "--out", "run", "--resume", "--max-steps"]
+    original = AutoencoderStep.__call__
+
+    def step(self: AutoencoderStep, state: object, batch: object) -> loop.Metrics:
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, state, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    told = [
+        f"run/prefixes {TOLD}: hrvqvae train-prefixes run", f"run/tables.hrvt {TOLD}: hrvqvae tables run",
+        anew(1), anew(2), anew(3),
+    ]  # fmt: skip
     capsys.readouterr()
-    for steps, expected in (
-        ("60", []),
-        ("61", [
-            "run/priors is of an earlier state of the model: delete it, and hrvqvae train-prior run",
-            "run/prefixes is of an earlier state of the model: hrvqvae train-prefixes run",
-            "run/tables.hrvt is of an earlier state of the model: hrvqvae tables run",
-        ]),
-    ):  # fmt: skip
-        assert main([*going_on, steps]) == 0
+    for steps, code, last, expected in (
+        ("60", 0, "pictures in run/pictures", []),
+        ("62", 128 + signal.SIGTERM, "stopped at step 61, saved", told),
+        ("61", 0, "pictures in run/pictures", told),
+    ):
+        with undrawn():
+            assert main([*going_on, steps]) == code
         printed = capsys.readouterr().out.splitlines()
-        assert printed[printed.index("pictures in run/pictures") + 1 :] == expected
-    for path in (folder.tables, prefix_folder(run).model):
-        path.write_bytes(path.read_bytes()[:20])
-    assert len(outdated(run)) == 1, "a damaged file is told by what reads it"
+        (place,) = (number for number, line in enumerate(printed) if line.startswith(last))
+        assert printed[place + 1 :] == expected
+
+
+def test_only_what_is_of_another_state_is_named_with_the_command_that_trains_its_like(changed: Path) -> None:
+    run = changed
+    first, second, third = (prior_folder(run, level) for level in range(3))
+    first.source.write_text(storage.digest(RunFolder(run).model))
+    second.model.unlink()  # it has begun, and no more
+    config = third.read_config()
+    network = dataclasses.replace(config.prior.network, dropout=(0.5, 0.0, 0.2))  # type: ignore[call-arg]
+    prior = dataclasses.replace(config.prior, class_dropout=0.1, network=network)
+    third.write_config(dataclasses.replace(config, prior=prior))
+    for folder in (RunFolder(run).tables, prefix_folder(run).model):
+        folder.unlink()
+    assert outdated(run) == [
+        anew(2), f"{anew(3)} --prior.network.dropout '[0.5, 0.0, 0.2]' --prior.class_dropout 0.1"
+    ]  # fmt: skip
+
+
+def test_what_can_not_be_read_raises_nothing(changed: Path) -> None:
+    run, prefixes = changed, prefix_folder(changed).model
+    prefixes.write_bytes(prefixes.read_bytes()[:20])
+    RunFolder(run).tables.unlink()
+    RunFolder(run).tables.mkdir()
+    shutil.rmtree(prior_folder(run, 2).path)
+    assert outdated(run) == [anew(1), anew(2)]
+    save_file({"any": torch.zeros(1)}, prefixes, {"format": "pt", "meta": json.dumps([]), "digest": ""})
+    prior_folder(run, 0).source.write_bytes(b"\xff")
+    prior_folder(run, 1).config.unlink()
+    assert outdated(run) == [anew(1)]
+    RunFolder(run).model.unlink()
+    assert outdated(run) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -107,13 +108,19 @@ def test_a_level_has_one_prior(run: Path) -> None:
         load_priors(run)
 
 
-def test_a_prior_of_another_autoencoder_names_its_own_network(run: Path) -> None:
-    train_levels(run, **DEPTH, training__max_steps="4")
+def test_a_prior_of_another_autoencoder_names_the_command_that_trains_its_like(run: Path) -> None:
+    train_levels(run, **DEPTH, training__max_steps="1", class_dropout="0.25")
     path = prior_folder(run, 0, 1).model
     tensors, about = storage.read(path)
     storage.write(path, tensors, about | {"autoencoder": "another"})
-    with pytest.raises(InputError, match=r"another state of the autoencoder; .* --prior.network.kind depth$"):
+    with pytest.raises(InputError, match=r"another state of the autoencoder; delete \S+/levels-1-2 and train") as told:
         load_priors(run)
+    stored = prior_folder(run, 0, 1).read_config().prior
+    command, where, _, level, *fields = shlex.split(str(told.value).partition(": hrvqvae ")[2])
+    assert (command, where) == ("train-prior", str(run))
+    given = {name.removeprefix("--"): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
+    ((levels, config),) = resolve_priors(run, int(level), given, resume=False).items()
+    assert (levels, config.prior.network, config.prior.class_dropout) == (range(2), stored.network, 0.25)
 
 
 def test_levels_that_are_left_get_priors_of_their_own(run: Path) -> None:

@@ -69,12 +69,12 @@ def _train(arguments: Arguments) -> int:
     memory = f"peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
         print(f"stopped at step {outcome.step}, saved; continue with --resume ({memory})")
-        return 128 + outcome.signal
-    print(f"trained {counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
-    print(f"pictures in {run.pictures}")
+    else:
+        print(f"trained {counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
+        print(f"pictures in {run.pictures}")
     for line in processes.on_first(lambda: outdated(run.path)):
         print(line)
-    return 0
+    return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _train_prior(arguments: Arguments) -> int:

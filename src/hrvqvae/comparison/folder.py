@@ -8,7 +8,8 @@ DIR/comparison.json      what is compared; another comparison is refused
     rows/NAME-KIND.png   a few of its images side by side: reconstructions, samples
     results.json, results.md, of all rows
 
-All but the runs is small, and enough to go on elsewhere: a row that is there is not measured again.
+All but the runs is small, and enough to go on elsewhere: a row that is there is not measured again. Its "configuration"
+are digests of what decides its results, so that a row of another preset is told.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.resolve import decide_autoencoder, decide_priors
+from hrvqvae.config.resolve import decide_autoencoder, decide_priors, digest_of, prior_config
 from hrvqvae.errors import InputError
 from hrvqvae.progress import clock
 from hrvqvae.quantities import counted
@@ -44,10 +44,30 @@ class Case:
     prior: Mapping[str, str] = field(default_factory=dict)
 
 
-def _require_same(case: Case, run: RunFolder) -> None:
-    """Raises InputError where a run or a prior of that case has begun with another configuration."""
-    if not run.begun():
-        return
+def _configurations(case: Case) -> dict[str, str]:
+    """Digests of what decides the results of its autoencoder, and of its priors where it has some."""
+    found = {"autoencoder": digest_of(case.config, "data", "model", "training")}
+    return found | ({"prior": digest_of(prior_config(case.config, case.prior), "prior")} if case.prior else {})
+
+
+def _require_same(case: Case, folder: Folder) -> None:
+    """Raises InputError where a run, a prior or the row of that case is of another configuration.
+
+    A row of an earlier version keeps no digests, and is taken as it is.
+    """
+    run, here = folder.run(case.name), _configurations(case)
+    if run.begun():
+        _require_same_run(case, run)
+    for name, there in folder.row(case.name).get("configuration", {}).items():
+        if here.get(name, there) != there:
+            raise InputError(
+                f"the {name} of {case.name} in {folder.path} was measured with another configuration; "
+                "choose another --out"
+            )
+
+
+def _require_same_run(case: Case, run: RunFolder) -> None:
+    """Raises InputError where the run or a prior of it has begun with another configuration."""
     if run.read_config() != case.config:
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     for levels, config in _prior_configs(case, run).items():
@@ -95,7 +115,7 @@ def run_cases(
         folder.require(needed)
         cases = [_decided(case, chosen) for case in cases]
         for case in cases:
-            _require_same(case, folder.run(case.name))
+            _require_same(case, folder)
         left = [case for case in cases if _open(case, folder.row(case.name))]
         if not left:
             return 0
@@ -173,9 +193,10 @@ class _Maker:
         run = self.folder.run(case.name)
         with run.locked():
             row = self.folder.row(case.name)  # another process may have been here since
-            _require_same(case, run)
+            _require_same(case, self.folder)
             if not _open(case, row):
                 return 0
+            known = _configurations(case)
             self.say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
             if not row:
                 outcome = train_autoencoder(case.config, run, resume=run.begun(), say=self.say)
@@ -184,12 +205,14 @@ class _Maker:
                 measured, shown = self.using.measure(run)
                 seconds = {"training_seconds": outcome.seconds, "prior": {}}
                 row = {**case.labels, **seconds, **measured, **self.more(run)}
+                row["configuration"] = {"autoencoder": known["autoencoder"]}
                 self._write(case, row, {"reconstructions": shown})
             if case.prior:
                 signal = _train_priors(case, run, self.say)
                 if signal:
                     return signal
                 measured, shown = self.using.measure_priors(run)
+                row["configuration"] = row.get("configuration", {}) | {"prior": known["prior"]}
                 self._write(case, row | {"prior": dict(case.prior), **measured}, {"samples": shown})
         return 0
 

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from hrvqvae.config import presets
 from hrvqvae.config.decisions import decide
-from hrvqvae.config.parsing import from_file, override
-from hrvqvae.config.schema import Config, flatten, to_dict
+from hrvqvae.config.parsing import from_dict, from_file, override
+from hrvqvae.config.schema import Config, flatten, nested, to_dict
 from hrvqvae.errors import InputError
 
-# What a resumed run may change: how long, where and how often, never what it computes.
-_RESUMABLE = frozenset(
+# Where a run computes, and how often it says and saves what: nothing that decides what it finds.
+_ASIDE = frozenset(
     {
-        "training.epochs", "training.max_steps", "training.max_minutes", "training.device", "training.threads",
-        "training.log_every", "training.evaluate_every", "training.checkpoint_every", "training.evaluation_images",
-        "training.loggers", "data.root", "data.workers",
+        "training.device", "training.threads", "training.log_every", "training.evaluate_every",
+        "training.checkpoint_every", "training.loggers", "data.root", "data.workers",
     }
 )  # fmt: skip
+# What a resumed run may change: that, how long and how it is evaluated, never what it computes.
+_RESUMABLE = _ASIDE | {"training.epochs", "training.max_steps", "training.max_minutes", "training.evaluation_images"}
 _PREFIX_RESUMABLE = _RESUMABLE | {f"prefixes.{name}" for name in _RESUMABLE if name.startswith("training.")}
 # The best state of a prior is that of the same held-out images, so their number stays.
 _PRIOR_RESUMABLE = (_RESUMABLE | {f"prior.{name}" for name in _RESUMABLE if name.startswith("training.")}) - {
     "prior.training.evaluation_images"
 }
+# The best state of a prior is one of those that are evaluated, so it matters which those are.
+_UNTOLD = (_ASIDE | {f"prior.{name}" for name in _ASIDE}) - {"prior.training.evaluate_every"}
+
+
+@cache
+def _defaults(system: str, network: str) -> dict[str, Any]:
+    """Dotted name -> value of a configuration of that system and network of priors that says no more."""
+    kinds = {"model.system": system, "prior.network.kind": network}
+    return dict(flatten(to_dict(from_dict(nested(kinds), "defaults"))))
+
+
+def digest_of(config: Config, *sections: str) -> str:
+    """A name, 16 hexadecimal digits, of what decides what is found by these sections, such as "model".
+
+    Fields that are at their defaults are left out, so that it stays when a later version has more of them.
+    """
+    kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
+    usual = _defaults(*kinds.values())
+    told = {
+        name: value for name, value in flatten(to_dict(config))
+        if name.split(".")[0] in sections and name not in _UNTOLD and (name in kinds or value != usual[name])
+    }  # fmt: skip
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def base_config(name: str) -> Config:

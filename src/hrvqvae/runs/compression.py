@@ -129,7 +129,10 @@ def compress(
     """
     levels = check_levels(model, levels)
     encode = encode or model.encode
-    names = names or [f"image {number}" for number in range(1, len(images) + 1)]
+    if names is None:
+        names = [f"image {number}" for number in range(1, len(images) + 1)]
+    if len(names) != len(images):
+        raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: list[bytes] = [b""] * len(images)
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     for numbers in _batches(sizes):

@@ -10,6 +10,7 @@ RUN/config.yaml         the resolved configuration; config.json and README.md, t
     priors/codes/       the codes of the train split
     priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state;
                         priors/levels-1-3/ where one prior covers several levels
+    autoencoder.txt     in prefixes/ and in the folder of a prior: digest of the model that the training there is for
     .lock               taken by the process that trains here
     .job                torchrun's name of the training, by which its restarts know that they go on
 """
@@ -63,6 +64,11 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def source(self) -> Path:
+        """Of a prior or a decoder of prefixes: the file that says whose; `export` writes none."""
+        return self.path / "autoencoder.txt"
 
     @property
     def tables(self) -> Path:
@@ -127,6 +133,21 @@ class RunFolder:
     def holds_something(self) -> bool:
         """Whether there is a configuration here, or anything that a new run would overwrite."""
         return self.config.is_file() or self.begun()
+
+    def is_stale(self, autoencoder: str) -> bool:
+        """Whether the prior or decoder of prefixes here, or its training, is for another state of the autoencoder.
+
+        Args:
+            autoencoder: digest of its weights now.
+
+        Raises:
+            DamagedFileError: a file does not tell.
+        """
+        if not self.begun() or not (self.source.is_file() or self.model.is_file()):
+            return False
+        if self.source.is_file():
+            return self.source.read_bytes() != autoencoder.encode()
+        return bool(storage.read_meta(self.model).get("autoencoder") != autoencoder)
 
     def write_config(self, config: Config) -> None:
         storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())

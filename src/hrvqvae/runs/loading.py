@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hrvqvae.config import Config, Levels, level_names, to_dict
-from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.parsing import from_dict, override
+from hrvqvae.config.schema import flatten
 from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.build import build_prior
@@ -79,6 +83,31 @@ def folders_of_priors(run: Path, count: int) -> dict[Levels, RunFolder]:
     return dict(sorted(found.items(), key=lambda item: item[0].start))
 
 
+def renewal(run: str | Path, levels: Levels, folder: Path, config: Config) -> str:
+    """What to do about the prior of some levels that is of another state of the model: an end of a message.
+
+    Args:
+        run: as a person named it.
+        folder: of the prior.
+        config: of the prior. The command asks for its network, whatever the run's own configuration says.
+
+    Raises:
+        InputError: as `described_config`.
+    """
+    stored, kind = described_config(run), "prior.network.kind"
+    gets = _of_prior(override(stored, {kind: config.prior.network.kind})) | {kind: stored.prior.network.kind}
+    given = [
+        f" --{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for name, value in _of_prior(config).items() if value != gets[name]
+    ]  # fmt: skip
+    return f"delete {folder} and train it anew: hrvqvae train-prior {run} --level {levels.start + 1}{''.join(given)}"
+
+
+def _of_prior(config: Config) -> dict[str, Any]:
+    """Dotted name -> value of what the priors are, without their training."""
+    return {name: value for name, value in flatten(to_dict(config)) if re.match(r"prior\.(?!training\.)", name)}
+
+
 def read_prior(
     path: Path, autoencoder: str, run: str | Path, levels: Levels
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -88,19 +117,15 @@ def read_prior(
         InputError: there is none, or it is of another state of the autoencoder than the one with that digest.
         DamagedFileError: it is damaged, or no prior.
     """
-    train = f"hrvqvae train-prior {run} --level {levels.start + 1}"
     if not path.is_file():
+        train = f"hrvqvae train-prior {run} --level {levels.start + 1}"
         raise InputError(f"{run} has no prior of {level_names(levels)}; train it: {train}")
     weights, about = storage.read(path)
     if about.get("kind") != "prior":
         raise DamagedFileError(f"{path} is not a prior")
     if about["autoencoder"] != autoencoder:
-        if len(levels) > 1:
-            train = f"hrvqvae train-prior {run} --prior.network.kind {about['config']['prior']['network']['kind']}"
-        raise InputError(
-            f"{path} was trained on codes of another state of the autoencoder; delete {path.parent} and train it "
-            f"anew: {train}"
-        )
+        told = renewal(run, levels, path.parent, from_dict(about["config"], str(path)))
+        raise InputError(f"{path} was trained on codes of another state of the autoencoder; {told}")
     return weights, about
 
 

@@ -86,6 +86,14 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
 
 
+def _meta(text: str) -> dict[str, Any]:
+    """Raises ValueError or TypeError where it is no JSON object."""
+    meta = json.loads(text)
+    if not isinstance(meta, dict):
+        raise TypeError("its meta is no JSON object")
+    return meta
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able `meta`, atomically. Raises OSError as `write_atomic` does."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -124,12 +132,11 @@ def read_meta(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(length, path.stat().st_size)).decode())
-        meta: dict[str, Any] = json.loads(header["__metadata__"]["meta"])
+        return _meta(header["__metadata__"]["meta"])
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedFileError(f"{path} is damaged: {' '.join(str(error).split())[:100]}") from error
-    return meta
 
 
 def digest(path: Path) -> str:
@@ -149,7 +156,7 @@ def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
         header = json.loads(content[8 : 8 + length].decode())["__metadata__"]
         text, announced = header["meta"], header["digest"]
         tensors = load_tensors(content)
-        meta: dict[str, Any] = json.loads(text)
+        meta = _meta(text)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedFileError(damaged + (" ".join(str(error).split())[:100] or type(error).__name__)) from error
     if _digest(tensors, text) != announced:

@@ -130,7 +130,7 @@ class TrainedModel:
         if rate_weight is None:
             return self.autoencoder.encode
         if not 0 <= rate_weight <= 1e6:
-            raise InputError(f"the rate weight is {rate_weight:g}; it must be from 0 to 1e6")
+            raise InputError(f"the rate weight is {rate_weight!r}; it must be from 0 to 1e6")
         used = compression.check_levels(self.autoencoder, levels)
         return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, weight=rate_weight)
 
@@ -161,11 +161,11 @@ class TrainedModel:
                 weight that fits. That takes some hundred times the work. Where the model takes no rate weight, it has
                 the most levels that fit.
             rate_weight: as for `encode`, by the error and the bits of an image that has these levels alone.
-            names: of the images, for messages; None counts them from 1.
+            names: of the images, one each, for messages; None counts them from 1.
 
         Raises:
-            InputError: images outside the contract, levels out of range, an image that does not fit, a rate weight as
-                for `encode`, or one beside `max_bytes`.
+            InputError: images outside the contract, another number of names, levels out of range, an image that does
+                not fit, a rate weight as for `encode`, or one beside `max_bytes`.
         """
         if rate_weight is not None and max_bytes is not None:
             raise InputError("files of so many bytes have the rate weight that fits: give the bytes or the weight")

@@ -102,28 +102,11 @@ def train_prefixes(
     loggers.require(training.loggers)
     run = prefix_folder(path)
     with processes.held_by_first(run.locked):
-        stale = processes.on_first(lambda: _stale(run, digest))
+        stale = processes.on_first(lambda: run.is_stale(digest))
         if not (resume or stale):
             processes.on_first(lambda: require_new(run, _ANEW))
         stage = _Stage(run, config, training, whole, digest, stale)
         return stage.train(resume=resume, evaluation=evaluation, say=say)
-
-
-def _trained_for(run: RunFolder) -> Path:
-    """The file of a training with the digest of its autoencoder; `export` writes none."""
-    return run.path / "autoencoder.txt"
-
-
-def _stale(run: RunFolder, digest: str) -> bool:
-    """Whether there is a decoder for another state of the autoencoder, or the training of one.
-
-    Raises DamagedFileError where a file does not tell.
-    """
-    source = _trained_for(run)
-    if not run.begun() or not (source.is_file() or run.model.is_file()):
-        return False
-    trained_for = source.read_text() if source.is_file() else storage.read_meta(run.model).get("autoencoder")
-    return bool(trained_for != digest)
 
 
 @dataclass(frozen=True)
@@ -148,13 +131,12 @@ class _Stage:
         Raises:
             InputError: it holds a decoder without its training, as `export` writes it.
         """
-        source = _trained_for(self.run)
         for path in (*self.run.saved(), self.run.model) if self.stale else ():
             path.unlink(missing_ok=True)
-        if self.run.begun() and not source.is_file():
+        if self.run.begun() and not self.run.source.is_file():
             raise InputError(f"{self.run.path} holds a decoder, but nothing of its training to go on from; {_ANEW}")
         self.run.prepare(self.config)
-        storage.write_atomic(source, self.digest.encode())
+        storage.write_atomic(self.run.source, self.digest.encode())
 
     def _start(self, decoder: RefiningDecoder, say: Say) -> RefiningDecoder:
         """The decoder as training starts with it. Raises InputError where another one does not fit it."""

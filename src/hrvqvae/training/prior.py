@@ -68,11 +68,6 @@ class PriorStage:
         self.kept, self.held_out = held_out_split(len(maps), config.prior.held_out, self.training.seed)
         self.model_digest, self.evaluated = model_digest, evaluated
 
-    @property
-    def source(self) -> Path:
-        """The file that says whose codes the prior knows."""
-        return self.run.path / "autoencoder.txt"
-
     def held_out_batches(self) -> Iterator[CodeBatch]:
         """This process's part of the held-out codes; as many images as `training.evaluation_images` in all, at most."""
         held_out = self.held_out[: self.training.evaluation_images]
@@ -103,13 +98,13 @@ class PriorStage:
 
     def _prepare(self) -> None:
         """Make the prior's folder. Raises InputError where it holds a prior of another state of the autoencoder."""
-        if self.source.is_file() and self.run.begun() and self.source.read_text() != self.model_digest:
+        if self.run.is_stale(self.model_digest):
             raise InputError(
                 f"{self.run.path} holds a prior of another state of the autoencoder; "
                 "delete that folder to train it anew"
             )
         self.run.prepare(self.config)
-        storage.write_atomic(self.source, self.model_digest.encode())
+        storage.write_atomic(self.run.source, self.model_digest.encode())
 
     def train(self, compute: Compute, *, resume: bool, say: Say) -> Outcome:
         """Train into the prior's folder.
