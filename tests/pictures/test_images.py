@@ -74,6 +74,9 @@ def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pyte
     assert main(["figure", "classes", str(run), "-n", "3", "-o", str(out)]) == 0
     assert "3 samples of each of 10 classes" in capsys.readouterr().out
     assert read_image(out, 3).shape[1] > 10 * 60
+    unguided = out.read_bytes()
+    assert "class_dropout" in refused(["figure", "classes", run, "-o", out, "--guidance", "2"], capsys)
+    assert out.read_bytes() == unguided
 
 
 def test_bad_sampling(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

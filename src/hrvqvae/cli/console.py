@@ -80,6 +80,12 @@ def add_beam(parser: Any) -> None:
     parser.add_argument("--beam", type=int, metavar="N", help=what)
 
 
+def add_guidance(parser: Any) -> None:
+    """--guidance, of commands that draw images."""
+    what = "above 1: codes that speak for the class, of priors trained with class dropout"
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
+
+
 def add_rate_weight(parser: Any) -> None:
     """--rate-weight, of commands that encode images."""
     what = "weigh error against bits: the squared error of pixel values in [0, 1] that a bit is worth, such as 0.005"

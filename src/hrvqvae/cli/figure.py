@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, at_least, command, group
+from hrvqvae.cli.console import Arguments, Group, add_guidance, at_least, command, group
 from hrvqvae.errors import InputError
 from hrvqvae.quantities import counted
 
@@ -37,9 +37,11 @@ def _figure_nearest(arguments: Arguments) -> int:
 
 def _figure_classes(arguments: Arguments) -> int:
     from hrvqvae.pictures.figures import figure_classes
+    from hrvqvae.priors.draw import Draw
 
     at_least(arguments.count, 1, "-n")
-    classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed)
+    draw = Draw(guidance=arguments.guidance)
+    classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed, draw=draw)
     print(f"{counted(arguments.count, 'sample')} of each of {classes} classes: {arguments.out}")
     return 0
 
@@ -60,6 +62,7 @@ def add(commands: Group) -> None:
     classes.add_argument("run", metavar="RUN")
     classes.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
     classes.add_argument("-n", dest="count", type=int, default=8, metavar="N", help="of each class (default: 8)")
+    add_guidance(classes)
     classes.add_argument("--seed", type=int, default=0, metavar="S")
 
     nearest = command(figures, "nearest", "samples beside their nearest training images", _figure_nearest)

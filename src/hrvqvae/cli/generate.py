@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.cli.console import Arguments, Group, at_least, command
+from hrvqvae.cli.console import Arguments, Group, add_guidance, at_least, command
 from hrvqvae.quantities import counted
 
 
@@ -46,10 +46,7 @@ def _draws(added: Any, count: int) -> None:
     added.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1: likelier codes")
     added.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest codes only")
     added.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest share P only")
-    added.add_argument(
-        "--guidance", type=float, default=1.0, metavar="W",
-        help="above 1: codes that speak for the class, of priors trained with class dropout",
-    )  # fmt: skip
+    add_guidance(added)
     added.add_argument("--seed", type=int, default=0, metavar="S")
     added.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
 

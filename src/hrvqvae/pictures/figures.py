@@ -13,6 +13,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.errors import InputError
 from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.pictures import hierarchy, sheets
+from hrvqvae.priors.draw import Draw
 from hrvqvae.runs.loading import load_with_config
 from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.systems.base import Autoencoder
@@ -96,11 +97,11 @@ def _tree_of_run(
     return tree_at(model, config.model.system, image, position, name), None
 
 
-def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0) -> int:
+def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0, draw: Draw | None = None) -> int:
     """Write a row of samples for each class, under its name; -> how many classes there are.
 
     Raises:
-        InputError: as `TrainedModel`; the priors know no classes; the file can't be written.
+        InputError: as `TrainedModel`; the priors know no classes, or can't be guided; the file can't be written.
     """
     sheets.check_name(out)
     model = TrainedModel(run)
@@ -108,7 +109,7 @@ def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0) -> int
     if not classes:
         raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
     rows = [
-        sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name).images))
+        sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name, draw=draw).images))
         for number, name in enumerate(classes)
     ]
     sheets.save(sheets.draw(rows), out)
