@@ -54,7 +54,7 @@ class AudioAutoencoder(nn.Module):
         return self.decoder(self.quantize.get_output_from_indices(indices))
 
 
-# %% Training: the layer starts, follows and revives its codewords by itself
+# %% Training: the layer starts, follows and restarts its codewords by itself
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 model = AudioAutoencoder()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hrvqvae.extras import extra_of, extras
+from hrvqvae.utils.extras import extra_of, extras
 from tests.conftest import write_picture
 
 ROOT = Path(__file__).parent.parent

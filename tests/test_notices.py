@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hrvqvae.notices import waiting
+from hrvqvae.utils.notices import waiting
 
 
 class Terminal(io.StringIO):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae import progress
 from hrvqvae.cli import main
-from hrvqvae.progress import clock, shown, task, tracked
+from hrvqvae.utils import progress
+from hrvqvae.utils.progress import clock, shown, task, tracked
 from tests.tokens.made import digit_files
 
 LINE = r"tokenize  \d+ of 40 images  [\d.,]+ images/s  \d+:\d\d:\d\d left\n"

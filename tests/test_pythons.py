@@ -14,7 +14,7 @@ WORK = """
 import sys, warnings
 warnings.simplefilter("error")
 sys.path.insert(0, sys.argv[1])
-import hrvqvae.config.presets, hrvqvae.errors, hrvqvae.extras, hrvqvae.quantities
+import hrvqvae.config.presets, hrvqvae.utils.errors, hrvqvae.utils.extras, hrvqvae.utils.quantities
 from hrvqvae.cli import main
 
 assert main(["reconstruct"]) == 2

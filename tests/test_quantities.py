@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hrvqvae.quantities import counted, psnr
+from hrvqvae.utils.quantities import counted, psnr
 
 
 def test_one_is_singular() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hrvqvae.bench import sample
+from benchmarks import sample
 from tests.conftest import write_picture
 from tests.replay import Cut, cut, drawn_mnist, replay
 
@@ -26,7 +26,7 @@ SMALL_PRIOR = (
 CUTS: tuple[Cut, ...] = (
     (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
     (r"^(hrvqvae train (?!.*--(?:resume|start-from)).*)", rf"\1 {SMALL}"),
-    (r"^(hrvqvae train .*--start-from.*)", r"\1 --training.batch_size 2 --training.evaluation_images 2"),
+    (r"^(hrvqvae train .*--init-from.*)", r"\1 --training.batch_size 2 --training.evaluation_images 2"),
     ("--class bird -n 16", "--class bird -n 2"),
     (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
     (r"^(hrvqvae bench train)", rf"\1 --rounds 1 {SMALL}"),

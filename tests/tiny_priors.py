@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.runs.folder import RunFolder
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from tests.conftest import with_training
 

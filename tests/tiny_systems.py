@@ -7,18 +7,18 @@ from pathlib import Path
 
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.systems.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
-from hrvqvae.systems.treevq.config import TreeVQConfig
-from hrvqvae.systems.vqgan.config import VQGANConfig
-from hrvqvae.systems.vqpytorch.config import (
+from hrvqvae.models.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
+from hrvqvae.models.treevq.config import TreeVQConfig
+from hrvqvae.models.vqgan.config import VQGANConfig
+from hrvqvae.models.vqpytorch.config import (
     FSQConfig,
     FSQQuantizerConfig,
     VQPyTorchConfig,
     VQPyTorchQuantizerConfig,
 )
-from hrvqvae.systems.vqvae.config import VQVAEConfig
-from hrvqvae.systems.vqvae2.config import VQVAE2Config
+from hrvqvae.models.vqvae.config import VQVAEConfig
+from hrvqvae.models.vqvae2.config import VQVAE2Config
+from hrvqvae.priors.transformer.config import TransformerConfig
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 

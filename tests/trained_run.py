@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from hrvqvae.cli import main
-from hrvqvae.runs.compression import make_tables
+from hrvqvae.compression.images import make_tables
 from tests.cli.helpers import write_file
 from tests.conftest import with_training
 from tests.tiny_systems import tiny_run

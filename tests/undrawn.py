@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.pictures import curves
-from hrvqvae.runs.storage import write_atomic
+from hrvqvae.checkpoints.storage import write_atomic
+from hrvqvae.plots import curves
 
 
 @contextmanager

@@ -14,31 +14,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hrvqvae.checkpoints.trained import TrainedModel, load
     from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig
-    from hrvqvae.errors import InputError
+    from hrvqvae.models.base import Autoencoder
+    from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
+    from hrvqvae.models.hrvqvae.model import HRVQVAE
     from hrvqvae.quantize import Codes, TreeQuantizer
     from hrvqvae.quantize.layer import TreeVQ
-    from hrvqvae.runs.trained import TrainedModel, load
-    from hrvqvae.systems.base import Autoencoder
-    from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
-    from hrvqvae.systems.hrvqvae.model import HRVQVAE
+    from hrvqvae.utils.errors import InputError
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Autoencoder": "systems.base",
+    "Autoencoder": "models.base",
     "Codes": "quantize",
     "Config": "config",
     "DataConfig": "config",
-    "HRVQVAE": "systems.hrvqvae.model",
-    "HRVQVAEConfig": "systems.hrvqvae.config",
-    "InputError": "errors",
-    "TrainedModel": "runs.trained",
+    "HRVQVAE": "models.hrvqvae.model",
+    "HRVQVAEConfig": "models.hrvqvae.config",
+    "InputError": "utils.errors",
+    "TrainedModel": "checkpoints.trained",
     "TrainingConfig": "config",
     "TreeQuantizer": "quantize",
     "TreeQuantizerConfig": "config",
     "TreeVQ": "quantize.layer",
-    "load": "runs.trained",
+    "load": "checkpoints.trained",
 }
 
 __all__ = [

@@ -6,27 +6,27 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.folder import RunFolder, prior_folders, progressive_folder
+from hrvqvae.checkpoints.loading import described_config
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prefix_config, prior_config
+from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prior_config, progressive_config
 from hrvqvae.data.batches import Batch, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
-from hrvqvae.errors import InputError
+from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.evaluation.distortion import Report, evaluate
-from hrvqvae.nn import RefiningDecoder
-from hrvqvae.pictures import curves, sheets
-from hrvqvae.pictures.images import level_captions, level_rows
-from hrvqvae.processes import WHOLE, Part
-from hrvqvae.runs.folder import RunFolder, prefix_folder, prior_folders
-from hrvqvae.runs.loading import described_config
-from hrvqvae.systems.base import Autoencoder
-from hrvqvae.systems.one_grid import OneGrid
-from hrvqvae.training import autoencoder, prefixes, prior
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.blocks import ProgressiveDecoder
+from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.plots import curves, sheets
+from hrvqvae.plots.images import level_captions, level_rows
+from hrvqvae.training import autoencoder, prior, progressive
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
 from hrvqvae.training.loop import Metrics
 from hrvqvae.training.stage import Outcome
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError
 
 _SHEET_IMAGES = 8
 
@@ -53,12 +53,12 @@ class EvaluationHook:
         }  # fmt: skip
         self.log.write(record)
         self.display.say(f"step {state.step}  test {self._told(report)}")
-        if processes.first():
+        if distributed.is_rank_zero():
             self._draw(state, report)
 
     def evaluate(self, state: TrainState) -> Report:
         """The averaged model on the test images that an evaluation takes."""
-        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers, processes.part())
+        batches = self._batches(self.config.training.evaluation_images, self.config.data.workers, distributed.part())
         return evaluate(self._model(state), self.config, batches, "test", self.compute.device)
 
     def _told(self, report: Report) -> str:
@@ -85,7 +85,7 @@ class EvaluationHook:
         curves.codeword_usage([level.counts for level in report.levels], self.run.pictures / "usage.png")
 
 
-class PrefixEvaluationHook(EvaluationHook):
+class ProgressiveEvaluationHook(EvaluationHook):
     """The same of a model whose prefixes the averaged decoder decodes."""
 
     def __init__(
@@ -100,8 +100,8 @@ class PrefixEvaluationHook(EvaluationHook):
 
     def _model(self, state: TrainState) -> Autoencoder:
         decoder = state.averaged.module
-        assert isinstance(decoder, RefiningDecoder)
-        self.model.decode_prefixes_by(decoder.eval())
+        assert isinstance(decoder, ProgressiveDecoder)
+        self.model.use_progressive_decoder(decoder.eval())
         return self.model
 
 
@@ -173,36 +173,36 @@ def train_priors(
     return prior.train_priors(path, configs, resume=resume, evaluated=_draw_prior, say=say)
 
 
-def resolve_prefixes(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:
-    """The configuration of a run, with the training of the decoder of its prefixes as it begins or goes on.
+def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:
+    """The configuration of a run, with the training of the progressive decoder as it begins or goes on.
 
     Args:
         path: the folder of a trained model.
         given: dotted name -> text.
 
     Raises:
-        InputError: no such folder, or as `prefix_config`.
+        InputError: no such folder, or as `progressive_config`.
     """
     stored = described_config(path)
     if not Path(path).is_dir():
         raise InputError(f"{path} is no folder here; write one of it and train there: hrvqvae export {path} DIR")
-    folder = prefix_folder(path)
+    folder = progressive_folder(path)
     begun = folder.read_config() if resume and folder.config.is_file() else None
-    return prefix_config(stored, given, begun)
+    return progressive_config(stored, given, begun)
 
 
-def train_prefixes(path: str | Path, config: Config, *, resume: bool, say: Say = print) -> Outcome:
-    """Train a decoder of a run's prefixes, with evaluation and pictures. Raises as `prefixes.train_prefixes`."""
-    return prefixes.train_prefixes(path, config, resume=resume, evaluation=PrefixEvaluationHook, say=say)
+def train_progressive(path: str | Path, config: Config, *, resume: bool, say: Say = print) -> Outcome:
+    """Train a progressive decoder, with evaluation and pictures. Raises as `progressive.train_progressive`."""
+    return progressive.train_progressive(path, config, resume=resume, evaluation=ProgressiveEvaluationHook, say=say)
 
 
 __all__ = [
     "EvaluationHook",
-    "PrefixEvaluationHook",
+    "ProgressiveEvaluationHook",
     "resolve_autoencoder",
-    "resolve_prefixes",
     "resolve_priors",
+    "resolve_progressive",
     "train_autoencoder",
-    "train_prefixes",
     "train_priors",
+    "train_progressive",
 ]

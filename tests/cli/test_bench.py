@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.bench import search as bench_search_module
-from hrvqvae.bench.search import bench_search
+from benchmarks import search as bench_search_module
+from benchmarks.search import bench_search
 from hrvqvae.cli import main
 from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.data.images import read_image
-from hrvqvae.pictures.curves import search_growth
+from hrvqvae.plots.curves import search_growth
 from tests.cli.helpers import refused
 from tests.trained_run import tiny_run_with_priors
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 
 TRAIN = (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from hrvqvae import extras as of_extras
 from hrvqvae.cli import main
+from hrvqvae.utils import extras as of_extras
 
 
 def examined(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import hrvqvae
 from hrvqvae.cli import main
-from hrvqvae.codec.archive import appending, open_archive
+from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
@@ -133,7 +133,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["compress", run, tmp_path, "-o", tmp_path / "d"], "has no PNG, JPEG or WebP image"),
         (["compress", run, images / "none.png", "-o", file], "there is no such image"),
         (["compress", run, image, "-o", file, "--bytes", "6"], "bytes at the least; 6 are admitted"),
-        (["compress", run, image, "-o", file, "--bytes", "60", "--rate-weight", "1"], "give the bytes or the weight"),
+        (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "give the bytes or the weight"),
         (["compress", run, image, "-o", archive, "--bytes", "60"], "say how many instead of how many bytes"),
         (["compress", run, image, "-o", file, "--levels", "4"], "levels is 4; this model decodes 1, 2, 3"),
         (["compress", "mnist", image, "-o", archive], "was made by another model or other tables"),

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.cli import main
 from hrvqvae.config.parsing import from_file
-from hrvqvae.runs.folder import RunFolder, prior_folder
 from tests.cli.helpers import refused, write_file
 from tests.conftest import write_picture
 from tests.tiny_systems import tiny_run

@@ -85,20 +85,20 @@ def test_a_rate_weight_is_that_of_the_levels_that_are_shown(
     write_picture(tmp_path / "image.png", 0, (12, 12), "L")
     for levels in (1, 3):
         errors = []
-        for some in ([], ["--rate-weight", "0"]):
+        for some in ([], ["--lmbda", "0"]):
             made = [tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels", levels, *some]
             assert main(["reconstruct", str(run), *map(str, made)]) == 0
             errors.append(float(capsys.readouterr().out.split("MSE ")[1].split(",")[0]))
         assert errors[1] < errors[0]
     mse = []
-    for some in ([], ["--rate-weight", "0"]):
+    for some in ([], ["--lmbda", "0"]):
         assert main(["evaluate", str(run), "--json", "--device", "cpu", *some]) == 0
         mse.append(json.loads(capsys.readouterr().out)["mse"])
     assert mse[1] < mse[0]
     for command in (["evaluate", run], ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "none.png"]):
         for weight, told in ((-1, "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
-            line = refused([*command, "--rate-weight", weight], capsys)
-            assert f"the rate weight is {told}; it must be from 0 to 1e6" in line
+            line = refused([*command, "--lmbda", weight], capsys)
+            assert f"the lambda is {told}; it must be from 0 to 1e6" in line
     assert not (tmp_path / "none.png").exists()
 
 

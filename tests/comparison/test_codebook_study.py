@@ -1,4 +1,4 @@
-"""The study of codebooks: sizes, starts and revival, and what it refuses."""
+"""The study of codebooks: sizes, starts and dead-code restart, and what it refuses."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_the_study_of_codebooks(
     assert told[start + 1 : start + 5] == [
         "  system: hrvqvae | vqvae",
         "  leaves: 27",
-        "  with: k-means start, revival | k-means start | revival | neither",
+        "  with: k-means start, dead-code restart | k-means start | dead-code restart | neither",
         "  seed: 0",
     ]
     assert start < next(number for number, line in enumerate(told) if line.startswith("---")), "before any training"
     assert [(row["system"], row["leaves"]) for row in rows] == [
         (system, 27) for _ in range(4) for system in ("hrvqvae", "vqvae")
     ]
-    assert {row["with"] for row in rows} == {"k-means start, revival", "k-means start", "revival", "neither"}
+    assert {row["with"] for row in rows} == {"k-means start, dead-code restart", "k-means start", "dead-code restart", "neither"}
     assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
     assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
@@ -51,9 +51,9 @@ def test_the_study_of_codebooks(
     assert set(studied_systems()) == {"hrvqvae", "treevq", "vqvae"}, "the others have no codewords to be leaves"
     assert configs["hrvqvae-4096-neither-0"].codewords == 16
     assert configs["vqvae-4096-neither-0"].codewords == 4096
-    for name, start, revival in (
-        ("k-means-start-revival", True, True), ("k-means-start", True, False), ("revival", False, True),
+    for name, start, restart in (
+        ("k-means-start-dead-code-restart", True, True), ("k-means-start", True, False), ("dead-code-restart", False, True),
         ("neither", False, False),
     ):  # fmt: skip
         quantizer = configs[f"vqvae-64-{name}-0"]
-        assert (quantizer.init_vectors > 0, quantizer.revive_every > 0) == (start, revival)
+        assert (quantizer.init_vectors > 0, quantizer.restart_every > 0) == (start, restart)

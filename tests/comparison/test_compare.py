@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hrvqvae.checkpoints import storage
 from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
 from hrvqvae.comparison.compare import COLUMNS, Comparison, available_systems, compare
@@ -19,13 +20,12 @@ from hrvqvae.comparison.harness import _require_same, as_markdown
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import Features
-from hrvqvae.perceptual import efficientnet, published
-from hrvqvae.runs import storage
+from hrvqvae.models.perceptual import efficientnet, published
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.prior import PriorStep
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
 
@@ -222,9 +222,11 @@ def test_a_folder_keeps_the_perceptual_loss_that_it_began_with(tmp_path: Path, m
     left_open = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, perceptual="auto"))  # type: ignore[type-var]
     monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=left_open, sources={}, printed={}, about=""))
     command = ["compare", "mnist", "--systems", "vqgan", "--max-steps", "4", "--out", str(tmp_path)]
-    monkeypatch.setattr("hrvqvae.perceptual.choose_perceptual", lambda name="auto": "none" if name == "auto" else name)
+    monkeypatch.setattr(
+        "hrvqvae.models.perceptual.choose_perceptual", lambda name="auto": "none" if name == "auto" else name
+    )
     assert main(command) == 0
-    monkeypatch.setattr("hrvqvae.perceptual.choose_perceptual", lambda name="auto": "efficientnet-lite0")
+    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda name="auto": "efficientnet-lite0")
     assert main([*command, "--seeds", "2"]) == 0
     for seed in (0, 1):
         stored = (tmp_path / "runs" / f"vqgan-{seed}" / "config.yaml").read_text()

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.lock import locked
 from hrvqvae.comparison.compare import Comparison, compare
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.lock import locked
-from tests.runs.other_process import in_another_process
+from tests.checkpoints.other_process import in_another_process
 
 
 def test_two_processes_make_every_case_once(mnist_root: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 from tests.comparison.conftest import make_tiny
 
 

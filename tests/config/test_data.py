@@ -6,7 +6,7 @@ import pytest
 
 from hrvqvae.config import DataConfig, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 @pytest.mark.parametrize(

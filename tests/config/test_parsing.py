@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hrvqvae.config import Config, TrainingConfig, TreeQuantizerConfig, flatten, presets, to_dict
 from hrvqvae.config.parsing import from_dict, from_file, override
 from hrvqvae.config.schema import nested
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 def mnist() -> Config:

@@ -19,8 +19,8 @@ from hrvqvae.config import (
 )
 from hrvqvae.config.entries import DATASETS, SYSTEMS, System, TableSettings
 from hrvqvae.config.tables import Table
-from hrvqvae.errors import InputError
-from hrvqvae.systems.hrvqvae.config import HRVQVAEConfig
+from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
+from hrvqvae.utils.errors import InputError
 
 COLUMNS = ("ffhq", "imagenet", "cifar10", "mnist")
 GRIDS = (32, 32, 16, 16)

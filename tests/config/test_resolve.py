@@ -17,7 +17,7 @@ ALL = ("data", "model", "training", "prior")
         ({"training.device": "cuda:1", "training.threads": "3", "training.loggers": "tensorboard"}, True),
         ({"data.root": "/elsewhere", "data.workers": "0", "training.log_every": "7"}, True),
         ({"prior.training.device": "cuda", "prior.training.checkpoint_every": "7"}, True),
-        ({"prefixes.training.max_steps": "7"}, True),
+        ({"progressive.training.max_steps": "7"}, True),
         ({"training.seed": "7"}, False),
         ({"training.max_steps": "7"}, False),
         ({"training.precision": "bf16"}, False),

@@ -15,7 +15,7 @@ from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.random import stream
 from hrvqvae.data.workers import worker_errors
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 from tests.data.folders import folder_config
 
 

@@ -15,7 +15,7 @@ from hrvqvae.config.entries import DATASETS
 from hrvqvae.data import fetch, files
 from hrvqvae.data.network import run_program
 from hrvqvae.data.sets import cifar10
-from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import write_mnist
 from tests.data import packages
 

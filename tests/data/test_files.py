@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hrvqvae.data import files
-from hrvqvae.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 4, 5)])

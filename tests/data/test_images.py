@@ -18,7 +18,7 @@ from hrvqvae.data.images import (
     read_image,
 )
 from hrvqvae.data.splits import split_names
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 
 

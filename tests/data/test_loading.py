@@ -14,7 +14,7 @@ from hrvqvae.data.batches import Batch, evaluation_batches
 from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.images import BrokenImageError, list_folder
 from hrvqvae.data.loading import data_root, load_images
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, write_picture
 from tests.data.folders import folder_config
 

@@ -23,7 +23,7 @@ from hrvqvae.data import fetch, files, sets
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sets import cifar10, idx, mnist
-from hrvqvae.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError
 from tests.data import packages
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(sets.__path__, "hrvqvae.data.sets."))

@@ -23,7 +23,7 @@ from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import parquet, tar_index
 from hrvqvae.data.sources.naming import named_files
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
 from tests.data.folders import folder_config

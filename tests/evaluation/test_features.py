@@ -9,12 +9,12 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from hrvqvae.config import DataConfig
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation import judge
 from hrvqvae.evaluation.classifier import small_classifier
 from hrvqvae.evaluation.features import features_of
 from hrvqvae.evaluation.judge import Judge
-from hrvqvae.perceptual import published
+from hrvqvae.models.perceptual import published
+from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 
 

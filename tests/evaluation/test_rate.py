@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrvqvae.errors import InputError
+from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.evaluation.rate import ContextCode, Yardsticks, label_bits, measure_rate
 from hrvqvae.priors.base import Level, LevelPrior
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
-from hrvqvae.runs.codemaps import CodeMaps
+from hrvqvae.utils.errors import InputError
 
 
 class Paths:

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from hrvqvae import load
+from hrvqvae.checkpoints.codemaps import CodeMaps
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.loading import load_images
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation import judge
 from hrvqvae.evaluation.judge import train_judge
 from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.evaluation.recognition import recognize
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.runs.codemaps import CodeMaps
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused, write_file
 from tests.tiny_systems import tiny_run
 from tests.trained_run import tiny_run_with_priors
@@ -77,9 +77,9 @@ def test_no_image_of_the_train_split_is_counted_that_is_coded(
     assert np.array_equal(coded.labels, labels[::step][: len(coded)])
 
 
-@pytest.mark.parametrize(("beam", "rate_weight"), [(9, None), (None, 0.02), (9, 0.02)])
+@pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
 def test_a_beam_and_a_rate_weight_encode_all_that_is_measured(
-    run: Path, beam: int | None, rate_weight: float | None, monkeypatch: pytest.MonkeyPatch
+    run: Path, beam: int | None, lmbda: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codes of both kinds, though the run has stored those of its own search, and what samples stand beside."""
     seen = {}
@@ -88,22 +88,22 @@ def test_a_beam_and_a_rate_weight_encode_all_that_is_measured(
         seen.update(coded=coded, counted=counted)
 
     def judged(model: TrainedModel, *_: object, **options: object) -> tuple[()]:
-        seen.update(model=model, rate_weight=options["rate_weight"])
+        seen.update(model=model, lmbda=options["lmbda"])
         return ()
 
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
     monkeypatch.setattr("hrvqvae.evaluation.report.recognize", judged)
-    found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, rate_weight=rate_weight, say=silent)
+    found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda, say=silent)
     wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
     assert isinstance(images, MemoryImages)
     for maps, some in ((seen["coded"], images.images[::2]), (seen["counted"], images.images[1::2])):
-        for level, codes in zip(maps.levels, wide.encode(torch.from_numpy(some), rate_weight), strict=True):
+        for level, codes in zip(maps.levels, wide.encode(torch.from_numpy(some), lmbda), strict=True):
             assert np.array_equal(level, codes.numpy())
-    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.images), rate_weight), size=(12, 12))
+    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.images), lmbda), size=(12, 12))
     assert found.report.mse == pytest.approx(float((decoded - whole / 255).square().mean()), rel=1e-4)
     assert seen["model"].config.model.quantizer.beam == (beam or 1)
-    assert seen["rate_weight"] == rate_weight
+    assert seen["lmbda"] == lmbda
 
 
 def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

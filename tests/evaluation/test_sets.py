@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import Features
 from hrvqvae.evaluation.sets import RealImages, share_among
+from hrvqvae.utils.errors import InputError
 
 PIXELS = Features("", lambda images: images.flatten(1))
 

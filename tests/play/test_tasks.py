@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrvqvae.codec.geometry import Geometry
-from hrvqvae.errors import InputError
-from hrvqvae.pictures import hierarchy
-from hrvqvae.pictures.figures import tree_at
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.compression.geometry import Geometry
 from hrvqvae.play import tasks
-from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.plots import hierarchy
+from hrvqvae.plots.figures import tree_at
+from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits
 from tests.trained_run import tiny_run_with_priors
 

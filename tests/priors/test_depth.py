@@ -12,14 +12,14 @@ from torch.nn.functional import conv2d, elu, embedding
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
-from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.priors.base import Level, Prior, code_loss, total_bits
 from hrvqvae.priors.build import build_prior
 from hrvqvae.priors.depth.config import DepthConfig
 from hrvqvae.priors.depth.network import DepthPrior
-from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.hierarchy import KnownCodes, sample_cached, sample_codes
 from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 
 def levels_of(
@@ -110,7 +110,13 @@ def test_a_head_by_hand() -> None:
 
 
 def drawn(
-    sampler: Callable[..., None], prior: Prior, label: Tensor | None, batch: int, seed: int, draw: Draw, keep: float
+    sampler: Callable[..., None],
+    prior: Prior,
+    label: Tensor | None,
+    batch: int,
+    seed: int,
+    draw: SamplingParams,
+    keep: float,
 ) -> list[Tensor]:
     codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
     known = [torch.rand(one.shape, generator=generator) < keep for one in codes]
@@ -139,7 +145,7 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
         residual_blocks=blocks, attention_layers=int(generator.integers(0, blocks + 1)), attention_heads=heads,
         kernel=some(3, 5, 7), head_units=int(generator.integers(1, 9)),
     )  # fmt: skip
-    draw = Draw(
+    draw = SamplingParams(
         temperature=some(1.0, 0.7, 1.5),  # type: ignore[arg-type]
         top_k=some(0, 1, min(symbols)),  # type: ignore[arg-type]
         top_p=some(1.0, 0.9, 0.4),  # type: ignore[arg-type]
@@ -159,18 +165,18 @@ def test_a_sample_does_not_depend_on_its_batch_and_keeps_what_is_known() -> None
         return tuple(prior.paths(codes)) if codes else ()
 
     label = torch.tensor([0, 1, 1, 0])
-    together = sample_codes([prior], paths, range(4), seed=4, label=label, draw=Draw())
-    alone = sample_codes([prior], paths, [2], seed=4, label=label[2:3], draw=Draw())
+    together = sample_codes([prior], paths, range(4), seed=4, label=label, draw=SamplingParams())
+    alone = sample_codes([prior], paths, [2], seed=4, label=label[2:3], draw=SamplingParams())
     assert all(torch.equal(one[2:3], other) for one, other in zip(together, alone, strict=True))
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     other = tuple((one + 1) % 3 for one in alone)
     kept = sample_codes(
-        [prior], paths, [2], seed=4, label=label[2:3], draw=Draw(), known=KnownCodes(other, (where,) * 2)
+        [prior], paths, [2], seed=4, label=label[2:3], draw=SamplingParams(), known=KnownCodes(other, (where,) * 2)
     )
     assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
     again = sample_codes(
-        [prior], paths, [2], seed=4, label=label[2:3], draw=Draw(), known=KnownCodes(alone, (where,) * 2)
+        [prior], paths, [2], seed=4, label=label[2:3], draw=SamplingParams(), known=KnownCodes(alone, (where,) * 2)
     )
     assert all(torch.equal(one, two) for one, two in zip(again, alone, strict=True)), "its own codes change nothing"
 
@@ -181,7 +187,7 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Cal
     prior = random_depth(levels, attention_layers=0)
     prior.heads[1].output.bias[:] = float("nan")
     with pytest.raises(NonFiniteError, match="the prior of level 2 gives logits that are NaN .* row 0, column 0"):
-        drawn(sampler, prior, None, 2, 0, Draw(), 0.0)
+        drawn(sampler, prior, None, 2, 0, SamplingParams(), 0.0)
 
 
 def test_bits_are_of_each_level() -> None:

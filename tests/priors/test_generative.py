@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import kept_parts
+from hrvqvae.utils.errors import InputError
 
 
 @pytest.mark.parametrize(("keep", "count"), [("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)])

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.cli import main
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Level, LevelPrior
-from hrvqvae.priors.draw import Draw, draw_code
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached, sample_codes
 from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.sampling_params import SamplingParams, draw_code
 from hrvqvae.priors.transformer.config import TransformerConfig
 from hrvqvae.priors.transformer.network import Transformer
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
 from tests.priors.test_pixelsnail import network, random_prior
 from tests.priors.test_transformer import random_transformer
 
@@ -47,7 +47,7 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 
 
 def sampled(
-    priors: list[LevelPrior], draw: Draw, sampler: Sampler = sample_cached, known: KnownCodes | None = None
+    priors: list[LevelPrior], draw: SamplingParams, sampler: Sampler = sample_cached, known: KnownCodes | None = None
 ) -> Codes:
     numbers = range(len(_LABEL))
     return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, draw=draw, known=known, sampler=sampler)
@@ -56,7 +56,7 @@ def sampled(
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
 def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
     prior = random_network("transformer", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
-    (codes,) = sampled([prior], Draw(guidance=guidance), sample_plain)
+    (codes,) = sampled([prior], SamplingParams(guidance=guidance), sample_plain)
     for number, label in enumerate(_LABEL.tolist()):
         generator = np.random.default_rng((6, number))
         generator.random()  # the class
@@ -75,7 +75,9 @@ def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, 
     generator = np.random.default_rng(seed)
     grid, symbols = (int(generator.integers(1, 6)), int(generator.integers(1, 6))), int(generator.integers(2, 6))
     priors = two_levels(kind, grid, symbols, seed)
-    draw = Draw(guidance=guidance, temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, 3)))
+    draw = SamplingParams(
+        guidance=guidance, temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, 3))
+    )
     where = torch.from_numpy(generator.random(grid) < 0.3)
     given = tuple(torch.from_numpy(generator.integers(0, symbols, (len(_LABEL), *grid))) for _ in range(2))
     known = KnownCodes(given, (where, where)) if seed % 2 else None
@@ -87,13 +89,14 @@ def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, 
 
 def test_guidance_matters_and_two_threads_draw_the_same() -> None:
     priors = two_levels("pixelsnail", (5, 4), 4, 0)
-    weak, strong = (sampled(priors, Draw(guidance=guidance)) for guidance in (1.0, 3.0))
+    weak, strong = (sampled(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0))
     assert not torch.equal(weak[0], strong[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - threads if threads < 3 else 1)
     try:
         assert all(
-            torch.equal(one, other) for one, other in zip(strong, sampled(priors, Draw(guidance=3.0)), strict=True)
+            torch.equal(one, other)
+            for one, other in zip(strong, sampled(priors, SamplingParams(guidance=3.0)), strict=True)
         )
     finally:
         torch.set_num_threads(threads)
@@ -107,11 +110,17 @@ def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_with
     weights = guided.state_dict()
     weights["classes.weight"] = weights["classes.weight"][:3]
     plain.load_state_dict(weights)
-    assert torch.equal(sampled([guided], Draw())[0], sampled([plain], Draw())[0])
+    assert torch.equal(sampled([guided], SamplingParams())[0], sampled([plain], SamplingParams())[0])
     other = sample_codes(
-        [guided], paths, range(5), seed=6, label=torch.zeros_like(_LABEL), draw=Draw(guidance=0), sampler=sample_cached
+        [guided],
+        paths,
+        range(5),
+        seed=6,
+        label=torch.zeros_like(_LABEL),
+        draw=SamplingParams(guidance=0),
+        sampler=sample_cached,
     )
-    assert torch.equal(sampled([guided], Draw(guidance=0))[0], other[0]), "whatever the class"
+    assert torch.equal(sampled([guided], SamplingParams(guidance=0))[0], other[0]), "whatever the class"
 
 
 @pytest.mark.parametrize("guidance", [-0.5, float("nan"), float("inf"), 1e39, 1000.5])
@@ -132,7 +141,7 @@ def test_the_largest_guidance_and_the_least_temperature_draw_the_likeliest(
     one: list[float], other: list[float]
 ) -> None:
     number = min(len(one), len(other))
-    draw = Draw(guidance=1000, temperature=1e-6)
+    draw = SamplingParams(guidance=1000, temperature=1e-6)
     given_class, without = np.float32(one[:number]), np.float32(other[:number])
     guidance = Guidance(None, torch.tensor([draw.guidance, 1 - draw.guidance]))
     mixed = guidance.mixed(torch.from_numpy(np.stack([given_class, without]))).numpy()[0]
@@ -148,11 +157,11 @@ def test_what_was_trained_without_class_dropout_is_not_guided(sampler: Sampler) 
     priors: list[LevelPrior] = [random_network("transformer", level) for level in levels]
     line = "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with --prior.class_dr"
     with pytest.raises(InputError, match=line):
-        sampled(priors, Draw(guidance=1.5), sampler)
+        sampled(priors, SamplingParams(guidance=1.5), sampler)
     classless = [Transformer(TransformerConfig(hidden_units=4, layers=1, heads=1), Level(grid=(1, 1), symbols=2), 0)]
     with pytest.raises(InputError, match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
         sample_codes(
-            classless, paths, [0], seed=0, label=None, draw=Draw(guidance=1.5), sampler=sampler
+            classless, paths, [0], seed=0, label=None, draw=SamplingParams(guidance=1.5), sampler=sampler
         )  # fmt: skip
 
 

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from hrvqvae.config.entries import PRIORS, PriorNetwork
-from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.draw import NO_CODE, Draw, draw_code
 from hrvqvae.priors.hierarchy import KnownCodes, draw_labels, sample_cached, sample_codes
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL
 from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code
 from hrvqvae.priors.transformer.config import TransformerConfig
 from hrvqvae.priors.transformer.network import Transformer
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.priors.table import Table, TableConfig
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 
 
 def drawn(
-    sampler: Callable[..., None], prior: Prior, level: Level, batch: int, seed: int, draw: Draw, keep: float
+    sampler: Callable[..., None], prior: Prior, level: Level, batch: int, seed: int, draw: SamplingParams, keep: float
 ) -> Tensor:
     codes, coarser, label = inputs(level, batch, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
         residual_blocks=blocks, attention_layers=(int(generator.integers(0, blocks + 1)),), attention_heads=heads,
         kernel=some(3, 5, 7),
     )  # fmt: skip
-    draw = Draw(
+    draw = SamplingParams(
         temperature=some(1.0, 0.7, 1.5),  # type: ignore[arg-type]
         top_k=some(0, 1, symbols, max(1, symbols // 2)),  # type: ignore[arg-type]
         top_p=some(1.0, 0.9, 0.4),  # type: ignore[arg-type]
@@ -68,16 +68,16 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
 def test_two_threads_draw_the_same_codes_as_one() -> None:
     level = Level(grid=(5, 4), symbols=4, coarser=(4,), classes=3)
     prior = random_prior(network(), level)
-    alone = drawn(sample_cached, prior, level, 7, 0, Draw(), 0.0)
+    alone = drawn(sample_cached, prior, level, 7, 0, SamplingParams(), 0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert torch.equal(drawn(sample_cached, prior, level, 7, 0, Draw(), 0.0), alone)
+        assert torch.equal(drawn(sample_cached, prior, level, 7, 0, SamplingParams(), 0.0), alone)
     finally:
         torch.set_num_threads(threads)
 
 
-def chosen_by_definition(logits: np.ndarray, uniform: float, draw: Draw) -> int:
+def chosen_by_definition(logits: np.ndarray, uniform: float, draw: SamplingParams) -> int:
     """The draw, written from its description: sort, cut, renormalize, inverse distribution."""
     shares = np.exp(logits.astype(np.float64) / draw.temperature)
     shares /= shares.sum()
@@ -95,9 +95,16 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, draw: Draw) -> int:
 
 
 @pytest.mark.parametrize(
-    "draw", [Draw(), Draw(temperature=0.5), Draw(top_k=2), Draw(top_p=0.7), Draw(temperature=2, top_k=4, top_p=0.8)]
+    "draw",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(top_k=2),
+        SamplingParams(top_p=0.7),
+        SamplingParams(temperature=2, top_k=4, top_p=0.8),
+    ],
 )
-def test_a_code_is_drawn_as_described(draw: Draw) -> None:
+def test_a_code_is_drawn_as_described(draw: SamplingParams) -> None:
     generator = np.random.default_rng(3)
     for _ in range(300):
         logits = generator.normal(size=6).astype(np.float32) * 2
@@ -115,7 +122,9 @@ def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> No
 def test_codes_come_as_often_as_their_probability_says() -> None:
     level = Level(grid=(1, 1), symbols=5)
     prior = random_prior(network(attention_layers=(0,)), level)
-    codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, draw=Draw())[0].flatten()
+    codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, draw=SamplingParams())[
+        0
+    ].flatten()
     shares = prior.logits(torch.zeros(1, 1, 1, dtype=torch.long), [], None).softmax(1).flatten().double().numpy()
     counts, expected = torch.bincount(codes, minlength=5).numpy(), 4000 * shares / shares.sum()
     assert ((counts - expected) ** 2 / expected).sum() < 18.5, "chi-square, 4 degrees of freedom, beyond 1 in 1,000"
@@ -139,18 +148,22 @@ def three_levels() -> list[Prior]:
 
 def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
     label = torch.tensor([0, 1, 1, 0, 1])
-    together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, draw=Draw())
+    together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, draw=SamplingParams())
     for number in range(5):
-        alone = sample_codes(three_levels, tree_paths, [number], seed=4, label=label[number : number + 1], draw=Draw())
+        alone = sample_codes(
+            three_levels, tree_paths, [number], seed=4, label=label[number : number + 1], draw=SamplingParams()
+        )
         assert all(torch.equal(one[number : number + 1], other) for one, other in zip(together, alone, strict=True))
-    other = sample_codes(three_levels, tree_paths, range(5), seed=5, label=label, draw=Draw())
+    other = sample_codes(three_levels, tree_paths, range(5), seed=5, label=label, draw=SamplingParams())
     assert any(not torch.equal(one, two) for one, two in zip(together, other, strict=True))
 
 
 def test_all_levels_cached_and_plain(three_levels: list[Prior]) -> None:
     label = torch.tensor([0, 1, 1])
     cached, plain = (
-        sample_codes(three_levels, tree_paths, range(3), seed=9, label=label, draw=Draw(top_p=0.9), sampler=sampler)
+        sample_codes(
+            three_levels, tree_paths, range(3), seed=9, label=label, draw=SamplingParams(top_p=0.9), sampler=sampler
+        )
         for sampler in (sample_cached, sample_plain)
     )
     assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
@@ -158,16 +171,16 @@ def test_all_levels_cached_and_plain(three_levels: list[Prior]) -> None:
 
 def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
     label = torch.tensor([0])
-    free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, draw=Draw())
+    free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, draw=SamplingParams())
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     again = sample_codes(
-        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=KnownCodes(free, (where,) * 3)
+        three_levels, tree_paths, [0], seed=4, label=label, draw=SamplingParams(), known=KnownCodes(free, (where,) * 3)
     )
     assert all(torch.equal(one, other) for one, other in zip(free, again, strict=True)), "its own codes change nothing"
     other = tuple((code + 1) % 3 for code in free)
     kept = sample_codes(
-        three_levels, tree_paths, [0], seed=4, label=label, draw=Draw(), known=KnownCodes(other, (where,) * 3)
+        three_levels, tree_paths, [0], seed=4, label=label, draw=SamplingParams(), known=KnownCodes(other, (where,) * 3)
     )
     assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
     assert any(not torch.equal(one[0][~where], two[0][~where]) for one, two in zip(kept, free, strict=True))
@@ -193,17 +206,17 @@ def test_labels_come_as_often_as_in_training() -> None:
 )
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Draw(**options)  # type: ignore[arg-type]
+        SamplingParams(**options)  # type: ignore[arg-type]
 
 
 def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:
     with pytest.raises(InputError, match="top-k is 4, but a code has only 3 symbols"):
-        sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), draw=Draw(top_k=4))
+        sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), draw=SamplingParams(top_k=4))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("draw", [Draw(), Draw(top_k=2), Draw(top_p=0.5)])
-def test_logits_without_a_distribution_give_no_code(bad: float, draw: Draw) -> None:
+@pytest.mark.parametrize("draw", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
+def test_logits_without_a_distribution_give_no_code(bad: float, draw: SamplingParams) -> None:
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
     for code in range(4):
         some = logits.copy()
@@ -224,7 +237,7 @@ def test_the_position_of_logits_that_are_not_finite_is_named(kind: str, sampler:
     prior.rows[2] = float("nan")
     line = "the prior of level 3 gives logits that are NaN or infinite at row 2, column 0"
     with pytest.raises(NonFiniteError, match=line):
-        drawn(sampler, prior, level, 2, 0, Draw(top_k=2), 0.0)
+        drawn(sampler, prior, level, 2, 0, SamplingParams(top_k=2), 0.0)
 
 
 def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +245,6 @@ def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: py
     monkeypatch.setitem(PRIORS._loaded, "table", entry)
     level = Level(grid=(3, 40), symbols=3)
     prior = Table(level, [0.2, 0.5, 0.3])
-    codes = drawn(sample_cached, prior, level, 5, 0, Draw(), 0.0)
-    assert torch.equal(codes, drawn(sample_plain, prior, level, 5, 0, Draw(), 0.0))
+    codes = drawn(sample_cached, prior, level, 5, 0, SamplingParams(), 0.0)
+    assert torch.equal(codes, drawn(sample_plain, prior, level, 5, 0, SamplingParams(), 0.0))
     assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx([0.2, 0.5, 0.3], abs=0.06)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
 
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Level
-from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.hierarchy import sample_cached
 from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.priors.transformer.config import TransformerConfig
 from hrvqvae.priors.transformer.network import Transformer
+from hrvqvae.utils.errors import InputError
 from tests.priors.test_pixelsnail import inputs
 from tests.priors.test_sampling import drawn
 
@@ -90,7 +90,9 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
     config = TransformerConfig(
         hidden_units=heads * int(generator.integers(1, 6)), layers=int(generator.integers(1, 4)), heads=heads
     )
-    draw = Draw(temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, symbols + 1)))
+    draw = SamplingParams(
+        temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, symbols + 1))
+    )
     prior, keep = random_transformer(config, level, seed), float(generator.choice([0.0, 0.4]))
     batch = int(generator.integers(1, 5))
     cached = drawn(sample_cached, prior, level, batch, seed, draw, keep)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import TreeQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.quantize.search import Beam, compiled_beam, search_tree
 from hrvqvae.quantize.search.beam import search_beam
 from hrvqvae.quantize.search.compiled import filled_up
 from hrvqvae.quantize.search.compiled_beam import search_beam_compiled
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 FORMS = (search_beam, search_beam_compiled)
 

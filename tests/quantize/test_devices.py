@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hrvqvae.bench.gpu.codes import SEARCHES, compare
+from benchmarks.gpu.codes import SEARCHES, compare
 from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.errors import NonFiniteError
 from hrvqvae.quantize import TreeQuantizer
 from hrvqvae.quantize.search import TreeSearch, beam, chunked, search_flat_fastest, search_tree_fastest
+from hrvqvae.utils.errors import NonFiniteError
 from tests.devices import needs_gpu, on_each_device
 
 VECTORS, WIDTH = 3_000, 16

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import FlatQuantizer
 from hrvqvae.quantize.search import search_flat
 from hrvqvae.quantize.search.chunked import search_flat_chunked
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 CONFIG = QuantizerConfig(codewords=7, dim=3, beta=0.4, decay=0.9)
 
@@ -74,7 +74,7 @@ def test_lookup_inverts_encode() -> None:
 def test_dead_codewords_are_revived() -> None:
     quantizer, latents = quantizer_of(), latents_of()
     quantizer.codebook.set_codewords(torch.tensor([3]), torch.full((1, 3), 50.0), torch.tensor([0.0]))
-    assert quantizer.revive(latents, torch.Generator().manual_seed(0)) == 1
+    assert quantizer.restart_dead_codes(latents, torch.Generator().manual_seed(0)) == 1
     assert (quantizer.codebook.codewords[0, 3] - latents.reshape(-1, 3)).abs().sum(1).min() == 0
 
 

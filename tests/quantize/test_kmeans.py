@@ -79,7 +79,7 @@ def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
     child = int(quantizer.levels[1].count[empty].argmax())
     torch.testing.assert_close(quantizer.levels[1].codewords[empty, child], torch.tensor([-1.0, -1.0]))
     assert quantizer.levels[1].count[empty].tolist().count(0) == 1
-    quantizer.revive(latents, generator())
+    quantizer.restart_dead_codes(latents, generator())
     assert torch.isfinite(quantizer.levels[1].codewords).all()
 
 

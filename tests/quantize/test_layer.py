@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hrvqvae import InputError, TreeVQ
-from hrvqvae.errors import NonFiniteError
+from hrvqvae.utils.errors import NonFiniteError
 from tests.quantize import oracle
 
 DIM, SIZE, LEVELS = 6, 3, 3
@@ -245,15 +245,15 @@ def test_before_training_it_quantizes_to_zero() -> None:
 @pytest.mark.parametrize("after", [1, 2, 3, 6])
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_it_goes_on_from_its_state(tmp_path: Path, after: int, update: str) -> None:
-    """From a file, in the middle of the start as well as after it, to the same bits; revival included."""
-    one = layer(start_vectors=250, revive_every=2, update=update)
+    """From a file, in the middle of the start as well as after it, to the same bits; dead-code restart included."""
+    one = layer(start_vectors=250, restart_every=2, update=update)
     batches = [features(5, 20, seed=seed) for seed in range(9)]
     for batch in batches[:after]:
         one(batch)
     torch.save(one.state_dict(), tmp_path / "state.pt")
     save_file(one.state_dict(), tmp_path / "state.safetensors")
     for read in (lambda: torch.load(tmp_path / "state.pt"), lambda: load_file(tmp_path / "state.safetensors")):
-        other = layer(start_vectors=250, revive_every=2, update=update)
+        other = layer(start_vectors=250, restart_every=2, update=update)
         other.load_state_dict(read())
         assert equal(state_of(one), state_of(other))
         going = copy.deepcopy(one)
@@ -275,7 +275,7 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step() -> None:
 
 @pytest.mark.parametrize("every", [4, 0])
 def test_dead_codewords_come_back_by_themselves(every: int) -> None:
-    one = layer(revive_every=every, decay=0.5)
+    one = layer(restart_every=every, decay=0.5)
     one(features(10, 20))
     for seed in range(20):
         x = 3 * features(10, 20, seed=seed) + 40  # the data has moved: most codewords are far from all of it
@@ -285,7 +285,7 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
 
 
 def test_gradient_codebooks_learn_with_the_model() -> None:
-    one = layer(update="gradient", revive_every=0)
+    one = layer(update="gradient", restart_every=0)
     assert len(list(one.parameters())) == LEVELS
     assert not list(layer().parameters())
     one(features(10, 20))
@@ -303,9 +303,9 @@ def test_gradient_codebooks_learn_with_the_model() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
 def test_compiled_as_a_part_of_a_model() -> None:
-    """Whole graph in evaluation mode; in training mode the same steps as without compilation, start and revival too."""
+    """Whole graph in evaluation mode; in training mode the same steps as without compilation, start and dead-code restart too."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, revive_every=2))
+    model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2))
     other = copy.deepcopy(model)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
@@ -332,7 +332,7 @@ def test_compiled_as_a_part_of_a_model() -> None:
         ({"levels": 0}, "levels is 0; it must be at least 1"),
         ({"dim": 0}, "dim is 0; it must be at least 1"),
         ({"decay": 1.0}, "decay is 1.0; it must be at least 0 and below 1"),
-        ({"revive_every": -1}, "revive_every is -1; it must be at least 0"),
+        ({"restart_every": -1}, "restart_every is -1; it must be at least 0"),
         ({"beam": 0}, "beam is 0; it must be at least 1"),
         ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be at least 0"),
         ({"level_betas": (0.0, 1.0)}, r"level_betas is \(0.0, 1.0\); it must be none, one or 3 values"),

@@ -23,9 +23,9 @@ def test_the_code_of_the_page_runs() -> None:
 
 
 def revived_rows_begin_anew(names: dict[str, Any]) -> None:
-    """The page's step with Adam: where revival moves a codeword, its moments are those of this one step."""
+    """The page's step with Adam: where dead-code restart moves a codeword, its moments are those of this one step."""
     quantize, step, state = names["quantize"], names["step"], names["optimizer"].state
-    quantize.start_vectors, quantize.revive_every = 256, 3
+    quantize.start_vectors, quantize.restart_every = 256, 3
     counts = [one for name, one in quantize.named_buffers() if name.endswith("count")]
     generator = torch.Generator().manual_seed(0)
     moved_rows = 0

@@ -34,7 +34,7 @@ def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: 
     (first, jumped), (second, _) = (torch.load(folder / f"{update}-{rank}-2.pt") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert jumped > 0, "something is revived on the way"
+    assert jumped > 0, "something is restarted on the way"
     alone, _ = two_processes.train(update, 0, 1)
     assert _state(first).keys() == _state(alone).keys()
     torch.testing.assert_close(_state(first), _state(alone), rtol=1e-3, atol=1e-4)

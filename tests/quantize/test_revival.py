@@ -1,4 +1,4 @@
-"""Revival of dead codewords: where they go, what becomes of their subtrees, and which vectors are drawn from."""
+"""dead-code restart of dead codewords: where they go, what becomes of their subtrees, and which vectors are drawn from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def error(quantizer: TreeQuantizer, z: Tensor) -> Tensor:
 def test_a_revived_subtree_codes_what_is_left_as_well_as_its_source_did(update: str) -> None:
     quantizer, z = with_a_dead_codeword(update)
     before = error(quantizer, z)
-    assert quantizer.revive(z, generator(3)) == 1
+    assert quantizer.restart_dead_codes(z, generator(3)) == 1
     near = quantizer.encode(z)[0].flatten() == 2
     assert near.sum() > 20
     after = error(quantizer, z)
@@ -60,7 +60,7 @@ def test_a_revived_subtree_codes_what_is_left_as_well_as_its_source_did(update: 
 def test_a_subtree_is_copied_with_its_counts_in_proportion(update: str) -> None:
     quantizer, z = with_a_dead_codeword(update)
     first, mean = quantizer.encode(z)[0].flatten(), float(quantizer.levels[0].count.mean())
-    quantizer.revive(z, generator(3))
+    quantizer.restart_dead_codes(z, generator(3))
     at = (z.reshape(-1, 2) == quantizer.levels[0].codewords.detach()[0, 2]).all(1).nonzero()
     source = int(first[int(at[0])])
     weight = quantizer.levels[0].count[0, 2] / quantizer.levels[0].count[0, source]
@@ -82,7 +82,7 @@ def test_several_levels_are_revived_at_once() -> None:
     level.set_codewords(dead, torch.full((3, 2), FAR), torch.full((3,), 1e-4))
     third = (dead[:, None] * 4 + torch.arange(4)).flatten()
     quantizer.levels[2].set_codewords(third, torch.full((12, 2), FAR), torch.full((12,), 1e-4))
-    assert quantizer.revive(z, generator(3)) == 4
+    assert quantizer.restart_dead_codes(z, generator(3)) == 4
     for moved in dead.tolist():
         assert level.codewords.view(-1, 2)[moved].abs().max() < 10
         assert quantizer.levels[2].codewords[moved].abs().max() < 10
@@ -98,10 +98,10 @@ def test_vectors_of_dead_codewords_are_not_drawn() -> None:
     for seed in range(20):
         twin = TreeQuantizer(CONFIG)
         twin.load_state_dict(quantizer.state_dict())
-        twin.revive(z, generator(seed))
+        twin.restart_dead_codes(z, generator(seed))
         assert twin.levels[0].codewords[0, 2].abs().max() < 10, "drawn from the living"
     codebook.count.zero_()
-    assert quantizer.revive(z, generator()) >= 0, "a codebook without any count is left alone"
+    assert quantizer.restart_dead_codes(z, generator()) >= 0, "a codebook without any count is left alone"
     assert codebook.codewords[0, 2].min() == FAR
 
 
@@ -111,6 +111,6 @@ def test_as_many_are_revived_as_there_are_vectors() -> None:
     quantizer.codebook.count[0, 1:] = 0
     quantizer.codebook.set_codewords(torch.arange(1, 8), torch.full((7, 2), FAR), torch.zeros(7))
     latents = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
-    assert quantizer.revive(latents, generator()) == 3
+    assert quantizer.restart_dead_codes(latents, generator()) == 3
     moved = {tuple(one.tolist()) for one in quantizer.codebook.codewords[0] if one.max() < 1}
     assert {tuple(one) for one in latents.tolist()} <= moved

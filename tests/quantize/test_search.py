@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrvqvae.errors import NonFiniteError
 from hrvqvae.quantize.search import FlatSearcher, TreeSearcher, chunked, compiled, search_flat, search_tree
 from hrvqvae.quantize.search.chunked import search_flat_chunked, search_tree_chunked
 from hrvqvae.quantize.search.compiled import search_flat_compiled, search_tree_compiled
+from hrvqvae.utils.errors import NonFiniteError
 
 TREES: dict[str, TreeSearcher] = {
     "plain": search_tree,

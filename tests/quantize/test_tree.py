@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.errors import InputError, NonFiniteError
 from hrvqvae.quantize import TreeQuantizer
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.quantize.search import TreeSearch, search_tree
+from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.quantize import oracle
 
 CONFIG = TreeQuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
@@ -227,7 +227,7 @@ def test_codes_out_of_range_are_refused(code: int, message: str) -> None:
         random_quantizer().lookup(codes)
 
 
-# Start and revival
+# Start and dead-code restart
 
 
 def test_kmeans_start_is_near_the_best_of_a_known_mixture() -> None:
@@ -263,8 +263,8 @@ def check_revival_lasts(quantizer: TreeQuantizer, z: torch.Tensor) -> None:
     codes = quantizer.encode(z)
     parents = quantizer.paths(codes)
     visited = [{0}] + [set(path.flatten().tolist()) for path in parents[:-1]]
-    revived = quantizer.revive(z, torch.Generator().manual_seed(5))
-    assert revived >= 1
+    restarted = quantizer.restart_dead_codes(z, torch.Generator().manual_seed(5))
+    assert restarted >= 1
     for level, codebook in enumerate(quantizer.levels):
         assert all(float(codebook.codewords[node, 2].abs().max()) < 10 for node in visited[level])
         unvisited = set(range(len(codebook.count))) - visited[level]
@@ -282,7 +282,7 @@ def test_revival_is_seeded() -> None:
     states = []
     for seed in (7, 7, 8):
         quantizer, z = starved()
-        quantizer.revive(z, torch.Generator().manual_seed(seed))
+        quantizer.restart_dead_codes(z, torch.Generator().manual_seed(seed))
         states.append(quantizer.levels[0].codewords.clone())
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -291,7 +291,7 @@ def test_revival_is_seeded() -> None:
 def test_nothing_is_revived_where_all_is_alive() -> None:
     quantizer, z = TreeQuantizer(CONFIG), latents(4, 16, 16)
     quantizer.initialize(z, torch.Generator().manual_seed(0))
-    assert quantizer.revive(z, torch.Generator()) == 0
+    assert quantizer.restart_dead_codes(z, torch.Generator()) == 0
 
 
 # Pitfalls seen in public code (docs/method.md): each check passes here and fails on the faulty form.

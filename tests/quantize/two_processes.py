@@ -30,7 +30,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 def train(update: str, rank: int, size: int) -> tuple[dict[str, Tensor], int]:
     """The state after some steps on this process's part of each batch, and how many codewords jumped on the way."""
     torch.manual_seed(0)
-    layer = TreeVQ(6, 3, 3, update=update, start_vectors=700, revive_every=3, decay=0.5)  # type: ignore[arg-type]
+    layer = TreeVQ(6, 3, 3, update=update, start_vectors=700, restart_every=3, decay=0.5)  # type: ignore[arg-type]
     whole = _Whole(nn.Linear(6, 6), layer)
     trained = DistributedDataParallel(whole) if size > 1 else whole
     optimizer = torch.optim.SGD(whole.parameters(), 0.05)

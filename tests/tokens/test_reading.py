@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 
 import hrvqvae
+from hrvqvae.checkpoints import codemaps, storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.loading import load_images
-from hrvqvae.errors import InputError
-from hrvqvae.runs import codemaps, storage
-from hrvqvae.runs.folder import RunFolder, prior_folder
-from hrvqvae.runs.loading import load_with_config
 from hrvqvae.stages import resolve_priors
 from hrvqvae.tokens.maps import maps_of_shards
+from hrvqvae.utils.errors import InputError
+from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
-from tests.runs.other_process import in_another_process
 from tests.tiny_priors import GIVEN, train_levels, trained_copy
 from tests.tokens.made import digit_files, files, table, tokenize
 
@@ -140,7 +140,7 @@ def test_another_model_and_none(shards: Path, tmp_path: Path, capsys: pytest.Cap
 def test_the_extra_that_is_missing_is_named(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith(("hrvqvae.tokens.", "hrvqvae.pictures.tokens"))]:
+    for name in [name for name in sys.modules if name.startswith(("hrvqvae.tokens.", "hrvqvae.tokens.detokenize"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for command in (["tokenize", "mnist", tmp_path, tmp_path / "out"], ["detokenize", shards, tmp_path / "out"]):

@@ -20,15 +20,15 @@ import pytest
 import torch
 
 import hrvqvae
+from hrvqvae.checkpoints.storage import TEMPORARY
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
-from hrvqvae.runs.storage import TEMPORARY
 from hrvqvae.tokens.coding import Coder
 from hrvqvae.tokens.shards import ShardWriter
+from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
 from tests.kills import Killed, Kills
-from tests.runs.other_process import in_another_process
 from tests.tokens.made import code_arrays, digit_files, files, table, tokenize
 
 

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config.parsing import from_file
-from hrvqvae.runs.folder import RunFolder
 from hrvqvae.stages import train_autoencoder
 
 

@@ -11,25 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import prior_folder
+from hrvqvae.checkpoints.loading import load_priors
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import PriorTrainingConfig
-from hrvqvae.errors import InputError
+from hrvqvae.distributed import Part
 from hrvqvae.evaluation import judge
 from hrvqvae.evaluation.judge import train_judge
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.transformer.config import TransformerConfig
 from hrvqvae.priors.transformer.network import Transformer
-from hrvqvae.processes import Part
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import prior_folder
-from hrvqvae.runs.loading import load_priors
-from hrvqvae.runs.trained import TrainedModel
 from hrvqvae.stages import resolve_priors, train_priors
 from hrvqvae.training.class_dropout import require_classes, withheld
 from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute
 from hrvqvae.training.prior import PriorStep
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.tiny_priors import GIVEN, silent, train_levels
 
@@ -48,7 +48,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
     assert torch.equal(again == 4, gone[7])
     halves = []
     for number in range(2):
-        monkeypatch.setattr("hrvqvae.processes.part", lambda number=number: Part(number, 2))
+        monkeypatch.setattr("hrvqvae.distributed.part", lambda number=number: Part(number, 2))
         halves.append(withheld(label[number * 32 : number * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
     assert torch.equal(torch.cat([half for half in halves if half is not None]), again), "two processes, one batch"
 
@@ -153,7 +153,7 @@ def test_a_prior_begins_with_one_that_knows_no_class_or_without(
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
     still = {
         "prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1",
-        "prior.training.start_from": str(run), "prior.class_dropout": after,
+        "prior.training.init_from": str(run), "prior.class_dropout": after,
     }  # fmt: skip
     train_priors(other, resolve_priors(other, 1, GIVEN | still, resume=False), resume=False, say=silent)
     first, second = (storage.read(prior_folder(path, 0).model)[0] for path in (run, other))

@@ -1,4 +1,4 @@
-"""Codewords in training: when they are revived, and that the averaged model has those that belong to its encoder."""
+"""Codewords in training: when they are restarted, and that the averaged model has those that belong to its encoder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.systems.build import build, build_objective
-from hrvqvae.systems.hrvqvae.model import HRVQVAE
+from hrvqvae.models.build import build, build_objective
+from hrvqvae.models.hrvqvae.model import HRVQVAE
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.device import Compute
 from hrvqvae.training.loop import Budget
@@ -59,34 +59,34 @@ def test_nothing_is_revived_in_the_last_tenth_of_the_budget(
     budget: Budget, expected: list[int], tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every third step, in a budget of 20 steps, or of 30 seconds of which each step takes 1.25."""
-    config = with_quantizer(tiny, revive_every=3)
-    started, revived = Started(config, budget), list[int]()
+    config = with_quantizer(tiny, restart_every=3)
+    started, restarted = Started(config, budget), list[int]()
 
-    def revive(self: HRVQVAE, images: torch.Tensor, generator: torch.Generator) -> int:
-        revived.append(started.state.step)
+    def restart_dead_codes(self: HRVQVAE, images: torch.Tensor, generator: torch.Generator) -> int:
+        restarted.append(started.state.step)
         return 0
 
-    monkeypatch.setattr(HRVQVAE, "revive", revive)
+    monkeypatch.setattr(HRVQVAE, "restart_dead_codes", restart_dead_codes)
     while not budget.spent(started.state):
         started.train()
         started.state.seconds += 1.25
-    assert revived == expected
+    assert restarted == expected
 
 
 def test_the_last_revival_is_before_the_last_tenth(tiny: Config) -> None:
-    """With a codeword that dies in every step: revived in step 18 of 20, and left as it is in the two that follow."""
-    started = Started(with_quantizer(tiny, revive_every=1), Budget(20, None))
+    """With a codeword that dies in every step: restarted in step 18 of 20, and left as it is in the two that follow."""
+    started = Started(with_quantizer(tiny, restart_every=1), Budget(20, None))
     counted = []
     for _ in range(20):
         started.let_one_die()
-        counted.append(started.train().get("revived", 0.0))
+        counted.append(started.train().get("restarted", 0.0))
     assert all(count >= 1 for count in counted[:18])
     assert counted[18:] == [0, 0]
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_averaged_codewords_are_the_moving_average_of_the_models(update: str, tiny: Config) -> None:
-    config = with_training(with_quantizer(tiny, update=update, revive_every=0), polyak_decay=0.75)
+    config = with_training(with_quantizer(tiny, update=update, restart_every=0), polyak_decay=0.75)
     started = Started(config, Budget(None, None))
     started.train()
     expected = started.codewords()
@@ -101,13 +101,13 @@ def test_averaged_codewords_are_the_moving_average_of_the_models(update: str, ti
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_a_revived_codeword_is_no_mean_of_two_places(update: str, tiny: Config) -> None:
     """It and its subtree are taken over as they are, the others are averaged, and Adam has forgotten the old place."""
-    config = with_training(with_quantizer(tiny, update=update, revive_every=3), polyak_decay=0.75)
+    config = with_training(with_quantizer(tiny, update=update, restart_every=3), polyak_decay=0.75)
     started = Started(config, Budget(None, None))
     started.train()
     started.train()
     started.let_one_die()
     before = started.codewords(averaged=True)
-    assert started.train()["revived"] == 1
+    assert started.train()["restarted"] == 1
     own, averaged = started.codewords(), started.codewords(averaged=True)
     assert own[0][0, 1].abs().max() < FAR / 2
     assert torch.equal(averaged[0][0, 1], own[0][0, 1])

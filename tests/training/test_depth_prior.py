@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.folder import prior_folder, prior_folders
+from hrvqvae.checkpoints.loading import has_priors, load_priors
+from hrvqvae.checkpoints.trained import load
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.priors.hierarchy import sample_cached
 from hrvqvae.priors.plain import sample_plain
-from hrvqvae.runs import storage
-from hrvqvae.runs.export import export
-from hrvqvae.runs.folder import prior_folder, prior_folders
-from hrvqvae.runs.loading import has_priors, load_priors
-from hrvqvae.runs.trained import load
 from hrvqvae.stages import resolve_priors, train_priors
+from hrvqvae.utils.errors import InputError
 from tests.tiny_priors import GIVEN, train_levels
 from tests.training.test_prior import records, same
 
@@ -65,7 +65,7 @@ def test_it_learns_all_levels_and_does_all_that_priors_do(
     assert load(tmp_path / "out").sample(1).shape == (1, 1, 12, 12)
 
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    still = ["--prior.training.learning_rate", "1e-12", "--max-steps", "1", "--start-from", str(run)]
+    still = ["--prior.training.learning_rate", "1e-12", "--max-steps", "1", "--init-from", str(run)]
     fields = [text for name, value in GIVEN.items() if "max_steps" not in name for text in (f"--{name}", value)]
     fields += ["--prior.network.kind", "depth", "--prior.network.head_units", "8"]
     assert main(["train-prior", str(other), *fields, *still]) == 0

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.config.resolve import continue_autoencoder, decide_autoencoder, decide_priors, prior_config
-from hrvqvae.errors import InputError
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
 from hrvqvae.stages import train_autoencoder
 from hrvqvae.training.device import Compute
+from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.errors import NonFiniteError
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import load_with_config
+from hrvqvae.models.build import build, build_objective
 from hrvqvae.stages import train_autoencoder
-from hrvqvae.systems.build import build, build_objective
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.device import Compute, computes_bf16
 from hrvqvae.training.hooks import read_records
 from hrvqvae.training.loop import Budget
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import with_training
 from tests.devices import on_each_device
 

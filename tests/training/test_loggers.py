@@ -17,12 +17,12 @@ import wandb
 from tensorboard.compat.proto.event_pb2 import Event
 from wandb.proto.wandb_internal_pb2 import Record
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.config.entries import LOGGERS, Logger
-from hrvqvae.errors import InputError
-from hrvqvae.runs.folder import RunFolder
 from hrvqvae.stages import train_autoencoder
 from hrvqvae.training.loggers import require, values
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused, write_file
 from tests.conftest import with_training
 

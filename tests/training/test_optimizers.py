@@ -12,10 +12,10 @@ from torch.optim import Adam
 
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.nn import CausalConv2d
+from hrvqvae.models.blocks import CausalConv2d
 from hrvqvae.training.optimizers import Muon, make_optimizer, matrices, orthogonalized
 from tests.conftest import with_training
-from tests.systems.resuming import check_resumes
+from tests.models.resuming import check_resumes
 from tests.tiny_systems import tiny_systems
 
 

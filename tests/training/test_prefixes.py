@@ -1,4 +1,4 @@
-"""The decoder of a run's prefixes: what it changes and what not, its training killed and resumed, where it goes."""
+"""The progressive decoder: what it changes and what not, its training killed and resumed, where it goes."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ import torch
 from torch import Tensor
 
 from hrvqvae import load
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.loading import save_model
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder, prefix_folder
-from hrvqvae.runs.loading import save_model
-from hrvqvae.runs.trained import TrainedModel
-from hrvqvae.stages import resolve_prefixes, train_autoencoder, train_prefixes
-from hrvqvae.systems.base import Autoencoder
-from hrvqvae.systems.build import build, build_prefix_decoder, several_levels
-from hrvqvae.systems.one_grid import OneGrid
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build, build_progressive_decoder, several_levels
+from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.stages import resolve_progressive, train_autoencoder, train_progressive
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import MetricsLog
 from hrvqvae.training.optimizers import Muon
-from hrvqvae.training.prefixes import PrefixStep
+from hrvqvae.training.progressive import ProgressiveStep
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import with_training
 from tests.kills import Killed, Kills
 from tests.tiny_priors import silent
 from tests.tiny_systems import tiny_systems
 
 GIVEN = {
-    "prefixes.network.hidden_units": "8", "prefixes.network.residual_blocks": "2", "prefixes.training.device": "cpu",
-    "prefixes.training.max_steps": "12", "prefixes.training.precision": "fp32", "prefixes.training.warmup_steps": "2",
-    "prefixes.training.evaluate_every": "99", "prefixes.training.checkpoint_every": "3",
-    "prefixes.training.log_every": "4", "prefixes.training.polyak_decay": "0.5",
+    "progressive.network.hidden_units": "8", "progressive.network.residual_blocks": "2", "progressive.training.device": "cpu",
+    "progressive.training.max_steps": "12", "progressive.training.precision": "fp32", "progressive.training.warmup_steps": "2",
+    "progressive.training.evaluate_every": "99", "progressive.training.checkpoint_every": "3",
+    "progressive.training.log_every": "4", "progressive.training.polyak_decay": "0.5",
 }  # fmt: skip
 
 
 def refine(path: Path, resume: bool = False, **changes: str) -> None:
-    """Train the decoder of prefixes of a run with `max_steps="9"` and the like changed."""
-    given = GIVEN | {f"prefixes.training.{name}": value for name, value in changes.items()}
-    train_prefixes(path, resolve_prefixes(path, given, resume=resume), resume=resume, say=silent)
+    """Train the progressive decoder of a run with `max_steps="9"` and the like changed."""
+    given = GIVEN | {f"progressive.training.{name}": value for name, value in changes.items()}
+    train_progressive(path, resolve_progressive(path, given, resume=resume), resume=resume, say=silent)
 
 
 def state(path: Path) -> dict[str, Tensor]:
-    folder = prefix_folder(path)
+    folder = progressive_folder(path)
     kept = storage.read(folder.model)[0]
     return storage.read(folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
 
@@ -94,11 +94,11 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(run: Path, im
         coarse = after.decompress([file], levels=levels)[0]
         alone = after.decode(tuple(code[:1] for code in codes[:levels]), size=(12, 12))
         assert torch.allclose(coarse, alone[0], atol=1e-6), "codes of the first levels alone are that prefix"
-    records = [json.loads(line) for line in prefix_folder(run).metrics.read_text().splitlines()]
+    records = [json.loads(line) for line in progressive_folder(run).metrics.read_text().splitlines()]
     evaluated = [record["level_mse"] for record in records if record["kind"] == "evaluation"]
     assert len(evaluated) == 2
     assert evaluated[1][-1] == evaluated[0][-1]
-    assert (prefix_folder(run).pictures / "reconstructions.png").is_file()
+    assert (progressive_folder(run).pictures / "reconstructions.png").is_file()
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "rqvae"])
@@ -107,9 +107,9 @@ def test_each_image_of_a_batch_is_cut_to_a_prefix_in_turn(system: str, mnist_roo
     model = several_levels(build(config).requires_grad_(False), config)
     model.initialize(images, torch.Generator().manual_seed(0))
     model.eval()
-    training = dataclasses.replace(config.prefixes.training, precision="fp32", device="cpu").with_batch_size(16)
-    state = TrainState.start(build_prefix_decoder(model, config), training)
-    step = PrefixStep(model, 0, Compute.of(training))
+    training = dataclasses.replace(config.progressive.training, precision="fp32", device="cpu").with_batch_size(16)
+    state = TrainState.start(build_progressive_decoder(model, config), training)
+    step = ProgressiveStep(model, 0, Compute.of(training))
     pixels = (images * 255).round().to(torch.uint8)
     codes = model.encode(pixels)
     plain = [(model.pixels(model.quantizer.lookup(codes[:n]), (12, 12)) + 1) / 2 - pixels / 255 for n in (1, 2)]
@@ -141,7 +141,7 @@ def test_the_form_of_a_graph_and_copies_decode_the_same(run: Path, images: Tenso
         for one in (model, copy.deepcopy(model)):
             found = one.decode_prefix(codes, torch.tensor(levels))
             assert torch.allclose(model.decode(codes, levels), found, atol=1e-6)
-    decoder = model.double().prefix_decoder if isinstance(model, OneGrid) else None
+    decoder = model.double().progressive_decoder if isinstance(model, OneGrid) else None
     assert decoder is not None
     assert {one.dtype for one in decoder.parameters()} == {torch.float64}, "it goes where its model goes"
 
@@ -161,7 +161,7 @@ def test_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refine(tmp_path / "whole")
     killer = Kills(3)
     killer.watch(monkeypatch, (
-        (PrefixStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
+        (ProgressiveStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
         (Muon, "step"),
     ))  # fmt: skip
     kills = 0
@@ -174,7 +174,7 @@ def test_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             killer.left = 0
             load(run)  # whatever there is, is whole
         else:
-            shutil.rmtree(prefix_folder(run).path)
+            shutil.rmtree(progressive_folder(run).path)
     killer.left = 0
     refine(run, resume=True)
     assert same(state(run), state(tmp_path / "whole"))
@@ -189,32 +189,34 @@ def test_one_of_another_state_is_left_out_and_told_and_makes_way(
     shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "before").model)  # a folder without the training
     assert capsys.readouterr().err == ""
     plain = shutil.copytree(run, tmp_path / "plain")
-    shutil.rmtree(prefix_folder(plain).path)
+    shutil.rmtree(progressive_folder(plain).path)
     bare = load(plain)
     codes, whole = bare.encode(images), len(bare.config.model.num_symbols)
     for folder in (run, tmp_path / "before"):
         for _ in range(2):
             model = load(folder)
         (told,) = capsys.readouterr().err.splitlines()
-        assert f"{prefix_folder(folder).path} is left out: " in told
-        assert f"(hrvqvae train-prefixes {folder})" in told
+        assert f"{progressive_folder(folder).path} is left out: " in told
+        assert f"(hrvqvae train-progressive {folder})" in told
         for levels in range(1, whole + 1):
             assert torch.equal(bare.decode(codes, levels), model.decode(codes, levels))
     load(run).save_pretrained(tmp_path / "exported")
     Autoencoder.from_pretrained(run).save_pretrained(tmp_path / "alone")
     for name in ("exported", "alone"):
-        assert not prefix_folder(tmp_path / name).path.exists()
+        assert not progressive_folder(tmp_path / name).path.exists()
         assert "a decoder of their own" not in RunFolder(tmp_path / name).card.read_text()
-    given = GIVEN | {"prefixes.training.learning_rate": "0.01", "data.root": str(tiny.data.root)}
-    kept = prefix_folder(run).model.read_bytes()
-    for changes in ({"data.root": str(tmp_path / "nowhere")}, {"prefixes.training.start_from": "mnist"}):
+    given = GIVEN | {"progressive.training.learning_rate": "0.01", "data.root": str(tiny.data.root)}
+    kept = progressive_folder(run).model.read_bytes()
+    for changes in ({"data.root": str(tmp_path / "nowhere")}, {"progressive.training.init_from": "mnist"}):
         with pytest.raises(InputError):
-            train_prefixes(run, resolve_prefixes(run, given | changes, resume=False), resume=False, say=silent)
-        assert prefix_folder(run).model.read_bytes() == kept, "it makes way when the next one begins, and not before"
-        assert prefix_folder(run).saved()
+            train_progressive(run, resolve_progressive(run, given | changes, resume=False), resume=False, say=silent)
+        assert progressive_folder(run).model.read_bytes() == kept, (
+            "it makes way when the next one begins, and not before"
+        )
+        assert progressive_folder(run).saved()
     for folder, changes, resume in ((run, {}, True), (tmp_path / "before", given, False)):
         said = list[str]()
-        train_prefixes(folder, resolve_prefixes(folder, changes, resume=resume), resume=resume, say=said.append)
+        train_progressive(folder, resolve_progressive(folder, changes, resume=resume), resume=resume, say=said.append)
         assert "was trained for another state of the model, and makes way" in said[0]
     assert same(state(run), state(tmp_path / "before")), "with the fields of before, and nothing that was learned"
     model = load(run)
@@ -226,7 +228,7 @@ def test_one_that_is_there_is_kept_and_a_damaged_one_is_told(run: Path) -> None:
     refine(run, max_steps="1")
     with pytest.raises(InputError, match="holds a run already"):
         refine(run)
-    file = prefix_folder(run).model
+    file = progressive_folder(run).model
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DamagedFileError, match="damaged"):
@@ -245,20 +247,20 @@ def test_it_goes_with_the_model(run: Path, tmp_path: Path, mnist_root: Path, ima
     codes = model.encode(images)
     for folder in ("exported", "alone"):
         assert torch.equal(model.decode(codes, 1), load(tmp_path / folder).decode(codes, 1))
-    kept = prefix_folder(tmp_path / "exported").model.read_bytes()
-    config = resolve_prefixes(tmp_path / "exported", {"data.root": str(mnist_root)}, resume=True)
+    kept = progressive_folder(tmp_path / "exported").model.read_bytes()
+    config = resolve_progressive(tmp_path / "exported", {"data.root": str(mnist_root)}, resume=True)
     with pytest.raises(InputError, match="nothing of its training to go on from; delete that folder"):
-        train_prefixes(tmp_path / "exported", config, resume=True, say=silent)
-    assert prefix_folder(tmp_path / "exported").model.read_bytes() == kept
+        train_progressive(tmp_path / "exported", config, resume=True, say=silent)
+    assert progressive_folder(tmp_path / "exported").model.read_bytes() == kept
     plain = Autoencoder.from_pretrained(tmp_path / "alone")
     assert isinstance(plain, OneGrid)
-    shutil.rmtree(prefix_folder(tmp_path / "exported").path)
+    shutil.rmtree(progressive_folder(tmp_path / "exported").path)
     bare = Autoencoder.from_pretrained(tmp_path / "exported")
     bare.save_pretrained(tmp_path / "alone")  # what lay there of the other is cleared
     assert torch.equal(bare.decode(codes, 1), load(tmp_path / "alone").decode(codes, 1))
-    given = GIVEN | {"prefixes.training.start_from": str(run), "prefixes.training.learning_rate": "1e-30"}
-    config = resolve_prefixes(tmp_path / "exported", given | {"data.root": str(mnist_root)}, resume=False)
-    train_prefixes(tmp_path / "exported", config, resume=False, say=silent)
+    given = GIVEN | {"progressive.training.init_from": str(run), "progressive.training.learning_rate": "1e-30"}
+    config = resolve_progressive(tmp_path / "exported", given | {"data.root": str(mnist_root)}, resume=False)
+    train_progressive(tmp_path / "exported", config, resume=False, say=silent)
     assert torch.allclose(model.decode(codes, 1), load(tmp_path / "exported").decode(codes, 1), atol=1e-5)
 
 
@@ -269,24 +271,24 @@ def test_other_systems_are_refused_in_one_line(
     config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
     run.prepare(config)
     save_model(run.model, config, build(config).state_dict(), 0)
-    assert main(["train-prefixes", str(run.path)]) == 2
+    assert main(["train-progressive", str(run.path)]) == 2
     told = capsys.readouterr().err
     assert "no prefixes for a decoder of their own" in told
     assert told.count("\n") == 1
-    assert not prefix_folder(run.path).path.exists()
+    assert not progressive_folder(run.path).path.exists()
 
 
 def test_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = [part for name, value in GIVEN.items() for part in (f"--{name}", value)]
-    assert main(["train-prefixes", "mnist", "--max-steps", "1"]) == 2
+    assert main(["train-progressive", "mnist", "--max-steps", "1"]) == 2
     assert "hrvqvae export mnist DIR" in capsys.readouterr().err
-    assert main(["train-prefixes", str(run), "--model.stride", "4"]) == 2
+    assert main(["train-progressive", str(run), "--model.stride", "4"]) == 2
     assert "not a field of the prefixes" in capsys.readouterr().err
-    assert main(["train-prefixes", str(run), *fields, "--max-steps", "2"]) == 0
+    assert main(["train-progressive", str(run), *fields, "--max-steps", "2"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"step 2  test level 1: MSE [\d.e-]+, levels 1-2: MSE [\d.e-]+\n", printed)
     assert "trained 2 steps" in printed
-    assert main(["train-prefixes", str(run), *fields, "--max-steps", "3"]) == 2
+    assert main(["train-progressive", str(run), *fields, "--max-steps", "3"]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert main(["train-prefixes", str(run), "--max-steps", "3", "--resume"]) == 0
+    assert main(["train-progressive", str(run), "--max-steps", "3", "--resume"]) == 0
     assert "resuming" in capsys.readouterr().out

@@ -15,13 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints import codemaps, storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.config import PriorConfig, PriorTrainingConfig
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import code_loss
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
-from hrvqvae.runs import codemaps, storage
-from hrvqvae.runs.folder import RunFolder, prior_folder
-from hrvqvae.runs.loading import load_priors, load_with_config
 from hrvqvae.stages import resolve_priors, train_priors
 from hrvqvae.training import loop
 from hrvqvae.training.code_batches import CodeBatch, CodeBatches
@@ -29,8 +28,9 @@ from hrvqvae.training.held_out import held_out_split
 from hrvqvae.training.hooks import MetricsLog
 from hrvqvae.training.prior import PriorStep
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError
+from tests.checkpoints.other_process import in_another_process
 from tests.kills import Killed, Kills
-from tests.runs.other_process import in_another_process
 from tests.tiny_priors import GIVEN, silent, train_levels
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.errors import InputError
-from hrvqvae.runs import storage
-from hrvqvae.runs.export import export
-from hrvqvae.runs.folder import RunFolder, prior_folder
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
+from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import write_file
 from tests.conftest import with_training, write_mnist
 from tests.tiny_priors import GIVEN, silent, train_levels
@@ -34,7 +34,7 @@ def test_every_system_begins_with_the_weights_of_another_run(mnist_root: Path, t
     config = with_training(tiny_systems(mnist_root)[system], max_steps=5)
     train_autoencoder(config, RunFolder(tmp_path / "first"), resume=False, say=silent)
     told: list[str] = []
-    still = with_training(config, **_STILL, start_from=str(tmp_path / "first"), seed=7)
+    still = with_training(config, **_STILL, init_from=str(tmp_path / "first"), seed=7)
     train_autoencoder(still, RunFolder(tmp_path / "second"), resume=False, say=told.append)
     assert f"beginning with the weights of {tmp_path / 'first'}, trained on mnist" in told
     first, second = (weights(tmp_path / name / "model.safetensors") for name in ("first", "second"))
@@ -45,7 +45,7 @@ def test_every_system_begins_with_the_weights_of_another_run(mnist_root: Path, t
 
 
 def test_codebooks_keep_their_counts(run: Path, tiny: Config, tmp_path: Path) -> None:
-    config = with_training(tiny, **_STILL, start_from=str(run))
+    config = with_training(tiny, **_STILL, init_from=str(run))
     decay = config.model.quantizer.decay  # type: ignore[attr-defined]
     train_autoencoder(config, RunFolder(tmp_path / "second"), resume=False, say=silent)
     first, second = (weights(path / "model.safetensors") for path in (run, tmp_path / "second"))
@@ -60,9 +60,9 @@ def test_an_exported_model_and_other_data_will_do(run: Path, tiny: Config, tmp_p
     export(run, tmp_path / "export")
     write_mnist(tmp_path / "other" / "mnist", train=40, test=20)
     data = dataclasses.replace(tiny.data, root=str(tmp_path / "other"))
-    begun = with_training(dataclasses.replace(tiny, data=data), max_steps=2, start_from=str(tmp_path / "export"))
+    begun = with_training(dataclasses.replace(tiny, data=data), max_steps=2, init_from=str(tmp_path / "export"))
     train_autoencoder(begun, RunFolder(tmp_path / "second"), resume=False, say=silent)
-    fresh = with_training(begun, start_from="")
+    fresh = with_training(begun, init_from="")
     train_autoencoder(fresh, RunFolder(tmp_path / "fresh"), resume=False, say=silent)
     errors = {}
     for name in ("second", "fresh"):
@@ -73,7 +73,7 @@ def test_an_exported_model_and_other_data_will_do(run: Path, tiny: Config, tmp_p
 
 def test_a_run_resumes_though_its_start_is_gone(run: Path, tiny: Config, tmp_path: Path) -> None:
     start = shutil.copytree(run, tmp_path / "start")
-    config = with_training(tiny, max_steps=3, start_from=str(start))
+    config = with_training(tiny, max_steps=3, init_from=str(start))
     train_autoencoder(config, RunFolder(tmp_path / "second"), resume=False, say=silent)
     shutil.rmtree(start)
     longer = with_training(config, max_steps=5)
@@ -85,12 +85,12 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
 ) -> None:
     file = write_file(tiny, tmp_path / "tiny.yaml")
     out = tmp_path / "second"
-    for start_from, field, line in (
+    for init_from, field, line in (
         (run, ["--model.hidden_units", "6"], r"does not fit: "),
         (run, ["--model.quantizer.codewords", "4"], r"does not fit: quantizer.codebooks.0."),
         (tmp_path / "none", [], "there is no such run folder"),
     ):
-        code = main(["train", str(file), "--start-from", str(start_from), "--out", str(out), *field])
+        code = main(["train", str(file), "--init-from", str(init_from), "--out", str(out), *field])
         told = capsys.readouterr().err
         assert code == 2
         assert line in told
@@ -103,7 +103,7 @@ def test_priors_begin_with_those_of_another_run(run: Path, tmp_path: Path) -> No
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
     given = {f"prior.training.{name}": str(value) for name, value in _STILL.items()}
     told: list[str] = []
-    configs = resolve_priors(other, None, GIVEN | given | {"prior.training.start_from": str(run)}, resume=False)
+    configs = resolve_priors(other, None, GIVEN | given | {"prior.training.init_from": str(run)}, resume=False)
     train_priors(other, configs, resume=False, say=told.append)
     assert f"beginning with the prior of level 2 of {run}" in told
     for level in range(2):
@@ -122,7 +122,7 @@ def test_a_prior_keeps_its_trunk_where_the_classes_differ(run: Path, tmp_path: P
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
     given = {f"prior.training.{name}": str(value) for name, value in _STILL.items()}
     told: list[str] = []
-    configs = resolve_priors(other, None, GIVEN | given | {"prior.training.start_from": str(run)}, resume=False)
+    configs = resolve_priors(other, None, GIVEN | given | {"prior.training.init_from": str(run)}, resume=False)
     train_priors(other, configs, resume=False, say=told.append)
     assert f"beginning with the prior of level 1 of {run}, classes.weight anew: other classes" in told
     first, second = (weights(prior_folder(path, 0).model) for path in (run, other))
@@ -134,7 +134,7 @@ def test_a_prior_keeps_its_trunk_where_the_classes_differ(run: Path, tmp_path: P
 def test_a_prior_of_other_shapes_is_refused(run: Path, tmp_path: Path) -> None:
     train_levels(run)
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    given = GIVEN | {"prior.network.hidden_units": "4", "prior.training.start_from": str(run)}
+    given = GIVEN | {"prior.network.hidden_units": "4", "prior.training.init_from": str(run)}
     with pytest.raises(InputError, match=r"level 1, does not fit: .* is \[.*\] there, \[.*\] here"):
         train_priors(other, resolve_priors(other, None, given, resume=False), resume=False, say=silent)
     assert not prior_folder(other, 0).model.exists()

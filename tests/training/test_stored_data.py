@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.data.packing import pack
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
 from hrvqvae.stages import train_autoencoder
 from tests.conftest import drawn_digits, with_data, with_training
 

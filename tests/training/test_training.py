@@ -19,20 +19,20 @@ import torch
 import yaml
 from torch import Tensor
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import list_folder
-from hrvqvae.errors import DamagedFileError, InputError, NonFiniteError
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import load_with_config
+from hrvqvae.models.build import build
 from hrvqvae.stages import train_autoencoder
-from hrvqvae.systems.build import build
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.hooks import MetricsLog
 from hrvqvae.training.stage import Outcome
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from tests.conftest import with_data, with_quantizer, with_training
 
 
@@ -397,7 +397,7 @@ def test_no_test_image_that_can_be_read(tiny: Config, picture_folder: Path, tmp_
 
 
 def test_revived_parameters_leave_no_moments_behind(tiny: Config, tmp_path: Path) -> None:
-    config = with_quantizer(tiny, update="gradient", revive_every=4, revive_below=1.0)
+    config = with_quantizer(tiny, update="gradient", restart_every=4, restart_below=1.0)
     run_to(with_training(config, max_steps=4, checkpoint_every=4), tmp_path / "run")
     tensors = weights(tmp_path / "run")
     model = build(config)
@@ -411,10 +411,10 @@ def test_revived_parameters_leave_no_moments_behind(tiny: Config, tmp_path: Path
 
 
 def test_revivals_are_counted_in_the_log(tiny: Config, tmp_path: Path) -> None:
-    config = with_quantizer(tiny, revive_every=2, revive_below=1.0)
+    config = with_quantizer(tiny, restart_every=2, restart_below=1.0)
     run_to(config, tmp_path / "run")
     records = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
-    assert sum(record.get("revived", 0) for record in records) > 0
+    assert sum(record.get("restarted", 0) for record in records) > 0
 
 
 @pytest.mark.parametrize(

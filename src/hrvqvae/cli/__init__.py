@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from hrvqvae.cli import (
-    bench,
     catalogue,
     compare,
     completion,
@@ -25,15 +24,15 @@ from hrvqvae.cli import (
     trained,
 )
 from hrvqvae.cli.console import Parser, split_fields
-from hrvqvae.errors import InputError
-from hrvqvae.extras import extra_of
-from hrvqvae.progress import shown
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.extras import extra_of
+from hrvqvae.utils.progress import shown
 
 
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, tokens, generate, play, share, compare, figure, bench, doctor):
+    for module in (catalogue, train, trained, files, tokens, generate, play, share, compare, figure, doctor):
         module.add(commands)
     completion.add(commands, parser)
     return parser

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, at_least, command, group, print_json, print_table, warn_of_faults
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 
 def _presets(arguments: Arguments) -> int:
@@ -41,7 +41,7 @@ def _presets(arguments: Arguments) -> int:
 def _data_list(arguments: Arguments) -> int:
     from hrvqvae.config.entries import DATASETS
     from hrvqvae.data.loading import data_root, missing_files
-    from hrvqvae.perceptual import published
+    from hrvqvae.models.perceptual import published
 
     warn_of_faults(DATASETS)
     root = data_root(arguments.root)
@@ -64,7 +64,7 @@ def _data_list(arguments: Arguments) -> int:
 def _data_get(arguments: Arguments) -> int:
     from hrvqvae.data import fetch
     from hrvqvae.data.loading import data_root
-    from hrvqvae.perceptual import published
+    from hrvqvae.models.perceptual import published
 
     if arguments.name in published.NETWORKS:
         published.get(arguments.name, print)

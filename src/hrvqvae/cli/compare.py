@@ -64,7 +64,7 @@ def add(commands: Group) -> None:
     )
     compare.add_argument(
         "--study", choices=tuple(_STUDIES), help="instead, of 64, 512 and 4,096 leaves: codebook: with and without "
-        "k-means start and revival; rate: as trees of different depth and as a flat codebook",
+        "k-means start and dead-code restart; rate: as trees of different depth and as a flat codebook",
     )  # fmt: skip
     compare.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
     compare.add_argument("--out", required=True, metavar="DIR")

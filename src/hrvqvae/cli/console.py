@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 if TYPE_CHECKING:
     from hrvqvae.config.registry import Registry
@@ -86,10 +86,10 @@ def add_guidance(parser: Any) -> None:
     parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
 
 
-def add_rate_weight(parser: Any) -> None:
-    """--rate-weight, of commands that encode images."""
+def add_lmbda(parser: Any) -> None:
+    """--lmbda, of commands that encode images."""
     what = "weigh error against bits: the squared error of pixel values in [0, 1] that a bit is worth, such as 0.005"
-    parser.add_argument("--rate-weight", type=float, metavar="X", help=what)
+    parser.add_argument("--lmbda", type=float, metavar="X", help=what)
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

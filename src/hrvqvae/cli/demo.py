@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
 from hrvqvae.data.fetch import get
 from hrvqvae.data.loading import data_root, load_images
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import LevelReport
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.pictures import sheets
-from hrvqvae.pictures.images import level_captions, level_rows, sample
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import load_with_config
+from hrvqvae.plots import sheets
+from hrvqvae.plots.images import level_captions, level_rows, sample
 from hrvqvae.stages import resolve_autoencoder, resolve_priors, train_autoencoder, train_priors
+from hrvqvae.utils.errors import InputError
 
 DEMO_PRESET = "hrvqvae/mnist"
 SHIPPED_MODEL = "mnist"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.cli.console import Arguments, Group, command, print_json, print_table
-from hrvqvae.extras import extras, required
-from hrvqvae.notices import waiting
+from hrvqvae.utils.extras import extras, required
+from hrvqvae.utils.notices import waiting
 
 
 def _version(package: str) -> str | None:
@@ -26,7 +26,7 @@ def _computes() -> dict[str, Any]:
     """Device, precision and threads of a training that leaves them to the machine."""
     import torch
 
-    from hrvqvae.runs.device import resolve_device
+    from hrvqvae.checkpoints.device import resolve_device
     from hrvqvae.training.device import computes_bf16
 
     device = resolve_device("auto")
@@ -52,8 +52,8 @@ def _networks() -> Path:
 
 
 def _compiled() -> Path | None:
-    from hrvqvae.codec.range_coder import encode
-    from hrvqvae.jit.cache import cache_folder
+    from hrvqvae.compression.range_coder import encode
+    from hrvqvae.utils.compiled import cache_folder
 
     return cache_folder(encode)
 

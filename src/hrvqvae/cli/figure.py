@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, add_guidance, at_least, command, group
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 
 def _path(text: str) -> list[int]:
@@ -17,7 +17,7 @@ def _path(text: str) -> list[int]:
 
 
 def _figure_hierarchy(arguments: Arguments) -> int:
-    from hrvqvae.pictures.figures import figure_hierarchy
+    from hrvqvae.plots.figures import figure_hierarchy
 
     path = None if arguments.path is None else _path(arguments.path)
     position = None if arguments.position is None else (arguments.position[0], arguments.position[1])
@@ -27,7 +27,7 @@ def _figure_hierarchy(arguments: Arguments) -> int:
 
 
 def _figure_nearest(arguments: Arguments) -> int:
-    from hrvqvae.pictures.figures import figure_nearest
+    from hrvqvae.plots.figures import figure_nearest
 
     at_least(arguments.count, 1, "-n")
     errors = figure_nearest(arguments.run, arguments.out, arguments.count, seed=arguments.seed, root=arguments.data)
@@ -36,11 +36,11 @@ def _figure_nearest(arguments: Arguments) -> int:
 
 
 def _figure_classes(arguments: Arguments) -> int:
-    from hrvqvae.pictures.figures import figure_classes
-    from hrvqvae.priors.draw import Draw
+    from hrvqvae.plots.figures import figure_classes
+    from hrvqvae.priors.sampling_params import SamplingParams
 
     at_least(arguments.count, 1, "-n")
-    draw = Draw(guidance=arguments.guidance)
+    draw = SamplingParams(guidance=arguments.guidance)
     classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed, draw=draw)
     print(f"{counted(arguments.count, 'sample')} of each of {classes} classes: {arguments.out}")
     return 0

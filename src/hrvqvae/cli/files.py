@@ -6,21 +6,19 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, add_beam, add_rate_weight, at_least, command, print_table
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.cli.console import Arguments, Group, add_beam, add_lmbda, at_least, command, print_table
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 
 def _compress(arguments: Arguments) -> int:
-    from hrvqvae.pictures.compressed import compress_files
-    from hrvqvae.runs.trained import TrainedModel
+    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.compression.folders import compress_files
 
     if arguments.bytes is not None:
         at_least(arguments.bytes, 1, "--bytes")
     model = TrainedModel(arguments.model, arguments.device, arguments.beam)
-    written = compress_files(
-        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.rate_weight
-    )
+    written = compress_files(model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda)
     mean, share = written.bytes / written.images, written.bytes / written.pixels
     images, size = counted(written.images, "image"), counted(written.bytes, "byte")
     print(f"{images}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
@@ -31,7 +29,7 @@ def _compress(arguments: Arguments) -> int:
 
 
 def _decompress(arguments: Arguments) -> int:
-    from hrvqvae.pictures.compressed import decompress_files, model_for
+    from hrvqvae.compression.folders import decompress_files, model_for
 
     model = model_for(arguments.files[0], arguments.model)
     count = decompress_files(model, arguments.files, arguments.out, arguments.levels, arguments.names or ())
@@ -40,15 +38,15 @@ def _decompress(arguments: Arguments) -> int:
 
 
 def _inspect(arguments: Arguments) -> int:
-    from hrvqvae.codec import archive
+    from hrvqvae.compression import archive
 
     if arguments.file.suffix == archive.SUFFIX:
         if arguments.out is not None:
             raise InputError("-o draws the levels of one file (.hrv), not of an archive")
         return _inspect_archive(arguments.file)
-    from hrvqvae.codec.stream import read_header
-    from hrvqvae.pictures import sheets
-    from hrvqvae.pictures.compressed import model_for, read_files, sheet_of_levels
+    from hrvqvae.compression.folders import model_for, read_files, sheet_of_levels
+    from hrvqvae.compression.stream import read_header
+    from hrvqvae.plots import sheets
 
     if arguments.out is not None:
         sheets.check_name(arguments.out)
@@ -75,7 +73,7 @@ def _inspect(arguments: Arguments) -> int:
 
 
 def _inspect_archive(path: Path) -> int:
-    from hrvqvae.codec.archive import open_archive
+    from hrvqvae.compression.archive import open_archive
 
     opened = open_archive(path)
     codec, entries = opened.codec, opened.entries
@@ -96,8 +94,8 @@ def _inspect_archive(path: Path) -> int:
 
 
 def _tables(arguments: Arguments) -> int:
-    from hrvqvae.runs.compression import make_tables
-    from hrvqvae.runs.device import resolve_device
+    from hrvqvae.checkpoints.device import resolve_device
+    from hrvqvae.compression.images import make_tables
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
@@ -117,10 +115,10 @@ def add(commands: Group) -> None:
     )
     compress.add_argument("--levels", type=int, metavar="K", help="write levels 1..K only")
     compress.add_argument(
-        "--bytes", type=int, metavar="N", help="the least error in N bytes: levels and rate weight that fit"
+        "--bytes", type=int, metavar="N", help="the least error in N bytes: levels and lambda that fit"
     )
     add_beam(compress)
-    add_rate_weight(compress)
+    add_lmbda(compress)
     compress.add_argument("--device", default="auto", metavar="NAME")
 
     decompress = command(commands, "decompress", "files of codes and archives to PNG", _decompress)

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.cli.console import Arguments, Group, add_guidance, at_least, command
-from hrvqvae.quantities import counted
+from hrvqvae.utils.quantities import counted
 
 
 def _draw(arguments: Arguments) -> dict[str, Any]:
     """What `sample` and `complete` have in common."""
-    from hrvqvae.priors.draw import Draw
+    from hrvqvae.priors.sampling_params import SamplingParams
 
     if arguments.top_k is not None:
         at_least(arguments.top_k, 1, "--top-k")
-    how = Draw(
+    how = SamplingParams(
         temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
         guidance=arguments.guidance,
     )  # fmt: skip
@@ -23,7 +23,7 @@ def _draw(arguments: Arguments) -> dict[str, Any]:
 
 
 def _sample(arguments: Arguments) -> int:
-    from hrvqvae.pictures.images import sample
+    from hrvqvae.plots.images import sample
 
     sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_draw(arguments))
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
@@ -33,7 +33,7 @@ def _sample(arguments: Arguments) -> int:
 
 
 def _complete(arguments: Arguments) -> int:
-    from hrvqvae.pictures.images import complete
+    from hrvqvae.plots.images import complete
 
     complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_draw(arguments))
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")

@@ -8,9 +8,9 @@ from hrvqvae.cli.console import Arguments, Group, command
 
 
 def _play(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.trained import TrainedModel
     from hrvqvae.play.limits import Limits
     from hrvqvae.play.server import serve
-    from hrvqvae.runs.trained import TrainedModel
 
     limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)
     model = TrainedModel(arguments.run, arguments.device)

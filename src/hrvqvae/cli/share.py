@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, add_beam, command, group
-from hrvqvae.errors import InputError
-from hrvqvae.notices import waiting
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.notices import waiting
 
 
 def _export(arguments: Arguments) -> int:
@@ -17,11 +17,11 @@ def _export(arguments: Arguments) -> int:
             raise InputError(
                 "--beam is for graphs: add --onnx or --torch; without them it is given where images are encoded"
             )
-        from hrvqvae.runs.export import export
+        from hrvqvae.checkpoints.export import export
 
         files, checked = export(arguments.run, out, licence=arguments.licence), None
     else:
-        from hrvqvae.graphs.export import export_graphs
+        from hrvqvae.export.export import export_graphs
 
         waiting("tracing the model, and checking its graphs against it")
         files, checked = export_graphs(arguments.run, out, form, arguments.beam)
@@ -33,7 +33,7 @@ def _export(arguments: Arguments) -> int:
 
 
 def _push(arguments: Arguments) -> int:
-    from hrvqvae.runs.pretrained import push_run
+    from hrvqvae.checkpoints.pretrained import push_run
 
     waiting(f"putting {arguments.name} on the hub")
     print(push_run(arguments.run, arguments.name, licence=arguments.licence, private=arguments.private or None))
@@ -41,7 +41,7 @@ def _push(arguments: Arguments) -> int:
 
 
 def _get(arguments: Arguments) -> int:
-    from hrvqvae.runs.hub import fetch
+    from hrvqvae.checkpoints.hub import fetch
 
     out = arguments.out or Path(arguments.name.rpartition("/")[2])
     waiting(f"getting {arguments.name} from the hub")

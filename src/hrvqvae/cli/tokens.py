@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, add_beam, at_least, command, print_json
-from hrvqvae.quantities import counted
+from hrvqvae.utils.quantities import counted
 
 
 def _tokenize(arguments: Arguments) -> int:
@@ -28,7 +28,7 @@ def _tokenize(arguments: Arguments) -> int:
 
 
 def _detokenize(arguments: Arguments) -> int:
-    from hrvqvae.pictures.tokens import detokenize
+    from hrvqvae.tokens.detokenize import detokenize
 
     count = detokenize(
         arguments.shards, arguments.out, model=arguments.model, levels=arguments.levels, device=arguments.device

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrvqvae.cli.console import Arguments, Call, Group, command
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
     from hrvqvae.config import Config, Levels
 
-_OPTIONS = ("max_steps", "max_minutes", "seed", "device", "start_from")
+_OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")
 
 
 def _given(arguments: Arguments, stage: str) -> dict[str, str]:
@@ -37,9 +37,9 @@ def _together(call: Call) -> Call:
     def called(arguments: Arguments) -> int:
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return call(arguments)
-        from hrvqvae.processes import joined
+        from hrvqvae.distributed import process_group
 
-        with joined():
+        with process_group():
             return call(arguments)
 
     return called
@@ -57,14 +57,14 @@ def _train(arguments: Arguments) -> int:
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
-    from hrvqvae import processes
-    from hrvqvae.runs.folder import RunFolder
-    from hrvqvae.runs.outdated import outdated
+    from hrvqvae import distributed
+    from hrvqvae.checkpoints.folder import RunFolder
+    from hrvqvae.checkpoints.outdated import outdated
     from hrvqvae.stages import resolve_autoencoder, train_autoencoder
 
     run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
-    resume = arguments.resume or processes.goes_on(run.of_this_job)
-    config = processes.on_first(lambda: resolve_autoencoder(arguments.preset, given, run, resume=resume))
+    resume = arguments.resume or distributed.is_restarted(run.of_this_job)
+    config = distributed.on_rank_zero(lambda: resolve_autoencoder(arguments.preset, given, run, resume=resume))
     outcome = train_autoencoder(config, run, resume=resume)
     memory = f"peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
@@ -72,16 +72,16 @@ def _train(arguments: Arguments) -> int:
     else:
         print(f"trained {counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
         print(f"pictures in {run.pictures}")
-    for line in processes.on_first(lambda: outdated(run.path)):
+    for line in distributed.on_rank_zero(lambda: outdated(run.path)):
         print(line)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _train_prior(arguments: Arguments) -> int:
     given = _given(arguments, "prior.training")
-    from hrvqvae import processes
+    from hrvqvae import distributed
+    from hrvqvae.checkpoints.folder import prior_folder
     from hrvqvae.config import level_names
-    from hrvqvae.runs.folder import prior_folder
     from hrvqvae.stages import resolve_priors, train_priors
 
     def configured(resume: bool) -> dict[Levels, Config]:
@@ -90,8 +90,8 @@ def _train_prior(arguments: Arguments) -> int:
     def began() -> bool:
         return any(prior_folder(arguments.run, *levels).of_this_job() for levels in configured(False))
 
-    resume = arguments.resume or processes.goes_on(began)
-    configs = processes.on_first(lambda: configured(resume))
+    resume = arguments.resume or distributed.is_restarted(began)
+    configs = distributed.on_rank_zero(lambda: configured(resume))
     outcomes = train_priors(arguments.run, configs, resume=resume)
     for levels, outcome in outcomes.items():
         name = level_names(levels)
@@ -105,15 +105,15 @@ def _train_prior(arguments: Arguments) -> int:
 
 
 def _train_prefixes(arguments: Arguments) -> int:
-    given = _given(arguments, "prefixes.training")
-    from hrvqvae import processes
-    from hrvqvae.runs.folder import prefix_folder
-    from hrvqvae.stages import resolve_prefixes, train_prefixes
+    given = _given(arguments, "progressive.training")
+    from hrvqvae import distributed
+    from hrvqvae.checkpoints.folder import progressive_folder
+    from hrvqvae.stages import resolve_progressive, train_progressive
 
-    folder = prefix_folder(arguments.run)
-    resume = arguments.resume or processes.goes_on(folder.of_this_job)
-    config = processes.on_first(lambda: resolve_prefixes(arguments.run, given, resume=resume))
-    outcome = train_prefixes(arguments.run, config, resume=resume)
+    folder = progressive_folder(arguments.run)
+    resume = arguments.resume or distributed.is_restarted(folder.of_this_job)
+    config = distributed.on_rank_zero(lambda: resolve_progressive(arguments.run, given, resume=resume))
+    outcome = train_progressive(arguments.run, config, resume=resume)
     spent = f"{counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes"
     if outcome.signal is not None:
         print(f"stopped after {spent}, saved; continue with --resume")
@@ -151,7 +151,7 @@ def _trains(added: Any, example: str) -> None:
     added.add_argument("--seed", metavar="S")
     added.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     added.add_argument(
-        "--start-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"
+        "--init-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"
     )
     added.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
     added.set_defaults(takes_fields=True)
@@ -159,7 +159,7 @@ def _trains(added: Any, example: str) -> None:
 
 
 def add(commands: Group) -> None:
-    """train, train-prior, train-prefixes, train-judge, demo."""
+    """train, train-prior, train-progressive, train-judge, demo."""
     train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _together(_train))
     train.add_argument("preset", metavar="PRESET")
     train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
@@ -176,9 +176,9 @@ def add(commands: Group) -> None:
     _trains(train_prior, "--prior.network.hidden_units 128")
 
     about = "train what a run decodes its first levels by, on the frozen autoencoder"
-    train_prefixes = command(commands, "train-prefixes", about, _together(_train_prefixes))
-    train_prefixes.add_argument("run", metavar="RUN")
-    _trains(train_prefixes, "--prefixes.network.hidden_units 32")
+    train_progressive = command(commands, "train-progressive", about, _together(_train_prefixes))
+    train_progressive.add_argument("run", metavar="RUN")
+    _trains(train_progressive, "--progressive.network.hidden_units 32")
 
     judge = command(commands, "train-judge", "train the classifier that judges samples of a data set", _train_judge)
     judge.add_argument("dataset", metavar="DATASET", help="such as cifar10")

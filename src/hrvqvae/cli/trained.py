@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, add_beam, add_rate_weight, at_least, command, print_json, print_table
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted, psnr
+from hrvqvae.cli.console import Arguments, Group, add_beam, add_lmbda, at_least, command, print_json, print_table
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
     from hrvqvae.evaluation.recognition import Recognized
@@ -26,7 +26,7 @@ def _evaluate(arguments: Arguments) -> int:
     evaluated = evaluate_run(
         arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
         guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
-        rate_weight=arguments.rate_weight, say=lambda line: print(line, file=sys.stderr),
+        lmbda=arguments.lmbda, say=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     report, rate = evaluated.report, evaluated.rate
     if arguments.json:
@@ -80,10 +80,10 @@ def _print_recognized(judged: Sequence[Recognized]) -> None:
 
 
 def _reconstruct(arguments: Arguments) -> int:
-    from hrvqvae.pictures.images import reconstruct
+    from hrvqvae.plots.images import reconstruct
 
     errors = reconstruct(
-        arguments.run, arguments.images, arguments.out, arguments.levels, arguments.beam, arguments.rate_weight
+        arguments.run, arguments.images, arguments.out, arguments.levels, arguments.beam, arguments.lmbda
     )
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
@@ -108,7 +108,7 @@ def add(commands: Group) -> None:
         "--images", type=int, metavar="N", help="N images of the split only, evenly spread (default: all)"
     )
     add_beam(evaluate)
-    add_rate_weight(evaluate)
+    add_lmbda(evaluate)
     evaluate.add_argument("--json", action="store_true", help="for programs")
 
     reconstruct = command(commands, "reconstruct", "a sheet of images above their reconstructions", _reconstruct)
@@ -117,4 +117,4 @@ def add(commands: Group) -> None:
     reconstruct.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
     reconstruct.add_argument("--levels", type=int, metavar="K", help="decode levels 1..K only")
     add_beam(reconstruct)
-    add_rate_weight(reconstruct)
+    add_lmbda(reconstruct)

@@ -8,26 +8,26 @@ from typing import Any, cast
 
 import torch
 
-from hrvqvae.bench.timing import median_seconds
+from benchmarks.timing import median_seconds
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.comparison.compare import Comparison
 from hrvqvae.comparison.folder import Measured
 from hrvqvae.comparison.harness import Case
 from hrvqvae.comparison.instruments import test_images
 from hrvqvae.comparison.study import Study
 from hrvqvae.config.parsing import override
-from hrvqvae.pictures.curves import codebook_study
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import load_with_config
-from hrvqvae.systems.one_grid import OneGrid, Quantizer
+from hrvqvae.models.one_grid import OneGrid, Quantizer
+from hrvqvae.plots.curves import codebook_study
 
 BRANCHING = (4, 8, 16)  # m; with three levels 64, 512 and 4,096 leaves
 _LEVELS = 3
 _NO_START = {"model.quantizer.init_vectors": "0"}
-_NO_REVIVAL = {"model.quantizer.revive_every": "0"}
+_NO_REVIVAL = {"model.quantizer.restart_every": "0"}
 HELPS: Mapping[str, Mapping[str, str]] = {
-    "k-means start, revival": {},
+    "k-means start, dead-code restart": {},
     "k-means start": _NO_REVIVAL,
-    "revival": _NO_START,
+    "dead-code restart": _NO_START,
     "neither": {**_NO_START, **_NO_REVIVAL},
 }
 
@@ -70,7 +70,7 @@ def _order(row: Measured) -> tuple[Any, ...]:
 STUDY = Study(
     name="codebook",
     title="the study of codebooks",
-    varied=tuple(f"model.quantizer.{name}" for name in ("levels", "codewords", "init_vectors", "revive_every")),
+    varied=tuple(f"model.quantizer.{name}" for name in ("levels", "codewords", "init_vectors", "restart_every")),
     cases=cases,
     more=_search,
     labels=("system", "leaves", "with"),

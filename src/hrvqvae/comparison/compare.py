@@ -9,18 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
 from hrvqvae.comparison.instruments import Say, shown_images
 from hrvqvae.config import Config, presets
 from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.config.parsing import override
-from hrvqvae.errors import InputError
-from hrvqvae.pictures import sheets
-from hrvqvae.pictures.curves import comparison_curves
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.systems.build import system_of
+from hrvqvae.models.build import system_of
+from hrvqvae.plots import sheets
+from hrvqvae.plots.curves import comparison_curves
+from hrvqvae.utils.errors import InputError
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 

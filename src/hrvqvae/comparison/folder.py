@@ -26,11 +26,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.pictures.sheets import to_pil
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.lock import locked
-from hrvqvae.runs.storage import TEMPORARY, remove_temporaries, write_atomic
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.lock import locked
+from hrvqvae.checkpoints.storage import TEMPORARY, remove_temporaries, write_atomic
+from hrvqvae.plots.sheets import to_pil
+from hrvqvae.utils.errors import DamagedFileError, InputError
 
 Measured = dict[str, Any]
 """What was measured of a run, by name; its labels first."""

@@ -15,16 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.checkpoints.lock import InUseError
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.resolve import decide_autoencoder, decide_priors, digest_of, prior_config
-from hrvqvae.errors import InputError
-from hrvqvae.progress import clock
-from hrvqvae.quantities import counted
-from hrvqvae.runs.folder import RunFolder, prior_folder
-from hrvqvae.runs.lock import InUseError
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import clock
+from hrvqvae.utils.quantities import counted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hrvqvae.bench.timing import median_seconds
+from benchmarks.timing import median_seconds
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.comparison.folder import Measured
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import features_of
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.sets import RealImages
-from hrvqvae.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import load_with_config
-from hrvqvae.runs.trained import TrainedModel
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.hooks import read_records
 from hrvqvae.training.stage import count_parameters
+from hrvqvae.utils.errors import InputError
 
 Say = Callable[[str], None]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.compare import Comparison
 from hrvqvae.comparison.folder import Measured
 from hrvqvae.comparison.harness import Case
 from hrvqvae.comparison.study import Study
 from hrvqvae.config import ModelConfig
-from hrvqvae.pictures.curves import rate_distortion
-from hrvqvae.runs.folder import RunFolder
+from hrvqvae.plots.curves import rate_distortion
 from hrvqvae.training.hooks import read_records
 
 SHAPES = ((8, 2), (4, 3), (2, 6), (8, 3), (2, 9), (64, 2), (16, 3), (8, 4), (4, 6), (2, 12))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.compare import Comparison
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
 from hrvqvae.comparison.instruments import Say
 from hrvqvae.config.entries import SYSTEMS
-from hrvqvae.errors import InputError
-from hrvqvae.runs.folder import RunFolder
+from hrvqvae.utils.errors import InputError
 
 
 def studied_systems() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 def require(holds: bool, name: str, value: object, what: str) -> None:

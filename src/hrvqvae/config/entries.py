@@ -116,7 +116,7 @@ class System:
     settings: Callable[[Dataset], Sequence[Part]]
     colour: str
     marker: str
-    objective: str = "hrvqvae.systems.objective:SumOfLosses"
+    objective: str = "hrvqvae.models.objective:SumOfLosses"
     extras: tuple[ExtraPreset, ...] = ()
     notes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -168,9 +168,9 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 
 
 SYSTEMS: Registry[System] = Registry(
-    System, "system", "hrvqvae.systems",
-    _in_package("systems", ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
-    | {"fsq": "hrvqvae.systems.vqpytorch:FSQ", "vqpytorch": "hrvqvae.systems.vqpytorch:VQPYTORCH"},
+    System, "system", "hrvqvae.models",
+    _in_package("models", ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
+    | {"fsq": "hrvqvae.models.vqpytorch:FSQ", "vqpytorch": "hrvqvae.models.vqpytorch:VQPYTORCH"},
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
     PriorNetwork, "network of priors", "hrvqvae.priors",

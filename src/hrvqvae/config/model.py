@@ -10,7 +10,7 @@ from typing import Self
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 Grid = tuple[int, int]
 """Height and width of a latent grid, or of an image."""
@@ -51,8 +51,8 @@ class ModelConfig(ABC):
         return 0
 
     @property
-    def revive_every(self) -> int:
-        """Training steps between revivals of dead codewords (0: none)."""
+    def restart_every(self) -> int:
+        """Training steps between restarts of dead codewords (0: none)."""
         return 0
 
     def with_leaves(self, branching: int, levels: int) -> ModelConfig:
@@ -133,7 +133,7 @@ class OneGridConfig(NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookModelConfig(NetworkConfig):
-    """A system with codebooks that learn, start from data and are revived, as `quantizer` says."""
+    """A system with codebooks that learn, start from data and are restarted, as `quantizer` says."""
 
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
@@ -142,8 +142,8 @@ class CodebookModelConfig(NetworkConfig):
         return self.quantizer.init_vectors
 
     @property
-    def revive_every(self) -> int:
-        return self.quantizer.revive_every
+    def restart_every(self) -> int:
+        return self.quantizer.restart_every
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ import yaml
 from hrvqvae.config.checks import near_names
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import PRIORS, SYSTEMS
-from hrvqvae.config.prefixes import PrefixConfig
 from hrvqvae.config.prior import PriorConfig
+from hrvqvae.config.progressive import ProgressiveConfig
 from hrvqvae.config.registry import Registry
 from hrvqvae.config.schema import DEFAULT_PRIOR, DEFAULT_SYSTEM, Config, nested, to_dict
 from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _OF_PRIORS = (
@@ -50,7 +50,7 @@ class _Form:
             "training": TrainingConfig,
             "prior.network": PRIORS.get(network).config,
             "prior.training": PriorTrainingConfig,
-            "prefixes": PrefixConfig,
+            "progressive": ProgressiveConfig,
         }
         self.parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
         self.parser.add_argument("--name", type=str, default=Config.name)
@@ -79,7 +79,7 @@ class _Form:
             prior = PriorConfig(network=built.prior.network, training=built.prior.training, **own)
             return Config(
                 name=built.name, data=built.data, model=built.model, training=built.training, prior=prior,
-                prefixes=built.prefixes,
+                progressive=built.progressive,
             )  # fmt: skip
         except InputError as error:
             raise InputError(f"{where}{error}") from error
@@ -151,6 +151,18 @@ def _fields(tree: Mapping[str, Any], known: Container[str], prefix: str = "") ->
             yield name, value
 
 
+_RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "start_from": "init_from"}
+
+
+def _renamed(name: str) -> str:
+    """The name that a field of a stored configuration has today."""
+    section, _, rest = name.partition(".")
+    if section == "prefixes":
+        return _renamed(f"progressive.{rest}")
+    parents, _, leaf = name.rpartition(".")
+    return f"{parents}.{_RENAMED[leaf]}" if leaf in _RENAMED else name
+
+
 def from_dict(tree: Any, where: str) -> Config:
     """A configuration from nested plain values; missing fields take their defaults.
 
@@ -165,7 +177,7 @@ def from_dict(tree: Any, where: str) -> Config:
     system = _named(tree, ("model", "system"), SYSTEMS, DEFAULT_SYSTEM, where)
     network = _named(tree, ("prior", "network", "kind"), PRIORS, DEFAULT_PRIOR, where)
     form = _form(system, network)
-    given = dict(_fields(tree, form.types))
+    given = {_renamed(name): value for name, value in _fields(tree, form.types)}
     for name, value in given.items():
         if name not in form.types:
             if any(known.startswith(f"{name}.") for known in form.types):

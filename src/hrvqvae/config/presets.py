@@ -15,8 +15,8 @@ from hrvqvae.config.checks import near_names
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS, Dataset, System
 from hrvqvae.config.paper_tables import printed_figures
-from hrvqvae.config.prefixes import PrefixConfig
 from hrvqvae.config.prior import PriorConfig
+from hrvqvae.config.progressive import ProgressiveConfig
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
     Config,
@@ -30,7 +30,7 @@ from hrvqvae.config.schema import (
 )
 from hrvqvae.config.tables import OURS, Part
 from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes:
         prior=PriorConfig(
             network=from_plain(network, of_network), training=from_plain(PriorTrainingConfig, of_training)
         ),
-        prefixes=from_plain(PrefixConfig, tree.get("prefixes", {})),
+        progressive=from_plain(ProgressiveConfig, tree.get("progressive", {})),
     )
     return Preset(config=config, sources=sources, printed=printed_figures(name), about=about, notes=notes)
 

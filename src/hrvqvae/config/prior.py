@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 Levels = range
 """Consecutive levels that one prior covers, 0 the coarsest."""

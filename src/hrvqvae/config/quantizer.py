@@ -1,4 +1,4 @@
-"""Codebooks: how many codewords, how they learn, start and are revived."""
+"""Codebooks: how many codewords, how they learn, start and are restarted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class QuantizerConfig:
         update: codewords follow moving averages of what they stand for, or the gradient of the codebook loss.
         decay: decay of those moving averages.
         init_vectors: latent vectors that the k-means start takes (0: random start).
-        revive_every: training steps between revivals of dead codewords (0: none).
-        revive_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
+        restart_every: training steps between restarts of dead codewords (0: none).
+        restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
     """
 
     codewords: int = 512
@@ -30,15 +30,15 @@ class QuantizerConfig:
     update: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     init_vectors: int = 131_072
-    revive_every: int = 100
-    revive_below: float = 0.03
+    restart_every: int = 100
+    restart_below: float = 0.03
 
     def __post_init__(self) -> None:
         require(self.codewords >= 2, "model.quantizer.codewords", self.codewords, "at least 2")
         require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
         require(0 <= self.beta < math.inf, "model.quantizer.beta", self.beta, "at least 0")
         require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
-        for name in ("init_vectors", "revive_every", "revive_below"):
+        for name in ("init_vectors", "restart_every", "restart_below"):
             require(getattr(self, name) >= 0, f"model.quantizer.{name}", getattr(self, name), "at least 0")
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar
 
 from hrvqvae.config.checks import near_names
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 class Entry(Protocol):

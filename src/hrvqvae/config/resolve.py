@@ -15,7 +15,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.decisions import decide
 from hrvqvae.config.parsing import from_dict, from_file, override
 from hrvqvae.config.schema import Config, flatten, nested, to_dict
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 # Where a run computes, and how often it says and saves what: nothing that decides what it finds.
 _ASIDE = frozenset(
@@ -26,7 +26,7 @@ _ASIDE = frozenset(
 )  # fmt: skip
 # What a resumed run may change: that, how long and how it is evaluated, never what it computes.
 _RESUMABLE = _ASIDE | {"training.epochs", "training.max_steps", "training.max_minutes", "training.evaluation_images"}
-_PREFIX_RESUMABLE = _RESUMABLE | {f"prefixes.{name}" for name in _RESUMABLE if name.startswith("training.")}
+_PREFIX_RESUMABLE = _RESUMABLE | {f"progressive.{name}" for name in _RESUMABLE if name.startswith("training.")}
 # The best state of a prior is that of the same held-out images, so their number stays.
 _PRIOR_RESUMABLE = (_RESUMABLE | {f"prior.{name}" for name in _RESUMABLE if name.startswith("training.")}) - {
     "prior.training.evaluation_images"
@@ -130,7 +130,7 @@ def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = 
     return decide_priors(config)[0]
 
 
-def prefix_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
+def progressive_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
     """The configuration of the decoding of a run's prefixes that begins to train, or of the stored one that goes on.
 
     Args:
@@ -141,9 +141,9 @@ def prefix_config(run: Config, given: Mapping[str, str], stored: Config | None =
     Raises:
         InputError: as `prior_config`.
     """
-    _require_fields(given, "prefixes", "prefixes", "train-prefixes")
+    _require_fields(given, "progressive", "progressive decoder", "train-progressive")
     config = override(run, given) if stored is None else _continued(stored, given, _PREFIX_RESUMABLE)
-    return dataclasses.replace(config, prefixes=decide(config.prefixes)[0])
+    return dataclasses.replace(config, progressive=decide(config.progressive)[0])
 
 
 def _require_fields(given: Mapping[str, str], section: str, stage: str, command: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar, get_type_hints
 from hrvqvae.config.data import DataConfig
 from hrvqvae.config.entries import PRIORS
 from hrvqvae.config.model import ModelConfig
-from hrvqvae.config.prefixes import PrefixConfig
 from hrvqvae.config.prior import Levels, PriorConfig
+from hrvqvae.config.progressive import ProgressiveConfig
 from hrvqvae.config.training import TrainingConfig
 
 C = TypeVar("C")
@@ -26,7 +26,7 @@ DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run: data, model, training, priors, the decoding of prefixes.
+    """A run: data, model, training, priors, the progressive decoder.
 
     Attributes:
         name: the preset that it began as.
@@ -38,7 +38,7 @@ class Config:
     model: ModelConfig
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(network=PRIORS.get(DEFAULT_PRIOR).config()))
-    prefixes: PrefixConfig = field(default_factory=PrefixConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
 
     @property
     def prior_levels(self) -> tuple[Levels, ...]:

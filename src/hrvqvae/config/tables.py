@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 OURS = "ours"
 

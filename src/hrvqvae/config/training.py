@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.decisions import decided_on_start
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ class StageConfig:
             keeps both names.
         memory_format: layout of images and weights in memory.
         threads: CPU threads (0: as torch decides).
-        seed: start weights, data order, augmentation, k-means and revival depend on it alone.
-        start_from: a run folder, a weights file or the name of a model inside the package, whose weights it begins
+        seed: start weights, data order, augmentation, k-means and dead-code restart depend on it alone.
+        init_from: a run folder, a weights file or the name of a model inside the package, whose weights it begins
             with; empty: it begins with weights drawn by the seed.
         loggers: names, separated by commas, of further places for the records of metrics.jsonl, such as tensorboard.
         log_every, evaluate_every, checkpoint_every: in steps.
@@ -54,7 +54,7 @@ class StageConfig:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: int = 0
     seed: int = 0
-    start_from: str = ""
+    init_from: str = ""
     loggers: str = ""
     log_every: int = 50
     evaluate_every: int = 500

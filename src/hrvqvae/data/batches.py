@@ -21,8 +21,8 @@ from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import note
 from hrvqvae.data.random import stream
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
-from hrvqvae.errors import InputError
-from hrvqvae.processes import WHOLE, Part
+from hrvqvae.distributed import WHOLE, Part
+from hrvqvae.utils.errors import InputError
 
 Sample = tuple[int, Augmentation | None]
 Order = Callable[[int, int], NDArray[np.int64]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from hrvqvae.config.entries import DATASETS, Dataset
 from hrvqvae.config.registry import imported
 from hrvqvae.data.files import digest, unpacked
-from hrvqvae.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 
 
 def check(dataset: Dataset, folder: Path) -> None:

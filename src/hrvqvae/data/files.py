@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError
 
 
 def unpacked(path: Path) -> bytes:

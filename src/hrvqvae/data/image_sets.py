@@ -21,7 +21,7 @@ from hrvqvae.data.images import BrokenImageError, Decoded, conversions, square
 from hrvqvae.data.random import stream
 from hrvqvae.data.sources.base import Source
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 Augmentation = tuple[int, int, int]
 """(seed, epoch, index): the only thing that augmentation depends on."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hrvqvae.data.splits import HELD_OUT, TRAIN, WORDS, given_split, split_names
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -20,7 +20,7 @@ from hrvqvae.config.registry import imported
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.image_sets import ImageSet, MemoryImages, in_memory
 from hrvqvae.data.sources.opening import names_files, open_stored
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 def note(line: str) -> None:

@@ -23,8 +23,8 @@ import filelock
 
 from hrvqvae.data.images import folder_parts, listing
 from hrvqvae.data.sources.tars import CLASS_NAMES
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 _MB = 10**6
 _GROUP_BYTES = 16 * _MB  # of the images of a row group, the least of a Parquet file that can be read

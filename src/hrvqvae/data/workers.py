@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 def quiet_worker(_: int) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from hrvqvae import processes
+from hrvqvae import distributed
 from hrvqvae.config import Config, bits_per_image, compression_ratio
 from hrvqvae.data.batches import Batch
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import psnr
+from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import functional as vq
-from hrvqvae.systems.base import Autoencoder, Encode
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import psnr
 
 _SSIM_WINDOW = 11
 
@@ -111,8 +111,8 @@ def evaluate(
             ssim += _ssim(decoded, original)
         images += len(original)
         values += original.numel()
-    counts = processes.added_up(counts)
-    every = processes.numbers(images, values, ssim, *errors.values())
+    counts = distributed.all_reduce(counts)
+    every = distributed.all_gather_numbers(images, values, ssim, *errors.values())
     images, values, ssim, *summed = (sum(one) for one in zip(*every, strict=True))
     if not images:
         raise InputError(f"no image of the {split} split could be read")

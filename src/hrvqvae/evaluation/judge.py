@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
 from hrvqvae.config.entries import DATASETS
 from hrvqvae.config.registry import imported
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images, note
-from hrvqvae.errors import DamagedFileError, InputError
 from hrvqvae.evaluation.classifier import SMALL, Classifier, Recipe
-from hrvqvae.runs import storage
 from hrvqvae.training.device import computes_bf16
+from hrvqvae.utils.errors import DamagedFileError, InputError
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "judges"
 """Judges inside the package, a file NAME.safetensors each."""

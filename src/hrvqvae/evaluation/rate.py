@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.config import level_names
-from hrvqvae.errors import InputError
+from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, total_bits
-from hrvqvae.progress import tracked
-from hrvqvae.runs.codemaps import CodeMaps
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import tracked
 
 Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images, note
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import Features
 from hrvqvae.evaluation.judge import Judge, judge_of
 from hrvqvae.evaluation.sets import RealImages, SetDistances
-from hrvqvae.priors.draw import Draw
-from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.utils.errors import InputError
 
 _BATCH = 128
 
@@ -54,13 +54,13 @@ class Recognized:
 
 def recognize(
     model: TrainedModel, config: DataConfig, count: int, *, seed: int = 0, guidance: Sequence[float] = (1.0,),
-    rate_weight: float | None = None, say: Callable[[str], None] = note,
+    lmbda: float | None = None, say: Callable[[str], None] = note,
 ) -> tuple[Recognized, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
 
     Args:
-        guidance: so many images are drawn with each of these (`Draw.guidance`); a `Recognized` for each.
-        rate_weight: of the reconstructions, as for `TrainedModel.encode`.
+        guidance: so many images are drawn with each of these (`SamplingParams.guidance`); a `Recognized` for each.
+        lmbda: of the reconstructions, as for `TrainedModel.encode`.
 
     Raises:
         InputError: a level has no prior, or one that can't be guided; no classes, or others than the data has; the data
@@ -74,13 +74,13 @@ def recognize(
     judge = judge_of(config, say=say)
     tests, labels = _images(config, "test", count)
     compared = len(tests)
-    decoded = torch.cat([model.decode(model.encode(some, rate_weight), size=_size(some)) for some in _batches(tests)])
+    decoded = torch.cat([model.decode(model.encode(some, lmbda), size=_size(some)) for some in _batches(tests)])
     real = RealImages(Features(f"a classifier of {config.dataset}", judge.classifier.features), _batches(tests))
     others = {"reconstructions": decoded, "training images": _images(config, "train", compared)[0]}
     distances = {name: real.distances(_batches(images)) for name, images in others.items()}
     reconstructed, found = _share(judge, decoded, labels), []
     for weight in guidance:
-        drawn, wanted = _draw(model, count, seed, Draw(guidance=weight))
+        drawn, wanted = _draw(model, count, seed, SamplingParams(guidance=weight))
         some = drawn[torch.linspace(0, count - 1, compared).long()]
         found.append(
             Recognized(
@@ -92,7 +92,7 @@ def recognize(
     return tuple(found)
 
 
-def _draw(model: TrainedModel, count: int, seed: int, draw: Draw) -> tuple[Tensor, Tensor]:
+def _draw(model: TrainedModel, count: int, seed: int, draw: SamplingParams) -> tuple[Tensor, Tensor]:
     """(images (count, C, Y, X), the class (count,) that each was asked for)."""
     drawn, wanted = [], []
     for number, name in enumerate(model.classes):

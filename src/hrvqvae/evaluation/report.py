@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrvqvae.checkpoints.codemaps import CodeMaps, extract, stored
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_digest
+from hrvqvae.checkpoints.locating import locate
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images, note
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.recognition import Recognized, recognize
-from hrvqvae.priors.draw import Draw
-from hrvqvae.priors.hierarchy import check_draw
-from hrvqvae.progress import tracked
-from hrvqvae.runs.codemaps import CodeMaps, extract, stored
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import has_priors, load_priors, load_with_digest
-from hrvqvae.runs.locating import locate
-from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.priors.hierarchy import check_sampling_params
+from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.training.device import Compute
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import tracked
 
 EVALUATION_BATCH = 128
 
@@ -61,7 +61,7 @@ class Evaluated:
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
-    rate_weight: float | None = None, rate: bool = True, say: Callable[[str], None] = note,
+    lmbda: float | None = None, rate: bool = True, say: Callable[[str], None] = note,
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
@@ -74,21 +74,21 @@ def evaluate_run(
         limit: measure on so many images, spread evenly over the split (None: all).
         beam: paths that the search keeps when it encodes, the images that are counted too; None keeps as many as in
             training.
-        rate_weight: as for `TrainedModel.encode`, of the images that are counted too; None measures the usual codes.
+        lmbda: as for `TrainedModel.encode`, of the images that are counted too; None measures the usual codes.
         rate: whether the priors are measured.
 
     Raises:
-        InputError: the run or its data is missing, samples can't be guided, or a rate weight that the model can't have.
+        InputError: the run or its data is missing, samples can't be guided, or a lambda that the model can't have.
     """
     if samples:
         for weight in guidance:
-            check_draw(load_priors(run).networks, Draw(guidance=weight))
+            check_sampling_params(load_priors(run).networks, SamplingParams(guidance=weight))
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model, config, digest = load_with_digest(run, beam=beam)
     config = config.with_root(root)
     encode = None
-    if rate_weight is not None:
-        encode = TrainedModel(run, str(compute.device), beam).encoder(rate_weight)
+    if lmbda is not None:
+        encode = TrainedModel(run, str(compute.device), beam).encoder(lmbda)
     images = load_images(config.data, split, say)
     model = compute.place_model(model)
     batch_size = min(EVALUATION_BATCH, config.training.batch_size)
@@ -104,7 +104,7 @@ def evaluate_run(
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
     priors, path = load_priors(run), locate(run)
     folder = RunFolder(path.parent).codes
-    usual = beam is None and rate_weight is None  # as what is stored
+    usual = beam is None and lmbda is None  # as what is stored
     kept = stored(folder, digest, config, "train") if usual else None
     train_maps = kept or extract(model, config, "train", compute.device, encode=encode)
     if split == "train":
@@ -117,9 +117,7 @@ def evaluate_run(
     found = measure_rate(priors.networks, model, coded, counted, compute.device)
     if not samples:
         return Evaluated(report, found, "")
-    judged = recognize(
-        TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, rate_weight=rate_weight, say=say
-    )
+    judged = recognize(TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, lmbda=lmbda, say=say)
     return Evaluated(report, found, "", judged)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from hrvqvae.errors import InputError
 from hrvqvae.evaluation.features import Features
+from hrvqvae.utils.errors import InputError
 
 _NEIGHBOUR, _BLOCK = 3, 1_024
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrvqvae.data.images import FORMATS, decode_image, decode_square
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True)

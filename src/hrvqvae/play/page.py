@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hrvqvae.errors import InputError
-from hrvqvae.pictures import hierarchy, sheets
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.play import tasks
 from hrvqvae.play.limits import Limits, Picture, take
-from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.plots import hierarchy, sheets
+from hrvqvae.utils.errors import InputError
 
 _SIDE = 360  # pixels on the screen of an image's longer side, about
 _MARKS = 64  # a side of what is painted, at most
@@ -171,7 +171,9 @@ class Page:
                         made = _image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
                         asked = self._asked(16)
-                        go_draw = gr.Button("Draw", variant="primary", interactive=not self.missing, elem_id="draw")
+                        go_draw = gr.Button(
+                            "Draw", variant="primary", interactive=not self.missing, elem_id="draw"
+                        )
                         drawn = _image("New images", "drawn")
                     with gr.Tab("Complete"):
                         gr.Markdown("Paint over what should stay; the rest is drawn anew.")

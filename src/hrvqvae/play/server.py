@@ -12,10 +12,10 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from hrvqvae.errors import InputError
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.play.limits import Limits
 from hrvqvae.play.page import Page
-from hrvqvae.runs.trained import TrainedModel
+from hrvqvae.utils.errors import InputError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

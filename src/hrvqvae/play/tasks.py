@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from hrvqvae.codec.geometry import Geometry, geometry_of
-from hrvqvae.errors import InputError
-from hrvqvae.pictures import hierarchy
-from hrvqvae.pictures.figures import tree_at
-from hrvqvae.priors.draw import Draw
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.compression.geometry import Geometry, geometry_of
+from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.plots import hierarchy
+from hrvqvae.plots.figures import tree_at
 from hrvqvae.priors.hierarchy import KnownCodes
-from hrvqvae.quantities import psnr
+from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.quantize import functional as vq
-from hrvqvae.runs.trained import TrainedModel
-from hrvqvae.systems.one_grid import OneGrid
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import psnr
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def complete(
     if kept[0].all():
         raise InputError("everything is kept, so that nothing is left to draw: leave a part of the image unpainted")
     codes = tuple(one.cpu() for one in model.encode(image[None]))
-    how = Draw(temperature=temperature, guidance=guidance)
+    how = SamplingParams(temperature=temperature, guidance=guidance)
     drawn = model.draw(count, seed=seed, class_name=class_name, draw=how, known=KnownCodes(codes, kept))
     above = where.margin // 2
     shown = kept[0].repeat_interleave(where.unit, 0).repeat_interleave(where.unit, 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hrvqvae.config import Grid, PriorNetworkConfig
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

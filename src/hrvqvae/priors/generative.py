@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.errors import InputError
+from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Priors
-from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.hierarchy import KnownCodes, Sampler, draw_labels, sample_cached, sample_codes
-from hrvqvae.progress import tracked
+from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.quantize import Codes
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import tracked
 
 _BATCH = 64
 
@@ -38,7 +38,7 @@ class Sampled:
 @torch.inference_mode()
 def sample_images(
     model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | int | None = None,
-    draw: Draw | None = None, known: KnownCodes | None = None, sampler: Sampler = sample_cached,
+    draw: SamplingParams | None = None, known: KnownCodes | None = None, sampler: Sampler = sample_cached,
 ) -> Sampled:  # fmt: skip
     """Draw `count` images; without a class, classes come as often as in training.
 
@@ -70,7 +70,7 @@ def sample_images(
         if known is not None:
             some = KnownCodes(tuple(codes.expand(len(numbers), -1, -1) for codes in known.codes), known.where)
         codes = sample_codes(
-            priors.networks, model.paths, numbers, seed=seed, label=label, draw=draw or Draw(), known=some,
+            priors.networks, model.paths, numbers, seed=seed, label=label, draw=draw or SamplingParams(), known=some,
             sampler=sampler,
         )  # fmt: skip
         images.append(model.decode(tuple(one.to(device) for one in codes), size=size).cpu())

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Level
-from hrvqvae.priors.draw import Draw
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Guidance:
         return (logits.float().view(len(self.weights), -1, logits.shape[1]) * self.weights[:, None, None]).sum(0)
 
 
-def require_guidable(level: Level, draw: Draw) -> None:
+def require_guidable(level: Level, draw: SamplingParams) -> None:
     """Raises InputError where codes are to be guided and the prior does not know them without a class."""
     if draw.guidance == 1 or level.unconditional:
         return
@@ -51,7 +51,7 @@ def require_guidable(level: Level, draw: Draw) -> None:
     )
 
 
-def guidance_of(level: Level, label: Tensor | None, draw: Draw) -> Guidance:
+def guidance_of(level: Level, label: Tensor | None, draw: SamplingParams) -> Guidance:
     """How a batch of images with those labels (B,) is guided: logits u + w (c - u), c with the class and u without it.
 
     Raises:

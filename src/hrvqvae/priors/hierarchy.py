@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hrvqvae.config.entries import PRIORS
 from hrvqvae.config.registry import imported
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior
-from hrvqvae.priors.draw import Draw
 from hrvqvae.priors.guidance import require_guidable
+from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
 
 
 class Sampler(Protocol):
@@ -24,13 +24,13 @@ class Sampler(Protocol):
 
     def __call__(
         self, prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-        label: Tensor | None, uniforms: Sequence[Tensor], draw: Draw,
+        label: Tensor | None, uniforms: Sequence[Tensor], draw: SamplingParams,
     ) -> None: ...  # fmt: skip
 
 
 def sample_cached(
     prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
-    uniforms: Sequence[Tensor], draw: Draw,
+    uniforms: Sequence[Tensor], draw: SamplingParams,
 ) -> None:  # fmt: skip
     """The sampler that the prior's network is registered with; arguments as `sample_plain`."""
     sampler: Sampler = imported(PRIORS.get(prior.config.kind).sampler)
@@ -62,7 +62,7 @@ def _generator(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng((seed, number))
 
 
-def check_draw(priors: Sequence[Prior], draw: Draw) -> None:
+def check_sampling_params(priors: Sequence[Prior], draw: SamplingParams) -> None:
     """Raises InputError where the codes of these priors can't be drawn so: too large a top-k, guidance of none."""
     for prior in priors:
         for level in prior.levels:
@@ -77,7 +77,7 @@ def sample_codes(
     *,
     seed: int,
     label: Tensor | None,
-    draw: Draw,
+    draw: SamplingParams,
     known: KnownCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:
@@ -91,9 +91,9 @@ def sample_codes(
         known: codes that are kept instead of drawn.
 
     Raises:
-        InputError: as `check_draw`, or a label is missing or out of range.
+        InputError: as `check_sampling_params`, or a label is missing or out of range.
     """
-    check_draw(priors, draw)
+    check_sampling_params(priors, draw)
     levels = [level for prior in priors for level in prior.levels]
     positions = [level.grid[0] * level.grid[1] for level in levels]
     drawn = []

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors.base import Prior
-from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.guidance import guidance_of
+from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code, no_distribution
 
 
 @torch.inference_mode()
 def sample_plain(
     prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
-    uniforms: Sequence[Tensor], draw: Draw,
+    uniforms: Sequence[Tensor], draw: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order, and level after level at a position.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hrvqvae.config.checks import require
 from hrvqvae.config.prior import PriorNetworkConfig
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.jit.cache import compiled
-from hrvqvae.jit.threads import in_parts
 from hrvqvae.priors.trunk import Trunk
+from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.threads import in_parts
 
 Floats = NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Codebooks of one level: how their codewords learn, start and are revived.
+"""Codebooks of one level: how their codewords learn, start and are restarted.
 
 Shapes: a level has num_books codebooks of m codewords of width D; N vectors r are quantized, and the path says which
 codeword each one got (path = book * m + child).
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hrvqvae import processes
+from hrvqvae import distributed
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 
@@ -94,7 +94,7 @@ class Codebook(nn.Module, ABC):
         self.set_codewords(torch.arange(num_books * size, device=residual.device), start, count * weight)
 
     @torch.no_grad()
-    def revive(
+    def restart_dead_codes(
         self, residual: Tensor, parent: Tensor, path: Tensor, below: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Move dead codewords of codebooks that get data to vectors of theirs, drawn at random.
@@ -199,6 +199,6 @@ def follow(assigned: Iterable[tuple[Codebook, Tensor, Tensor]]) -> None:
     all-reduce for all codebooks.
     """
     found = [(codebook, codebook.statistics(residual, path)) for codebook, residual, path in assigned]
-    summed = iter(processes.added_up([one for _, statistics in found for one in statistics]))
+    summed = iter(distributed.all_reduce([one for _, statistics in found for one in statistics]))
     for codebook, statistics in found:
         codebook.average([next(summed) for _ in statistics])

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, follow
 from hrvqvae.quantize.quantized import Codes, Quantized
 from hrvqvae.quantize.search import FlatSearcher, search_flat_fastest
+from hrvqvae.utils.errors import InputError
 
 
 def check_codes(code: Tensor, shape: Sequence[int], size: int, level: int) -> None:
@@ -84,11 +84,13 @@ class FlatQuantizer(nn.Module):
         self.codebook.initialize(flat, flat.new_zeros(len(flat), dtype=torch.long), generator, weight)
 
     @torch.no_grad()
-    def revive(self, latents: Tensor, generator: torch.Generator) -> int:
+    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
         """Revive dead codewords from (..., D) latents of a training batch; returns how many."""
         flat = self._flat(latents)
         parent = flat.new_zeros(len(flat), dtype=torch.long)
-        moved, _ = self.codebook.revive(flat, parent, self._search(flat), self.config.revive_below, generator)
+        moved, _ = self.codebook.restart_dead_codes(
+            flat, parent, self._search(flat), self.config.restart_below, generator
+        )
         return len(moved)
 
     def _flat(self, latents: Tensor) -> Tensor:

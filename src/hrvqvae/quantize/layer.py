@@ -1,4 +1,4 @@
-"""The tree of linked codebooks as a layer for any model: it starts, follows and revives its codewords by itself.
+"""The tree of linked codebooks as a layer for any model: it starts, follows and restarts its codewords by itself.
 
 >>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
 >>> quantized, indices, loss = quantize(features)  # (B, N, 256) -> (B, N, 256), (B, N, 4), a scalar
@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hrvqvae import processes
+from hrvqvae import distributed
 from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.errors import InputError
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.tree import TreeQuantizer
+from hrvqvae.utils.errors import InputError
 
 PADDING = -1  # the index of a position that the mask leaves out
 _START_A_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
@@ -53,8 +53,8 @@ class TreeVQ(nn.Module):
         update: codewords follow moving averages of what they stand for, or the gradient of the loss.
         decay: of those moving averages, and of those of how often codewords are used.
         start_vectors: vectors that the k-means start waits for; None is eight a leaf, from 4,096 to 65,536.
-        revive_every: training steps between revivals of dead codewords; 0 is none. May be set at any time.
-        revive_below: a codeword is dead when its share of its codebook's vectors is below this / m.
+        restart_every: training steps between restarts of dead codewords; 0 is none. May be set at any time.
+        restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
 
     Raises:
         InputError: a value is out of its range.
@@ -74,8 +74,8 @@ class TreeVQ(nn.Module):
         update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.99,
         start_vectors: int | None = None,
-        revive_every: int = 100,
-        revive_below: float = 0.03,
+        restart_every: int = 100,
+        restart_below: float = 0.03,
     ) -> None:
         super().__init__()
         if update not in ("ema", "gradient"):
@@ -85,13 +85,13 @@ class TreeVQ(nn.Module):
         try:
             config = TreeQuantizerConfig(
                 dim=dim, codewords=codewords, levels=levels, beta=beta, level_betas=tuple(level_betas), beam=beam,
-                coarse_weight=coarse_weight, update=update, decay=decay, revive_every=revive_every,
-                revive_below=revive_below,
+                coarse_weight=coarse_weight, update=update, decay=decay, restart_every=restart_every,
+                restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None
         self.quantizer = TreeQuantizer(config)
-        self.channel_last, self.revive_every = channel_last, revive_every
+        self.channel_last, self.restart_every = channel_last, restart_every
         self.start_vectors = start_vectors or min(max(_LEAST_START, _START_A_LEAF * codewords**levels), _MOST_START)
         self.steps = 0  # training steps since the start; 0 until it is done
         self._waiting: Tensor | None = None  # (N, D), for the start
@@ -170,19 +170,19 @@ class TreeVQ(nn.Module):
         return untraced
 
     def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize (N, D) and let the codebooks follow: the start before it, revival after it, where they are due."""
+        """Quantize (N, D) and let the codebooks follow: the start before it, dead-code restart after it, where they are due."""
         if self.steps == 0:
             self._start(vectors.detach().float())
         found: Quantized = self.quantizer(vectors)
-        if self.steps and self.revive_every and self.steps % self.revive_every == 0:
-            self.quantizer.revive(processes.gathered(vectors.detach().float()), self._generator())
+        if self.steps and self.restart_every and self.steps % self.restart_every == 0:
+            self.quantizer.restart_dead_codes(distributed.all_gather(vectors.detach().float()), self._generator())
             self._share_codebooks()
         self.steps += self._waiting is None
         return found
 
     def _start(self, vectors: Tensor) -> None:
         """Fit the codebooks to the first vectors (N, D) that come, and to all of them once there are enough."""
-        batch = processes.gathered(vectors)
+        batch = distributed.all_gather(vectors)
         waiting = batch[:0] if self._waiting is None else self._waiting.to(batch.device)
         known = torch.cat([waiting, batch])
         enough = len(known) >= self.start_vectors
@@ -194,7 +194,7 @@ class TreeVQ(nn.Module):
         self._waiting = None if enough else known
 
     def _share_codebooks(self) -> None:
-        processes.take_from_first(one.detach() for one in self.quantizer.state_dict().values())
+        distributed.broadcast(one.detach() for one in self.quantizer.state_dict().values())
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.steps)

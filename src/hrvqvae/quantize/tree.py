@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.errors import InputError
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, Codebook, follow
 from hrvqvae.quantize.flat import check_codes
 from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized
 from hrvqvae.quantize.search import Beam, TreeSearch, TreeSearcher
+from hrvqvae.utils.errors import InputError
 
 
 class TreeQuantizer(nn.Module):
@@ -115,10 +115,10 @@ class TreeQuantizer(nn.Module):
             path, residual = found.paths[-1], flat - found.quantized  # a beam may change its mind at any level
 
     @torch.no_grad()
-    def revive(self, latents: Tensor, generator: torch.Generator) -> int:
+    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
         """Revive dead codewords from (..., D) latents of a training batch; returns how many.
 
-        What is left of a vector is much alike wherever its codeword lies. So the subtree below a revived codeword
+        What is left of a vector is much alike wherever its codeword lies. So the subtree below a restarted codeword
         begins as a copy of the one below the codeword that had its vector: what it held before belongs to the place
         that was left.
         """
@@ -126,16 +126,16 @@ class TreeQuantizer(nn.Module):
         paths = self._search(flat).paths
         residuals = [residual for residual, _ in self._walk(flat, paths)]  # before any codeword moves
         kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-        revived = 0
+        restarted = 0
         for level, (codebook, residual) in enumerate(zip(self.levels, residuals, strict=True)):
             parent = paths[level - 1] if level else torch.zeros_like(paths[0])
-            moved, source = codebook.revive(
-                residual[kept], parent[kept], paths[level][kept], self.config.revive_below, generator
+            moved, source = codebook.restart_dead_codes(
+                residual[kept], parent[kept], paths[level][kept], self.config.restart_below, generator
             )
             self._copy_subtrees(level, source, moved)
             kept &= ~torch.isin(paths[level], moved)  # their residual is of the place that was left
-            revived += len(moved)
-        return revived
+            restarted += len(moved)
+        return restarted
 
     def _copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,).

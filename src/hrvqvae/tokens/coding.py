@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrvqvae import __version__
+from hrvqvae.checkpoints.export import without_paths
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.locating import locate, shipped
+from hrvqvae.checkpoints.storage import read_meta, weights_digest
 from hrvqvae.config import Grid
 from hrvqvae.data.images import square, whole
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
-from hrvqvae.errors import InputError
-from hrvqvae.runs.export import without_paths
-from hrvqvae.runs.loading import load_with_config
-from hrvqvae.runs.locating import locate, shipped
-from hrvqvae.runs.storage import read_meta, weights_digest
 from hrvqvae.tokens.images import KeyedImages
 from hrvqvae.tokens.shards import ROWS, About, Rows, ShardWriter, kinds_of, new_shard, schema
+from hrvqvae.utils.errors import InputError
 
 _READ, _READ_PIXELS = 256, 1 << 20  # most images, and most of their pixels, that a worker decodes at once
 _READ_OWN = 8  # the same, of images whose sizes are not known

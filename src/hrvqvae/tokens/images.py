@@ -19,7 +19,7 @@ from hrvqvae.data.images import SUFFIXES, opened_file
 from hrvqvae.data.sources.base import Source
 from hrvqvae.data.sources.opening import open_whole
 from hrvqvae.data.splits import WORDS
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 LISTS = (".txt", ".list", ".tsv")
 _CHUNK = 10_000

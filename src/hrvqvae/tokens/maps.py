@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.codemaps import CodeMaps, array_bytes, read_maps
+from hrvqvae.checkpoints.lock import locked
+from hrvqvae.checkpoints.storage import remove_temporaries, weights_digest, write_atomic, writing
 from hrvqvae.config import Config
-from hrvqvae.errors import InputError
-from hrvqvae.progress import task
-from hrvqvae.runs.codemaps import CodeMaps, array_bytes, read_maps
-from hrvqvae.runs.lock import locked
-from hrvqvae.runs.storage import remove_temporaries, weights_digest, write_atomic, writing
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:
     from hrvqvae.tokens.shards import Rows, Shards  # which need an extra to be imported
@@ -53,8 +53,8 @@ def maps_of_shards(
             the folder can't be written.
         DamagedFileError: a shard is damaged, or holds codes that the model has not.
     """
-    with processes.held_by_first(lambda: locked(folder, wait=say)):
-        source = processes.on_first(lambda: _laid_out(folder, path, model, config))
+    with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
+        source = distributed.on_rank_zero(lambda: _laid_out(folder, path, model, config))
         found = read_maps(folder, _NAME, source, len(config.model.num_symbols))
     if found is None:
         raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")

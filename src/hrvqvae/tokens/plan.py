@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.quantities import counted
-from hrvqvae.runs.storage import write_atomic
+from hrvqvae.checkpoints.storage import write_atomic
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # tools that read a folder of Parquet pass over names that begin so

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.errors import InputError
-from hrvqvae.progress import Advance
 from hrvqvae.tokens.coding import Coder, Done, Tokenizer, Unit
 from hrvqvae.tokens.images import KeyedImages
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import Advance
 
 Row = dict[str, Any]
 

@@ -14,16 +14,16 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from hrvqvae.checkpoints.lock import locked
+from hrvqvae.checkpoints.storage import remove_temporaries, write_atomic
 from hrvqvae.data.loading import note
-from hrvqvae.errors import DamagedFileError, InputError
-from hrvqvae.progress import Advance, task
-from hrvqvae.quantities import counted
-from hrvqvae.runs.lock import locked
-from hrvqvae.runs.storage import remove_temporaries, write_atomic
 from hrvqvae.tokens.coding import Coder, Done, Tokenizer, Unit
 from hrvqvae.tokens.images import KeyedImages, keyed_images
 from hrvqvae.tokens.plan import SHARD_SIZE, Plan, begin, missing, part_name, read_plan, retry_name
 from hrvqvae.tokens.shards import read_about
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.progress import Advance, task
+from hrvqvae.utils.quantities import counted
 
 BROKEN = "_broken.jsonl"
 Engine = Literal["local", "ray"]

@@ -9,19 +9,17 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images
-from hrvqvae.notices import waiting
-from hrvqvae.quantities import counted
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build, build_objective
+from hrvqvae.models.objective import MODEL, Objective
 from hrvqvae.quantize import functional as vq
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.loading import save_model
-from hrvqvae.systems.base import Autoencoder
-from hrvqvae.systems.build import build, build_objective
-from hrvqvae.systems.objective import MODEL, Objective
 from hrvqvae.training import loggers
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog, Say
@@ -36,11 +34,13 @@ from hrvqvae.training.stage import (
     seed_step,
     train_stage,
 )
-from hrvqvae.training.start import start_model
+from hrvqvae.training.start import init_model_from
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.quantities import counted
 
 FEW_STEPS = 100  # below which a person is told that little is learned
-REVIVAL_SHARE = 0.9  # of the budget, in which dead codewords are revived
+RESTART_SHARE = 0.9  # of the budget, in which dead codewords are restarted
 
 MakeEvaluation = Callable[[Config, RunFolder, ImageSet, MetricsLog, Display, Compute], Evaluation]
 """(configuration, run, test images, log, display, compute) -> the hook that evaluates now and then."""
@@ -71,9 +71,9 @@ class StateLearner:
 
 
 class AutoencoderStep:
-    """One update of an autoencoder; revives dead codewords every so many steps, but in the last tenth of the budget.
+    """One update of an autoencoder; restarts dead codewords every so many steps, but in the last tenth of the budget.
 
-    What is revived later has no time to learn where it belongs, and would be left where it was drawn.
+    What is restarted later has no time to learn where it belongs, and would be left where it was drawn.
     """
 
     def __init__(
@@ -90,23 +90,23 @@ class AutoencoderStep:
         self.model.train()
         learned, codes = self.objective(images, StateLearner(state, self.compute))
         metrics = dict(learned)
-        every = self.config.model.revive_every
+        every = self.config.model.restart_every
         moved: dict[str, Tensor] = {}
-        if every and (state.step + 1) % every == 0 and self.budget.fraction(state) < REVIVAL_SHARE:
-            revived, moved = self._revive(state, images)
-            metrics["revived"] = float(revived)
+        if every and (state.step + 1) % every == 0 and self.budget.fraction(state) < RESTART_SHARE:
+            restarted, moved = self._restart_dead_codes(state, images)
+            metrics["restarted"] = float(restarted)
         state.averaged.update_parameters(self.model)
         averaged, own = state.averaged.module.state_dict(), self.model.state_dict()
         for name, rows in moved.items():
             averaged[name][rows] = own[name][rows]  # no mean of two places
         if (state.step + 1) % self.config.training.log_every == 0:
             metrics["usage"] = self._usage(codes)
-            self.broken.update(*processes.everywhere(self.broken))
+            self.broken.update(*distributed.all_gather_object(self.broken))
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
         return metrics
 
-    def _revive(self, state: TrainState, images: Tensor) -> tuple[int, dict[str, Tensor]]:
+    def _restart_dead_codes(self, state: TrainState, images: Tensor) -> tuple[int, dict[str, Tensor]]:
         """Revive dead codewords; -> how many, and the rows that moved of each codebook's tensor, by name.
 
         Adam's moments of those rows begin anew: they belong to the place that was left.
@@ -114,20 +114,20 @@ class AutoencoderStep:
         own = self.model.state_dict()
         before = {name: one.clone() for name, one in own.items() if name.endswith(".codewords")}
         with self.compute.autocast():
-            whole = self.compute.place_images(processes.gathered(images))  # every process revives the same
-            revived = self.model.revive(whole, generator(self.config.training.seed, state.step))
-        processes.take_from_first(own.values())
+            whole = self.compute.place_images(distributed.all_gather(images))  # every process restarts the same
+            restarted = self.model.restart_dead_codes(whole, generator(self.config.training.seed, state.step))
+        distributed.broadcast(own.values())
         moved = {name: (own[name] != one).any(-1) for name, one in before.items()}
         parameters = dict(self.model.named_parameters())
         for name, rows in moved.items():
             for moment in ("exp_avg", "exp_avg_sq") if name in parameters else ():
                 state.optimizer.state[parameters[name]][moment][rows] = 0
-        return revived, moved
+        return restarted, moved
 
     def _usage(self, codes: tuple[Tensor, ...]) -> float:
         """Share of the finest level's codewords that a batch uses."""
         finest = self.config.model.num_codewords[-1]
-        (counts,) = processes.added_up([vq.counts(self.model.paths(codes)[-1], finest)])
+        (counts,) = distributed.all_reduce([vq.counts(self.model.paths(codes)[-1], finest)])
         return float((counts > 0).double().mean())
 
 
@@ -158,30 +158,30 @@ def train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvalu
         InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
         NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
     """
-    with processes.held_by_first(run.locked):
+    with distributed.context_on_rank_zero(run.locked):
         return _train(config, run, resume=resume, evaluation=evaluation, say=say)
 
 
 def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvaluation, say: Say) -> Outcome:
     """As `train`, in a folder whose lock this process has, or the first of several."""
-    processes.require_equal_parts(config.training.batch_size)
+    distributed.require_equal_parts(config.training.batch_size)
     if not resume:
-        processes.on_first(lambda: require_new(run, "choose another --out"))
+        distributed.on_rank_zero(lambda: require_new(run, "choose another --out"))
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     compute = Compute.of(config.training)
     loggers.require(config.training.loggers)
     waiting("reading the images")
     images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
-    start_from = config.training.start_from
-    if start_from and not processes.on_first(run.begun):
-        start_model(build(config), start_from)  # raises where it does not fit, before anything is written
-    processes.on_first(lambda: run.prepare(config))
+    init_from = config.training.init_from
+    if init_from and not distributed.on_rank_zero(run.begun):
+        init_model_from(build(config), init_from)  # raises where it does not fit, before anything is written
+    distributed.on_rank_zero(lambda: run.prepare(config))
 
     def fresh() -> Autoencoder:
         model = build(config)
-        if start_from:
-            say(start_model(model, start_from))
+        if init_from:
+            say(init_model_from(model, init_from))
             return compute.place_model(model)
         model = compute.place_model(model)
         waiting("fitting the first codewords to images")
@@ -211,7 +211,7 @@ def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEval
     assert isinstance(model, Autoencoder)
     stream = batches(
         images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
-        workers=config.data.workers, on_error=config.data.on_error, part=processes.part(),
+        workers=config.data.workers, on_error=config.data.on_error, part=distributed.part(),
     )  # fmt: skip
     budget = Budget.of(config.training, len(images))
     most = FEW_STEPS if budget.steps is None else budget.steps

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrvqvae import processes
+from hrvqvae import distributed
 from hrvqvae.data.random import stream
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Level
+from hrvqvae.utils.errors import InputError
 
 
 def require_classes(share: float, classes: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: 
     """
     if label is None or not share:
         return label
-    part = processes.part()
+    part = distributed.part()
     places = part.of(len(label) * part.count)
     drawn = stream("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
     return torch.where(torch.from_numpy(drawn < share).to(label.device), level.no_class, label)

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.config import Levels
 from hrvqvae.data.batches import Stream
-from hrvqvae.runs.codemaps import CodeMaps
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.models.base import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CodeBatches:
 
     def stream(self, kept: NDArray[np.int64], batch_size: int, seed: int, first: int) -> Generator[CodeBatch]:
         """This process's part of training batches of the images of those numbers, from step `first` on, without end."""
-        for samples in Stream(len(kept), batch_size, seed, first, processes.part()):
+        for samples in Stream(len(kept), batch_size, seed, first, distributed.part()):
             yield self.read(kept[[index for index, _ in samples]])
 
     def in_order(self, kept: NDArray[np.int64], batch_size: int) -> Iterator[CodeBatch]:

@@ -11,10 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.device import resolve_device
 from hrvqvae.config.training import StageConfig
-from hrvqvae.errors import InputError
-from hrvqvae.runs.device import resolve_device
+from hrvqvae.utils.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,7 +48,7 @@ class Compute:
     @staticmethod
     def of(config: StageConfig) -> Compute:
         device = resolve_device(config.device)
-        if processes.several() and device.index is not None:
+        if distributed.is_distributed() and device.index is not None:
             raise InputError(f"device is {config.device!r}, one GPU for all processes; with --device cuda each has one")
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         # Float32 is float32, also beside bfloat16: convolutions on a GPU would round to TF32.

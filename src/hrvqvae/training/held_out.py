@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrvqvae import processes
+from hrvqvae import distributed
 from hrvqvae.data.random import stream
-from hrvqvae.errors import InputError
 from hrvqvae.priors.base import Prior, total_bits
 from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import Display, MetricsLog
 from hrvqvae.training.loop import Metrics
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError
 
 
 def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -63,7 +63,9 @@ class HeldOutHook:
             with self.compute.autocast():
                 spent += torch.tensor(total_bits(prior, placed.codes, placed.coarser, placed.label))
             images += len(batch)
-        *levels, counted = (sum(each) for each in zip(*processes.numbers(*spent.tolist(), images), strict=True))
+        *levels, counted = (
+            sum(each) for each in zip(*distributed.all_gather_numbers(*spent.tolist(), images), strict=True)
+        )
         return [bits / counted for bits in levels], math.prod(prior.level.grid)
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
@@ -75,7 +77,7 @@ class HeldOutHook:
         better = found <= self.best
         if better:  # before the log: a kill in between leaves an evaluation to be made again
             self.best = found
-            if processes.first():
+            if distributed.is_rank_zero():
                 self.keep(state, levels)
         record = {"kind": "evaluation", "step": state.step, "bits_per_code": found, "bits_per_image": sum(an_image)}
         if len(levels) > 1:
@@ -85,5 +87,5 @@ class HeldOutHook:
             f"step {state.step}  held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image"
             + ("  (best so far, kept)" if better else f"  (best: {self.best:.4f})")
         )
-        if processes.first():
+        if distributed.is_rank_zero():
             self.done()

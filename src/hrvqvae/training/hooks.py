@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.config import TrainingConfig
-from hrvqvae.errors import InputError
-from hrvqvae.progress import Meter, clock
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.storage import write_atomic
 from hrvqvae.training.loggers import Sink
 from hrvqvae.training.loop import Budget, Metrics
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import Meter, clock
 
 Say = Callable[[str], None]
 
@@ -35,9 +35,9 @@ class MetricsLog:
             sinks: what gets each record that is written, as well.
         """
         self.path, self.sinks = path, sinks
-        records = processes.on_first(lambda: read_records(path)) if first_step else []
+        records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        if processes.first():
+        if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
     def evaluated(self, step: int) -> bool:
@@ -47,7 +47,7 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record. Raises OSError where the disk is full."""
         self.records.append(dict(record))
-        if not processes.first():
+        if not distributed.is_rank_zero():
             return
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -74,7 +74,7 @@ class Display:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self._meter = Meter(sys.stdout) if processes.first() else None
+        self._meter = Meter(sys.stdout) if distributed.is_rank_zero() else None
 
     def __enter__(self) -> Display:
         if self._meter:
@@ -110,7 +110,7 @@ class SameWeights:
         return any(state.step % every == 0 for every in self.every)
 
     def __call__(self, state: TrainState, metrics: Metrics) -> None:
-        processes.require_same(state.tensors(), f"at step {state.step}")
+        distributed.require_same(state.tensors(), f"at step {state.step}")
 
 
 class LogHook:
@@ -139,7 +139,7 @@ class LogHook:
         if not self._sums:
             return
         mean = {name: total / self._counts[name] for name, total in self._sums.items()}
-        mean |= {name: self._sums[name] for name in ("revived",) if name in mean}  # counts, not means
+        mean |= {name: self._sums[name] for name in ("restarted",) if name in mean}  # counts, not means
         mean |= {name: self._last[name] for name in ("broken_images",) if name in self._last}
         rate = self.batch_size / mean.pop("step_seconds")
         self.log.write({"kind": "train", "step": state.step, **mean, "images_per_second": rate})
@@ -184,7 +184,7 @@ class CheckpointHook:
         Raises:
             InputError: the disk is full or not writable; the checkpoints from before stay good.
         """
-        if not processes.first():
+        if not distributed.is_rank_zero():
             return
         with saving_errors(self.run, state):
             # the model first: a kill in between leaves a checkpoint from which it is written again

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from hrvqvae.checkpoints.export import without_paths
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.config.entries import LOGGERS, Logger
 from hrvqvae.config.registry import imported
-from hrvqvae.runs.export import without_paths
-from hrvqvae.runs.folder import RunFolder
-from hrvqvae.runs.storage import write_atomic
 
 
 class Sink(Protocol):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hrvqvae import processes
+from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig, training_steps
-from hrvqvae.errors import NonFiniteError
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import NonFiniteError
 
 B_contra = TypeVar("B_contra", contravariant=True)
 Metrics = Mapping[str, float]
@@ -96,7 +96,7 @@ class StopSignal:
 
     def agree(self, seconds: float = 0.0) -> float:
         """Agree on the signal that any of the processes has got; -> the longest of the seconds that they give."""
-        told = processes.numbers(self.received or 0, seconds)
+        told = distributed.all_gather_numbers(self.received or 0, seconds)
         self.agreed = int(max(number for number, _ in told)) or None
         return max(spent for _, spent in told)
 
@@ -120,7 +120,7 @@ def take_gradient(model: nn.Module, optimizer: Optimizer, losses: Mapping[str, T
     terms.sum().backward()  # type: ignore[no-untyped-call]
     terms = terms.detach()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    processes.average_in_place([terms, *gradients])
+    distributed.all_reduce_mean_in_place([terms, *gradients])
     values = dict(zip(losses, terms.tolist(), strict=True))
     described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     if not all(math.isfinite(value) for value in values.values()):

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
+from hrvqvae.checkpoints.loading import load_with_digest, save_prior
 from hrvqvae.config import Config, Levels, level_names
-from hrvqvae.errors import InputError
+from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, bits, code_loss
 from hrvqvae.priors.build import build_prior
-from hrvqvae.quantities import counted
-from hrvqvae.runs import storage
-from hrvqvae.runs.codemaps import CodeMaps, stored_or_extracted
-from hrvqvae.runs.folder import RunFolder, prior_folder, prior_folders
-from hrvqvae.runs.loading import load_with_digest, save_prior
-from hrvqvae.systems.base import Autoencoder
 from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.training import loggers
 from hrvqvae.training.class_dropout import require_classes, withheld
@@ -31,8 +29,10 @@ from hrvqvae.training.held_out import HeldOutHook, held_out_split
 from hrvqvae.training.hooks import Say, saving_errors
 from hrvqvae.training.loop import Metrics, update
 from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, seed_step, train_stage
-from hrvqvae.training.start import start_prior
+from hrvqvae.training.start import init_prior_from
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 Evaluated = Callable[[RunFolder, Sequence[Mapping[str, Any]]], None]
 
@@ -71,7 +71,7 @@ class PriorStage:
     def held_out_batches(self) -> Iterator[CodeBatch]:
         """This process's part of the held-out codes; as many images as `training.evaluation_images` in all, at most."""
         held_out = self.held_out[: self.training.evaluation_images]
-        return self.codes.in_order(held_out[processes.part().of(len(held_out))], self.training.batch_size)
+        return self.codes.in_order(held_out[distributed.part().of(len(held_out))], self.training.batch_size)
 
     def write(self, state: TrainState, bits_per_code: Sequence[float]) -> None:
         """Write the averaged prior for sampling."""
@@ -87,14 +87,14 @@ class PriorStage:
         """A network of these levels' shapes, whose weights are drawn."""
         return build_prior(self.config, self.levels, len(self.maps.classes))
 
-    def start(self, start_from: str) -> tuple[Prior, str]:
+    def start(self, init_from: str) -> tuple[Prior, str]:
         """A network with the weights of that model's prior of these levels, and a line that says so.
 
         Raises:
             InputError: it has no prior of them, or one of other shapes.
         """
         prior = self.like()
-        return prior, start_prior(prior, self.config, self.levels, self.maps.classes, start_from)
+        return prior, init_prior_from(prior, self.config, self.levels, self.maps.classes, init_from)
 
     def _prepare(self) -> None:
         """Make the prior's folder. Raises InputError where it holds a prior of another state of the autoencoder."""
@@ -113,16 +113,16 @@ class PriorStage:
             InputError: it holds a prior of another state of the autoencoder.
             NonFiniteError: as `train_stage` does.
         """
-        run, start_from = self.run, self.training.start_from
-        processes.require_equal_parts(self.training.batch_size)
-        if start_from and not processes.on_first(run.begun):
-            self.start(start_from)  # raises where it does not fit, before anything is written
-        processes.on_first(self._prepare)
+        run, init_from = self.run, self.training.init_from
+        distributed.require_equal_parts(self.training.batch_size)
+        if init_from and not distributed.on_rank_zero(run.begun):
+            self.start(init_from)  # raises where it does not fit, before anything is written
+        distributed.on_rank_zero(self._prepare)
 
         def fresh() -> Prior:
-            if not start_from:
+            if not init_from:
                 return compute.place_model(self.like())
-            model, told = self.start(start_from)
+            model, told = self.start(init_from)
             say(told)
             return compute.place_model(model)
 
@@ -190,14 +190,14 @@ def train_priors(
 
     with ExitStack() as locks:
         for folder in folders.values():
-            locks.enter_context(processes.held_by_first(folder.locked))
-        processes.on_first(require_apart)
+            locks.enter_context(distributed.context_on_rank_zero(folder.locked))
+        distributed.on_rank_zero(require_apart)
         if first.prior.codes is None:
             maps = stored_or_extracted(run.codes, model, digest, config, "train", device, say)
         else:
             maps = maps_of_shards(run.codes, Path(first.prior.codes), model, config, say)
         require_classes(first.prior.class_dropout, maps.classes)
-        processes.on_first(prepare)
+        distributed.on_rank_zero(prepare)
         for levels, folder in folders.items():
             training = configs[levels].prior.training
             if training.threads:

@@ -10,17 +10,17 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from hrvqvae import processes
+from hrvqvae import distributed
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data import random
 from hrvqvae.data.workers import worker_errors
-from hrvqvae.errors import InputError, NonFiniteError
-from hrvqvae.runs.folder import RunFolder
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, SameWeights, Say
 from hrvqvae.training.loggers import opened
 from hrvqvae.training.loop import Budget, Metrics, Step, StopSignal, fit
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 B = TypeVar("B")
 
@@ -60,7 +60,7 @@ def seed_step(seed: int, step: int) -> None:
 
     Each of several processes that train together draws other numbers, which depend on its rank as well.
     """
-    rank = processes.rank()
+    rank = distributed.rank()
     others = random.stream("step", seed, step, rank)
     torch.manual_seed(int(others.integers(2**63)) if rank else (seed << 32) + step)
 
@@ -95,7 +95,7 @@ def begin(
         like: a model of the same shapes, whose values do not matter.
         auxiliary: what is trained beside that model, on its device.
     """
-    saved = processes.on_first(lambda: run.newest(say)) if resume else None
+    saved = distributed.on_rank_zero(lambda: run.newest(say)) if resume else None
     if saved is None:
         torch.manual_seed(training.seed)
         model = fresh()
@@ -110,7 +110,7 @@ def begin(
         before = saved[1].get("device", state.device)
         if before != state.device:
             say(f"trained on {before} so far, and on {state.device} from here on, where sums round differently")
-    processes.take_from_first(state.tensors().values())
+    distributed.broadcast(state.tensors().values())
     if compute.emulates_bf16:
         say(f"bf16 is emulated on this {compute.device.type}, which is slow: a run keeps the precision it began with")
     return state
@@ -142,7 +142,7 @@ def train_stage(
     """
     budget = Budget.of(training, samples)
     with (
-        opened(training.loggers if processes.first() else "", run.path, state.step) as sinks,
+        opened(training.loggers if distributed.is_rank_zero() else "", run.path, state.step) as sinks,
         worker_errors(),
         closing(stream),
         StopSignal() as stop,

@@ -7,33 +7,33 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import prior_folder
+from hrvqvae.checkpoints.loading import load_with_config, load_with_digest, read_prior
+from hrvqvae.checkpoints.locating import locate
 from hrvqvae.config import Config, Levels, level_names
-from hrvqvae.errors import InputError
-from hrvqvae.nn import RefiningDecoder
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.priors.base import Prior
 from hrvqvae.priors.build import build_prior
-from hrvqvae.runs import storage
-from hrvqvae.runs.folder import prior_folder
-from hrvqvae.runs.loading import load_with_config, load_with_digest, read_prior
-from hrvqvae.runs.locating import locate
-from hrvqvae.systems.base import Autoencoder
+from hrvqvae.utils.errors import InputError
 
 
-def start_model(model: Autoencoder, start_from: str) -> str:
+def init_model_from(model: Autoencoder, init_from: str) -> str:
     """Give an autoencoder the weights of a trained one, codebooks with their counts; -> a line that says so.
 
     Args:
-        start_from: a run folder, a weights file, or the name of a model inside the package.
+        init_from: a run folder, a weights file, or the name of a model inside the package.
 
     Raises:
         InputError: there is no such model, or one of other shapes; the first that does not fit is named.
     """
-    source, config, _ = load_with_digest(start_from)
-    _fill(model, source.state_dict(), start_from)
-    return f"beginning with the weights of {start_from}, trained on {config.data.dataset}"
+    source, config, _ = load_with_digest(init_from)
+    _fill(model, source.state_dict(), init_from)
+    return f"beginning with the weights of {init_from}, trained on {config.data.dataset}"
 
 
-def start_prior(prior: Prior, config: Config, levels: Levels, classes: Sequence[str], start_from: str) -> str:
+def init_prior_from(prior: Prior, config: Config, levels: Levels, classes: Sequence[str], init_from: str) -> str:
     """Give a prior the weights of a trained model's prior of the same levels; -> a line that says so.
 
     Where the classes differ, what belongs to a class begins anew, and the rest is kept. Where only one of the two knows
@@ -47,15 +47,15 @@ def start_prior(prior: Prior, config: Config, levels: Levels, classes: Sequence[
     Raises:
         InputError: there is no such model, or its prior of these levels is of other shapes.
     """
-    path = locate(start_from)
-    weights, about = read_prior(prior_folder(path.parent, *levels).model, storage.digest(path), start_from, levels)
+    path = locate(init_from)
+    weights, about = read_prior(prior_folder(path.parent, *levels).model, storage.digest(path), init_from, levels)
     of_classes, same, own = _of_classes(config, levels), list(classes) == about["classes"], prior.state_dict()
     anew = [] if same else of_classes
     for name in of_classes if same else []:
         if name in weights and weights[name].shape != own[name].shape:
             weights[name] = _resized(weights[name], prior.level.labels)
-    _fill(prior, weights, f"{start_from}, {level_names(levels)},", anew)
-    told = f"beginning with the prior of {level_names(levels)} of {start_from}"
+    _fill(prior, weights, f"{init_from}, {level_names(levels)},", anew)
+    told = f"beginning with the prior of {level_names(levels)} of {init_from}"
     return told + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
 
 
@@ -64,17 +64,17 @@ def _resized(rows: Tensor, labels: int) -> Tensor:
     return torch.cat([rows, rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])])[:labels]
 
 
-def start_prefix_decoder(decoder: RefiningDecoder, start_from: str) -> str:
-    """Give a decoder of prefixes the weights of that of a trained model; -> a line that says so.
+def init_progressive_decoder_from(decoder: ProgressiveDecoder, init_from: str) -> str:
+    """Give a progressive decoder the weights of that of a trained model; -> a line that says so.
 
     Raises:
-        InputError: there is no such model, it has no decoder of prefixes, or one of other shapes.
+        InputError: there is no such model, it has no progressive decoder, or one of other shapes.
     """
-    source = getattr(load_with_config(start_from)[0], "prefix_decoder", None)
+    source = getattr(load_with_config(init_from)[0], "progressive_decoder", None)
     if source is None:
-        raise InputError(f"{start_from} has no decoder of prefixes; train it: hrvqvae train-prefixes {start_from}")
-    _fill(decoder, source.state_dict(), f"the decoder of prefixes of {start_from}")
-    return f"beginning with the decoder of prefixes of {start_from}"
+        raise InputError(f"{init_from} has no progressive decoder; train it: hrvqvae train-progressive {init_from}")
+    _fill(decoder, source.state_dict(), f"the progressive decoder of {init_from}")
+    return f"beginning with the progressive decoder of {init_from}"
 
 
 def _of_classes(config: Config, levels: Levels) -> list[str]:

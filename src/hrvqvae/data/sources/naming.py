@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")

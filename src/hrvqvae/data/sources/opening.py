@@ -17,8 +17,8 @@ from hrvqvae.data.sources.base import Form, Part, Source
 from hrvqvae.data.sources.files import FileSource
 from hrvqvae.data.sources.naming import files_below, named_files
 from hrvqvae.data.splits import HELD_OUT, TRAIN, WORDS, given_split, held_out
-from hrvqvae.errors import InputError
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 _FORMS: Mapping[str, Form] = {".tar": tars, ".parquet": parquet, ".npy": array_files, ".npz": array_files}
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -26,7 +26,7 @@ from PIL import Image
 
 from hrvqvae.data.images import opened_file
 from hrvqvae.data.sources.base import Part, Source, file_parts
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 WINDOW_BYTES = 256 * 2**20  # of row groups, uncompressed, that are drawn from together and that a process keeps
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")

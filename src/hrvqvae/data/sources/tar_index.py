@@ -26,9 +26,9 @@ import platformdirs
 from numpy.typing import NDArray
 
 from hrvqvae.data.images import SUFFIXES
-from hrvqvae.errors import InputError
-from hrvqvae.notices import waiting
-from hrvqvae.quantities import counted
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.quantities import counted
 
 NO_LABEL = int(np.iinfo(np.int64).min)
 KEPT_FROM = 2_000  # images of a folder of shards, from which their index is kept

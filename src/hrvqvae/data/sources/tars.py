@@ -22,7 +22,7 @@ from PIL import Image
 from hrvqvae.data.images import opened_file
 from hrvqvae.data.sources.base import Part, Source, file_parts
 from hrvqvae.data.sources.tar_index import NO_LABEL, TarIndex, indexed
-from hrvqvae.errors import InputError
+from hrvqvae.utils.errors import InputError
 
 CLASS_NAMES = "classnames.txt"
 

@@ -9,8 +9,8 @@ from typing import Literal
 from hrvqvae.config.checks import require
 from hrvqvae.config.model import Grid
 from hrvqvae.config.prior import Levels
-from hrvqvae.errors import InputError
 from hrvqvae.priors.trunk_config import TrunkConfig, check_dropout
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.nn import cheap_dropout
+from hrvqvae.models.blocks import cheap_dropout
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.depth.config import DepthConfig
 from hrvqvae.priors.trunk import Trunk

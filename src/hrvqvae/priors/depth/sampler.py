@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.jit.cache import compiled
 from hrvqvae.priors.depth.network import DepthHead, DepthPrior
-from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.guidance import guidance_of
+from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code, no_distribution
 from hrvqvae.priors.trunk_sampler import (
     OPTIONS,
     Floats,
@@ -31,6 +30,7 @@ from hrvqvae.priors.trunk_sampler import (
     stack,
     trunk_weights,
 )
+from hrvqvae.utils.compiled import compiled
 
 
 @compiled(**OPTIONS)
@@ -138,7 +138,7 @@ def _head_weights(prior: DepthPrior, starts: Sequence[int]) -> tuple[Any, ...]:
 @torch.inference_mode()
 def sample_depth(
     prior: DepthPrior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], draw: Draw,
+    label: Tensor | None, uniforms: Sequence[Tensor], draw: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, position by position; arguments as `plain.sample_plain`."""
     together = [torch.stack(list(some), 1) for some in (codes, known, uniforms)]

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.jit.cache import compiled
-from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.guidance import guidance_of
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL
+from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code, no_distribution
 from hrvqvae.priors.trunk_sampler import (
     OPTIONS,
     Floats,
@@ -29,6 +28,7 @@ from hrvqvae.priors.trunk_sampler import (
     room,
     trunk_weights,
 )
+from hrvqvae.utils.compiled import compiled
 
 
 @compiled(**OPTIONS)
@@ -73,7 +73,7 @@ def _row(
 @torch.inference_mode()
 def sample_pixelsnail(
     prior: PixelSNAIL, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], draw: Draw,
+    label: Tensor | None, uniforms: Sequence[Tensor], draw: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
     arrays = [only.numpy() for (only,) in (codes, known, uniforms)]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrvqvae.priors.draw import NO_CODE, Draw, draw_code, no_distribution
 from hrvqvae.priors.guidance import guidance_of
+from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code, no_distribution
 from hrvqvae.priors.transformer.network import Transformer, TransformerLayer
 
 
@@ -28,7 +28,7 @@ def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Te
 @torch.inference_mode()
 def sample_transformer(
     prior: Transformer, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], draw: Draw,
+    label: Tensor | None, uniforms: Sequence[Tensor], draw: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
     batch, hidden, heads = len(codes[0]), prior.config.hidden_units, prior.config.heads

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrvqvae.errors import InputError
 from hrvqvae.quantize.search.fastest import search_tree_fastest
 from hrvqvae.quantize.search.reference import TreeSearch, require_finite
+from hrvqvae.utils.errors import InputError
 
 _CHUNK_VALUES = 2**24  # of a gathered tensor (vectors, W, m, D): 64 MiB
 

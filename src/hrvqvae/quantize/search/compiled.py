@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hrvqvae.errors import NonFiniteError
-from hrvqvae.jit.cache import compiled
-from hrvqvae.jit.threads import in_parts
 from hrvqvae.quantize.search.reference import TreeSearch, require_finite
 from hrvqvae.quantize.search.vectors import GROUP, LANES, ROWS, SIDE_BY_SIDE, key_of_nearest, meet, prefetch, take
+from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.errors import NonFiniteError
+from hrvqvae.utils.threads import in_parts
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.jit.cache import compiled
-from hrvqvae.jit.threads import in_parts
 from hrvqvae.quantize.search.compiled import ALONE, OPTIONS, Floats, Integers, filled_up, require_finite_sum
 from hrvqvae.quantize.search.reference import TreeSearch
 from hrvqvae.quantize.search.vectors import LANES, SIDE_BY_SIDE, meet_eight, next_key, subtract, take
+from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.threads import in_parts
 
 _LEAST_KEY = np.int64(-(2**63))
 

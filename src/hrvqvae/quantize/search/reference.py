@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrvqvae.errors import NonFiniteError
+from hrvqvae.utils.errors import NonFiniteError
 
 
 @dataclass(frozen=True)

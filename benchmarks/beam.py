@@ -1,0 +1,145 @@
+"""Encoding in other ways than in training: a beam by width and weight, and codes that weigh error against bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Timing, side_by_side
+from hrvqvae.checkpoints.codemaps import flat_codes
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.compression.stream import write
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images
+from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.quantize import Codes
+from hrvqvae.quantize.search import Beam
+from hrvqvae.utils.errors import InputError
+
+WIDTHS, WEIGHTS = (1, 2, 4, 8, 16, 32, 64), (0.0, 0.1, 0.3)
+RATES = (None, 0.0, 0.0025, 0.005, 0.01)
+"""What a bit is worth in squared error; None is the usual search."""
+_BATCH, _WEIGHED = 100, 100
+
+
+def bench_beam(
+    run: str | Path, *, images: int = 1000, data: str | None = None, widths: Sequence[int] = WIDTHS,
+    weights: Sequence[float] = WEIGHTS, rates: Sequence[float | None] = RATES, rounds: int = 5,
+) -> tuple[list[Timing], list[Timing]]:  # fmt: skip
+    """Encode so many test images of a trained model with linked codebooks in many ways.
+
+    Returns:
+        Rows with width, coarse_weight, level_mse, milliseconds (of the search for the latents of 100 images, all widths
+        by turns) and ratio (to the greedy search's); and rows with lmbda, bytes_per_image (of files), level_mse
+        and milliseconds of processor time an image, of the first 100 images at most.
+
+    Raises:
+        InputError: the model has no linked codebooks, or the data is not there.
+    """
+    trained = TrainedModel(run)
+    model = trained.autoencoder
+    if not (isinstance(model, OneGrid) and model.linked_codebooks):
+        raise InputError(f"{run} has no linked codebooks, which a beam searches")
+    found = load_images(trained.config.with_root(data).data, "test")
+    units = [batch.images.float() / 255 for batch in evaluation_batches(found, batch_size=_BATCH, limit=images)]
+    if not units:
+        raise InputError(f"no test image of {run} could be read")
+    books = model.linked_codebooks
+    latents = [_flat(model, unit) for unit in units]
+    seconds = side_by_side(
+        {str(width): lambda width=width: Beam(width)(latents[0], books) for width in widths},  # type: ignore[misc]
+        rounds,
+    )
+    errors = {weight: [_Errors(model, unit) for unit in units] for weight in weights}
+    rows = []
+    for width in widths:
+        for weight in weights if width > 1 else weights[:1]:
+            search = Beam(width, weight)
+            for one, flat in zip(errors[weight], latents, strict=True):
+                one.measure(_codes(model, search, flat, one.unit))
+            spent = seconds[str(width)]
+            rows.append(
+                {
+                    "width": width, "coarse_weight": weight, "level_mse": _means(errors[weight]),
+                    "milliseconds": spent * 1e3, "ratio": spent / seconds[str(widths[0])],
+                }
+            )  # fmt: skip
+    some = units[0][:_WEIGHED]
+    trained.encode(some[:1], 0.0)  # what is compiled is compiled now
+    return rows, [_weighed(trained, model, some, rate) for rate in rates]
+
+
+def _flat(model: OneGrid, unit: Tensor) -> Tensor:
+    """Latents (N, D) of images in [0, 1]."""
+    with torch.inference_mode():
+        return model.latents(unit).flatten(0, -2).clone()
+
+
+def _codes(model: OneGrid, search: Beam, flat: Tensor, unit: Tensor) -> Codes:
+    """Of images, by their latents."""
+    grid = (len(unit), *model.config.grid(unit.shape[-2], unit.shape[-1]))
+    size = model.linked_codebooks[0].shape[1]
+    return tuple((path % size).view(grid) for path in search(flat, model.linked_codebooks).paths)
+
+
+class _Errors:
+    """Errors of images (B, C, Y, X) by codes. What has the codes that were measured before is not decoded again."""
+
+    def __init__(self, model: OneGrid, unit: Tensor) -> None:
+        self.model, self.unit = model, unit
+        self.codes: Codes | None = None
+        self.by_level = torch.zeros(len(model.prefixes), len(unit), dtype=torch.float64)
+
+    @torch.inference_mode()
+    def measure(self, codes: Codes) -> None:
+        """Write the MSE of each prefix of the codes to `by_level` (L, B)."""
+        changed = torch.full((len(self.unit),), self.codes is None)
+        for place, levels in enumerate(self.model.prefixes):
+            for one, before in zip(codes[:levels], self.codes or (), strict=False):
+                changed |= (one != before).flatten(1).any(1)
+            if changed.any():
+                some = self.unit[changed]
+                size = (some.shape[-2], some.shape[-1])
+                decoded = self.model.decode(tuple(code[changed] for code in codes), levels, size)
+                self.by_level[place, changed] = (decoded - some).double().square().mean((1, 2, 3))
+        self.codes = codes
+
+
+def _means(errors: Sequence[_Errors]) -> list[float]:
+    """Test MSE of each prefix."""
+    return torch.cat([one.by_level for one in errors], 1).mean(1).tolist()
+
+
+def _weighed(trained: TrainedModel, model: OneGrid, unit: Tensor, weight: float | None) -> Timing:
+    """A row of images that are encoded with a lambda."""
+    begin = time.process_time()
+    codes = trained.encode(unit, weight)
+    spent = time.process_time() - begin
+    files = write(trained.codec, flat_codes(codes), (unit.shape[-2], unit.shape[-1]))
+    errors = _Errors(model, unit)
+    errors.measure(codes)
+    return {
+        "lmbda": weight, "bytes_per_image": sum(len(b"".join(parts)) for parts in files) / len(unit),
+        "level_mse": _means([errors]), "milliseconds": spent * 1e3 / len(unit),
+    }  # fmt: skip
+
+
+def as_tables(rows: Sequence[Timing], rate_rows: Sequence[Timing]) -> tuple[list[tuple[object, ...]], ...]:
+    """Both kinds of rows for a person, each with a head."""
+    levels = len(rows[0]["level_mse"])
+    names = [f"MSE, levels 1-{level}" if level > 1 else "MSE, level 1" for level in range(1, levels + 1)]
+    widths: list[tuple[object, ...]] = [("width", "coarse weight", *names, "search, ms", "ratio")]
+    for row in rows:
+        errors = (f"{error:.3e}" for error in row["level_mse"])
+        spent = f"{row['milliseconds']:.2f}", f"{row['ratio']:.1f}"
+        widths.append((row["width"], f"{row['coarse_weight']:g}", *errors, *spent))
+    rates: list[tuple[object, ...]] = [("worth of a bit", "bytes an image", *names, "ms an image")]
+    for row in rate_rows:
+        errors = (f"{error:.3e}" for error in row["level_mse"])
+        weight = "not weighed" if row["lmbda"] is None else f"{row['lmbda']:g}"
+        rates.append((weight, f"{row['bytes_per_image']:.1f}", *errors, f"{row['milliseconds']:.0f}"))
+    return widths, rates

@@ -1,0 +1,64 @@
+"""One prior for all levels beside a prior for each: a training step of all levels, and a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.prior import Form, PriorSide
+from benchmarks.timing import Timing, side_by_side
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import override
+from hrvqvae.models.build import build
+from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.hierarchy import sample_codes
+from hrvqvae.priors.sampling_params import SamplingParams
+
+_ONE = {"prior.network.kind": "depth"}
+
+
+def _steps(config: Config) -> tuple[Callable[[], object], int]:
+    """(a training step of each prior, on random codes; parameters of all)."""
+    sides = [PriorSide(config, levels, Form()) for levels in config.prior_levels]
+    return lambda: [side.train() for side in sides], sum(side.parameters for side in sides)
+
+
+def _draws(config: Config, batch: int) -> Callable[[], object]:
+    """Draws codes of all levels, by priors with random weights."""
+    model = build(config).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    priors = [build_prior(config, levels, classes=10).eval().requires_grad_(False) for levels in config.prior_levels]
+    label = torch.zeros(batch, dtype=torch.long)
+    return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, draw=SamplingParams())
+
+
+def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Timing]:
+    """Rows with method, measured, batch, parameters, seconds_per_image; the second of two has ratio, by turns measured.
+
+    Args:
+        config: of a system whose levels share one grid, with a prior for each.
+
+    Raises:
+        InputError: its levels have different grids.
+    """
+    compared = {"a prior for each level": config, "one prior for all levels": override(config, _ONE)}
+    steps = {method: _steps(one) for method, one in compared.items()}
+    rows = []
+    trained = config.prior.training_of(0).batch_size
+    for measured, batch in (("training", trained), *(("sampling", batch) for batch in batches)):
+        calls = {
+            method: steps[method][0] if measured == "training" else _draws(one, batch)
+            for method, one in compared.items()
+        }
+        spent = side_by_side(calls, rounds)
+        several, single = (
+            {
+                "method": method, "measured": measured, "batch": batch, "parameters": steps[method][1],
+                "seconds_per_image": seconds / batch,
+            }
+            for method, seconds in spent.items()
+        )  # fmt: skip
+        single["ratio"] = spent["a prior for each level"] / spent["one prior for all levels"]
+        rows += [several, single]
+    return rows

@@ -1,0 +1,182 @@
+"""Bytes against error: a codec measured at all its settings, and what it reaches within a budget of bytes.
+
+PSNR is that of the mean squared error over all images, as everywhere in this package. It is below the mean over images
+of each one's PSNR, which images of one flat colour dominate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from benchmarks.files.contract import FileCodec, Images
+from hrvqvae.utils.quantities import psnr
+
+Floats = NDArray[np.float64]
+_BATCH, _SSIM_WINDOW = 250, 11
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is reached with so many bytes an image in the mean; ssim is None for images below 11 pixels."""
+
+    bytes: float
+    psnr: float
+    ssim: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A codec on some images, N of them, at S settings.
+
+    Attributes:
+        title, whole: as in `Count`; learned, model_bytes: as in `FileCodec`.
+        settings: readable, S of them.
+        sizes: (S, N) bytes; errors: (S, N) mean squared errors in [0, 1]; ssim: (S, N), or None for tiny images.
+    """
+
+    title: str
+    whole: bool
+    learned: bool
+    model_bytes: int
+    settings: tuple[str, ...]
+    sizes: Floats
+    errors: Floats
+    ssim: Floats | None
+
+    @property
+    def points(self) -> list[Point]:
+        """One for each setting, over all images."""
+        ssim = [None] * len(self.settings) if self.ssim is None else self.ssim.mean(1).tolist()
+        means = zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), ssim, strict=True)
+        return [Point(size, psnr(error), similarity) for size, error, similarity in means]
+
+    @property
+    def hull(self) -> list[int]:
+        """Numbers of the settings that neither another nor a mixture of two others beats, the smallest files first."""
+        return _hull(self.sizes.mean(1), self.errors.mean(1))
+
+    def within(self, budget: float) -> Point | None:
+        """The best with at most so many bytes an image in the mean, each share of the images at a fixed setting.
+
+        Between two settings: some images at the one, the others at the other, so errors lie on the straight line.
+        PSNR and SSIM each have the settings that are best for them. None where even the smallest setting takes more.
+        """
+        sizes = self.sizes.mean(1)
+        error = _best(sizes, self.errors.mean(1), budget)
+        if error is None:
+            return None
+        unlike = None if self.ssim is None else _best(sizes, 1 - self.ssim.mean(1), budget)
+        return Point(min(budget, float(sizes.max())), psnr(error), None if unlike is None else 1 - unlike)
+
+    def chosen(self, budget: float) -> NDArray[np.intp] | None:
+        """(N,) the setting of least error for each image among those of at most so many bytes; None if one has none."""
+        errors = np.where(self.sizes <= budget, self.errors, np.inf)
+        return errors.argmin(0) if np.isfinite(errors.min(0)).all() else None
+
+    def fitted(self, budget: float) -> Point | None:
+        """The best with at most so many bytes for each single image, the setting chosen image by image."""
+        chosen = self.chosen(budget)
+        if chosen is None:
+            return None
+        at = (chosen, np.arange(len(chosen)))
+        ssim = None if self.ssim is None else float(self.ssim[at].mean())
+        return Point(float(self.sizes[at].mean()), psnr(float(self.errors[at].mean())), ssim)
+
+
+def _hull(sizes: Floats, losses: Floats) -> list[int]:
+    """Numbers of the points on the lower convex hull, from the smallest size to the smallest loss."""
+    points = list(zip(sizes.tolist(), losses.tolist(), strict=True))
+    hull: list[int] = []
+    for number in sorted(range(len(points)), key=points.__getitem__):
+        point = points[number]
+        if hull and point[1] >= points[hull[-1]][1]:
+            continue
+        while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-2]], point):
+            hull.pop()
+        hull.append(number)
+    return hull
+
+
+def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
+    return (other[1] - one[1]) / (other[0] - one[0]) if other[0] > one[0] else -math.inf
+
+
+def _best(sizes: Floats, losses: Floats, budget: float) -> float | None:
+    """The least loss on the hull within a budget; None where it begins beyond."""
+    hull = _hull(sizes, losses)
+    if budget < sizes[hull[0]]:
+        return None
+    return float(np.interp(budget, sizes[hull], losses[hull]))
+
+
+def measure(codec: FileCodec, images: Images) -> list[Curve]:
+    """A curve for each way to count the codec's files, of all its settings on images (N, C, Y, X)."""
+    sizes: list[list[list[float]]] = [[] for _ in codec.counts]
+    errors, similar = [], []
+    for setting in codec.settings:
+        files = [file for batch in _batches(images) for file in codec.encode(batch, setting)]
+        for all_sizes, count in zip(sizes, codec.counts, strict=True):
+            all_sizes.append([float(count.size(file)) for file in files])
+        decoded = [codec.decode(files[at : at + _BATCH], images.shape[1:]) for at in range(0, len(files), _BATCH)]
+        pairs = list(zip(_batches(images), decoded, strict=True))
+        errors.append(np.concatenate([squared_errors(*pair) for pair in pairs]))
+        if min(images.shape[2:]) >= _SSIM_WINDOW:
+            similar.append(np.concatenate([_similarities(*pair) for pair in pairs]))
+    names = tuple(str(setting) for setting in codec.settings)
+    ssim = np.stack(similar) if similar else None
+    return [
+        Curve(
+            count.title, count.whole, codec.learned, codec.model_bytes, names, np.array(counted), np.stack(errors), ssim
+        )
+        for count, counted in zip(codec.counts, sizes, strict=True)
+    ]
+
+
+def _batches(images: Images) -> list[Images]:
+    return [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
+
+
+def squared_errors(images: Images, others: Images) -> Floats:
+    """(N,) mean squared errors in [0, 1]."""
+    errors: Floats = ((images.astype(np.float64) - others) ** 2).mean((1, 2, 3)) / 255**2
+    return errors
+
+
+def _similarities(images: Images, others: Images) -> Floats:
+    one, other = (torch.from_numpy(np.ascontiguousarray(some)).float() / 255 for some in (images, others))
+    found = structural_similarity_index_measure(other, one, data_range=1.0, reduction="none")
+    assert isinstance(found, torch.Tensor)
+    return found.double().reshape(-1).numpy()
+
+
+def against(curve: Curve, others: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The best settings of a curve (`Curve.hull`) beside what others reach with as many bytes, in dB above them.
+
+    Returns:
+        Rows with setting, bytes, psnr, ssim, best_file (the whole file of another program that comes nearest, or
+        None where there is none so small), ahead (of it), and ahead_of (title -> dB) for every other curve.
+    """
+    rows = []
+    points = curve.points
+    for number in curve.hull:
+        point = points[number]
+        found = {other.title: other.within(point.bytes) for other in others}
+        ahead = {title: None if one is None else point.psnr - one.psnr for title, one in found.items()}
+        files = {other.title: ahead[other.title] for other in others if other.whole and not other.learned}
+        there = {title: value for title, value in files.items() if value is not None}
+        best = min(there, key=there.__getitem__, default=None)
+        rows.append(
+            {
+                "setting": curve.settings[number], "bytes": point.bytes, "psnr": point.psnr, "ssim": point.ssim,
+                "best_file": best, "ahead": None if best is None else there[best], "ahead_of": ahead,
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,212 @@
+"""Image formats that other programs read: WebP, AVIF, JPEG XL, JPEG.
+
+The encoders are those of libwebp (by the package webp, which sets every field of its configuration), libaom (by
+Pillow), libjxl (by pillow-jxl-plugin) and libjpeg-turbo (by Pillow).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import product
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.files.contract import Count, FileCodec, Images, Shape
+from hrvqvae.utils.errors import InputError
+
+
+def as_image(pixels: Images) -> Image.Image:
+    """(C, Y, X) as an image in mode L or RGB."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def as_pixels(image: Image.Image, shape: Shape) -> Images:
+    """An image as (C, Y, X); one of another size is resized to it with Lanczos' filter."""
+    channels, height, width = shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image, np.uint8)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Quality as the format counts it, and by which factor an image is reduced before (its reader enlarges it)."""
+
+    quality: int
+    reduced: int = 1
+
+    def __str__(self) -> str:
+        return f"quality {self.quality}" + (f" at 1/{self.reduced} size" if self.reduced > 1 else "")
+
+
+class Format(FileCodec):
+    """An image format, written one image after the other."""
+
+    def __init__(self, qualities: Sequence[int], reductions: Sequence[int] = (1, 2)) -> None:
+        self.settings = tuple(Setting(*pair) for pair in product(qualities, reductions))
+
+    @abstractmethod
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        """The file of an image in mode L or RGB."""
+
+    def encode(self, images: Images, setting: Setting) -> list[bytes]:
+        files = []
+        for pixels in images:
+            image = as_image(pixels)
+            if setting.reduced > 1:
+                size = (max(1, image.width // setting.reduced), max(1, image.height // setting.reduced))
+                image = image.resize(size, Image.Resampling.LANCZOS)
+            files.append(self.save(image, setting.quality))
+        return files
+
+    def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
+        return np.stack([as_pixels(Image.open(BytesIO(file)), shape) for file in files])
+
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+class WebP(Format):
+    """Lossy WebP as `cwebp -m 6 -sns 0 -segments 1` writes it: tuned for squared error, filter as by default."""
+
+    counts = (Count("WebP"),)
+
+    def __init__(self, qualities: Sequence[int] = range(0, 97, 8), reductions: Sequence[int] = (1, 2, 4)) -> None:
+        super().__init__(qualities, reductions)
+        import webp
+
+        self._webp = webp
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        config = self._webp.WebPConfig.new(quality=quality, method=6)
+        config.ptr.sns_strength, config.ptr.segments = 0, 1
+        return bytes(self._webp.WebPPicture.from_pil(image.convert("RGB")).encode(config).buffer())
+
+
+class JpegXL(Format):
+    """Lossy JPEG XL at effort 9, without a container: quality 0 is the largest distance that libjxl takes."""
+
+    counts = (Count("JPEG XL"),)
+
+    def __init__(self, qualities: Sequence[int] = range(0, 91, 10), reductions: Sequence[int] = (1, 2)) -> None:
+        super().__init__(qualities, reductions)
+        try:
+            import pillow_jxl  # noqa: F401 (registers itself with Pillow)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(str(error), name="pillow_jxl_plugin") from error  # by what pip calls it
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        return _saved(image, "JXL", quality=quality, effort=9, num_threads=0)
+
+
+class Jpeg(Format):
+    """Baseline JPEG with Huffman tables of its own."""
+
+    counts = (Count("JPEG"),)
+
+    def __init__(self, qualities: Sequence[int] = range(1, 92, 10), reductions: Sequence[int] = (1, 2)) -> None:
+        super().__init__(qualities, reductions)
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        return _saved(image, "JPEG", quality=quality, optimize=True)
+
+
+class JpegScan(Jpeg):
+    """JPEG with the standard's Huffman tables: the entropy-coded data count alone, all else could be shared."""
+
+    @property
+    def counts(self) -> tuple[Count, ...]:  # type: ignore[override]
+        return (Count("JPEG, no header", scan_bytes, whole=False),)
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        return _saved(image, "JPEG", quality=quality)
+
+
+def scan_bytes(file: bytes) -> int:
+    """Entropy-coded bytes of a JPEG with one scan: between the header of the scan and the end marker."""
+    place = 2
+    while file[place + 1] != 0xDA:
+        place += 2 + int.from_bytes(file[place + 2 : place + 4], "big")
+    return len(file) - 2 - (place + 2 + int.from_bytes(file[place + 2 : place + 4], "big"))
+
+
+class Avif(Format):
+    """AVIF of libaom, all colours at full resolution, tuned for squared error; whole files, and their frames alone."""
+
+    def __init__(
+        self, qualities: Sequence[int] = range(0, 81, 10), reductions: Sequence[int] = (1,), speed: int = 2
+    ) -> None:
+        super().__init__(qualities, reductions)
+        self.speed = speed
+        self.counts = (Count("AVIF"), Count("AVIF, frame only", frame_bytes, whole=False))
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        sampling = "4:0:0" if image.mode == "L" else "4:4:4"
+        options = {"speed": self.speed, "max_threads": 1, "advanced": {"tune": "psnr"}}
+        return _saved(image, "AVIF", quality=quality, subsampling=sampling, **options)
+
+
+def frame_bytes(file: bytes) -> int:
+    """Payload of the frame in an AVIF file: no container, no sequence header, which an archive would keep once."""
+    media = next(body for kind, body in _boxes(file) if kind == b"mdat")
+    return sum(len(body) for kind, body in _obus(media) if kind in _FRAMES)
+
+
+_FRAMES = (3, 4, 6)  # OBU_FRAME_HEADER, OBU_TILE_GROUP, OBU_FRAME (AV1 bitstream specification, 6.2.2)
+
+
+def _boxes(file: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(type, content) of the outer boxes of an ISO base media file with 32-bit sizes."""
+    place = 0
+    while place < len(file):
+        size = int.from_bytes(file[place : place + 4], "big")
+        yield file[place + 4 : place + 8], file[place + 8 : place + size]
+        place += size
+
+
+def _obus(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, payload) of AV1's open bitstream units (specification, 5.3)."""
+    place = 0
+    while place < len(data):
+        head = data[place]
+        place += 2 if head & 4 else 1
+        size = len(data) - place
+        if head & 2:
+            size, shift = 0, 0
+            while True:
+                byte = data[place]
+                place += 1
+                size |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+        yield (head >> 3) & 15, data[place : place + size]
+        place += size
+
+
+def formats(names: Sequence[str] = ()) -> list[Format]:
+    """The formats of those names, or all of them.
+
+    Raises:
+        InputError: no such format.
+        ModuleNotFoundError: a package that one needs is not installed.
+    """
+    unknown = sorted(set(names) - set(FORMATS))
+    if unknown:
+        raise InputError(f"there is no format {unknown[0]}; there are {', '.join(FORMATS)}")
+    return [FORMATS[name]() for name in names or FORMATS]
+
+
+FORMATS: dict[str, Callable[[], Format]] = {
+    "webp": WebP, "avif": Avif, "jxl": JpegXL, "jpeg": Jpeg, "jpeg-scan": JpegScan,
+}  # fmt: skip

@@ -1,0 +1,66 @@
+"""Files of a trained model of this package, at every number of levels and at lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.files.contract import Count, FileCodec, Images, Shape
+from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.locating import locate
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.compression.rate_distortion import takes_weight
+
+_WEIGHTS = tuple(2.0**power for power in range(-9, -1))
+
+
+@dataclass(frozen=True)
+class TrainedSetting:
+    """A file of levels 1 to `levels`, of the usual codes (None) or of those of a lambda."""
+
+    levels: int
+    lmbda: float | None = None
+
+    def __str__(self) -> str:
+        written = "level 1" if self.levels == 1 else f"levels 1-{self.levels}"
+        return written if self.lmbda is None else f"{written}, weight {self.lmbda:.3g}"
+
+
+class TrainedFiles(FileCodec):
+    """Files of codes (docs/format.md), for each prefix of the levels that the model decodes.
+
+    Each has the usual codes, the lambda 0 (the least error) and, where the model has tables, powers of two: files
+    shrink by some 5 to 10% from one to the next. That is 10 settings a prefix, of which 9 take some hundred times the
+    work of the usual codes. A model that takes no lambda has the usual codes alone.
+    """
+
+    learned = True
+
+    def __init__(self, run: str | Path) -> None:
+        """From a run folder, a weights file, or the name of a model inside the package. Raises InputError."""
+        self.model = TrainedModel(run)
+        self.counts = (Count(f"{self.model.config.model.system} {Path(run).name}"),)
+        self.settings = tuple(self._settings())
+        weights = locate(run)
+        needed = [weights, RunFolder(weights.parent).tables]
+        if getattr(self.model.autoencoder, "progressive_decoder", None) is not None:
+            needed.append(progressive_folder(weights.parent).model)
+        self.model_bytes = sum(path.stat().st_size for path in needed if path.is_file())
+
+    def _settings(self) -> Iterator[TrainedSetting]:
+        weights = (0.0, *_WEIGHTS) if self.model.codec.tables else (0.0,)  # without tables all codes take the same bits
+        for levels in self.model.autoencoder.prefixes:
+            yield TrainedSetting(levels)
+            if takes_weight(self.model.autoencoder, levels):
+                yield from (TrainedSetting(levels, weight) for weight in weights)
+
+    def encode(self, images: Images, setting: TrainedSetting) -> list[bytes]:
+        return self.model.compress(torch.from_numpy(images), setting.levels, lmbda=setting.lmbda)
+
+    def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
+        decoded = torch.stack(self.model.decompress(files)).clamp(0, 1)
+        pixels: Images = (decoded * 255).round().to(torch.uint8).numpy()
+        return pixels

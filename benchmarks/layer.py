@@ -1,0 +1,230 @@
+"""TreeVQ beside vector-quantize-pytorch's layers at equal bits, in a small convolutional autoencoder that is not ours.
+
+The autoencoder is that of the library's own example (examples/autoencoder.py of lucidrains/vector-quantize-pytorch,
+after vqtorch): two convolutions with pooling down to a 7x7 grid of width 32, and two with upsampling back; AdamW at
+3e-4 on the mean absolute error in [-1, 1] and ten times the layer's loss. Written anew; only the quantizer differs.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import math
+import tokenize
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from statistics import median
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import Timing, side_by_side
+from hrvqvae.config import DataConfig
+from hrvqvae.data.batches import batches
+from hrvqvae.data.loading import load_images
+from hrvqvae.distributed import ranks, tensors
+from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized, tree
+from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.layer import TreeVQ
+from hrvqvae.utils import compiled as cache
+from hrvqvae.utils import threads
+from hrvqvae.utils.errors import InputError
+
+WIDTH, WEIGHT, RATE = 32, 10.0, 3e-4
+_SEARCHES = ("reference", "fastest", "chunked", "compiled", "traced")
+
+Make = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantizer layer: how it is made, and the modules that are its code."""
+
+    make: Make
+    code: Sequence[ModuleType]
+
+
+class _OfPositions(nn.Module):
+    """A layer that takes (B, N, D), for (B, D, H, W): release 1.32 of the library refuses images in ResidualVQ."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, indices, loss = self.layer(features.flatten(2).transpose(1, 2))
+        grid = features.shape[2:]
+        return quantized.transpose(1, 2).unflatten(2, grid), indices.unflatten(1, grid), loss
+
+
+class SmallAutoencoder(nn.Module):
+    """(B, 1, 28, 28) in [-1, 1] -> the same, indices (B, 7, 7) or (B, 7, 7, L), and the layer's loss."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(2), nn.GELU(),
+            nn.Conv2d(16, WIDTH, 3, padding=1), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.quantizer = quantizer
+        self.decoder = nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, 16, 3, padding=1), nn.GELU(),
+            nn.Upsample(scale_factor=2), nn.Conv2d(16, 1, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, indices, loss = self.quantizer(self.encoder(images))
+        return self.decoder(quantized).clamp(-1, 1), indices, loss.sum()  # ResidualVQ gives a loss for each level
+
+
+def code_lines(module: ModuleType) -> int:
+    """Lines of a module's source that hold code: no blank ones, comments or docstrings."""
+    source = inspect.getsource(module)
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in skipped:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def layers(levels: int, codewords: int) -> dict[str, Layer]:
+    """What is compared, all at levels * log2(codewords) bits a position; the library's by default and at its best.
+
+    Raises:
+        InputError: vector-quantize-pytorch is missing.
+    """
+    try:
+        from vector_quantize_pytorch import ResidualVQ, VectorQuantize, residual_vq, vector_quantize_pytorch
+    except ImportError as error:
+        raise InputError("bench layer compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
+    searches = [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
+    ours = [layer, tree, codebook, kmeans, losses, functional, ranks, tensors, quantized, cache, threads, *searches]
+    flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
+
+    def residual(**options: Any) -> nn.Module:
+        return _OfPositions(ResidualVQ(dim=WIDTH, num_quantizers=levels, codebook_size=codewords, **options))
+
+    helped: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+    return {
+        "TreeVQ": Layer(lambda: TreeVQ(WIDTH, codewords, levels, channel_last=False), ours),
+        "VectorQuantize": Layer(flat, [vector_quantize_pytorch]),
+        "VectorQuantize, k-means, dead-code restart": Layer(partial(flat, **helped), [vector_quantize_pytorch]),
+        "ResidualVQ": Layer(residual, [vector_quantize_pytorch, residual_vq]),
+        "ResidualVQ, k-means, dead-code restart": Layer(
+            partial(residual, **helped), [vector_quantize_pytorch, residual_vq]
+        ),
+    }
+
+
+class _Side:
+    """One layer in its autoencoder: the same start, the same batches."""
+
+    def __init__(self, make: Make, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.model = SmallAutoencoder(nn.Identity())
+        self.model.quantizer = make()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), RATE)
+        self.seconds: list[float] = []
+
+    def step(self, images: Tensor) -> None:
+        begun = perf_counter()
+        output, _, loss = self.model(images)
+        total = (output - images).abs().mean() + WEIGHT * loss
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        self.seconds.append(perf_counter() - begun)
+
+    def quantize(self, latents: Tensor) -> None:
+        """The quantizer alone, both ways."""
+        found, _, loss = self.model.quantizer(latents)
+        (found.sum() + loss.sum()).backward()
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, codewords: int) -> tuple[float, float, Tensor]:
+        """Mean squared and absolute error in [0, 1], and how often each leaf is chosen, of a model in evaluation."""
+        self.model.eval()
+        squared = absolute = 0.0
+        leaves: list[Tensor] = []
+        for some in images.split(500):  # type: ignore[no-untyped-call]
+            output, indices, _ = self.model(some)
+            error = (output - some).double() / 2
+            squared += float(error.square().sum())
+            absolute += float(error.abs().sum())
+            number = torch.zeros_like(indices[..., 0]) if indices.ndim == 4 else indices
+            for code in indices.unbind(-1) if indices.ndim == 4 else ():
+                number = number * codewords + code
+            leaves.append(number.flatten())
+        return squared / images.numel(), absolute / images.numel(), torch.cat(leaves)
+
+
+def bench_layer(
+    data: DataConfig, levels: int = 4, codewords: int = 4, steps: int = 2000, batch_size: int = 128, seed: int = 0,
+    test_images: int = 10_000, rounds: int = 20,
+) -> list[Timing]:  # fmt: skip
+    """Rows with layer, bits (a position), mse and mae (of test images, in [0, 1]), used, leaves, usage and perplexity
+    (of the m^L leaves), step_seconds, quantizer_seconds and lines.
+
+    All layers train in turns, a step each, on the same batches. `step_seconds` is the median of a whole step after the
+    first fifth, `quantizer_seconds` that of `rounds` runs of the layer alone, forward and backward, and `lines` counts
+    its lines of code.
+
+    Raises:
+        InputError: vector-quantize-pytorch is missing, or the data is not there.
+    """
+    compared = layers(levels, codewords)
+    images, test = load_images(data, "train"), load_images(data, "test")
+    sides = {name: _Side(one.make, seed) for name, one in compared.items()}
+    stream = batches(images, batch_size=batch_size, seed=seed, workers=0, on_error="stop")
+    for _, batch in zip(range(steps), stream, strict=False):
+        scaled = batch.images.float() / 127.5 - 1
+        for side in sides.values():
+            side.step(scaled)
+    times = _alone(sides, scaled, rounds)
+    held_out = torch.stack([torch.from_numpy(test.decode(index, None).pixels) for index in range(test_images)])
+    rows = []
+    for name, side in sides.items():
+        squared, absolute, leaf = side.measure(held_out.float() / 127.5 - 1, codewords)
+        count = vq.counts(leaf, codewords**levels)
+        rows.append(
+            {
+                "layer": name, "bits": levels * math.log2(codewords), "mse": squared, "mae": absolute,
+                "used": int((count > 0).sum()), "leaves": len(count), "usage": float((count > 0).double().mean()),
+                "perplexity": vq.perplexity(count), "step_seconds": median(side.seconds[steps // 5 :]),
+                "quantizer_seconds": times[name], "lines": sum(map(code_lines, compared[name].code)),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _alone(sides: Mapping[str, _Side], images: Tensor, rounds: int) -> dict[str, float]:
+    """Seconds of each layer alone, in training mode, on the latents that its own encoder makes."""
+    latents = {name: side.model.encoder(images).detach().requires_grad_() for name, side in sides.items()}
+    return side_by_side({name: partial(side.quantize, latents[name]) for name, side in sides.items()}, rounds)
+
+
+def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
+    """The rows for a person, with a head. Times as well beside those of the first row, TreeVQ."""
+    head = "layer,MSE,MAE,used,usage,perplexity,step ms,ratio,layer alone ms,ratio,lines of its code"
+    table: list[tuple[object, ...]] = [tuple(head.split(","))]
+    for row in rows:
+        step, alone = (row[name] for name in ("step_seconds", "quantizer_seconds"))
+        table.append(
+            (
+                row["layer"], f"{row['mse']:.3e}", f"{row['mae']:.4f}", f"{row['used']:,} of {row['leaves']:,}",
+                f"{row['usage']:.1%}", f"{row['perplexity']:.1f}", f"{step * 1e3:.1f}",
+                f"{step / rows[0]['step_seconds']:.2f}", f"{alone * 1e3:.2f}",
+                f"{alone / rows[0]['quantizer_seconds']:.2f}", row["lines"],
+            )
+        )  # fmt: skip
+    return table

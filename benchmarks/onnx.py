@@ -1,0 +1,84 @@
+"""A trained model as ONNX beside torch: whether both say the same of a split's images, and how fast each is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Timing, side_by_side
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images
+from hrvqvae.export.agreement import Agreement, compare
+from hrvqvae.export.export import export_graphs
+from hrvqvae.export.forms import GraphModel, OnnxModel
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.utils.errors import InputError
+
+_BATCH = 100
+
+
+def bench_onnx(
+    run: str | Path, *, images: int = 1000, data: str | None = None, batches: Sequence[int] = (1, 100), rounds: int = 20
+) -> tuple[Agreement, list[Timing]]:
+    """Compare on so many test images, and time both sides by turns: rows with task, batch, method, seconds_per_image.
+
+    Both have as many threads as torch. ratio is torch's time over that of the row.
+
+    Raises:
+        InputError: as `export_graphs`; or the data is not there.
+    """
+    model, config = load_with_config(run)
+    found = load_images(config.with_root(data).data, "test")
+    agreement, kept = Agreement(), list[Tensor]()
+    with tempfile.TemporaryDirectory() as folder:
+        export_graphs(run, Path(folder) / "onnx", "onnx")
+        graphs = OnnxModel(Path(folder) / "onnx")
+        for batch in evaluation_batches(found, batch_size=_BATCH, limit=images, workers=0):
+            unit = batch.images.float() / 255
+            agreement += compare(model, graphs, unit)
+            kept = [*kept, unit][:1]
+        if not kept:
+            raise InputError(f"no test image of {run} could be read")
+        rows = [row for size in batches for row in _timed(model, graphs, _so_many(kept[0], size), rounds)]
+    return agreement, rows
+
+
+def _so_many(images: Tensor, count: int) -> Tensor:
+    """(B, C, Y, X) -> (count, C, Y, X): the first ones, or all of them again and again."""
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+def _timed(model: Autoencoder, graphs: GraphModel, images: Tensor, rounds: int) -> list[Timing]:
+    levels = model.prefixes[-1]
+    with torch.inference_mode():
+        codes = model.encode(images)
+        tasks: dict[str, dict[str, Callable[[], Any]]] = {
+            "encode": {"torch": lambda: model.encode(images), "onnxruntime": lambda: graphs.encode(images)},
+            "decode": {"torch": lambda: model.decode(codes), "onnxruntime": lambda: graphs.decode(codes, levels)},
+        }
+        rows = []
+        for task, calls in tasks.items():
+            seconds = side_by_side(calls, rounds)
+            rows += [
+                {
+                    "task": task, "batch": len(images), "method": method, "seconds_per_image": spent / len(images),
+                    "ratio": seconds["torch"] / spent,
+                }
+                for method, spent in seconds.items()
+            ]  # fmt: skip
+    return rows
+
+
+def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
+    """The rows for a person, with a head."""
+    table: list[tuple[object, ...]] = [("task", "batch", "method", "ms an image", "ratio")]
+    for row in rows:
+        spent, ratio = f"{row['seconds_per_image'] * 1e3:.3f}", f"{row['ratio']:.2f}"
+        table.append((row["task"], row["batch"], row["method"], spent, ratio))
+    return table

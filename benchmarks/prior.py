@@ -1,0 +1,145 @@
+"""Throughput of a prior's training, and what each step from a plain PixelSNAIL to this package's brought."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+from torch.nn.utils.parametrizations import weight_norm
+
+from benchmarks.timing import seconds
+from hrvqvae.config import Config, Levels
+from hrvqvae.models.blocks import Attention, CausalConv2d
+from hrvqvae.priors.build import build_prior
+from hrvqvae.training.code_batches import CodeBatch
+from hrvqvae.training.device import Compute
+from hrvqvae.training.prior import PriorStep
+from hrvqvae.training.stage import count_parameters
+from hrvqvae.training.state import TrainState
+
+
+class MaskedConv2d(nn.Module):
+    """A causal convolution in its common form: a whole k x k filter, masked in each forward pass."""
+
+    def __init__(self, causal: CausalConv2d) -> None:
+        super().__init__()
+        outputs, inputs, reach, kernel = causal.above.shape
+        across = causal.left.shape[3]
+        weight = torch.zeros(outputs, inputs, kernel, kernel)
+        weight[:, :, :reach], weight[:, :, reach, :across] = causal.above.detach(), causal.left.detach()[:, :, 0]
+        mask = torch.zeros(1, 1, kernel, kernel)
+        mask[:, :, :reach], mask[:, :, reach, :across] = 1, 1
+        self.weight, self.bias, self.reach = nn.Parameter(weight), nn.Parameter(causal.bias.detach().clone()), reach
+        self.register_buffer("mask", mask)
+        self.mask: Tensor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H, W)."""
+        return conv2d(features, self.weight * self.mask, self.bias, padding=self.reach)
+
+
+def matrix_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    """Attention with its whole (N, N) matrix of scores, masked: as `nn.causal.attend`."""
+    scores = queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    attended: Tensor = scores.softmax(-1) @ values
+    return attended
+
+
+def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    """torch's own fused attention: as `nn.causal.attend`."""
+    return nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+    """One form of the same network: what it still has of the plain one."""
+
+    masked: bool = False
+    normed: bool = False
+    attention: Callable[..., Tensor] | None = None
+    bf16: bool = True
+    channels_last: bool = True
+
+
+FORMS = {
+    "plain": Form(masked=True, normed=True, attention=matrix_attention, bf16=False, channels_last=False),
+    "+ bf16": Form(masked=True, normed=True, attention=matrix_attention, channels_last=False),
+    "+ channels last": Form(masked=True, normed=True, attention=matrix_attention),
+    "+ no weight norm": Form(masked=True, attention=matrix_attention),
+    "+ cropped kernels": Form(attention=matrix_attention),
+    "+ attention in blocks (hrvqvae)": Form(),
+    "(torch's fused attention instead)": Form(attention=fused_attention),
+}
+
+
+def _replaced(module: nn.Module, form: Form) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, CausalConv2d) and form.masked:
+            masked = MaskedConv2d(child)
+            setattr(module, name, weight_norm(masked) if form.normed else masked)
+        else:
+            if isinstance(child, Attention) and form.attention is not None:
+                child.form = form.attention
+            _replaced(child, form)
+
+
+class PriorSide:
+    """One form of the prior of some levels, which takes training steps of a batch of random codes."""
+
+    def __init__(self, config: Config, levels: Levels, form: Form) -> None:
+        training = config.prior.training_of(levels.start)
+        training = dataclasses.replace(
+            training,
+            precision="bf16" if form.bf16 else "fp32",
+            memory_format="channels_last" if form.channels_last else "contiguous",
+        )
+        self.compute = Compute.of(training)
+        torch.manual_seed(0)
+        prior = build_prior(config, levels, classes=10)
+        self.parameters = count_parameters(prior)
+        _replaced(prior, form)
+        prior = self.compute.place_model(prior)
+        self.state = TrainState.start(prior, training)
+        self.step = PriorStep(prior, 0, self.compute)
+        size = training.batch_size
+        codes = tuple(torch.randint(level.symbols, (size, *level.grid)) for level in prior.levels)
+        grids = config.model.latent_grids(config.data.size, config.data.size)
+        coarser = zip(prior.level.coarser, grids, strict=False)
+        paths = tuple(torch.randint(codewords, (size, *grid)) for codewords, grid in coarser)
+        self.batch = CodeBatch(codes, paths, torch.randint(10, (size,)))
+
+    def train(self) -> float:
+        """Seconds of one training step."""
+        spent = seconds(lambda: self.step(self.state, self.batch), self.compute.device)
+        self.state.step += 1
+        return spent
+
+
+def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[dict[str, Any]]:
+    """Rows with method, preset, level, batch, parameters, images_per_second (median step), for random codes.
+
+    All forms take turns, a step each. Each adds one change to the one above it; the last replaces one.
+    """
+    sides = {name: PriorSide(config, range(level, level + 1), form) for name, form in FORMS.items()}
+    steps: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side.train()  # the first step allocates
+    for _ in range(rounds):
+        for name, side in sides.items():
+            steps[name].append(side.train())
+    batch = config.prior.training_of(level).batch_size
+    return [
+        {
+            "method": name, "preset": config.name, "level": level + 1, "batch": batch, "parameters": side.parameters,
+            "images_per_second": batch / median(steps[name]),
+        }
+        for name, side in sides.items()
+    ]  # fmt: skip

@@ -1,0 +1,182 @@
+"""Training under torchrun against training alone: losses, images a second, and bytes that the processes exchange.
+
+What is run are the commands that people run, one after the other, on images that are drawn at random.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from hrvqvae.config import Config, presets, to_dict
+from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.parsing import override
+from hrvqvae.data.files import gzip_bytes, idx_bytes
+from hrvqvae.data.loading import note
+from hrvqvae.models.build import build, build_objective
+from hrvqvae.quantize.codebook import Codebook
+from hrvqvae.training.hooks import read_records
+from hrvqvae.utils.errors import InputError
+
+FIRST_STEPS = 10
+LEAVES = ((4, 3), (4, 4), (8, 3), (4, 5), (8, 4))  # branching, levels: 64 to 4,096
+_BYTES = 4  # of a float32
+_SMALL = {
+    "training.precision": "fp32", "training.device": "cpu", "training.log_every": "1",
+    "training.evaluate_every": "1000000", "training.checkpoint_every": "1000000", "training.evaluation_images": "1",
+    "model.hidden_units": "16", "model.residual_units": "8",
+}  # fmt: skip
+_ADVERSARIAL = {"model.perceptual": "none", "model.adversarial_start": "5", "model.discriminator_units": "8"}
+
+
+def exchanged(config: Config) -> tuple[int, int]:
+    """Bytes that each process adds up with the others in a step: (gradients, codebooks that follow moving averages).
+
+    The terms of the loss, the signal and the clock are some tens of bytes more.
+    """
+    torch.manual_seed(0)
+    model = build(config)
+    networks = [model, *build_objective(model, config, lambda one: one).auxiliary.values()]
+    gradients = sum(one.numel() for network in networks for one in network.parameters() if one.requires_grad)
+    books = [one for one in model.modules() if isinstance(one, Codebook)]
+    statistics = [
+        values.numel()
+        for one in books
+        for values in one.statistics(torch.zeros(0, one.codewords.shape[-1]), torch.zeros(0, dtype=torch.long))
+    ]
+    return _BYTES * gradients, _BYTES * sum(statistics)
+
+
+def exchanged_by_leaves() -> list[dict[str, Any]]:
+    """Rows with leaves, codewords, gradients and codebooks (bytes a step) of hrvqvae/mnist with other codebooks."""
+    config = presets.get("hrvqvae/mnist").config
+    rows = []
+    for branching, levels in LEAVES:
+        model = config.model.with_leaves(branching, levels)
+        gradients, codebooks = exchanged(dataclasses.replace(config, model=model))
+        rows.append(
+            {
+                "leaves": branching**levels, "codewords": sum(model.num_codewords), "gradients": gradients,
+                "codebooks": codebooks,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def bench_processes(
+    count: int = 2, steps: int = 60, systems: Sequence[str] = (), say: Callable[[str], None] = note
+) -> dict[str, Any]:
+    """Measure what `count` processes on this machine do as one does, on the CPU, a thread each.
+
+    Args:
+        steps: of each training that is compared.
+        systems: names; empty: every one of this package.
+
+    Returns:
+        "systems": rows with system, first (largest relative difference of the loss in the first ten steps), all,
+        restarted (in one process, in several), gradients and codebooks (bytes a step). "scaling": images a second of one
+        process, of `count` with a batch of the same size each, and their ratio. "leaves": `exchanged_by_leaves`.
+
+    Raises:
+        InputError: a training failed; what it said last is in the message.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        _draw_images(folder / "mnist")
+        rows = []
+        for system in systems or tuple(SYSTEMS.built_in):
+            say(f"{system}: one process, then {count}")
+            rows.append(_compare(_small(system, folder, 12 * count, steps), folder, count))
+        say(f"images a second: one process, then {count}")
+        scaling = _scaling(folder, count)
+    return {"systems": rows, "scaling": scaling, "leaves": exchanged_by_leaves()}
+
+
+def _draw_images(folder: Path) -> None:
+    """Smooth random images, in the files of MNIST."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for part, number in (("train", 2_000), ("t10k", 100)):
+        coarse = generator.integers(0, 256, (number, 7, 7), np.uint8)
+        images = coarse.repeat(4, axis=1).repeat(4, axis=2)
+        labels = generator.integers(0, 10, number).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+
+
+def _small(system: str, folder: Path, batch_size: int, steps: int) -> Config:
+    """The system's preset for MNIST with narrow networks, dead codewords restarted often."""
+    config = presets.get(f"{system}/mnist").config
+    given = {**_SMALL, "data.root": str(folder), "training.batch_size": str(batch_size)}
+    given |= {name: value for name, value in _ADVERSARIAL.items() if hasattr(config.model, name.split(".")[-1])}
+    if config.model.restart_every:
+        given |= {"model.quantizer.restart_every": "15", "model.quantizer.restart_below": "0.3"}
+    return override(config, {**given, "training.max_steps": str(steps)})
+
+
+def _train(config: Config, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Train by command in so many processes; -> the records of its steps."""
+    run = folder / f"{config.name.replace('/', '-')}-{config.training.batch_size}-{count}"
+    file = run.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    command = [sys.executable, *launcher, "-m", "hrvqvae", "train", str(file), "--out", str(run)]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("hrvqvae: ")]
+        raise InputError(f"{' '.join(command)} failed: {(told or done.stderr.splitlines())[-1]}")
+    return [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"]
+
+
+def _compare(config: Config, folder: Path, count: int) -> dict[str, Any]:
+    one, several = (_train(config, folder, number) for number in (1, count))
+    losses = np.array([[record["loss"] for record in records] for records in (one, several)])
+    apart = np.abs(losses[1] / losses[0] - 1)
+    gradients, codebooks = exchanged(config)
+    restarted = [int(sum(record.get("restarted", 0) for record in records)) for records in (one, several)]
+    return {
+        "system": config.model.system, "first": float(apart[:FIRST_STEPS].max()), "all": float(apart.max()),
+        "restarted": restarted, "gradients": gradients, "codebooks": codebooks,
+    }  # fmt: skip
+
+
+def _scaling(folder: Path, count: int) -> dict[str, Any]:
+    """Images a second of hrvqvae/mnist as it is, 32 images a process, the best of several windows of five steps."""
+    found = []
+    for number in (1, count):
+        given = {name: value for name, value in _SMALL.items() if not name.startswith("model.")}
+        given |= {"data.root": str(folder), "training.max_steps": "40", "training.log_every": "5"}
+        config = override(presets.get("hrvqvae/mnist").config, given | {"training.batch_size": str(32 * number)})
+        found.append(max(record["images_per_second"] for record in _train(config, folder, number)))
+    return {"processes": count, "one": found[0], "several": found[1], "ratio": found[1] / found[0]}
+
+
+def as_tables(found: dict[str, Any]) -> list[list[Sequence[object]]]:
+    """What `bench_processes` gave, as tables with heads."""
+    systems: list[Sequence[object]] = [
+        ("system", "first 10 losses", "all losses", "restarted", "gradients, kB", "codebooks, kB")
+    ]
+    for row in found["systems"]:
+        restarted = "{}, {}".format(*row["restarted"])
+        sizes = (f"{row[name] / 1e3:.1f}" for name in ("gradients", "codebooks"))
+        systems.append((row["system"], f"{row['first']:.1e}", f"{row['all']:.1e}", restarted, *sizes))
+    leaves: list[Sequence[object]] = [("leaves", "codewords", "gradients, kB", "codebooks, kB")]
+    for row in found["leaves"]:
+        sizes = (f"{row[name] / 1e3:.1f}" for name in ("gradients", "codebooks"))
+        leaves.append((f"{row['leaves']:,}", f"{row['codewords']:,}", *sizes))
+    scaling = found["scaling"]
+    speed: list[Sequence[object]] = [("processes", "images/s", "ratio"), (1, f"{scaling['one']:.0f}", "")]
+    speed.append((scaling["processes"], f"{scaling['several']:.0f}", f"{scaling['ratio']:.2f}"))
+    return [systems, leaves, speed]

@@ -1,0 +1,160 @@
+"""Sampling: the cached sampler against the plain one, same weights, side by side; and how its cost grows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.search import machine_rates
+from benchmarks.timing import Timing, median_seconds
+from hrvqvae.config import Grid, presets
+from hrvqvae.models.build import build
+from hrvqvae.priors.base import Level
+from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.hierarchy import sample_cached, sample_codes
+from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.pixelsnail.network import PixelSNAIL
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.training.stage import count_parameters
+
+# 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
+_REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_blocks=15)
+
+# Presets and batches of which whole images are drawn.
+_WHOLE = (("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64), ("hrvqvae/cifar10", 1))
+
+
+@dataclass(frozen=True)
+class SampledPrior:
+    """One level's prior with random weights, and what it is conditioned on for a batch."""
+
+    name: str
+    prior: PixelSNAIL
+
+    def given(self, batch: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None, list[Tensor]]:
+        """(codes, known, coarser, label, uniforms) for a batch: what a sampler takes."""
+        level, generator = self.prior.level, torch.Generator().manual_seed(0)
+        shape = (batch, *level.grid)
+        codes = torch.randint(level.symbols, shape, generator=generator)
+        coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
+        label = torch.randint(level.classes, (batch,), generator=generator) if level.classes else None
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return [codes], [torch.zeros(shape, dtype=torch.bool)], coarser, label, [uniforms]
+
+    def multiply_adds(self) -> int:
+        """Of one full forward pass of one image, up to the small: what any sampler computes at least once."""
+        height, width = self.prior.level.grid
+        positions, hidden = height * width, self.prior.config.hidden_units
+        weights = sum(one.numel() for one in self.prior.parameters() if one.dim() > 1)
+        attention = len(self.prior.attentions) * 2 * hidden * positions * (positions + 1) // 2
+        return weights * positions + attention
+
+
+def make_sampled_prior(name: str, network: PixelSNAILConfig, level: Level, index: int) -> SampledPrior:
+    """A prior of that size with random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    return SampledPrior(name, PixelSNAIL(network, level, index).eval().requires_grad_(False))
+
+
+def preset_case(name: str, index: int, grid: Grid | None = None) -> SampledPrior:
+    """The prior of a preset's level (0 is the coarsest) with random weights, on its own grid or another."""
+    config = presets.get(name).config
+    torch.manual_seed(0)
+    prior = build_prior(config, range(index, index + 1), classes=10 if config.data.labels else 0)
+    assert isinstance(prior, PixelSNAIL)
+    level = prior.level if grid is None else dataclasses.replace(prior.level, grid=grid)
+    return make_sampled_prior(name, prior.config, level, index)
+
+
+def _cached(case: SampledPrior, batch: int, rounds: int) -> float:
+    """Seconds of one level of a batch."""
+    given = case.given(batch)
+    return median_seconds(lambda: sample_cached(case.prior, *given, SamplingParams()), rounds)
+
+
+@torch.inference_mode()
+def _plain(case: SampledPrior, batch: int, positions: int) -> float:
+    """Seconds of one level of a batch: so many forward passes, scaled to all positions."""
+    (codes,), _, coarser, label, _ = case.given(batch)
+    height, width = case.prior.level.grid
+    return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
+
+
+def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Timing:
+    return {
+        "method": method, "network": case.name, "grid": list(case.prior.level.grid), "levels": 1, "batch": batch,
+        "parameters": count_parameters(case.prior), "seconds_per_image": seconds / batch,
+        "floor_seconds": case.multiply_adds() / rate, **more,
+    }  # fmt: skip
+
+
+def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
+    """All levels of a preset, decoded."""
+    config = presets.get(preset).config
+    model = build(config).eval().requires_grad_(False)
+    cases = [preset_case(preset, index) for index in range(len(config.model.num_symbols))]
+    size = config.data.size
+
+    def image() -> None:
+        with torch.inference_mode():
+            label = torch.zeros(batch, dtype=torch.long) if cases[0].prior.level.classes else None
+            codes = sample_codes(
+                [case.prior for case in cases], model.paths, range(batch), seed=0, label=label, draw=SamplingParams()
+            )
+            model.decode(codes, size=(size, size))
+
+    return {
+        "method": "cached", "network": f"{preset}, decoded", "grid": list(cases[0].prior.level.grid),
+        "levels": len(cases), "batch": batch, "parameters": sum(count_parameters(case.prior) for case in cases),
+        "seconds_per_image": median_seconds(image, rounds) / batch,
+        "floor_seconds": sum(case.multiply_adds() for case in cases) / rate,
+    }  # fmt: skip
+
+
+def bench_sample(
+    *, rounds: int = 3, plain_positions: int = 24, batches: Sequence[int] = (1, 4, 16, 64),
+    whole: Sequence[tuple[str, int]] = _WHOLE, grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
+) -> list[Timing]:  # fmt: skip
+    """Rows with method, network, grid, levels, batch, parameters, seconds_per_image, floor_seconds.
+
+    The plain sampler makes one forward pass for each position, all alike: it is timed on `plain_positions` of them, the
+    median scaled to all, and the row says so (timed_positions). ratio is the plain time over the cached. The floor is
+    the multiply-adds of one forward pass of an image at the rate of a large float32 matrix product in the same run.
+    """
+    rate = machine_rates()[0]
+    rows: list[Timing] = []
+    for case in (preset_case("hrvqvae/mnist", 0), preset_case(ffhq, 1)):
+        plain, cached = _plain(case, 1, plain_positions), _cached(case, 1, rounds)
+        rows.append(_row(case, "plain", 1, plain, rate, timed_positions=plain_positions))
+        rows.append(_row(case, "cached", 1, cached, rate, ratio=plain / cached))
+    level = Level(grid=(16, 16), symbols=512)
+    case = make_sampled_prior("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
+    rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
+    rows += [_whole_image(preset, batch, rounds, rate) for preset, batch in whole]
+    for batch in batches:
+        case = preset_case("hrvqvae/mnist", 0)
+        rows.append(_row(case, "cached", batch, _cached(case, batch, rounds), rate))
+    for side in grids:
+        case = preset_case("hrvqvae/mnist", 0, (side, side))
+        rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
+    return rows
+
+
+def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
+    """The rows for a person, with a head."""
+    head = "method,network,grid,levels,batch,parameters,s an image,ratio,one forward pass at best"
+    table: list[tuple[object, ...]] = [tuple(head.split(","))]
+    for row in rows:
+        scaled = f" (from {row['timed_positions']} positions)" if "timed_positions" in row else ""
+        table.append(
+            (
+                row["method"], row["network"], "x".join(map(str, row["grid"])), row["levels"], row["batch"],
+                f"{row['parameters']:,}", f"{row['seconds_per_image']:.4f}{scaled}",
+                f"{row['ratio']:.1f}" if "ratio" in row else "", f"{row['floor_seconds']:.4f}",
+            )
+        )  # fmt: skip
+    return table

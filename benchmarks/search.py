@@ -1,0 +1,237 @@
+"""Cost of finding codewords: the tree of linked codebooks against flat codebooks, ours and others'.
+
+Every method is checked against a float64 oracle before it is timed. All run in one process, their rounds interleaved,
+beside the machine's own copy speed and rate of multiply-adds. What would need more than a bounded distance matrix is
+timed on a share of the vectors and scaled; its row says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Timing
+from hrvqvae.quantize.search import search_tree_fastest
+from hrvqvae.quantize.search.compiled import search_flat_compiled
+from hrvqvae.utils.errors import InputError
+
+VECTORS, WIDTH = 32 * 32 * 32, 32  # (B, H, W, D) = (32, 32, 32, 32)
+GRID = tuple((levels, 8) for levels in range(1, 7)) + tuple((3, codewords) for codewords in (4, 16, 32, 64))
+_MATRIX_VALUES = 2**27  # of a distance matrix: 512 MiB
+_PRODUCTS = 2**33  # of distances that a method without a matrix may be timed on
+_CALLS, _TURN = 3, 0.05  # calls a turn; seconds of a call above which it is a turn of its own
+_ROUNDS, _SECONDS = 25, 1.5  # at most, and spent on a method and size, after its first round
+_TOLERANCE = 1e-5  # relative difference of the two best distances above which the oracle must be met
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """Vectors and the codebooks of one size: latents (N, D); books[l] (m^l, m, D); flat (K, D)."""
+
+    latents: Tensor
+    books: Sequence[Tensor]
+    flat: Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """A search of the first `count` vectors.
+
+    Attributes:
+        run: takes that many vectors.
+        distances: distances that a vector costs.
+        full_matrix: whether it makes a matrix of vectors by codewords.
+        check: codes of some vectors against the oracle; None where the method has codebooks of its own.
+    """
+
+    run: Callable[[Tensor], object]
+    distances: int
+    full_matrix: bool
+    check: Callable[[Tensor], float] | None
+
+
+def make_problem(levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH) -> SearchProblem:
+    """Random vectors, and codewords that shrink by half from level to level."""
+    generator = torch.Generator().manual_seed(levels * 1000 + codewords)
+    books = [
+        torch.randn(codewords**level, codewords, width, generator=generator) * 0.5**level for level in range(levels)
+    ]
+    flat = torch.randn(codewords**levels, width, generator=generator)
+    return SearchProblem(torch.randn(vectors, width, generator=generator), books, flat)
+
+
+def tree_agreement(latents: Tensor, books: Sequence[Tensor], paths: Tensor) -> float:
+    """Share of the vectors, of those that an oracle in float64 can tell apart, whose path is the oracle's."""
+    residual, path = latents.double(), torch.zeros(len(latents), dtype=torch.long)
+    clear = torch.ones(len(latents), dtype=torch.bool)
+    for book in books:
+        distances = (residual.unsqueeze(1) - book.double()[path]).square().sum(-1)
+        two = distances.topk(2, largest=False).values
+        clear &= (two[:, 1] - two[:, 0]) > _TOLERANCE * two[:, 1]
+        path = path * book.shape[1] + distances.argmin(-1)
+        residual = residual - book.double().flatten(0, 1)[path]
+    return float((paths[-1] == path)[clear].double().mean())
+
+
+def flat_agreement(latents: Tensor, codebook: Tensor, nearest: Tensor) -> float:
+    """As `tree_agreement`, for one flat codebook."""
+    right = total = 0
+    for some, found in zip(latents.split(256), nearest.split(256), strict=True):  # type: ignore[no-untyped-call]
+        distances = torch.cdist(some.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+        two = distances.topk(2, largest=False)
+        clear = (two.values[:, 1] - two.values[:, 0]) > _TOLERANCE * two.values[:, 1]
+        right += int((two.indices[:, 0] == found)[clear].sum())
+        total += int(clear.sum())
+    return right / max(total, 1)
+
+
+def _libraries(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
+    try:
+        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+    except ImportError as error:
+        raise InputError(
+            "bench search compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]', or --no-libraries"
+        ) from error
+    width, leaves = case.latents.shape[1], len(case.flat)
+    flat = VectorQuantize(dim=width, codebook_size=leaves).eval()
+    flat.codebook = case.flat
+    residual = ResidualVQ(dim=width, num_quantizers=levels, codebook_size=codewords).eval()
+    return {
+        "vector_quantize": Method(
+            lambda some: flat(some[None]), leaves, True,
+            lambda some: flat_agreement(some, case.flat, flat(some[None])[1][0]),
+        ),
+        "residual_vq": Method(lambda some: residual(some[None]), levels * codewords, False, None),
+    }  # fmt: skip
+
+
+def _methods(case: SearchProblem, levels: int, codewords: int, libraries: bool) -> dict[str, Method]:
+    leaves = len(case.flat)
+    methods = {
+        "tree": Method(
+            lambda some: search_tree_fastest(some, case.books), levels * codewords, False,
+            lambda some: tree_agreement(some, case.books, search_tree_fastest(some, case.books).paths),
+        ),
+        "flat": Method(
+            lambda some: search_flat_compiled(some, case.flat), leaves, False,
+            lambda some: flat_agreement(some, case.flat, search_flat_compiled(some, case.flat)),
+        ),
+        "cdist": Method(
+            lambda some: torch.cdist(some, case.flat).argmin(-1), leaves, True,
+            lambda some: flat_agreement(some, case.flat, torch.cdist(some, case.flat).argmin(-1)),
+        ),
+    }  # fmt: skip
+    return methods | (_libraries(case, levels, codewords) if libraries else {})
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def machine_rates() -> tuple[float, float]:
+    """(multiply-adds a second of a large float32 matrix product, bytes a second of a copy: read and written)."""
+    one, other = torch.rand(1536, 1536), torch.rand(1536, 1536)
+    source = torch.rand(2**24)
+    target = torch.empty_like(source)
+    product = median([_seconds(lambda: one @ other) for _ in range(9)][1:])
+    copy = median([_seconds(lambda: target.copy_(source)) for _ in range(9)][1:])
+    return 1536**3 / product, 2 * source.nbytes / copy
+
+
+@torch.inference_mode()
+def bench_search(
+    grid: Sequence[tuple[int, int]] | None = None, vectors: int = VECTORS, width: int = WIDTH, libraries: bool = True
+) -> list[Timing]:
+    """Rows with method, vectors, width, levels, codewords, leaves, seconds and what follows from them.
+
+    Also: distances (a vector), bytes (that must move: vectors and codewords in, codes and, for the tree, sums out),
+    floor (seconds that the multiply-adds take at the machine's rate in the same run) and times_floor, peak_share and
+    copy_share (of that rate, and of the copy speed), agreement (with the oracle), timed_on (vectors that were timed;
+    fewer than `vectors` where the time is scaled).
+
+    Raises:
+        InputError: vector-quantize-pytorch is missing and `libraries` is asked for.
+        AssertionError: a method of ours disagrees with the oracle.
+    """
+    rows = []
+    for levels, codewords in grid or GRID:
+        case = make_problem(levels, codewords, vectors, width)
+        leaves = len(case.flat)
+        methods = _methods(case, levels, codewords, libraries)
+        runs, timed_on, agreement = {}, {}, {}
+        for name, method in methods.items():
+            most = (_MATRIX_VALUES if method.full_matrix else _PRODUCTS) // leaves
+            some = case.latents[: max(32, min(vectors, most))]
+            runs[name], timed_on[name] = partial(method.run, some), len(some)
+            if method.check:
+                agreement[name] = method.check(some[: max(32, min(2_048, 2**26 // leaves))])
+        assert agreement["tree"] == agreement["flat"] == 1, f"a search disagrees with the oracle: {agreement}"
+        rates = machine_rates()
+        for name, seconds in _interleaved(runs).items():
+            rows.append(
+                {
+                    "method": name, "vectors": vectors, "width": width, "levels": levels, "codewords": codewords,
+                    "leaves": leaves, "seconds": seconds * vectors / timed_on[name], "agreement": agreement.get(name),
+                    "timed_on": timed_on[name],
+                }
+            )  # fmt: skip
+            rows[-1] |= _derived(rows[-1], methods[name].distances, *rates)
+    return rows
+
+
+def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each, in turns; those that are slow drop out when their time is spent.
+
+    A turn of a fast one begins with a call that does not count, as it pays for what the one before left: sleeping
+    threads, and memory that was handed back to the system.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    slow = {name for name, run in runs.items() if _seconds(run) > _TURN}
+    for _ in range(_ROUNDS):
+        for name, run in runs.items():
+            if len(times[name]) < 3 or sum(times[name]) < _SECONDS:
+                if name not in slow:
+                    run()
+                times[name] += [_seconds(run) for _ in range(1 if name in slow else _CALLS)]
+    return {name: median(some) for name, some in times.items()}
+
+
+def _derived(row: Timing, distances: int, products_a_second: float, bytes_a_second: float) -> Timing:
+    """What follows from a row's time, the distances that a vector costs, and the machine's rates."""
+    tree, vectors, width = row["method"] == "tree", row["vectors"], row["width"]
+    flat_like = distances == row["leaves"]
+    entries = row["leaves"] if flat_like else sum(row["codewords"] ** level for level in range(1, row["levels"] + 1))
+    moved = 4 * width * (vectors + entries) + 8 * vectors * (row["levels"] if tree else 1)
+    moved += 4 * width * vectors if tree else 0
+    floor = vectors * distances * width / products_a_second
+    return {
+        "distances": distances, "bytes": moved, "floor": floor, "times_floor": row["seconds"] / floor,
+        "peak_share": floor / row["seconds"], "copy_share": moved / bytes_a_second / row["seconds"],
+    }  # fmt: skip
+
+
+def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
+    """The rows for a person, with a head; times in milliseconds."""
+    trees = {(row["levels"], row["codewords"]): row["seconds"] for row in rows if row["method"] == "tree"}
+    head = "method,L,m,leaves,distances,ms,tree is faster,x floor,of copy speed,MB,oracle"
+    table: list[tuple[object, ...]] = [tuple(head.split(","))]
+    for row in rows:
+        ratio = row["seconds"] / trees[row["levels"], row["codewords"]]
+        scaled = "" if row["timed_on"] == row["vectors"] else f" (from {row['timed_on']:,} vectors)"
+        agreement = "-" if row["agreement"] is None else f"{row['agreement']:.4f}"
+        table.append(
+            (
+                row["method"], row["levels"], row["codewords"], f"{row['leaves']:,}", f"{row['distances']:,}",
+                f"{row['seconds'] * 1e3:,.2f}{scaled}", f"{ratio:,.1f}", f"{row['times_floor']:.1f}",
+                f"{row['copy_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", agreement,
+            )
+        )  # fmt: skip
+    return table

@@ -1,0 +1,187 @@
+"""The codes of a split: extracted once, held in small integers, memory-mapped from the run folder.
+
+RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type that holds the symbols of the level
+                 train-labels.npy    (N,) int64
+                 train.json          what they were made from, and the names of the classes
+
+Images are coded as they are, without augmentation. Codes are taken again as long as the model and the description of
+the data are the same; where the images themselves have changed, delete the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae import distributed
+from hrvqvae.checkpoints.lock import locked
+from hrvqvae.checkpoints.storage import remove_temporaries, write_atomic
+from hrvqvae.config import Config, to_dict
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images
+from hrvqvae.distributed import WHOLE, Part
+from hrvqvae.models.base import Autoencoder, Encode
+from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import tracked
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class CodeMaps:
+    """Codes of N images.
+
+    Attributes:
+        levels: (N, H_l, W_l) of each level, coarse first, in small unsigned integers.
+        labels: (N,) int64, zeros where there are no classes.
+        classes: names, empty where there are no classes.
+    """
+
+    levels: tuple[NDArray[Any], ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """(codes, labels) of some images: int64 (B, H_l, W_l) of each level, and (B,)."""
+        codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
+        return codes, torch.from_numpy(self.labels[indices])
+
+
+def flat_codes(codes: Codes) -> NDArray[np.int32]:
+    """Codes as the codec takes them: (B, all codes), level after level."""
+    return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
+
+
+@torch.inference_mode()
+def extract(
+    model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
+    part: Part = WHOLE, encode: Encode | None = None,
+) -> CodeMaps:  # fmt: skip
+    """Codes of the images of a split, in order, computed in float32; the model ends on the CPU.
+
+    Args:
+        limit: of so many images only, spread evenly over the split.
+        part: of these images, which one of several processes codes.
+        encode: gives the codes of images on the device in place of the model.
+
+    Raises:
+        InputError: the data is not there, or no image can be read.
+    """
+    images = load_images(config.data, split)
+    device = device or torch.device("cpu")
+    model.to(device)
+    encode = encode or model.encode
+    kinds = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
+    levels: list[list[NDArray[Any]]] = [[] for _ in kinds]
+    labels = []
+    batches = evaluation_batches(
+        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, on_error=config.data.on_error, part=part
+    )
+    total = len(part.of(len(images) if limit is None else min(limit, len(images))))
+    for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
+        labels.append(batch.labels.numpy())
+        for level, kind, codes in zip(levels, kinds, encode(batch.images.to(device)), strict=True):
+            level.append(codes.cpu().numpy().astype(kind))
+    model.cpu()
+    if not labels:
+        raise InputError(f"no image of the {split} split could be read")
+    return CodeMaps(tuple(np.concatenate(level) for level in levels), np.concatenate(labels), images.classes)
+
+
+def _in_one(shares: Sequence[CodeMaps]) -> CodeMaps:
+    """The code maps of several parts, one after the other."""
+    if len(shares) == 1:
+        return shares[0]
+    levels = zip(*(share.levels for share in shares), strict=True)
+    labels = np.concatenate([share.labels for share in shares])
+    return CodeMaps(tuple(np.concatenate(level) for level in levels), labels, shares[0].classes)
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """An array as the content of an .npy file."""
+    stream = BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _source(model_digest: str, config: Config) -> dict[str, Any]:
+    """What codes depend on, as it stands in their JSON."""
+    fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
+    return {"model": model_digest, "data": json.loads(json.dumps(fields))}
+
+
+def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
+    """The codes of a split that lie in the folder, if they were made by that model from that data and are whole."""
+    return read_maps(folder, split, _source(model_digest, config), len(config.model.num_symbols))
+
+
+def read_maps(folder: Path, name: str, source: Mapping[str, Any], levels: int) -> CodeMaps | None:
+    """The code maps of that name in a folder, if they were made from that source and are whole: mapped into memory."""
+    try:
+        about = json.loads((folder / f"{name}.json").read_text())
+        if about["source"] != source:
+            return None
+        paths = [folder / f"{name}-level-{level}.npy" for level in range(1, levels + 1)]
+        maps = tuple(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+        labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False)
+        if [list(array.shape) for array in maps] != about["shapes"] or len(labels) != about["shapes"][0][0]:
+            return None
+        return CodeMaps(maps, labels, tuple(about["classes"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
+        return None
+
+
+def stored_or_extracted(
+    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
+    device: torch.device | None = None, say: Callable[[str], None] = print,
+) -> CodeMaps:  # fmt: skip
+    """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
+
+    Where another process extracts them, that is waited for, and `say` gets a line that says so. Processes that train
+    together extract a part each.
+
+    Args:
+        folder: made if it does not exist.
+        model_digest: of the model's weights: codes of another model are not taken.
+
+    Raises:
+        InputError: as `extract`; or the folder can't be written.
+    """
+    with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
+        if not distributed.on_rank_zero(lambda: stored(folder, model_digest, config, split) is not None):
+            shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part()))
+            distributed.on_rank_zero(lambda: _write(folder, _in_one(shares), model_digest, config, split))
+        found = stored(folder, model_digest, config, split)
+    if found is None:
+        raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
+    return found
+
+
+def _write(folder: Path, maps: CodeMaps, model_digest: str, config: Config, split: str) -> None:
+    try:
+        remove_temporaries(folder)
+        (folder / f"{split}.json").unlink(missing_ok=True)
+        for level, codes in enumerate(maps.levels, start=1):
+            write_atomic(folder / f"{split}-level-{level}.npy", array_bytes(codes))
+        write_atomic(folder / f"{split}-labels.npy", array_bytes(maps.labels))
+        about = {
+            "source": _source(model_digest, config),
+            "classes": list(maps.classes),
+            "shapes": [list(codes.shape) for codes in maps.levels],
+        }
+        write_atomic(folder / f"{split}.json", json.dumps(about).encode())
+    except OSError as error:
+        raise InputError(f"the codes can't be written to {folder} ({error.strerror or error})") from error

@@ -1,0 +1,157 @@
+"""The model hub: folders got and put there, by the library huggingface_hub, and only where that is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.locating import is_hub_name, run_folder, shipped
+from hrvqvae.checkpoints.storage import TEMPORARY
+from hrvqvae.data.network import quiet_network
+from hrvqvae.utils.errors import InputError
+
+_OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")
+"""What is put on the hub and got from there: no other file of a repository is wanted, and none of these could run."""
+
+
+def found_or_fetched(name: str | Path, **options: Any) -> Path:
+    """The folder or weights file of a name: on this machine, inside the package, or else fetched from the hub.
+
+    Args:
+        options: as `fetch` takes them.
+
+    Raises:
+        InputError: there is none such, or as `fetch`.
+    """
+    folder = run_folder(name)
+    if folder.exists():
+        return folder
+    if is_hub_name(name):
+        return fetch(str(name), **options)
+    raise InputError(
+        f"{name} is no folder here, no model inside the package ({', '.join(shipped())}), and no name of the hub, "
+        "which has the form user/name"
+    )
+
+
+def fetch(
+    name: str, *, revision: str | None = None, cache_dir: str | Path | None = None, token: str | bool | None = None,
+    local_files_only: bool = False, force_download: bool = False, into: Path | None = None,
+) -> Path:  # fmt: skip
+    """Get the folder of a model from the hub, or from its cache on this machine; -> the folder.
+
+    Args:
+        name: user/name.
+        revision: branch, tag or commit; None is the newest.
+        into: a new folder, instead of the library's cache.
+
+    Raises:
+        InputError: the library is missing, there is no such model or revision, it needs a token, the hub can't be
+            reached and the model is not in the cache, or `into` exists.
+    """
+    if into is None:
+        return _snapshot(
+            name, revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only,
+            force_download=force_download,
+        )  # fmt: skip
+    if into.exists():
+        raise InputError(f"{into} exists already; choose another folder")
+    partial = into.with_name(f"{TEMPORARY}{into.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        _snapshot(name, revision, local_dir=partial, token=token)
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
+        partial.rename(into)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return into
+
+
+def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
+    hub = _library()
+    with _clear(hub, name, revision):
+        path = Path(
+            hub.snapshot_download(name, revision=revision, allow_patterns=[*_OURS], library_name="hrvqvae", **options)
+        )
+    if not RunFolder(path).model.is_file():
+        raise InputError(f"{name} of the hub is no model of hrvqvae (it has no model.safetensors)")
+    return path
+
+
+def push(
+    folder: Path, name: str, *, private: bool | None = None, token: str | bool | None = None,
+    commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
+) -> str:  # fmt: skip
+    """Put a folder that `export` wrote on the hub, and make the repository if need be; -> where it is.
+
+    Raises:
+        InputError: the library is missing, no token, one that may not write there, or the hub can't be reached.
+    """
+    if not is_hub_name(name):
+        raise InputError(f"{name!r} is no name of the hub; it must be user/name")
+    hub = _library()
+    api = hub.HfApi(token=token, library_name="hrvqvae")
+    with _clear(hub, name, branch):
+        api.create_repo(name, private=private, exist_ok=True)
+        files = [path for pattern in _OURS for path in folder.rglob(pattern)]
+        added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in sorted(files)]
+        done = api.create_commit(
+            name, added, commit_message=commit_message, revision=branch, create_pr=create_pr
+        )  # one commit: all of it or nothing
+    return str(done.pr_url or done.commit_url)
+
+
+def _library() -> Any:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InputError("the hub needs huggingface_hub: pip install 'hrvqvae[hub]'")
+    return importlib.import_module("huggingface_hub")
+
+
+@contextmanager
+def _clear(hub: Any, name: str, revision: str | None) -> Iterator[None]:
+    """The library's errors as one line that says what to do, and none of its chatter."""
+    errors = hub.errors
+    try:
+        with quiet_network():
+            yield
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{name} has no revision {revision!r} on the hub") from error
+    except errors.GatedRepoError as error:
+        raise InputError(f"{name} is gated: ask for access on its page, then log in: hf auth login") from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(f"the hub has no model {name}, or it is private; for those log in: hf auth login") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(f"{name} is not on this machine, and the hub can't be reached ({_reason(error)})") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise InputError("the hub wants to know who you are; log in: hf auth login") from error
+    except errors.HFValidationError as error:
+        raise InputError(f"{name!r} is no name of the hub ({_reason(error)})") from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise InputError(
+                f"the hub lets nobody write {name} without a token that may; log in: hf auth login"
+            ) from error
+        raise InputError(f"the hub refuses {name} ({_reason(error)})") from error
+    except Exception as error:
+        if not isinstance(error, (OSError, RuntimeError)) and not _of_network(error):
+            raise
+        raise InputError(f"the hub can't be reached for {name} ({_reason(error)})") from error
+
+
+def _of_network(error: BaseException) -> bool:
+    """Whether it is an error of the HTTP client, which differs between versions of the library."""
+    return type(error).__module__.partition(".")[0] in ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of an error, or of what caused one that says only that something failed; in one line."""
+    while error.__cause__ is not None and isinstance(error, (FileNotFoundError, RuntimeError)):
+        error = error.__cause__
+    return " ".join(str(error).split()).split(". ")[0][:160] or type(error).__name__

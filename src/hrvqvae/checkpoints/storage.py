@@ -1,0 +1,164 @@
+"""Tensors on disk: safetensors with a checksum, written whole or not at all. Never pickle.
+
+The header carries `meta` (JSON) and `digest`, a BLAKE2 hash of the meta and of every tensor's name, type, shape and
+bytes, so that a flipped bit is noticed as well as a file cut short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+TEMPORARY = ".writing-"
+
+
+@contextmanager
+def writing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """A temporary name beside a file, under which it is written; at the end it is flushed to the disk and renamed.
+
+    A kill leaves the old file or the new.
+
+    Args:
+        flush: wait for the disk. Without it a kill leaves no less, but a machine that loses power may.
+
+    Raises:
+        OSError: the disk is full or the folder can't be written; the old file is as it was, nothing else is left.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        if flush:
+            with temporary.open("r+b") as stream:
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if not flush:
+        return
+    with contextlib.suppress(OSError):  # not every file system lets a folder be flushed
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: see `writing`. Raises OSError as it does."""
+    with writing(path) as temporary, temporary.open("xb") as stream:
+        stream.write(content)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left in a folder."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        left.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    state = hashlib.blake2b(meta.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        state.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
+    return state.hexdigest()
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A name of these tensors alone, 32 hexadecimal digits: it stays what it is when their configuration changes."""
+    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
+
+
+def _meta(text: str) -> dict[str, Any]:
+    """Raises ValueError or TypeError where it is no JSON object."""
+    meta = json.loads(text)
+    if not isinstance(meta, dict):
+        raise TypeError("its meta is no JSON object")
+    return meta
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able `meta`, atomically. Raises OSError as `write_atomic` does."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta, sort_keys=True)
+    header = {"format": "pt", "meta": text, "digest": _digest(plain, text)}
+    write_atomic(path, _ordered(save_tensors(plain, metadata=header)))
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same file with the entries of its header in order: safetensors writes those of the metadata in any."""
+    length = int.from_bytes(content[:8], "little")
+    text = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, meta) of a file that `write` made, on the CPU.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedFileError: it is cut short, changed, or not ours.
+    """
+    tensors, meta, _ = read_with_digest(path)
+    return tensors, meta
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """`meta` of a file that `write` made, from its header alone: no tensor is read, no checksum compared.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedFileError: the header is damaged, or not ours.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, path.stat().st_size)).decode())
+        return _meta(header["__metadata__"]["meta"])
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DamagedFileError(f"{path} is damaged: {' '.join(str(error).split())[:100]}") from error
+
+
+def digest(path: Path) -> str:
+    """The checksum of a file that `write` made: the name of its content. Raises as `read` does."""
+    return read_with_digest(path)[2]
+
+
+def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """(tensors, meta, checksum) of one and the same state of a file. Raises as `read` does."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    damaged = f"{path} is damaged: "
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length].decode())["__metadata__"]
+        text, announced = header["meta"], header["digest"]
+        tensors = load_tensors(content)
+        meta = _meta(text)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DamagedFileError(damaged + (" ".join(str(error).split())[:100] or type(error).__name__)) from error
+    if _digest(tensors, text) != announced:
+        raise DamagedFileError(damaged + "its content does not match its checksum")
+    return tensors, meta, str(announced)

@@ -1,0 +1,267 @@
+"""A trained model as one object: encode, decode, compress, decompress, sample, complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from hrvqvae.checkpoints import hub
+from hrvqvae.checkpoints.device import resolve_device
+from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.loading import load_priors, load_with_config
+from hrvqvae.checkpoints.pretrained import push_run
+from hrvqvae.compression import images as compression
+from hrvqvae.compression.rate_distortion import RateDistortion
+from hrvqvae.compression.stream import Codec
+from hrvqvae.config import Config, Grid
+from hrvqvae.models.base import Autoencoder, unit_images
+from hrvqvae.priors.base import Priors
+from hrvqvae.priors.generative import Sampled, kept_parts, sample_images
+from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
+
+
+class TrainedModel:
+    """An autoencoder with its configuration and its priors, which are read when they are first needed.
+
+    Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
+
+    Attributes:
+        run: the run folder, weights file or name that it was loaded from.
+        autoencoder: in evaluation mode, on the device.
+        config: what it was trained with.
+        device: where its images are encoded and decoded.
+    """
+
+    def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
+        self.run = run
+        self.autoencoder: Autoencoder
+        self.config: Config
+        self.autoencoder, self.config = load_with_config(run, device, beam)
+        self.device = resolve_device(device)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
+        """The model of a folder, of a name inside the package, or of the hub, with its priors.
+
+        The hub is asked only where `name` is neither of the others.
+
+        Args:
+            name: a path, the name of a model inside the package, or user/name.
+            beam: as for `load`.
+            options: of the hub: revision, cache_dir, token, local_files_only, force_download.
+
+        Raises:
+            InputError: there is none such, it has no linked codebooks for a beam, or the hub can't be reached.
+        """
+        return cls(hub.found_or_fetched(name, **options), device, beam)
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Write a new folder of the model, its priors, config.json and a model card. Raises InputError as `export`."""
+        export(self.run, Path(folder), licence=licence)
+
+    def push_to_hub(self, name: str, *, licence: str | None = None, **options: Any) -> str:
+        """Put what `save_pretrained` writes on the hub as user/name; -> where it is.
+
+        Args:
+            licence: as the hub names licences: mit, cc-by-4.0, ...
+            options: private, token, commit_message, branch, create_pr.
+
+        Raises:
+            InputError: no token, one that may not write there, or the hub can't be reached.
+        """
+        return push_run(self.run, name, licence=licence, **options)
+
+    @cached_property
+    def priors(self) -> Priors:
+        """The prior of each level.
+
+        Raises:
+            InputError: a level has no prior; the command that trains it is named.
+        """
+        return load_priors(self.run)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the priors know."""
+        return self.priors.classes
+
+    @cached_property
+    def codec(self) -> Codec:
+        """What turns its codes into files and back, by its tables where it has some.
+
+        Raises:
+            InputError: its tables are of other weights, or damaged.
+        """
+        return compression.codec_of(self.run, self.autoencoder, self.config)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor, lmbda: float | None = None) -> Codes:
+        """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
+
+        Args:
+            lmbda: None gives the usual codes. A number gives codes of less error or of fewer bits, for a hundred
+                times the work: what a bit is worth in squared error, summed over an image's pixel values in [0, 1].
+                Error and bits are those of all levels. Without tables (`hrvqvae tables`) all codes of a level cost the
+                same bits, and the error alone decides.
+
+        Raises:
+            InputError: other images; a weight that is not from 0 to 1e6, or one for a model of several latent grids or
+                of more than 65,536 leaves.
+        """
+        return self.encoder(lmbda)(images.to(self.device))
+
+    def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
+        """What `encode` turns images on the device into codes by.
+
+        Args:
+            levels: how many levels will be written, None for all. With a lambda the codes are those of these
+                levels alone, by the error and the bits that an image has without the others.
+
+        Raises:
+            InputError: on a weight, as `encode`; levels out of range.
+        """
+        if lmbda is None:
+            return self.autoencoder.encode
+        if not 0 <= lmbda <= 1e6:
+            raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
+        used = compression.check_levels(self.autoencoder, levels)
+        return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, weight=lmbda)
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
+        """Images (B, C, Y, X) float32 in [0, 1] from codes; of a prefix by the run's decoder of them, where it has one.
+
+        Args:
+            codes: of every level, or of those that are used.
+            levels: how many levels to use, coarse first; None uses all.
+            size: height and width in pixels; None gives the largest image of that latent grid.
+
+        Raises:
+            InputError: levels or codes out of range, a size that does not fit.
+        """
+        return self.autoencoder.decode(tuple(code.to(self.device) for code in codes), levels, size)
+
+    def compress(
+        self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
+        lmbda: float | None = None, names: Sequence[str] | None = None,
+    ) -> list[bytes]:  # fmt: skip
+        """The file of codes (.hrv) of each image: docs/format.md. Without tables a code takes log2 m bits.
+
+        Args:
+            images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
+            levels: how many levels to write, coarse first; None writes all.
+            max_bytes: of a file: it has, of these levels, as many as give the least error, and the codes of the rate
+                weight that fits. That takes some hundred times the work. Where the model takes no lambda, it has
+                the most levels that fit.
+            lmbda: as for `encode`, by the error and the bits of an image that has these levels alone.
+            names: of the images, one each, for messages; None counts them from 1.
+
+        Raises:
+            InputError: images outside the contract, another number of names, levels out of range, an image that does
+                not fit, a lambda as for `encode`, or one beside `max_bytes`.
+        """
+        if lmbda is not None and max_bytes is not None:
+            raise InputError("files of so many bytes have the lambda that fits: give the bytes or the weight")
+        encode = self.encoder(lmbda, levels)
+        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode, names)
+
+    def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:
+        """The image (C, Y, X) of each file of codes, float32 in [0, 1].
+
+        A file that was cut short or damaged gives the image of the levels that are whole: `compression.decompress`
+        tells of which it is.
+
+        Args:
+            levels: how many levels to use, coarse first, as far as a file has them; None uses all that there are.
+
+        Raises:
+            InputError: levels out of range, or a file of another model.
+            DamagedFileError: a file has no whole level, or is none.
+        """
+        return compression.decompress(self.autoencoder, self.codec, files, self.device, levels)[0]
+
+    def sample(
+        self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
+        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on.
+
+        Args:
+            class_name: name or number of a class; None draws classes as often as they come in training.
+            seed: a sample depends on it and on its number alone.
+            temperature: below 1 makes likely codes likelier.
+            top_k: draw from the k likeliest codes only (0: all).
+            top_p: draw from the likeliest codes that reach this probability together (1: all).
+            guidance: above 1 makes codes likelier that speak for the class, where the priors were trained with class
+                dropout; samples then cost twice as much.
+
+        Raises:
+            InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
+        """
+        draw = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+        return self.draw(count, seed=seed, class_name=class_name, draw=draw).images
+
+    def draw(
+        self, count: int, *, seed: int = 0, class_name: str | int | None = None, draw: SamplingParams | None = None,
+        known: KnownCodes | None = None, sampler: Sampler = sample_cached,
+    ) -> Sampled:  # fmt: skip
+        """As `sample`, with the class and the codes of each image.
+
+        Args:
+            known: codes of one image that each sample keeps.
+            sampler: the cached one, or the plain one that it must agree with.
+        """
+        size = self.config.data.size
+        return sample_images(
+            self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, draw=draw,
+            known=known, sampler=sampler,
+        )  # fmt: skip
+
+    def known_part(self, image: Tensor, keep: str) -> KnownCodes:
+        """Codes of an image (C, size, size) and which of them a completion keeps: "top", "left", or a fraction.
+
+        Codes at the border of the kept part have seen a few pixels beyond it, as far as the encoder's filters reach.
+
+        Raises:
+            InputError: another image size than was trained on, or `keep` is none of these.
+        """
+        size = self.config.data.size
+        if image.shape[-2:] != (size, size):
+            raise InputError(f"the image has {image.shape[-2]}x{image.shape[-1]} pixels; this model completes {size}")
+        codes = tuple(code.cpu() for code in self.encode(image[None]))
+        return KnownCodes(codes, kept_parts(keep, [(code.shape[1], code.shape[2]) for code in codes]))
+
+    def complete(
+        self, image: Tensor, count: int = 1, *, keep: str = "top", class_name: str | int | None = None, seed: int = 0,
+        draw: SamplingParams | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.
+
+        Raises:
+            InputError: as `sample` and `known_part`.
+        """
+        unit_images(image[None], self.autoencoder.channels)
+        known = self.known_part(image, keep)
+        return self.draw(count, seed=seed, class_name=class_name, draw=draw, known=known).images
+
+
+def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> TrainedModel:
+    """The trained model of a run folder, of a weights file, or of the name of a model inside the package.
+
+    Args:
+        beam: paths that its search keeps at each level when it encodes, whatever it was trained with: less error, for
+            more time (docs/results.md). None keeps as many as it was trained with, as what is saved of it does.
+
+    Raises:
+        InputError: there is none, or it has no linked codebooks, which a beam searches.
+        DamagedFileError: the weights are damaged or do not fit their configuration.
+    """
+    return TrainedModel(run, device, beam)

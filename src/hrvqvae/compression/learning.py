@@ -1,0 +1,194 @@
+"""Learning the model of a level from the codes of training images: in floats, code after code, then rounded.
+
+Each code that is met moves what it was predicted by, down the gradient of its bits. One code at a time learns far more
+from a code than batches do, since the rows that it touches are few. What is learned depends on the codes and the seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrvqvae.compression.contexts import FRAME, Contexts, fill_maps, find_rows, find_set, put, usual_contexts
+from hrvqvae.compression.levels import Layout
+from hrvqvae.compression.network import STEPS, Network
+from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.errors import InputError
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+_VISITED = 64  # codes of an image that are learned from before the next image
+_HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # units by the rows of the table, up to so many
+_RATE, _LAST_RATE = 0.02, 0.0002  # of learning, at first and in the end; it falls by the same factor all the time
+_STATES = 8  # that are compared on held-out images
+_MOST_HELD_OUT = 1000
+_WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 60  # sums of products; codes learned from; and so many times at most
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": True}
+
+
+@dataclass
+class Parameters:
+    """A model in floats; shapes as of `Network`. Scores are in nats."""
+
+    table: Floats
+    bias: Floats
+    weights: Floats
+    offsets: Floats
+
+
+def first_parameters(contexts: Contexts, hidden: int, random: np.random.Generator) -> Parameters:
+    """Small and random; every symbol is as likely."""
+    symbols = contexts.symbols[-1]
+    return Parameters(
+        random.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
+        np.full(hidden, 0.1, np.float32),
+        random.normal(0, 0.1, (contexts.sets, symbols, hidden)).astype(np.float32),
+        np.zeros((contexts.sets, symbols), np.float32),
+    )
+
+
+@compiled(**_OPTIONS)
+def _learn(
+    images: Any, order: Integers, places: Integers, begins: Integers, grids: Integers, symbols: Integers,
+    groups: Integers, level: int, features: Integers, selecting: int, maps: Any, table: Floats, bias: Floats,
+    weights: Floats, offsets: Floats, rate: float, fading: float,
+) -> float:  # fmt: skip
+    """Learn from codes of images (N, codes of all levels), at `places` (len(order), V); -> bits that they took.
+
+    The rate falls by the factor `fading` on the way; at 0 nothing is learned.
+    """
+    size, values = len(bias), symbols[level]
+    width = grids[level, 1]
+    rows = np.empty(len(features), np.int64)
+    sums, back = np.empty(size, np.float32), np.empty(size, np.float32)
+    scores = np.empty(values, np.float32)
+    bits = 0.0
+    for turn in range(len(order)):
+        codes = images[order[turn]].astype(np.int32)
+        fill_maps(codes, begins, grids, symbols, groups, level, maps)
+        for y in range(grids[level, 0]):
+            for x in range(width):
+                put(maps, groups, level, values, y, x, codes[begins[level] + y * width + x])
+        speed = np.float32(rate * fading ** (turn / len(order)))
+        for place in places[turn]:
+            y, x = place // width, place % width
+            code = codes[begins[level] + place]
+            find_rows(maps, groups, grids, level, features, y, x, rows)
+            chosen = find_set(maps, groups, grids, level, selecting, y, x)
+            for h in range(size):
+                sums[h] = bias[h]
+                back[h] = 0
+            for row in rows:
+                for h in range(size):
+                    sums[h] += table[row, h]
+            for h in range(size):
+                sums[h] = max(sums[h], np.float32(0))
+            best = np.float32(-1e30)
+            for k in range(values):
+                score = offsets[chosen, k]
+                for h in range(size):
+                    score += weights[chosen, k, h] * sums[h]
+                scores[k] = score
+                best = max(best, score)
+            total = np.float32(0)
+            for k in range(values):
+                scores[k] = math.exp(scores[k] - best)
+                total += scores[k]
+            bits -= math.log(scores[code] / total)
+            if speed == 0:
+                continue
+            for k in range(values):
+                error = scores[k] / total - np.float32(1 if k == code else 0)
+                step = speed * error
+                offsets[chosen, k] -= step
+                for h in range(size):
+                    back[h] += error * weights[chosen, k, h]
+                    weights[chosen, k, h] -= step * sums[h]
+            for h in range(size):
+                if sums[h] <= 0:
+                    back[h] = 0
+                bias[h] -= speed * back[h]
+            for row in rows:
+                for h in range(size):
+                    table[row, h] -= speed * back[h]
+    return bits / math.log(2.0)
+
+
+def rounded(parameters: Parameters, contexts: Contexts) -> Network:
+    """The model in integers. Each hidden unit gets a scale of its own, by which its weights are divided again."""
+    scale = 127 / np.maximum(np.abs(parameters.table).max(0), 1e-6).astype(np.float64)
+    table = np.rint(parameters.table * scale).astype(np.int8)
+    bias = np.rint(parameters.bias * scale).astype(np.int32)
+    unit = STEPS / math.log(2)
+    weights, offsets = parameters.weights / scale * unit, parameters.offsets.astype(np.float64) * unit
+    hidden = np.abs(bias) + 127.0 * (len(contexts.features) + 1)
+    largest = float((np.abs(weights) @ hidden + np.abs(offsets)).max()) + 1
+    shift = min(24, math.floor(math.log2(2**29 / largest)), math.floor(math.log2(32_000 / np.abs(weights).max())))
+    return Network(
+        contexts, table, bias, np.rint(weights * 2.0**shift).astype(np.int16),
+        np.rint(offsets * 2.0**shift).astype(np.int32), shift,
+    )  # fmt: skip
+
+
+def learn_level(
+    levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, seed: int = 0
+) -> tuple[Network, float]:
+    """The model of the finest of these levels; -> it, and the bits a code that held-out images take.
+
+    A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
+    taken.
+
+    Args:
+        levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
+        symbols: values of a code of each.
+        effort: how much is learned from: 1 is usual.
+
+    Raises:
+        InputError: there are fewer than two images.
+    """
+    level, count = len(levels) - 1, len(levels[0])
+    if count < 2:
+        raise InputError(f"tables are learned from at least 2 images; there are {count}")
+    grids = [(one.shape[1], one.shape[2]) for one in levels]
+    contexts = usual_contexts(
+        level, symbols, [number == 0 or grids[number - 1] == one for number, one in enumerate(grids)]
+    )
+    layout = Layout.of(grids, symbols[: level + 1])
+    images = np.concatenate([one.reshape(count, -1) for one in levels], 1).astype(np.min_scalar_type(max(symbols)))
+    random = np.random.default_rng([seed, level])
+    hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
+    parameters = first_parameters(contexts, hidden, random)
+    features, groups = contexts.feature_array, contexts.group_array
+    maps = np.zeros((len(groups), *(side + 2 * FRAME for side in layout.grids.max(0))), np.int32)
+    fading = (_LAST_RATE / _RATE) ** (1 / _STATES)
+
+    def learn(order: Integers, places: Integers, rate: float) -> float:
+        return float(_learn(
+            images, order, places, layout.begins, layout.grids, layout.symbols, groups, level, features,
+            contexts.selecting, maps, parameters.table, parameters.bias, parameters.weights, parameters.offsets,
+            rate, fading,
+        ))  # fmt: skip
+
+    held_out, others = np.split(random.permutation(count), [max(1, min(count // 20, _MOST_HELD_OUT))])
+    cells = grids[level][0] * grids[level][1]
+    everywhere = np.tile(np.arange(cells), (len(held_out), 1))
+    visits = min(cells, _VISITED)
+    cost = hidden * (2 * len(features) + 3 * symbols[level])
+    codes = effort * min(max(_WORK / cost, _LEAST_CODES), _PASSES * cells * len(others))
+    turns = max(1, int(codes / visits / _STATES))
+    best, best_bits = copy.deepcopy(parameters), math.log2(symbols[level]) * everywhere.size
+    for state in range(_STATES):
+        order = others[random.integers(0, len(others), turns)]
+        places = random.integers(0, cells, (turns, visits))
+        learn(order, places, _RATE * fading**state)
+        bits = learn(held_out, everywhere, 0.0)
+        if bits < best_bits:
+            best, best_bits = copy.deepcopy(parameters), bits
+    return rounded(best, contexts), best_bits / everywhere.size

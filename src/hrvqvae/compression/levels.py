@@ -1,0 +1,217 @@
+"""The codes of a level as bytes, and back, for many images of one size at once.
+
+A level is coded by its `Network`, or, where there is none, every symbol alike: log2 m bits a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrvqvae.compression import range_coder as coder
+from hrvqvae.compression.contexts import FRAME, fill_maps, find_rows, find_set, put
+from hrvqvae.compression.geometry import Grid
+from hrvqvae.compression.network import TOP, Network, find_frequencies
+from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.threads import in_parts
+
+Integers = NDArray[np.int64]
+Codes = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+
+NOT_WHOLE = -1
+_LARGEST_CODE = 5  # bytes that a code can take
+_ALONE = 8  # images that are not worth a second thread
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the codes of the levels of an image lie, one level after the other.
+
+    Attributes:
+        grids: (levels, 2), H_l and W_l.
+        begins: (levels + 1,), the first code of each level; the last is the number of all codes.
+        symbols: (levels,).
+    """
+
+    grids: Integers
+    begins: Integers
+    symbols: Integers
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid], symbols: Sequence[int]) -> Layout:
+        """Of levels with these grids, coarse first."""
+        begins = np.cumsum([0, *(height * width for height, width in grids)])
+        return cls(np.array(grids, np.int64), begins.astype(np.int64), np.array(symbols, np.int64))
+
+    def part(self, level: int) -> slice:
+        """Where a level's codes are."""
+        return slice(int(self.begins[level]), int(self.begins[level + 1]))
+
+
+@compiled(**_OPTIONS)
+def _encode(
+    images: Codes, first: int, last: int, begins: Integers, grids: Integers, symbols: Integers, level: int,
+    model: Any, groups: Integers, features: Integers, selecting: int, shift: int, out: Bytes, lengths: Integers,
+) -> int:  # fmt: skip
+    """Write the streams of images[first:last] (N, all codes) to the rows of `out`, and their lengths."""
+    table, bias, weights, offsets = model
+    values, height, width = symbols[level], grids[level, 0], grids[level, 1]
+    maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
+    rows, hidden = np.empty(len(features), np.int64), np.empty(len(bias), np.int32)
+    frequencies, state = np.empty(values, np.int64), np.empty(4, np.int64)
+    for image in range(first, last):
+        codes = images[image]
+        fill_maps(codes, begins, grids, symbols, groups, level, maps)
+        coder.begin_encoding(state)
+        for y in range(height):
+            for x in range(width):
+                code = codes[begins[level] + y * width + x]
+                find_rows(maps, groups, grids, level, features, y, x, rows)
+                chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
+                coder.encode(state, out[image], frequencies[:code].sum(), frequencies[code], total)
+                put(maps, groups, level, values, y, x, code)
+        lengths[image] = coder.end_encoding(state, out[image])
+    return last - first
+
+
+@compiled(**_OPTIONS)
+def _decode(
+    content: Bytes, starts: Integers, stops: Integers, first: int, last: int, images: Codes, begins: Integers,
+    grids: Integers, symbols: Integers, level: int, model: Any, groups: Integers, features: Integers, selecting: int,
+    shift: int, ends: Integers,
+) -> int:  # fmt: skip
+    """Write codes of images[first:last] from content[starts:stops], and where each stream ends (or NOT_WHOLE)."""
+    table, bias, weights, offsets = model
+    values, height, width = symbols[level], grids[level, 0], grids[level, 1]
+    maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
+    rows, hidden = np.empty(len(features), np.int64), np.empty(len(bias), np.int32)
+    frequencies, state = np.empty(values, np.int64), np.empty(4, np.int64)
+    for image in range(first, last):
+        codes, stream = images[image], content[starts[image] : stops[image]]
+        fill_maps(codes, begins, grids, symbols, groups, level, maps)
+        coder.begin_decoding(state, stream)
+        whole = True
+        for y in range(height):
+            for x in range(width):
+                if not whole:
+                    continue
+                find_rows(maps, groups, grids, level, features, y, x, rows)
+                chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
+                place = coder.sought(state, total)
+                whole = place < total and state[2] <= len(stream)
+                if whole:
+                    code, before = 0, 0
+                    while before + frequencies[code] <= place:
+                        before += frequencies[code]
+                        code += 1
+                    coder.decode(state, stream, before, frequencies[code], total)
+                    codes[begins[level] + y * width + x] = code
+                    put(maps, groups, level, values, y, x, code)
+        end = coder.end_decoding(state) if whole else NOT_WHOLE
+        ends[image] = starts[image] + end if 0 <= end <= len(stream) else NOT_WHOLE
+    return last - first
+
+
+@compiled(**_OPTIONS)
+def _encode_alike(codes: Codes, symbols: int, out: Bytes, lengths: Integers) -> None:
+    """As `_encode`, for codes (N, codes of the level) whose symbols are all as likely."""
+    state = np.empty(4, np.int64)
+    for image in range(len(codes)):
+        coder.begin_encoding(state)
+        for code in codes[image]:
+            coder.encode(state, out[image], code, 1, symbols)
+        lengths[image] = coder.end_encoding(state, out[image])
+
+
+@compiled(**_OPTIONS)
+def _decode_alike(
+    content: Bytes, starts: Integers, stops: Integers, codes: Codes, symbols: int, ends: Integers
+) -> None:
+    """As `_decode`, for codes (N, codes of the level) whose symbols are all as likely."""
+    state = np.empty(4, np.int64)
+    for image in range(len(codes)):
+        stream = content[starts[image] : stops[image]]
+        coder.begin_decoding(state, stream)
+        whole = True
+        for number in range(codes.shape[1]):
+            place = coder.sought(state, symbols)
+            if place >= symbols or state[2] > len(stream):
+                whole = False
+                break
+            codes[image, number] = place
+            coder.decode(state, stream, place, 1, symbols)
+        end = coder.end_decoding(state) if whole else NOT_WHOLE
+        ends[image] = starts[image] + end if 0 <= end <= len(stream) else NOT_WHOLE
+
+
+def _parts(layout: Layout, level: int, network: Network) -> tuple[Any, ...]:
+    """The arguments of the compiled functions that a model decides."""
+    arrays = (network.table, network.bias, network.weights, network.offsets)
+    contexts = network.contexts
+    return (
+        layout.begins[: level + 1], layout.grids[: level + 1], layout.symbols, level, arrays, contexts.group_array,
+        contexts.feature_array, contexts.selecting, network.shift,
+    )  # fmt: skip
+
+
+def encode_level(codes: Codes, layout: Layout, level: int, network: Network | None) -> list[bytes]:
+    """The stream of a level of each image; codes (N, all codes), in range."""
+    number = layout.begins[level + 1] - layout.begins[level]
+    out = np.empty((len(codes), _LARGEST_CODE * number + 2 * coder.WIDTH), np.uint8)
+    lengths = np.zeros(len(codes), np.int64)
+    if network is None:
+        _encode_alike(np.ascontiguousarray(codes[:, layout.part(level)]), int(layout.symbols[level]), out, lengths)
+    else:
+        parts = _parts(layout, level, network)
+        in_parts(len(codes), lambda first, last: _encode(codes, first, last, *parts, out, lengths), alone=_ALONE)
+    return [row[:length].tobytes() for row, length in zip(out, lengths, strict=True)]
+
+
+def _least_bits(layout: Layout, level: int, network: Network | None) -> int:
+    """Bits that the codes of a level can't take less than: so no memory is spent on a small file of a large image.
+
+    A symbol by a network has 2^16 + 1 of at least 2^16 + m parts: -log2 of that is more than (m - 1) / (2^16 + 1).
+    """
+    number, symbols = int(layout.begins[level + 1] - layout.begins[level]), int(layout.symbols[level])
+    return number * (symbols.bit_length() - 1) if network is None else number * (symbols - 1) // (2**TOP + 1)
+
+
+def decode_level(
+    content: Bytes, starts: Integers, stops: Integers, codes: Codes, layout: Layout, level: int,
+    network: Network | None,
+) -> Integers:  # fmt: skip
+    """Write the codes of a level of each image; -> where its stream ends, or NOT_WHOLE.
+
+    Args:
+        content: bytes of all images.
+        starts: (N,), where the stream of each begins.
+        stops: (N,), what lies from here on is not read.
+        codes: (N, all codes), those of the coarser levels known.
+    """
+    ends = np.full(len(codes), NOT_WHOLE, np.int64)
+    possible = _least_bits(layout, level, network) <= 8 * (stops - starts)
+    if not possible.all():
+        if possible.any():
+            some = codes[possible]
+            ends[possible] = decode_level(content, starts[possible], stops[possible], some, layout, level, network)
+            codes[possible] = some
+        return ends
+    if network is None:
+        own = np.zeros((len(codes), layout.begins[level + 1] - layout.begins[level]), np.int32)
+        _decode_alike(content, starts, stops, own, int(layout.symbols[level]), ends)
+        codes[:, layout.part(level)] = own
+    else:
+        parts = _parts(layout, level, network)
+        in_parts(
+            len(codes), lambda first, last: _decode(content, starts, stops, first, last, codes, *parts, ends),
+            alone=_ALONE,
+        )  # fmt: skip
+    return ends

@@ -1,0 +1,223 @@
+"""Codes by what they decode to and by what they cost: rate-distortion optimization, which leaves the decoder as it is.
+
+The usual codes of a position name the leaf nearest to its latent, or about that. Here each position takes, of the
+leaves that are near, the one of the least
+
+    squared error of the decoded image + weight * bits of the codes
+
+The error of the decoded image is known by the decoder's gradient g at the codes so far, and by the mean of its
+curvature J^T J over the positions of an image, from random projections: a codeword that moves by d changes the error by
+g d + 1.5 d^T J^T J d. What neighbouring positions change overlaps in the image. So a quarter of the positions, no two
+of them side by side, is chosen by one gradient, and 1.5 in place of 1 is for what still overlaps. Bits are those of the
+integer models that the file is coded by (`codec/choice.py`).
+
+Of the codes after each sweep and the usual ones, an image gets those of the least sum, by its true error and true bits.
+
+Where first levels alone are written, leaves, error and bits are those of these levels.
+
+Memory: what decoding the whole image takes without gradients, 1.5 kB for each position of its grid, and 0.3 GB for the
+gradients of a tile. Small images are taken together up to `_POSITIONS`.
+
+Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae.compression.choice import Choice
+from hrvqvae.compression.costs import Models
+from hrvqvae.compression.geometry import Grid
+from hrvqvae.compression.levels import Layout
+from hrvqvae.compression.sensitivity import Decoding
+from hrvqvae.compression.stream import Codec
+from hrvqvae.models.base import Autoencoder, unit_images
+from hrvqvae.models.one_grid import OneGrid, Quantizer
+from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
+
+_NEAR = 16  # leaves that a position chooses from
+_SWEEPS = 2
+_OVERLAP = 1.5  # factor of the curvature
+_APART = 2  # rows and columns between positions that are chosen together
+_MOST_LEAVES = 1 << 16
+_NUMBERS = 1 << 22  # of distances, or of candidates' vectors, that exist at once
+_POSITIONS = 1 << 15  # of images that are encoded together
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """All that a position can be decoded from.
+
+    Attributes:
+        codes: (n, L) int64.
+        vectors: (n, D).
+    """
+
+    codes: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, model: OneGrid, levels: int) -> Leaves:
+        """Of the first levels. Raises InputError where they are too many."""
+        symbols = model.config.num_symbols[:levels]
+        count = math.prod(symbols)
+        if count > _MOST_LEAVES:
+            raise InputError(f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}")
+        numbers = torch.cartesian_prod(*(torch.arange(one) for one in symbols)).view(count, len(symbols))
+        numbers = numbers.to(next(model.parameters()).device)
+        vectors = cast(Quantizer, model.quantizer).lookup(tuple(level.view(1, 1, -1) for level in numbers.T))
+        return cls(numbers, vectors[0, 0].detach().float())
+
+    def near(self, latents: Tensor, number: int) -> Tensor:
+        """Numbers of the leaves nearest to (..., D) latents, the nearest first: (..., number) int32."""
+        number = min(number, len(self.vectors))
+        chunks = torch.split(latents.flatten(0, -2), max(1, _NUMBERS // len(self.vectors)))
+        found = [torch.cdist(some, self.vectors).topk(number, largest=False).indices.int() for some in chunks]
+        return torch.cat(found).view(*latents.shape[:-1], number)
+
+    def numbers(self, codes: tuple[Tensor, ...], symbols: tuple[int, ...]) -> Tensor:
+        """Numbers of the leaves that codes (B, H, W) a level name: (B, P) int32."""
+        found = torch.zeros_like(codes[0])
+        for code, size in zip(codes, symbols, strict=True):
+            found = found * size + code
+        return found.flatten(1).int()
+
+
+def takes_weight(model: Autoencoder, levels: int) -> bool:
+    """Whether a lambda can be given to so many levels of a model."""
+    return isinstance(model, OneGrid) and math.prod(model.config.num_symbols[:levels]) <= _MOST_LEAVES
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """An encoder that weighs error against bits.
+
+    Attributes:
+        model: that decodes.
+        codec: whose models say what codes cost; where a level has none, all its codes cost the same.
+        levels: how many levels are written; error and bits are those of an image that has no more.
+        leaves: of these levels.
+    """
+
+    model: OneGrid
+    codec: Codec
+    levels: int
+    leaves: Leaves
+
+    @classmethod
+    def of(cls, model: Autoencoder, codec: Codec, levels: int | None = None) -> RateDistortion:
+        """Of the first levels, None for all. Raises InputError: the model is no `OneGrid`, or has too many leaves."""
+        if not isinstance(model, OneGrid):
+            raise InputError(f"a lambda takes a model with one latent grid (OneGrid), which {codec.name} is not")
+        levels = levels or model.prefixes[-1]
+        return cls(model, codec, levels, Leaves.of(model, levels))
+
+    def encode(self, images: Tensor, weight: float | Tensor) -> Codes:
+        """Codes of images (B, C, Y, X), a tensor (B, H, W) for each of the levels.
+
+        Args:
+            weight: the squared error, summed over the pixel values of an image in [0, 1], that a bit is worth; one for
+                all images, or (B,).
+
+        Raises:
+            InputError: other images than the model takes.
+        """
+        return self.weigh(images, weight)[0]
+
+    def weigh(self, images: Tensor, weight: float | Tensor) -> tuple[Codes, Tensor]:
+        """As `encode`, and the squared error of each image (B,)."""
+        unit = unit_images(images, self.model.channels)
+        grids = self.codec.layout((unit.shape[-2], unit.shape[-1])).grids[: self.levels].tolist()
+        layout = Layout.of([(height, width) for height, width in grids], self.codec.symbols[: self.levels])
+        weights = torch.as_tensor(weight, dtype=torch.float64, device="cpu").expand(len(unit))
+        together = max(1, _POSITIONS // int(layout.begins[1]))
+        chosen, errors = [np.zeros((0, layout.begins[-1]), np.int32)], [np.zeros(0)]
+        for begin in range(0, len(unit), together):
+            some = slice(begin, begin + together)
+            codes, error = self._weighed(layout, unit[some], weights[some].numpy())
+            chosen.append(codes)
+            errors.append(error)
+        found = torch.from_numpy(np.concatenate(chosen)).long().to(images.device)
+        levels = tuple(found[:, layout.part(level)].reshape(-1, *grid) for level, grid in enumerate(grids))
+        return levels, torch.from_numpy(np.concatenate(errors))
+
+    @torch.inference_mode(False)  # gradients are wanted
+    @torch.no_grad()
+    def _weighed(
+        self, layout: Layout, unit: Tensor, weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
+        unit, leaves = unit.clone(), self.leaves
+        networks = [self.codec.network(level, bool(weights.any())) for level in range(len(self.codec.symbols))]
+        latents = self.model.latents(unit)
+        usual = leaves.numbers(self.model.encode(unit)[: self.levels], self.codec.symbols[: self.levels])
+        numbers = torch.cat([usual.unsqueeze(-1), leaves.near(latents.flatten(1, 2), _NEAR)], -1)  # (B, P, K)
+        grid = (latents.shape[1], latents.shape[2])
+        del latents
+        choice = Choice(
+            Models.of(layout, networks), leaves.codes.int().cpu().numpy(), np.ascontiguousarray(numbers.cpu().numpy())
+        )
+        decoding, size = Decoding(self.model, self.levels), (unit.shape[-2], unit.shape[-1])
+
+        def now() -> Tensor:
+            """Codewords of what is chosen, (B, H, W, D)."""
+            return leaves.vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
+
+        def measured() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            """The error of each image, and what is minimized."""
+            squares = (decoding(now(), size).clamp(0, 1) - unit).square()
+            error = squares.flatten(1).sum(1).double().cpu().numpy()
+            return error, error + weights * choice.bits
+
+        best, (error, least) = choice.codes.copy(), measured()
+        curvature = decoding.curvature(now(), unit)
+        for _ in range(_SWEEPS):
+            for places in _quarters(grid):
+                vectors = now()
+                slopes = decoding.gradient(vectors, unit)
+                errors = self._errors(numbers, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
+                choice.settle(places, errors, weights)
+            found, total = measured()
+            better = total < least
+            best[better], error[better], least[better] = choice.codes[better], found[better], total[better]
+        return best, error
+
+    def _errors(
+        self, numbers: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
+    ) -> NDArray[np.float32]:
+        """By how much an image's error changes with each candidate at each place: (B, P', K).
+
+        Args:
+            numbers: (B, P, K), the leaves that are candidates.
+            places: (P',), of P.
+            vectors: (B, P, D), what there is.
+            slopes: (B, P, D), the gradient.
+            curvature: (B, D, D).
+        """
+        count, _, most = numbers.shape
+        found = np.empty((count, len(places), most), np.float32)
+        together = max(1, _NUMBERS // (count * most * vectors.shape[-1]))
+        for begin in range(0, len(places), together):
+            some = torch.from_numpy(places[begin : begin + together]).to(vectors.device)
+            step = self.leaves.vectors[numbers[:, some]] - vectors[:, some].unsqueeze(2)  # (B, P'', K, D)
+            bent = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
+            changed = (step * (slopes[:, some].unsqueeze(2) + bent)).sum(-1)
+            found[:, begin : begin + together] = changed.cpu().numpy()
+        return found
+
+
+def _quarters(grid: Grid) -> Iterator[NDArray[np.int64]]:
+    """Numbers of the positions that are chosen together; every position is in one of the sets."""
+    numbers = np.arange(grid[0] * grid[1]).reshape(grid)
+    for row in range(_APART):
+        for column in range(_APART):
+            yield numbers[row::_APART, column::_APART].flatten()

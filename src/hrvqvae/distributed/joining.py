@@ -1,0 +1,131 @@
+"""How processes that torchrun started come together, and how they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from hrvqvae.distributed.objects import all_gather_numbers, on_rank_zero
+from hrvqvae.utils.errors import InputError
+
+TIMEOUT = timedelta(minutes=30)  # for which the others are waited for; those that end are noticed at once
+
+
+class LostProcessError(InputError):
+    """Another of the processes that train together has ended, or can't be reached."""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, where it did; leave them at the end.
+
+    GPUs talk by NCCL where each process of this machine has one, LOCAL_RANK choosing it; else all talk by gloo. Only
+    rank 0 prints. Of the errors that end all of them, one process tells one: the others exit with code 2.
+
+    Raises:
+        LostProcessError: another process has ended.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        devices, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(local % devices)
+        backend = "cpu:gloo,cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices else backend
+    store = None
+    try:
+        common, number, size = next(rendezvous("env://", timeout=TIMEOUT))
+        store = PrefixStore(_name_of_these(common, number, size), common)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+        with _mute(number != 0):
+            yield
+        dist.barrier()  # rank 0 ends last: it evaluates and draws, and a process that left before it has been aborted
+        dist.destroy_process_group()
+    except Exception as error:
+        if store is not None and not _tells(store):
+            sys.exit(2)
+        if _is_lost(error):
+            raise LostProcessError(
+                "another process of this training has ended or can't be reached; "
+                "what the newest checkpoint holds is kept, and --resume goes on from it"
+            ) from error
+        raise
+
+
+def _name_of_these(store: Any, number: int, size: int) -> str:
+    """A name for the processes that come together now, which is that of none before.
+
+    torchrun keeps one store for all its restarts, in which what an earlier process wrote would be taken for news. So
+    each of the others asks under a word of its own, and the first one answers until all have heard it.
+    """
+    word = uuid.uuid4().hex
+    if number:
+        store.set(f"asks/{number}", word)
+        name: str = store.get(f"answer/{word}").decode()
+        store.set(f"heard/{name}/{number}", "")
+        return name
+    missing, ends = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"asks/{other}"]):
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", word)
+        missing = {other for other in missing if not store.check([f"heard/{word}/{other}"])}
+        if time.monotonic() > ends:
+            raise LostProcessError(f"{len(missing)} of {size} processes have not come; start the training again")
+        time.sleep(0.01)
+    return word
+
+
+@contextmanager
+def _mute(muted: bool) -> Iterator[None]:
+    """Nothing is printed within."""
+    if not muted:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+        yield
+
+
+def _tells(store: Any) -> bool:
+    """Whether this process is the first that has an error to tell."""
+    try:
+        return bool(store.add("told", 1) == 1)
+    except Exception:  # the machine that kept the store is gone
+        return True
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether that is how torch tells of a process that is gone. Gloo's errors have no class of their own."""
+    said = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in said or "peer" in said or "NCCL" in said)
+    )
+
+
+def is_restarted(began: Callable[[], bool]) -> bool:
+    """Whether these processes go on with a training that torchrun began with others, and ended when one of them did.
+
+    Args:
+        began: whether the run bears the name of this job already (`job_id`); asked in rank 0.
+    """
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return any(restarts for (restarts,) in all_gather_numbers(count)) or on_rank_zero(began)
+
+
+def job_id() -> str:
+    """The name that torchrun's --rdzv-id gave this training; empty where it has none. It outlives a machine's loss."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name

@@ -1,0 +1,59 @@
+"""From a configuration to a model and how it learns."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+from hrvqvae.config import Config
+from hrvqvae.config.entries import SYSTEMS, System
+from hrvqvae.config.registry import imported
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
+from hrvqvae.models.objective import Objective, Place
+from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.utils.errors import InputError
+
+
+def system_of(config: Config) -> System:
+    """The system of a configuration. Raises InputError where no package has it, or one that it needs is missing."""
+    system = SYSTEMS.get(config.model.system)
+    if not system.available:
+        raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
+    return system
+
+
+def build(config: Config) -> Autoencoder:
+    """The untrained model that a configuration describes, on the CPU, in float32. Raises as `system_of`."""
+    model = imported(system_of(config).model)
+    return cast(Autoencoder, model(config.model, config.data.channels))
+
+
+def build_objective(model: Autoencoder, config: Config, place: Place) -> Objective:
+    """How the model of a configuration learns. Raises as `system_of`, and what the objective raises."""
+    return cast(Objective, imported(system_of(config).objective)(model, config, place))
+
+
+def several_levels(model: Autoencoder, config: Config) -> OneGrid:
+    """The model of a configuration as one whose prefixes can have a decoder of their own.
+
+    Raises:
+        InputError: it has one level, or levels on several grids.
+    """
+    if not isinstance(model, OneGrid) or len(model.prefixes) < 2:
+        raise InputError(
+            f"{system_of(config).title} has no prefixes for a decoder of their own: that takes several levels of codes "
+            "on one grid, as hrvqvae and rqvae have"
+        )
+    return model
+
+
+def build_progressive_decoder(model: OneGrid, config: Config) -> ProgressiveDecoder:
+    """The untrained decoder of a model's prefixes, on the model's device: with it they are decoded as without it."""
+    network = config.progressive.network
+    refiner = Refiner(
+        dim=model.latent_dim, hidden=network.hidden_units, blocks=network.residual_blocks, kernel=network.kernel,
+        cases=len(model.prefixes) - 1,
+    )  # fmt: skip
+    device = next(model.decoder.parameters()).device
+    return ProgressiveDecoder(refiner.to(device), copy.deepcopy(model.decoder)).requires_grad_(True)

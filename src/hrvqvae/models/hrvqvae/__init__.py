@@ -1,0 +1,17 @@
+"""HR-VQVAE: one latent grid, quantized level by level with linked codebooks (docs/method.md)."""
+
+from hrvqvae.config.entries import System, TableSettings
+from hrvqvae.config.paper_tables import TABLE_6, TABLE_8
+from hrvqvae.config.shared_tables import FASTER_CODEBOOKS, MORE_DROPOUT, PIXELSNAIL_PRIORS
+from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
+
+SYSTEM = System(
+    name="hrvqvae",
+    title="HR-VQVAE",
+    source="Adiban et al., BMVC 2022",
+    config=HRVQVAEConfig,
+    model="hrvqvae.models.hrvqvae.model:HRVQVAE",
+    settings=TableSettings((TABLE_6, TABLE_8, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT),
+    colour="#4477aa",
+    marker="o",
+)

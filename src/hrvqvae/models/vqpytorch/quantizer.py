@@ -1,0 +1,183 @@
+"""Quantizers of the library vector-quantize-pytorch under our contract.
+
+Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), N = B * H * W.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import vector_quantize_pytorch as library
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from hrvqvae.models.vqpytorch.config import FSQQuantizerConfig, VQPyTorchQuantizerConfig
+from hrvqvae.quantize import Codes, Quantized, check_codes
+from hrvqvae.quantize.search.reference import require_finite
+from hrvqvae.utils.errors import InputError
+
+
+class Adapter(nn.Module, ABC):
+    """A quantizer of the library. It computes in float32, whatever autocast says.
+
+    In training the library draws from torch's global generator, which the training loop seeds for each step.
+    """
+
+    config: FSQQuantizerConfig | VQPyTorchQuantizerConfig
+    sizes: tuple[int, ...]  # values that a code of each level can take
+
+    @abstractmethod
+    def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(1, N, D) -> quantized (1, N, D), codes (1, N, L), losses as the library has them, means over the values."""
+
+    @abstractmethod
+    def _look_up(self, codes: Tensor) -> Tensor:
+        """Codes (1, N, l) of the first l levels -> (1, N, D)."""
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize (B, H, W, D); in training mode, let the library's codewords follow.
+
+        The library's losses are means over the latents' values. Times the number of values they are sums over the
+        batch, as those of our quantizers are.
+
+        Raises:
+            NonFiniteError: a latent is NaN or infinite.
+        """
+        quantized, codes, losses = self._run(latents)
+        return Quantized(
+            quantized.view(latents.shape), self._levels(codes, latents.shape[:-1]),
+            {name: loss * latents.numel() for name, loss in losses.items()},
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def encode(self, latents: Tensor) -> Codes:
+        """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64. Raises NonFiniteError as `forward`."""
+        training = self.training
+        self.eval()
+        codes = self._run(latents)[1]
+        self.train(training)
+        return self._levels(codes, latents.shape[:-1])
+
+    def lookup(self, codes: Codes) -> Tensor:
+        """What codes stand for, of any non-empty prefix of the levels: -> (B, H, W, D).
+
+        Raises:
+            InputError: no level, more levels than there are, different grids, or a code out of range.
+        """
+        if not 1 <= len(codes) <= len(self.sizes):
+            raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(self.sizes)}")
+        for level, (code, size) in enumerate(zip(codes, self.sizes, strict=False), start=1):
+            check_codes(code, codes[0].shape, size, level)
+        with torch.autocast(codes[0].device.type, enabled=False):
+            return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
+
+    @abstractmethod
+    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Both where the library decides: (1, N, D) and codes (1, N, l) -> what it rounds, and to what: (1, N, d)."""
+
+    def compare(self, latents: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
+        """(B, H, W, D) latents and codes of a prefix, where the library takes the nearest: (B, H, W, d) each."""
+        shape = (*codes[0].shape, -1)
+        before, after = self._compare(
+            latents.reshape(1, -1, latents.shape[-1]), torch.stack(codes, -1).view(1, -1, len(codes))
+        )
+        return before.reshape(shape), after.reshape(shape)
+
+    def paths(self, codes: Codes) -> Codes:
+        """Numbers of the codewords of each level: the codes themselves."""
+        return codes
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+        """Let the library start from (..., D) latents, where it does so: at the first vectors that it sees."""
+        with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            self.encode(latents)
+
+    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
+        """Nothing: what the library restarts, it restarts in a training pass."""
+        return 0
+
+    def _run(self, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        vectors = latents.reshape(1, -1, latents.shape[-1]).float()
+        require_finite(vectors, ())
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(vectors)
+
+    def _levels(self, codes: Tensor, shape: Sequence[int]) -> Codes:
+        return tuple(code.reshape(shape).long() for code in codes.unbind(-1))
+
+
+class FSQQuantizer(Adapter):
+    """Finite scalar quantization: each channel is bounded, and rounded to one of its values (Mentzer et al. 2023).
+
+    z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
+
+    The code is the number of the grid point, the first channel's value changing fastest. Nothing is learned but the
+    linear layers, and there is no loss.
+    """
+
+    config: FSQQuantizerConfig
+
+    def __init__(self, config: FSQQuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fsq: Any = library.FSQ(levels=list(config.channel_levels), dim=config.dim)
+        self.sizes = (self.fsq.codebook_size,)
+
+    def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        quantized, codes = self.fsq(vectors)
+        return quantized, codes.unsqueeze(-1), {}
+
+    def _look_up(self, codes: Tensor) -> Tensor:
+        found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
+        return found
+
+    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Channels as the library bounds them, before it rounds: (L_i - 1) / 2 on each side, a half less if even."""
+        steps = torch.tensor(self.config.channel_levels)
+        half = (steps - 1) * 1.001 / 2
+        offset = torch.where(steps % 2 == 0, 0.5, 0.0)
+        bounded = torch.tanh(self.fsq.project_in(vectors) + torch.atanh(offset / half)) * half - offset
+        return bounded, self.fsq.indices_to_level_indices(codes.squeeze(-1)) - steps // 2
+
+
+_RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the library, options that are not its defaults
+    "simvq": ("ResidualSimVQ", {}),
+    "lfq": ("ResidualLFQ", {}),
+    "vq": ("ResidualVQ", {"kmeans_init": True, "threshold_ema_dead_code": 2}),
+}
+
+
+class VQPyTorchQuantizer(Adapter):
+    """A quantizer of the library by name, residual where there is more than one level.
+
+    Losses: "auxiliary", the sum of what the library adds for each level.
+    """
+
+    def __init__(self, config: VQPyTorchQuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        kind, options = _RESIDUAL[config.name]
+        self.residual: Any = getattr(library, kind)(
+            dim=config.dim, num_quantizers=config.levels, codebook_size=config.codewords, **options
+        )
+        self.sizes = (config.codewords,) * config.levels
+
+    def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        quantized, codes, losses = self.residual(vectors)
+        return quantized, codes, {"auxiliary": losses.sum()}
+
+    def _look_up(self, codes: Tensor) -> Tensor:
+        found: Tensor = self.residual.get_output_from_indices(self._padded(codes))
+        return found
+
+    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        narrowed = self.residual.project_in(vectors) if hasattr(self.residual, "project_in") else vectors
+        return narrowed, self.residual.get_codes_from_indices(self._padded(codes)).sum(0)
+
+    def _padded(self, codes: Tensor) -> Tensor:
+        return pad(codes, (0, len(self.sizes) - codes.shape[-1]), value=-1)  # -1: left out

@@ -1,0 +1,197 @@
+"""Figure 10: which codebooks a choice leaves within reach, a panel a level.
+
+A codeword of level l is drawn at e_1 + ... + e_l, the vector that its path stands for, so each panel refines the one
+before it: the codebook within reach lies around what was chosen so far, and codes the residual. Shapes tell levels
+apart without colour: circles, squares, triangles; the chosen codeword is ringed and numbered, and what is out of reach
+is small and grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hrvqvae.checkpoints.storage import write_atomic
+from hrvqvae.utils.errors import InputError
+
+Points = NDArray[np.float64]
+
+# Vermilion, bluish green, blue (Okabe and Ito): distinct for the colour-blind, and of different lightness.
+_COLOURS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#56b4e9", "#e69f00")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_GREY = "#b8b8b8"
+_MOST_DRAWN = 4_096
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Codewords to draw.
+
+    Attributes:
+        codebooks: level l's at index l - 1, (m^(l-1), m, D).
+        target: (D,), the vector that is quantized, or None where only a path is shown.
+        name: what is drawn, for the title.
+    """
+
+    codebooks: Sequence[Points]
+    target: Points | None
+    name: str
+
+
+def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> Tree:
+    """Codebooks in the plane that shrink from level to level, and a vector near one of their leaves."""
+    generator = np.random.default_rng(seed)
+    books = []
+    for level in range(levels):
+        shape = (codewords**level, codewords)
+        angle = 2 * np.pi * (np.arange(codewords) / codewords + generator.uniform(0, 1, (shape[0], 1)))
+        angle = angle + generator.normal(0, 0.18, shape)
+        radius = generator.uniform(0.75, 1.1, shape) * 0.42**level
+        books.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1))
+    leaf = _sums(books)[-1][generator.integers(codewords**levels)]
+    return Tree(books, leaf + generator.normal(0, 0.02, 2), f"{levels} levels of {codewords} codewords, synthetic")
+
+
+def _sums(codebooks: Sequence[Points]) -> list[Points]:
+    """Vector that each path of each level stands for: (m^l, D) a level."""
+    sums: list[Points] = []
+    above: Points = np.zeros((1, codebooks[0].shape[-1]))
+    for book in codebooks:
+        above = (above[:, None] + book).reshape(-1, book.shape[-1])
+        sums.append(above)
+    return sums
+
+
+def nearest_path(tree: Tree) -> list[int]:
+    """Child indices that the tree search chooses for the target."""
+    assert tree.target is not None
+    residual, path, choice = tree.target, 0, []
+    for book in tree.codebooks:
+        child = int(np.square(residual - book[path]).sum(-1).argmin())
+        residual, path = residual - book[path, child], path * book.shape[1] + child
+        choice.append(child)
+    return choice
+
+
+def _plane(leaves: Points) -> tuple[Points, Points, str]:
+    """(origin, two axes (2, D), name) of the projection to the plane; vectors in the plane stay as they are."""
+    dim = leaves.shape[1]
+    if dim <= 2:
+        return np.zeros(dim), np.eye(2, dim), ""
+    origin = leaves.mean(0)
+    _, strength, axes = np.linalg.svd(leaves - origin, full_matrices=False)
+    share = np.square(strength[:2]).sum() / max(np.square(strength).sum(), 1e-30)
+    return origin, axes[:2], f"projection: first two principal components of the leaves ({share:.0%} of their variance)"
+
+
+def _panel(axes: Axes, level: int, points: Points, path: Sequence[int], size: int, previous: Points) -> None:
+    """One level: everything out of reach grey, the codebook within reach coloured, the choice ringed."""
+    parent = 0
+    for child in path[:level]:
+        parent = parent * size + child
+    within = slice(parent * size, (parent + 1) * size)
+    colour, marker = _COLOURS[level % len(_COLOURS)], _MARKERS[level % len(_MARKERS)]
+    grey = np.delete(points, np.arange(within.start, within.stop), axis=0)
+    axes.scatter(
+        grey[:, 0], grey[:, 1], s=14, marker=marker, facecolors="none", edgecolors=_GREY, linewidths=0.8, zorder=1
+    )
+    reach = points[within]
+    for child, point in enumerate(reach):
+        chosen = child == path[level]
+        axes.plot(*zip(previous, point, strict=True), color=colour if chosen else _GREY, zorder=2,
+                  linewidth=1.8 if chosen else 0.8, linestyle="-" if chosen else ":")  # fmt: skip
+    axes.scatter(
+        reach[:, 0], reach[:, 1], s=46, marker=marker, color=colour, edgecolors="black", linewidths=0.6, zorder=3
+    )
+    choice = reach[path[level]]
+    axes.scatter(
+        choice[0], choice[1], s=190, marker="o", facecolors="none", edgecolors="black", linewidths=1.8, zorder=4
+    )
+    away = choice - previous
+    away = away / max(float(np.linalg.norm(away)), 1e-9)
+    axes.annotate(
+        f"$k_{level + 1}={path[level]}$", choice, xytext=tuple(away * 26), textcoords="offset points",
+        ha="center", va="center", fontsize=10, zorder=5,
+        bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
+    )  # fmt: skip
+    axes.scatter(previous[0], previous[1], s=30, marker="+", color="black", zorder=4)
+    number = f"{len(reach)} of {len(points)} codewords within reach"
+    axes.set_title(f"level {level + 1}: {number}", fontsize=11)
+
+
+def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
+    """The panels side by side; `path` holds child indices, None takes the search's own choice for the target.
+
+    Raises:
+        InputError: the path has another length than the tree, or a child out of range; too many codewords to draw.
+    """
+    size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
+    if size**levels > _MOST_DRAWN:
+        raise InputError(f"{size}^{levels} leaves are too many to draw; at most {_MOST_DRAWN}")
+    if path is None:
+        path = nearest_path(tree)
+    if len(path) != levels:
+        raise InputError(f"the path has {len(path)} levels; this tree has {levels}")
+    for level, child in enumerate(path, start=1):
+        if not 0 <= child < size:
+            raise InputError(f"the path takes child {child} at level {level}; children are 0..{size - 1}")
+    sums = _sums(tree.codebooks)
+    origin, plane, projection = _plane(sums[-1])
+    flat = [(points - origin) @ plane.T for points in sums]
+    everything = np.concatenate(flat)
+    margin = 0.08 * np.ptp(everything, axis=0).max()
+    low, high = everything.min(0) - margin, everything.max(0) + margin
+    shape = min(1.2, max(0.4, float((high - low)[1] / (high - low)[0])))
+    figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), layout="constrained")
+    previous, place = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
+    for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
+        _panel(axes, level, flat[level], path, size, previous)
+        place = place * size + path[level]
+        previous = flat[level][place]
+        if tree.target is not None:
+            target = (tree.target - origin) @ plane.T
+            axes.scatter(target[0], target[1], s=70, marker="x", color="black", linewidths=2, zorder=6)
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
+    marks = "ring: chosen; +: chosen so far; grey: out of reach" + (
+        "; x: the vector z" if tree.target is not None else ""
+    )
+    figure.suptitle(f"{tree.name}   ({marks})", fontsize=11)
+    if projection:
+        figure.supxlabel(projection, fontsize=9)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    stream = BytesIO()
+    figure.set_dpi(110)
+    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the name's suffix, whole or not at all.
+
+    Raises:
+        InputError: another suffix, or the file can't be written.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"{path} must end in .png or .svg")
+    stream = BytesIO()
+    if path.suffix == ".png":
+        stream.write(png(figure))
+    else:
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    try:
+        write_atomic(path, stream.getvalue())
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error})") from error

@@ -1,0 +1,136 @@
+"""Sheets of what a trained model makes: reconstructions, samples, completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.data.images import conversions, decode_image, decode_square
+from hrvqvae.data.loading import note
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.plots import sheets
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from hrvqvae.evaluation.distortion import LevelReport  # which needs an extra to be imported
+
+_COMPLETIONS_A_ROW = 8
+
+
+def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
+    """Originals above their reconstructions, a row for each prefix of the levels that the system decodes."""
+    size = (images.shape[-2], images.shape[-1])
+    with torch.inference_mode():
+        codes = model.encode(images)
+        rows = [sheets.SheetRow("original", list(images))]
+        for level, caption in zip(model.prefixes, captions, strict=True):
+            rows.append(sheets.SheetRow(caption, list(model.decode(codes, levels=level, size=size))))
+    return rows
+
+
+def level_captions(levels: Sequence[LevelReport]) -> list[str]:
+    """A caption for each prefix of the levels that was decoded, with its MSE."""
+    named = [("level 1" if number == 1 else f"levels 1-{number}", level.mse) for number, level in enumerate(levels, 1)]
+    return [f"{name}: MSE {error:.2e}" for name, error in named if error is not None]
+
+
+def reconstruct(
+    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
+    lmbda: float | None = None, *, say: Callable[[str], None] = note,
+) -> list[tuple[Path, float]]:  # fmt: skip
+    """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
+
+    Images keep their own sizes, and are converted to the model's channels; `say` is told how many were.
+
+    Args:
+        beam: paths that the search keeps when it encodes; None keeps as many as in training.
+        lmbda: as for `TrainedModel.encode`, of the levels that are decoded; None takes the usual codes.
+
+    Raises:
+        InputError: no such run, image or level, no codebooks for a beam, a lambda that the model can't have; the
+            sheet can't be written.
+    """
+    trained = TrainedModel(run, beam=beam)
+    model, config = trained.autoencoder, trained.config
+    most = model.prefixes[-1]
+    if levels is not None and not 1 <= levels <= most:
+        raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+    encode = trained.encoder(lmbda, levels)
+    originals, decoded, errors, lost = [], [], [], {}
+    with torch.inference_mode():
+        for path in paths:
+            read, lost[path] = decode_image(path, model.channels, config.data.max_pixels)
+            pixels = torch.from_numpy(read)
+            size = (pixels.shape[-2], pixels.shape[-1])
+            image = model.decode(encode(pixels[None]), levels=levels, size=size)[0]
+            originals.append(pixels)
+            decoded.append(image)
+            errors.append((path, float((image - pixels / 255).square().mean())))
+    if converted := conversions(lost, len(paths)):
+        say(converted)
+    used = levels or most
+    caption = "reconstruction, " + ("level 1" if used == 1 else f"levels 1-{used} of {most}")
+    sheets.save(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
+    return errors
+
+
+def sample(
+    run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None, draw: SamplingParams | None = None,
+    save_dir: Path | None = None,
+) -> None:  # fmt: skip
+    """Write a sheet of samples, and a PNG file of each to `save_dir`, named with class and number.
+
+    Raises:
+        InputError: as `TrainedModel`; a file can't be written.
+    """
+    sheets.check_name(out)
+    model = TrainedModel(run)
+    if save_dir is not None:
+        try:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{save_dir} can't be made ({error.strerror or error})") from error
+    drawn = model.draw(count, seed=seed, class_name=class_name, draw=draw)
+    sheets.save(sheets.grid(list(drawn.images)), out)
+    if save_dir is not None:
+        digits = max(4, len(str(count - 1)))
+        for number, (image, name) in enumerate(zip(drawn.images, drawn.classes, strict=True)):
+            prefix = f"{name}-" if name else ""
+            sheets.save(sheets.to_pil(image), save_dir / f"{prefix}{number:0{digits}d}.png")
+
+
+def complete(
+    run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
+    draw: SamplingParams | None = None,
+) -> None:  # fmt: skip
+    """Write a sheet: an image, what is kept of it, and `count` completions whose codes of the kept part are its own.
+
+    The image is brought to the size that the run was trained on. Codes at the border of the kept part have seen a few
+    pixels beyond it, as far as the encoder's filters reach.
+
+    Raises:
+        InputError: as `TrainedModel`; the image can't be read; `keep` is none of top, left, a fraction.
+    """
+    sheets.check_name(out)
+    model = TrainedModel(run)
+    data = model.config.data
+    size = data.size
+    read, lost = decode_square(path, data.channels, size, data.max_pixels)
+    if converted := conversions({path: lost}, 1):
+        note(converted)
+    pixels = torch.from_numpy(read)
+    known = model.known_part(pixels, keep)
+    drawn = model.draw(count, seed=seed, class_name=class_name, draw=draw, known=known)
+    shown = torch.nn.functional.interpolate(known.where[-1][None, None].float(), (size, size))[0]
+    part = pixels / 255 * shown + 0.5 * (1 - shown)
+    rows = [sheets.SheetRow("original, and what is kept", [pixels, part])]
+    images = list(drawn.images)
+    for start in range(0, count, _COMPLETIONS_A_ROW):
+        rows.append(sheets.SheetRow("" if start else "completions", images[start : start + _COMPLETIONS_A_ROW]))
+    sheets.save(sheets.draw(rows), out)

@@ -1,0 +1,119 @@
+"""Shards of codes back to PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.locating import shipped
+from hrvqvae.checkpoints.storage import weights_digest, writing
+from hrvqvae.compression import images as compression
+from hrvqvae.config import Grid
+from hrvqvae.data.images import SUFFIXES
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.plots import sheets
+from hrvqvae.tokens.shards import Rows, Shards, open_shards
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.progress import task
+
+_PIXELS = 1 << 18  # of the images that are decoded together
+_Load = Callable[[str], Autoencoder]
+
+
+def detokenize(
+    shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu"
+) -> int:
+    """Write the image of each row of shards as PNG; -> how many.
+
+    Args:
+        shards: a folder of shards, or one.
+        out: a folder, which gets each image at the path that is its key; its suffix becomes .png.
+        model: by which they were made; None finds that one inside the package.
+        levels: how many levels to use, coarse first; None uses all.
+        device: of the model.
+
+    Raises:
+        InputError: shards of another model, levels out of range, two images with one name, or `out` can't be written.
+        DamagedFileError: a shard is damaged, or a key leads out of the folder.
+    """
+    opened = open_shards(shards)
+    painter = _model_of(opened, shards, model, device)
+    used = compression.check_levels(painter, levels)
+    written = set[PurePosixPath]()
+    with task("detokenize", opened.count) as advance:
+        for rows in opened.rows(used):
+            for place, image in _painted(painter, rows, used, str(shards)):
+                name = _name(rows.keys[place], shards)
+                if name in written:
+                    raise InputError(
+                        f"two images of {shards} would both be {out / name}; detokenize their shards apart"
+                    )
+                written.add(name)
+                _write(out / name, image)
+                advance(1)
+    return len(written)
+
+
+def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
+    """The model that is named, if the shards are of it, or that one inside the package of which they are."""
+    wanted = opened.about.model
+    for name in [named] if named is not None else shipped():
+        model, _ = load_with_config(name, device)
+        found = weights_digest(model.state_dict())
+        if found == wanted:
+            return model
+        if named is not None:
+            raise InputError(f"{path} was made by another model ({wanted[:12]}) than {named} ({found[:12]})")
+    whose = opened.about.config.get("name", "a model")
+    raise InputError(
+        f"{path} was made by {whose} ({wanted[:12]}), which is none inside the package: name it with --model RUN"
+    )
+
+
+@torch.inference_mode()
+def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
+    """(place, image (C, Y, X)) of every row; those of one size and grid go through the network together."""
+    alike: dict[tuple[Grid, tuple[Grid, ...]], list[int]] = {}
+    for place, size in enumerate(rows.sizes):
+        grids = tuple(level[place] for level in rows.grids)
+        alike.setdefault((size, grids), []).append(place)
+    device = next(model.parameters()).device
+    for (size, grids), places in alike.items():
+        most = max(1, _PIXELS // max(1, size[0] * size[1]))
+        for start in range(0, len(places), most):
+            some = places[start : start + most]
+            codes = tuple(
+                torch.from_numpy(np.stack([rows.codes[level][place] for place in some]).astype(np.int64))
+                .reshape(len(some), *grids[level])
+                .to(device)
+                for level in range(levels)
+            )
+            try:
+                images = model.decode(codes, levels, size).cpu()
+            except InputError as error:
+                raise DamagedFileError(f"{whose}: the codes of {rows.keys[some[0]]} fit no image ({error})") from error
+            yield from zip(some, images, strict=True)
+
+
+def _name(key: str, shards: Path) -> PurePosixPath:
+    """Where an image belongs, below the folder that is asked for and nowhere else."""
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts or not path.name or "\\" in key or "\0" in key:
+        raise DamagedFileError(f"{shards} has a key that leads out of a folder: {key!r}")
+    return path.with_suffix(".png") if path.suffix.lower() in SUFFIXES else path.with_name(f"{path.name}.png")
+
+
+def _write(path: Path, image: Tensor) -> None:
+    """A PNG with the channels of the image, 8 bits each."""
+    picture = sheets.to_pil(image)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path, flush=False) as temporary:
+            (picture.convert("L") if image.shape[0] == 1 else picture).save(temporary, "PNG")
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error}); give another folder") from error

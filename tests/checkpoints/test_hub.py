@@ -1,0 +1,253 @@
+"""Models put on the hub and got from there, with a stand-in for it on the loopback; never without being asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import hrvqvae
+from hrvqvae import Autoencoder, InputError, TrainedModel
+from hrvqvae.checkpoints.export import export
+from hrvqvae.cli import main
+from hrvqvae.models.vqvae.model import VQVAE
+from hrvqvae.utils.errors import DamagedFileError
+from tests.cli.helpers import refused
+from tests.conftest import write_picture
+from tests.hub_server import TOKEN, Hub, point_to, running_hub
+from tests.tiny_priors import train_levels
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own uploads
+IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    with running_hub(monkeypatch) as running:
+        yield running
+
+
+def front_matter(card: str) -> Any:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def commands(card: str) -> list[list[str]]:
+    """The commands of this package that a card shows."""
+    return [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
+
+
+def test_a_run_with_priors_there_and_back(
+    run: Path, tmp_path: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_levels(run)
+    capfd.readouterr()
+    assert main(["hub", "push", str(run), "someone/digits", "--licence", "mit", "--private"]) == 0
+    assert capfd.readouterr().out.startswith(f"{hub.url}/someone/digits/commit/")
+    pushed = hub.repositories["someone/digits"]
+    assert pushed.private
+    assert sorted(pushed.files) == [
+        "README.md", "config.json", "model.safetensors", "priors/level-1/model.safetensors",
+        "priors/level-2/model.safetensors",
+    ]  # fmt: skip
+    assert front_matter(pushed.files["README.md"].decode())["license"] == "mit"
+    assert not any(str(run).encode() in content for content in pushed.files.values())
+    shown = commands(pushed.files["README.md"].decode())
+    assert [words[:2] for words in shown] == [["hub", "get"], ["reconstruct", "digits"]]
+    write_picture(tmp_path / "x.png", 1, (12, 12), "L")
+    assert [main(words) for words in shown] == [0, 0], "what the card shows, as it stands"
+    assert "digits exists already; choose another folder" in refused(["hub", "get", "someone/digits"], capfd)
+    original = hrvqvae.load(run)
+    for model in (
+        hrvqvae.load("digits"), TrainedModel.from_pretrained("someone/digits", cache_dir=tmp_path / "cache"),
+    ):  # fmt: skip
+        assert all(torch.equal(a, b) for a, b in zip(model.encode(IMAGES), original.encode(IMAGES), strict=True))
+        assert model.sample(2, seed=3).shape == (2, 1, 12, 12)
+    assert main(["evaluate", "digits", "--data", str(original.config.data.root), "--device", "cpu"]) == 0
+    assert "the priors need" in capfd.readouterr().out
+
+
+def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> None:
+    model = Autoencoder.from_pretrained(run)
+    assert isinstance(model, hrvqvae.HRVQVAE)
+    assert not model.training
+    for parameter in model.parameters():
+        parameter.data += 0.001
+    assert model.push_to_hub("someone/changed", commit_message="changed").startswith(hub.url)
+    assert sorted(hub.repositories["someone/changed"].files) == ["README.md", "config.json", "model.safetensors"]
+    card = hub.repositories["someone/changed"].files["README.md"].decode()
+    assert commands(card)[0] == ["hub", "get", "someone/changed"]
+    there = hrvqvae.HRVQVAE.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
+    assert all(torch.equal(one, there.state_dict()[name]) for name, one in model.state_dict().items())
+    assert there.run_config is not None
+    assert there.run_config.data.size == 12
+    with pytest.raises(InputError, match="someone/changed is a HRVQVAE; VQVAE can't be made of it"):
+        VQVAE.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
+
+
+def test_a_beam_of_what_is_got(run: Path, tmp_path: Path) -> None:
+    wide, greedy = hrvqvae.load(run, beam=9).encode(IMAGES), hrvqvae.load(run).encode(IMAGES)
+    assert any((one != other).any() for one, other in zip(wide, greedy, strict=True))
+    alone = Autoencoder.from_pretrained(run, beam=9)
+    alone.save_pretrained(tmp_path / "alone")
+    for model in (TrainedModel.from_pretrained(run, beam=9), alone, Autoencoder.from_pretrained(tmp_path / "alone")):
+        assert all(torch.equal(one, other) for one, other in zip(wide, model.encode(IMAGES), strict=True))
+    with pytest.raises(InputError, match="beam is 0; it must be at least 1"):
+        Autoencoder.from_pretrained(run, beam=0)
+
+
+def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, hub: Hub) -> None:
+    Autoencoder.from_pretrained("mnist")
+    TrainedModel.from_pretrained(str(run))
+    (tmp_path / "someone").mkdir()
+    export(run, Path("someone/digits"))
+    Autoencoder.from_pretrained("someone/digits")
+    for nowhere in ("someone/else", "else/digits"):
+        with pytest.raises(InputError, match="there is no such run folder"):
+            hrvqvae.load(nowhere)
+    with pytest.raises(InputError, match="for one of the hub: hrvqvae hub get else/digits"):
+        hrvqvae.load("else/digits")
+    known = "cifar10, mnist, treevq-cifar10, treevq-mnist"
+    with pytest.raises(InputError, match=f"no folder here, no model inside .* .{known}., and no name of the hub"):
+        Autoencoder.from_pretrained("nowhere")
+    assert hub.requests == []
+
+
+def test_what_the_hub_does_not_give_is_one_line(
+    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    TrainedModel(run).push_to_hub("someone/digits", private=True)
+    assert "the hub has no model someone/none, or it is private" in refused(["hub", "get", "someone/none"], capfd)
+    line = refused(["hub", "get", "someone/digits", "--revision", "v9"], capfd)
+    assert "someone/digits has no revision 'v9' on the hub" in line
+    assert "'digits' is no name of the hub; it must be user/name" in refused(["hub", "push", run, "digits"], capfd)
+    hub.repositories["someone/digits"].files.pop("model.safetensors")
+    assert "is no model of hrvqvae (it has no model.safetensors)" in refused(["hub", "get", "someone/digits"], capfd)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "the hub has no model someone/digits, or it is private" in refused(["hub", "get", "someone/digits"], capfd)
+    line = refused(["hub", "push", run, "someone/other"], capfd)
+    assert "the hub lets nobody write someone/other without a token that may; log in" in line
+    present = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else present(name))
+    assert "the hub needs huggingface_hub: pip install 'hrvqvae[hub]'" in refused(["hub", "get", "a/b"], capfd)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"], "nothing is left of what failed"
+
+
+def test_without_a_network(
+    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was fetched once is there; all else is one line."""
+    TrainedModel(run).push_to_hub("someone/digits")
+    cache = tmp_path / "cache"
+    Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
+    point_to("http://127.0.0.1:9", monkeypatch)
+    Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
+    Autoencoder.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
+    for options in ({}, {"local_files_only": True}):
+        with pytest.raises(InputError, match="someone/other is not on this machine, and the hub can't be reached"):
+            Autoencoder.from_pretrained("someone/other", cache_dir=cache, **options)
+    assert "someone/new is not on this machine, and the hub can't be reached" in refused(
+        ["hub", "get", "someone/new"], capfd
+    )
+    assert "the hub can't be reached for someone/new" in refused(["hub", "push", run, "someone/new"], capfd)
+
+
+def test_a_damaged_file_of_the_hub_is_found(run: Path, tmp_path: Path, hub: Hub) -> None:
+    TrainedModel(run).push_to_hub("someone/digits")
+    content = bytearray(hub.repositories["someone/digits"].files["model.safetensors"])
+    content[-50] ^= 8
+    hub.repositories["someone/digits"].files["model.safetensors"] = bytes(content)
+    with pytest.raises(DamagedFileError, match="its content does not match its checksum"):
+        TrainedModel.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
+
+
+def test_a_push_that_breaks_off_leaves_nothing(run: Path, hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    hub.refuse_uploads = True
+    assert "the hub can't be reached for someone/digits" in refused(["hub", "push", run, "someone/digits"], capfd)
+    assert hub.repositories["someone/digits"].files == {}
+
+
+def test_the_card_says_what_it_is_and_its_code_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_levels(run)
+    monkeypatch.chdir(tmp_path)
+    export(run, Path("exported"), licence="cc-by-4.0")
+    card = Path("exported/README.md").read_text()
+    assert front_matter(card) == {
+        "license": "cc-by-4.0", "library_name": "hrvqvae",
+        "tags": [*front_matter(card)["tags"][:5], "hrvqvae", "mnist"],
+    }  # fmt: skip
+    evaluation = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in evaluation if row["kind"] == "evaluation"][-1]
+    for said in (
+        "# Model card: exported", "| data | MNIST", "12x12 pixels, greyscale", "`tiny`, batches of 16", "60 steps",
+        "7x7 of 3, 7x7 of 3", "| licence | cc-by-4.0 |", f"MSE {last['mse']:.4e}, PSNR {last['psnr']:.2f} dB",
+    ):  # fmt: skip
+        assert said in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {"images": IMAGES}
+    exec(code, names)
+    assert names["new"].shape == (16, 1, 12, 12)
+    assert names["decoded"].shape == IMAGES.shape
+
+
+def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
+    (run / "README.md").write_text("# Mine\n")
+    export(run, tmp_path / "one")
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert card.endswith("---\n\n# Mine\n")
+    assert "license" not in front_matter(card)
+    export(tmp_path / "one", tmp_path / "two", licence="mit")
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert card.endswith("---\n\n# Mine\n")
+    assert front_matter(card)["license"] == "mit"
+    Autoencoder.from_pretrained("mnist").save_pretrained(tmp_path / "two")
+    assert (tmp_path / "two" / "README.md").read_text() == card
+    (tmp_path / "two" / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(InputError, match="not YAML"):
+        export(tmp_path / "two", tmp_path / "three", licence="mit")
+
+
+def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Path) -> None:
+    model = Autoencoder.from_pretrained(run)
+    model.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["data"]["root"] is None
+    (tmp_path / "saved" / "config.json").write_text(json.dumps({**config, "name": "another"}))
+    Autoencoder.from_pretrained(tmp_path / "saved")
+    config["model"]["padding"] = 2
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="config.json describes another model than model.safetensors was trained as"):
+        Autoencoder.from_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text("{")
+    with pytest.raises(DamagedFileError, match="config.json is damaged: not JSON"):
+        Autoencoder.from_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match="is a run folder; choose another one"):
+        model.save_pretrained(run)
+
+
+def test_the_page(tmp_path: Path, hub: Hub) -> None:
+    """The code and the commands of docs/hub.md, with the shipped model as the run and as what is on the hub."""
+    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["images"].shape == (4, 1, 28, 28)
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    Path("runs").mkdir()
+    export("mnist", Path("runs/mnist"))
+    TrainedModel("mnist").push_to_hub("user/name")
+    commands = re.findall(r"^\$ (hrvqvae [^#\n]*)", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(command.split()[1:]) == 0
+    assert Path("name/model.safetensors").is_file()
+    assert front_matter(hub.repositories["user/name"].files["README.md"].decode())["license"] == "mit"

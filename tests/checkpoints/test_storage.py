@@ -1,0 +1,157 @@
+"""Files are whole or not there, and damage is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+TENSORS = {
+    "weight": torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "step": torch.tensor(7),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 4),
+}
+META = {"step": 7, "name": "ünïcode"}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    storage.write(tmp_path / "x.safetensors", TENSORS, META)
+    tensors, meta = storage.read(tmp_path / "x.safetensors")
+    assert meta == META
+    assert set(tensors) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+_WRITE = """
+import sys, torch
+from pathlib import Path
+from hrvqvae.checkpoints import storage
+tensors = {name: torch.full((3,), value, dtype=kind) for name, value, kind in (
+    ("b.weight", 1.5, torch.float32), ("a", 7, torch.int64), ("c", 2, torch.uint8), ("half", 0.5, torch.bfloat16))}
+storage.write(Path(sys.argv[1]), tensors, {"z": 1, "a": {"y": 2, "b": [3]}, "name": "x"})
+"""
+
+
+def test_equal_content_is_equal_bytes_in_any_process(tmp_path: Path) -> None:
+    contents = []
+    for seed in ("1", "2"):
+        path = tmp_path / f"{seed}.safetensors"
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", _WRITE, str(path)], check=True, env=environment)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.dictionaries(st.text("abc.é", min_size=1, max_size=9), st.integers(0, 9), max_size=6),
+    name=st.text(max_size=9),
+)
+def test_the_header_is_in_order_and_the_data_aligned(
+    sizes: dict[str, int], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "x.safetensors"
+    tensors = {key: torch.arange(size, dtype=torch.float64) for key, size in sizes.items()}
+    storage.write(path, tensors, {"name": name})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0, "safetensors maps the data from there"
+    assert list(header) == sorted(header)
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    found, meta = storage.read(path)
+    assert meta == {"name": name}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(tensors)
+
+
+def test_meta_is_read_without_the_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    storage.write(path, TENSORS, META)
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    assert storage.read_meta(path) == META
+
+
+@pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}"])
+def test_a_damaged_header_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):
+        storage.read_meta(tmp_path / "x.safetensors")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("damage") / "x.safetensors"
+    storage.write(path, TENSORS, META)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans(), "cut"):
+        content = content[: data.draw(st.integers(0, len(content) - 1), "length")]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1), "place")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    path.write_bytes(content)
+    with contextlib.suppress(DamagedFileError):  # else a bit of the header that carries nothing, such as a space
+        tensors, meta = storage.read(path)
+        assert meta == META
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+@pytest.mark.parametrize("place", ["tensor", "length", "header", "end"])
+def test_damage_is_named(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    storage.write(path, TENSORS, META)
+    content = bytearray(path.read_bytes())
+    if place == "end":
+        content = content[:-1]
+    else:
+        content[{"tensor": len(content) - 9, "length": 1, "header": content.index(b"weight")}[place]] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):
+        storage.read(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        storage.read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    storage.write_atomic(path, b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
+    with pytest.raises(OSError, match="No space"):
+        storage.write_atomic(path, b"new content")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f"{storage.TEMPORARY}12-x").write_bytes(b"half")
+    (tmp_path / "x").write_bytes(b"whole")
+    storage.remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -1,0 +1,96 @@
+"""A trained model as one object: what it samples and completes is what the commands draw."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import hrvqvae
+from hrvqvae.cli import main
+from hrvqvae.data.images import read_image
+from hrvqvae.priors import generative
+from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.utils.errors import InputError
+from tests.trained_run import tiny_run_with_priors
+
+
+@pytest.fixture
+def run(mnist_root: Path) -> Path:
+    return tiny_run_with_priors(mnist_root)
+
+
+def test_samples_are_those_of_the_command_and_of_the_plain_sampler(run: Path, tmp_path: Path) -> None:
+    model = hrvqvae.load(run)
+    images = model.sample(6, class_name="7", seed=3, temperature=0.8, top_k=2, top_p=0.9)
+    assert images.shape == (6, 1, 12, 12)
+    assert images.dtype == torch.float32
+    draw = SamplingParams(temperature=0.8, top_k=2, top_p=0.9)
+    plain = model.draw(6, seed=3, class_name="7", draw=draw, sampler=sample_plain)
+    assert torch.equal(images, plain.images)
+    assert plain.classes == ("7",) * 6
+    assert not torch.equal(images, model.sample(6, class_name="7", seed=4, temperature=0.8, top_k=2, top_p=0.9))
+    how = ["--class", "7", "--seed", "3", "--temperature", "0.8", "--top-k", "2", "--top-p", "0.9"]
+    where = ["-o", str(tmp_path / "sheet.png"), "--save-dir", str(tmp_path / "single")]
+    assert main(["sample", str(run), "-n", "6", *how, *where]) == 0
+    for number, image in enumerate(images):
+        written = torch.from_numpy(read_image(tmp_path / "single" / f"7-{number:04d}.png", 1))
+        assert torch.equal(written, (image * 255).round().byte())
+
+
+def test_the_shipped_model_samples_the_class_that_is_asked_for() -> None:
+    sevens = hrvqvae.load("mnist").sample(2, class_name="7", seed=0)
+    assert sevens.shape == (2, 1, 28, 28)
+    assert 0.03 < float(sevens.mean()) < 0.3, "a digit: some ink on a dark ground"
+
+
+def test_without_a_class_all_come_and_batches_change_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hrvqvae.load(run)
+    together = model.draw(40, seed=0)
+    assert together.images.shape == (40, 1, 12, 12)
+    assert len(set(together.classes)) > 5
+    monkeypatch.setattr(generative, "_BATCH", 7)
+    in_parts = model.draw(40, seed=0)
+    assert in_parts.classes == together.classes
+    assert all(torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True))
+    torch.testing.assert_close(in_parts.images, together.images)
+
+
+@pytest.mark.parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
+def test_completions_keep_the_codes_of_that_part(run: Path, keep: str, rows: int, columns: int) -> None:
+    model = hrvqvae.load(run)
+    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    known = model.known_part(image, keep)
+    drawn = model.draw(5, seed=2, class_name="3", known=known)
+    for codes, given in zip(drawn.codes, model.encode(image[None]), strict=True):
+        expected = given.expand(5, -1, -1)
+        assert torch.equal(codes[:, :rows, :columns], expected[:, :rows, :columns])
+        assert not torch.equal(codes, expected)
+    assert torch.equal(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
+
+
+def test_what_can_not_be_sampled_or_completed(run: Path, tmp_path: Path) -> None:
+    model = hrvqvae.load(run)
+    for call, message in (
+        (lambda: model.sample(0), "number of samples is 0; it must be at least 1"),
+        (lambda: model.sample(1, seed=-1), "seed is -1"),
+        (lambda: model.sample(1, class_name="ten"), "class 'ten' is not one of 0, 1, 2"),
+        (lambda: model.sample(1, top_k=4), "top-k is 4, but a code has only 3 symbols"),
+        (lambda: model.complete(torch.zeros(1, 10, 12)), "the image has 10x12 pixels; this model completes 12"),
+        (lambda: model.complete(torch.full((1, 12, 12), 2.0)), "2"),
+        (lambda: model.complete(torch.zeros(1, 12, 12), keep="bottom"), "--keep is 'bottom'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("priors"))
+    with pytest.raises(InputError, match="has no priors; train them: hrvqvae train-prior"):
+        hrvqvae.load(tmp_path / "bare").sample()
+
+
+def test_an_exported_run_samples_the_same(run: Path, tmp_path: Path) -> None:
+    """Half precision moves weights a little: the codes of a few samples stay what they were."""
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert hrvqvae.load(tmp_path / "out").sample(2, seed=0).shape == (2, 1, 12, 12)

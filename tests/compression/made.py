@@ -1,0 +1,74 @@
+"""Codecs that nothing was learned for: integer models of random numbers, and codes to go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrvqvae.compression.contexts import Contexts, usual_contexts
+from hrvqvae.compression.geometry import Geometry, Grid
+from hrvqvae.compression.levels import decode_level
+from hrvqvae.compression.network import Network
+from hrvqvae.compression.stream import Codec
+from hrvqvae.compression.tables import Tables
+
+WEIGHTS = "0123456789abcdef" * 2
+
+
+def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200) -> Network:
+    """A model with random numbers; `strength` is that of its output weights."""
+    sets, symbols = contexts.sets, contexts.symbols[-1]
+    return Network(
+        contexts,
+        random.integers(-127, 128, (contexts.rows, hidden)).astype(np.int8),
+        random.integers(-50, 300, hidden).astype(np.int32),
+        random.integers(-strength, strength + 1, (sets, symbols, hidden)).astype(np.int16),
+        random.integers(-20_000, 20_000, (sets, symbols)).astype(np.int32),
+        8,
+    )
+
+
+def made_codec(
+    symbols: Sequence[int], geometry: Geometry, hidden: int = 4, seed: int = 0, alike: Sequence[int] = (),
+    strength: int = 200,
+) -> Codec:  # fmt: skip
+    """A codec with tables; levels in `alike` have no model."""
+    random = np.random.default_rng(seed)
+    same = [number == 0 or geometry.times[number - 1] == one for number, one in enumerate(geometry.times)]
+    networks = [
+        None if level in alike else made_network(usual_contexts(level, symbols, same), hidden, random, strength)
+        for level in range(len(symbols))
+    ]
+    tables = Tables("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
+    return Codec("made", WEIGHTS, geometry, tuple(symbols), tables)
+
+
+def bare(codec: Codec) -> Codec:
+    """The same without tables."""
+    return Codec(codec.name, codec.model, codec.geometry, codec.symbols)
+
+
+def random_codes(codec: Codec, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
+    """(count, all codes) of images of that size, as its models hold for likely: decoded from random bytes."""
+    layout = codec.layout(size)
+    codes = np.zeros((count, layout.begins[-1]), np.int32)
+    for level in range(len(codec.symbols)):
+        length = 5 * int(layout.begins[-1]) + 16
+        content = np.frombuffer(np.random.default_rng([seed, level]).bytes(count * length), np.uint8)
+        starts = np.arange(count) * length
+        decode_level(content, starts, starts + length, codes, layout, level, codec.network(level, by_tables=True))
+    return codes
+
+
+def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Codes of the levels of one image, one level after the other."""
+    return np.concatenate([one.reshape(-1) for one in codes])
+
+
+TREE = made_codec((3, 3, 3), Geometry(2, 2, (1, 1, 1)), seed=1)
+GRIDS = made_codec((5, 6), Geometry(4, 0, (1, 2)), seed=2)
+FLAT = made_codec((7,), Geometry(2, 0, (1,)), hidden=3, seed=3)
+HALF = made_codec((8, 4), Geometry(8, 0, (1, 1)), hidden=6, seed=4, alike=(1,))
+ALL = {"tree": TREE, "grids": GRIDS, "flat": FLAT, "half": HALF}

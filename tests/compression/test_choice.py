@@ -1,0 +1,171 @@
+"""Codes chosen by error and bits: against a plain descent by the page's own decoder, and what never grows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from hrvqvae.compression import choice
+from hrvqvae.compression.choice import Choice
+from hrvqvae.compression.costs import Models
+from hrvqvae.compression.stream import Codec
+from tests.compression import oracle
+from tests.compression.made import FLAT, HALF, TREE, bare, random_codes
+
+CODECS = {"tree": TREE, "flat": FLAT, "half": HALF}
+HEIGHT = 6  # of the images in pixels; the width is another
+
+
+class Problem:
+    """Images with candidates, of which the first is what they have, and errors in 64ths, which float32 holds."""
+
+    def __init__(
+        self, codec: Codec, width: int, count: int = 2, candidates: int = 3, seed: int = 0, height: int = HEIGHT
+    ) -> None:
+        random = np.random.default_rng(seed)
+        self.codec, self.size = codec, (height, width)
+        layout = codec.layout(self.size)
+        images = random_codes(codec, self.size, count, seed)
+        positions, levels = int(layout.begins[1]), len(codec.symbols)
+        self.candidates = random.integers(0, codec.symbols, (count, positions, candidates, levels)).astype(np.int32)
+        self.candidates[:, :, 0] = images.reshape(count, levels, positions).transpose(0, 2, 1)
+        self.errors = (random.integers(0, 64, (count, positions, candidates)) / 64).astype(np.float32)
+        self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
+        self.places: NDArray[np.int64] = np.arange(positions)
+        models = Models.of(layout, [codec.network(level, True) for level in range(levels)])
+        numbers = np.arange(count * positions * candidates, dtype=np.int32).reshape(count, positions, candidates)
+        self.choice = Choice(models, self.candidates.reshape(-1, levels), numbers)
+        assert np.array_equal(self.choice.codes, images)
+
+    def choose(self, weight: float, places: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """Bits of the images after that."""
+        places = self.places if places is None else places
+        weights = np.full(len(self.errors), weight, np.float32)
+        self.choice.settle(places, np.ascontiguousarray(self.errors[:, places]), weights)
+        return self.choice.bits
+
+    def errors_of_chosen(self) -> NDArray[np.float64]:
+        return np.take_along_axis(self.errors, self.choice.chosen[:, :, None], 2).sum((1, 2)).astype(np.float64)
+
+
+class ByThePage:
+    """Bits of codes by the decoder that is written from docs/format.md."""
+
+    def __init__(self, codec: Codec, size: tuple[int, int]) -> None:
+        assert codec.tables is not None
+        self.tables = oracle.TablesFile(codec.tables.content)
+        self.grids = self.tables.grids(*size)
+
+    def bits(self, codes: Any) -> float:
+        """codes[level][y][x]"""
+        total = 0.0
+        for level, about in enumerate(self.tables.levels):
+            if about is None:
+                continue
+            height, width = self.grids[level]
+            for y in range(height):
+                for x in range(width):
+                    counts = self.tables.frequencies(level, self.grids, codes, y, x)
+                    total += math.log2(sum(counts) / counts[codes[level][y][x]])
+        return total
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_bits_are_those_of_the_page(name: str) -> None:
+    problem = Problem(CODECS[name], 9)
+    page = ByThePage(problem.codec, problem.size)
+    expected = [page.bits(image.reshape(-1, *problem.grid).tolist()) for image in problem.choice.codes]
+    np.testing.assert_allclose(problem.choice.bits, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain descent computes the bits of the whole image for every candidate. Twice, since rows are kept."""
+    monkeypatch.setattr(choice, "_MARGINS", (1e6, 1e6))
+    problem, weight = Problem(CODECS[name], 5 if name == "half" else 8, count=1, seed=3), 0.02
+    page, grid = ByThePage(problem.codec, problem.size), problem.grid
+    codes = problem.choice.codes[0].reshape(-1, *grid).tolist()
+    chosen = [0] * len(problem.places)
+    for _ in range(2):
+        for place in problem.places.tolist():
+            y, x = divmod(place, grid[1])
+            sums = []
+            for number, candidate in enumerate(problem.candidates[0, place].tolist()):
+                for level, code in enumerate(candidate):
+                    codes[level][y][x] = code
+                sums.append(float(problem.errors[0, place, number]) + weight * page.bits(codes))
+            chosen[place] = min(range(len(sums)), key=lambda one: sums[one])
+            for level, code in enumerate(problem.candidates[0, place, chosen[place]].tolist()):
+                codes[level][y][x] = code
+        bits = problem.choose(weight)
+        assert problem.choice.chosen[0].tolist() == chosen
+        assert problem.choice.codes[0].reshape(-1, *grid).tolist() == codes
+        assert bits[0] == pytest.approx(page.bits(codes), rel=1e-5)
+    assert any(chosen), "nothing was better than what there was"
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_sum_never_grows_and_more_weight_means_fewer_bits(name: str) -> None:
+    bits_by_weight = []
+    for weight in (0.0, 0.05, 1.0):
+        problem = Problem(CODECS[name], 30, count=10, candidates=5)
+        sums = problem.errors_of_chosen() + weight * problem.choice.bits
+        for _ in range(3):
+            bits = problem.choose(weight)
+            now = problem.errors_of_chosen() + weight * bits
+            assert (now <= sums + 1e-3).all()
+            sums = now
+        bits_by_weight.append(float(bits.sum()))
+        if not weight:
+            assert np.array_equal(problem.choice.chosen, problem.errors.argmin(-1))
+    assert bits_by_weight[0] > bits_by_weight[1] > bits_by_weight[2]
+
+
+@pytest.mark.parametrize("codec", [TREE, bare(TREE)], ids=["tables", "bare"])
+def test_other_positions_keep_what_they_have(codec: Codec) -> None:
+    problem = Problem(codec, 11)
+    before, some = problem.choice.codes.copy(), problem.places[1::3]
+    problem.choose(0.01, some)
+    others = np.setdiff1d(problem.places, some)
+    assert not problem.choice.chosen[:, others].any()
+    assert problem.choice.chosen[:, some].any()
+    levels = problem.choice.codes.reshape(len(before), -1, len(problem.places))
+    assert np.array_equal(levels[:, :, others], before.reshape(levels.shape)[:, :, others])
+    taken = np.take_along_axis(problem.candidates, problem.choice.chosen[:, :, None, None], 2)[:, :, 0]
+    assert np.array_equal(levels.transpose(0, 2, 1), taken)
+
+
+def test_without_models_the_least_error_is_taken() -> None:
+    problem = Problem(bare(TREE), 9)
+    assert not problem.choose(5.0).any()
+    assert np.array_equal(problem.choice.chosen, problem.errors.argmin(-1))
+
+
+def test_threads_do_not_change_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image of several strips, and of a part of its places."""
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        problem = Problem(TREE, 8, count=1, height=208)
+        assert problem.grid[0] > 3 * choice._STRIP
+        problem.choose(0.02, problem.places[::3])
+        bits = problem.choose(0.02)
+        found.append((problem.choice.codes.tolist(), bits.tolist()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_candidates_that_are_left_out_hardly_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = []
+    for margins in (choice._MARGINS, (1e6, 1e6)):
+        monkeypatch.setattr(choice, "_MARGINS", margins)
+        problem = Problem(CODECS[name], 30, count=10, candidates=5)
+        problem.choose(0.02)
+        bits = problem.choose(0.02)
+        sums.append(float((problem.errors_of_chosen() + 0.02 * bits).sum()))
+    assert sums[0] < 1.002 * sums[1]

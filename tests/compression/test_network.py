@@ -1,0 +1,185 @@
+"""Integer models: contexts, frequencies as the page has them, tables as a file, and learning them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hrvqvae.compression import learning
+from hrvqvae.compression.contexts import Contexts, usual_contexts
+from hrvqvae.compression.geometry import Geometry, geometry_of
+from hrvqvae.compression.learning import learn_level
+from hrvqvae.compression.levels import Layout, encode_level
+from hrvqvae.compression.network import Network
+from hrvqvae.compression.tables import Tables, read_tables
+from hrvqvae.config import presets
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from tests.compression.made import ALL, TREE, made_network
+
+
+def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: Network | None) -> float:
+    """Bits a code of the finest level."""
+    layout = Layout.of([(one.shape[1], one.shape[2]) for one in codes], symbols)
+    together = np.concatenate([one.reshape(len(one), -1) for one in codes], 1).astype(np.int32)
+    streams = encode_level(together, layout, len(codes) - 1, network)
+    return 8 * sum(map(len, streams)) / codes[-1].size
+
+
+def blobs(count: int, symbols: int, seed: int) -> NDArray[np.int64]:
+    """Maps (count, 8, 8) whose codes are mostly that of the left or the upper neighbour."""
+    random = np.random.default_rng(seed)
+    maps = random.integers(0, symbols, (count, 8, 8))
+    for y in range(8):
+        for x in range(8):
+            kind = random.random(count)
+            if x:
+                maps[:, y, x] = np.where(kind < 0.5, maps[:, y, x - 1], maps[:, y, x])
+            if y:
+                maps[:, y, x] = np.where(kind > 0.6, maps[:, y - 1, x], maps[:, y, x])
+    return maps
+
+
+def test_what_coarser_levels_tell_to_the_right_and_below_is_learned() -> None:
+    """Level 2 is level 1 of the position to the right and below: no code before it tells that."""
+    coarse = np.random.default_rng(0).integers(0, 3, (300, 8, 8))
+    fine = np.roll(coarse, (-1, -1), (1, 2))
+    fine[:, -1], fine[:, :, -1] = 0, 0
+    network, bits = learn_level((coarse[:250], fine[:250]), (3, 3))
+    assert bits < 0.05
+    assert bits_of((coarse[250:], fine[250:]), (3, 3), network) < 0.3, "and a byte at the end of each stream"
+
+
+def test_the_path_selects_what_neighbours_mean() -> None:
+    """Level 2 is the code to its left, turned by its own path: a sum of what each says by itself does not tell it."""
+    random = np.random.default_rng(1)
+    coarse, fine = random.integers(0, 4, (400, 8, 8)), np.zeros((400, 8, 8), np.int64)
+    for x in range(8):
+        before = fine[:, :, x - 1] if x else random.integers(0, 4, (400, 8))
+        fine[:, :, x] = (before + coarse[:, :, x]) % 4
+    _, bits = learn_level((coarse, fine), (4, 4))
+    assert bits < 0.35, "a quarter of a bit is the first column's"
+
+
+def test_learned_models_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
+    maps = blobs(400, 5, 0)
+    network, bits = learn_level((maps[:300],), (5,))
+    assert bits < 0.8 * np.log2(5)
+    assert bits_of((maps[300:],), (5,), network) == pytest.approx(bits + 8 * 0.6 / 64, rel=0.06)
+
+
+def test_few_images_never_cost_more_than_no_model() -> None:
+    maps = np.random.default_rng(0).integers(0, 3, (3, 4, 4))
+    network, bits = learn_level((maps,), (3,))
+    assert bits <= np.log2(3) + 1e-6
+    assert bits_of((maps,), (3,), network) < 4
+    with pytest.raises(InputError, match="at least 2 images; there are 1"):
+        learn_level((maps[:1],), (3,))
+
+
+def test_learning_is_the_same_again() -> None:
+    maps = blobs(40, 3, 2)
+    one, other = (learn_level((maps,), (3,))[0] for _ in range(2))
+    assert np.array_equal(one.table, other.table)
+    assert not np.array_equal(one.table, learn_level((maps,), (3,), seed=1)[0].table)
+
+
+def test_a_file_of_tables_holds_them_all() -> None:
+    for codec in ALL.values():
+        assert codec.tables is not None
+        found = read_tables(codec.tables.content)
+        assert found.content == codec.tables.content
+        for one, other in zip(found.networks, codec.tables.networks, strict=True):
+            if one is None or other is None:
+                assert one is other
+                continue
+            assert (one.contexts, one.shift) == (other.contexts, other.shift)
+            for name in ("table", "bias", "weights", "offsets"):
+                assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_damaged_tables_are_refused() -> None:
+    assert TREE.tables is not None
+    content = TREE.tables.content
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        with pytest.raises(DamagedFileError):
+            read_tables(bytes(damaged))
+        with pytest.raises(DamagedFileError):
+            read_tables(content[:place])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"0123', '"x123'), ('"unit":2', '"unit":0'), ('"times":[1,1,1]', '"times":[1,1,9999]'),
+        ('"symbols":[3,', '"symbols":[0,'),
+        ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'), ('"shift":8', '"shift":31'),
+        ('"symbols":[3,', '"symbols":[3,3,'), ('"selecting":-1', '"selecting":0'),
+    ],
+)  # fmt: skip
+def test_tables_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
+    assert TREE.tables is not None
+    content = TREE.tables.content
+    length = int.from_bytes(content[8:12], "little")
+    text, body = content[12 : 12 + length].decode(), zlib.decompress(content[12 + length :])
+    assert old in text
+    changed = text.replace(old, new, 1).encode()
+    packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
+    with pytest.raises(DamagedFileError):
+        read_tables(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
+
+
+def test_models_that_could_overflow_or_look_ahead_are_refused() -> None:
+    contexts = usual_contexts(1, (3, 3), (True, True))
+    network = made_network(contexts, 4, np.random.default_rng(0))
+    with pytest.raises(DamagedFileError, match="do not fit 32 bits"):
+        dataclasses.replace(network, bias=np.full(4, 2**30, np.int32))
+    with pytest.raises(DamagedFileError, match="not the shape"):
+        dataclasses.replace(network, bias=network.bias[:3])
+    for feature in ((0, 0, 0), (0, 0, 1), (0, 1, -1), (0, -5, 0)):
+        with pytest.raises(DamagedFileError, match=re.escape(f"lies at {feature[1:]}, which is not known")):
+            Contexts(1, (3, 3), ((1, 1),), (feature,), -1)
+    with pytest.raises(DamagedFileError, match="not there"):
+        Contexts(1, (3, 3), ((0, 1),), (), 0)
+
+
+def test_contexts_are_as_many_as_tables_can_hold() -> None:
+    tree = usual_contexts(2, (8, 8, 8), (True,) * 3)
+    assert (tree.values(0), tree.sets) == (512, 64)
+    flat = usual_contexts(3, (512,) * 4, (True,) * 4)
+    assert (flat.values(0), flat.sets) == (512, 1)
+    grids = usual_contexts(1, (8, 8), (True, False))
+    assert grids.values(0) == 8, "levels of different grids are not taken together"
+
+
+@pytest.mark.parametrize("name", list(presets.names()))
+def test_the_grids_of_every_preset_follow_the_rule(name: str) -> None:
+    model = presets.get(name).config.model
+    geometry = geometry_of(model.latent_grids)
+    for size in ((1, 1), (28, 28), (33, 517), (1000, 3)):
+        assert geometry.grids(*size) == tuple(model.latent_grids(*size))
+
+
+def test_grids_without_a_rule_are_refused() -> None:
+    with pytest.raises(InputError, match="follow no rule"):
+        geometry_of(lambda height, width: ((height**2 // 7 + 1, width),))
+
+
+def test_effort_is_how_much_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    learn = learning._learn
+    monkeypatch.setattr(learning, "_learn", lambda *args: seen.append(args[2].size) or learn(*args))
+    for effort in (1, 0.25):
+        learn_level((blobs(40, 3, 0),), (3,), effort * 0.03)
+    assert sum(seen[: len(seen) // 2]) > sum(seen[len(seen) // 2 :]), "but for what is held out"
+
+
+def test_tables_of_one_level_alike() -> None:
+    tables = Tables("x", "00" * 16, Geometry(2, 0, (1,)), (5000,), (None,))
+    assert read_tables(tables.content).networks == (None,)

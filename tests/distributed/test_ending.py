@@ -1,0 +1,94 @@
+"""How processes that train together end: one is killed, torchrun starts them again; one is stopped, all stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hrvqvae import distributed
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import Config, to_dict
+from hrvqvae.distributed import joining
+from hrvqvae.stages import train_autoencoder
+from hrvqvae.training.hooks import read_records
+from hrvqvae.utils.errors import InputError
+from tests.conftest import with_training
+from tests.distributed.killed_ranks import logged, ranks, torchrun
+from tests.tiny_priors import silent
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def wait_for(holds: Callable[[], bool], launched: subprocess.Popen[str]) -> None:
+    ends = time.monotonic() + 240
+    while not holds():
+        assert launched.poll() is None, launched.communicate()
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, tmp_path: Path) -> None:
+    config = with_training(tiny, max_steps=100_000, log_every=1, evaluate_every=200_000, schedule="constant")
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    run = RunFolder(tmp_path / "run")
+    command = [*torchrun(2, "--max-restarts", "1"), "train", str(tmp_path / "x.yaml"), "--out", str(run.path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    ) as launched:
+        wait_for(lambda: logged(run.path) >= 5, launched)
+        first = ranks(launched.pid)
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: not set(ranks(launched.pid)) & set(first) and len(ranks(launched.pid)) == 2, launched)
+        before = logged(run.path)
+        wait_for(lambda: logged(run.path) not in (0, before), launched)
+        wait_for(lambda: len(run.saved()) == 2 and logged(run.path) >= 9, launched)
+        os.kill(ranks(launched.pid)[1], signal.SIGTERM)
+        out, errors = launched.communicate(timeout=120)
+    assert launched.returncode != 0
+    told = [line for line in errors.splitlines() if line.startswith("hrvqvae: ")]
+    assert len(told) == 1
+    assert told[0].startswith("hrvqvae: another process of this training has ended")
+    assert out.count("resuming") == 1
+    assert out.count("stopped at step") == 1
+    stopped = int(out.split("stopped at step ")[1].split(",")[0])
+    assert run.saved()[0].stem == f"step-{stopped:09d}"
+    assert f"exitcode  : {128 + signal.SIGTERM}" in errors
+    longer = with_training(config, max_steps=stopped + 3)
+    train_autoencoder(longer, run, resume=True, say=silent)
+    steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
+    assert steps == list(range(1, stopped + 4)), "each step once"
+
+
+@pytest.mark.parametrize(("restarts", "name", "goes_on"), [("0", "a", False), ("1", "b", True), ("0", "b", True)])
+def test_a_training_goes_on_where_torchrun_has_begun_it(
+    restarts: str, name: str, goes_on: bool, tmp_path: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart; and where machines came or went, which torchrun does not count, by the name of the job."""
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
+    run.prepare(tiny)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    assert distributed.is_restarted(run.of_this_job) == goes_on
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert not run.of_this_job()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("shape mismatch"), False),
+        (InputError("gloo"), False),
+    ],
+)
+def test_errors_of_lost_processes_are_told_from_others(error: Exception, lost: bool) -> None:
+    assert joining._is_lost(error) == lost

@@ -1,0 +1,121 @@
+"""Two processes that train together against one: the same images, start, losses and restarts, for every system."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.processes import exchanged
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.config import to_dict
+from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.parsing import from_file
+from hrvqvae.training.hooks import read_records
+from tests.conftest import with_training
+from tests.distributed import together
+from tests.tiny_systems import tiny_systems
+
+ROOT = Path(__file__).parent.parent.parent
+EVERY = tuple(SYSTEMS.built_in)
+OWN_START = {"vqpytorch"}  # the library starts its codebooks otherwise where there are several processes
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+    """The runs of one process, and of two that torchrun started."""
+    folder = tmp_path_factory.mktemp("together")
+    for system, config in tiny_systems(mnist_root).items():
+        config = with_training(
+            config, batch_size=12, max_steps=STEPS, precision="fp32", log_every=1, evaluate_every=STEPS, warmup_steps=4
+        )
+        plain = to_dict(config)
+        if "restart_every" in plain["model"].get("quantizer", {}):
+            plain["model"]["quantizer"] |= {"restart_every": 4, "restart_below": 0.4}
+        (folder / f"{system}.yaml").write_text(yaml.safe_dump(plain))
+    seen = together.train_all(folder, list(EVERY))
+    (folder / "seen-1-0.json").write_text(json.dumps(seen))
+    for size in (1, 2):
+        shutil.copytree(folder / "hrvqvae-1", folder / f"priors-{size}")
+    together.train_all(folder, [])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.distributed.together", str(folder), *EVERY], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def seen(folder: Path, size: int) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"seen-{size}-{rank}.json").read_text()) for rank in range(size)]
+
+
+def logged(run: Path, name: str, kind: str = "train") -> list[float]:
+    return [record.get(name, 0.0) for record in read_records(run / "metrics.jsonl") if record["kind"] == kind]
+
+
+@pytest.mark.parametrize("system", EVERY)
+def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
+    (one,), (first, second) = ([each[system] for each in seen(folder, size)] for size in (1, 2))
+    together = [left + right for left, right in zip(first["images"], second["images"], strict=True)]
+    assert together == one["images"], "the same images at each step, in the same order"
+    assert first["start"] == second["start"], "the start is the same in both"
+    assert first["end"] == second["end"], "weights, codebooks and moments are the same to the bit"
+    if system in OWN_START:
+        return
+    assert first["start"] == one["start"]
+    losses = [logged(folder / f"{system}-{size}", "loss") for size in (1, 2)]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    restarted = [logged(folder / f"{system}-{size}", "restarted") for size in (1, 2)]
+    assert restarted[0] == restarted[1]
+    for name in ("mse", "psnr", "ssim"):
+        found = [logged(folder / f"{system}-{size}", name, "evaluation") for size in (1, 2)]
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [[40]] * 2
+
+
+@pytest.mark.parametrize("system", ["hrvqvae", "vqvae", "vqvae2", "rqvae", "fsq"])
+def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: str) -> None:
+    """And the terms of the loss, a number each."""
+    counted = [each[system]["bytes"] for each in seen(folder, 2)]
+    assert counted[0] == counted[1]
+    terms = [number - sum(exchanged(from_file(folder / f"{system}.yaml"))) for number in counted[0]]
+    assert set(terms) <= {4 * count for count in range(1, 10)}
+
+
+def test_something_is_revived_on_the_way(folder: Path) -> None:
+    assert any(sum(logged(folder / f"{system}-1", "restarted")) for system in EVERY)
+
+
+def test_priors_and_the_extraction_of_codes_are_shared_out(folder: Path) -> None:
+    one, two = (RunFolder(folder / f"priors-{size}") for size in (1, 2))
+    names = sorted(path.name for path in one.codes.glob("*.npy"))
+    assert names
+    for name in names:
+        assert np.array_equal(np.load(one.codes / name), np.load(two.codes / name)), name
+    for level in range(3):
+        runs = [prior_folder(run.path, level).path for run in (one, two)]
+        for name, kind in (("loss", "train"), ("bits_per_code", "evaluation"), ("bits_per_image", "evaluation")):
+            alone, shared = (logged(run, name, kind) for run in runs)
+            assert alone
+            np.testing.assert_allclose(shared, alone, rtol=1e-5)
+
+
+def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder: Path) -> None:
+    first, second = (each["failures"] for each in seen(folder, 2))
+    assert first == second
+    assert first["nan"].startswith("step 4: the loss is not finite")
+    assert "no weight was updated, the last good checkpoint is" in first["nan"]
+    assert "drifted apart at step 5: averaged." in first["drift"]
+    assert first["odd"].startswith("2 processes can't share a batch of 13 equally; choose a batch size of 12 or 14")
+    assert not (folder / "odd" / "config.yaml").exists()

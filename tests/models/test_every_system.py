@@ -1,0 +1,181 @@
+"""Every system through every command, stopped and resumed; no command knows which system it has."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.cli import main
+from hrvqvae.config import Config, presets, to_dict
+from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.data.batches import Batch
+from hrvqvae.data.images import read_image
+from hrvqvae.models.build import build, build_objective
+from hrvqvae.priors.build import build_prior
+from hrvqvae.training.autoencoder import AutoencoderStep
+from hrvqvae.training.code_batches import CodeBatch
+from hrvqvae.training.device import Compute
+from hrvqvae.training.loop import Budget
+from hrvqvae.training.prior import PriorStep
+from hrvqvae.training.state import TrainState
+from tests.conftest import write_picture
+from tests.test_architecture import SOURCE
+from tests.tiny_systems import tiny_systems
+from tests.undrawn import undrawn
+
+EVERY = tuple(SYSTEMS.built_in)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+    """A folder with a run of each system, priors included, by command."""
+    folder = tmp_path_factory.mktemp("systems")
+    for system, config in tiny_systems(mnist_root).items():
+        path = folder / f"{system}.yaml"
+        path.write_text(yaml.safe_dump(to_dict(config)))
+        assert main(["train", str(path), "--max-steps", "12", "--out", str(folder / system)]) == 0
+        assert main(["train-prior", str(folder / system), "--max-steps", "6"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("system", EVERY)
+def test_every_command(system: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, image, out = str(runs / system), str(tmp_path / "image.png"), tmp_path / "sheet.png"
+    write_picture(tmp_path / "image.png", 3, (12, 12), "L")
+    assert main(["evaluate", run, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["prior_bits_per_image"] > 0
+    assert len(report["levels"]) == len(RunFolder(runs / system).read_config().model.num_symbols)
+    for command in (
+        ["reconstruct", run, image], ["sample", run, "-n", "3"], ["sample", run, "-n", "2", "--class", "4"],
+        ["complete", run, image, "--class", "4", "-n", "2"], ["figure", "classes", run, "-n", "1"],
+    ):  # fmt: skip
+        out.unlink(missing_ok=True)
+        assert main([*command, "-o", str(out)]) == 0, command
+        assert read_image(out, 3).shape[1] >= 12
+    assert main(["export", run, str(tmp_path / "exported")]) == 0
+    assert main(["sample", str(tmp_path / "exported"), "-n", "2", "-o", str(out)]) == 0
+
+
+@pytest.mark.parametrize("system", EVERY)
+def test_stopped_and_resumed_it_is_the_same_run(system: str, runs: Path, tmp_path: Path, mnist_root: Path) -> None:
+    """Autoencoder and every level's prior, to the bit, a constant rate so that the budget may grow."""
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(tiny_systems(mnist_root)[system])))
+    constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
+
+    def train(steps: tuple[str, ...], folder: Path) -> None:
+        for number, step in enumerate(steps):
+            resume = ["--resume"] if number else []
+            command = ["train", str(tmp_path / "x.yaml"), "--out", str(folder), "--max-steps", step, *constant, *resume]
+            assert main(command) == 0
+        for number, step in enumerate(steps):
+            resume = ["--resume"] if number else []
+            assert main(["train-prior", str(folder), "--max-steps", step, *resume]) == 0
+
+    with undrawn():
+        train(("9",), tmp_path / "whole")
+        train(("2", "5", "9"), tmp_path / "parts")
+    levels = len(RunFolder(tmp_path / "whole").read_config().model.num_symbols)
+    for level in (None, *range(levels)):
+        states = []
+        for name in ("whole", "parts"):
+            folder = RunFolder(tmp_path / name) if level is None else prior_folder(tmp_path / name, level)
+            states.append(storage.read(folder.saved()[0])[0] | storage.read(folder.model)[0])
+        whole, parts = states
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(one, parts[name]) for name, one in whole.items()), level
+
+
+def _reduced(config: Config) -> Config:
+    """The same with narrow networks, and images of eight positions of the coarsest grid, a side at most."""
+
+    def narrowed(part: Any, **fields: object) -> Any:
+        return dataclasses.replace(part, **{name: value for name, value in fields.items() if hasattr(part, name)})
+
+    model = narrowed(
+        config.model, hidden_units=8, residual_units=8, perceptual="none", adversarial_start=0, discriminator_units=4
+    )
+    network = narrowed(config.prior.network, hidden_units=8, attention_heads=2, heads=2)
+    size = min(config.data.size, 64)
+    return dataclasses.replace(
+        config, model=model, data=dataclasses.replace(config.data, size=size),
+        prior=dataclasses.replace(config.prior, network=network),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*presets.names()])
+def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name: str) -> None:
+    whole = presets.get(name).config
+    assert sum(parameter.numel() for parameter in build(whole).parameters()) > 100_000
+    config = _reduced(whole)
+    torch.manual_seed(0)
+    compute = Compute.of(config.training)
+    model = build(config)
+    images = torch.randint(256, (2, config.data.channels, config.data.size, config.data.size), dtype=torch.uint8)
+    model.initialize(images, torch.Generator().manual_seed(0))
+    objective = build_objective(model, config, compute.place_model)
+    state = TrainState.start(model, config.training, objective.auxiliary)
+    before = {key: one.clone() for key, one in state.tensors().items() if "model." in key and one.is_floating_point()}
+    step = AutoencoderStep(model, objective, config, compute, Budget(None, None))
+    assert math.isfinite(step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
+    after = state.tensors()
+    moved = {key for key, one in before.items() if not torch.equal(one, after[key])}
+    assert len(moved) > 0.7 * len(before)
+    assert all(any(key.startswith(f"{network}_model.") for key in moved) for network in state.auxiliary)
+    model.eval()
+    codes = model.encode(images)
+    for levels in config.prior_levels:
+        prior = build_prior(config, levels, 3)
+        trained = TrainState.start(prior, config.prior.training_of(levels.start))
+        old = [parameter.clone() for parameter in prior.parameters()]
+        own, coarser = codes[levels.start : levels.stop], codes[: levels.start]
+        batch = CodeBatch(own, tuple(model.paths(coarser)), torch.tensor([0, 2]))
+        PriorStep(prior, 0, compute)(trained, batch)
+        new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
+        assert sum(new) > 0.7 * len(new)
+
+
+def test_nothing_but_its_folder_knows_a_system() -> None:
+    """No other module asks a configuration's system, or names a class of a system."""
+    own = [SOURCE / "systems", SOURCE / "config"]
+    paths = [path for path in SOURCE.rglob("*.py") if not any(path.is_relative_to(folder) for folder in own)]
+    assert len(paths) > 50
+    systems = [SYSTEMS.get(name) for name in EVERY]
+    classes = {system.config.__name__ for system in systems} | {
+        reference.partition(":")[2] for system in systems for reference in (system.model, system.objective)
+    }
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, ast.Name) and node.id in classes
+            assert not named, f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Compare | ast.Subscript | ast.Match):  # a message may name the system
+                asked = any(isinstance(inner, ast.Attribute) and inner.attr == "system" for inner in ast.walk(node))
+                assert not asked, f"{path.name}:{node.lineno}"
+
+
+def test_what_is_left_to_the_machine_is_decided_when_a_run_begins(
+    tmp_path: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda name: "none" if name == "auto" else name)
+    config = tiny_systems(mnist_root)["vqgan"]
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, perceptual="auto"))
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    command = ["train", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"), "--max-steps"]
+    assert main([*command, "3"]) == 0
+    stored = RunFolder(tmp_path / "run").read_config()
+    assert to_dict(stored)["model"]["perceptual"] == "none"
+    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda name: "efficientnet-lite0")
+    assert main([*command, "5", "--resume"]) == 0
+    assert RunFolder(tmp_path / "run").read_config().model == stored.model
+    shutil.rmtree(tmp_path / "run")

@@ -1,0 +1,267 @@
+"""The library's quantizers under our contract: FSQ against the paper's equations, and what the adapter adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hrvqvae.config import Config, presets
+from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.parsing import override
+from hrvqvae.config.schema import bits_per_image
+from hrvqvae.models.build import build
+from hrvqvae.models.vqpytorch.config import FSQConfig, FSQQuantizerConfig, VQPyTorchConfig, VQPyTorchQuantizerConfig
+from hrvqvae.models.vqpytorch.quantizer import Adapter, FSQQuantizer, VQPyTorchQuantizer
+from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from tests.conftest import with_training
+from tests.models.resuming import check_resumes
+
+QUANTIZERS: dict[str, FSQQuantizerConfig | VQPyTorchQuantizerConfig] = {
+    "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
+    **{name: VQPyTorchQuantizerConfig(name=name, codewords=8, dim=6) for name in ("simvq", "lfq", "vq")},
+    **{f"{name}-residual": VQPyTorchQuantizerConfig(name=name, codewords=4, levels=3, dim=6)
+       for name in ("simvq", "lfq", "vq")},
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("name", QUANTIZERS)
+
+
+def latents(*shape: int, seed: int = 1, dim: int = 6) -> torch.Tensor:
+    return torch.randn(*shape, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def started(name: str, seed: int = 0) -> Adapter:
+    torch.manual_seed(seed)
+    config = QUANTIZERS[name]
+    quantizer = FSQQuantizer(config) if isinstance(config, FSQQuantizerConfig) else VQPyTorchQuantizer(config)
+    quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(seed))
+    return quantizer
+
+
+# FSQ, from the paper's section 3.1 and appendix A.1: bound, round, and number the grid points.
+
+
+@settings(max_examples=40, deadline=None)
+@given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6))
+def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
+    z = 2 * latents(2, 3, 3, seed=seed, dim=len(levels))
+    quantizer = FSQQuantizer(FSQQuantizerConfig(channel_levels=tuple(levels), dim=len(levels)))
+    result = quantizer(z)
+    codes, points = [], []
+    for vector in z.reshape(-1, len(levels)).double().numpy():
+        code, radix, point = 0, 1, []
+        for value, count in zip(vector, levels, strict=True):
+            half = (count - 1) * (1 + 1e-3) / 2
+            offset = 0.5 if count % 2 == 0 else 0.0
+            bounded = np.tanh(value + np.arctanh(offset / half)) * half - offset
+            digit = int(np.round(bounded)) + count // 2
+            assert 0 <= digit < count
+            code, radix = code + digit * radix, radix * count
+            point.append(digit / (count // 2) - 1)  # evenly spaced in [-1, 1]
+        codes.append(code)
+        points.append(point)
+    assert result.codes[0].flatten().tolist() == codes
+    np.testing.assert_allclose(result.latents.reshape(-1, len(levels)).numpy(), points, atol=1e-6)
+    assert quantizer.sizes == (int(np.prod(levels)),)
+    assert dict(result.losses) == {}
+
+
+def test_fsq_passes_the_gradient_of_the_bound_through_the_rounding() -> None:
+    z = latents(1, 2, 2, dim=2).requires_grad_()
+    quantized = FSQQuantizer(FSQQuantizerConfig(channel_levels=(5, 7), dim=2))(z).latents
+    (gradient,) = torch.autograd.grad(quantized.sum(), z)
+    half = torch.tensor([4.0, 6.0]) * (1 + 1e-3) / 2
+    expected = (1 - torch.tanh(z.detach()).square()) * half / torch.tensor([2, 3])
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_fsq_goes_to_its_channels_and_back() -> None:
+    quantizer, z = FSQQuantizer(FSQQuantizerConfig(channel_levels=(8, 8), dim=6)), latents(2, 3, 4)
+    into, out = quantizer.fsq.project_in, quantizer.fsq.project_out
+    assert isinstance(into, nn.Linear)
+    inner = FSQQuantizer(FSQQuantizerConfig(channel_levels=(8, 8), dim=2))
+    expected = inner(into(z))
+    assert torch.equal(quantizer.encode(z)[0], expected.codes[0])
+    torch.testing.assert_close(quantizer(z).latents, out(expected.latents))
+
+
+# The contract, for every quantizer of the library
+
+
+@EVERY
+def test_codes_give_what_training_decodes(name: str) -> None:
+    """Coded, looked up and passed forward are the same, in float32 whatever autocast says."""
+    quantizer, z = started(name).eval(), latents(2, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes, result = quantizer.encode(z), quantizer(z)
+        found = quantizer.lookup(codes)
+    assert [(code.dtype, tuple(code.shape)) for code in codes] == [(torch.long, (2, 3, 4))] * len(quantizer.sizes)
+    assert all(
+        0 <= int(code.min()) <= int(code.max()) < size for code, size in zip(codes, quantizer.sizes, strict=True)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(codes, result.codes, strict=True))
+    assert found.shape == z.shape
+    assert (found.dtype, result.latents.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(found, result.latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, quantizer.lookup(quantizer.encode(z)))
+
+
+@EVERY
+def test_a_prefix_is_what_its_levels_add(name: str) -> None:
+    """The first level's codewords do not depend on the others, and the levels' parts add up."""
+    quantizer, z = started(name).eval(), latents(2, 3, 4)
+    codes = quantizer.encode(z)
+    other = (codes[0], *(torch.zeros_like(code) for code in codes[1:]))
+    sums = [quantizer.lookup(codes[:levels]) for levels in range(1, len(codes) + 1)]
+    assert len({tuple(one.flatten().tolist()) for one in sums}) == len(codes)
+    torch.testing.assert_close(quantizer.lookup(other[:1]), sums[0])
+    if len(codes) == 3:
+        last = quantizer.lookup((codes[0], codes[0] * 0, codes[2])) - quantizer.lookup((codes[0], codes[0] * 0))
+        torch.testing.assert_close(sums[2] - sums[1], last, rtol=1e-4, atol=1e-4)
+
+
+@EVERY
+def test_evaluation_and_coding_change_nothing(name: str) -> None:
+    quantizer = started(name)
+    before = {key: one.clone() for key, one in quantizer.state_dict().items()}
+    draws = torch.get_rng_state()
+    quantizer.train().encode(latents(2, 4, 4))
+    assert quantizer.training
+    quantizer.eval()(latents(2, 4, 4))
+    assert all(torch.equal(one, before[key]) for key, one in quantizer.state_dict().items())
+    quantizer.train()(latents(2, 4, 4))
+    assert torch.equal(torch.get_rng_state(), draws)  # the library's draws are its own
+
+
+@EVERY
+def test_bad_latents_and_codes_are_refused(name: str) -> None:
+    quantizer, z = started(name), latents(1, 2, 2)
+    z[0, 1, 1, 2] = float("nan")
+    for call in (quantizer, quantizer.encode):
+        with pytest.raises(NonFiniteError, match="latents: 1 of 24 values"):
+            call(z)
+    size, levels = quantizer.sizes[0], len(quantizer.sizes)
+    for codes, message in (
+        ([size], f"level 1 has code {size}; codes lie in 0..{size - 1}"), ([-1], "level 1 has code -1"),
+        ([0] * (levels + 1), f"{levels + 1} levels of codes given; this model has 1 to {levels}"), ([], "0 levels"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            quantizer.lookup(tuple(torch.full((1, 1, 1), code) for code in codes))
+
+
+def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
+    """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch as FlatQuantizer's."""
+    quantizer, z = started("simvq").train(), latents(2, 3, 4).requires_grad_()
+    result = quantizer(z)
+    codewords = quantizer.lookup(result.codes).detach()
+    error = float((z.detach() - codewords).square().sum())
+    assert set(result.losses) == {"auxiliary"}
+    assert float(result.losses["auxiliary"].detach()) == pytest.approx(1.25 * error, rel=1e-4)
+    (gradient,) = torch.autograd.grad(result.losses["auxiliary"], z)
+    torch.testing.assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
+
+
+def test_vq_starts_from_the_latents_it_is_given() -> None:
+    centers = 10 * torch.eye(6).repeat(2, 1)[:8] * torch.tensor([1.0] * 6 + [-1.0] * 2)[:, None]
+    z = centers.repeat(50, 1).view(4, 10, 10, 6) + 0.01 * latents(4, 10, 10)
+    quantizer = VQPyTorchQuantizer(VQPyTorchQuantizerConfig(name="vq", codewords=8, dim=6))
+    errors = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        quantizer = VQPyTorchQuantizer(VQPyTorchQuantizerConfig(name="vq", codewords=8, dim=6))
+        quantizer.initialize(z, torch.Generator().manual_seed(seed))
+        errors.append(float((quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).mean()))
+    assert errors[0] == errors[1]  # seeded
+    assert max(errors) < 0.5 * float(z.square().sum(-1).mean())
+
+
+# The systems
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq", "emoji32"])
+@pytest.mark.parametrize("system", ["fsq", "vqpytorch"])
+def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -> None:
+    own, tree = (presets.get(f"{name}/{data}") for name in (system, "hrvqvae"))
+    assert dataclasses.replace(own.config, name="", model=tree.config.model) == dataclasses.replace(
+        tree.config, name=""
+    )
+    for name in ("stride", "padding", "hidden_units", "residual_units", "residual_blocks", "kernel"):
+        assert getattr(own.config.model, name) == getattr(tree.config.model, name)
+    size, model = own.config.data.size, own.config.model
+    assert isinstance(model, FSQConfig | VQPyTorchConfig)
+    assert model.quantizer.dim == dataclasses.asdict(tree.config.model)["quantizer"]["dim"]
+    assert bits_per_image(model, size, size) == bits_per_image(tree.config.model, size, size)
+    assert model.num_codewords == tree.config.model.num_codewords[-1:]
+
+
+def test_another_quantizer_is_one_option() -> None:
+    config = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
+    assert type(build(config).quantizer.residual).__name__ == "ResidualLFQ"
+    assert config.model.codewords_searched == 0
+    residual = override(config, {"model.quantizer.levels": "3", "model.quantizer.codewords": "4"}).model
+    assert (residual.num_symbols, residual.latent_grids(28, 28)) == ((4, 4, 4), ((16, 16),) * 3)
+    with pytest.raises(InputError, match=r"model\.quantizer\.codewords is 100; it must be a power of two for lfq"):
+        override(config, {"model.quantizer.codewords": "100"})
+    levels = override(presets.get("fsq/mnist").config, {"model.quantizer.channel_levels": "7,5,5"})
+    assert levels.model.num_symbols == (175,)
+    with pytest.raises(InputError, match="it must be at least 3 each"):
+        override(levels, {"model.quantizer.channel_levels": "2,5"})
+    with pytest.raises(InputError, match="it must be at most 2"):
+        override(levels, {"model.quantizer.channel_levels": "8,8,8,8,8,8,8,8,8"})
+
+
+def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name.startswith("vector_quantize") else find(name, *rest),
+    )
+    assert not SYSTEMS.get("fsq").available
+    with pytest.raises(InputError, match=r"^FSQ needs vector_quantize_pytorch: pip install 'hrvqvae\[vqpytorch\]'$"):
+        build(presets.get("fsq/mnist").config)
+
+
+def _tiny(tiny: Config, quantizer: FSQQuantizerConfig | VQPyTorchQuantizerConfig) -> Config:
+    network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
+    if isinstance(quantizer, FSQQuantizerConfig):
+        return dataclasses.replace(tiny, model=FSQConfig(**network, quantizer=quantizer))
+    return dataclasses.replace(tiny, model=VQPyTorchConfig(**network, quantizer=quantizer))
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QUANTIZERS["fsq"],
+        QUANTIZERS["simvq"],
+        QUANTIZERS["lfq"],
+        VQPyTorchQuantizerConfig(name="vq", codewords=256, dim=6),
+    ],
+    ids=["fsq", "simvq", "lfq", "vq"],
+)
+def test_stopped_and_resumed_it_is_the_same_run(
+    tiny: Config, tmp_path: Path, quantizer: FSQQuantizerConfig | VQPyTorchQuantizerConfig
+) -> None:
+    """To the bit, with all that the library draws: so many codewords are never all alive, and vq restarts some."""
+    check_resumes(_tiny(tiny, quantizer), tmp_path, stop=4, steps=9)
+
+
+def test_whole_numbers_are_not_averaged(tiny: Config) -> None:
+    """FSQ keeps 3 as a buffer, and 0.9 times 3 plus 0.1 times 3 is a bit less than 3: as a whole number, 2."""
+    config = _tiny(with_training(tiny, polyak_decay=0.9), FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4))
+    model = build(config)
+    state = TrainState.start(model, config.training)
+    for _ in range(3):
+        state.averaged.update_parameters(model)
+    images = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    averaged = state.averaged.module
+    assert torch.equal(averaged.encode(images)[0], model.encode(images)[0])
+    assert torch.equal(averaged.decode(averaged.encode(images)), model.decode(model.encode(images)))

@@ -1,0 +1,262 @@
+"""VQGAN: its losses by hand, the adaptive weight, the late start, and a run that is stopped and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import Config, QuantizerConfig
+from hrvqvae.config.resolve import decide_autoencoder
+from hrvqvae.models.build import build
+from hrvqvae.models.perceptual import PerceptualDistance
+from hrvqvae.models.vqgan import objective as module
+from hrvqvae.models.vqgan.adversarial import (
+    PatchDiscriminator,
+    adaptive_weight,
+    generator_loss,
+    hinge_loss,
+    with_known_gradient,
+)
+from hrvqvae.models.vqgan.config import VQGANConfig
+from hrvqvae.models.vqgan.model import VQGAN
+from hrvqvae.models.vqgan.objective import AdversarialObjective
+from hrvqvae.stages import train_autoencoder
+from hrvqvae.training.autoencoder import StateLearner
+from hrvqvae.training.device import Compute
+from hrvqvae.training.loop import Metrics
+from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from tests.conftest import with_training
+
+GAN = VQGANConfig(
+    stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
+    discriminator_units=4, discriminator_layers=2, quantizer=QuantizerConfig(codewords=9, dim=4, init_vectors=500),
+)  # fmt: skip
+
+
+@pytest.fixture
+def gan(tiny: Config) -> Config:
+    return dataclasses.replace(tiny, name="gan", model=GAN)
+
+
+class Started:
+    """A model, its objective and its state after the data-dependent start, and images to learn from."""
+
+    def __init__(self, config: Config) -> None:
+        torch.manual_seed(0)
+        self.compute = Compute.of(config.training)
+        model = build(config)
+        assert isinstance(model, VQGAN)
+        self.model = model
+        self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
+        model.initialize(self.images, torch.Generator().manual_seed(0))
+        self.objective = AdversarialObjective(model, config, self.compute.place_model)
+        self.state = TrainState.start(model.train(), config.training, self.objective.auxiliary)
+
+    @property
+    def discriminator(self) -> nn.Module:
+        return self.state.auxiliary["discriminator"].module
+
+    def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
+        """One update of model and discriminator."""
+        return self.objective(self.images, StateLearner(self.state, self.compute))
+
+
+def test_hinge_losses() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 0.25])
+    assert float(hinge_loss(real, fake)) == pytest.approx((0 + 0.5 + 2) / 6 + (0 + 1 + 1.25) / 6)
+    assert float(generator_loss(fake)) == pytest.approx(2.75 / 3)
+
+
+def test_the_adaptive_weight_by_gradients_computed_by_hand() -> None:
+    weight = torch.tensor([[1.0, 2.0], [3.0, -1.0]], requires_grad=True)
+    x, target, direction = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0]), torch.tensor([2.0, -1.0])
+    output = weight @ x
+    reconstruction, adversarial = (output - target).square().sum(), -(direction * output).sum()
+    found = adaptive_weight(reconstruction, adversarial, weight)
+    by_hand = np.outer(2 * ((weight.detach() @ x) - target).numpy(), x.numpy())
+    of_adversarial = np.outer(-direction.numpy(), x.numpy())
+    assert float(found) == pytest.approx(np.linalg.norm(by_hand) / (np.linalg.norm(of_adversarial) + 1e-6))
+    assert not found.requires_grad
+    assert weight.grad is None, "nothing is accumulated"
+    assert float(adaptive_weight(reconstruction, adversarial * 0, weight)) == 1e4, "bounded"
+
+
+def test_a_known_gradient_is_the_losses_own() -> None:
+    torch.manual_seed(0)
+    network, weight = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    passes: list[int] = []
+    network.register_full_backward_hook(lambda *_: passes.append(1))
+    image = weight.sin()
+    loss = network(image).square().mean()
+    expected = torch.autograd.grad(3 * loss + image.sum(), weight, retain_graph=True)[0]
+    passes.clear()
+    taken = with_known_gradient(network(image).square().mean(), image)
+    assert float(taken.detach()) == pytest.approx(float(loss.detach()))
+    for _ in range(2):
+        found = torch.autograd.grad(3 * taken + image.sum(), weight, retain_graph=True)[0]
+        torch.testing.assert_close(found, expected)
+    assert len(passes) == 1
+    taken.backward()
+    assert network.weight.grad is None, "nothing beside the image gets a gradient"
+
+
+def test_the_step_by_hand(gan: Config) -> None:
+    """One update of generator and discriminator, against the same put together from its parts."""
+    one, two = Started(gan), Started(gan)
+    metrics, codes = one.step()
+    other, twin = two.model, two.state
+    real = two.images.float() / 255 * 2 - 1
+    result = other(two.images)
+    judge = two.discriminator.train()
+    fake = result.images * 2 - 1
+    adversarial = -judge(fake).mean()
+    last = other.decoder[-1].weight
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (result.losses["reconstruction"], adversarial)
+    ]
+    weight = float(norms[0] / (norms[1] + 1e-6))
+    assert metrics["adaptive_weight"] == pytest.approx(weight, rel=1e-4)
+    assert metrics["adversarial"] == pytest.approx(0.8 * weight * float(adversarial.detach()), rel=1e-3)
+    loss = result.losses["reconstruction"] + result.losses["commitment"] + 0.8 * weight * adversarial
+    twin.optimizer.zero_grad()
+    loss.backward()
+    twin.optimizer.step()
+    network = twin.auxiliary["discriminator"]
+    network.optimizer.zero_grad()
+    of_judge = hinge_loss(judge(real), judge(fake.detach()))
+    of_judge.backward()
+    network.optimizer.step()
+    assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
+    assert torch.equal(codes[0], result.codes[0])
+    for found, expected in ((one.model, other), (one.discriminator, judge)):
+        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_beta_weighs_the_commitment_and_nothing_else(gan: Config) -> None:
+    quantizer = dataclasses.replace(GAN.quantizer, update="gradient")
+    losses = []
+    for beta in (0.25, 1.0):
+        weighed = dataclasses.replace(GAN, quantizer=dataclasses.replace(quantizer, beta=beta))
+        started = Started(dataclasses.replace(gan, model=weighed))
+        losses.append(dict(started.model(started.images).losses))
+    torch.testing.assert_close(losses[1]["commitment"], 4 * losses[0]["commitment"])
+    torch.testing.assert_close(losses[1]["codebook"], losses[0]["codebook"])
+
+
+def test_before_its_start_the_discriminator_rests(gan: Config) -> None:
+    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=1))
+    started = Started(config)
+    before = {name: one.clone() for name, one in started.discriminator.state_dict().items()}
+    metrics, _ = started.step()
+    assert "adversarial" not in metrics
+    after = started.discriminator.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+    started.state.step = 1
+    metrics, _ = started.step()
+    assert {"adversarial", "discriminator", "adaptive_weight"} <= set(metrics)
+    assert any(not torch.equal(one, after[name]) for name, one in before.items())
+
+
+def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config) -> None:
+    started = Started(gan)
+    before = [parameter.detach().clone() for parameter in started.model.parameters()]
+    handle = started.discriminator.register_forward_hook(
+        lambda module, inputs, output: output * float("nan") if not inputs[0].requires_grad else output
+    )
+    with pytest.raises(NonFiniteError, match="discriminator nan"):
+        started.step()
+    handle.remove()
+    assert all(torch.equal(one, other) for one, other in zip(before, started.model.parameters(), strict=True))
+
+
+def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=3))
+    config = with_training(config, max_steps=9, schedule="constant")
+
+    def run_to(steps: int, folder: Path, resume: bool = False) -> None:
+        limited = with_training(config, max_steps=steps)
+        train_autoencoder(limited, RunFolder(folder), resume=resume, say=lambda _: None)
+
+    run_to(9, tmp_path / "whole")
+    run_to(2, tmp_path / "parts")
+    for steps in (5, 9):
+        run_to(steps, tmp_path / "parts", resume=True)
+    whole, parts = (storage.read(RunFolder(tmp_path / name).saved()[0])[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(one, parts[name]) for name, one in whole.items())
+    assert any(name.startswith("discriminator_model.") for name in whole)
+    assert any(name.startswith("discriminator_optimizer.") for name in whole)
+    model, _ = storage.read(RunFolder(tmp_path / "whole").model)
+    assert not any("discriminator" in name for name in model), "the model that others load has none"
+
+
+def test_the_discriminator_tells_patches(gan: Config) -> None:
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(1, 4, 2).eval()
+    images = torch.randn(2, 1, 32, 32)
+    before = judge(images)
+    assert before.shape[1] == 1
+    images[0, 0, 0, 0] += 5
+    moved = judge(images) != before
+    assert moved[0, 0, 0, 0]
+    assert not moved[0, 0, -1, -1], "an answer sees a patch, not the image"
+    assert not moved[1].any()
+
+
+class Halved(PerceptualDistance):
+    """Stands for a published network."""
+
+    name = title = "halved"
+
+    @staticmethod
+    def there() -> bool:
+        return True
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one - other).abs().mean() / 2
+
+
+def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
+    config = dataclasses.replace(
+        gan, model=dataclasses.replace(GAN, perceptual="efficientnet-lite0", perceptual_weight=2.0)
+    )
+    started = Started(config)
+    assert started.objective.distance is not None
+    expected = 2 * started.objective.distance(started.images.float() / 255, started.model(started.images).images)
+    metrics, _ = started.step()
+    assert metrics["perceptual (halved)"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_the_smallest_image_is_the_smallest_that_the_discriminator_takes(layers: int) -> None:
+    smallest = dataclasses.replace(GAN, discriminator_layers=layers).smallest_image
+    judge = PatchDiscriminator(1, 2, layers).train()
+    assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
+    assert judge(torch.rand(1, 1, smallest, smallest + 1)).numel() >= 1
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        judge(torch.rand(2, 1, smallest - 1, smallest - 1))
+
+
+def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(gan: Config) -> None:
+    """Though the discriminator would begin much later."""
+    model = dataclasses.replace(GAN, discriminator_layers=3, adversarial_start=1_000)
+    message = (
+        "^model.discriminator_layers is 3, which takes images of at least 24 pixels a side; these have 12: "
+        "take fewer layers$"
+    )
+    with pytest.raises(InputError, match=message):
+        decide_autoencoder(dataclasses.replace(gan, model=model))
+    with pytest.raises(InputError, match="at least 24 pixels"):
+        model.check_images(23)
+    model.check_images(24)
