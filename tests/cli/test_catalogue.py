@@ -10,7 +10,7 @@ import pytest
 from hrvqvae.cli import main
 from hrvqvae.config import presets
 from hrvqvae.config.entries import DATASETS
-from hrvqvae.models.perceptual import published
+from hrvqvae.models import published
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,12 @@ def test_the_study_of_codebooks(
     assert [(row["system"], row["leaves"]) for row in rows] == [
         (system, 27) for _ in range(4) for system in ("hrvqvae", "vqvae")
     ]
-    assert {row["with"] for row in rows} == {"k-means start, dead-code restart", "k-means start", "dead-code restart", "neither"}
+    assert {row["with"] for row in rows} == {
+        "k-means start, dead-code restart",
+        "k-means start",
+        "dead-code restart",
+        "neither",
+    }
     assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
     assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()

@@ -21,7 +21,7 @@ from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.features import Features
-from hrvqvae.models.perceptual import efficientnet, published
+from hrvqvae.models import perceptual, published
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.prior import PriorStep
@@ -298,7 +298,7 @@ def test_a_table_of_means() -> None:
 
 
 def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efficientnet, "_installed", lambda: False)
+    monkeypatch.setattr(perceptual, "_installed", lambda: False)
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     comparison = Comparison(dataset="photos", systems=("vqvae",), max_steps=1, root=str(tmp_path / "photos"))

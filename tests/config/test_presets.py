@@ -252,9 +252,8 @@ class WithoutPadding(ModelConfig):
 
 def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
     bare = System(
-        name="bare", title="Bare", source="", config=WithoutPadding, model="nowhere:Bare", settings=lambda _: (),
-        colour="k", marker="o",
-    )  # fmt: skip
+        name="bare", title="Bare", source="", config=WithoutPadding(), model="nowhere:Bare", settings=lambda _: ()
+    )
     preset = presets.of_dataset(bare, DATASETS.get("mnist"))
     assert preset.config.model == WithoutPadding()
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)

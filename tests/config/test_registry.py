@@ -48,7 +48,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    install(site, "theirs", _SYSTEM.format(name="other"), "hrvqvae.models", other="SYSTEM")
+    install(site, "theirs", _SYSTEM.format(name="other"), "hrvqvae.systems", other="SYSTEM")
     assert [*SYSTEMS][-1] == "other"
     assert "other" in SYSTEMS
     assert SYSTEMS.get("other") is SYSTEMS.entries()[-1]
@@ -76,7 +76,7 @@ def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str])
 def test_a_broken_package_is_named_and_breaks_nothing_else(
     source: str, fault: str, site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(site, "theirs", source, "hrvqvae.models", other="SYSTEM")
+    install(site, "theirs", source, "hrvqvae.systems", other="SYSTEM")
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
     line = f"the system 'other' of the package theirs {fault}"
     assert SYSTEMS.faults() == [line]
@@ -95,7 +95,7 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
 
 
 def test_a_name_of_ours_is_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    install(site, "theirs", _SYSTEM.format(name="vqvae2"), "hrvqvae.models", vqvae2="SYSTEM")
+    install(site, "theirs", _SYSTEM.format(name="vqvae2"), "hrvqvae.systems", vqvae2="SYSTEM")
     line = "the package theirs adds a system 'vqvae2', a name of ours"
     with pytest.raises(InputError, match=line):
         SYSTEMS.get("vqvae2")
@@ -109,7 +109,7 @@ def test_a_name_of_ours_is_refused(site: Path, capsys: pytest.CaptureFixture[str
 
 def test_two_packages_with_one_name_are_refused(site: Path) -> None:
     for package in ("theirs", "hers"):
-        install(site, package, _SYSTEM.format(name="other"), "hrvqvae.models", other="SYSTEM")
+        install(site, package, _SYSTEM.format(name="other"), "hrvqvae.systems", other="SYSTEM")
     with pytest.raises(InputError, match="several packages add a system 'other': hers and theirs"):
         SYSTEMS.get("other")
     assert [*SYSTEMS].count("other") == 1
@@ -129,7 +129,7 @@ def test_what_is_registered_has_its_name_and_what_it_names_is_there() -> None:
     for registry in (SYSTEMS, PRIORS, DATASETS):
         assert [entry.name for entry in registry.entries()] == [*registry]
     for system in SYSTEMS.entries():
-        assert system.config().system == system.name
+        assert system.config.system == system.name
     for network in PRIORS.entries():
         assert network.config().kind == network.name
 
@@ -147,6 +147,6 @@ def test_names_and_help_import_no_entry(tmp_path: Path) -> None:
 
 def test_an_entry_of_another_kind_is_refused(site: Path) -> None:
     source = 'from hrvqvae.config.entries import PRIORS\nPRIOR = PRIORS.get("transformer")\n'
-    install(site, "confused", source, "hrvqvae.models", transformer="PRIOR")
+    install(site, "confused", source, "hrvqvae.systems", transformer="PRIOR")
     with pytest.raises(InputError, match=r"package confused is a PriorNetwork; it must be a System$"):
         SYSTEMS.get("transformer")

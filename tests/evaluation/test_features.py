@@ -13,7 +13,7 @@ from hrvqvae.evaluation import judge
 from hrvqvae.evaluation.classifier import small_classifier
 from hrvqvae.evaluation.features import features_of
 from hrvqvae.evaluation.judge import Judge
-from hrvqvae.models.perceptual import published
+from hrvqvae.models import published
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 

@@ -152,7 +152,7 @@ def test_nothing_but_its_folder_knows_a_system() -> None:
     paths = [path for path in SOURCE.rglob("*.py") if not any(path.is_relative_to(folder) for folder in own)]
     assert len(paths) > 50
     systems = [SYSTEMS.get(name) for name in EVERY]
-    classes = {system.config.__name__ for system in systems} | {
+    classes = {type(system.config).__name__ for system in systems} | {
         reference.partition(":")[2] for system in systems for reference in (system.model, system.objective)
     }
     for path in paths:

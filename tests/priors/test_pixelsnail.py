@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.models.blocks import CausalConv2d
 from hrvqvae.priors.base import Level, code_loss, total_bits
+from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL
 from hrvqvae.utils.errors import InputError

@@ -12,7 +12,7 @@ from torch.optim import Adam
 
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.models.blocks import CausalConv2d
+from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.training.optimizers import Muon, make_optimizer, matrices, orthogonalized
 from tests.conftest import with_training
 from tests.models.resuming import check_resumes

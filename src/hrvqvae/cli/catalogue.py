@@ -41,7 +41,7 @@ def _presets(arguments: Arguments) -> int:
 def _data_list(arguments: Arguments) -> int:
     from hrvqvae.config.entries import DATASETS
     from hrvqvae.data.loading import data_root, missing_files
-    from hrvqvae.models.perceptual import published
+    from hrvqvae.models import published
 
     warn_of_faults(DATASETS)
     root = data_root(arguments.root)
@@ -64,7 +64,7 @@ def _data_list(arguments: Arguments) -> int:
 def _data_get(arguments: Arguments) -> int:
     from hrvqvae.data import fetch
     from hrvqvae.data.loading import data_root
-    from hrvqvae.models.perceptual import published
+    from hrvqvae.models import published
 
     if arguments.name in published.NETWORKS:
         published.get(arguments.name, print)

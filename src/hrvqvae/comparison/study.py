@@ -22,7 +22,7 @@ def studied_systems() -> tuple[str, ...]:
     found = []
     for system in SYSTEMS.entries():
         with contextlib.suppress(InputError):
-            system.config().with_leaves(2, 1)
+            system.config.with_leaves(2, 1)
             found.append(system.name)
     return tuple(found)
 

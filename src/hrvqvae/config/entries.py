@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,14 +96,13 @@ class System:
     """A system: everything that the rest asks about it. The modules it names are imported when they are needed.
 
     Attributes:
-        name: its folder, the first part of its presets' names, `model.system`.
+        name: the first part of its presets' names, and `model.system`.
         title: for people.
         source: publication, for lists and pages.
-        config: its configuration, a frozen dataclass whose `system` is `name`.
+        config: its configuration with its defaults, a frozen dataclass; its field `system` becomes `name`.
         model: "module:Class", called with (config, channels) -> Autoencoder.
         settings: the fields of a configuration for a data set, with their sources; the later ones win.
-        colour, marker: of its curves, as matplotlib names them.
-        objective: "module:Class" of a `systems.objective.Objective`: how it learns.
+        objective: "module:Class" of a `models.objective.Objective`: how it learns.
         extras: presets beside those of every data set.
         notes: for a data set's preset, contradictions and departures, a line each.
         needs: (module to import, what pip installs for it), where it needs another package.
@@ -111,15 +111,16 @@ class System:
     name: str
     title: str
     source: str
-    config: type[ModelConfig]
+    config: ModelConfig
     model: str
     settings: Callable[[Dataset], Sequence[Part]]
-    colour: str
-    marker: str
     objective: str = "hrvqvae.models.objective:SumOfLosses"
     extras: tuple[ExtraPreset, ...] = ()
     notes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", dataclasses.replace(self.config, system=self.name))
 
     @property
     def available(self) -> bool:
@@ -168,7 +169,7 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 
 
 SYSTEMS: Registry[System] = Registry(
-    System, "system", "hrvqvae.models",
+    System, "system", "hrvqvae.systems",
     _in_package("models", ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
     | {"fsq": "hrvqvae.models.vqpytorch:FSQ", "vqpytorch": "hrvqvae.models.vqpytorch:VQPYTORCH"},
 )  # fmt: skip

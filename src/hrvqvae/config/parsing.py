@@ -24,7 +24,7 @@ from hrvqvae.config.entries import PRIORS, SYSTEMS
 from hrvqvae.config.prior import PriorConfig
 from hrvqvae.config.progressive import ProgressiveConfig
 from hrvqvae.config.registry import Registry
-from hrvqvae.config.schema import DEFAULT_PRIOR, DEFAULT_SYSTEM, Config, nested, to_dict
+from hrvqvae.config.schema import DEFAULT_PRIOR, DEFAULT_SYSTEM, Config, flatten, nested, to_dict
 from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
 from hrvqvae.utils.errors import InputError
 
@@ -44,9 +44,10 @@ class _Form:
     """
 
     def __init__(self, system: str, network: str) -> None:
+        model = SYSTEMS.get(system).config
         sections: dict[str, type[Any]] = {
             "data": DataConfig,
-            "model": SYSTEMS.get(system).config,
+            "model": type(model),
             "training": TrainingConfig,
             "prior.network": PRIORS.get(network).config,
             "prior.training": PriorTrainingConfig,
@@ -58,6 +59,7 @@ class _Form:
         for name, kind in sections.items():
             self.parser.add_class_arguments(kind, name)
             self.types |= dict(_types(kind, f"{name}."))
+        self.parser.set_defaults({f"model.{name}": value for name, value in flatten(to_dict(model))})
         for name, hint, default in _OF_PRIORS:
             self.parser.add_argument(f"--prior.{name}", type=hint, default=default)
             self.types[f"prior.{name}"] = hint

@@ -27,6 +27,7 @@ from hrvqvae.config.schema import (
     nested,
     to_dict,
     training_steps,
+    updated,
 )
 from hrvqvae.config.tables import OURS, Part
 from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
@@ -74,7 +75,7 @@ def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes:
     config = Config(
         name=name,
         data=from_plain(DataConfig, tree.get("data", {})),
-        model=from_plain(system.config, tree.get("model", {})),
+        model=updated(system.config, tree.get("model", {})),
         training=from_plain(TrainingConfig, tree.get("training", {})),
         prior=PriorConfig(
             network=from_plain(network, of_network), training=from_plain(PriorTrainingConfig, of_training)

@@ -64,6 +64,15 @@ def from_plain(kind: type[C], values: Mapping[str, Any]) -> C:
     return kind(**given)
 
 
+def updated(config: C, values: Mapping[str, Any]) -> C:
+    """A dataclass with fields replaced by nested plain values of the right types."""
+    given = {
+        name: updated(getattr(config, name), value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+    }
+    return dataclasses.replace(config, **given)  # type: ignore[type-var]
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every leaf of a nested mapping, in order."""
     for name, value in tree.items():

@@ -15,8 +15,8 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from hrvqvae.config import DataConfig
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.judge import has_trusted_features, judge_of
-from hrvqvae.models.perceptual import EfficientNetDistance, published
-from hrvqvae.models.perceptual.distance import three_channels
+from hrvqvae.models import published
+from hrvqvae.models.perceptual import EfficientNetDistance, three_channels
 from hrvqvae.utils.errors import InputError
 
 _INCEPTION_WIDTH = 2048

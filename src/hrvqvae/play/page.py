@@ -171,9 +171,7 @@ class Page:
                         made = _image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
                         asked = self._asked(16)
-                        go_draw = gr.Button(
-                            "Draw", variant="primary", interactive=not self.missing, elem_id="draw"
-                        )
+                        go_draw = gr.Button("Draw", variant="primary", interactive=not self.missing, elem_id="draw")
                         drawn = _image("New images", "drawn")
                     with gr.Tab("Complete"):
                         gr.Markdown("Paint over what should stay; the rest is drawn anew.")

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hrvqvae.checkpoints.storage import write_atomic
-from hrvqvae.config.entries import SYSTEMS
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -25,6 +24,16 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 _LINES = ("-", "--", ":", "-.")
+_STYLES = {  # system -> marker and colour of its curves
+    "hrvqvae": ("o", "#4477aa"),
+    "treevq": ("*", "#222255"),
+    "vqvae": ("s", "#cc6677"),
+    "vqvae2": ("^", "#228833"),
+    "vqgan": ("D", "#aa8800"),
+    "rqvae": ("v", "#aa3377"),
+    "fsq": ("P", "#66ccee"),
+    "vqpytorch": ("X", "#555555"),
+}
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
 
 
@@ -103,11 +112,8 @@ def search_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _style(system: str) -> tuple[str, str]:
-    """(marker, colour) of a system's curves; grey where this machine has no such system."""
-    if system not in SYSTEMS:
-        return "o", "#777777"
-    entry = SYSTEMS.get(system)
-    return entry.marker, entry.colour
+    """(marker, colour) of a system's curves; grey where it is none of ours."""
+    return _STYLES.get(system, ("o", "#777777"))
 
 
 def comparison_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

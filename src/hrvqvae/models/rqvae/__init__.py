@@ -14,12 +14,10 @@ SYSTEM = System(
     name="rqvae",
     title="RQ-VAE",
     source="Lee et al. 2022",
-    config=RQVAEConfig,
+    config=RQVAEConfig(),
     model="hrvqvae.models.rqvae.model:RQVAE",
     settings=TableSettings(
         (_AS_TABLE_6, PRIORS_AS_TABLE_8, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS, _OURS), few_images=MORE_DROPOUT
     ),
     notes=("RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked, so the same bits a position.",),
-    colour="#aa3377",
-    marker="v",
 )

@@ -31,10 +31,8 @@ SYSTEM = System(
     name="treevq",
     title="TreeVQ",
     source="ours",
-    config=TreeVQConfig,
+    config=TreeVQConfig(),
     model="hrvqvae.models.treevq.model:TreeVQAutoencoder",
     settings=TableSettings((_AS_TABLE_6, FASTER_CODEBOOKS, _OURS), few_images={"prior.network.dropout": 0.3}),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
-    colour="#222255",
-    marker="*",
 )

@@ -41,7 +41,7 @@ SYSTEM = System(
     name="vqgan",
     title="VQGAN",
     source="Esser et al. 2021",
-    config=VQGANConfig,
+    config=VQGANConfig(),
     model="hrvqvae.models.vqgan.model:VQGAN",
     objective="hrvqvae.models.vqgan.objective:AdversarialObjective",
     settings=TableSettings((_OURS,), few_images={"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
@@ -50,6 +50,4 @@ SYSTEM = System(
         "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "
         "decoder at once.",
     ),
-    colour="#aa8800",
-    marker="D",
 )

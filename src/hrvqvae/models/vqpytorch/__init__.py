@@ -24,15 +24,13 @@ FSQ = System(
     name="fsq",
     title="FSQ",
     source="Mentzer et al. 2023",
-    config=FSQConfig,
+    config=FSQConfig(),
     model="hrvqvae.models.vqpytorch.model:FSQModel",
     settings=_settings(
         "FSQ's own for 512 and 64 codes",
         {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]},
     ),
     notes=("FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves, so the same bits.",),
-    colour="#66ccee",
-    marker="P",
     needs=_NEEDS,
 )
 
@@ -40,14 +38,12 @@ VQPYTORCH = System(
     name="vqpytorch",
     title="Library quantizer",
     source="vector-quantize-pytorch",
-    config=VQPyTorchConfig,
+    config=VQPyTorchConfig(),
     model="hrvqvae.models.vqpytorch.model:VQPyTorchModel",
     settings=_settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}),
     notes=(
         "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "
         "codewords as the tree has leaves, so the same bits.",
     ),
-    colour="#555555",
-    marker="X",
     needs=_NEEDS,
 )

@@ -23,7 +23,7 @@ SYSTEM = System(
     name="vqvae",
     title="VQVAE",
     source="van den Oord et al. 2017",
-    config=VQVAEConfig,
+    config=VQVAEConfig(),
     model="hrvqvae.models.vqvae.model:VQVAE",
     settings=TableSettings(
         (NETWORK_AS_TABLE_6, _CODEBOOK_AS_TABLE_6, PRIORS_AS_TABLE_8, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS),
@@ -32,6 +32,4 @@ SYSTEM = System(
     notes=(
         "VQVAE is not printed: the HR-VQVAE row with one flat codebook of m^3 codewords, so the same bits a position.",
     ),
-    colour="#cc6677",
-    marker="s",
 )

@@ -25,7 +25,7 @@ SYSTEM = System(
     name="vqvae2",
     title="VQVAE-2",
     source="Razavi et al. 2019",
-    config=VQVAE2Config,
+    config=VQVAE2Config(),
     model="hrvqvae.models.vqvae2.model:VQVAE2",
     settings=TableSettings((TABLE_7, TABLE_9, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT),
     extras=(
@@ -46,6 +46,4 @@ SYSTEM = System(
         ),
     ),
     notes=("Table 9 prints no head count for the middle grid's one attention layer: 8 is ours.",),
-    colour="#228833",
-    marker="^",
 )  # fmt: skip

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.models.blocks import cheap_dropout
 from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.causal import cheap_dropout
 from hrvqvae.priors.depth.config import DepthConfig
 from hrvqvae.priors.trunk import Trunk
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, interpolate
 
 from hrvqvae.config import at_level
-from hrvqvae.models.blocks import Attention, ResidualStack
+from hrvqvae.models.blocks import ResidualStack
 from hrvqvae.priors.base import Level, LevelPrior
+from hrvqvae.priors.causal import Attention
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
 from hrvqvae.priors.trunk import Trunk
 

