@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.plots import curves
+from hrvqvae.utils.files import write_atomic
 
 
 @contextmanager

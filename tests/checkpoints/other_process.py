@@ -11,7 +11,7 @@ from pathlib import Path
 _PROGRAM = """
 import sys
 from pathlib import Path
-from hrvqvae.checkpoints.lock import locked
+from hrvqvae.utils.files import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.readline()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import subprocess
@@ -133,25 +132,3 @@ def test_damage_is_named(place: str, tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         storage.read(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x"
-    storage.write_atomic(path, b"old")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
-    with pytest.raises(OSError, match="No space"):
-        storage.write_atomic(path, b"new content")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / f"{storage.TEMPORARY}12-x").write_bytes(b"half")
-    (tmp_path / "x").write_bytes(b"whole")
-    storage.remove_temporaries(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]

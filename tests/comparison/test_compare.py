@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from hrvqvae.checkpoints import storage
 from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
 from hrvqvae.comparison.compare import COLUMNS, Comparison, available_systems, compare
@@ -26,6 +25,7 @@ from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.prior import PriorStep
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import TEMPORARY
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
 
@@ -179,12 +179,12 @@ def test_what_a_killed_writer_left_is_no_row(tmp_path: Path, capsys: pytest.Capt
     command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "4", "--out", str(tmp_path)]
     assert main(command) == 0
     row = tmp_path / "rows" / "vqvae-0.json"
-    (row.parent / f"{storage.TEMPORARY}abc-vqvae-1.json").write_bytes(row.read_bytes())
-    (row.parent / f"{storage.TEMPORARY}abd-vqvae-1.json").write_bytes(b"")
+    (row.parent / f"{TEMPORARY}abc-vqvae-1.json").write_bytes(row.read_bytes())
+    (row.parent / f"{TEMPORARY}abd-vqvae-1.json").write_bytes(b"")
     assert main(command) == 0
     assert "| vqvae | 1 |" in (tmp_path / "results.md").read_text()
     assert main([*command, "--seeds", "2"]) == 0
-    assert not list(row.parent.glob(f"{storage.TEMPORARY}*"))
+    assert not list(row.parent.glob(f"{TEMPORARY}*"))
     assert sorted(path.name for path in row.parent.glob("*.json")) == ["vqvae-0.json", "vqvae-1.json"]
     for damaged in (row, tmp_path / "comparison.json"):
         content = damaged.read_bytes()

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.lock import locked
 from hrvqvae.comparison.compare import Comparison, compare
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
+from hrvqvae.utils.files import TEMPORARY, locked
 from tests.checkpoints.other_process import in_another_process
 
 
@@ -41,7 +40,7 @@ def test_two_processes_make_every_case_once(mnist_root: Path, tmp_path: Path) ->
     rows = json.loads((out / "results.json").read_text())
     assert {f"{row['system']}-{row['seed']}" for row in rows} == names
     assert "| vqvae | 3 |" in (out / "results.md").read_text()
-    assert not list(out.rglob(f"{storage.TEMPORARY}*"))
+    assert not list(out.rglob(f"{TEMPORARY}*"))
 
 
 @pytest.mark.usefixtures("systems")

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 import hrvqvae
-from hrvqvae.checkpoints.storage import TEMPORARY
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.tokens.coding import Coder
 from hrvqvae.tokens.shards import ShardWriter
+from hrvqvae.utils.files import TEMPORARY
 from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
 from tests.conftest import write_picture

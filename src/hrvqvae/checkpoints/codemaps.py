@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.lock import locked
-from hrvqvae.checkpoints.storage import remove_temporaries, write_atomic
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
@@ -32,6 +30,7 @@ from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
 from hrvqvae.utils.progress import tracked
 
 _BATCH = 128

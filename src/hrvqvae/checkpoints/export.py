@@ -14,10 +14,10 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_fold
 from hrvqvae.checkpoints.loading import folders_of_priors, level_bits, read_prior
 from hrvqvae.checkpoints.locating import locate
 from hrvqvae.checkpoints.progressive import read_progressive_decoder
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.config import Config, Levels, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import TEMPORARY, write_atomic
 
 
 def export(run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None) -> list[Path]:
@@ -39,7 +39,7 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
         raise InputError(f"{out} exists already; choose another folder")
     source = locate(run)
     weights, meta, digest = storage.read_with_digest(source)
-    partial = out.with_name(f"{storage.TEMPORARY}{out.name}")
+    partial = out.with_name(f"{TEMPORARY}{out.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -30,11 +30,11 @@ import yaml
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.lock import locked
 from hrvqvae.config import Config, Levels, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.distributed import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
 
 KEPT = 2
 
@@ -108,8 +108,8 @@ class RunFolder:
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
-                storage.remove_temporaries(folder)
-            storage.write_atomic(self.path / ".writable", b"")
+                remove_temporaries(folder)
+            write_atomic(self.path / ".writable", b"")
             (self.path / ".writable").unlink()
         except OSError as error:
             reason = error.strerror or str(error)
@@ -120,7 +120,7 @@ class RunFolder:
         self.create()
         self.write_config(config)
         if job_id():
-            storage.write_atomic(self.job, job_id().encode())
+            write_atomic(self.job, job_id().encode())
 
     def of_this_job(self) -> bool:
         """Whether the run began in this very training, which goes on with other processes now."""
@@ -150,7 +150,7 @@ class RunFolder:
         return bool(storage.read_meta(self.model).get("autoencoder") != autoencoder)
 
     def write_config(self, config: Config) -> None:
-        storage.write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+        write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_plain(self, file: Path | None = None) -> Any:
         """The configuration as plain values, from config.yaml or the file that is given.

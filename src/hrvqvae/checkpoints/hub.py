@@ -12,9 +12,9 @@ from typing import Any
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.locating import is_hub_name, run_folder, shipped
-from hrvqvae.checkpoints.storage import TEMPORARY
 from hrvqvae.data.network import quiet_network
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import writing_folder
 
 _OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")
 """What is put on the hub and got from there: no other file of a repository is wanted, and none of these could run."""
@@ -60,16 +60,9 @@ def fetch(
             name, revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only,
             force_download=force_download,
         )  # fmt: skip
-    if into.exists():
-        raise InputError(f"{into} exists already; choose another folder")
-    partial = into.with_name(f"{TEMPORARY}{into.name}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing_folder(into) as partial:
         _snapshot(name, revision, local_dir=partial, token=token)
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
-        partial.rename(into)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return into
 
 

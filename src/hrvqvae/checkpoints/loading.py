@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -19,9 +16,9 @@ from hrvqvae.checkpoints.device import resolve_device
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.locating import locate
 from hrvqvae.checkpoints.progressive import with_progressive_decoder
+from hrvqvae.checkpoints.stale import require_current
 from hrvqvae.config import Config, Levels, level_names, to_dict
-from hrvqvae.config.parsing import from_dict, override
-from hrvqvae.config.schema import flatten
+from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import Priors
@@ -83,31 +80,6 @@ def folders_of_priors(run: Path, count: int) -> dict[Levels, RunFolder]:
     return dict(sorted(found.items(), key=lambda item: item[0].start))
 
 
-def renewal(run: str | Path, levels: Levels, folder: Path, config: Config) -> str:
-    """What to do about the prior of some levels that is of another state of the model: an end of a message.
-
-    Args:
-        run: as a person named it.
-        folder: of the prior.
-        config: of the prior. The command asks for its network, whatever the run's own configuration says.
-
-    Raises:
-        InputError: as `described_config`.
-    """
-    stored, kind = described_config(run), "prior.network.kind"
-    gets = _of_prior(override(stored, {kind: config.prior.network.kind})) | {kind: stored.prior.network.kind}
-    given = [
-        f" --{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
-        for name, value in _of_prior(config).items() if value != gets[name]
-    ]  # fmt: skip
-    return f"delete {folder} and train it anew: hrvqvae train-prior {run} --level {levels.start + 1}{''.join(given)}"
-
-
-def _of_prior(config: Config) -> dict[str, Any]:
-    """Dotted name -> value of what the priors are, without their training."""
-    return {name: value for name, value in flatten(to_dict(config)) if re.match(r"prior\.(?!training\.)", name)}
-
-
 def read_prior(
     path: Path, autoencoder: str, run: str | Path, levels: Levels
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,9 +95,7 @@ def read_prior(
     weights, about = storage.read(path)
     if about.get("kind") != "prior":
         raise DamagedFileError(f"{path} is not a prior")
-    if about["autoencoder"] != autoencoder:
-        told = renewal(run, levels, path.parent, from_dict(about["config"], str(path)))
-        raise InputError(f"{path} was trained on codes of another state of the autoencoder; {told}")
+    require_current(path, about["autoencoder"], autoencoder, run)
     return weights, about
 
 

@@ -22,10 +22,11 @@ from hrvqvae.checkpoints.export import config_bytes, export
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
 from hrvqvae.checkpoints.loading import load_with_config, save_model
 from hrvqvae.checkpoints.progressive import save_progressive_decoder
-from hrvqvae.checkpoints.storage import digest, write_atomic
+from hrvqvae.checkpoints.storage import digest
 from hrvqvae.config import Config, DataConfig
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
 
 
 def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None = None, **options: Any) -> Autoencoder:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.stale import renewal
 from hrvqvae.config import Config, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.base import Autoencoder
@@ -49,10 +50,7 @@ def read_progressive_decoder(
     if about.get("kind") != "prefixes":
         raise DamagedFileError(f"{path} is no progressive decoder")
     if about["autoencoder"] != autoencoder:
-        told_once(
-            f"{path.parent} is left out: it was trained for another state of the model; until there is another "
-            f"(hrvqvae train-progressive {run}) the decoder of all levels decodes prefixes"
-        )
+        told_once(f"the decoder of all levels decodes prefixes: {path.parent} was {renewal(run)}")
         return None
     return weights, about
 

@@ -6,13 +6,9 @@ bytes, so that a flipped bit is noticed as well as a file cut short.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hrvqvae.utils.errors import DamagedFileError, InputError
-
-TEMPORARY = ".writing-"
-
-
-@contextmanager
-def writing(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """A temporary name beside a file, under which it is written; at the end it is flushed to the disk and renamed.
-
-    A kill leaves the old file or the new.
-
-    Args:
-        flush: wait for the disk. Without it a kill leaves no less, but a machine that loses power may.
-
-    Raises:
-        OSError: the disk is full or the folder can't be written; the old file is as it was, nothing else is left.
-    """
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        yield temporary
-        if flush:
-            with temporary.open("r+b") as stream:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if not flush:
-        return
-    with contextlib.suppress(OSError):  # not every file system lets a folder be flushed
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: see `writing`. Raises OSError as it does."""
-    with writing(path) as temporary, temporary.open("xb") as stream:
-        stream.write(content)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left in a folder."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        left.unlink(missing_ok=True)
+from hrvqvae.utils.files import write_atomic
 
 
 def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:

@@ -59,7 +59,7 @@ def _train(arguments: Arguments) -> int:
         return 0
     from hrvqvae import distributed
     from hrvqvae.checkpoints.folder import RunFolder
-    from hrvqvae.checkpoints.outdated import outdated
+    from hrvqvae.checkpoints.stale import stale_notice
     from hrvqvae.stages import resolve_autoencoder, train_autoencoder
 
     run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
@@ -72,7 +72,7 @@ def _train(arguments: Arguments) -> int:
     else:
         print(f"trained {counted(outcome.step, 'step')} in {outcome.seconds / 60:.1f} minutes, {memory}: {run.model}")
         print(f"pictures in {run.pictures}")
-    for line in distributed.on_rank_zero(lambda: outdated(run.path)):
+    for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):
         print(line)
     return 0 if outcome.signal is None else 128 + outcome.signal
 

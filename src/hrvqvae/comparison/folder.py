@@ -27,10 +27,9 @@ from PIL import Image
 from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.lock import locked
-from hrvqvae.checkpoints.storage import TEMPORARY, remove_temporaries, write_atomic
 from hrvqvae.plots.sheets import to_pil
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import TEMPORARY, locked, remove_temporaries, write_atomic
 
 Measured = dict[str, Any]
 """What was measured of a run, by name; its labels first."""

@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.checkpoints.lock import InUseError
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.resolve import decide_autoencoder, decide_priors, digest_of, prior_config
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import InUseError
 from hrvqvae.utils.progress import clock
 from hrvqvae.utils.quantities import counted
 

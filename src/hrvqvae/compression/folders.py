@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hrvqvae.checkpoints.codemaps import flat_codes
 from hrvqvae.checkpoints.locating import shipped
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression import archive
 from hrvqvae.compression import images as compression
@@ -22,6 +21,7 @@ from hrvqvae.data.loading import note
 from hrvqvae.plots import sheets
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.progress import tracked
 from hrvqvae.utils.quantities import counted
 

@@ -18,15 +18,18 @@ from hrvqvae.checkpoints.codemaps import extract, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_digest
 from hrvqvae.checkpoints.locating import locate
+from hrvqvae.checkpoints.stale import require_current
 from hrvqvae.compression.fitting import files_of, fit
-from hrvqvae.compression.geometry import Grid, geometry_of
+from hrvqvae.compression.geometry import geometry_of
 from hrvqvae.compression.learning import learn_level
 from hrvqvae.compression.network import Network
 from hrvqvae.compression.stream import MOST_PIXELS, Codec, Picture, read
 from hrvqvae.compression.tables import MOST_SYMBOLS, Tables, read_tables
 from hrvqvae.config import Config
+from hrvqvae.data.batches import same_size
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.quantities import counted
 
 _PIXELS = 1 << 18  # of the images that a network gets at once
@@ -45,8 +48,9 @@ def codec_of(run: str | Path, model: Autoencoder, config: Config) -> Codec:
     if not path.is_file():
         return bare
     tables = read_tables(path.read_bytes(), str(path))
-    if (tables.model, tables.geometry, tables.symbols) != (weights, bare.geometry, bare.symbols):
-        raise InputError(f"{path} was made for other weights than those beside it; make it anew: hrvqvae tables {run}")
+    require_current(path, tables.model, weights, run)
+    if (tables.geometry, tables.symbols) != (bare.geometry, bare.symbols):
+        raise DamagedFileError(f"{path} is damaged: it has other grids or symbols than the model beside it")
     return Codec(bare.name, weights, bare.geometry, bare.symbols, tables)
 
 
@@ -88,22 +92,10 @@ def make_tables(
     geometry = geometry_of(config.model.latent_grids)
     tables = Tables(config.name, weights, geometry, symbols, tuple(networks))
     try:
-        storage.write_atomic(folder.tables, tables.content)
+        write_atomic(folder.tables, tables.content)
     except OSError as error:
         raise InputError(f"{folder.tables} can't be written ({error.strerror or error})") from error
     return folder.tables
-
-
-def _batches(sizes: Sequence[Grid]) -> list[list[int]]:
-    """Numbers of images that go through a network together: of one size, and not too many."""
-    together: dict[Grid, list[int]] = {}
-    for number, size in enumerate(sizes):
-        together.setdefault(size, []).append(number)
-    found = []
-    for (height, width), numbers in together.items():
-        most = max(1, _PIXELS // (height * width))
-        found += [numbers[start : start + most] for start in range(0, len(numbers), most)]
-    return found
 
 
 def check_levels(model: Autoencoder, levels: int | None) -> int:
@@ -135,7 +127,7 @@ def compress(
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: list[bytes] = [b""] * len(images)
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    for numbers in _batches(sizes):
+    for numbers in same_size(sizes, _PIXELS):
         batch = torch.stack([images[number] for number in numbers]).to(device)
         if max_bytes is None:
             made = files_of(codec, encode(batch), batch, levels)
@@ -184,7 +176,7 @@ def paint(
     images: dict[int, Tensor] = {}
     for one in set(used):
         numbers = [number for number, levels_of in enumerate(used) if levels_of == one]
-        for batch in _batches([pictures[number].size for number in numbers]):
+        for batch in same_size([pictures[number].size for number in numbers], _PIXELS):
             some = [numbers[place] for place in batch]
             codes = tuple(
                 torch.from_numpy(np.stack([pictures[number].codes[level] for number in some]).astype(np.int64))

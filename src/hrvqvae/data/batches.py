@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,21 @@ class Batch:
     broken: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
     fatal: InputError | None = None
+
+
+def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
+    """Numbers of the images that go through a network together: all of one size, and so many pixels in all at most.
+
+    Args:
+        sizes: of each image, its height and width, and what else must be the same.
+        pixels: at most, but never less than one image.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for number, size in enumerate(sizes):
+        alike.setdefault(size, []).append(number)
+    for (height, width, *_), numbers in alike.items():
+        most = max(1, pixels // max(1, height * width))
+        yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
 
 
 class Stream(Sampler[list[Sample]]):

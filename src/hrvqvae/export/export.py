@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config, to_dict
@@ -21,6 +20,7 @@ from hrvqvae.export.forms import FORMS, GraphModel
 from hrvqvae.export.trace import trace
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import TEMPORARY
 
 
 def check_images(config: Config, least: int) -> list[Tensor]:
@@ -68,7 +68,7 @@ def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None
     model, config = load_with_config(run, beam=beam)
     graphs = trace(model, config)
     about = {"config": without_paths(to_dict(config)), "prefixes": list(model.prefixes)}
-    partial = out.with_name(f"{storage.TEMPORARY}{out.name}")
+    partial = out.with_name(f"{TEMPORARY}{out.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

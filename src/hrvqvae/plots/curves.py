@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hrvqvae.checkpoints.storage import write_atomic
+from hrvqvae.utils.files import write_atomic
 
 
 def save_figure(figure: Figure, path: Path) -> None:

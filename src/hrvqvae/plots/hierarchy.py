@@ -20,8 +20,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
 
 Points = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
 
 _GAP, _BACKGROUND, _INK = 4, (255, 255, 255), (40, 40, 40)
 

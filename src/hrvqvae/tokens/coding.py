@@ -21,6 +21,7 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.locating import locate, shipped
 from hrvqvae.checkpoints.storage import read_meta, weights_digest
 from hrvqvae.config import Grid
+from hrvqvae.data.batches import same_size
 from hrvqvae.data.images import square, whole
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.tokens.images import KeyedImages
@@ -101,10 +102,10 @@ class Coder:
     @torch.inference_mode()
     def encode(self, images: Tensor) -> list[NDArray[Any]]:
         """(B, C, Y, X) uint8 -> (B, H_l, W_l) of each level, in the smallest type."""
-        most = max(1, _PIXELS.get(self.device.type, _PIXELS["cpu"]) // (images.shape[-2] * images.shape[-1]))
         parts = []
-        for start in range(0, len(images), most):
-            codes = self.model.encode(images[start : start + most].to(self.device))
+        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
+        for some in same_size(sizes, _PIXELS.get(self.device.type, _PIXELS["cpu"])):
+            codes = self.model.encode(images[some].to(self.device))
             parts.append([one.cpu().numpy().astype(kind) for one, kind in zip(codes, self._kinds, strict=True)])
         return [np.concatenate(level) for level in zip(*parts, strict=True)]
 

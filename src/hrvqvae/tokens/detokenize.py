@@ -11,14 +11,15 @@ from torch import Tensor
 
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.locating import shipped
-from hrvqvae.checkpoints.storage import weights_digest, writing
+from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.compression import images as compression
-from hrvqvae.config import Grid
+from hrvqvae.data.batches import same_size
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.tokens.shards import Rows, Shards, open_shards
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import writing
 from hrvqvae.utils.progress import task
 
 _PIXELS = 1 << 18  # of the images that are decoded together
@@ -78,26 +79,21 @@ def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Aut
 @torch.inference_mode()
 def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
     """(place, image (C, Y, X)) of every row; those of one size and grid go through the network together."""
-    alike: dict[tuple[Grid, tuple[Grid, ...]], list[int]] = {}
-    for place, size in enumerate(rows.sizes):
-        grids = tuple(level[place] for level in rows.grids)
-        alike.setdefault((size, grids), []).append(place)
     device = next(model.parameters()).device
-    for (size, grids), places in alike.items():
-        most = max(1, _PIXELS // max(1, size[0] * size[1]))
-        for start in range(0, len(places), most):
-            some = places[start : start + most]
-            codes = tuple(
-                torch.from_numpy(np.stack([rows.codes[level][place] for place in some]).astype(np.int64))
-                .reshape(len(some), *grids[level])
-                .to(device)
-                for level in range(levels)
-            )
-            try:
-                images = model.decode(codes, levels, size).cpu()
-            except InputError as error:
-                raise DamagedFileError(f"{whose}: the codes of {rows.keys[some[0]]} fit no image ({error})") from error
-            yield from zip(some, images, strict=True)
+    sizes = [(*size, *grids) for size, *grids in zip(rows.sizes, *rows.grids, strict=True)]
+    for some in same_size(sizes, _PIXELS):
+        size, grids = rows.sizes[some[0]], [level[some[0]] for level in rows.grids]
+        codes = tuple(
+            torch.from_numpy(np.stack([rows.codes[level][place] for place in some]).astype(np.int64))
+            .reshape(len(some), *grids[level])
+            .to(device)
+            for level in range(levels)
+        )
+        try:
+            images = model.decode(codes, levels, size).cpu()
+        except InputError as error:
+            raise DamagedFileError(f"{whose}: the codes of {rows.keys[some[0]]} fit no image ({error})") from error
+        yield from zip(some, images, strict=True)
 
 
 def _name(key: str, shards: Path) -> PurePosixPath:

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.codemaps import CodeMaps, array_bytes, read_maps
-from hrvqvae.checkpoints.lock import locked
-from hrvqvae.checkpoints.storage import remove_temporaries, weights_digest, write_atomic, writing
+from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:

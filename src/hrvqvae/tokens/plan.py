@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".parquet"

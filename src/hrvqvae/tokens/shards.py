@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hrvqvae.checkpoints.storage import writing
 from hrvqvae.config import Grid
 from hrvqvae.tokens.plan import SUFFIX, require_finished
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import writing
 
 FORMAT = "1"
 ROWS = 1_000  # of a row group

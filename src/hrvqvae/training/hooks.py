@@ -12,12 +12,12 @@ from typing import Any
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.config import TrainingConfig
 from hrvqvae.training.loggers import Sink
 from hrvqvae.training.loop import Budget, Metrics
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.progress import Meter, clock
 
 Say = Callable[[str], None]

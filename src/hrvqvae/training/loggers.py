@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.storage import write_atomic
 from hrvqvae.config.entries import LOGGERS, Logger
 from hrvqvae.config.registry import imported
+from hrvqvae.utils.files import write_atomic
 
 
 class Sink(Protocol):

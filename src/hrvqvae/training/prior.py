@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.loading import load_with_digest, save_prior
+from hrvqvae.checkpoints.stale import renewal
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, bits, code_loss
@@ -32,6 +32,7 @@ from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new
 from hrvqvae.training.start import init_prior_from
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.quantities import counted
 
 Evaluated = Callable[[RunFolder, Sequence[Mapping[str, Any]]], None]
@@ -99,12 +100,9 @@ class PriorStage:
     def _prepare(self) -> None:
         """Make the prior's folder. Raises InputError where it holds a prior of another state of the autoencoder."""
         if self.run.is_stale(self.model_digest):
-            raise InputError(
-                f"{self.run.path} holds a prior of another state of the autoencoder; "
-                "delete that folder to train it anew"
-            )
+            raise InputError(f"{self.run.path} was {renewal(self.run.path.parent.parent)}")
         self.run.prepare(self.config)
-        storage.write_atomic(self.run.source, self.model_digest.encode())
+        write_atomic(self.run.source, self.model_digest.encode())
 
     def train(self, compute: Compute, *, resume: bool, say: Say) -> Outcome:
         """Train into the prior's folder.

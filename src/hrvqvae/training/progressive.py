@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
 from hrvqvae.checkpoints.loading import load_alone
 from hrvqvae.checkpoints.progressive import save_progressive_decoder
@@ -34,6 +33,7 @@ from hrvqvae.training.stage import Evaluation, Outcome, begin, count_parameters,
 from hrvqvae.training.start import init_progressive_decoder_from
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.notices import waiting
 from hrvqvae.utils.quantities import counted
 
@@ -136,7 +136,7 @@ class _Stage:
         if self.run.begun() and not self.run.source.is_file():
             raise InputError(f"{self.run.path} holds a decoder, but nothing of its training to go on from; {_ANEW}")
         self.run.prepare(self.config)
-        storage.write_atomic(self.run.source, self.digest.encode())
+        write_atomic(self.run.source, self.digest.encode())
 
     def _start(self, decoder: ProgressiveDecoder, say: Say) -> ProgressiveDecoder:
         """The decoder as training starts with it. Raises InputError where another one does not fit it."""

@@ -1,8 +1,7 @@
-"""What is told of priors, prefixes and tables where training goes on past the state that they were made for."""
+"""What lies beside a model and was made for another state of it is named, with the command that renews it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
-from hrvqvae.checkpoints.outdated import outdated
+from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
 from hrvqvae.cli import main
 from hrvqvae.compression.geometry import geometry_of
 from hrvqvae.compression.tables import Tables
@@ -22,14 +21,6 @@ from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from tests.trained_run import tiny_run_with_priors
 from tests.undrawn import undrawn
-
-TOLD = "is of an earlier state of the model"
-
-
-def anew(level: int) -> str:
-    """What is told of the prior of a level, counted from 1."""
-    folder = f"run/priors/level-{level}"
-    return f"{folder} {TOLD}: delete {folder} and train it anew: hrvqvae train-prior run --level {level}"
 
 
 @pytest.fixture
@@ -69,10 +60,8 @@ def test_training_that_goes_on_tells_it(
         return original(self, state, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(AutoencoderStep, "__call__", step)
-    told = [
-        f"run/prefixes {TOLD}: hrvqvae train-progressive run", f"run/tables.hrvt {TOLD}: hrvqvae tables run",
-        anew(1), anew(2), anew(3),
-    ]  # fmt: skip
+    parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
+    told = [f"{parts}: made for another state of the model; renew with: hrvqvae refresh run"]
     capsys.readouterr()
     for steps, code, last, expected in (
         ("60", 0, "pictures in run/pictures", []),
@@ -86,32 +75,36 @@ def test_training_that_goes_on_tells_it(
         assert printed[place + 1 :] == expected
 
 
-def test_only_what_is_of_another_state_is_named_with_the_command_that_trains_its_like(changed: Path) -> None:
-    run = changed
-    first, second, third = (prior_folder(run, level) for level in range(3))
-    first.source.write_text(storage.digest(RunFolder(run).model))
-    second.model.unlink()  # it has begun, and no more
-    config = third.read_config()
-    network = dataclasses.replace(config.prior.network, dropout=(0.5, 0.0, 0.2))  # type: ignore[call-arg]
-    prior = dataclasses.replace(config.prior, class_dropout=0.1, network=network)
-    third.write_config(dataclasses.replace(config, prior=prior))
-    for folder in (RunFolder(run).tables, progressive_folder(run).model):
-        folder.unlink()
-    assert outdated(run) == [
-        anew(2), f"{anew(3)} --prior.network.dropout '[0.5, 0.0, 0.2]' --prior.class_dropout 0.1"
+def priors(run: Path, *levels: int) -> list[StalePart]:
+    return [StalePart("prior", prior_folder(run, level).path, range(level, level + 1)) for level in levels]
+
+
+def test_only_what_is_of_another_state_is_stale(run: Path, changed: Path) -> None:
+    folder, decoder = RunFolder(run), progressive_folder(run)
+    all_parts = [
+        *priors(run, 0, 1, 2), StalePart("progressive decoder", decoder.path), StalePart("entropy model", folder.tables)
     ]  # fmt: skip
+    assert stale_parts(run) == all_parts
+    prior_folder(run, 0).source.write_text(storage.digest(folder.model))
+    prior_folder(run, 1).model.unlink()  # it has begun, and no more
+    folder.tables.unlink()
+    decoder.model.unlink()
+    assert stale_parts(run) == priors(run, 1, 2)
+
+
+def test_nothing_is_stale_at_first(run: Path) -> None:
+    assert stale_parts(run) == [] == stale_notice(run)
 
 
 def test_what_can_not_be_read_raises_nothing(changed: Path) -> None:
-    run, prefixes = changed, progressive_folder(changed).model
-    prefixes.write_bytes(prefixes.read_bytes()[:20])
+    run, decoder = changed, progressive_folder(changed).model
+    decoder.write_bytes(decoder.read_bytes()[:20])
     RunFolder(run).tables.unlink()
     RunFolder(run).tables.mkdir()
     shutil.rmtree(prior_folder(run, 2).path)
-    assert outdated(run) == [anew(1), anew(2)]
-    save_file({"any": torch.zeros(1)}, prefixes, {"format": "pt", "meta": json.dumps([]), "digest": ""})
+    assert stale_parts(run) == priors(run, 0, 1)
+    save_file({"any": torch.zeros(1)}, decoder, {"format": "pt", "meta": json.dumps([]), "digest": ""})
     prior_folder(run, 0).source.write_bytes(b"\xff")
-    prior_folder(run, 1).config.unlink()
-    assert outdated(run) == [anew(1)]
+    assert stale_parts(run) == priors(run, 0, 1)
     RunFolder(run).model.unlink()
-    assert outdated(run) == []
+    assert stale_parts(run) == []

@@ -1,0 +1,85 @@
+"""What lies beside an autoencoder and was made for another state of it.
+
+Whatever is made for an autoencoder records for which state: priors, progressive decoders and code maps by the checksum
+of its file, entropy models by the digest of its weights alone, since their files of codes outlive an export. There is
+one rule: what is stale is never used, and never deleted by itself. Using it is an error that names the command that
+renews it; only prefixes are then decoded by the decoder of all levels, and a notice says so. Code maps are a cache, and
+are extracted anew.
+"""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folders, progressive_folder
+from hrvqvae.compression.tables import read_tables
+from hrvqvae.config import Levels
+from hrvqvae.utils.errors import InputError
+
+Kind = Literal["prior", "progressive decoder", "entropy model"]
+
+
+@dataclass(frozen=True)
+class StalePart:
+    """Something that was made for another state of the autoencoder beside it.
+
+    Attributes:
+        kind: what it is.
+        path: of its folder, or of the file of an entropy model.
+        levels: that a prior covers; None of what is no prior.
+    """
+
+    kind: Kind
+    path: Path
+    levels: Levels | None = None
+
+
+def stale_parts(run: str | Path) -> list[StalePart]:
+    """What lies in a run folder and was made, or has begun to be trained, for another state of its autoencoder.
+
+    What can't be read is left to whoever uses it. Nothing is stale where there is no autoencoder.
+    """
+    folder, parts = RunFolder(Path(run)), list[StalePart]()
+    unreadable = suppress(OSError, InputError)
+    with unreadable:
+        weights, _, digest = storage.read_with_digest(folder.model)
+        for levels, prior in prior_folders(run).items():
+            with unreadable:
+                if prior.is_stale(digest):
+                    parts.append(StalePart("prior", prior.path, levels))
+        with unreadable:
+            if progressive_folder(run).is_stale(digest):
+                parts.append(StalePart("progressive decoder", progressive_folder(run).path))
+        with unreadable:
+            if read_tables(folder.tables.read_bytes(), str(folder.tables)).model != storage.weights_digest(weights):
+                parts.append(StalePart("entropy model", folder.tables))
+    return parts
+
+
+def renewal(run: str | Path) -> str:
+    """The end of a line about what is stale: how it is renewed."""
+    return f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
+
+
+def require_current(part: Path, made_for: str, state: str, run: str | Path) -> None:
+    """Raises InputError where a part of a run is stale; the command that renews it is named.
+
+    Args:
+        part: its path.
+        made_for: the digest that it records.
+        state: that of the autoencoder.
+        run: as a person named it.
+    """
+    if made_for != state:
+        raise InputError(f"{part} was {renewal(run)}")
+
+
+def stale_notice(run: str | Path) -> list[str]:
+    """A line that names what is stale in a run folder and how it is renewed; none where nothing is."""
+    paths = [str(part.path.relative_to(run)) for part in stale_parts(run)]
+    return [f"{', '.join(paths)}: {renewal(run)}"] if paths else []

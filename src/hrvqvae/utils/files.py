@@ -1,0 +1,156 @@
+"""Files and folders that are written whole or not at all, and locks that keep other processes out of them.
+
+A lock is the operating system's: it ends with the process, however that ends. In a folder it is the file FOLDER/.lock,
+which stays there and means nothing; for a file X it is .X.lock beside it, which is removed at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hrvqvae.utils.errors import InputError
+
+TEMPORARY = ".writing-"
+LOCK, HOLDER = ".lock", ".lock-holder"
+
+
+@contextmanager
+def writing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """A temporary name beside a file, under which it is written; at the end it is flushed to the disk and renamed.
+
+    A kill leaves the old file or the new.
+
+    Args:
+        flush: wait for the disk. Without it a kill leaves no less, but a machine that loses power may.
+
+    Raises:
+        OSError: the disk is full or the folder can't be written; the old file is as it was, nothing else is left.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        if flush:
+            with temporary.open("r+b") as stream:
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if flush:
+        with suppress(OSError):  # not every file system lets a folder be flushed
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: see `writing`. Raises OSError as it does."""
+    with writing(path) as temporary, temporary.open("xb") as stream:
+        stream.write(content)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A new, empty folder beside the one that is named, in which its content is written; at the end it is renamed.
+
+    Raises:
+        InputError: the folder exists already, or can't be written; nothing is left of it.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another folder")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a folder. Only whoever has its lock may do so."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+class InUseError(InputError):
+    """Another process works in the folder, or writes the file."""
+
+
+@contextmanager
+def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep other processes out of a folder, if they ask as well. Whoever has it already may take it again.
+
+    Args:
+        folder: made if it does not exist.
+        wait: is given a line that says who has it, and then it is waited for; None does not wait.
+
+    Raises:
+        InUseError: another process has it and is not waited for; its number is named.
+        InputError: the folder can't be made or written.
+    """
+    with _locked(folder, folder / LOCK, folder / HOLDER, wait):
+        yield
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Keep other processes from a file, which need not exist, if they ask as well. Raises InUseError, InputError."""
+    lock = path.with_name(f".{path.name}.lock")
+    with _locked(path, lock, path.with_name(f"{lock.name}-holder"), None):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(what: Path, file: Path, holder: Path, wait: Callable[[str], None] | None) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, is_singleton=True)
+        outermost = not lock.is_locked
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            in_use = f"{what} is in use by another process{_number(holder)}"
+            if wait is None:
+                raise InUseError(f"{in_use}; wait until it has ended, or choose another") from None
+            wait(f"{in_use}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise InputError(f"{what} can't be written ({error.strerror or error}); choose another --out") from error
+    try:
+        if outermost:
+            with suppress(OSError):  # only messages depend on it, so a full disk does not matter
+                holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):
+                holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _number(holder: Path) -> str:
+    """The number of the process that has a lock, in brackets, where it has been written down."""
+    try:
+        return f" (pid {int(holder.read_text())})"
+    except (OSError, ValueError):
+        return ""
