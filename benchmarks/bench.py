@@ -99,8 +99,7 @@ def _bench_sample(arguments: Arguments) -> int:
 def _bench_files(arguments: Arguments) -> int:
     from benchmarks.files.comparison import ahead_table, compare_files
     from hrvqvae.checkpoints.locating import shipped
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
+    from hrvqvae.config.parsing import base_config, override
     from hrvqvae.plots.files import write_pictures
 
     if arguments.images is not None:
@@ -151,7 +150,7 @@ def _bench_onnx(arguments: Arguments) -> int:
 
 def _bench_layer(arguments: Arguments) -> int:
     from benchmarks.layer import as_table, bench_layer
-    from hrvqvae.config.entries import DATASETS
+    from hrvqvae.config.registry import DATASETS
 
     levels, codewords = arguments.size
     at_least(levels, 1, "the first number of --size")

@@ -12,8 +12,7 @@ from hrvqvae.utils.errors import InputError
 
 def _bench_train(arguments: Arguments) -> int:
     from benchmarks.train import bench_train
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
+    from hrvqvae.config.parsing import base_config, override
 
     config = override(base_config(arguments.preset), arguments.fields)
     at_least(arguments.rounds, 1, "--rounds")
@@ -34,8 +33,7 @@ def _bench_train(arguments: Arguments) -> int:
 
 def _bench_prior(arguments: Arguments) -> int:
     from benchmarks.prior import bench_prior
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
+    from hrvqvae.config.parsing import base_config, override
 
     base = base_config(arguments.preset)
     if base.prior.network.kind != "pixelsnail":
@@ -65,8 +63,7 @@ def _bench_prior(arguments: Arguments) -> int:
 
 def _bench_depth(arguments: Arguments) -> int:
     from benchmarks.depth import bench_depth
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
+    from hrvqvae.config.parsing import base_config, override
 
     at_least(arguments.rounds, 1, "--rounds")
     given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "6", **arguments.fields}

@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from hrvqvae.config import Config, presets, to_dict
-from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.config.parsing import override
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.files import gzip_bytes, idx_bytes
 from hrvqvae.data.loading import note
 from hrvqvae.models.build import build, build_objective

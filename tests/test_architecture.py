@@ -113,14 +113,14 @@ def run(code: str, folder: Path) -> str:
 
 
 _LIGHT = {
-    "import hrvqvae": ("torch", "numpy", "matplotlib", "PIL", "jsonargparse", "rich", "yaml"),
-    "import hrvqvae.cli; hrvqvae.cli._parser().format_help()": ("torch", "numpy", "jsonargparse", "rich", "yaml"),
+    "import hrvqvae": ("torch", "numpy", "matplotlib", "PIL", "rich", "yaml"),
+    "import hrvqvae.cli; hrvqvae.cli._parser().format_help()": ("torch", "numpy", "rich", "yaml"),
     "from hrvqvae import TreeVQ; TreeVQ(dim=4)": (
         "matplotlib",
         "torchmetrics",
         "torchvision",
         "numba",
-        "jsonargparse",
+       
         "rich",
         "yaml",
         "PIL",

@@ -48,7 +48,7 @@ for line in sys.stdin.read().splitlines():
 
 CONTRACT = """
 import torch, hrvqvae
-from hrvqvae.config.entries import PRIORS
+from hrvqvae.config.registry import PRIORS
 model = hrvqvae.load("runs/binary")
 images = torch.rand(2, 1, 16, 16)
 (codes,) = model.encode(images)

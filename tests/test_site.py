@@ -95,7 +95,7 @@ def test_a_logger_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The guide's training with the guide's logger, as a package that announces it would bring it."""
-    from hrvqvae.config.entries import LOGGERS
+    from hrvqvae.config.registry import LOGGERS
 
     (code,) = blocks("loggers.md", "python")
     (tmp_path / "my_package.py").write_text(code)

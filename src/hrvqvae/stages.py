@@ -10,7 +10,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, prior_folders, progressive_folder
 from hrvqvae.checkpoints.loading import described_config
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.resolve import begin_autoencoder, continue_autoencoder, prior_config, progressive_config
+from hrvqvae.config.parsing import begin_autoencoder, continue_autoencoder, prior_config, progressive_config
 from hrvqvae.data.batches import Batch, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.distributed import WHOLE, Part

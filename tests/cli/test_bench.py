@@ -10,7 +10,7 @@ import pytest
 from benchmarks import search as bench_search_module
 from benchmarks.search import bench_search
 from hrvqvae.cli import main
-from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import read_image
 from hrvqvae.plots.curves import search_growth
 from tests.cli.helpers import refused

@@ -9,7 +9,7 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.config import presets
-from hrvqvae.config.entries import DATASETS
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 
 

@@ -18,7 +18,7 @@ from tests.tiny_systems import tiny_run
 def small(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn digits are MNIST, and the demo's preset is a small model."""
     monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)
-    preset = presets.Preset(config=tiny_run(mnist_root), sources={}, printed={}, about="")
+    preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
     monkeypatch.setattr(presets, "get", lambda name: preset)
 
 

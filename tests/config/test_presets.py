@@ -17,8 +17,8 @@ from hrvqvae.config import (
     presets,
     to_dict,
 )
-from hrvqvae.config.entries import DATASETS, SYSTEMS, System, TableSettings
-from hrvqvae.config.tables import Table
+from hrvqvae.config.registry import DATASETS, SYSTEMS, System
+from hrvqvae.config.tables import column
 from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
 from hrvqvae.utils.errors import InputError
 
@@ -251,15 +251,15 @@ class WithoutPadding(ModelConfig):
 
 
 def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
-    bare = System(
-        name="bare", title="Bare", source="", config=WithoutPadding(), model="nowhere:Bare", settings=lambda _: ()
-    )
+    bare = System(name="bare", title="Bare", source="", config=WithoutPadding(), model="nowhere:Bare", settings={})
     preset = presets.of_dataset(bare, DATASETS.get("mnist"))
     assert preset.config.model == WithoutPadding()
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)
 
 
 def test_a_table_without_the_column_is_one_line() -> None:
-    table = Table(source="theirs", columns=("mnist", "cifar10"), rows={})
-    with pytest.raises(InputError, match="^theirs has no column 'ffhq'; it has mnist, cifar10$"):
-        TableSettings((table,))(DATASETS.get("ffhq"))
+    rows = {"model.dim": ([1, 2], "theirs")}
+    assert column(rows, "cifar10", ("mnist", "cifar10")) == {"model.dim": (2, "theirs")}
+    for name, columns in (("ffhq", ("mnist", "cifar10")), ("mnist", ("mnist", "cifar10", "ffhq"))):
+        with pytest.raises(InputError, match=r"^model\.dim \(theirs\) is \[1, 2\]; it must have a value for each of"):
+            column(rows, name, columns)

@@ -10,13 +10,12 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.config import presets
-from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS
-from hrvqvae.config.registry import Registry
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry
 from hrvqvae.utils.errors import InputError
 
 _SYSTEM = """
 import dataclasses
-from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.registry import SYSTEMS
 SYSTEM = dataclasses.replace(SYSTEMS.get("vqvae"), name={name!r})
 """
 
@@ -96,7 +95,7 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
 
 def test_a_name_of_ours_is_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(site, "theirs", _SYSTEM.format(name="vqvae2"), "hrvqvae.systems", vqvae2="SYSTEM")
-    line = "the package theirs adds a system 'vqvae2', a name of ours"
+    line = "several packages add a system 'vqvae2': theirs and hrvqvae"
     with pytest.raises(InputError, match=line):
         SYSTEMS.get("vqvae2")
     assert [*SYSTEMS].count("vqvae2") == 1
@@ -136,7 +135,7 @@ def test_what_is_registered_has_its_name_and_what_it_names_is_there() -> None:
 
 def test_names_and_help_import_no_entry(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS\n"
+        "import sys\nfrom hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS\n"
         "print([*SYSTEMS, *PRIORS, *DATASETS] != [], 'hrvqvae' in SYSTEMS)\n"
         "rooms = ('hrvqvae.models', 'hrvqvae.priors', 'hrvqvae.data')\n"
         "print([name for name in sys.modules if name.startswith(rooms)])"
@@ -146,7 +145,7 @@ def test_names_and_help_import_no_entry(tmp_path: Path) -> None:
 
 
 def test_an_entry_of_another_kind_is_refused(site: Path) -> None:
-    source = 'from hrvqvae.config.entries import PRIORS\nPRIOR = PRIORS.get("transformer")\n'
+    source = 'from hrvqvae.config.registry import PRIORS\nPRIOR = PRIORS.get("transformer")\n'
     install(site, "confused", source, "hrvqvae.systems", transformer="PRIOR")
     with pytest.raises(InputError, match=r"package confused is a PriorNetwork; it must be a System$"):
         SYSTEMS.get("transformer")

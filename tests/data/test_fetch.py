@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from hrvqvae.config.entries import DATASETS
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import fetch, files
 from hrvqvae.data.network import run_program
 from hrvqvae.data.sets import cifar10

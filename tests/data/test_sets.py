@@ -17,8 +17,8 @@ import torchvision
 from PIL import Image
 
 from hrvqvae.config import DataConfig
-from hrvqvae.config.entries import DATASETS, Dataset
-from hrvqvae.config.registry import imported
+from hrvqvae.config.presets import data_config
+from hrvqvae.config.registry import DATASETS, Dataset, imported
 from hrvqvae.data import fetch, files, sets
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.loading import load_images
@@ -39,7 +39,7 @@ def test_sets_are_imported_without_torch() -> None:
 @pytest.mark.parametrize("name", list(DATASETS))
 def test_an_entry_is_whole(name: str) -> None:
     dataset = DATASETS.get(name)
-    assert dataset.config.dataset == name
+    assert data_config(dataset).dataset == name
     assert dataset.about
     assert dataset.how
     assert bool(dataset.files) == bool(dataset.ways) == bool(dataset.read)

@@ -16,8 +16,8 @@ import yaml
 from benchmarks.processes import exchanged
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import to_dict
-from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.config.parsing import from_file
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.training.hooks import read_records
 from tests.conftest import with_training
 from tests.distributed import together

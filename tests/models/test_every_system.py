@@ -18,7 +18,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.cli import main
 from hrvqvae.config import Config, presets, to_dict
-from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
 from hrvqvae.models.build import build, build_objective

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hrvqvae.config import Config, presets
-from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.config.parsing import override
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.models.build import build
 from hrvqvae.models.vqpytorch.config import FSQConfig, FSQQuantizerConfig, VQPyTorchConfig, VQPyTorchQuantizerConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrvqvae.config.entries import PRIORS, PriorNetwork
+from hrvqvae.config.registry import PRIORS, PriorNetwork
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.hierarchy import KnownCodes, draw_labels, sample_cached, sample_codes
 from hrvqvae.priors.pixelsnail.network import PixelSNAIL

@@ -11,8 +11,7 @@ import torch
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import override
-from hrvqvae.config.resolve import continue_autoencoder, decide_autoencoder, decide_priors, prior_config
+from hrvqvae.config.parsing import continue_autoencoder, decide_autoencoder, decide_priors, override, prior_config
 from hrvqvae.stages import train_autoencoder
 from hrvqvae.training.device import Compute
 from hrvqvae.utils.errors import InputError

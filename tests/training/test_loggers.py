@@ -19,7 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.config.entries import LOGGERS, Logger
+from hrvqvae.config.registry import LOGGERS, Logger
 from hrvqvae.stages import train_autoencoder
 from hrvqvae.training.loggers import require, values
 from hrvqvae.utils.errors import InputError

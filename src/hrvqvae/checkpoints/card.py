@@ -14,7 +14,7 @@ import yaml
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.locating import is_hub_name
 from hrvqvae.config import Config, Levels, bits_per_image, level_names
-from hrvqvae.config.entries import DATASETS, PRIORS
+from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.models.build import system_of
 from hrvqvae.utils.errors import InputError
 

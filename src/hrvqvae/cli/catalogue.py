@@ -11,7 +11,7 @@ from hrvqvae.utils.quantities import counted
 
 def _presets(arguments: Arguments) -> int:
     from hrvqvae.config import presets
-    from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS
+    from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 
     if arguments.name is None:
         warn_of_faults(SYSTEMS, PRIORS, DATASETS)
@@ -39,7 +39,7 @@ def _presets(arguments: Arguments) -> int:
 
 
 def _data_list(arguments: Arguments) -> int:
-    from hrvqvae.config.entries import DATASETS
+    from hrvqvae.config.registry import DATASETS
     from hrvqvae.data.loading import data_root, missing_files
     from hrvqvae.models import published
 

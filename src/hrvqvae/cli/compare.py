@@ -14,8 +14,7 @@ _STUDIES = {name: f"hrvqvae.comparison.{name}_study:STUDY" for name in ("codeboo
 def _compare(arguments: Arguments) -> int:
     from hrvqvae.comparison import compare as systems_compared
     from hrvqvae.comparison.study import studied_systems
-    from hrvqvae.config.entries import SYSTEMS
-    from hrvqvae.config.registry import imported
+    from hrvqvae.config.registry import SYSTEMS, imported
 
     warn_of_faults(SYSTEMS)
     study = imported(_STUDIES[arguments.study]) if arguments.study else None

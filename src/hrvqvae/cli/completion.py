@@ -34,7 +34,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     import shtab
 
     from hrvqvae.config import presets
-    from hrvqvae.config.entries import DATASETS
+    from hrvqvae.config.registry import DATASETS
 
     names = {"PRESET": list(presets.names()), "DATASET": list(DATASETS)}
     for action in _actions(parser):

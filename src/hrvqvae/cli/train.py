@@ -47,8 +47,7 @@ def _together(call: Call) -> Call:
 
 def _train(arguments: Arguments) -> int:
     from hrvqvae.config import to_dict
-    from hrvqvae.config.parsing import override
-    from hrvqvae.config.resolve import base_config
+    from hrvqvae.config.parsing import base_config, override
 
     given = _given(arguments, "training")
     config = override(base_config(arguments.preset), given)  # a mistake is told before torch is imported
@@ -124,7 +123,8 @@ def _train_prefixes(arguments: Arguments) -> int:
 
 
 def _train_judge(arguments: Arguments) -> int:
-    from hrvqvae.config.entries import DATASETS
+    from hrvqvae.config.presets import data_config
+    from hrvqvae.config.registry import DATASETS
     from hrvqvae.evaluation.judge import train_judge, write_judge
 
     out = Path(arguments.out)
@@ -132,7 +132,9 @@ def _train_judge(arguments: Arguments) -> int:
         raise InputError(f"{out} exists already; choose another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     root = None if arguments.data is None else str(Path(arguments.data).expanduser().absolute())
-    judge = train_judge(dataclasses.replace(DATASETS.get(arguments.dataset).config, root=root), seed=arguments.seed)
+    judge = train_judge(
+        dataclasses.replace(data_config(DATASETS.get(arguments.dataset)), root=root), seed=arguments.seed
+    )
     write_judge(out, judge)
     print(f"{out}: right about {judge.accuracy:.2%} of the test images, {out.stat().st_size / 1e6:.2f} MB")
     return 0

@@ -15,8 +15,8 @@ from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
 from hrvqvae.comparison.instruments import Say, shown_images
 from hrvqvae.config import Config, presets
-from hrvqvae.config.entries import SYSTEMS
 from hrvqvae.config.parsing import override
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.build import system_of
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import comparison_curves

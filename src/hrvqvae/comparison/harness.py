@@ -19,7 +19,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.resolve import decide_autoencoder, decide_priors, digest_of, prior_config
+from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of, prior_config
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import InUseError

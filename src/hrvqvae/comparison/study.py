@@ -13,7 +13,7 @@ from hrvqvae.comparison.compare import Comparison
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
 from hrvqvae.comparison.instruments import Say
-from hrvqvae.config.entries import SYSTEMS
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.utils.errors import InputError
 
 

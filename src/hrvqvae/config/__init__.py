@@ -1,11 +1,25 @@
 """The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
 
-from hrvqvae.config.data import DataConfig
 from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig, OneGridConfig
-from hrvqvae.config.prior import Levels, PriorConfig, PriorNetworkConfig, level_names
 from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
-from hrvqvae.config.schema import Config, bits_per_image, compression_ratio, flatten, to_dict, training_steps
-from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig, at_level
+from hrvqvae.config.schema import (
+    Config,
+    DataConfig,
+    Levels,
+    PriorConfig,
+    PriorNetworkConfig,
+    PriorTrainingConfig,
+    StageConfig,
+    TrainingConfig,
+    at_level,
+    bits_per_image,
+    compression_ratio,
+    decided_on_start,
+    flatten,
+    level_names,
+    to_dict,
+    training_steps,
+)
 
 __all__ = [
     "CodebookModelConfig",
@@ -21,11 +35,13 @@ __all__ = [
     "PriorNetworkConfig",
     "PriorTrainingConfig",
     "QuantizerConfig",
+    "StageConfig",
     "TrainingConfig",
     "TreeQuantizerConfig",
     "at_level",
     "bits_per_image",
     "compression_ratio",
+    "decided_on_start",
     "flatten",
     "level_names",
     "to_dict",

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from hrvqvae.config.checks import require
 from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
 """Height and width of a latent grid, or of an image."""

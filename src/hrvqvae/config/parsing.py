@@ -1,174 +1,159 @@
-"""Configurations from files and from `--section.field VALUE`, checked by jsonargparse against the dataclasses.
+"""From what a person types to a configuration: presets, files, options, stored runs.
 
-A file or an option names fields, whose names are checked here; jsonargparse turns texts into values and checks types;
-the dataclasses check ranges. Whatever is wrong is one line that names the field, the value and what it must be.
+What is given later wins, and names that contradict each other are refused:
+
+| | begins with | replaced by |
+|---|---|---|
+| a file, a stored configuration | the defaults of its system and of its network of priors | its fields |
+| a run that begins | a preset, or a file | options |
+| a run that goes on | the configuration stored with it | options, of which only some may differ |
+
+A default budget (`epochs`, `max_steps`, `max_minutes`) is replaced as a whole by one that is given. Whatever is wrong
+is one line that names the field, the value and what it must be.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import re
+import hashlib
+import json
 import types
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import jsonargparse
 import yaml
 
-from hrvqvae.config.checks import near_names
-from hrvqvae.config.data import DataConfig
-from hrvqvae.config.entries import PRIORS, SYSTEMS
-from hrvqvae.config.prior import PriorConfig
-from hrvqvae.config.progressive import ProgressiveConfig
-from hrvqvae.config.registry import Registry
-from hrvqvae.config.schema import DEFAULT_PRIOR, DEFAULT_SYSTEM, Config, flatten, nested, to_dict
-from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
-from hrvqvae.utils.errors import InputError
+from hrvqvae.config import presets
+from hrvqvae.config.registry import PRIORS, SYSTEMS, Registry
+from hrvqvae.config.schema import (
+    AUTO,
+    BUDGET,
+    DEFAULT_PRIOR,
+    DEFAULT_SYSTEM,
+    STAGES,
+    Config,
+    decide,
+    default_config,
+    flatten,
+    to_dict,
+    with_values,
+)
+from hrvqvae.utils.errors import InputError, near_names
+from hrvqvae.utils.notices import told_once
 
+# Where a run computes, and how often it says and saves what: nothing that decides what it finds.
+_ASIDE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
+# What a run that goes on may change of its data: where and how it is read.
+_DATA = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb"))
+# Stored under these names by earlier versions.
+_RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "start_from": "init_from"}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-_OF_PRIORS = (
-    ("held_out", float, PriorConfig.held_out), ("codes", str | None, PriorConfig.codes),
-    ("class_dropout", float, PriorConfig.class_dropout),
-)  # fmt: skip
 
 
-class _Form:
-    """The fields of the configurations with one system and one network of priors.
-
-    Attributes:
-        types: dotted name -> type.
-        parser: turns texts and plain values into a configuration.
-    """
-
-    def __init__(self, system: str, network: str) -> None:
-        model = SYSTEMS.get(system).config
-        sections: dict[str, type[Any]] = {
-            "data": DataConfig,
-            "model": type(model),
-            "training": TrainingConfig,
-            "prior.network": PRIORS.get(network).config,
-            "prior.training": PriorTrainingConfig,
-            "progressive": ProgressiveConfig,
-        }
-        self.parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-        self.parser.add_argument("--name", type=str, default=Config.name)
-        self.types: dict[str, Any] = {"name": str}
-        for name, kind in sections.items():
-            self.parser.add_class_arguments(kind, name)
-            self.types |= dict(_types(kind, f"{name}."))
-        self.parser.set_defaults({f"model.{name}": value for name, value in flatten(to_dict(model))})
-        for name, hint, default in _OF_PRIORS:
-            self.parser.add_argument(f"--prior.{name}", type=hint, default=default)
-            self.types[f"prior.{name}"] = hint
-
-    def build(self, parse: Callable[[], Any], given: Mapping[str, Any], where: str) -> Config:
-        """What the parser gives, as a configuration.
-
-        Args:
-            parse: calls the parser.
-            given: dotted name -> what was given, for messages.
-            where: begins a message.
-
-        Raises:
-            InputError: a value is of the wrong type or out of range.
-        """
-        try:
-            built = self.parser.instantiate(parse())
-            own = {name: getattr(built.prior, name) for name, _, _ in _OF_PRIORS}
-            prior = PriorConfig(network=built.prior.network, training=built.prior.training, **own)
-            return Config(
-                name=built.name, data=built.data, model=built.model, training=built.training, prior=prior,
-                progressive=built.progressive,
-            )  # fmt: skip
-        except InputError as error:
-            raise InputError(f"{where}{error}") from error
-        except (argparse.ArgumentError, TypeError) as error:
-            text = " ".join(str(error).split())
-            named = re.search(r'key "([^"]+)":', text)
-            name = "" if named is None else named[1]
-            if name in given and name in self.types:
-                text = f"{name} is {given[name]!r}; it must be {_in_words(self.types[name])}"
-            raise InputError(f"{where}{text}") from error
-
-    def near(self, name: str, mark: str = "") -> str:
-        """A hint at the fields whose names are most like an unknown one; "" where none is."""
-        near = near_names(mark + name, [mark + known for known in self.types])
-        return f"; did you mean {near}?" if near else ""
-
-
-_form = cache(_Form)
-
-
-def _types(kind: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _hints(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, type) of every field of a dataclass, and of the dataclasses inside it."""
-    hints = get_type_hints(kind)
-    for one in dataclasses.fields(kind):
-        hint = hints[one.name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from _types(hint, f"{prefix}{one.name}.")
+    hints = get_type_hints(type(config))
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from _hints(value, f"{prefix}{one.name}.")
         else:
-            yield prefix + one.name, hint
+            yield prefix + one.name, hints[one.name]
 
 
 def _in_words(hint: Any) -> str:
     """A type for people, such as "stop or skip" or "a whole number"."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return " or ".join(str(part) for part in parts)
+        return " or ".join(map(str, parts))
     if origin is tuple:
         return f"{_in_words(parts[0])}, or one for each level"
-    if origin in (Union, types.UnionType):
+    if isinstance(hint, types.UnionType):
         return " or ".join(map(_in_words, parts))
     return _WORDS.get(hint) or str(hint)
 
 
-def _at(tree: Mapping[str, Any], section: Sequence[str]) -> Any:
-    """What lies at `section` of a nested mapping; None where there is nothing."""
-    found: Any = tree
-    for name in section:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+def _converted(value: Any, hint: Any) -> Any:
+    """A plain value as the type of a field. Raises ValueError or TypeError where it is none of that type."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _converted(value, parts[0])
+    if origin is tuple:
+        return tuple(_converted(one, parts[0]) for one in (value if isinstance(value, (list, tuple)) else [value]))
+    if origin is Literal and value in parts:
+        return value
+    if hint in (int, float) and type(value) in {int, str, hint}:
+        return hint(value)
+    if hint in (bool, str) and type(value) is hint:
+        return value
+    raise TypeError(hint)
 
 
-def _named(tree: Mapping[str, Any], section: Sequence[str], known: Registry[Any], default: str, where: str) -> str:
-    """The name at `section` of a nested mapping, one that the registry knows. Raises InputError."""
-    found = _at(tree, section)
-    if found is None:
-        return default
-    if not isinstance(found, str) or found not in known:
-        raise InputError(f"{where}{'.'.join(section)} is {found!r}; there are {', '.join(known)}")
-    return found
+def _plain(text: str, hint: Any) -> Any:
+    """What a text on the command line stands for, as a file would hold it. Raises YAMLError."""
+    if hint is str or get_origin(hint) is Literal or (isinstance(hint, types.UnionType) and text != "null"):
+        return text
+    several = get_origin(hint) is tuple and not text.lstrip().startswith("[")
+    return yaml.safe_load(f"[{text}]" if several else text)
 
 
-def _fields(tree: Mapping[str, Any], known: Container[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of what a nested mapping gives, down to the names that are known."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in known:
-            yield from _fields(value, known, f"{name}.")
-        else:
-            yield name, value
+def _build(base: Config, given: Mapping[str, Any], where: str, *, texts: bool = False) -> Config:
+    """`base` with the given fields replaced.
+
+    Args:
+        given: dotted name -> plain value, or text of the command line.
+        where: begins a message.
+
+    Raises:
+        InputError: an unknown field, or a value of the wrong type or out of range.
+    """
+    hints = dict(_hints(base))
+    values = {}
+    for name, value in given.items():
+        if name not in hints:
+            raise InputError(f"{where}unknown field {name!r} of {base.model.system}{_hint(name, hints)}")
+        try:
+            values[name] = _converted(_plain(value, hints[name]) if texts else value, hints[name])
+        except (TypeError, ValueError, OverflowError, yaml.YAMLError):
+            raise InputError(f"{where}{name} is {value!r}; it must be {_in_words(hints[name])}") from None
+    try:
+        return with_values(base, values)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
 
 
-_RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "start_from": "init_from"}
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    """What to do about an unknown field; "" where nothing is like it."""
+    if _renamed(name) in known:
+        return f"; it is called {_renamed(name)} now"
+    if any(field.startswith(f"{name}.") for field in known):
+        return "; it must be a mapping of fields"
+    near = near_names(name, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _renamed(name: str) -> str:
-    """The name that a field of a stored configuration has today."""
-    section, _, rest = name.partition(".")
-    if section == "prefixes":
-        return _renamed(f"progressive.{rest}")
+    """The name that a field of an earlier version has today."""
     parents, _, leaf = name.rpartition(".")
-    return f"{parents}.{_RENAMED[leaf]}" if leaf in _RENAMED else name
+    parents = "progressive" + parents.removeprefix("prefixes") if parents.split(".")[0] == "prefixes" else parents
+    return f"{parents}.{_RENAMED.get(leaf, leaf)}" if parents else name
+
+
+def _kind(given: Mapping[str, Any], field: str, known: Registry[Any], default: str, where: str) -> str:
+    """The registered name that a field has. Raises InputError where there is no entry of that name."""
+    found = given.get(field, default)
+    if not isinstance(found, str) or found not in known:
+        raise InputError(f"{where}{field} is {found!r}; there are {', '.join(known)}")
+    return found
 
 
 def from_dict(tree: Any, where: str) -> Config:
     """A configuration from nested plain values; missing fields take their defaults.
 
-    Of a field with a value a level, one value for all levels may stand alone.
+    Of a field with a value a level, one value for all levels may stand alone. Fields may have the names of an earlier
+    version.
 
     Raises:
         InputError: an unknown field, or a value of the wrong type or out of range; `where` is named.
@@ -176,22 +161,10 @@ def from_dict(tree: Any, where: str) -> Config:
     where = f"{where}: "
     if not isinstance(tree, Mapping):
         raise InputError(f"{where}a configuration is a mapping with data, model and training")
-    system = _named(tree, ("model", "system"), SYSTEMS, DEFAULT_SYSTEM, where)
-    network = _named(tree, ("prior", "network", "kind"), PRIORS, DEFAULT_PRIOR, where)
-    form = _form(system, network)
-    given = {_renamed(name): value for name, value in _fields(tree, form.types)}
-    for name, value in given.items():
-        if name not in form.types:
-            if any(known.startswith(f"{name}.") for known in form.types):
-                raise InputError(f"{where}{name} is {value!r}; it must be a mapping")
-            raise InputError(f"{where}unknown field {name!r}{form.near(name)}")
-        if value is None and type(None) not in get_args(form.types[name]):
-            raise InputError(f"{where}{name} is null; it must be {_in_words(form.types[name])}")
-        if get_origin(form.types[name]) is tuple and not isinstance(value, Sequence):
-            given[name] = [value]
-    if not any(name.startswith("training.") for name in given):
-        given["training.epochs"] = 1
-    return form.build(lambda: form.parser.parse_object(nested(given)), given, where)
+    given = {_renamed(name): value for name, value in flatten(tree)}
+    system = _kind(given, "model.system", SYSTEMS, DEFAULT_SYSTEM, where)
+    network = _kind(given, "prior.network.kind", PRIORS, DEFAULT_PRIOR, where)
+    return _build(default_config(system, network), given, where)
 
 
 def from_file(path: Path) -> Config:
@@ -218,14 +191,111 @@ def override(base: Config, given: Mapping[str, str]) -> Config:
     if network != base.prior.network.kind:
         prior = dataclasses.replace(base.prior, network=PRIORS.get(network).config())
         base = dataclasses.replace(base, prior=prior)
-    form = _form(system, network)
-    arguments = []
-    for name, value in given.items():
-        if name not in form.types:
-            raise InputError(f"unknown argument '--{name}' of {base.name}{form.near(name, '--')}")
-        several = get_origin(form.types[name]) is tuple and not value.lstrip().startswith("[")
-        arguments.append(f"--{name}=[{value}]" if several else f"--{name}={value}")
-    start = to_dict(base)
-    return form.build(
-        lambda: form.parser.parse_args(arguments, namespace=form.parser.parse_object(start)), given, where=""
-    )
+    return _build(base, given, "", texts=True)
+
+
+def base_config(name: str) -> Config:
+    """The configuration of a preset, or of a YAML or JSON file. Raises InputError where it is neither."""
+    path = Path(name)
+    return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
+
+
+def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
+    """A configuration with what the autoencoder's training leaves to the machine decided, and those decisions.
+
+    Raises:
+        InputError: nothing that is needed is on this machine.
+    """
+    config.model.check_images(config.data.size)
+    model, of_model = decide(config.model, made, "model.")
+    training, of_training = decide(config.training, made, "training.")
+    return dataclasses.replace(config, model=model, training=training), of_model | of_training
+
+
+def decide_priors(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
+    """The same for the priors' training."""
+    prior, found = decide(config.prior, made, "prior.")
+    return dataclasses.replace(config, prior=prior), found
+
+
+def begin_autoencoder(name: str, given: Mapping[str, str]) -> Config:
+    """The configuration of a run that begins from a preset or file. Raises InputError as its parts do."""
+    return decide_autoencoder(override(base_config(name), given))[0]
+
+
+def continue_autoencoder(name: str, given: Mapping[str, str], stored: Config, where: str) -> Config:
+    """The configuration of a stored run that goes on; what a file says otherwise is told, and does not count.
+
+    Raises:
+        InputError: a bad value, another preset, or changes that would make it another run; `where` is named.
+    """
+    base = base_config(name)
+    if stored.name != base.name:
+        raise InputError(f"{where} holds a run of {stored.name}, not of {base.name}")
+    own = dict(flatten(to_dict(stored)))
+    for field, value in flatten(to_dict(base)) if Path(name).is_file() else ():
+        if value not in (AUTO, own.get(field)) and field.startswith(("data.", "model.", "training.")):
+            told_once(f"{where} goes on with {field} {own.get(field)}, as it began; {name} has {value}")
+    return decide_autoencoder(_continued(stored, given, "training"))[0]
+
+
+def _continued(stored: Config, given: Mapping[str, str], stage: str) -> Config:
+    """The stored configuration with changes that leave the run the same. Raises InputError at any other."""
+    may_change = {*_DATA, *(f"{stage}.{name}" for name in (*_ASIDE, *BUDGET, "evaluation_images"))}
+    if stage == "prior.training":  # the best state of a prior is that of the same held-out images
+        may_change.remove("prior.training.evaluation_images")
+    config = override(stored, given)
+    before = dict(flatten(to_dict(stored)))
+    for name, value in flatten(to_dict(config)):
+        if value != before.get(name) and name not in may_change:
+            raise InputError(
+                f"--resume continues the same run: --{name} is {before.get(name)} there, {value} here; "
+                "leave it out, or train anew in another folder"
+            )
+    return config
+
+
+def _later_stage(section: str, run: Config, given: Mapping[str, str], stored: Config | None, what: str) -> Config:
+    """The configuration of a stage that trains on a finished autoencoder."""
+    for key in given:
+        if not key.startswith(f"{section}.") and key not in ("data.root", "data.workers"):
+            raise InputError(f"--{key} is not a field of the {what}, which take --{section}.* and --data")
+    return override(run, given) if stored is None else _continued(stored, given, f"{section}.training")
+
+
+def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
+    """The configuration of a level's prior that begins, or of the stored one that goes on.
+
+    Args:
+        run: of the autoencoder's run.
+        given: dotted name -> text.
+        stored: of the prior that goes on.
+
+    Raises:
+        InputError: a bad value, a field that is not the priors', or a resumed prior that would no longer be the same.
+    """
+    config = _later_stage("prior", run, given, stored, "priors")
+    config.prior.check_levels(len(run.model.num_symbols))
+    return decide_priors(config)[0]
+
+
+def progressive_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
+    """The same for the progressive decoder. Raises as `prior_config`."""
+    config = _later_stage("progressive", run, given, stored, "progressive decoder")
+    return dataclasses.replace(config, progressive=decide(config.progressive)[0])
+
+
+def digest_of(config: Config, *sections: str) -> str:
+    """A name, 16 hexadecimal digits, of what decides what is found by these sections, such as "model".
+
+    Fields that are at their defaults are left out, so that it stays when a later version has more of them.
+    """
+    kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
+    usual = dict(flatten(to_dict(default_config(*kinds.values()))))
+    untold = {"data.root", "data.workers", *(f"{stage}.{name}" for stage in STAGES for name in _ASIDE)}
+    untold.remove("prior.training.evaluate_every")  # the best state of a prior is one of those that are evaluated
+    told = {
+        name: value for name, value in flatten(to_dict(config))
+        if name.split(".")[0] in sections and name not in untold and (name in kinds or value != usual[name])
+    }  # fmt: skip
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()

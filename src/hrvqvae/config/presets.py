@@ -6,32 +6,27 @@ What no table prints is "ours". Derived figures are computed from the configurat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hrvqvae.config.checks import near_names
-from hrvqvae.config.data import DataConfig
-from hrvqvae.config.entries import DATASETS, PRIORS, SYSTEMS, Dataset, System
-from hrvqvae.config.paper_tables import printed_figures
-from hrvqvae.config.prior import PriorConfig
-from hrvqvae.config.progressive import ProgressiveConfig
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Dataset, System
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
     Config,
+    DataConfig,
+    PriorConfig,
     bits_per_image,
     compression_ratio,
     flatten,
-    from_plain,
-    nested,
+    replaced,
     to_dict,
     training_steps,
-    updated,
+    with_values,
 )
-from hrvqvae.config.tables import OURS, Part
-from hrvqvae.config.training import PriorTrainingConfig, TrainingConfig
-from hrvqvae.utils.errors import InputError
+from hrvqvae.config.tables import OURS, RATIOS, TABLE_5_STEPS, Settings, column
+from hrvqvae.utils.errors import InputError, near_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +36,12 @@ class Preset:
     Attributes:
         config: the configuration.
         sources: dotted name -> "Table 5", ...; a name that is missing is ours.
-        printed: derived figures as the paper prints them.
         about: one line on what it is for.
         notes: contradictions and departures, a line each.
     """
 
     config: Config
     sources: Mapping[str, str]
-    printed: Mapping[str, Any]
     about: str
     notes: tuple[str, ...] = ()
 
@@ -60,38 +53,39 @@ class Preset:
         """Where the value of that dotted name comes from."""
         return self.sources.get(name, OURS)
 
+    @property
+    def printed(self) -> dict[str, int]:
+        """Derived figures as the paper prints them: training steps, compression factor."""
+        system, _, data = self.name.partition("/")
+        steps = TABLE_5_STEPS.get(data) if system in ("hrvqvae", "vqvae2") else None
+        figures = {"training_steps": steps, "compression_ratio": RATIOS.get(self.name)}
+        return {name: value for name, value in figures.items() if value is not None}
 
-def _preset(name: str, system: System, parts: Sequence[Part], about: str, notes: tuple[str, ...]) -> Preset:
-    """The parts' fields, of which the later ones win; whatever they leave out takes its default."""
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for part in parts:
-        values |= part.values
-        sources |= {key: part.source_of(key) for key in part.values}
-    tree = nested(values)
-    of_prior = tree.get("prior", {})
-    of_network, of_training = of_prior.get("network", {}), of_prior.get("training", {})
-    network = PRIORS.get(of_network.get("kind", DEFAULT_PRIOR)).config
-    config = Config(
-        name=name,
-        data=from_plain(DataConfig, tree.get("data", {})),
-        model=updated(system.config, tree.get("model", {})),
-        training=from_plain(TrainingConfig, tree.get("training", {})),
-        prior=PriorConfig(
-            network=from_plain(network, of_network), training=from_plain(PriorTrainingConfig, of_training)
-        ),
-        progressive=from_plain(ProgressiveConfig, tree.get("progressive", {})),
-    )
-    return Preset(config=config, sources=sources, printed=printed_figures(name), about=about, notes=notes)
+
+def _preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
+    """The preset of settings; whatever they leave out takes its default."""
+    values = {"name": name} | {key: value for key, (value, _) in settings.items()}
+    network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
+    config = with_values(Config(model=system.config, prior=PriorConfig(network=network)), values)
+    sources = {key: source for key, (_, source) in settings.items()}
+    return Preset(config=config, sources=sources, about=about, notes=notes)
 
 
 def of_dataset(system: System, dataset: Dataset) -> Preset:
     """The preset of a system for a data set, which need not be registered."""
+    own = column({**system.settings, **(system.few_images if dataset.few_images else {})}, dataset.column)
+    if dataset.column != dataset.name:  # whose column it borrows
+        label = f" ({dataset.column})"
+        own = {key: (value, source if source == OURS else source + label) for key, (value, source) in own.items()}
     fields = {f"model.{one.name}" for one in dataclasses.fields(system.config)}
-    of_data = [part.only(lambda name: not name.startswith("model.") or name in fields) for part in dataset.settings]
-    parts = [*system.settings(dataset), *of_data]  # a field of the model that the system has not means nothing to it
-    notes = (*dataset.notes, *system.notes)
-    return _preset(f"{system.name}/{dataset.name}", system, parts, dataset.about, notes)
+    # A field of the model that the system has not means nothing to it.
+    data = {key: one for key, one in dataset.settings.items() if not key.startswith("model.") or key in fields}
+    return _preset(f"{system.name}/{dataset.name}", system, own | data, dataset.about, dataset.notes + system.notes)
+
+
+def data_config(dataset: Dataset) -> DataConfig:
+    """What a data set's settings say of the data."""
+    return replaced(DataConfig(), {name: value for name, (value, _) in dataset.settings.items()}, "data.")
 
 
 def listed() -> Iterator[tuple[str, str]]:
@@ -124,7 +118,7 @@ def get(name: str) -> Preset:
     for system in SYSTEMS.entries():
         for extra in system.extras:
             if extra.name == name:
-                return _preset(name, system, extra.parts, extra.about, extra.notes)
+                return _preset(name, system, extra.settings, extra.about, extra.notes)
     near = near_names(name, names(), cutoff=0.4)
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
@@ -148,17 +142,14 @@ def derived(config: Config) -> dict[str, Any]:
 
 def describe(preset: Preset) -> dict[str, Any]:
     """Everything about a preset as plain values: values with sources, derived and printed figures, notes."""
-    values = {
-        name: {"value": value, "source": preset.source(name)}
-        for name, value in flatten(to_dict(preset.config))
-        if name != "name"
-    }
+    values = dict(flatten(to_dict(preset.config)))
+    del values["name"]
     return {
         "name": preset.name,
         "about": preset.about,
         "system": preset.config.model.system,
-        "values": values,
+        "values": {name: {"value": value, "source": preset.source(name)} for name, value in values.items()},
         "derived": derived(preset.config),
-        "printed": dict(preset.printed),
+        "printed": preset.printed,
         "notes": list(preset.notes),
     }

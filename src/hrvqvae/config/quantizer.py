@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hrvqvae.config.checks import require
+from hrvqvae.utils.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

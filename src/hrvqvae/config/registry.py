@@ -1,29 +1,154 @@
-"""Registries: systems, networks of priors, and data sets by name, ours and those of other packages.
+"""Registries: systems, networks of priors, data sets and loggers by name, ours and those of other packages.
 
-A registry names its entries' modules as text, as entry points do, and imports an entry when it is asked for: so this
-folder imports no system, and a list of names costs nothing.
+An entry is one object that names its parts as text ("module:attribute"), and a registry names its entries so, as entry
+points do. All are imported when they are asked for: a list of names costs nothing, and this folder imports no torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Iterator, Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from hrvqvae.config.checks import near_names
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, near_names
+
+if TYPE_CHECKING:
+    from hrvqvae.config.model import ModelConfig
+    from hrvqvae.config.schema import PriorNetworkConfig
+    from hrvqvae.config.tables import Settings
 
 
-class Entry(Protocol):
-    """What a registry holds."""
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set: what lies where, how it is got and read, and what presets take from it.
 
+    Attributes:
+        name: also of its folder below the root folder.
+        about: one line, for lists.
+        settings: the fields of a configuration that this data decides, with their sources; `data` first of all.
+        column: the column of the systems' settings that its presets take: ffhq, imagenet, cifar10 or mnist. Without one
+            there are no presets for it; `--data.dataset NAME` takes it in others.
+        notes: for its presets, contradictions and departures, a line each.
+        few_images: a few thousand images or less, from which priors are regularized more.
+        how: how a person gets it, where no command does.
+        files: path below its folder -> MD5 ("" where none is published); empty for a folder of images.
+        ways: (title, "module:function") in the order in which they are tried: the function fills an empty folder
+            (a Path) with the files, or raises.
+        read: "module:function": (folder, split "train" or "test") -> `data.arrays.Arrays`; empty for a folder of
+            images, which is read file by file.
+        judge: "module:RECIPE", an `evaluation.classifier.Recipe`: how the classifier is trained that judges samples
+            and by whose features images are compared; empty where a small one judges and none compares.
+    """
+
+    name: str
+    about: str
+    settings: Settings
+    column: str = ""
+    notes: tuple[str, ...] = ()
+    few_images: bool = False
+    how: str = ""
+    files: Mapping[str, str] | None = None
+    ways: tuple[tuple[str, str], ...] = ()
+    read: str = ""
+    judge: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraPreset:
+    """A preset of a system beside those of every data set: every field that is not a default, with its source."""
+
+    name: str
+    about: str
+    settings: Settings
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A system: everything that the rest asks about it.
+
+    Attributes:
+        name: the first part of its presets' names, and `model.system`.
+        title: for people.
+        source: publication, for lists and pages.
+        config: its configuration with its defaults, a frozen dataclass; its field `system` becomes `name`.
+        model: "module:Class", called with (config, channels) -> Autoencoder.
+        settings: fields of a configuration with their sources, one value or one a column (`config.tables`).
+        few_images: further settings for a data set of few images.
+        objective: "module:Class" of a `models.objective.Objective`: how it learns.
+        extras: presets beside those of every data set.
+        notes: for a data set's preset, contradictions and departures, a line each.
+        needs: (module to import, what pip installs for it), where it needs another package.
+    """
+
+    name: str
+    title: str
+    source: str
+    config: ModelConfig
+    model: str
+    settings: Settings
+    few_images: Settings = field(default_factory=dict)
+    objective: str = "hrvqvae.models.objective:SumOfLosses"
+    extras: tuple[ExtraPreset, ...] = ()
+    notes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", dataclasses.replace(self.config, system=self.name))
+
+    @property
+    def available(self) -> bool:
+        """Whether the package that it needs is on this machine."""
+        return not self.needs or importlib.util.find_spec(self.needs[0]) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorNetwork:
+    """A network of priors, with its sampler.
+
+    Attributes:
+        name: `prior.network.kind`.
+        title: for people.
+        config: its configuration, a frozen dataclass whose `kind` is `name`.
+        network: "module:Class" of a `priors.base.Prior`; that of one level is called with (config, level, its index).
+        sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
+    """
+
+    name: str
+    title: str
+    config: type[PriorNetworkConfig]
+    network: str
+    sampler: str = "hrvqvae.priors.plain:sample_plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logger:
+    """Another place for the records of a training, beside metrics.jsonl.
+
+    Attributes:
+        name: `training.loggers` names it.
+        title: for people.
+        sink: "module:Class" of a `training.loggers.Sink`, called with (folder of the run, first step).
+        needs: the module that it can't do without.
+    """
+
+    name: str
+    title: str
+    sink: str
+    needs: str
+
+
+class _Entry(Protocol):
     @property
     def name(self) -> str: ...
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=_Entry)
 
 
 def imported(reference: str) -> Any:
@@ -62,8 +187,7 @@ class Registry(Generic[E]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.built_in
-        yield from (name for name in self._announced if name not in self.built_in)
+        yield from dict.fromkeys([*self.built_in, *self._announced])
 
     def __contains__(self, name: object) -> bool:
         return name in self.built_in or name in self._announced
@@ -72,8 +196,8 @@ class Registry(Generic[E]):
         """The entry of that name.
 
         Raises:
-            InputError: there is none (near names are listed), the package that adds it can't be imported, or it adds a
-                name that is taken.
+            InputError: there is none (near names are listed), several packages add it, or the package that adds it
+                can't be imported or gives something else.
         """
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
@@ -81,33 +205,34 @@ class Registry(Generic[E]):
 
     def _load(self, name: str) -> E:
         points = self._announced.get(name, [])
-        if name in self.built_in:
-            if points:
-                raise InputError(f"the package {_package(points[0])} adds a {self.what} {name!r}, a name of ours")
+        if name in self.built_in and not points:
             entry: E = imported(self.built_in[name])
             return entry
         if not points:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
             raise InputError(f"unknown {self.what} {name!r}: {hint}")
-        if len(points) > 1:
-            packages = " and ".join(_package(point) for point in points)
-            raise InputError(f"several packages add a {self.what} {name!r}: {packages}")
-        return self._load_point(points[0])
-
-    def _load_point(self, point: EntryPoint) -> E:
-        added = f"the {self.what} {point.name!r} of the package {_package(point)}"
+        adding = [_package(point) for point in points] + ["hrvqvae"] * (name in self.built_in)
+        if len(adding) > 1:
+            raise InputError(f"several packages add a {self.what} {name!r}: {' and '.join(adding)}")
+        added = f"the {self.what} {name!r} of the package {adding[0]}"
         try:
-            entry: E = point.load()
+            entry = points[0].load()
         except Exception as error:  # whatever another package runs into
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"{added} can't be imported ({text})") from error
         if not isinstance(entry, self.kind):
             raise InputError(f"{added} is a {type(entry).__name__}; it must be a {self.kind.__name__}")
-        called = entry.name
-        if called != point.name:
-            raise InputError(f"{added} calls itself {called!r}; both names must be the same")
+        if entry.name != name:
+            raise InputError(f"{added} calls itself {entry.name!r}; both names must be the same")
         return entry
+
+    def _fault(self, name: str) -> str:
+        try:
+            self.get(name)
+        except InputError as error:
+            return str(error)
+        return ""
 
     def entries(self) -> list[E]:
         """All entries that can be used, in order."""
@@ -117,9 +242,26 @@ class Registry(Generic[E]):
         """What is wrong with the entries that can't be used, a line each."""
         return [fault for fault in map(self._fault, self) if fault]
 
-    def _fault(self, name: str) -> str:
-        try:
-            self.get(name)
-        except InputError as error:
-            return str(error)
-        return ""
+
+def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, str]:
+    return {name: f"hrvqvae.{folder}.{name.replace('-', '_')}:{attribute}" for name in names}
+
+
+SYSTEMS: Registry[System] = Registry(
+    System, "system", "hrvqvae.systems",
+    _in_package("models", ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
+    | {"fsq": "hrvqvae.models.vqpytorch:FSQ", "vqpytorch": "hrvqvae.models.vqpytorch:VQPYTORCH"},
+)  # fmt: skip
+PRIORS: Registry[PriorNetwork] = Registry(
+    PriorNetwork, "network of priors", "hrvqvae.priors",
+    _in_package("priors", ("pixelsnail", "transformer", "depth"), "PRIOR"),
+)  # fmt: skip
+DATASETS: Registry[Dataset] = Registry(
+    Dataset, "data set", "hrvqvae.datasets",
+    _in_package("data.sets", ("mnist", "fashion-mnist", "cifar10"), "DATASET")
+    | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
+)  # fmt: skip
+LOGGERS: Registry[Logger] = Registry(
+    Logger, "logger", "hrvqvae.loggers",
+    {name: f"hrvqvae.training.loggers:{name.upper()}" for name in ("tensorboard", "wandb")},
+)  # fmt: skip

@@ -1,27 +1,352 @@
-"""The whole description of a run: frozen dataclasses, no torch, no effect on import.
+"""The whole description of a run: frozen dataclasses with their checks, no torch, no effect on import.
 
-A field name is the dotted path that the command line takes (`--model.quantizer.codewords 8`), that
-`config.yaml` holds, and that a preset cites its source for. Values that differ by level are tuples, coarse first.
+A field name is the dotted path that the command line takes (`--model.quantizer.codewords 8`), that `config.yaml` holds,
+and that a preset cites its source for. Values that differ by level are tuples, coarse first. A field is a number, a
+text, true or false, a Literal of texts, a tuple of these of any length, or one of them or None.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.data import DataConfig
-from hrvqvae.config.entries import PRIORS
-from hrvqvae.config.model import ModelConfig
-from hrvqvae.config.prior import Levels, PriorConfig
-from hrvqvae.config.progressive import ProgressiveConfig
-from hrvqvae.config.training import TrainingConfig
+from hrvqvae.config.model import Grid, ModelConfig
+from hrvqvae.config.registry import PRIORS, SYSTEMS, imported
+from hrvqvae.utils.errors import InputError, require
 
 C = TypeVar("C")
+T = TypeVar("T")
 
+AUTO = "auto"
 DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
+STAGES = ("training", "prior.training", "progressive.training")
+BUDGET = ("epochs", "max_steps", "max_minutes")
+_PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
+
+
+def decided_on_start(by: str) -> Any:
+    """A field that is "auto" until a run begins; what is decided then is part of the run's configuration.
+
+    Args:
+        by: "module:function", which takes the dataclass that holds the field, with earlier fields decided, and gives
+            the value.
+    """
+    return field(default=AUTO, metadata={"decided by": by})
+
+
+def decide(config: C, made: Mapping[str, str] = MappingProxyType({}), prefix: str = "") -> tuple[C, dict[str, str]]:
+    """A configuration with every "auto" decided, and what was decided, by dotted name.
+
+    Args:
+        config: a dataclass.
+        made: dotted name -> value, of decisions that were made before; they are kept.
+        prefix: dotted name of `config`, with a dot at its end.
+
+    Raises:
+        InputError: nothing that a field needs is on this machine.
+    """
+    found: dict[str, str] = {}
+    for one in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, value = prefix + one.name, getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            value, inner = decide(value, made, f"{name}.")
+            found |= inner
+        elif "decided by" in one.metadata and value == AUTO:
+            value = found[name] = made.get(name) or imported(one.metadata["decided by"])(config)
+        config = dataclasses.replace(config, **{one.name: value})  # type: ignore[type-var]
+    return config, found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
+
+    A folder of images is divided as `data.images.list_folder` says: `train/` beside `test/`, `val/` or `validation/`
+    is a given split; without one, `split` decides; one of the two alone is an error. Tars, Parquet files and arrays
+    are taken wherever a folder of images is, and divided as `data.sources.opening.open_stored` says.
+
+    Attributes:
+        dataset: a data set's name (mnist, fashion-mnist, cifar10), or an image folder's (imagenet, ffhq, photos, ...).
+        root: folder of the data, or tars, Parquet files or arrays, by a name or a pattern; None takes the variable
+            HRVQVAE_DATA, else the user's cache folder.
+        size: height and width in pixels that images of a folder are resized and cropped to.
+        channels: 1 (greyscale) or 3 (RGB). Images of a folder are converted, and how many of them lost something
+            (colour, transparency) is told.
+        train_samples, test_samples: published counts (0: not published); they give the published training steps.
+        split: how a folder without a given split is divided: by a hash of the file name, or its first `train_samples`
+            names in sorted order for training ("sorted", FFHQ's convention), which needs that count.
+        test_fraction: share of the files that goes to the test split where the split is by hash.
+        crop: random crops of the training images, or the centre one; test images always take the centre.
+        flip: mirror half of the training images.
+        labels: whether class folders are classes.
+        on_error: a broken image stops the run, or is skipped and counted.
+        max_pixels: largest image that is decoded, in pixels.
+        workers: processes that decode images.
+        memory_mb: images without a random crop are held in memory as uint8 where all take up to this size.
+    """
+
+    dataset: str = "mnist"
+    root: str | None = None
+    size: int = 28
+    channels: int = 1
+    train_samples: int = 0
+    test_samples: int = 0
+    split: Literal["hash", "sorted"] = "hash"
+    test_fraction: float = 0.1
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    labels: bool = True
+    on_error: Literal["stop", "skip"] = "stop"
+    max_pixels: int = 64_000_000
+    workers: int = 2
+    memory_mb: int = 512
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, "data.size", self.size, "at least 1 pixel")
+        require(self.channels in (1, 3), "data.channels", self.channels, "1 (greyscale) or 3 (RGB)")
+        require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "between 0 and 1")
+        for name in ("train_samples", "test_samples", "workers", "memory_mb"):
+            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "at least 0")
+        counted = self.split != "sorted" or self.train_samples > 0
+        require(counted, "data.train_samples", self.train_samples, "above 0 where data.split is sorted")
+        require(1 <= self.max_pixels <= _PILLOW_PIXELS, "data.max_pixels", self.max_pixels, f"1 to {_PILLOW_PIXELS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Optimization of any stage: all but the batch size (docs/paper-tables.md, Tables 5 and 6).
+
+    Attributes:
+        epochs, max_steps, max_minutes: the budget; whichever is spent first ends the run (0: no such limit).
+        optimizer: adam; or muon, which orthogonalizes the steps of the weights between layers, with Adam for the rest.
+        learning_rate: of either, after the warm-up.
+        adam_beta2: decay of Adam's second moment; its first moment's is 0.9.
+        schedule: constant, or a linear warm-up and a cosine down to zero over the budget.
+        warmup_steps: steps of the warm-up.
+        polyak_decay: decay of the moving average of the network's weights.
+        device: cpu, cuda or cuda:N; auto takes a GPU where there is one when a run begins.
+        precision: bf16 or fp32; auto takes bf16 where the processor or GPU computes in it when a run begins. The run
+            keeps both names.
+        memory_format: layout of images and weights in memory.
+        threads: CPU threads (0: as torch decides).
+        seed: start weights, data order, augmentation, k-means and dead-code restart depend on it alone.
+        init_from: a run folder, a weights file or the name of a model inside the package, whose weights it begins
+            with; empty: it begins with weights drawn by the seed.
+        loggers: names, separated by commas, of further places for the records of metrics.jsonl, such as tensorboard.
+        log_every, evaluate_every, checkpoint_every: in steps.
+        evaluation_images: test images that an evaluation during training takes.
+        section: where these fields stand in a configuration, for messages.
+    """
+
+    epochs: int = 0
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    optimizer: Literal["adam", "muon"] = "adam"
+    learning_rate: float = 3e-3
+    adam_beta2: float = 0.999
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = 100
+    polyak_decay: float = 0.9
+    device: str = decided_on_start("hrvqvae.training.device:decide_device")
+    precision: Literal["auto", "fp32", "bf16"] = decided_on_start("hrvqvae.training.device:decide_precision")
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    threads: int = 0
+    seed: int = 0
+    init_from: str = ""
+    loggers: str = ""
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    evaluation_images: int = 1_000
+
+    section: ClassVar[str] = "training"
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "evaluation_images"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
+            self._require(0 <= getattr(self, name) < math.inf, name, "at least 0")
+        self._require(0 < self.learning_rate < math.inf, "learning_rate", "above 0")
+        self._require(self.seed < 2**31, "seed", "below 2^31")
+        for name in ("adam_beta2", "polyak_decay"):
+            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        if not (self.epochs or self.max_steps or self.max_minutes):
+            fields = f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or {self.section}.max_minutes"
+            raise InputError(f"no budget: give {fields}")
+
+    def _require(self, holds: bool, name: str, what: str) -> None:
+        require(holds, f"{self.section}.{name}", getattr(self, name), what)
+
+    def with_batch_size(self, batch_size: int) -> TrainingConfig:
+        """The optimization of one network, of so many images a step."""
+        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return TrainingConfig(**{**own, "batch_size": batch_size})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """Optimization of an autoencoder.
+
+    Attributes:
+        batch_size: images a step, of all processes together where several train (docs/scale.md).
+    """
+
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTrainingConfig(StageConfig):
+    """Optimization of the priors; budgets are a prior's own.
+
+    Attributes:
+        batch_size: images a step: one number for all levels, or one a level, coarse first; a prior of several levels
+            takes that of the coarsest.
+    """
+
+    batch_size: tuple[int, ...] = (32,)
+    epochs: int = 50
+    learning_rate: float = 1e-3
+    polyak_decay: float = 0.99
+
+    section: ClassVar[str] = "prior.training"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(bool(self.batch_size), "batch_size", "one number, or one a level")
+        self._require(all(number >= 1 for number in self.batch_size), "batch_size", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveTrainingConfig(StageConfig):
+    """Optimization of the progressive decoder; a step takes as many images as one of the autoencoder's training."""
+
+    max_steps: int = 400
+    optimizer: Literal["adam", "muon"] = "muon"
+    learning_rate: float = 2e-3
+    adam_beta2: float = 0.99
+    warmup_steps: int = 50
+
+    section: ClassVar[str] = "progressive.training"
+
+
+Levels = range
+"""Consecutive levels that one prior covers, 0 the coarsest."""
+
+
+def level_names(levels: Levels) -> str:
+    """Levels for people, who count from 1: "level 2", or "levels 1 to 3"."""
+    first, last = levels.start + 1, levels.stop
+    return f"level {first}" if first == last else f"levels {first} to {last}"
+
+
+def at_level(values: tuple[T, ...], level: int) -> T:
+    """The value of a level, of one value for all levels or one a level. Raises InputError where there is none."""
+    if len(values) == 1:
+        return values[0]
+    if level < len(values):
+        return values[level]
+    raise InputError(f"{values!r} has {len(values)} values; level {level + 1} needs one, or give one for all levels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorNetworkConfig:
+    """The contract of every prior network's configuration: a frozen dataclass.
+
+    A field that differs by level is a tuple of one value for all levels, or one a level, coarse first.
+
+    Attributes:
+        kind: name of the network, under which the registry knows it.
+    """
+
+    kind: str = ""
+
+    def covers(self, grids: Sequence[Grid]) -> tuple[Levels, ...]:
+        """The levels that each network covers, coarse first; by default there is one network a level.
+
+        Args:
+            grids: (H, W) of each level's codes.
+
+        Raises:
+            InputError: the network can't cover levels of these grids.
+        """
+        return tuple(range(level, level + 1) for level in range(len(grids)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """The priors of all levels and their training (docs/paper-tables.md, Tables 8 and 9).
+
+    Attributes:
+        network: of each prior, by default one a level.
+        training: optimization of each prior.
+        held_out: share of the training images whose codes are held out; the state that codes them best is kept.
+        codes: a folder of shards of codes, or one (docs/tokens.md), that are trained from; None takes the codes of the
+            run's own training images.
+        class_dropout: share of the images whose class is withheld in training, so that the priors know the codes
+            without a class as well, and can be guided (Ho and Salimans 2022).
+    """
+
+    network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
+    training: PriorTrainingConfig = field(default_factory=PriorTrainingConfig)
+    held_out: float = 0.05
+    codes: str | None = None
+    class_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.held_out < 1, "prior.held_out", self.held_out, "between 0 and 1")
+        require(0 <= self.class_dropout < 1, "prior.class_dropout", self.class_dropout, "at least 0 and below 1")
+
+    def training_of(self, level: int) -> TrainingConfig:
+        """Optimization of the prior whose coarsest level is that one (0 is the coarsest of all)."""
+        return self.training.with_batch_size(at_level(self.training.batch_size, level))
+
+    def check_levels(self, levels: int) -> None:
+        """Raises InputError where a field with a value a level has neither one value nor one for each level."""
+        for name, values in flatten(to_dict(self), "prior."):
+            if isinstance(values, tuple) and len(values) not in (1, levels):
+                given = f"{name} has {len(values)} values"
+                raise InputError(f"{given}; give one, or one for each of the {levels} levels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerConfig:
+    """What stands before the progressive decoder, which has the shape of the model's own (docs/method.md).
+
+    Attributes:
+        hidden_units: channels of its features; half as many inside a block.
+        residual_blocks: a dilated convolution and a pointwise one each, with a bias for each depth.
+        kernel: filter size.
+    """
+
+    hidden_units: int = 64
+    residual_blocks: int = 4
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.hidden_units >= 1, "progressive.network.hidden_units", self.hidden_units, "at least 1")
+        require(self.residual_blocks >= 0, "progressive.network.residual_blocks", self.residual_blocks, "at least 0")
+        require(self.kernel % 2 == 1 and self.kernel >= 1, "progressive.network.kernel", self.kernel, "odd, at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveConfig:
+    """The decoder of prefixes of the levels, and its training on a frozen autoencoder (`train-progressive`).
+
+    Attributes:
+        network: from the latents of a prefix to what its decoder is given.
+        training: its optimization.
+    """
+
+    network: RefinerConfig = field(default_factory=RefinerConfig)
+    training: ProgressiveTrainingConfig = field(default_factory=ProgressiveTrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +355,13 @@ class Config:
 
     Attributes:
         name: the preset that it began as.
-        prior: by default PixelSNAIL networks.
     """
 
     name: str = "custom"
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig
+    model: ModelConfig = field(default_factory=lambda: SYSTEMS.get(DEFAULT_SYSTEM).config)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
-    prior: PriorConfig = field(default_factory=lambda: PriorConfig(network=PRIORS.get(DEFAULT_PRIOR).config()))
+    prior: PriorConfig = field(default_factory=PriorConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
 
     @property
@@ -47,30 +371,12 @@ class Config:
 
     def with_root(self, root: str | None) -> Config:
         """The same with its data in another root folder; None leaves it."""
-        return self if root is None else dataclasses.replace(self, data=dataclasses.replace(self.data, root=root))
+        return self if root is None else replaced(self, {"data.root": root})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested plain values, for JSON and YAML."""
     return dataclasses.asdict(config)
-
-
-def from_plain(kind: type[C], values: Mapping[str, Any]) -> C:
-    """A dataclass from nested plain values of the right types, such as `to_dict` gives; what is missing is default."""
-    hints = get_type_hints(kind)
-    given = {
-        name: from_plain(hints[name], value) if isinstance(value, Mapping) else value for name, value in values.items()
-    }
-    return kind(**given)
-
-
-def updated(config: C, values: Mapping[str, Any]) -> C:
-    """A dataclass with fields replaced by nested plain values of the right types."""
-    given = {
-        name: updated(getattr(config, name), value) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-    }
-    return dataclasses.replace(config, **given)  # type: ignore[type-var]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -82,16 +388,37 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as nested mappings; `flatten` is the inverse."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
+def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:
+    """The configuration of a system and a network of priors that says no more. Raises InputError where one is none."""
+    return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config()))
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with fields replaced, by dotted name; the values are of the right types.
+
+    A stage whose budget is the default and that is given another has that one alone.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    before, usual = (dict(flatten(to_dict(one))) for one in (config, Config()))
+    for stage in STAGES:
+        budget = [f"{stage}.{name}" for name in BUDGET]
+        if any(values.get(name) for name in budget) and all(before[name] == usual[name] for name in budget):
+            values = {name: type(before[name])() for name in budget} | dict(values)
+    return replaced(config, values)
+
+
+def replaced(config: C, values: Mapping[str, Any], prefix: str = "") -> C:
+    """A dataclass of configuration with fields replaced, by dotted name. Raises InputError as `with_values`."""
+    changes = {}
+    for one in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, value = prefix + one.name, getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            changes[one.name] = replaced(value, values, f"{name}.")
+        elif name in values:
+            changes[one.name] = values[name]
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def training_steps(samples: int, epochs: int, batch_size: int) -> int:

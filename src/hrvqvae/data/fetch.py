@@ -6,8 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hrvqvae.config.entries import DATASETS, Dataset
-from hrvqvae.config.registry import imported
+from hrvqvae.config.registry import DATASETS, Dataset, imported
 from hrvqvae.data.files import digest, unpacked
 from hrvqvae.utils.errors import DamagedFileError, InputError
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import platformdirs
 
 from hrvqvae.config import DataConfig
-from hrvqvae.config.entries import DATASETS, Dataset
-from hrvqvae.config.registry import imported
+from hrvqvae.config.registry import DATASETS, Dataset, imported
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.image_sets import ImageSet, MemoryImages, in_memory
 from hrvqvae.data.sources.opening import names_files, open_stored

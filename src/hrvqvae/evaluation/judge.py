@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
-from hrvqvae.config.entries import DATASETS
-from hrvqvae.config.registry import imported
+from hrvqvae.config.presets import data_config
+from hrvqvae.config.registry import DATASETS, imported
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images, note
@@ -61,7 +61,7 @@ def shipped_judge(config: DataConfig) -> Path | None:
     path = SHIPPED / f"{config.dataset}.safetensors"
     if not path.is_file() or config.dataset not in DATASETS:
         return None
-    known = DATASETS.get(config.dataset).config
+    known = data_config(DATASETS.get(config.dataset))
     return path if (known.size, known.channels) == (config.size, config.channels) else None
 
 

@@ -1,1 +1,1 @@
-"""The systems, a folder each, and the contract that they fulfil; `config.entries.SYSTEMS` lists them. No torch."""
+"""The systems, a folder each, and the contract that they fulfil; `config.registry.SYSTEMS` lists them. No torch."""

@@ -6,8 +6,7 @@ import copy
 from typing import cast
 
 from hrvqvae.config import Config
-from hrvqvae.config.entries import SYSTEMS, System
-from hrvqvae.config.registry import imported
+from hrvqvae.config.registry import SYSTEMS, System, imported
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
 from hrvqvae.models.objective import Objective, Place

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.entries import PRIORS
-from hrvqvae.config.registry import imported
+from hrvqvae.config.registry import PRIORS, imported
 from hrvqvae.priors.base import Level, Prior
 
 

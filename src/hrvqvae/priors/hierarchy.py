@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.config.entries import PRIORS
-from hrvqvae.config.registry import imported
+from hrvqvae.config.registry import PRIORS, imported
 from hrvqvae.priors.base import Prior
 from hrvqvae.priors.guidance import require_guidable
 from hrvqvae.priors.sampling_params import SamplingParams

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hrvqvae.config.checks import require
-from hrvqvae.config.prior import PriorNetworkConfig
-from hrvqvae.utils.errors import InputError
+from hrvqvae.config import PriorNetworkConfig
+from hrvqvae.utils.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)

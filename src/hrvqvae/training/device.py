@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.device import resolve_device
-from hrvqvae.config.training import StageConfig
+from hrvqvae.config import StageConfig
 from hrvqvae.utils.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config.entries import LOGGERS, Logger
-from hrvqvae.config.registry import imported
+from hrvqvae.config.registry import LOGGERS, Logger, imported
 from hrvqvae.utils.files import write_atomic
 
 

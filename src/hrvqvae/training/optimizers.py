@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.adam import adam
 
-from hrvqvae.config.training import StageConfig
+from hrvqvae.config import StageConfig
 
 _ITERATION = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 _ITERATIONS = 5

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """What was asked for can't be done; the message says what is wrong and what to do, in one line."""
@@ -13,3 +16,18 @@ class NonFiniteError(InputError):
 
 class DamagedFileError(InputError):
     """A file on disk is not what was written: cut short, changed, or of another kind."""
+
+
+def require(holds: bool, name: str, value: object, what: str) -> None:
+    """Raises InputError where a value does not hold; `what` says what it must be."""
+    if not holds:
+        raise InputError(f"{name} is {value!r}; it must be {what}")
+
+
+def near_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known names that are most like an unknown one, such as "kernel or stride"; "" where none is.
+
+    Args:
+        cutoff: how like a name must be, from 0 (not at all) to 1 (the same).
+    """
+    return " or ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff))

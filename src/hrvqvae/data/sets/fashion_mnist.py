@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hrvqvae.config.entries import Dataset
-from hrvqvae.config.tables import OURS, Part
+from hrvqvae.config.registry import Dataset
+from hrvqvae.config.tables import OURS, settings
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.network import run_program
 from hrvqvae.data.sets import idx
@@ -19,7 +19,7 @@ CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 DATASET = Dataset(
     name="fashion-mnist",
     about="Fashion-MNIST, 28x28 greyscale",
-    settings=(Part(OURS, {"data.dataset": "fashion-mnist", "data.size": 28, "data.channels": 1}),),
+    settings=settings(OURS, {"data.dataset": "fashion-mnist", "data.size": 28, "data.channels": 1}),
     how=f"Debian's package {DEBIAN_PACKAGE}, or torchvision's mirrors",
     files={
         "train-images-idx3-ubyte.gz": "f4a8712d7a061bf5bd6d2ca38dc4d50a",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hrvqvae.config.entries import Dataset
-from hrvqvae.config.paper_tables import TABLE_5
-from hrvqvae.config.tables import OURS, Part
+from hrvqvae.config.registry import Dataset
+from hrvqvae.config.tables import OURS, TABLE_5, column, settings
 
 _CROPPED = {"data.crop": "random", "data.flip": True}
 # Priors of a few thousand images, on a few cores.
@@ -18,7 +17,7 @@ _SMALL_PRIORS = {
 IMAGENET = Dataset(
     name="imagenet",
     about="ImageNet, 128x128 colour, class folders",
-    settings=(TABLE_5.column("imagenet"), Part(OURS, _CROPPED)),
+    settings=column(TABLE_5, "imagenet") | settings(OURS, _CROPPED),
     column="imagenet",
     how="class folders in <root>/imagenet/train and <root>/imagenet/val, from image-net.org (needs an account)",
 )
@@ -26,10 +25,8 @@ IMAGENET = Dataset(
 FFHQ = Dataset(
     name="ffhq",
     about="FFHQ, 256x256 colour, a folder of faces",
-    settings=(
-        TABLE_5.column("ffhq"),
-        Part(OURS, {"data.split": "sorted", "data.flip": True, "data.labels": False}),
-    ),
+    settings=column(TABLE_5, "ffhq")
+    | settings(OURS, {"data.split": "sorted", "data.flip": True, "data.labels": False}),
     column="ffhq",
     notes=(
         "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000. 875,000 is what "
@@ -41,20 +38,18 @@ FFHQ = Dataset(
 EMOJI32 = Dataset(
     name="emoji32",
     about="a folder of 32x32 colour images in class folders",
-    settings=(
-        Part(
-            OURS,
-            {
-                "data.dataset": "emoji32",
-                "data.size": 32,
-                "data.channels": 3,
-                "training.batch_size": 64,
-                "training.epochs": 60,
-                "training.evaluate_every": 250,
-                "training.checkpoint_every": 250,
-                **_SMALL_PRIORS,
-            },
-        ),
+    settings=settings(
+        OURS,
+        {
+            "data.dataset": "emoji32",
+            "data.size": 32,
+            "data.channels": 3,
+            "training.batch_size": 64,
+            "training.epochs": 60,
+            "training.evaluate_every": 250,
+            "training.checkpoint_every": 250,
+            **_SMALL_PRIORS,
+        },
     ),
     column="cifar10",
     few_images=True,
@@ -64,25 +59,23 @@ EMOJI32 = Dataset(
 PHOTOS = Dataset(
     name="photos",
     about="any folder of photographs, 256x256 crops",
-    settings=(
-        Part(
-            OURS,
-            {
-                "data.dataset": "photos",
-                "data.size": 256,
-                "data.channels": 3,
-                **_CROPPED,
-                "data.labels": False,
-                "training.batch_size": 8,
-                "training.epochs": 400,
-                "training.learning_rate": 1e-3,
-                "training.evaluate_every": 250,
-                "training.checkpoint_every": 250,
-                "training.evaluation_images": 64,
-                **_SMALL_PRIORS,
-                "prior.training.batch_size": (8,),
-            },
-        ),
+    settings=settings(
+        OURS,
+        {
+            "data.dataset": "photos",
+            "data.size": 256,
+            "data.channels": 3,
+            **_CROPPED,
+            "data.labels": False,
+            "training.batch_size": 8,
+            "training.epochs": 400,
+            "training.learning_rate": 1e-3,
+            "training.evaluate_every": 250,
+            "training.checkpoint_every": 250,
+            "training.evaluation_images": 64,
+            **_SMALL_PRIORS,
+            "prior.training.batch_size": (8,),
+        },
     ),
     column="ffhq",
     few_images=True,

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hrvqvae.config.entries import Dataset
-from hrvqvae.config.paper_tables import TABLE_5
-from hrvqvae.config.tables import OURS, Part
+from hrvqvae.config.registry import Dataset
+from hrvqvae.config.tables import OURS, TABLE_5, column, settings
 from hrvqvae.data.arrays import Arrays
 from hrvqvae.data.files import digest, gzip_bytes, idx_bytes, read_arrays
 from hrvqvae.data.network import run_program
@@ -26,10 +25,8 @@ WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416
 DATASET = Dataset(
     name="mnist",
     about="MNIST, 28x28 greyscale",
-    settings=(
-        TABLE_5.column("mnist"),
-        Part(OURS, {"model.padding": 2}),  # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded
-    ),
+    # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded.
+    settings=column(TABLE_5, "mnist") | settings(OURS, {"model.padding": 2}),
     column="mnist",
     how="torchvision's mirrors, or a package that carries it",
     files={

@@ -1,8 +1,7 @@
 """HR-VQVAE: one latent grid, quantized level by level with linked codebooks (docs/method.md)."""
 
-from hrvqvae.config.entries import System, TableSettings
-from hrvqvae.config.paper_tables import TABLE_6, TABLE_8
-from hrvqvae.config.shared_tables import FASTER_CODEBOOKS, MORE_DROPOUT, PIXELSNAIL_PRIORS
+from hrvqvae.config.registry import System
+from hrvqvae.config.tables import FASTER_CODEBOOKS, MORE_DROPOUT, PIXELSNAIL_PRIORS, TABLE_6, TABLE_8
 from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
 
 SYSTEM = System(
@@ -11,5 +10,6 @@ SYSTEM = System(
     source="Adiban et al., BMVC 2022",
     config=HRVQVAEConfig(),
     model="hrvqvae.models.hrvqvae.model:HRVQVAE",
-    settings=TableSettings((TABLE_6, TABLE_8, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT),
+    settings=TABLE_6 | TABLE_8 | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
 )

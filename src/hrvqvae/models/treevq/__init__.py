@@ -1,17 +1,13 @@
 """TreeVQ: HR-VQVAE's tree of codebooks with what we found better than the paper's way (docs/what-we-changed.md)."""
 
-from hrvqvae.config.entries import System, TableSettings
-from hrvqvae.config.paper_tables import COLUMNS, TABLE_6
-from hrvqvae.config.shared_tables import FASTER_CODEBOOKS
-from hrvqvae.config.tables import OURS, Table
+from hrvqvae.config.registry import System
+from hrvqvae.config.tables import FASTER_CODEBOOKS, OURS, TABLE_6, as_printed, settings
 from hrvqvae.models.treevq.config import TreeVQConfig
 
 # Grid, network, codebooks and learning rate are those of HR-VQVAE.
-_AS_TABLE_6 = Table(source="as Table 6", columns=COLUMNS, rows=TABLE_6.rows, remarks=TABLE_6.remarks)
-_OURS = Table(
-    source=OURS,
-    columns=COLUMNS,
-    rows={
+_OURS = settings(
+    OURS,
+    {
         "model.quantizer.beta": 1.0,
         "model.quantizer.level_betas": (0.05,),
         "model.quantizer.beam": 4,
@@ -33,6 +29,7 @@ SYSTEM = System(
     source="ours",
     config=TreeVQConfig(),
     model="hrvqvae.models.treevq.model:TreeVQAutoencoder",
-    settings=TableSettings((_AS_TABLE_6, FASTER_CODEBOOKS, _OURS), few_images={"prior.network.dropout": 0.3}),
+    settings=as_printed(TABLE_6) | FASTER_CODEBOOKS | _OURS,
+    few_images=settings(OURS, {"prior.network.dropout": 0.3}),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )

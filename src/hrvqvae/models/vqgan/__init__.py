@@ -1,15 +1,13 @@
 """VQGAN: one flat codebook, trained for what images look like as well (Esser et al. 2021)."""
 
-from hrvqvae.config.entries import System, TableSettings
-from hrvqvae.config.paper_tables import COLUMNS
-from hrvqvae.config.tables import OURS, Table
+from hrvqvae.config.registry import System
+from hrvqvae.config.tables import OURS, settings
 from hrvqvae.models.vqgan.config import VQGANConfig
 
 # Nothing of it is printed: grid and network of Table 6, 1,024 codewords, a transformer prior.
-_OURS = Table(
-    source=OURS,
-    columns=COLUMNS,
-    rows={
+_OURS = settings(
+    OURS,
+    {
         "model.stride": [8, 4, 2, 2],
         "model.hidden_units": [128, 128, 64, 64],
         "model.residual_units": 64,
@@ -44,7 +42,8 @@ SYSTEM = System(
     config=VQGANConfig(),
     model="hrvqvae.models.vqgan.model:VQGAN",
     objective="hrvqvae.models.vqgan.objective:AdversarialObjective",
-    settings=TableSettings((_OURS,), few_images={"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
+    settings=_OURS,
+    few_images=settings(OURS, {"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
         "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "

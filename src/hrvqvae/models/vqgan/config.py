@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hrvqvae.config.checks import require
-from hrvqvae.config.decisions import decided_on_start
+from hrvqvae.config import decided_on_start
 from hrvqvae.config.model import FlatConfig
 from hrvqvae.config.quantizer import QuantizerConfig
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)

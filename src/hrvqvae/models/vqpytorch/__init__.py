@@ -2,22 +2,26 @@
 
 from typing import Any
 
-from hrvqvae.config.entries import System, TableSettings
-from hrvqvae.config.paper_tables import COLUMNS
-from hrvqvae.config.shared_tables import MORE_DROPOUT, NETWORK_AS_TABLE_6, PIXELSNAIL_PRIORS, PRIORS_AS_TABLE_8
-from hrvqvae.config.tables import OURS, Table
+from hrvqvae.config.registry import System
+from hrvqvae.config.tables import (
+    MORE_DROPOUT,
+    NETWORK_AS_TABLE_6,
+    OURS,
+    PIXELSNAIL_PRIORS,
+    TABLE_8,
+    Settings,
+    as_printed,
+    settings,
+)
 from hrvqvae.models.vqpytorch.config import FSQConfig, VQPyTorchConfig
 
 _NEEDS = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
-_ADAM = Table(source=OURS, columns=COLUMNS, rows={"training.adam_beta2": 0.99})
+_ADAM = settings(OURS, {"training.adam_beta2": 0.99})
 
 
-def _settings(source: str, rows: dict[str, Any]) -> TableSettings:
+def _settings(source: str, rows: dict[str, Any]) -> Settings:
     """HR-VQVAE's network, grid and priors, with rows that say how many codes there are: m^3 of HR-VQVAE's row."""
-    size = Table(source=source, columns=COLUMNS, rows=rows)
-    return TableSettings(
-        (NETWORK_AS_TABLE_6, size, PRIORS_AS_TABLE_8, _ADAM, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT
-    )
+    return NETWORK_AS_TABLE_6 | settings(source, rows) | as_printed(TABLE_8) | _ADAM | PIXELSNAIL_PRIORS
 
 
 FSQ = System(
@@ -31,6 +35,7 @@ FSQ = System(
         {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]},
     ),
     notes=("FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves, so the same bits.",),
+    few_images=MORE_DROPOUT,
     needs=_NEEDS,
 )
 
@@ -45,5 +50,6 @@ VQPYTORCH = System(
         "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "
         "codewords as the tree has leaves, so the same bits.",
     ),
+    few_images=MORE_DROPOUT,
     needs=_NEEDS,
 )

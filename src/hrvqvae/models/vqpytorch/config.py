@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hrvqvae.config.checks import require
 from hrvqvae.config.model import OneGridConfig
+from hrvqvae.utils.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

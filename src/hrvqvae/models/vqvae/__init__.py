@@ -1,22 +1,21 @@
 """VQVAE: one latent grid, one flat codebook (van den Oord et al. 2017)."""
 
-from hrvqvae.config.entries import System, TableSettings
-from hrvqvae.config.paper_tables import COLUMNS
-from hrvqvae.config.shared_tables import (
+from hrvqvae.config.registry import System
+from hrvqvae.config.tables import (
     FASTER_CODEBOOKS,
     MORE_DROPOUT,
     NETWORK_AS_TABLE_6,
     PIXELSNAIL_PRIORS,
-    PRIORS_AS_TABLE_8,
+    TABLE_8,
+    as_printed,
+    settings,
 )
-from hrvqvae.config.tables import Table
 from hrvqvae.models.vqvae.config import VQVAEConfig
 
 # The paper does not print how VQVAE was retrained: a flat codebook of as many codewords as HR-VQVAE's tree has leaves.
-_CODEBOOK_AS_TABLE_6 = Table(
-    source="as Table 6",
-    columns=COLUMNS,
-    rows={"model.quantizer.beta": 0.25, "model.quantizer.codewords": [512, 512, 512, 64]},  # m^3
+_CODEBOOK_AS_TABLE_6 = settings(
+    "as Table 6",
+    {"model.quantizer.beta": 0.25, "model.quantizer.codewords": [512, 512, 512, 64]},  # m^3
 )
 
 SYSTEM = System(
@@ -25,10 +24,8 @@ SYSTEM = System(
     source="van den Oord et al. 2017",
     config=VQVAEConfig(),
     model="hrvqvae.models.vqvae.model:VQVAE",
-    settings=TableSettings(
-        (NETWORK_AS_TABLE_6, _CODEBOOK_AS_TABLE_6, PRIORS_AS_TABLE_8, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS),
-        few_images=MORE_DROPOUT,
-    ),
+    settings=NETWORK_AS_TABLE_6 | _CODEBOOK_AS_TABLE_6 | as_printed(TABLE_8) | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
     notes=(
         "VQVAE is not printed: the HR-VQVAE row with one flat codebook of m^3 codewords, so the same bits a position.",
     ),

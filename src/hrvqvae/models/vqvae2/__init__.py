@@ -1,9 +1,19 @@
 """VQVAE-2: several latent grids, each with a flat codebook (Razavi et al. 2019)."""
 
-from hrvqvae.config.entries import ExtraPreset, System, TableSettings
-from hrvqvae.config.paper_tables import TABLE_4, TABLE_5, TABLE_7, TABLE_9
-from hrvqvae.config.shared_tables import FASTER_CODEBOOKS, MORE_DROPOUT, PIXELSNAIL_PRIORS
-from hrvqvae.config.tables import OURS, Part
+from hrvqvae.config.registry import ExtraPreset, System
+from hrvqvae.config.tables import (
+    FASTER_CODEBOOKS,
+    MORE_DROPOUT,
+    OURS,
+    PIXELSNAIL_PRIORS,
+    TABLE_4,
+    TABLE_4_COLUMNS,
+    TABLE_5,
+    TABLE_7,
+    TABLE_9,
+    column,
+    settings,
+)
 from hrvqvae.models.vqvae2.config import VQVAE2Config
 
 _TABLE_4_NOTE = (
@@ -12,11 +22,12 @@ _TABLE_4_NOTE = (
 )
 
 
-def _original(column: str, about: str, data: str, ours: dict[str, object]) -> ExtraPreset:
+def _original(name: str, about: str, data: str, ours: dict[str, object]) -> ExtraPreset:
+    taken = {key: value for key, (value, _) in column(TABLE_5, data).items()}
     return ExtraPreset(
-        name=f"vqvae2-original/{column}",
+        name=f"vqvae2-original/{name}",
         about=about,
-        parts=(TABLE_4.column(column), Part(OURS, {**PIXELSNAIL_PRIORS.rows, **TABLE_5.column(data).values, **ours})),
+        settings=column(TABLE_4, name, TABLE_4_COLUMNS) | PIXELSNAIL_PRIORS | settings(OURS, taken | ours),
         notes=(_TABLE_4_NOTE,),
     )
 
@@ -27,7 +38,8 @@ SYSTEM = System(
     source="Razavi et al. 2019",
     config=VQVAE2Config(),
     model="hrvqvae.models.vqvae2.model:VQVAE2",
-    settings=TableSettings((TABLE_7, TABLE_9, FASTER_CODEBOOKS, PIXELSNAIL_PRIORS), few_images=MORE_DROPOUT),
+    settings=TABLE_7 | TABLE_9 | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
     extras=(
         _original(
             "ffhq1024",

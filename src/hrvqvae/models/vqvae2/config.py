@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hrvqvae.config.checks import require
 from hrvqvae.config.model import CodebookModelConfig, Grid
+from hrvqvae.utils.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

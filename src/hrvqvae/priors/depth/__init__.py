@@ -1,6 +1,6 @@
 """One prior for all levels: a trunk over positions, and a head over the levels at each position (Lee et al. 2022)."""
 
-from hrvqvae.config.entries import PriorNetwork
+from hrvqvae.config.registry import PriorNetwork
 from hrvqvae.priors.depth.config import DepthConfig
 
 PRIOR = PriorNetwork(

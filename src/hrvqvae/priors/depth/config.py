@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hrvqvae.config.checks import require
+from hrvqvae.config import Levels
 from hrvqvae.config.model import Grid
-from hrvqvae.config.prior import Levels
 from hrvqvae.priors.trunk_config import TrunkConfig, check_dropout
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)

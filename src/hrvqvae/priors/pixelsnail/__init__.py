@@ -1,6 +1,6 @@
 """PixelSNAIL: causal convolutions, gated residual blocks and causal attention (Chen et al. 2018)."""
 
-from hrvqvae.config.entries import PriorNetwork
+from hrvqvae.config.registry import PriorNetwork
 from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
 
 PRIOR = PriorNetwork(

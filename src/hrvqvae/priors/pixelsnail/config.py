@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hrvqvae.config.checks import require
 from hrvqvae.priors.trunk_config import TrunkConfig, check_dropout
+from hrvqvae.utils.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

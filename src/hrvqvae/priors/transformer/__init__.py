@@ -1,6 +1,6 @@
 """A transformer over the codes in raster order (Esser et al. 2021, section 3.2)."""
 
-from hrvqvae.config.entries import PriorNetwork
+from hrvqvae.config.registry import PriorNetwork
 from hrvqvae.priors.transformer.config import TransformerConfig
 
 PRIOR = PriorNetwork(
