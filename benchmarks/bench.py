@@ -98,7 +98,7 @@ def _bench_sample(arguments: Arguments) -> int:
 
 def _bench_files(arguments: Arguments) -> int:
     from benchmarks.files.comparison import ahead_table, compare_files
-    from hrvqvae.checkpoints.locating import shipped
+    from hrvqvae.checkpoints.folder import shipped
     from hrvqvae.config.parsing import base_config, override
     from hrvqvae.plots.files import write_pictures
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.files.contract import Count, FileCodec, Images, Shape
-from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.locating import locate
+from hrvqvae.checkpoints.folder import RunFolder, locate, progressive_folder
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.rate_distortion import takes_weight
 

@@ -49,13 +49,13 @@ def test_the_card_shows_commands_that_run(run: Path, tmp_path: Path, monkeypatch
     assert "28x28" not in card, "of the published set, not of this training"
 
 
-def test_priors_of_another_autoencoder_are_not_exported(run: Path, tmp_path: Path) -> None:
+def test_what_is_stale_is_left_out_with_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train_levels(run)
     tensors, meta = storage.read(RunFolder(run).model)
     storage.write(RunFolder(run).model, tensors | {"decoder.0.bias": tensors["decoder.0.bias"] + 1}, meta)
-    with pytest.raises(InputError, match="hrvqvae refresh"):
-        export(run, tmp_path / "out")
-    assert not [path for path in tmp_path.iterdir() if path.name != "run"], "nothing is half written"
+    files = export(run, tmp_path / "out")
+    assert [path.name for path in files] == ["README.md", "config.json", "model.safetensors"]
+    assert f"left out of {tmp_path / 'out'}: priors/level-1, priors/level-2" in capfd.readouterr().err
     for _ in range(2):
         with pytest.raises(InputError, match="level-1 was made for another state"):
             train_levels(run, 1, resume=True, training__max_steps="13")

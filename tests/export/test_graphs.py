@@ -16,8 +16,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.loading import load_with_config, save_model
-from hrvqvae.checkpoints.progressive import save_progressive_decoder
+from hrvqvae.checkpoints.loading import load_with_config, save_model, save_progressive_decoder
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict

@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.locating import is_hub_name
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name
 from hrvqvae.config import Config, Levels, bits_per_image, level_names
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.models.build import system_of
@@ -22,12 +21,15 @@ _FRONT = "---\n"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 
 
-def front_matter(config: Config, licence: str | None) -> str:
-    """The lines of YAML that a hub reads; no licence is said where none is given."""
-    about: dict[str, Any] = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
-    if licence is not None:
-        about = {"license": licence, **about}
-    return f"{_FRONT}{yaml.safe_dump(about, sort_keys=False)}{_FRONT}\n"
+def _front_matter(about: Mapping[str, Any]) -> str:
+    """The lines of YAML that a hub reads."""
+    return f"{_FRONT}{yaml.safe_dump(dict(about), sort_keys=False)}{_FRONT}"
+
+
+def _about(config: Config, licence: str | None) -> dict[str, Any]:
+    """What the hub wants to know; no licence is said where none is given."""
+    said = {} if licence is None else {"license": licence}
+    return {**said, "library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
 
 
 def card_of(
@@ -47,50 +49,40 @@ def card_of(
         prefix_step: training steps of the progressive decoder; None where there is none.
     """
     data, training, model = config.data, config.training, config.model
-    title = system_of(config).title
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     known = re.sub(r",? \d+x\d+ \w+", "", known)  # a training may have other sizes than the data set
     grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
+    steps = f", {step:,} steps" if step else ""
     rows = {
         "data": f"{known}; trained on {data.size}x{data.size} pixels, {colours}",
         "recipe": f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()} at "
-        f"{training.learning_rate:g}, seed {training.seed}"
-        + (f", {step:,} steps" if step else "")
-        + "; every field is in config.json",
+        f"{training.learning_rate:g}, seed {training.seed}{steps}; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
-        f"{bits_per_image(model, data.size, data.size):,.0f} bits an image before priors",
+        f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(networks or {}, bits_per_code),
-        **({} if prefix_step is None else {"prefixes": f"a decoder of their own, trained {prefix_step:,} steps"}),
+        **({} if prefix_step is None else {"progressive decoder": f"trained {prefix_step:,} steps"}),
         "licence": licence or "not stated; ask whoever trained it",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return (
-        f"{front_matter(config, licence)}# Model card: {name}\n\n"
-        f"{title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
+        f"{_front_matter(_about(config, licence))}\n# Model card: {name}\n\n"
+        f"{system_of(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
         f"{', with priors that draw new ones' if bits_per_code else ''}.\n\n| | |\n|---|---|\n{table}\n"
-        f"{_measured(figures, name)}\n{_use(name, bool(bits_per_code))}"
+        f"{_measured(figures)}\n{_use(name, bool(bits_per_code))}"
     )
 
 
 def _priors(networks: Mapping[Levels, str], bits_per_code: Sequence[float]) -> str:
-    if not bits_per_code:
+    if not networks:
         return "none"
-    by_title = dict[str, list[Levels]]()
-    for levels, kind in networks.items():
-        by_title.setdefault(PRIORS.get(kind).title if kind in PRIORS else kind, []).append(levels)
-    covering = "; ".join(f"{title}, {_covered(some)}" for title, some in by_title.items())
+    titles = {levels: PRIORS.get(kind).title if kind in PRIORS else kind for levels, kind in networks.items()}
+    covering = "; ".join(f"{title} of {level_names(levels)}" for levels, title in titles.items())
     bits = ", ".join(f"{one:.3f}" for one in bits_per_code)
-    return f"{covering}, in half precision; {bits} bits a code on held-out images"
+    return f"{covering}, in half precision; {bits} bits per code on held-out images"
 
 
-def _covered(priors: Sequence[Levels]) -> str:
-    if all(len(levels) == 1 for levels in priors):
-        return "one a level"
-    return " and ".join(f"one of {level_names(levels)}" for levels in priors)
-
-
-def _measured(figures: Mapping[str, Any] | None, name: str) -> str:
+def _measured(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return "No figures are kept with this model; `hrvqvae evaluate` measures them.\n"
     ssim = "" if figures.get("ssim") is None else f", SSIM {figures['ssim']:.4f}"
@@ -104,14 +96,14 @@ def _measured(figures: Mapping[str, Any] | None, name: str) -> str:
 def _use(name: str, priors: bool) -> str:
     drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
     folder = shlex.quote(name.rpartition("/")[2] if is_hub_name(name) else name)
-    where = "in any folder" if is_hub_name(name) else f"in the folder that holds `{folder}`"
     got = f"$ hrvqvae hub get {name}\n" if is_hub_name(name) else ""
     return (
         "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import TrainedModel\n\n"
         f'model = TrainedModel.from_pretrained("{name}")\n'
         "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
         "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
-        f"{drawn}```\n\nIn a shell, {where}:\n\n```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
+        f"{drawn}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
+        f"```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
     )
 
 
@@ -138,12 +130,11 @@ def kept_card(folder: Path, config: Config, licence: str | None) -> str | None:
         return None
     text = path.read_text()
     if not text.startswith(_FRONT):
-        return front_matter(config, licence) + text
+        return f"{_front_matter(_about(config, licence))}\n{text}"
     if licence is None:
         return text
-    _, head, body = text.split(_FRONT, 2)
     try:
-        about = yaml.safe_load(head)
-    except yaml.YAMLError as error:
+        _, head, body = text.split(_FRONT, 2)
+        return _front_matter({**yaml.safe_load(head), "license": licence}) + body
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise InputError(f"the lines at the top of {path} are not YAML") from error
-    return f"{_FRONT}{yaml.safe_dump({**about, 'license': licence}, sort_keys=False)}{_FRONT}{body}"

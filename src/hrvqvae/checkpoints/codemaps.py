@@ -2,14 +2,15 @@
 
 RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type that holds the symbols of the level
                  train-labels.npy    (N,) int64
-                 train.json          what they were made from, and the names of the classes
+                 train.json          what they were made from, the names of the classes, and digests of the arrays
 
 Images are coded as they are, without augmentation. Codes are taken again as long as the model and the description of
-the data are the same; where the images themselves have changed, delete the folder.
+the data are the same, and the arrays are what was written; where the images themselves have changed, delete the folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,49 +101,6 @@ def extract(
     return CodeMaps(tuple(np.concatenate(level) for level in levels), np.concatenate(labels), images.classes)
 
 
-def _in_one(shares: Sequence[CodeMaps]) -> CodeMaps:
-    """The code maps of several parts, one after the other."""
-    if len(shares) == 1:
-        return shares[0]
-    levels = zip(*(share.levels for share in shares), strict=True)
-    labels = np.concatenate([share.labels for share in shares])
-    return CodeMaps(tuple(np.concatenate(level) for level in levels), labels, shares[0].classes)
-
-
-def array_bytes(array: NDArray[Any]) -> bytes:
-    """An array as the content of an .npy file."""
-    stream = BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
-
-
-def _source(model_digest: str, config: Config) -> dict[str, Any]:
-    """What codes depend on, as it stands in their JSON."""
-    fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
-    return {"model": model_digest, "data": json.loads(json.dumps(fields))}
-
-
-def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
-    """The codes of a split that lie in the folder, if they were made by that model from that data and are whole."""
-    return read_maps(folder, split, _source(model_digest, config), len(config.model.num_symbols))
-
-
-def read_maps(folder: Path, name: str, source: Mapping[str, Any], levels: int) -> CodeMaps | None:
-    """The code maps of that name in a folder, if they were made from that source and are whole: mapped into memory."""
-    try:
-        about = json.loads((folder / f"{name}.json").read_text())
-        if about["source"] != source:
-            return None
-        paths = [folder / f"{name}-level-{level}.npy" for level in range(1, levels + 1)]
-        maps = tuple(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
-        labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False)
-        if [list(array.shape) for array in maps] != about["shapes"] or len(labels) != about["shapes"][0][0]:
-            return None
-        return CodeMaps(maps, labels, tuple(about["classes"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
-        return None
-
-
 def stored_or_extracted(
     folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
     device: torch.device | None = None, say: Callable[[str], None] = print,
@@ -162,25 +120,85 @@ def stored_or_extracted(
     with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: stored(folder, model_digest, config, split) is not None):
             shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part()))
-            distributed.on_rank_zero(lambda: _write(folder, _in_one(shares), model_digest, config, split))
+            distributed.on_rank_zero(lambda: _write(folder, split, shares, _source(model_digest, config)))
         found = stored(folder, model_digest, config, split)
     if found is None:
         raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
     return found
 
 
-def _write(folder: Path, maps: CodeMaps, model_digest: str, config: Config, split: str) -> None:
+def _write(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
+    """Write the code maps of several parts, one after the other."""
+    parts = zip(*((*share.levels, share.labels) for share in shares), strict=True)
+    arrays = [one[0] if len(one) == 1 else np.concatenate(one) for one in parts]
     try:
         remove_temporaries(folder)
-        (folder / f"{split}.json").unlink(missing_ok=True)
-        for level, codes in enumerate(maps.levels, start=1):
-            write_atomic(folder / f"{split}-level-{level}.npy", array_bytes(codes))
-        write_atomic(folder / f"{split}-labels.npy", array_bytes(maps.labels))
-        about = {
-            "source": _source(model_digest, config),
-            "classes": list(maps.classes),
-            "shapes": [list(codes.shape) for codes in maps.levels],
-        }
-        write_atomic(folder / f"{split}.json", json.dumps(about).encode())
+        (folder / f"{name}.json").unlink(missing_ok=True)
+        for path, array in zip(_paths(folder, name, len(arrays) - 1), arrays, strict=True):
+            write_atomic(path, array_bytes(array))
+        write_about(folder, name, source, len(arrays) - 1, shares[0].classes)
     except OSError as error:
         raise InputError(f"the codes can't be written to {folder} ({error.strerror or error})") from error
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """An array as the content of an .npy file."""
+    stream = BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def write_about(folder: Path, name: str, source: Mapping[str, Any], levels: int, classes: Sequence[str]) -> None:
+    """Write the JSON of code maps whose arrays are written: from then on they count. Raises OSError."""
+    arrays = _arrays(folder, name, levels)
+    about = {
+        "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
+        "digests": [_digest(array) for array in arrays],
+    }  # fmt: skip
+    write_atomic(folder / f"{name}.json", json.dumps(about).encode())
+
+
+def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
+    """The codes of a split that lie in the folder, if they were made by that model from that data and are whole."""
+    return read_maps(folder, split, _source(model_digest, config), config.model.num_symbols)
+
+
+def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
+    """The code maps of that name in a folder, if they were made from that source and are whole: mapped into memory.
+
+    Args:
+        symbols: of each level. Maps that an earlier version wrote have no digests, and only codes in range.
+    """
+    try:
+        about = json.loads((folder / f"{name}.json").read_text())
+        *levels, labels = arrays = _arrays(folder, name, len(symbols))
+        classes, digests = tuple(map(str, about["classes"])), about.get("digests")
+        kinds = [np.min_scalar_type(number - 1) for number in symbols]
+        whole = about["source"] == source and about["shapes"] == [list(level.shape) for level in levels]
+        whole = whole and {len(level) for level in levels} == {len(labels)} and labels.dtype == np.int64
+        whole = whole and [level.dtype for level in levels] == kinds
+        whole = whole and all(level.max() < number for level, number in zip(levels, symbols, strict=True))
+        whole = whole and labels.min() >= 0 and labels.max() < max(1, len(classes))
+        if not whole or digests not in (None, [_digest(array) for array in arrays]):
+            return None
+        return CodeMaps(tuple(levels), np.array(labels), classes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError):
+        return None
+
+
+def _source(model_digest: str, config: Config) -> dict[str, Any]:
+    """What codes depend on, as it stands in their JSON."""
+    fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
+    return {"model": model_digest, "data": json.loads(json.dumps(fields))}
+
+
+def _paths(folder: Path, name: str, levels: int) -> list[Path]:
+    return [*(folder / f"{name}-level-{level}.npy" for level in range(1, levels + 1)), folder / f"{name}-labels.npy"]
+
+
+def _arrays(folder: Path, name: str, levels: int) -> list[NDArray[Any]]:
+    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in _paths(folder, name, levels)]
+
+
+def _digest(array: NDArray[Any]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()

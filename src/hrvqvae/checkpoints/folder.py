@@ -1,9 +1,9 @@
-"""The run folder.
+"""The run folder, and how one is found.
 
 RUN/config.yaml         the resolved configuration; config.json and README.md, the model card, in what is exported
     metrics.jsonl       a line for each logged step and each evaluation
     model.safetensors   averaged weights with the configuration inside: what everything else loads
-    tables.hrvt         integer models of its codes, by which files of codes are written (docs/format.md)
+    tables.hrvt         the entropy model of its codes, by which files of codes are written (docs/format.md)
     checkpoints/        the two newest resume states, step-00001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           a run folder of its own: its model.safetensors is the progressive decoder
@@ -21,7 +21,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import yaml
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.config import Config, Levels, to_dict
+from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.distributed import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -38,69 +37,35 @@ from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
 
 KEPT = 2
 
+SHIPPED = Path(__file__).parent.parent / "weights"
+"""Trained models inside the package, a folder each, in the form that `export` writes."""
 
-@dataclass(frozen=True)
+
 class RunFolder:
-    """Paths of a run, and its checkpoints."""
+    """Paths of a run, and its checkpoints. Nothing in it needs to exist."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def config_json(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def card(self) -> Path:
-        return self.path / "README.md"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model.safetensors"
-
-    @property
-    def source(self) -> Path:
-        """Of a prior or a progressive decoder: the file that says whose; `export` writes none."""
-        return self.path / "autoencoder.txt"
-
-    @property
-    def tables(self) -> Path:
-        return self.path / "tables.hrvt"
-
-    @property
-    def job(self) -> Path:
-        return self.path / ".job"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
-
-    @property
-    def codes(self) -> Path:
-        return self.path / "priors" / "codes"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.config_json = path / "config.json"
+        self.card = path / "README.md"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.source = path / "autoencoder.txt"
+        self.tables = path / "tables.hrvt"
+        self.job = path / ".job"
+        self.pictures = path / "pictures"
+        self.codes = path / "priors" / "codes"
+        self.checkpoints = path / "checkpoints"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Work in the folder as the only process, and make it if need be.
-
-        Raises:
-            InUseError: another process trains here.
-            InputError: the folder can't be made or written.
-        """
+        """Work in the folder as the only process, and make it if need be. Raises InUseError and InputError."""
         return locked(self.path)
 
-    def create(self) -> None:
-        """Make the folders, and clear what a killed writer left: only whoever has the lock may do so.
+    def prepare(self, config: Config) -> None:
+        """Make the folders, clear what a killed writer left, and write the configuration and the name of the job.
+
+        Only whoever has the lock may do so.
 
         Raises:
             InputError: the folder can't be made or written.
@@ -109,18 +74,12 @@ class RunFolder:
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_temporaries(folder)
-            write_atomic(self.path / ".writable", b"")
-            (self.path / ".writable").unlink()
+            self.write_config(config)
+            if job_id():
+                write_atomic(self.job, job_id().encode())
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"the run folder {self.path} can't be written ({reason}); choose another --out") from error
-
-    def prepare(self, config: Config) -> None:
-        """Make the folders as `create`, write the configuration, and the job that trains here, if it has a name."""
-        self.create()
-        self.write_config(config)
-        if job_id():
-            write_atomic(self.job, job_id().encode())
 
     def of_this_job(self) -> bool:
         """Whether the run began in this very training, which goes on with other processes now."""
@@ -129,10 +88,6 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is anything here that a new run would overwrite."""
         return bool(self.saved()) or self.model.is_file()
-
-    def holds_something(self) -> bool:
-        """Whether there is a configuration here, or anything that a new run would overwrite."""
-        return self.config.is_file() or self.begun()
 
     def is_stale(self, autoencoder: str) -> bool:
         """Whether the prior or progressive decoder here, or its training, is for another state of the autoencoder.
@@ -143,13 +98,12 @@ class RunFolder:
         Raises:
             DamagedFileError: a file does not tell.
         """
-        if not self.begun() or not (self.source.is_file() or self.model.is_file()):
-            return False
-        if self.source.is_file():
-            return self.source.read_bytes() != autoencoder.encode()
-        return bool(storage.read_meta(self.model).get("autoencoder") != autoencoder)
+        if self.model.is_file():
+            return bool(storage.read_meta(self.model).get("autoencoder") != autoencoder)
+        return self.begun() and self.source.is_file() and self.source.read_bytes() != autoencoder.encode()
 
     def write_config(self, config: Config) -> None:
+        """Write config.yaml. Raises OSError."""
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_plain(self, file: Path | None = None) -> Any:
@@ -190,8 +144,8 @@ class RunFolder:
         Raises:
             DamagedFileError: there are checkpoints and every one is damaged.
         """
-        found, damaged = self.saved(), list[Path]()
-        for path in found:
+        damaged = list[Path]()
+        for path in self.saved():
             try:
                 state = storage.read(path)
             except DamagedFileError as error:
@@ -203,7 +157,7 @@ class RunFolder:
             if damaged:
                 say(f"{path.name}, the one before, is taken")
             return state
-        if found:
+        if damaged:
             raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out")
         return None
 
@@ -223,7 +177,7 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     found = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
         named = re.fullmatch(r"level-(\d+)|levels-(\d+)-(\d+)", path.name)
-        if named and RunFolder(path).holds_something():
+        if named and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
             first, last = (named[1], named[1]) if named[1] else (named[2], named[3])
             found.append(range(int(first) - 1, int(last)))
     found.sort(key=lambda levels: (levels.start, levels.stop))
@@ -239,3 +193,52 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
 def progressive_folder(run: str | Path) -> RunFolder:
     """The folder of the progressive decoder."""
     return RunFolder(Path(run) / "prefixes")
+
+
+def shipped() -> list[str]:
+    """Names of the trained models inside the package."""
+    return sorted(path.name for path in SHIPPED.glob("*") if RunFolder(path).model.is_file())
+
+
+def run_folder(run: str | Path) -> Path:
+    """What a person means by a name: a path as it is, or else the folder of a model inside the package."""
+    path = Path(run)
+    is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
+    return SHIPPED / path if str(run) in shipped() and not is_run else path
+
+
+def require_own(run: str | Path) -> None:
+    """Raises InputError where the name is of a model inside the package, beside which nothing is trained."""
+    if run_folder(run) != Path(run):
+        raise InputError(f"{run} is a model inside the package; train beside a copy: hrvqvae export {run} runs/{run}")
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether it has the form user/name, as models of the hub are named; a path may have it too."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is not None
+
+
+def locate(run: str | Path) -> Path:
+    """The weights file that a run folder, a path to a weights file, or the name of a shipped model stands for.
+
+    Raises:
+        InputError: there is no such folder or file, or the folder holds no trained model.
+    """
+    path = run_folder(run)
+    if path.is_file():
+        return path
+    folder = RunFolder(path)
+    if folder.model.is_file():
+        return folder.model
+    if folder.config.is_file():
+        raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
+    if path.is_dir():
+        raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
+    if str(run) in presets.names():
+        train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
+        named = str(run).removeprefix("hrvqvae/").replace("/", "-")
+        known = f", or take {named}, which is inside the package" if named in shipped() else ""
+        raise InputError(f"{run} is a preset, not a trained model; train one: {train}{known}")
+    on_hub = is_hub_name(run) and not path.parent.is_dir()
+    get = f"; for one of the hub: hrvqvae hub get {run}" if on_hub else ""
+    raise InputError(f"{path}: there is no such run folder; models inside the package: {', '.join(shipped())}{get}")

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.locating import is_hub_name, run_folder, shipped
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder, shipped
 from hrvqvae.data.network import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writing_folder
@@ -109,33 +108,28 @@ def _library() -> Any:
 @contextmanager
 def _clear(hub: Any, name: str, revision: str | None) -> Iterator[None]:
     """The library's errors as one line that says what to do, and none of its chatter."""
-    errors = hub.errors
+    known = {
+        "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
+        "GatedRepoError": f"{name} is gated: ask for access on its page, then log in: hf auth login",
+        "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
+        "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
+        "LocalTokenNotFoundError": "the hub wants to know who you are; log in: hf auth login",
+        "HFValidationError": f"{name!r} is no name of the hub",
+    }  # of no two is one a subclass of one that stands after it
     try:
         with quiet_network():
             yield
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{name} has no revision {revision!r} on the hub") from error
-    except errors.GatedRepoError as error:
-        raise InputError(f"{name} is gated: ask for access on its page, then log in: hf auth login") from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(f"the hub has no model {name}, or it is private; for those log in: hf auth login") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(f"{name} is not on this machine, and the hub can't be reached ({_reason(error)})") from error
-    except errors.LocalTokenNotFoundError as error:
-        raise InputError("the hub wants to know who you are; log in: hf auth login") from error
-    except errors.HFValidationError as error:
-        raise InputError(f"{name!r} is no name of the hub ({_reason(error)})") from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise InputError(
-                f"the hub lets nobody write {name} without a token that may; log in: hf auth login"
-            ) from error
-        raise InputError(f"the hub refuses {name} ({_reason(error)})") from error
     except Exception as error:
-        if not isinstance(error, (OSError, RuntimeError)) and not _of_network(error):
+        line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
+        if line is None and isinstance(error, hub.errors.HfHubHTTPError):
+            forbidden = getattr(error.response, "status_code", None) in (401, 403)
+            token = f"the hub lets nobody write {name} without a token that may; log in: hf auth login"
+            line = token if forbidden else f"the hub refuses {name}"
+        if line is None and (isinstance(error, (OSError, RuntimeError)) or _of_network(error)):
+            line = f"the hub can't be reached for {name}"
+        if line is None:
             raise
-        raise InputError(f"the hub can't be reached for {name} ({_reason(error)})") from error
+        raise InputError(f"{line} ({_reason(error)})") from error
 
 
 def _of_network(error: BaseException) -> bool:

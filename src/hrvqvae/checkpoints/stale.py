@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folders, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.compression.tables import read_tables
 from hrvqvae.config import Levels
 from hrvqvae.utils.errors import InputError
@@ -44,17 +44,18 @@ def stale_parts(run: str | Path) -> list[StalePart]:
 
     What can't be read is left to whoever uses it. Nothing is stale where there is no autoencoder.
     """
-    folder, parts = RunFolder(Path(run)), list[StalePart]()
-    unreadable = suppress(OSError, InputError)
+    parts, unreadable = list[StalePart](), suppress(OSError, InputError)
     with unreadable:
-        weights, _, digest = storage.read_with_digest(folder.model)
-        for levels, prior in prior_folders(run).items():
+        path = locate(run)
+        weights, _, digest = storage.read_with_digest(path)
+        folder, decoder = RunFolder(path.parent), progressive_folder(path.parent)
+        for levels, prior in prior_folders(folder.path).items():
             with unreadable:
                 if prior.is_stale(digest):
                     parts.append(StalePart("prior", prior.path, levels))
         with unreadable:
-            if progressive_folder(run).is_stale(digest):
-                parts.append(StalePart("progressive decoder", progressive_folder(run).path))
+            if decoder.is_stale(digest):
+                parts.append(StalePart("progressive decoder", decoder.path))
         with unreadable:
             if read_tables(folder.tables.read_bytes(), str(folder.tables)).model != storage.weights_digest(weights):
                 parts.append(StalePart("entropy model", folder.tables))
@@ -81,5 +82,5 @@ def require_current(part: Path, made_for: str, state: str, run: str | Path) -> N
 
 def stale_notice(run: str | Path) -> list[str]:
     """A line that names what is stale in a run folder and how it is renewed; none where nothing is."""
-    paths = [str(part.path.relative_to(run)) for part in stale_parts(run)]
+    paths = [str(part.path.relative_to(locate(run).parent)) for part in stale_parts(run)]
     return [f"{', '.join(paths)}: {renewal(run)}"] if paths else []

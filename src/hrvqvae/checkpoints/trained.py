@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub
-from hrvqvae.checkpoints.device import resolve_device
-from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.loading import load_priors, load_with_config
-from hrvqvae.checkpoints.pretrained import push_run
+from hrvqvae.checkpoints.export import export, push_run
+from hrvqvae.checkpoints.loading import load_priors, load_with_config, resolve_device
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.compression.stream import Codec
@@ -49,17 +47,13 @@ class TrainedModel:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
-        """The model of a folder, of a name inside the package, or of the hub, with its priors.
-
-        The hub is asked only where `name` is neither of the others.
+        """As `load`, and from the hub where `name` is none of those and has the form user/name.
 
         Args:
-            name: a path, the name of a model inside the package, or user/name.
-            beam: as for `load`.
             options: of the hub: revision, cache_dir, token, local_files_only, force_download.
 
         Raises:
-            InputError: there is none such, it has no linked codebooks for a beam, or the hub can't be reached.
+            InputError: as `load`, or the hub can't be reached.
         """
         return cls(hub.found_or_fetched(name, **options), device, beam)
 
@@ -68,24 +62,17 @@ class TrainedModel:
         export(self.run, Path(folder), licence=licence)
 
     def push_to_hub(self, name: str, *, licence: str | None = None, **options: Any) -> str:
-        """Put what `save_pretrained` writes on the hub as user/name; -> where it is.
+        """Put what `save_pretrained` writes on the hub as user/name; -> where it is. Raises InputError.
 
         Args:
             licence: as the hub names licences: mit, cc-by-4.0, ...
             options: private, token, commit_message, branch, create_pr.
-
-        Raises:
-            InputError: no token, one that may not write there, or the hub can't be reached.
         """
         return push_run(self.run, name, licence=licence, **options)
 
     @cached_property
     def priors(self) -> Priors:
-        """The prior of each level.
-
-        Raises:
-            InputError: a level has no prior; the command that trains it is named.
-        """
+        """The priors of all levels. Raises InputError where one is missing or stale."""
         return load_priors(self.run)
 
     @property
@@ -95,11 +82,7 @@ class TrainedModel:
 
     @cached_property
     def codec(self) -> Codec:
-        """What turns its codes into files and back, by its tables where it has some.
-
-        Raises:
-            InputError: its tables are of other weights, or damaged.
-        """
+        """What turns its codes into files and back. Raises InputError where its entropy model is stale or damaged."""
         return compression.codec_of(self.run, self.autoencoder, self.config)
 
     @torch.inference_mode()
@@ -107,13 +90,12 @@ class TrainedModel:
         """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: None gives the usual codes. A number gives codes of less error or of fewer bits, for a hundred
-                times the work: what a bit is worth in squared error, summed over an image's pixel values in [0, 1].
-                Error and bits are those of all levels. Without tables (`hrvqvae tables`) all codes of a level cost the
-                same bits, and the error alone decides.
+            lmbda: rate-distortion trade-off: the squared error, summed over an image's pixel values in [0, 1], that is
+                taken for a bit less. None gives the usual codes; a number takes a hundred times the work. Without an
+                entropy model all codes of a level cost the same bits, and the error alone decides.
 
         Raises:
-            InputError: other images; a weight that is not from 0 to 1e6, or one for a model of several latent grids or
+            InputError: other images; a lambda that is not from 0 to 1e6, or one for a model of several latent grids or
                 of more than 65,536 leaves.
         """
         return self.encoder(lmbda)(images.to(self.device))
@@ -122,11 +104,10 @@ class TrainedModel:
         """What `encode` turns images on the device into codes by.
 
         Args:
-            levels: how many levels will be written, None for all. With a lambda the codes are those of these
-                levels alone, by the error and the bits that an image has without the others.
+            levels: how many levels will be written, None for all: a lambda weighs error and bits of these alone.
 
         Raises:
-            InputError: on a weight, as `encode`; levels out of range.
+            InputError: on a lambda, as `encode`; levels out of range.
         """
         if lmbda is None:
             return self.autoencoder.encode
@@ -137,7 +118,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Images (B, C, Y, X) float32 in [0, 1] from codes; of a prefix by the run's decoder of them, where it has one.
+        """Images (B, C, Y, X) float32 in [0, 1] from codes; of a prefix by the progressive decoder, if there is one.
 
         Args:
             codes: of every level, or of those that are used.
@@ -153,15 +134,14 @@ class TrainedModel:
         self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
         lmbda: float | None = None, names: Sequence[str] | None = None,
     ) -> list[bytes]:  # fmt: skip
-        """The file of codes (.hrv) of each image: docs/format.md. Without tables a code takes log2 m bits.
+        """The file of codes (.hrv) of each image: docs/format.md.
 
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: how many levels to write, coarse first; None writes all.
-            max_bytes: of a file: it has, of these levels, as many as give the least error, and the codes of the rate
-                weight that fits. That takes some hundred times the work. Where the model takes no lambda, it has
-                the most levels that fit.
-            lmbda: as for `encode`, by the error and the bits of an image that has these levels alone.
+            max_bytes: of a file: as many of these levels, and the codes, that give the least error in so many bytes,
+                for some hundred times the work. Where the model takes no lambda, the most levels that fit.
+            lmbda: as for `encode`, by the error and the bits of these levels alone.
             names: of the images, one each, for messages; None counts them from 1.
 
         Raises:
@@ -169,15 +149,15 @@ class TrainedModel:
                 not fit, a lambda as for `encode`, or one beside `max_bytes`.
         """
         if lmbda is not None and max_bytes is not None:
-            raise InputError("files of so many bytes have the lambda that fits: give the bytes or the weight")
+            raise InputError("files of so many bytes have the lambda that fits: give the bytes or the lambda")
         encode = self.encoder(lmbda, levels)
         return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode, names)
 
     def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:
         """The image (C, Y, X) of each file of codes, float32 in [0, 1].
 
-        A file that was cut short or damaged gives the image of the levels that are whole: `compression.decompress`
-        tells of which it is.
+        A file that was cut short or damaged gives the image of the levels that are whole; `compression.decompress`
+        says which.
 
         Args:
             levels: how many levels to use, coarse first, as far as a file has them; None uses all that there are.
@@ -197,17 +177,13 @@ class TrainedModel:
         Args:
             class_name: name or number of a class; None draws classes as often as they come in training.
             seed: a sample depends on it and on its number alone.
-            temperature: below 1 makes likely codes likelier.
-            top_k: draw from the k likeliest codes only (0: all).
-            top_p: draw from the likeliest codes that reach this probability together (1: all).
-            guidance: above 1 makes codes likelier that speak for the class, where the priors were trained with class
-                dropout; samples then cost twice as much.
+            temperature, top_k, top_p, guidance: as `SamplingParams` has them.
 
         Raises:
             InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
         """
-        draw = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        return self.draw(count, seed=seed, class_name=class_name, draw=draw).images
+        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+        return self.draw(count, seed=seed, class_name=class_name, draw=params).images
 
     def draw(
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, draw: SamplingParams | None = None,
@@ -257,8 +233,8 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
     """The trained model of a run folder, of a weights file, or of the name of a model inside the package.
 
     Args:
-        beam: paths that its search keeps at each level when it encodes, whatever it was trained with: less error, for
-            more time (docs/results.md). None keeps as many as it was trained with, as what is saved of it does.
+        beam: paths that its search keeps at each level when it encodes: less error, for more time (docs/results.md).
+            None keeps as many as it was trained with, as what is saved of it does.
 
     Raises:
         InputError: there is none, or it has no linked codebooks, which a beam searches.

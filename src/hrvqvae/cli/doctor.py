@@ -26,7 +26,7 @@ def _computes() -> dict[str, Any]:
     """Device, precision and threads of a training that leaves them to the machine."""
     import torch
 
-    from hrvqvae.checkpoints.device import resolve_device
+    from hrvqvae.checkpoints.loading import resolve_device
     from hrvqvae.training.device import computes_bf16
 
     device = resolve_device("auto")

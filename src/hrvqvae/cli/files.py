@@ -94,7 +94,7 @@ def _inspect_archive(path: Path) -> int:
 
 
 def _tables(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.device import resolve_device
+    from hrvqvae.checkpoints.loading import resolve_device
     from hrvqvae.compression.images import make_tables
 
     if not 0 < arguments.effort < math.inf:

@@ -11,7 +11,7 @@ from hrvqvae.utils.notices import waiting
 
 def _export(arguments: Arguments) -> int:
     form = arguments.form
-    out = arguments.out or Path(f"{Path(arguments.run).stem}-{form or 'exported'}")
+    out = arguments.out or Path(f"{Path(arguments.run).name.removesuffix('.safetensors')}-{form or 'exported'}")
     if form is None:
         if arguments.beam is not None:
             raise InputError(
@@ -33,7 +33,7 @@ def _export(arguments: Arguments) -> int:
 
 
 def _push(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.pretrained import push_run
+    from hrvqvae.checkpoints.export import push_run
 
     waiting(f"putting {arguments.name} on the hub")
     print(push_run(arguments.run, arguments.name, licence=arguments.licence, private=arguments.private or None))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints.codemaps import flat_codes
-from hrvqvae.checkpoints.locating import shipped
+from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression import archive
 from hrvqvae.compression import images as compression

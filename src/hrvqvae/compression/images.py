@@ -15,9 +15,8 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import extract, stored_or_extracted
-from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.folder import RunFolder, locate
 from hrvqvae.checkpoints.loading import load_with_digest
-from hrvqvae.checkpoints.locating import locate
 from hrvqvae.checkpoints.stale import require_current
 from hrvqvae.compression.fitting import files_of, fit
 from hrvqvae.compression.geometry import geometry_of

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract, stored
-from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.folder import RunFolder, locate
 from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_digest
-from hrvqvae.checkpoints.locating import locate
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.batches import evaluation_batches

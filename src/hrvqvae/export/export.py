@@ -67,7 +67,7 @@ def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None
     kind.require()
     model, config = load_with_config(run, beam=beam)
     graphs = trace(model, config)
-    about = {"config": without_paths(to_dict(config)), "prefixes": list(model.prefixes)}
+    about = {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}
     partial = out.with_name(f"{TEMPORARY}{out.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from hrvqvae.config import Config
 from hrvqvae.config.registry import imported
 
-_ABOVE = "hrvqvae.checkpoints.pretrained:"
+_ABOVE = "hrvqvae.checkpoints.export:"
 
 
 class Pretrained:

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.loading import load_with_config
-from hrvqvae.checkpoints.locating import locate, shipped
-from hrvqvae.checkpoints.storage import read_meta, weights_digest
-from hrvqvae.config import Grid
+from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.loading import described_config, load_with_config
+from hrvqvae.checkpoints.storage import weights_digest
+from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import same_size
 from hrvqvae.data.images import square, whole
 from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
@@ -92,7 +92,7 @@ class Coder:
         self.name = model if model in shipped() and not Path(model).exists() else str(Path(model).absolute())
         self.model, self.config = load_with_config(model, device, beam)
         self.beam = beam
-        self.described = without_paths(read_meta(locate(model))["config"])
+        self.described = to_dict(without_paths(described_config(model)))
         self.digest = weights_digest(self.model.state_dict())
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = next(self.model.parameters()).device

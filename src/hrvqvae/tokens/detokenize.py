@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import load_with_config
-from hrvqvae.checkpoints.locating import shipped
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.compression import images as compression
 from hrvqvae.data.batches import same_size

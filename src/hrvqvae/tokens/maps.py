@@ -12,7 +12,6 @@ The order of the images is that of the shards by name, and of their rows. A row 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, array_bytes, read_maps
+from hrvqvae.checkpoints.codemaps import CodeMaps, array_bytes, read_maps, write_about
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
@@ -55,7 +54,7 @@ def maps_of_shards(
     """
     with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
         source = distributed.on_rank_zero(lambda: _laid_out(folder, path, model, config))
-        found = read_maps(folder, _NAME, source, len(config.model.num_symbols))
+        found = read_maps(folder, _NAME, source, config.model.num_symbols)
     if found is None:
         raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
     return found
@@ -76,7 +75,7 @@ def _laid_out(folder: Path, path: Path, model: Autoencoder, config: Config) -> d
         "model": digest, "labels": config.data.labels,
         "shards": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }  # fmt: skip
-    if read_maps(folder, _NAME, source, len(config.model.num_symbols)) is None:
+    if read_maps(folder, _NAME, source, config.model.num_symbols) is None:
         try:
             remove_temporaries(folder)
             (folder / f"{_NAME}.json").unlink(missing_ok=True)
@@ -91,14 +90,13 @@ def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any
     grids = config.model.latent_grids(size, size)
     kinds = [np.min_scalar_type(number - 1) for number in symbols]
     labels = _Labels(shards, config.data.labels)
-    shapes = [[shards.count, *grid] for grid in grids]
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))
         streams = []
-        for level, (shape, kind) in enumerate(zip(shapes, kinds, strict=True), start=1):
+        for level, (grid, kind) in enumerate(zip(grids, kinds, strict=True), start=1):
             temporary = stack.enter_context(writing(folder / f"{_NAME}-level-{level}.npy"))
             streams.append(stack.enter_context(temporary.open("xb")))
-            header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": tuple(shape)}
+            header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (shards.count, *grid)}
             np.lib.format.write_array_header_1_0(streams[-1], header)
         for rows in shards.rows(len(symbols)):
             for level, stream in enumerate(streams):
@@ -108,8 +106,7 @@ def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any
             advance(len(rows))
         numbers, classes = labels.found()
     write_atomic(folder / f"{_NAME}-labels.npy", array_bytes(numbers))
-    about = {"source": source, "classes": list(classes), "shapes": shapes}
-    write_atomic(folder / f"{_NAME}.json", json.dumps(about).encode())
+    write_about(folder, _NAME, source, len(symbols), classes)
 
 
 def _checked(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:

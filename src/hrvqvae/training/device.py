@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.device import resolve_device
+from hrvqvae.checkpoints.loading import resolve_device
 from hrvqvae.config import StageConfig
 from hrvqvae.utils.errors import InputError
 

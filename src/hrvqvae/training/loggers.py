@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import to_dict
 from hrvqvae.config.registry import LOGGERS, Logger, imported
 from hrvqvae.utils.files import write_atomic
 
@@ -104,7 +105,7 @@ class WandbSink:
         if not kept.is_file():
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, secrets.token_hex(8).encode())
-        about = without_paths(folder.read_plain(folder.config))
+        about = to_dict(without_paths(folder.read_config()))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "hrvqvae"), name=run.resolve().name, id=kept.read_text(),
             resume="allow", dir=str(run), config=about, allow_val_change=True,

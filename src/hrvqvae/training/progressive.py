@@ -15,8 +15,7 @@ import torch
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.loading import load_alone
-from hrvqvae.checkpoints.progressive import save_progressive_decoder
+from hrvqvae.checkpoints.loading import load_with_digest, save_progressive_decoder
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import Batch, batches
 from hrvqvae.data.image_sets import ImageSet
@@ -95,7 +94,7 @@ def train_progressive(
             that is there already (without `resume`), a full disk.
         NonFiniteError: as the autoencoder's training does.
     """
-    model, stored, digest = load_alone(path)
+    model, stored, digest = load_with_digest(path, progressive=False)
     whole = several_levels(model, stored)
     training = config.progressive.training.with_batch_size(config.training.batch_size)
     distributed.require_equal_parts(training.batch_size)

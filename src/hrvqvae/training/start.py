@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import prior_folder
+from hrvqvae.checkpoints.folder import locate, prior_folder
 from hrvqvae.checkpoints.loading import load_with_config, load_with_digest, read_prior
-from hrvqvae.checkpoints.locating import locate
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder

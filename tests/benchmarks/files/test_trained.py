@@ -12,7 +12,7 @@ import torch
 from benchmarks.files.contract import Images
 from benchmarks.files.curves import Curve, measure, squared_errors
 from benchmarks.files.trained import TrainedFiles
-from hrvqvae.checkpoints.locating import locate
+from hrvqvae.checkpoints.folder import locate
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
 from tests.conftest import drawn_digits
