@@ -14,7 +14,7 @@ import pytest
 
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
-from hrvqvae.evaluation import judge
+from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from tests.conftest import write_picture
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
@@ -118,12 +118,12 @@ def test_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert read_image(sheet, 3).shape == (3, 436, 548)
 
 
-def test_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(judge, "recipe_of", lambda config: dataclasses.replace(NATURAL, epochs=1))
-    assert recipe("judge", tmp_path).returncode == 0
+    monkeypatch.setattr(classifier, "recipe_of", lambda config: dataclasses.replace(NATURAL, epochs=1))
+    assert recipe("classifier", tmp_path).returncode == 0
     for words in recorded(tmp_path):
         replay(words)
     data = presets.get("hrvqvae/cifar10").config.data
-    assert judge.read_judge(tmp_path / "runs" / "judge-cifar10.safetensors", data).classes[2] == "bird"
+    assert classifier.read_classifier(tmp_path / "runs" / "classifier-cifar10.safetensors", data).classes[2] == "bird"

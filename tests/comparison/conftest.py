@@ -12,9 +12,8 @@ import torch
 from hrvqvae.comparison.compare import available_systems
 from hrvqvae.config import Config, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.evaluation import judge
-from hrvqvae.evaluation.classifier import small_classifier
-from hrvqvae.evaluation.judge import Judge
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from tests.tiny_systems import tiny_run, tiny_systems
 from tests.undrawn import undrawn
 
@@ -40,12 +39,12 @@ def make_tiny(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return original(name)
         return presets.Preset(config=tiny[name], sources={}, about="")
 
-    def train(config: object, say: object) -> Judge:
+    def train(config: object, say: object) -> TrainedClassifier:
         torch.manual_seed(0)
-        return Judge(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
+        return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
 
     monkeypatch.setattr(presets, "get", get)
-    monkeypatch.setattr(judge, "train_judge", train)
+    monkeypatch.setattr(classifier, "train_classifier", train)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from hrvqvae.comparison.harness import _require_same, as_markdown
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.features import Features
+from hrvqvae.evaluation.samples import Features
 from hrvqvae.models import perceptual, published
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep

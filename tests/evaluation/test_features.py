@@ -9,10 +9,9 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from hrvqvae.config import DataConfig
-from hrvqvae.evaluation import judge
-from hrvqvae.evaluation.classifier import small_classifier
-from hrvqvae.evaluation.features import features_of
-from hrvqvae.evaluation.judge import Judge
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
+from hrvqvae.evaluation.samples import features_of
 from hrvqvae.models import published
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
@@ -32,11 +31,11 @@ def test_a_classifier_of_greyscale_images_is_trained_once(
     torch.manual_seed(0)
     trained = []
 
-    def train(config: DataConfig, say: object) -> Judge:
+    def train(config: DataConfig, say: object) -> TrainedClassifier:
         trained.append(config.dataset)
-        return Judge(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
+        return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
 
-    monkeypatch.setattr(judge, "train_judge", train)
+    monkeypatch.setattr(classifier, "train_classifier", train)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
     one, again = (features_of(tmp_path, config, lambda _: None) for _ in range(2))
     assert trained == ["mnist"]

@@ -20,11 +20,11 @@ from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation import judge
-from hrvqvae.evaluation.judge import train_judge
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.nearest import nearest_training_images
-from hrvqvae.evaluation.recognition import recognize
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.evaluation.samples import measure_samples
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused, write_file
 from tests.tiny_systems import tiny_run
@@ -78,7 +78,7 @@ def test_no_image_of_the_train_split_is_counted_that_is_coded(
 
 
 @pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
-def test_a_beam_and_a_rate_weight_encode_all_that_is_measured(
+def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     run: Path, beam: int | None, lmbda: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codes of both kinds, though the run has stored those of its own search, and what samples stand beside."""
@@ -92,7 +92,7 @@ def test_a_beam_and_a_rate_weight_encode_all_that_is_measured(
         return ()
 
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
-    monkeypatch.setattr("hrvqvae.evaluation.report.recognize", judged)
+    monkeypatch.setattr("hrvqvae.evaluation.report.measure_samples", judged)
     found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda, say=silent)
     wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
@@ -126,20 +126,22 @@ def test_nearest_training_images(run: Path) -> None:
 
 def test_the_classifier_learns(mnist_root: Path) -> None:
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
-    first, again = (train_judge(data, epochs=50, say=silent) for _ in range(2))
+    first, again = (train_classifier(data, epochs=50, say=silent) for _ in range(2))
     assert first.accuracy > 0.35, "of 10 classes; each two share a bar, so half is the best there is"
     assert first.accuracy == again.accuracy
 
 
 def test_samples_are_judged(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "train_judge", lambda config, say: train_judge(config, epochs=2, say=say))
+    monkeypatch.setattr(classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say))
     assert main(["evaluate", str(run), "--samples", "23", "--json", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert "training the classifier" in printed.err
     assert report["samples"] == 23
     assert 0 < report["classifier_accuracy"] <= 1
-    assert report["recognized"] * 23 == pytest.approx(round(report["recognized"] * 23)), "a share of 23"
+    assert report["classification_accuracy"] * 23 == pytest.approx(round(report["classification_accuracy"] * 23)), (
+        "a share of 23"
+    )
 
 
 def of_pictures(folder: Path, mnist_root: Path, file: Path, **data: object) -> Path:
@@ -174,7 +176,7 @@ def test_a_folder_without_classes_knows_none(
     assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"], capsys)
     model = TrainedModel(run)
     with pytest.raises(InputError, match="know no classes"):
-        recognize(model, model.config.data, 2)
+        measure_samples(model, model.config.data, 2)
     evaluated = evaluate_run(run, device="cpu", say=silent)
     assert evaluated.rate is not None
     assert evaluated.rate.label_bits_per_image == 0

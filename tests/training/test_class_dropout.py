@@ -18,8 +18,8 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import PriorTrainingConfig
 from hrvqvae.distributed import Part
-from hrvqvae.evaluation import judge
-from hrvqvae.evaluation.judge import train_judge
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.transformer.config import TransformerConfig
 from hrvqvae.priors.transformer.network import Transformer
@@ -128,7 +128,7 @@ def test_a_trained_run_is_guided_and_one_without_class_dropout_is_refused(
     assert not torch.equal(weak, strong)
     out = tmp_path / "sheet.png"
     assert main(["sample", str(guided), "-n", "2", "--guidance", "1.5", "-o", str(out)]) == 0
-    monkeypatch.setattr(judge, "train_judge", lambda config, say: train_judge(config, epochs=2, say=say))
+    monkeypatch.setattr(classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say))
     capsys.readouterr()
     told = ["evaluate", str(guided), "--samples", "20", "--guidance", "1", "3", "--device", "cpu"]
     assert main([*told, "--json"]) == 0

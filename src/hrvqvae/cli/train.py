@@ -122,21 +122,21 @@ def _train_prefixes(arguments: Arguments) -> int:
     return 0
 
 
-def _train_judge(arguments: Arguments) -> int:
+def _train_classifier(arguments: Arguments) -> int:
     from hrvqvae.config.presets import data_config
     from hrvqvae.config.registry import DATASETS
-    from hrvqvae.evaluation.judge import train_judge, write_judge
+    from hrvqvae.evaluation.classifier import train_classifier, write_classifier
 
     out = Path(arguments.out)
     if out.exists():
         raise InputError(f"{out} exists already; choose another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     root = None if arguments.data is None else str(Path(arguments.data).expanduser().absolute())
-    judge = train_judge(
+    trained = train_classifier(
         dataclasses.replace(data_config(DATASETS.get(arguments.dataset)), root=root), seed=arguments.seed
     )
-    write_judge(out, judge)
-    print(f"{out}: right about {judge.accuracy:.2%} of the test images, {out.stat().st_size / 1e6:.2f} MB")
+    write_classifier(out, trained)
+    print(f"{out}: accuracy {trained.accuracy:.2%} on the test images, {out.stat().st_size / 1e6:.2f} MB")
     return 0
 
 
@@ -161,7 +161,7 @@ def _trains(added: Any, example: str) -> None:
 
 
 def add(commands: Group) -> None:
-    """train, train-prior, train-progressive, train-judge, demo."""
+    """train, train-prior, train-progressive, train-classifier, demo."""
     train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _together(_train))
     train.add_argument("preset", metavar="PRESET")
     train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
@@ -182,11 +182,11 @@ def add(commands: Group) -> None:
     train_progressive.add_argument("run", metavar="RUN")
     _trains(train_progressive, "--progressive.network.hidden_units 32")
 
-    judge = command(commands, "train-judge", "train the classifier that judges samples of a data set", _train_judge)
-    judge.add_argument("dataset", metavar="DATASET", help="such as cifar10")
-    judge.add_argument("--out", required=True, metavar="JUDGE.safetensors")
-    judge.add_argument("--data", metavar="DIR", help="root folder of the data")
-    judge.add_argument("--seed", type=int, default=1, metavar="S")
+    classifier = command(commands, "train-classifier", "train the classifier that measures samples", _train_classifier)
+    classifier.add_argument("dataset", metavar="DATASET", help="such as cifar10")
+    classifier.add_argument("--out", required=True, metavar="FILE.safetensors")
+    classifier.add_argument("--data", metavar="DIR", help="root folder of the data")
+    classifier.add_argument("--seed", type=int, default=1, metavar="S")
 
     demo = command(commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo)
     demo.add_argument("--out", default="runs/demo", metavar="RUN")

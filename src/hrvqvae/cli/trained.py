@@ -12,7 +12,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
-    from hrvqvae.evaluation.recognition import Recognized
+    from hrvqvae.evaluation.samples import SampleQuality
 
 
 def _evaluate(arguments: Arguments) -> int:
@@ -57,22 +57,22 @@ def _evaluate(arguments: Arguments) -> int:
     print(f"the priors need {share:.1%} of the bits that counts given path and neighbours need")
     if rate.label_bits_per_image:
         print(f"all given the class; it takes {rate.label_bits_per_image:.1f} bits an image where it is not known")
-    if evaluated.recognized:
-        _print_recognized(evaluated.recognized)
+    if evaluated.samples:
+        _print_samples(evaluated.samples)
     return 0
 
 
-def _print_recognized(judged: Sequence[Recognized]) -> None:
-    names = ["samples" if one.guidance == 1 else f"samples with guidance {one.guidance:g}" for one in judged]
-    for one, name in zip(judged, names, strict=True):
-        print(f"{one.recognized:.1%} of {one.samples:,} {name} are recognized as their class")
-    found = judged[0]
+def _print_samples(qualities: Sequence[SampleQuality]) -> None:
+    names = ["samples" if one.guidance == 1 else f"samples with guidance {one.guidance:g}" for one in qualities]
+    for one, name in zip(qualities, names, strict=True):
+        print(f"{name}: classification accuracy {one.classification_accuracy:.1%} of {one.samples:,}")
+    found = qualities[0]
     print(
-        f"by a classifier that is right about {found.classifier_accuracy:.2%} of the test images\n"
-        f"and about {found.reconstructions_recognized:.2%} of the reconstructions of {found.compared:,} of them\n"
+        f"the classifier's accuracy on test images: {found.classifier_accuracy:.2%}, "
+        f"on reconstructions of {found.compared:,} of them: {found.reconstructions_accuracy:.2%}\n"
     )
     rows: list[Sequence[object]] = [("from test images", found.frechet, "kernel", "precision", "recall")]
-    drawn = {name: one.distances["samples"] for one, name in zip(judged, names, strict=True)}
+    drawn = {name: one.distances["samples"] for one, name in zip(qualities, names, strict=True)}
     for name, far in (drawn | {name: far for name, far in found.distances.items() if name != "samples"}).items():
         values = (f"{far.frechet:.3f}", f"{far.kernel:.4f}", f"{far.precision:.3f}", f"{far.recall:.3f}")
         rows.append((name, *values))
@@ -99,7 +99,7 @@ def add(commands: Group) -> None:
     evaluate.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
     evaluate.add_argument("--device", default="auto", metavar="NAME")
     evaluate.add_argument(
-        "--samples", type=int, default=0, metavar="N", help="draw N images and have a classifier of the data judge them"
+        "--samples", type=int, default=0, metavar="N", help="draw N images and measure them by a classifier of the data"
     )
     evaluate.add_argument(
         "--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"

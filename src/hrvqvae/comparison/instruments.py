@@ -18,9 +18,8 @@ from hrvqvae.comparison.folder import Measured
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.features import features_of
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.evaluation.sets import RealImages
+from hrvqvae.evaluation.samples import RealImages, features_of
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.hooks import read_records

@@ -41,8 +41,8 @@ class Dataset:
             (a Path) with the files, or raises.
         read: "module:function": (folder, split "train" or "test") -> `data.arrays.Arrays`; empty for a folder of
             images, which is read file by file.
-        judge: "module:RECIPE", an `evaluation.classifier.Recipe`: how the classifier is trained that judges samples
-            and by whose features images are compared; empty where a small one judges and none compares.
+        classifier: "module:RECIPE", an `evaluation.classifier.Recipe`: how the classifier is trained that measures
+            samples and whose features compare images; empty: a small one measures, and none compares.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Dataset:
     files: Mapping[str, str] | None = None
     ways: tuple[tuple[str, str], ...] = ()
     read: str = ""
-    judge: str = ""
+    classifier: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

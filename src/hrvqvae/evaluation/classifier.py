@@ -1,16 +1,35 @@
-"""Classifiers that judge images: their networks, and how each of them is trained.
+"""Classifiers of data sets: they measure samples, and their features compare sets of images.
+
+A classifier is trained on the images and labels of the train split alone, by the recipe in the data set's entry. Those
+of some data sets are in the package; others are trained when they are needed.
 
 Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels a side; labels (B,) int64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, pad
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.config import DataConfig
+from hrvqvae.config.presets import data_config
+from hrvqvae.config.registry import DATASETS, imported
+from hrvqvae.data.batches import Batch, batches, evaluation_batches
+from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.loading import load_images, note
+from hrvqvae.training.device import computes_bf16
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"
+"""Trained classifiers inside the package, a file NAME.safetensors each."""
+
+_BATCH, _SEED = 128, 1
 
 
 class Classifier(nn.Module):
@@ -118,3 +137,140 @@ NATURAL = Recipe(
     label_smoothing=0.1,
 )  # fmt: skip
 """For natural images of some 32x32 pixels: half an hour to an hour on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A trained classifier, in evaluation mode, with its accuracy on the test split and the classes that it knows."""
+
+    classifier: Classifier
+    accuracy: float
+    classes: tuple[str, ...]
+
+    @torch.inference_mode()
+    def classify(self, images: Tensor) -> Tensor:
+        """The class that each image (B, C, Y, X) in [0, 1] is taken for: (B,) int64."""
+        return torch.cat([self.classifier(some).argmax(1) for some in images.split(_BATCH)])  # type: ignore[no-untyped-call]
+
+
+def recipe_of(config: DataConfig) -> Recipe:
+    """How the classifier of that data is trained: as the data set's entry says, else as a small one."""
+    named = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
+    recipe: Recipe = imported(named) if named else SMALL
+    return recipe
+
+
+def has_trusted_features(config: DataConfig) -> bool:
+    """Whether that data's classifier has features to compare images by: the entry names a recipe, or they are grey."""
+    return config.channels == 1 or bool(config.dataset in DATASETS and DATASETS.get(config.dataset).classifier)
+
+
+def shipped_classifier(config: DataConfig) -> Path | None:
+    """The weights of the classifier inside the package, of images of that data set, size and channels, or None."""
+    path = SHIPPED / f"{config.dataset}.safetensors"
+    if not path.is_file() or config.dataset not in DATASETS:
+        return None
+    known = data_config(DATASETS.get(config.dataset))
+    return path if (known.size, known.channels) == (config.size, config.channels) else None
+
+
+def classifier_of(config: DataConfig, kept: Path | None = None, say: Callable[[str], None] = note) -> TrainedClassifier:
+    """The classifier of that data: the one inside the package, else the kept one, else one that is trained now.
+
+    Args:
+        kept: a weights file, written after training.
+
+    Raises:
+        InputError: the data is not there, or has no classes.
+        DamagedFileError: a weights file is damaged, or holds no classifier of that data.
+    """
+    shipped = shipped_classifier(config)
+    if shipped:
+        return read_classifier(shipped, config)
+    if kept and kept.is_file():
+        return read_classifier(kept, config)
+    trained = train_classifier(config, say=say)
+    if not kept:
+        return trained
+    write_classifier(kept, trained)
+    return read_classifier(kept, config)  # in half precision, as every later process has it
+
+
+def write_classifier(path: Path, trained: TrainedClassifier) -> None:
+    """Write a classifier to a file, its weights in half precision. Raises OSError where it can't be written."""
+    half = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in trained.classifier.state_dict().items()
+    }
+    storage.write(path, half, {"kind": "classifier", "accuracy": trained.accuracy, "classes": trained.classes})
+
+
+def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
+    """The classifier in a file. Raises DamagedFileError where it is damaged, or holds no classifier of that data."""
+    weights, meta = storage.read(path)
+    try:
+        classes = tuple(meta["classes"])
+        classifier = recipe_of(config).network(config.channels, len(classes))
+        classifier.load_state_dict(weights)
+        return TrainedClassifier(classifier.eval().requires_grad_(False), float(meta["accuracy"]), classes)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DamagedFileError(f"{path} is no classifier of {config.dataset}; delete it to train one") from error
+
+
+def train_classifier(
+    config: DataConfig, epochs: int | None = None, seed: int = _SEED, say: Callable[[str], None] = note
+) -> TrainedClassifier:
+    """Train the classifier of that data on the train split, measure it on the test split.
+
+    Args:
+        epochs: of the train split; None takes as many as its recipe says.
+
+    Raises:
+        InputError: the data is not there, or has no classes.
+    """
+    images, test = (load_images(config, split, say) for split in ("train", "test"))
+    if not images.classes:
+        raise InputError(f"{config.dataset} has no classes to classify")
+    recipe = recipe_of(config)
+    torch.manual_seed(seed)
+    classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // recipe.batch_size)
+    say(f"training the classifier of {config.dataset}: {steps:,} steps")
+    stream = batches(images, batch_size=recipe.batch_size, seed=seed, on_error=config.on_error)
+    _train(classifier, recipe, steps, stream, seed, say)
+    stream.close()
+    trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
+    return TrainedClassifier(trained.classifier, _accuracy(trained, test, config.on_error), images.classes)
+
+
+def _train(
+    classifier: Classifier, recipe: Recipe, steps: int, stream: Iterator[Batch], seed: int, say: Callable[[str], None]
+) -> None:
+    """Take so many steps: one cycle of the learning rate, in bfloat16 where the processor multiplies it."""
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    generator = torch.Generator().manual_seed(seed)
+    bf16 = computes_bf16(torch.device("cpu"))
+    for step, batch in zip(range(1, steps + 1), stream, strict=False):
+        moved = recipe.augment(batch.images.float() / 255, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = classifier(moved.contiguous(memory_format=torch.channels_last))
+        loss = loss_of(logits.float(), batch.labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 500 == 0:
+            say(f"step {step:,}  loss {float(loss.detach()):.3f}")
+
+
+def _accuracy(trained: TrainedClassifier, images: ImageSet, on_error: str) -> float:
+    """Share of the images that are classified rightly."""
+    right = total = 0
+    for batch in evaluation_batches(images, batch_size=_BATCH, on_error=on_error):
+        right += int((trained.classify(batch.images.float() / 255) == batch.labels).sum())
+        total += len(batch.labels)
+    return right / max(total, 1)

@@ -1,8 +1,8 @@
-"""The rate under priors: bits that the codes of a split take, and two yardsticks that need no network.
+"""The rate: bits of the codes of a split under the priors, and under two count-based baselines without a network.
 
-All of them are bits of codes given the class of the image, where the priors know classes, as class-conditional priors
-are; what the class itself takes stands beside them. The yardsticks are codes too: they count codes in their contexts on
-other images than they code, so no context, however rare, tells them more than a decoder would know.
+Where the priors are class-conditional, all bits are given the class, and the bits of the class itself are listed
+separately. The baselines count codes in their contexts on other images than those that they code, so they are what a
+decoder could reach.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
 _BATCH, _CHUNK = 64, 2**20
-_FEW_PAIRS = 2**22  # of contexts and symbols: these are counted in a table; more are sorted
 _HELD_OUT, _HELD_OUT_IMAGES = 10, 1_000  # every tenth counted image, and so many at most, chooses the weights
 _WEIGHTS = 2.0 ** np.arange(-6, 21)
 
@@ -52,8 +51,8 @@ class Rate:
 
     Attributes:
         prior_bits_per_image: under the priors, given the class where they know classes.
-        path_bits_per_image: by the first yardstick, given the same.
-        neighbours_bits_per_image: by the second, given the same.
+        path_bits_per_image: by counts given the path (and the class).
+        neighbours_bits_per_image: by counts given path and neighbours (and the class).
         label_bits_per_image: of the class itself, by its frequency among the counted images; 0 where the priors know
             none. To be added to each of the others for an image whose class is not known.
     """
@@ -70,32 +69,24 @@ class _Counts:
 
     def __init__(self, symbols: int) -> None:
         self.symbols = symbols
-        nothing = np.empty(0, np.int64)
-        self._parts = [(nothing, nothing)]  # sorted pairs of context and symbol, and their counts
+        self._chunks: list[tuple[Integers, Integers]] = []  # sorted pairs of context and symbol, and their counts
 
     def add(self, context: Integers, codes: Integers) -> None:
         """Count codes (N,) in their contexts (N,)."""
-        pairs = context * self.symbols + codes
-        if pairs.max(initial=0) < _FEW_PAIRS:
-            counts = np.bincount(pairs)
-            self._parts.append((np.flatnonzero(counts), counts[counts > 0]))
-        else:
-            self._parts.append(np.unique(pairs, return_counts=True))
-        while len(self._parts) > 1 and len(self._parts[-1][0]) >= len(self._parts[-2][0]):
-            self._merge()  # parts halve from one to the next, so that a pair is merged a few times in all
-
-    def _merge(self) -> None:
-        (one, number), (other, more) = self._parts.pop(), self._parts.pop()
-        pairs, place = np.unique(np.concatenate([one, other]), return_inverse=True)
-        self._parts.append((pairs, np.bincount(place, np.concatenate([number, more])).astype(np.int64)))
+        self._chunks.append(np.unique(context * self.symbols + codes, return_counts=True))
 
     def look_up(self, context: Integers, codes: Integers) -> tuple[Numbers, Numbers, Numbers]:
         """How often the code came in the context, anything did, and how many different codes did: each (N,)."""
-        while len(self._parts) > 1:
-            self._merge()
-        pairs, counts = self._parts[0]
+        if len(self._chunks) > 1:
+            pairs, place = np.unique(np.concatenate([pairs for pairs, _ in self._chunks]), return_inverse=True)
+            counts = np.bincount(place, np.concatenate([counts for _, counts in self._chunks])).astype(np.int64)
+            self._chunks = [(pairs, counts)]
+        if not self._chunks:
+            nothing = np.zeros(len(codes))
+            return nothing, nothing, nothing
+        pairs, counts = self._chunks[0]
         contexts = pairs // self.symbols
-        first = np.flatnonzero(np.diff(contexts, prepend=-1))  # of each context's pairs, which lie together
+        first = np.flatnonzero(np.diff(contexts, prepend=-1))  # of each context's pairs, which are adjacent
         totals, kinds = np.add.reduceat(counts, first), np.diff(first, append=len(pairs))
         found = _values_at(context * self.symbols + codes, pairs, counts)
         return found, _values_at(context, contexts[first], totals), _values_at(context, contexts[first], kinds)
@@ -103,8 +94,6 @@ class _Counts:
 
 def _values_at(keys: Integers, known: Integers, values: NDArray[Any]) -> Numbers:
     """The value of each key among the known ones, which are sorted; 0 where it is none of them."""
-    if not len(known):
-        return np.zeros(len(keys))
     place = np.searchsorted(known, keys).clip(max=len(known) - 1)
     return np.where(known[place] == keys, values[place], 0).astype(np.float64)
 
@@ -115,8 +104,8 @@ class ContextCode:
         P(x | context) = (count(x, context) + w P(x | the context before)) / (count(context) + w)
         w = weight * number of different symbols that came in the context       (Witten and Bell 1991, method C)
 
-    The first kind falls back on 1/m. Theirs is the weight 1; here each kind has the one of `_WEIGHTS` that codes
-    held-out symbols best. The largest of them pass a context over, so one that tells nothing costs nothing.
+    The first kind falls back on 1/m. Witten and Bell's weight is 1; here each kind has the one of `_WEIGHTS` that codes
+    held-out symbols best. The largest weights ignore the context, so a useless context costs nothing.
 
     Args:
         symbols: m, values of a symbol.
@@ -177,7 +166,7 @@ def _shifted(codes: Integers, axis: int, outside: int) -> Integers:
     return before
 
 
-class Yardsticks:
+class ContextCounts:
     """The codes of every level by counts: given the path, and given the path and the neighbours; and the class.
 
     The path is the codeword of the next coarser level at the same place; level 1 has none. A level's kinds of context
@@ -268,22 +257,22 @@ def _bits_under(prior: Prior, model: Autoencoder, coded: CodeMaps, device: torch
 def measure_rate(
     priors: Sequence[Prior], model: Autoencoder, coded: CodeMaps, counted: CodeMaps, device: torch.device
 ) -> Rate:
-    """Bits that codes take under the priors, in float32, and by the yardsticks.
+    """Bits that codes take under the priors, in float32, and by the baselines.
 
     Args:
         coded: of the images whose bits are measured.
-        counted: of the images that the yardsticks count: none of those.
+        counted: of the images that the baselines count: none of those.
 
     Raises:
         InputError: there are more contexts than can be numbered.
     """
     levels = [level for prior in priors for level in prior.levels]
     classes = levels[0].classes
-    yardsticks = Yardsticks(model, [level.symbols for level in levels], levels[-1].coarser, classes)
-    yardsticks.count(counted)
+    baselines = ContextCounts(model, [level.symbols for level in levels], levels[-1].coarser, classes)
+    baselines.count(counted)
     spent = [bits for prior in priors for bits in _bits_under(prior, model, coded, device)]
     rates, per_image = [], np.zeros(3)
-    for level, of_prior, by_counts in zip(levels, spent, yardsticks.bits(coded), strict=True):
+    for level, of_prior, by_counts in zip(levels, spent, baselines.bits(coded), strict=True):
         an_image = np.array([of_prior, *by_counts]) / len(coded)
         prior_bits, path, neighbours = (an_image / np.prod(level.grid)).tolist()
         rates.append(LevelRate(prior=prior_bits, path=path, neighbours=neighbours))

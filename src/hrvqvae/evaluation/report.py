@@ -1,4 +1,4 @@
-"""A run measured: distortion and codeword usage, the rate under its priors, and what its samples are taken for."""
+"""A run measured: distortion and codeword usage, the rate under its priors, the quality of its samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images, note
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
-from hrvqvae.evaluation.recognition import Recognized, recognize
+from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.priors.hierarchy import check_sampling_params
 from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.training.device import Compute
@@ -28,16 +28,12 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` finds: the autoencoder's report; the priors' rate, or why there is none; what samples are.
-
-    Attributes:
-        recognized: with each guidance that samples were drawn with.
-    """
+    """The autoencoder's report; the priors' rate, or why there is none; the quality of samples for each guidance."""
 
     report: Report
     rate: Rate | None
     no_rate: str
-    recognized: tuple[Recognized, ...] = ()
+    samples: tuple[SampleQuality, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the rate's beside the report's, None where there are no priors."""
@@ -48,11 +44,15 @@ class Evaluated:
             rate = self.rate.levels[level] if self.rate else None
             values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
         plain["no_priors"] = self.no_rate or None
-        if self.recognized:
-            plain |= self.recognized[0].to_dict()
+        if self.samples:
+            plain |= self.samples[0].to_dict()
             plain["by_guidance"] = [
-                {"guidance": one.guidance, "recognized": one.recognized, **vars(one.distances["samples"])}
-                for one in self.recognized
+                {
+                    "guidance": one.guidance,
+                    "classification_accuracy": one.classification_accuracy,
+                    **vars(one.distances["samples"]),
+                }
+                for one in self.samples
             ]
         return plain
 
@@ -116,8 +116,10 @@ def evaluate_run(
     found = measure_rate(priors.networks, model, coded, counted, compute.device)
     if not samples:
         return Evaluated(report, found, "")
-    judged = recognize(TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, lmbda=lmbda, say=say)
-    return Evaluated(report, found, "", judged)
+    quality = measure_samples(
+        TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, lmbda=lmbda, say=say
+    )
+    return Evaluated(report, found, "", quality)
 
 
 def _every(apart: int, maps: CodeMaps, first: int, limit: int | None = None) -> CodeMaps:

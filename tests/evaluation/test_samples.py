@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hrvqvae.evaluation.features import Features
-from hrvqvae.evaluation.sets import RealImages, share_among
+from hrvqvae.evaluation.samples import Features, RealImages, share_among
 from hrvqvae.utils.errors import InputError
 
 PIXELS = Features("", lambda images: images.flatten(1))
