@@ -29,8 +29,9 @@ from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import ranks, tensors
-from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized, tree
+from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize import residual as quantizer
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.utils import compiled as cache
 from hrvqvae.utils import threads
@@ -108,7 +109,20 @@ def layers(levels: int, codewords: int) -> dict[str, Layer]:
     except ImportError as error:
         raise InputError("bench layer compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
     searches = [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
-    ours = [layer, tree, codebook, kmeans, losses, functional, ranks, tensors, quantized, cache, threads, *searches]
+    ours = [
+        layer,
+        quantizer,
+        codebook,
+        kmeans,
+        losses,
+        functional,
+        ranks,
+        tensors,
+        quantized,
+        cache,
+        threads,
+        *searches,
+    ]
     flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
 
     def residual(**options: Any) -> nn.Module:

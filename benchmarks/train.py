@@ -12,8 +12,8 @@ from benchmarks.timing import seconds
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
-from hrvqvae.quantize.search import search_flat, search_tree
+from hrvqvae.quantize import ResidualQuantizer
+from hrvqvae.quantize.search import search_tree
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.device import Compute
 from hrvqvae.training.loop import Budget
@@ -30,12 +30,9 @@ class AutoencoderSide:
             config = dataclasses.replace(config, training=form)
         self.compute = Compute.of(config.training)
         self.model = self.compute.place_model(build(config))
-        self.quantizers = [one for one in self.model.modules() if isinstance(one, TreeQuantizer | FlatQuantizer)]
+        self.quantizers = [one for one in self.model.modules() if isinstance(one, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:
-            if isinstance(quantizer, TreeQuantizer):
-                quantizer.search = search_tree
-            else:
-                quantizer.search = search_flat
+            quantizer.search = lambda latents, books: search_tree(latents, books).paths
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))

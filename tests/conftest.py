@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 
 import torch
 
-from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig
 from hrvqvae.data.files import gzip_bytes, idx_bytes
 from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
 
@@ -76,7 +76,7 @@ def tiny(mnist_root: Path) -> Config:
         data=DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1, workers=0),
         model=HRVQVAEConfig(
             stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1,
-            quantizer=TreeQuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=1_000, restart_every=4),
+            quantizer=QuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=1_000, restart_every=4),
         ),
         training=TrainingConfig(
             batch_size=16, max_steps=24, warmup_steps=4, log_every=4, evaluate_every=100, checkpoint_every=3,

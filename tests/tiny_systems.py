@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.models.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
+from hrvqvae.models.rqvae.config import RQVAEConfig
 from hrvqvae.models.treevq.config import TreeVQConfig
 from hrvqvae.models.vqgan.config import VQGANConfig
 from hrvqvae.models.vqpytorch.config import (
@@ -53,7 +53,7 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
             discriminator_layers=1,
         ),
         "rqvae": RQVAEConfig(
-            **network, quantizer=UnlinkedQuantizerConfig(codewords=3, dim=8, init_vectors=1000)
+            **network, quantizer=QuantizerConfig(linked=1, levels=3, codewords=3, dim=8, init_vectors=1000)
         ),
         "fsq": FSQConfig(**network, quantizer=FSQQuantizerConfig(channel_levels=(5, 5), dim=8)),
         "vqpytorch": VQPyTorchConfig(

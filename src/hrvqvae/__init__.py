@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrvqvae.checkpoints.trained import TrainedModel, load
-    from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig
+    from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig
     from hrvqvae.models.base import Autoencoder
     from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
     from hrvqvae.models.hrvqvae.model import HRVQVAE
-    from hrvqvae.quantize import Codes, TreeQuantizer
+    from hrvqvae.quantize import Codes, ResidualQuantizer
     from hrvqvae.quantize.layer import TreeVQ
     from hrvqvae.utils.errors import InputError
 
@@ -33,10 +33,10 @@ _MODULES = {
     "HRVQVAE": "models.hrvqvae.model",
     "HRVQVAEConfig": "models.hrvqvae.config",
     "InputError": "utils.errors",
+    "QuantizerConfig": "config",
+    "ResidualQuantizer": "quantize",
     "TrainedModel": "checkpoints.trained",
     "TrainingConfig": "config",
-    "TreeQuantizer": "quantize",
-    "TreeQuantizerConfig": "config",
     "TreeVQ": "quantize.layer",
     "load": "checkpoints.trained",
 }
@@ -49,10 +49,10 @@ __all__ = [
     "DataConfig",
     "HRVQVAEConfig",
     "InputError",
+    "QuantizerConfig",
+    "ResidualQuantizer",
     "TrainedModel",
     "TrainingConfig",
-    "TreeQuantizer",
-    "TreeQuantizerConfig",
     "TreeVQ",
     "load",
 ]

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrvqvae.config import Config, DataConfig, TrainingConfig, TreeQuantizerConfig, flatten, presets, to_dict
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig, flatten, presets, to_dict
 from hrvqvae.config.parsing import continue_autoencoder, digest_of, from_dict, from_file, override, progressive_config
 from hrvqvae.utils import notices
 from hrvqvae.utils.errors import InputError
@@ -235,7 +235,7 @@ def test_an_edited_file_is_told_where_a_run_goes_on(tmp_path: Path, capsys: pyte
 
 def test_too_many_leaves() -> None:
     with pytest.raises(InputError, match=r"2\^30"):
-        TreeQuantizerConfig(levels=12, codewords=8)
+        QuantizerConfig(levels=12, codewords=8)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from hrvqvae.config import (
     ModelConfig,
-    TreeQuantizerConfig,
+    QuantizerConfig,
     bits_per_image,
     compression_ratio,
     flatten,
@@ -211,7 +211,7 @@ def test_compression_of_vqvae2_is_the_printed_one() -> None:
 
 
 def test_bits_of_a_grid_that_the_stride_does_not_divide() -> None:
-    model = HRVQVAEConfig(stride=4, quantizer=TreeQuantizerConfig(levels=2, codewords=16))
+    model = HRVQVAEConfig(stride=4, quantizer=QuantizerConfig(levels=2, codewords=16))
     assert bits_per_image(model, 9, 13) == 3 * 4 * 2 * 4
     assert compression_ratio(model, 1, 9, 13) == pytest.approx(8 * 9 * 13 / 96)
 

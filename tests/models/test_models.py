@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from hrvqvae.config import Config, DataConfig, QuantizerConfig, TreeQuantizerConfig
+from hrvqvae.config import Config, DataConfig, QuantizerConfig
 from hrvqvae.config.model import ModelConfig
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
@@ -24,7 +24,7 @@ from hrvqvae.training.stage import count_parameters
 from hrvqvae.utils.errors import InputError
 
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
-TREE = TreeQuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=500)
+TREE = QuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=500)
 SMALL = {"stride": 2, "padding": 1, "hidden_units": 8, "residual_units": 6, "residual_blocks": 1}
 SYSTEMS: dict[str, ModelConfig] = {
     "hrvqvae": HRVQVAEConfig(**SMALL, quantizer=TREE),
@@ -161,7 +161,7 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
     flat = build(Config(model=VQVAEConfig(**small, quantizer=QuantizerConfig(codewords=leaves, **start))))
     flat.initialize(images, torch.Generator().manual_seed(0))
     assert len(flat.get_buffer("quantizer.codebook.codewords")[0].unique(dim=0)) == leaves
-    tree = build(Config(model=HRVQVAEConfig(**small, quantizer=TreeQuantizerConfig(codewords=child, **start))))
+    tree = build(Config(model=HRVQVAEConfig(**small, quantizer=QuantizerConfig(levels=3, codewords=child, **start))))
     tree.initialize(images, torch.Generator().manual_seed(0))
     books = tree.get_buffer("quantizer.codebooks.2.codewords")
     assert sum(len(book.unique(dim=0)) for book in books) > 0.95 * leaves

@@ -11,21 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrvqvae.config import Config, TreeQuantizerConfig, presets
+from hrvqvae.config import Config, QuantizerConfig, presets
 from hrvqvae.config.schema import bits_per_image
-from hrvqvae.models.rqvae.config import RQVAEConfig, UnlinkedQuantizerConfig
-from hrvqvae.models.rqvae.quantizer import ResidualQuantizer
-from hrvqvae.quantize import TreeQuantizer
+from hrvqvae.models.rqvae.config import RQVAEConfig
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.models.resuming import check_resumes
 
-OWN = UnlinkedQuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
+OWN = QuantizerConfig(linked=1, levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
 SHARED = dataclasses.replace(OWN, shared=True)
 BOTH = pytest.mark.parametrize("config", [OWN, SHARED], ids=["own", "shared"])
 
 
-def random_quantizer(config: UnlinkedQuantizerConfig = OWN, seed: int = 0) -> ResidualQuantizer:
+def random_quantizer(config: QuantizerConfig = OWN, seed: int = 0) -> ResidualQuantizer:
     generator = torch.Generator().manual_seed(seed)
     quantizer = ResidualQuantizer(config)
     for level, book in enumerate(dict.fromkeys(quantizer.levels)):
@@ -78,7 +77,7 @@ def expected_losses(vectors: np.ndarray, books: list[np.ndarray], beta: float) -
     shared=st.booleans(),
 )  # fmt: skip
 def test_codes_agree_with_the_oracle(levels: int, size: int, dim: int, seed: int, shared: bool) -> None:
-    config = UnlinkedQuantizerConfig(levels=levels, codewords=size, dim=dim, shared=shared)
+    config = QuantizerConfig(linked=1, levels=levels, codewords=size, dim=dim, shared=shared)
     quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
     codes = quantizer.encode(z)
     assert [tuple(code.shape) for code in codes] == [(2, 2, 3)] * levels
@@ -88,7 +87,7 @@ def test_codes_agree_with_the_oracle(levels: int, size: int, dim: int, seed: int
 
 @BOTH
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_codes_of_a_prefix_give_its_sum(config: UnlinkedQuantizerConfig, levels: int) -> None:
+def test_codes_of_a_prefix_give_its_sum(config: QuantizerConfig, levels: int) -> None:
     quantizer, z = random_quantizer(config), latents(2, 3, 4)
     found = quantizer.lookup(quantizer.encode(z)[:levels])
     expected = [vector - search(vector, books(quantizer))[1][levels] for vector in flat(z)]
@@ -100,7 +99,7 @@ def test_codes_of_a_prefix_give_its_sum(config: UnlinkedQuantizerConfig, levels:
 
 @BOTH
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_losses_agree_with_the_oracle(config: UnlinkedQuantizerConfig, update: str) -> None:
+def test_losses_agree_with_the_oracle(config: QuantizerConfig, update: str) -> None:
     quantizer, z = random_quantizer(dataclasses.replace(config, update=update)).eval(), latents(2, 3, 4)
     losses = quantizer(z).losses
     expected = expected_losses(flat(z), books(quantizer), config.beta)
@@ -112,7 +111,7 @@ def test_losses_agree_with_the_oracle(config: UnlinkedQuantizerConfig, update: s
 
 
 @BOTH
-def test_gradients_agree_with_the_oracle(config: UnlinkedQuantizerConfig) -> None:
+def test_gradients_agree_with_the_oracle(config: QuantizerConfig) -> None:
     """Each level's commitment reaches the encoder; each codeword gets its own level's term and the combined one."""
     quantizer, z = random_quantizer(dataclasses.replace(config, update="gradient")), latents(2, 3, 4).requires_grad_()
     torch.stack(list(quantizer(z).losses.values())).sum().backward()
@@ -132,7 +131,7 @@ def test_gradients_agree_with_the_oracle(config: UnlinkedQuantizerConfig) -> Non
 
 
 @BOTH
-def test_moving_averages_agree_with_the_oracle(config: UnlinkedQuantizerConfig) -> None:
+def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
     """A shared codebook follows the vectors of all levels in one update."""
     quantizer, z = random_quantizer(config).train(), latents(2, 5, 6)
     kept = [book for book in dict.fromkeys(quantizer.levels) if isinstance(book, EMACodebook)]
@@ -154,7 +153,7 @@ def test_moving_averages_agree_with_the_oracle(config: UnlinkedQuantizerConfig) 
 def test_only_the_linking_differs_from_the_tree(update: str) -> None:
     """A tree whose codebooks of a level are all the same has the same codes, losses and gradients."""
     unlinked = random_quantizer(dataclasses.replace(OWN, update=update)).eval()
-    tree = TreeQuantizer(TreeQuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, update=update)).eval()
+    tree = ResidualQuantizer(QuantizerConfig(levels=3, codewords=4, dim=5, beta=0.25, update=update)).eval()
     for level, (linked, book) in enumerate(zip(tree.levels, unlinked.levels, strict=True)):
         vectors = book.codewords.detach()[0].repeat(4**level, 1)
         linked.set_codewords(torch.arange(len(vectors)), vectors, torch.ones(len(vectors)))
@@ -180,7 +179,7 @@ def test_straight_through_passes_the_gradient_once() -> None:
 
 
 @BOTH
-def test_evaluation_changes_no_codebook_and_training_does(config: UnlinkedQuantizerConfig) -> None:
+def test_evaluation_changes_no_codebook_and_training_does(config: QuantizerConfig) -> None:
     quantizer = random_quantizer(config)
     before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     quantizer.eval()(latents(2, 4, 4))
@@ -229,7 +228,7 @@ def test_kmeans_start_finds_a_known_mixture_level_by_level() -> None:
     offsets = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
     choice = torch.randint(4, (2, 4_000), generator=generator)
     z = centers[choice[0]] + offsets[choice[1]] + 0.01 * torch.randn(4_000, 2, generator=generator)
-    quantizer = ResidualQuantizer(UnlinkedQuantizerConfig(levels=2, codewords=4, dim=2))
+    quantizer = ResidualQuantizer(QuantizerConfig(linked=1, levels=2, codewords=4, dim=2))
     quantizer.initialize(z, generator, weight=0.5)
     codes = quantizer.encode(z.view(1, 1, -1, 2))
     assert float((quantizer.lookup(codes) - z).square().sum(-1).mean()) < 0.001
@@ -240,12 +239,12 @@ def test_kmeans_start_finds_a_known_mixture_level_by_level() -> None:
 def test_shared_start_fits_what_every_level_has_to_code() -> None:
     """A codebook fitted to the latents alone has no codeword as short as the finer levels' residuals."""
     z = latents(4, 20, 20, dim=2) + torch.tensor([8.0, 0.0])
-    config = UnlinkedQuantizerConfig(levels=3, codewords=8, dim=2, shared=True)
+    config = QuantizerConfig(linked=1, levels=3, codewords=8, dim=2, shared=True)
     quantizer, first_alone = ResidualQuantizer(config), ResidualQuantizer(config)
     quantizer.initialize(z, torch.Generator().manual_seed(0), weight=0.25)
     alone = ResidualQuantizer(dataclasses.replace(config, levels=1))
     alone.initialize(z, torch.Generator().manual_seed(0))
-    first_alone.load_state_dict(alone.state_dict())
+    first_alone.codebooks[0].load_state_dict(alone.codebook.state_dict())
     errors = [
         [float((one.lookup(one.encode(z)[:levels]) - z).square().sum(-1).mean()) for levels in (1, 2, 3)]
         for one in (quantizer, first_alone)
@@ -257,7 +256,7 @@ def test_shared_start_fits_what_every_level_has_to_code() -> None:
 
 
 @BOTH
-def test_dead_codewords_are_revived_and_stay(config: UnlinkedQuantizerConfig) -> None:
+def test_dead_codewords_are_revived_and_stay(config: QuantizerConfig) -> None:
     quantizer, z = random_quantizer(config), latents(4, 8, 8)
     unlinked = list(dict.fromkeys(quantizer.levels))
     for book in unlinked:
@@ -289,8 +288,7 @@ def test_presets_are_the_tree_s_but_for_the_linking(data: str) -> None:
     )
     mine, other = dataclasses.asdict(own.config.model), dataclasses.asdict(tree.config.model)
     assert mine.pop("system") != other.pop("system")
-    assert mine["quantizer"].pop("shared") is False
-    assert (other["quantizer"].pop("beam"), other["quantizer"].pop("coarse_weight")) == (1, 0.0)
+    assert (mine["quantizer"].pop("linked"), other["quantizer"].pop("linked")) == (1, 0)
     assert mine == other
     size = own.config.data.size
     assert bits_per_image(own.config.model, size, size) == bits_per_image(tree.config.model, size, size)
@@ -302,14 +300,14 @@ def test_codewords_are_counted_by_level() -> None:
     assert (config.num_symbols, config.num_codewords) == ((5, 5), (5, 5))
     assert config.latent_grids(28, 28) == ((14, 14), (14, 14))
     with pytest.raises(InputError, match=r"model\.quantizer\.levels is 0; it must be at least 1"):
-        UnlinkedQuantizerConfig(levels=0)
+        QuantizerConfig(linked=1, codewords=8, levels=0)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_stopped_and_resumed_it_is_the_same_run(tiny: Config, tmp_path: Path, shared: bool) -> None:
     """To the bit, with dead-code restart in between."""
-    quantizer = UnlinkedQuantizerConfig(
-        levels=2, codewords=8, dim=4, init_vectors=1_000, restart_every=3, shared=shared
+    quantizer = QuantizerConfig(
+        linked=1, levels=2, codewords=8, dim=4, init_vectors=1_000, restart_every=3, shared=shared
     )
     network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
     config = dataclasses.replace(tiny, model=RQVAEConfig(**network, quantizer=quantizer))

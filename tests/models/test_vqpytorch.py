@@ -158,7 +158,7 @@ def test_bad_latents_and_codes_are_refused(name: str) -> None:
 
 
 def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
-    """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch as FlatQuantizer's."""
+    """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch as ResidualQuantizer's."""
     quantizer, z = started("simvq").train(), latents(2, 3, 4).requires_grad_()
     result = quantizer(z)
     codewords = quantizer.lookup(result.codes).detach()

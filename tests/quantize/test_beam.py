@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.quantize import TreeQuantizer
+from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.quantize.search import Beam, compiled_beam, search_tree
 from hrvqvae.quantize.search.beam import search_beam
@@ -129,16 +129,16 @@ def test_what_a_beam_refuses() -> None:
     with pytest.raises(InputError, match="weight of coarser residuals is -1"):
         Beam(2, -1)
     with pytest.raises(InputError, match=r"model\.quantizer\.beam is 0"):
-        TreeQuantizerConfig(beam=0)
+        QuantizerConfig(levels=3, codewords=8, beam=0)
     with pytest.raises(InputError, match=r"model\.quantizer\.coarse_weight is nan"):
-        TreeQuantizerConfig(coarse_weight=float("nan"))
+        QuantizerConfig(levels=3, codewords=8, coarse_weight=float("nan"))
 
 
-CONFIG = TreeQuantizerConfig(dim=6, codewords=4, levels=3, init_vectors=1, beam=4, coarse_weight=0.1)
+CONFIG = QuantizerConfig(dim=6, codewords=4, levels=3, init_vectors=1, beam=4, coarse_weight=0.1)
 
 
 def test_every_level_starts_from_what_the_beam_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    quantizer, latents, seen = TreeQuantizer(CONFIG), torch.randn(3000, 6), []
+    quantizer, latents, seen = ResidualQuantizer(CONFIG), torch.randn(3000, 6), []
     start = EMACodebook.initialize
 
     def watched(self, residual, parent, *rest):  # type: ignore[no-untyped-def]
@@ -155,10 +155,10 @@ def test_every_level_starts_from_what_the_beam_left_it(monkeypatch: pytest.Monke
 
 
 def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
-    quantizer, latents = TreeQuantizer(dataclasses.replace(CONFIG, decay=0.0)), torch.randn(1, 50, 60, 6)
+    quantizer, latents = ResidualQuantizer(dataclasses.replace(CONFIG, decay=0.0)), torch.randn(1, 50, 60, 6)
     quantizer.initialize(latents, torch.Generator().manual_seed(0))
     codes = quantizer.encode(latents)
-    greedy = TreeQuantizer(dataclasses.replace(CONFIG, beam=1))
+    greedy = ResidualQuantizer(dataclasses.replace(CONFIG, beam=1))
     greedy.load_state_dict(quantizer.state_dict())
     assert not torch.equal(codes[-1], greedy.encode(latents)[-1])
     residuals, before = latents.flatten(0, -2), []

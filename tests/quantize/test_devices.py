@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.gpu.codes import SEARCHES, compare
-from hrvqvae.config import TreeQuantizerConfig
-from hrvqvae.quantize import TreeQuantizer
+from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.search import TreeSearch, beam, chunked, search_flat_fastest, search_tree_fastest
 from hrvqvae.utils.errors import NonFiniteError
 from tests.devices import needs_gpu, on_each_device
@@ -78,7 +78,7 @@ def test_what_is_not_finite_stays_visible_in_a_beam(bad: float) -> None:
 @on_each_device
 def test_nan_reaches_the_losses_of_a_quantizer_or_is_refused(device: str) -> None:
     """A CPU says so at once; a GPU is not waited for, and the loss tells."""
-    quantizer = TreeQuantizer(TreeQuantizerConfig(levels=2, codewords=3, dim=4)).eval().to(device)
+    quantizer = ResidualQuantizer(QuantizerConfig(levels=2, codewords=3, dim=4)).eval().to(device)
     latents = torch.zeros(2, 3, 3, 4, device=device)
     latents[1, 2, 0, 1] = torch.nan
     if device == "cpu":

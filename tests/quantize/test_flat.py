@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.quantize import FlatQuantizer
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.search import search_flat
 from hrvqvae.quantize.search.chunked import search_flat_chunked
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -17,9 +17,9 @@ from hrvqvae.utils.errors import InputError, NonFiniteError
 CONFIG = QuantizerConfig(codewords=7, dim=3, beta=0.4, decay=0.9)
 
 
-def quantizer_of(config: QuantizerConfig = CONFIG, seed: int = 0) -> FlatQuantizer:
+def quantizer_of(config: QuantizerConfig = CONFIG, seed: int = 0) -> ResidualQuantizer:
     generator = torch.Generator().manual_seed(seed)
-    quantizer = FlatQuantizer(config)
+    quantizer = ResidualQuantizer(config)
     quantizer.initialize(torch.randn(200, config.dim, generator=generator), generator)
     return quantizer.eval()
 
@@ -89,7 +89,7 @@ def test_bad_latents_and_codes() -> None:
     with pytest.raises(NonFiniteError):
         quantizer(latents_of() * float("nan"))
     code = torch.zeros(1, 2, 2, dtype=torch.long)
-    with pytest.raises(InputError, match="2 levels of codes given; a flat codebook has 1"):
+    with pytest.raises(InputError, match="2 levels of codes given"):
         quantizer.lookup((code, code))
     with pytest.raises(InputError, match=r"code 7; codes lie in 0..6"):
         quantizer.lookup((code + 7,))

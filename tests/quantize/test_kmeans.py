@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hrvqvae.config import QuantizerConfig, TreeQuantizerConfig
-from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
+from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import kmeans as module
 from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
@@ -42,8 +42,8 @@ def test_of_duplicates_one_gets_all_vectors() -> None:
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_codewords_begin_with_the_counts_of_a_training_batch(update: str) -> None:
     """Four batches of vectors start the tree, so a codeword's count is a quarter of its vectors, at every level."""
-    config = TreeQuantizerConfig(levels=3, codewords=3, dim=4, update=update)  # type: ignore[arg-type]
-    quantizer, latents = TreeQuantizer(config), vectors_of(800, 4).view(1, 20, 40, 4)
+    config = QuantizerConfig(levels=3, codewords=3, dim=4, update=update)  # type: ignore[arg-type]
+    quantizer, latents = ResidualQuantizer(config), vectors_of(800, 4).view(1, 20, 40, 4)
     quantizer.initialize(latents, generator(), 0.25)
     for codebook, path in zip(quantizer.levels, quantizer.paths(quantizer.encode(latents)), strict=True):
         expected = torch.bincount(path.flatten(), minlength=codebook.num_codewords) / 4
@@ -53,7 +53,7 @@ def test_codewords_begin_with_the_counts_of_a_training_batch(update: str) -> Non
 
 
 def test_the_first_batch_refines_codewords_and_does_not_replace_them() -> None:
-    quantizer, latents = FlatQuantizer(QuantizerConfig(codewords=4, dim=2, decay=0.99)), vectors_of(400, 2)
+    quantizer, latents = ResidualQuantizer(QuantizerConfig(codewords=4, dim=2, decay=0.99)), vectors_of(400, 2)
     quantizer.initialize(latents, generator(), 0.5)
     before = quantizer.codebook.codewords[0].clone()
     batch = (latents + 1)[:200].view(1, 10, 20, 2)
@@ -67,7 +67,7 @@ def test_the_first_batch_refines_codewords_and_does_not_replace_them() -> None:
 
 def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
     """A second level of a codeword that codes nothing: it has no count, and the first vector that comes is its mean."""
-    quantizer = TreeQuantizer(TreeQuantizerConfig(levels=2, codewords=2, dim=2, decay=0.9))
+    quantizer = ResidualQuantizer(QuantizerConfig(levels=2, codewords=2, dim=2, decay=0.9))
     quantizer.initialize(torch.ones(1, 5, 4, 2), generator(), 1.0)
     counts = quantizer.levels[1].count
     assert sorted(counts.sum(1).tolist()) == [0, 20]

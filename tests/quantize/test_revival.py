@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrvqvae.config import QuantizerConfig, TreeQuantizerConfig
-from hrvqvae.quantize import FlatQuantizer, TreeQuantizer
+from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
 
-CONFIG = TreeQuantizerConfig(levels=3, codewords=4, dim=2, decay=0.9)
+CONFIG = QuantizerConfig(levels=3, codewords=4, dim=2, decay=0.9)
 FAR = 50.0
 
 
@@ -24,9 +24,9 @@ def latents_of(seed: int = 1) -> Tensor:
     return torch.randn(8, 16, 16, 2, generator=generator(seed))
 
 
-def with_a_dead_codeword(update: str = "ema") -> tuple[TreeQuantizer, Tensor]:
+def with_a_dead_codeword(update: str = "ema") -> tuple[ResidualQuantizer, Tensor]:
     """A tree that fits its latents, but for codeword 2 of level 1: it, and all below it, lies where nothing is."""
-    quantizer, z = TreeQuantizer(dataclasses.replace(CONFIG, update=update)), latents_of()  # type: ignore[arg-type]
+    quantizer, z = ResidualQuantizer(dataclasses.replace(CONFIG, update=update)), latents_of()  # type: ignore[arg-type]
     quantizer.initialize(z, generator())
     for level, codebook in enumerate(quantizer.levels):
         below = torch.arange(4**level) + 2 * 4**level
@@ -34,7 +34,7 @@ def with_a_dead_codeword(update: str = "ema") -> tuple[TreeQuantizer, Tensor]:
     return quantizer, z
 
 
-def error(quantizer: TreeQuantizer, z: Tensor) -> Tensor:
+def error(quantizer: ResidualQuantizer, z: Tensor) -> Tensor:
     """Squared error of each vector (N,)."""
     return (quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).flatten()
 
@@ -96,7 +96,7 @@ def test_vectors_of_dead_codewords_are_not_drawn() -> None:
     outlier = torch.full((2,), FAR + 1)
     z[:, :, :2] = outlier  # an eighth of the vectors, and the dead codeword's only ones
     for seed in range(20):
-        twin = TreeQuantizer(CONFIG)
+        twin = ResidualQuantizer(CONFIG)
         twin.load_state_dict(quantizer.state_dict())
         twin.restart_dead_codes(z, generator(seed))
         assert twin.levels[0].codewords[0, 2].abs().max() < 10, "drawn from the living"
@@ -106,7 +106,7 @@ def test_vectors_of_dead_codewords_are_not_drawn() -> None:
 
 
 def test_as_many_are_revived_as_there_are_vectors() -> None:
-    quantizer = FlatQuantizer(QuantizerConfig(codewords=8, dim=2))
+    quantizer = ResidualQuantizer(QuantizerConfig(codewords=8, dim=2))
     quantizer.initialize(torch.randn(100, 2, generator=generator()), generator())
     quantizer.codebook.count[0, 1:] = 0
     quantizer.codebook.set_codewords(torch.arange(1, 8), torch.full((7, 2), FAR), torch.zeros(7))

@@ -1,7 +1,7 @@
 """The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
 
 from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig, OneGridConfig
-from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
+from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.config.schema import (
     Config,
     DataConfig,
@@ -37,7 +37,6 @@ __all__ = [
     "QuantizerConfig",
     "StageConfig",
     "TrainingConfig",
-    "TreeQuantizerConfig",
     "at_level",
     "bits_per_image",
     "compression_ratio",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from hrvqvae.config.quantizer import QuantizerConfig, TreeQuantizerConfig
+from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
@@ -149,6 +149,10 @@ class CodebookModelConfig(NetworkConfig):
 class FlatConfig(OneGridConfig, CodebookModelConfig):
     """One latent grid with one flat codebook of K codewords, however it is trained."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: the codebook is flat")
+
     @property
     def num_symbols(self) -> tuple[int, ...]:
         """Values that a code can take: K."""
@@ -156,10 +160,8 @@ class FlatConfig(OneGridConfig, CodebookModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeConfig(OneGridConfig, CodebookModelConfig):
-    """One latent grid with L levels of linked codebooks, however they are trained."""
-
-    quantizer: TreeQuantizerConfig = field(default_factory=TreeQuantizerConfig)
+class ResidualConfig(OneGridConfig, CodebookModelConfig):
+    """One latent grid with L levels of codebooks, however they are linked and trained."""
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -168,14 +170,20 @@ class TreeConfig(OneGridConfig, CodebookModelConfig):
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all: m^l."""
-        return tuple(self.quantizer.codewords**level for level in range(1, self.quantizer.levels + 1))
+        """Codewords of each level in all: m at the root of a group of linked levels, m^2 below it, ..."""
+        return self.quantizer.num_codewords
 
     @property
     def codewords_searched(self) -> int:
         """m for each path that the search keeps at the level before."""
-        size, kept = self.quantizer.codewords, self.quantizer.beam
-        return sum(size * min(kept, size**level) for level in range(self.quantizer.levels))
+        return self.quantizer.codewords_searched
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeConfig(ResidualConfig):
+    """One latent grid with L levels of linked codebooks, however they are trained."""
+
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(levels=3, codewords=8))
 
     def with_beam(self, width: int) -> Self:
         return dataclasses.replace(self, quantizer=dataclasses.replace(self.quantizer, beam=width))

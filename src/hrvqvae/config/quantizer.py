@@ -1,4 +1,4 @@
-"""Codebooks: how many codewords, how they learn, start and are restarted."""
+"""Codebooks: how many levels and codewords, which levels are linked, how codewords learn, start and are restarted."""
 
 from __future__ import annotations
 
@@ -11,60 +11,64 @@ from hrvqvae.utils.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
-    """One flat codebook on each latent grid (docs/method.md, Tables 4 and 7).
+    """Residual quantization, from one flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
+
+    One level is VQ, `linked` 1 is RQ, all levels linked is HR-VQVAE; between lie groups of linked levels.
 
     Attributes:
-        codewords: of a codebook.
+        levels: L, number of quantization levels.
+        codewords: m, of one codebook.
+        linked: consecutive levels in which each codeword has a codebook of its own at the next level; then links begin
+            anew, and the last group may be shorter. 0 links all levels, 1 none.
+        shared: one codebook serves every level; where no levels are linked.
         dim: D, width of a codeword.
-        beta: weight of the commitment loss.
+        beta: beta_0, weight of the commitment to the sum of the codewords.
+        level_betas: beta_l of each level, coarse first; one value stands for every level, none for `beta` at every
+            level, as printed. A level of weight 0 has no commitment of its own. A single level has no term beside
+            `beta`'s.
         update: codewords follow moving averages of what they stand for, or the gradient of the codebook loss.
         decay: decay of those moving averages.
         init_vectors: latent vectors that the k-means start takes (0: random start).
         restart_every: training steps between restarts of dead codewords (0: none).
         restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
+        beam: paths that the search of linked levels keeps at each level, in training and encoding; 1 is the greedy
+            search, as printed.
+        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
     """
 
+    levels: int = 1
     codewords: int = 512
+    linked: int = 0
+    shared: bool = False
     dim: int = 32
     beta: float = 0.25
+    level_betas: tuple[float, ...] = ()
     update: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     init_vectors: int = 131_072
     restart_every: int = 100
     restart_below: float = 0.03
+    beam: int = 1
+    coarse_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.codewords >= 2, "model.quantizer.codewords", self.codewords, "at least 2")
-        require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
-        require(0 <= self.beta < math.inf, "model.quantizer.beta", self.beta, "at least 0")
-        require(0 <= self.decay < 1, "model.quantizer.decay", self.decay, "at least 0 and below 1")
-        for name in ("init_vectors", "restart_every", "restart_below"):
-            require(getattr(self, name) >= 0, f"model.quantizer.{name}", getattr(self, name), "at least 0")
+        def check(right: bool, name: str, must: str) -> None:
+            require(right, f"model.quantizer.{name}", getattr(self, name), must)
 
-
-@dataclass(frozen=True, kw_only=True)
-class ResidualQuantizerConfig(QuantizerConfig):
-    """Residual quantization: as a flat codebook's, and how many levels of codebooks there are.
-
-    Attributes:
-        levels: L, number of quantization levels; `codewords` is m, of one codebook. `beta` is beta_0 of the combined
-            latent.
-        level_betas: beta_l of each level, coarse first; one value stands for every level, none for `beta` at every
-            level, as printed. A level of weight 0 has no commitment of its own.
-    """
-
-    levels: int = 3
-    codewords: int = 8
-    level_betas: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.levels >= 1, "model.quantizer.levels", self.levels, "at least 1")
-        given = len(self.level_betas)
-        what = f"none, one or {self.levels} values"
-        require(given in (0, 1, self.levels), "model.quantizer.level_betas", self.level_betas, what)
-        in_range = all(0 <= beta < math.inf for beta in self.level_betas)
-        require(in_range, "model.quantizer.level_betas", self.level_betas, "at least 0")
+        for name, least in (("levels", 1), ("codewords", 2), ("dim", 1), ("beam", 1)):
+            check(getattr(self, name) >= least, name, f"at least {least}")
+        for name in ("linked", "init_vectors", "restart_every", "restart_below"):
+            check(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("beta", "coarse_weight"):
+            check(0 <= getattr(self, name) < math.inf, name, "at least 0")
+        check(0 <= self.decay < 1, "decay", "at least 0 and below 1")
+        check(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
+        check(all(0 <= beta < math.inf for beta in self.level_betas), "level_betas", "at least 0")
+        check(not self.shared or self.group_size == 1, "shared", "false where levels are linked")
+        check(self.beam == 1 or self.linked != 1, "beam", "1 where no levels are linked")
+        values = self.codewords**self.group_size * self.dim
+        what = "model.quantizer.codewords ** levels * dim"
+        require(values <= 2**30, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -72,22 +76,22 @@ class ResidualQuantizerConfig(QuantizerConfig):
         given = self.level_betas or (self.beta,)
         return given * self.levels if len(given) == 1 else given
 
+    @property
+    def group_size(self) -> int:
+        """Levels of a group of linked ones; the last group may have fewer."""
+        return min(self.linked or self.levels, self.levels)
 
-@dataclass(frozen=True, kw_only=True)
-class TreeQuantizerConfig(ResidualQuantizerConfig):
-    """Linked codebooks (docs/method.md, Table 6): level l has m^l codewords, m below each of the level before.
+    @property
+    def num_codebooks(self) -> tuple[int, ...]:
+        """Codebooks that each level chooses from: m^l at level l of a group, counted from 0."""
+        return tuple(self.codewords ** (level % self.group_size) for level in range(self.levels))
 
-    Attributes:
-        beam: paths that the search keeps at each level, in training and encoding; 1 is the greedy search, as printed.
-        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
-    """
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each level in all: m for each of its codebooks."""
+        return tuple(self.codewords * books for books in self.num_codebooks)
 
-    beam: int = 1
-    coarse_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.beam >= 1, "model.quantizer.beam", self.beam, "at least 1")
-        require(0 <= self.coarse_weight < math.inf, "model.quantizer.coarse_weight", self.coarse_weight, "at least 0")
-        values = self.codewords**self.levels * self.dim
-        require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, "at most 2^30 (4 GiB of leaves)")
+    @property
+    def codewords_searched(self) -> int:
+        """Distances that the search computes for each vector: m for each path that it keeps at the level before."""
+        return sum(self.codewords * min(self.beam, books) for books in self.num_codebooks)

@@ -188,7 +188,7 @@ class OneGrid(Autoencoder):
             latents = self.latents(unit_images(images, self.channels))
             self._quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
         else:
-            noise = random_latents(self.config.num_codewords[-1], self._quantizer.config.dim, generator)
+            noise = random_latents(max(self.config.num_codewords), self._quantizer.config.dim, generator)
             self._quantizer.initialize(noise.to(images.device), generator)
 
     @torch.no_grad()

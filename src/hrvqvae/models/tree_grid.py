@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hrvqvae.config.model import TreeConfig
 from hrvqvae.models.one_grid import OneGrid
-from hrvqvae.quantize import Codes, TreeQuantizer
+from hrvqvae.quantize import Codes, ResidualQuantizer
 
 
 class TreeGrid(OneGrid):
@@ -17,10 +17,10 @@ class TreeGrid(OneGrid):
         any prefix of the codes -> sum of its codewords -> decoder -> image
     """
 
-    quantizer: TreeQuantizer
+    quantizer: ResidualQuantizer
 
     def __init__(self, config: TreeConfig, channels: int) -> None:
-        super().__init__(config, channels, TreeQuantizer(config.quantizer))
+        super().__init__(config, channels, ResidualQuantizer(config.quantizer))
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """A beam of several paths takes every level's codes by the cost of the whole path: the squared distance between
@@ -29,15 +29,20 @@ class TreeGrid(OneGrid):
         by_level, config = super().assignments(images, codes), self.quantizer.config
         if config.beam == 1:
             return by_level
-        root = config.coarse_weight**0.5
-        parts = [*((root * target, root * chosen) for target, chosen in by_level[:-1]), by_level[-1]]
-        whole = torch.cat([target for target, _ in parts], -1), torch.cat([chosen for _, chosen in parts], -1)
-        return (whole,) * len(by_level)
+        root, found = config.coarse_weight**0.5, list[tuple[Tensor, Tensor]]()
+        for first in range(0, len(by_level), config.group_size):
+            group = by_level[first : first + config.group_size]
+            parts = [*((root * target, root * chosen) for target, chosen in group[:-1]), group[-1]]
+            whole = torch.cat([target for target, _ in parts], -1), torch.cat([chosen for _, chosen in parts], -1)
+            found += [whole] * len(group)
+        return tuple(found)
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
-        return tuple(codebook.codewords.detach() for codebook in self.quantizer.levels)
+        whole = self.quantizer.config.group_size == self.quantizer.config.levels
+        return tuple(codebook.codewords.detach() for codebook in self.quantizer.levels) if whole else ()
 
     @property
     def codeword_counts(self) -> tuple[Tensor, ...]:
-        return tuple(codebook.count for codebook in self.quantizer.levels)
+        whole = self.quantizer.config.group_size == self.quantizer.config.levels
+        return tuple(codebook.count for codebook in self.quantizer.levels) if whole else ()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.config import TreeQuantizerConfig
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.quantized import Quantized
-from hrvqvae.quantize.tree import TreeQuantizer
+from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.utils.errors import InputError
 
 PADDING = -1  # the index of a position that the mask leaves out
@@ -83,14 +83,14 @@ class TreeVQ(nn.Module):
         if start_vectors is not None and start_vectors < 1:
             raise InputError(f"start_vectors is {start_vectors}; it must be at least 1")
         try:
-            config = TreeQuantizerConfig(
+            config = QuantizerConfig(
                 dim=dim, codewords=codewords, levels=levels, beta=beta, level_betas=tuple(level_betas), beam=beam,
                 coarse_weight=coarse_weight, update=update, decay=decay, restart_every=restart_every,
                 restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None
-        self.quantizer = TreeQuantizer(config)
+        self.quantizer = ResidualQuantizer(config)
         self.channel_last, self.restart_every = channel_last, restart_every
         self.start_vectors = start_vectors or min(max(_LEAST_START, _START_A_LEAF * codewords**levels), _MOST_START)
         self.steps = 0  # training steps since the start; 0 until it is done
@@ -170,7 +170,7 @@ class TreeVQ(nn.Module):
         return untraced
 
     def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize (N, D) and let the codebooks follow: the start before it, dead-code restart after it, where they are due."""
+        """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
         if self.steps == 0:
             self._start(vectors.detach().float())
         found: Quantized = self.quantizer(vectors)

@@ -1,4 +1,4 @@
-"""The loss of residual quantization, whether its codebooks are linked or not."""
+"""The loss of residual quantization, whether its codebooks are linked or not; of one level, that of VQ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def residual_losses(
     """The sum of the chosen codewords, and the terms of docs/method.md after the reconstruction error.
 
     The residual is of the encoder's own output minus detached codewords, never of a straight-through tensor: so
-    every level's commitment reaches the encoder, and no level's reaches another level's codewords.
+    every level's commitment reaches the encoder, and no level's reaches another level's codewords. The terms of a
+    single level are those of the sum, and stand once (van den Oord et al. 2017, equation 3).
 
     Args:
         latents: (N, D), r_0.
@@ -30,16 +31,17 @@ def residual_losses(
     """
     residual, quantized = latents, torch.zeros_like(latents)
     losses: dict[str, Tensor] = {}
+    several = len(levels) > 1
     for level, ((codebook, chosen), level_beta) in enumerate(zip(levels, level_betas, strict=True), start=1):
         codeword = codebook.lookup(chosen)
         loss = codebook.codebook_loss(residual, codeword)
-        if loss is not None:
+        if loss is not None and several:
             losses[f"codebook_{level}"] = loss
         quantized = quantized + codeword
         residual = residual - codeword.detach()
-        if level_beta:
+        if level_beta and several:
             losses[f"commitment_{level}"] = level_beta * vq.squared_error(residual, torch.zeros_like(residual))
-    if "codebook_1" in losses:
+    if loss is not None:
         losses["codebook"] = vq.squared_error(latents.detach(), quantized)
     losses["commitment"] = beta * vq.squared_error(latents, quantized.detach())
     return quantized, losses

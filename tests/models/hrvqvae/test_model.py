@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
-from hrvqvae.config import TreeQuantizerConfig
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
 from hrvqvae.models.hrvqvae.model import HRVQVAE
 from hrvqvae.utils.errors import InputError
 
 SMALL = HRVQVAEConfig(
     stride=4, padding=1, hidden_units=8, residual_units=6, residual_blocks=2,
-    quantizer=TreeQuantizerConfig(levels=3, codewords=3, dim=5, init_vectors=500),
+    quantizer=QuantizerConfig(levels=3, codewords=3, dim=5, init_vectors=500),
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def model_of(config: HRVQVAEConfig = SMALL, channels: int = 3, seed: int = 0) ->
 def test_any_size_any_depth(
     levels: int, codewords: int, halvings: int, padding: int, height: int, width: int, channels: int, update: str
 ) -> None:
-    quantizer = TreeQuantizerConfig(levels=levels, codewords=codewords, dim=3, update=update)  # type: ignore[arg-type]
+    quantizer = QuantizerConfig(levels=levels, codewords=codewords, dim=3, update=update)  # type: ignore[arg-type]
     config = HRVQVAEConfig(
         stride=2**halvings, padding=padding, hidden_units=4, residual_units=4, residual_blocks=1, quantizer=quantizer
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hrvqvae.models.one_grid import OneGrid
 from hrvqvae.models.rqvae.config import RQVAEConfig
-from hrvqvae.models.rqvae.quantizer import ResidualQuantizer
+from hrvqvae.quantize import ResidualQuantizer
 
 
 class RQVAE(OneGrid):

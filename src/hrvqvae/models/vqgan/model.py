@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hrvqvae.models.one_grid import OneGrid
 from hrvqvae.models.vqgan.config import VQGANConfig
-from hrvqvae.quantize import FlatQuantizer
+from hrvqvae.quantize import ResidualQuantizer
 
 
 class VQGAN(OneGrid):
@@ -16,7 +16,7 @@ class VQGAN(OneGrid):
     Departs from the paper: encoder and decoder are those of the other systems here, so that only the system differs.
     """
 
-    quantizer: FlatQuantizer
+    quantizer: ResidualQuantizer
 
     def __init__(self, config: VQGANConfig, channels: int) -> None:
-        super().__init__(config, channels, FlatQuantizer(config.quantizer))
+        super().__init__(config, channels, ResidualQuantizer(config.quantizer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hrvqvae.models.one_grid import OneGrid
 from hrvqvae.models.vqvae.config import VQVAEConfig
-from hrvqvae.quantize import FlatQuantizer
+from hrvqvae.quantize import ResidualQuantizer
 
 
 class VQVAE(OneGrid):
@@ -13,7 +13,7 @@ class VQVAE(OneGrid):
     image -> encoder -> z (B, H, W, D) -> nearest of K codewords -> code (B, H, W) -> codeword -> decoder -> image
     """
 
-    quantizer: FlatQuantizer
+    quantizer: ResidualQuantizer
 
     def __init__(self, config: VQVAEConfig, channels: int) -> None:
-        super().__init__(config, channels, FlatQuantizer(config.quantizer))
+        super().__init__(config, channels, ResidualQuantizer(config.quantizer))

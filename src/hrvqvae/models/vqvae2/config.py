@@ -23,6 +23,7 @@ class VQVAE2Config(CodebookModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.grids >= 1, "model.grids", self.grids, "at least 1")
+        require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: codebooks are flat")
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """(H, W) of each grid's codes for an image of that many pixels, coarse first."""

@@ -12,7 +12,7 @@ from hrvqvae.models.base import Autoencoder, Reconstructed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
 from hrvqvae.models.framing import cropped, framed
 from hrvqvae.models.vqvae2.config import VQVAE2Config
-from hrvqvae.quantize import Codes, FlatQuantizer, check_codes, random_latents
+from hrvqvae.quantize import Codes, ResidualQuantizer, check_codes, random_latents
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -45,7 +45,7 @@ class VQVAE2(Autoencoder):
         self.projections = nn.ModuleList(
             nn.Conv2d(hidden if level == 0 else 2 * hidden, dim, 1) for level in range(grids)
         )
-        self.quantizers = nn.ModuleList(FlatQuantizer(config.quantizer) for _ in range(grids))
+        self.quantizers = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
         self.conditions = nn.ModuleList(
             Decoder(channels=hidden, dim=dim, stride=2, blocks=blocks, **common) for _ in range(grids - 1)
         )
@@ -89,9 +89,9 @@ class VQVAE2(Autoencoder):
         raised = [up(one.permute(0, 3, 1, 2)) for up, one in zip(self.upsamplings, quantized, strict=True)]
         return cropped(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
 
-    def _flat(self, level: int) -> FlatQuantizer:
+    def _flat(self, level: int) -> ResidualQuantizer:
         quantizer = self.quantizers[level]
-        assert isinstance(quantizer, FlatQuantizer)
+        assert isinstance(quantizer, ResidualQuantizer)
         return quantizer
 
     def forward(self, images: Tensor) -> Reconstructed:
