@@ -120,7 +120,7 @@ _LIGHT = {
         "torchmetrics",
         "torchvision",
         "numba",
-       
+
         "rich",
         "yaml",
         "PIL",

@@ -1,9 +1,10 @@
-"""Long work shows itself: only where it is asked for, on standard error, as lines or as a bar."""
+"""Long work shows itself only where it is asked for, on standard error, as lines or as a bar; numbers for people."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.utils import progress
-from hrvqvae.utils.progress import clock, shown, task, tracked
+from hrvqvae.utils.progress import task, told_once, tracked, waiting
+from hrvqvae.utils.quantities import clock, counted, psnr
 from tests.tokens.made import digit_files
 
 LINE = r"tokenize  \d+ of 40 images  [\d.,]+ images/s  \d+:\d\d:\d\d left\n"
@@ -29,18 +31,40 @@ def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_REFRESH_SECONDS", 0.0)
 
 
-def test_a_library_shows_nothing(every_line: None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hrvqvae")
+
+
+def test_a_library_shows_nothing(
+    every_line: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting("reading")
     assert list(tracked(range(5), "count", 5, lambda _: 1)) == list(range(5))
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+    assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
+
+
+def test_what_a_person_should_know_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    told_once.cache_clear()
+    for line in ("one", "two", "one"):
+        told_once(line)
+    assert caplog.messages == ["one", "two"]
+
+
+@pytest.mark.parametrize(("stream", "said"), [(Terminal(), "hrvqvae: reading ...\n"), (io.StringIO(), "")])
+def test_a_line_for_who_waits_at_a_terminal(stream: io.StringIO, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("hrvqvae.cli._run", lambda argv: waiting("reading") or 0)
+    assert main([]) == 0
+    assert stream.getvalue() == said
 
 
 def test_lines_have_the_count_the_rate_and_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with shown(), task("work", 1_000, "rows", done=100) as advance:
+    with task("work", 1_000, "rows", done=100) as advance:
         for _ in range(9):
             now[0] += 10.0
             advance(100)
@@ -50,31 +74,25 @@ def test_lines_have_the_count_the_rate_and_the_time_left(
     ]
 
 
-def test_a_task_inside_of_a_task_is_silent(every_line: None, capsys: pytest.CaptureFixture[str]) -> None:
-    with shown(), task("outer", 2) as advance:
-        list(tracked(range(3), "inner", 3, lambda _: 1))
-        advance(1)
-    assert re.fullmatch(r"outer  1 of 2 .*\n", capsys.readouterr().err)
+def test_a_task_inside_of_a_task_is_silent(every_line: None, shown: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with task("outer", 2) as advance:
+            list(tracked(range(3), "inner", 3, lambda _: 1))
+            advance(1)
+        assert re.fullmatch(r"outer  1 of 2 .*\n", capsys.readouterr().err)
 
 
-def test_a_bar_on_a_terminal(every_line: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rich", [True, False], ids=["bar", "without the extra"])
+def test_on_a_terminal(rich: bool, every_line: None, shown: None, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with shown():
-        assert len(list(tracked(range(4), "work", 4, lambda _: 1))) == 4
-    assert "\x1b[" in terminal.getvalue()
+    if not rich:
+        for name in ("rich", "rich.console", "rich.progress"):
+            monkeypatch.setitem(sys.modules, name, None)
+    assert len(list(tracked(range(4), "work", 4, lambda _: 1))) == 4
+    assert ("\x1b[" in terminal.getvalue()) == rich
     assert "4 of 4 images" in terminal.getvalue()
-
-
-def test_a_terminal_without_the_extra(every_line: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    for name in ("rich", "rich.console", "rich.progress"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with shown():
-        list(tracked(range(2), "work", 2, lambda _: 1))
-    assert "2 of 2 images" in terminal.getvalue()
 
 
 def test_commands_show_it_beside_their_json(
@@ -86,16 +104,13 @@ def test_commands_show_it_beside_their_json(
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"images": 40, "broken": 0, "shards": 5, "made": 40}
     assert re.fullmatch(f"({LINE}){{5}}", captured.err), captured.err
-    packed = tmp_path / "all.hrva"
-    for words, title in (
-        (["compress", "mnist", str(folder), "-o", str(packed)], "compress"),
-        (["decompress", str(packed), "-o", str(tmp_path / "back")], "decompress"),
-    ):
-        assert main(words) == 0
-        assert f"{title}  " in capsys.readouterr().err
 
 
-def test_clock() -> None:
+def test_numbers_for_people() -> None:
+    said = [counted(number, "image") for number in (0, 1, 2, 2000)]
+    assert said == ["0 images", "1 image", "2 images", "2,000 images"]
     assert [clock(seconds) for seconds in (-1, 0, 59.9, 3600, 360_061)] == [
         "0:00:00", "0:00:00", "0:00:59", "1:00:00", "100:01:01",
     ]  # fmt: skip
+    assert psnr(0.01) == pytest.approx(20)
+    assert math.isinf(psnr(0.0))

@@ -18,7 +18,7 @@ from benchmarks.timing import Timing
 from hrvqvae.config import Grid, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.training.device import computes_bf16
-from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.progress import waiting
 
 Table = list[tuple[object, ...]]
 

@@ -49,7 +49,12 @@ OTHER = WORD.filter(lambda text: not text.startswith("--"))
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(NAME, VALUE, st.booleans()) | OTHER))
+@given(
+    st.lists(
+        st.tuples(NAME, VALUE, st.booleans()) | OTHER,
+        unique_by=lambda part: part[0] if isinstance(part, tuple) else object(),
+    )
+)
 def test_fields_are_told_from_the_rest(parts: list[tuple[str, str, bool] | str]) -> None:
     words: list[str] = []
     for part in parts:
@@ -65,6 +70,9 @@ def test_fields_are_told_from_the_rest(parts: list[tuple[str, str, bool] | str])
 
 def test_what_follows_two_dashes_is_no_field() -> None:
     assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (["a", "--", "--x.z", "3"], {"x.y": ""})
+    assert split_fields(["--x.y", "1", "--x.y=1"]) == ([], {"x.y": "1"})
+    with pytest.raises(InputError, match=r"--x\.y 2 contradicts --x\.y 1"):
+        split_fields(["--x.y", "1", "--x.y=2"])
     assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (["--out=runs/a.b", "--out", "runs/a.b"], {})
 
 
@@ -100,12 +108,11 @@ def test_a_field_needs_a_value(after: list[str]) -> None:
         (["data"], "ACTION"),
         (["reconstruct", "run"], "required: IMAGE"),
         (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "of hrvqvae"),
-        (["bench", "train", "--rounds", "0"], "--rounds is 0; it must be at least 1"),
-        (["bench", "train", "--model.kernl", "3"], "did you mean model.kernel"),
-        (["bench", "prior", "--preset", "vqgan/mnist"], "vqgan/mnist has a transformer"),
-        (["bench", "prior", "--level", "4"], "--level is 4; this model has levels 1 to 3"),
-        (["bench", "search", "--size", "2", "8", "--plot", "x.png"], "leave --size out"),
-        (["figure", "hierarchy", "-o", "x.png", "--path", "a,b"], "--path is 'a,b'"),
+        (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k: it is 0; it must be at least 1"),
+        (["sample", "mnist", "--top-k", "x", "-o", "x.png"], "--top-k: invalid whole number value: 'x'"),
+        (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
+        (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
+        (["train-judge", "cifar10"], "hrvqvae train-classifier"),
     ],
 )  # fmt: skip
 def test_wrong_commands(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +120,7 @@ def test_wrong_commands(arguments: list[str], message: str, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["train-prior"], ["data", "get"], ["bench", "train"], ["evaluate"], ["demo"], ["sample"]]
+    "command", [[], ["train"], ["train-prior"], ["data", "get"], ["evaluate"], ["demo"], ["sample"]]
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -123,7 +130,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m hrvqvae.cli presets hrvqvae/mnist | head -1"
+    command = f"{sys.executable} -m hrvqvae presets hrvqvae/mnist | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "hrvqvae/mnist: MNIST, 28x28 greyscale\n"
     assert done.stderr == ""

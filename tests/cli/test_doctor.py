@@ -1,19 +1,21 @@
-"""hrvqvae doctor: what is there, what is missing, where things are kept."""
+"""hrvqvae doctor and completion: what is there and missing, where things are kept; what a shell offers."""
 
 from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hrvqvae.cli import main
-from hrvqvae.utils import extras as of_extras
+from hrvqvae.config import presets
+from hrvqvae.utils import extras
+from tests.cli.helpers import refused
 
 
 def examined(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
@@ -28,43 +30,36 @@ def requirements(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that gives the package other requirements, as pip keeps them."""
 
     def become(lines: list[str]) -> None:
-        of_extras._needed.cache_clear()
+        extras.packages.cache_clear()
         monkeypatch.setattr(metadata, "requires", lambda name: lines)
 
     yield become
     monkeypatch.undo()
-    of_extras._needed.cache_clear()
+    extras.packages.cache_clear()
 
 
 def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     found = examined(capsys)
     assert found["problems"] == []
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["torch"] == metadata.version("torch")
-    assert found["threads"] == torch.get_num_threads()
-    assert found["folders"]["data"] == {"path": str(tmp_path / "data"), "there": False, "writable": True}
-    assert found["folders"]["networks"]["path"] == str(tmp_path / "hub" / "checkpoints")
-    assert found["folders"]["networks"]["there"]
-    assert found["extras"]["figures"] == {"packages": {"matplotlib": metadata.version("matplotlib")}, "missing": []}
+    assert found["precision"] in ("bf16", "fp32")
+    assert found["folders"]["data sets (HRVQVAE_DATA)"] == str(tmp_path / "data")
+    assert found["folders"]["published networks (TORCH_HOME)"] == str(tmp_path / "hub" / "checkpoints")
+    assert found["extras"]["figures"] == []
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert str(tmp_path / "data") in printed
-    assert all(extra in printed for extra in found["extras"])
+    assert all(f"extra {extra} " in printed for extra in found["extras"])
 
 
 def test_an_extra_that_is_not_whole(requirements: Any, capsys: pytest.CaptureFixture[str]) -> None:
     requirements(["torch>=2", 'no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"'])
-    found = examined(capsys)
-    assert found["extras"]["one"]["missing"] == ["no-such-package"]
-    assert found["extras"]["two"]["missing"] == []
+    assert examined(capsys)["extras"] == {"one": ["no-such-package"], "two": []}
     assert main(["doctor"]) == 0
-    printed = capsys.readouterr().out
-    assert "one  missing: no-such-package" in printed
-    assert "complete: two\n" in printed
-    assert "pip install 'hrvqvae[one]'" in printed
+    assert "pip install 'hrvqvae[one]' for no-such-package\n" in capsys.readouterr().out
 
 
 def test_what_keeps_it_from_working_is_exit_code_1(
@@ -82,3 +77,33 @@ def test_what_keeps_it_from_working_is_exit_code_1(
     assert "device" not in found
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err.splitlines() == [f"hrvqvae: {problem}" for problem in found["problems"]]
+
+
+def test_completion_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.png").touch()
+
+    def completed(*words: str) -> list[str]:
+        """What bash offers for the last of these words."""
+        line = " ".join(f"'{word}'" for word in words)
+        program = f"""
+            source {script}
+            COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}
+            _shtab_hrvqvae hrvqvae "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD - 1]}}"
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("hrvqvae", "rec") == ["reconstruct"]
+    assert completed("hrvqvae", "data", "") == ["list", "get", "pack"]
+    assert completed("hrvqvae", "sample", "--temp") == ["--temperature"]
+    assert completed("hrvqvae", "train", "vqvae2/") == [n for n in presets.names() if n.startswith("vqvae2/")]
+    assert sorted(completed("hrvqvae", "evaluate", "min")) == ["mine", "mine.png"]
+    assert completed("hrvqvae", "train", "--out", "x", "hrvqvae/mnist", "--resu") == ["--resume"]
+    assert main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef hrvqvae\n")
+    assert "invalid choice: 'csh'" in refused(["completion", "csh"], capsys)

@@ -71,7 +71,7 @@ def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hrvqvae.cli", "train", tiny_file, "--out", "run", "--max-steps", "1000000"]
+    command = [sys.executable, "-m", "hrvqvae", "train", tiny_file, "--out", "run", "--max-steps", "1000000"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not RunFolder(tmp_path / "run").saved() and time.monotonic() < deadline:
@@ -110,7 +110,7 @@ def test_bad_output_folder(mnist_root: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_a_full_disk_is_one_line(tiny_file: str, tmp_path: Path) -> None:
     """Files may grow to 30 KB: the third kind of error that a disk gives, in the middle of a real write."""
-    command = [sys.executable, "-m", "hrvqvae.cli", "train", tiny_file, "--out", "run", "--max-steps", "20"]
+    command = [sys.executable, "-m", "hrvqvae", "train", tiny_file, "--out", "run", "--max-steps", "20"]
 
     def limit(size: int) -> Callable[[], None]:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig, flatten, presets, to_dict
 from hrvqvae.config.parsing import continue_autoencoder, digest_of, from_dict, from_file, override, progressive_config
-from hrvqvae.utils import notices
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import told_once
 
 SECTIONS = ("data", "model", "training", "prior")
 
@@ -217,16 +217,16 @@ def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:
         TrainingConfig()
 
 
-def test_an_edited_file_is_told_where_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_file_is_told_where_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\ntraining: {max_steps: 3, device: cpu, precision: fp32}")
     stored = from_file(path)
     assert continue_autoencoder(str(path), {}, stored, "run") == stored
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     path.write_text(path.read_text().replace("max_steps: 3", "max_steps: 3, seed: 5"))
-    notices.told_once.cache_clear()
+    told_once.cache_clear()
     assert continue_autoencoder(str(path), {}, stored, "run") == stored
-    assert "training.seed 0" in capsys.readouterr().err
+    assert "training.seed 0" in caplog.messages[0]
     with pytest.raises(InputError, match=r"--training\.seed is 0 there, 5 here"):
         continue_autoencoder(str(path), {"training.seed": "5"}, stored, "run")
     on = continue_autoencoder(str(path), {"training.max_steps": "9", "data.on_error": "skip"}, stored, "run")

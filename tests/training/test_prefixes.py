@@ -181,13 +181,13 @@ def test_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_of_another_state_is_left_out_and_told_and_makes_way(
-    run: Path, tiny: Config, tmp_path: Path, images: Tensor, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny: Config, tmp_path: Path, images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     refine(run, learning_rate="0.01")
     load(run).save_pretrained(tmp_path / "before")
     train_autoencoder(with_training(tiny, max_steps=61), RunFolder(run), resume=True, say=silent)
     shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "before").model)  # a folder without the training
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     plain = shutil.copytree(run, tmp_path / "plain")
     shutil.rmtree(progressive_folder(plain).path)
     bare = load(plain)
@@ -195,7 +195,8 @@ def test_one_of_another_state_is_left_out_and_told_and_makes_way(
     for folder in (run, tmp_path / "before"):
         for _ in range(2):
             model = load(folder)
-        (told,) = capsys.readouterr().err.splitlines()
+        (told,) = caplog.messages
+        caplog.clear()
         assert f"{progressive_folder(folder).path} is left out: " in told
         assert f"(hrvqvae train-progressive {folder})" in told
         for levels in range(1, whole + 1):
@@ -220,7 +221,7 @@ def test_one_of_another_state_is_left_out_and_told_and_makes_way(
         assert "was trained for another state of the model, and makes way" in said[0]
     assert same(state(run), state(tmp_path / "before")), "with the fields of before, and nothing that was learned"
     model = load(run)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     assert not torch.equal(bare.decode(codes, 1), model.decode(codes, 1))
 
 

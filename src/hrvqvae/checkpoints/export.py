@@ -35,7 +35,7 @@ from hrvqvae.config import Config, DataConfig, Levels, StageConfig, to_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic, writing_folder
-from hrvqvae.utils.notices import told_once
+from hrvqvae.utils.progress import told_once
 
 _Stage = TypeVar("_Stage", bound=StageConfig)
 

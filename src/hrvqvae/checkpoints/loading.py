@@ -21,7 +21,7 @@ from hrvqvae.models.build import build, build_progressive_decoder, several_level
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.build import build_prior
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.notices import told_once
+from hrvqvae.utils.progress import told_once
 
 _Network = TypeVar("_Network", bound=nn.Module)
 

@@ -5,68 +5,72 @@ A module for each group of commands. Nothing heavy is imported before a command 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from hrvqvae.cli import (
-    catalogue,
-    compare,
-    completion,
-    doctor,
-    figure,
-    files,
-    generate,
-    play,
-    share,
-    tokens,
-    train,
-    trained,
-)
+from hrvqvae.cli import catalogue, compare, doctor, figure, files, share, tokens, train, trained
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.extras import extra_of
-from hrvqvae.utils.progress import shown
+from hrvqvae.utils.progress import LOG
+
+_RENAMED = {"train-judge": "train-classifier", "train-prefixes": "train-progressive"}
 
 
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, tokens, generate, play, share, compare, figure, doctor):
+    for module in (catalogue, train, trained, files, tokens, share, compare, figure):
         module.add(commands)
-    completion.add(commands, parser)
+    doctor.add(commands, parser)
     return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    others, fields = split_fields(argv)
+    if others and others[0] in _RENAMED:
+        raise InputError(f"the command {others[0]} has another name: hrvqvae {_RENAMED[others[0]]}")
+    arguments, unknown = _parser().parse_known_args(others)
+    unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r} (see {arguments.prog} --help)")
+    arguments.fields = fields
+    code: int = arguments.call(arguments)
+    sys.stdout.flush()
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; -> exit code. Whatever a user can cause is one line on stderr and exit code 2."""
+    handler, level = logging.StreamHandler(), LOG.level
+    handler.setFormatter(logging.Formatter("hrvqvae: %(message)s"))
+    handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    LOG.addHandler(handler)
+    # Of processes that train together, the first shows what it does.
+    LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
-        others, fields = split_fields(sys.argv[1:] if argv is None else argv)
-        arguments, unknown = _parser().parse_known_args(others)
-        unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
-        if unknown:
-            raise InputError(f"unknown argument {unknown[0]!r} (see {arguments.prog} --help)")
-        arguments.fields = fields
-        with shown(os.environ.get("RANK", "0") == "0"):  # of processes that train together, the first
-            code: int = arguments.call(arguments)
-        sys.stdout.flush()
-        return code
+        return _run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        print(f"hrvqvae: {error}", file=sys.stderr)
+        LOG.error("%s", error)
         return 2
     except ModuleNotFoundError as error:
+        from hrvqvae.utils.extras import extra_of
+
         extra = extra_of(error.name or "")
-        if extra is None:
+        if not extra:
             raise
-        print(f"hrvqvae: this needs {error.name}: pip install 'hrvqvae[{extra}]'", file=sys.stderr)
+        LOG.error("this needs %s: pip install 'hrvqvae[%s]'", error.name, extra)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"hrvqvae: {where}{error.strerror or error}", file=sys.stderr)
+        LOG.error("%s%s", f"{error.filename}: " if error.filename else "", error.strerror or error)
         return 2
     except KeyboardInterrupt:
-        print("hrvqvae: interrupted", file=sys.stderr)
+        LOG.error("interrupted")
         return 130
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)

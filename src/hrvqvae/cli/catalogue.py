@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, at_least, command, group, print_json, print_table, warn_of_faults
-from hrvqvae.utils.errors import InputError
+from hrvqvae.cli.console import (
+    JSON,
+    Arguments,
+    Group,
+    command,
+    group,
+    option,
+    print_json,
+    print_table,
+    warn_of_faults,
+    whole,
+)
 from hrvqvae.utils.quantities import counted
 
 
@@ -29,9 +39,9 @@ def _presets(arguments: Arguments) -> int:
     print()
     rows = []
     for name, value in entry["derived"].items():
-        printed = f"printed: {entry['printed'][name]:,}" if name in entry["printed"] else ""
-        shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        rows.append((name, shown, f"computed{'; ' + printed if printed else ''}"))
+        printed = f"; printed: {entry['printed'][name]:,}" if name in entry["printed"] else ""
+        shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        rows.append((name, shown, f"computed{printed}"))
     print_table(rows)
     for note in entry["notes"]:
         print(f"\nNote: {note}")
@@ -76,11 +86,7 @@ def _data_get(arguments: Arguments) -> int:
 def _data_pack(arguments: Arguments) -> int:
     from hrvqvae.data import packing
 
-    at_least(arguments.shard_size, 1, "--shard-size")
-    if arguments.format not in packing.FORMATS:
-        raise InputError(f"--format is {arguments.format}; there are {' and '.join(packing.FORMATS)}")
-    megabytes = 10**6
-    packed = packing.pack(arguments.folder, arguments.out, arguments.format, arguments.shard_size * megabytes)
+    packed = packing.pack(arguments.folder, arguments.out, arguments.format, arguments.shard_size * 10**6)
     classes = f", {len(packed.classes):,} classes" if packed.classes else ""
     print(f"{counted(packed.images, 'image')}{classes} in {counted(len(packed.shards), 'shard')}")
     return 0
@@ -88,20 +94,20 @@ def _data_pack(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """presets, data list, data get, data pack."""
-    presets = command(commands, "presets", "list presets, or show one: every value with where it comes from", _presets)
-    presets.add_argument("name", nargs="?", metavar="NAME")
-    presets.add_argument("--json", action="store_true", help="for programs")
+    name = option("name", nargs="?", metavar="NAME")
+    command(
+        commands, "presets", "list presets, or show one: every value with where it comes from", _presets, name, JSON
+    )
 
-    actions = group(commands, "data", "data sets, and networks to compare images by", "ACTION")
-    for name, about, call in (("list", "what there is, and where", _data_list), ("get", "get one", _data_get)):
-        action = command(actions, name, about, call)
-        if name == "get":
-            action.add_argument("name", metavar="NAME")
-        action.add_argument("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")
-
+    actions = group(commands, "data", "data sets, and networks to compare images by")
+    root = option("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")
+    command(actions, "list", "what there is, and where", _data_list, root)
+    command(actions, "get", "get one", _data_get, option("name", metavar="NAME"), root)
     about = "pack a folder of images into shards, WebDataset tars or Parquet files; called again, it goes on"
-    pack = command(actions, "pack", about, _data_pack)
-    pack.add_argument("folder", metavar="DIR", type=Path)
-    pack.add_argument("out", metavar="OUT", type=Path, help="how the shards begin: OUT-000000.tar and so on")
-    pack.add_argument("--shard-size", type=int, default=512, metavar="MB", help="images of a shard (default: 512)")
-    pack.add_argument("--format", default="tar", metavar="NAME", help="tar or parquet")
+    command(
+        actions, "pack", about, _data_pack,
+        option("folder", metavar="DIR", type=Path),
+        option("out", metavar="OUT", type=Path, help="how the shards begin: OUT-000000.tar and so on"),
+        option("--shard-size", type=whole(1), default=512, metavar="MB", help="images of a shard (default: 512)"),
+        option("--format", choices=("tar", "parquet"), default="tar", help="default: tar"),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the commands have in common: how they are added, and how they print."""
+"""What the commands have in common: how they are declared, and how they print."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import LOG
 
 if TYPE_CHECKING:
     from hrvqvae.config.registry import Registry
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Arguments = argparse.Namespace
 Group = Any  # what argparse's add_subparsers gives
 Call = Callable[[Arguments], int]
+Option = tuple[tuple[str, ...], dict[str, Any]]
 _OPTION = re.compile(r"-[^\d.]")  # and not a negative number
 
 
@@ -28,44 +29,64 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def command(under: Group, name: str, about: str, call: Call) -> Any:
+def option(*names: str, **settings: Any) -> Option:
+    """An argument of a command, by what argparse's `add_argument` takes."""
+    return names, settings
+
+
+def flag(name: str, about: str) -> Option:
+    """An option without a value."""
+    return option(name, action="store_true", help=about)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number of at least `least`."""
+
+    def convert(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"it is {text}; it must be at least {least}")
+        return int(text)
+
+    convert.__name__ = "whole number"  # in argparse's message of a text that is none
+    return convert
+
+
+RUN = option("run", metavar="RUN")
+MODEL = option("model", metavar="MODEL", help="a run, or a model inside the package")
+JSON = flag("--json", "for programs")
+DEVICE = option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+DATA = option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
+MOVED_DATA = option("--data", metavar="DIR", help="where the data is, if it has moved since training")
+LEVELS = option("--levels", type=int, metavar="K", help="use levels 1..K only")
+MADE_BY = option("--model", metavar="RUN", help="by which they were made, if it is not inside the package")
+BEAM = option(
+    "--beam", type=int, metavar="N",
+    help="keep N paths of the tree at each level when images are encoded (default: as in training)",
+)  # fmt: skip
+LMBDA = option(
+    "--lmbda", type=float, metavar="X",
+    help="minimize error + X * bits, the squared error of an image's pixel values in [0, 1], with X such as 0.005",
+)  # fmt: skip
+
+
+def command(under: Group, name: str, about: str, call: Call, *options: Option) -> Any:
     """Add a command that calls `call` with its arguments and gives its exit code; -> its parser."""
     added = under.add_parser(name, help=about, description=about, allow_abbrev=False)
     added.set_defaults(call=call, takes_fields=False, prog=added.prog)
+    for names, settings in options:
+        added.add_argument(*names, **settings)
     return added
 
 
-def group(under: Group, name: str, about: str, what: str) -> Group:
+def take_fields(added: Any, epilog: str) -> None:
+    """Let a command take `--section.field VALUE`, as its help then says."""
+    added.set_defaults(takes_fields=True)
+    added.epilog = epilog
+
+
+def group(under: Group, name: str, about: str, what: str = "ACTION") -> Group:
     """Add a command that has commands of its own; -> what they are added to."""
     return under.add_parser(name, help=about).add_subparsers(metavar=what, required=True, parser_class=Parser)
-
-
-def _for_json(value: Any) -> Any:
-    """Plain values as JSON knows them, which has no infinity and no NaN: they become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _for_json(inner) for key, inner in value.items()}
-    return [_for_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def print_json(value: Any) -> None:
-    """Print plain values for programs. What is not finite is null."""
-    print(json.dumps(_for_json(value), indent=2, allow_nan=False))
-
-
-def warn_of_faults(*registries: Registry[Any]) -> None:
-    """Say on stderr which entries of other packages can't be used, a line each."""
-    for registry in registries:
-        for fault in registry.faults():
-            print(f"hrvqvae: {fault}", file=sys.stderr)
-
-
-def print_table(rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in columns, the heads first."""
-    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def at_least(value: int, least: int, name: str) -> None:
@@ -76,20 +97,17 @@ def at_least(value: int, least: int, name: str) -> None:
 
 def add_beam(parser: Any) -> None:
     """--beam, of commands that encode images."""
-    what = "keep N paths of the tree at each level when images are encoded (default: as in training)"
-    parser.add_argument("--beam", type=int, metavar="N", help=what)
+    parser.add_argument(*BEAM[0], **BEAM[1])
 
 
 def add_guidance(parser: Any) -> None:
     """--guidance, of commands that draw images."""
-    what = "above 1: codes that speak for the class, of priors trained with class dropout"
-    parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="W")
 
 
 def add_lmbda(parser: Any) -> None:
     """--lmbda, of commands that encode images."""
-    what = "weigh error against bits: the squared error of pixel values in [0, 1] that a bit is worth, such as 0.005"
-    parser.add_argument("--lmbda", type=float, metavar="X", help=what)
+    parser.add_argument(*LMBDA[0], **LMBDA[1])
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -100,7 +118,7 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         no field.
 
     Raises:
-        InputError: a field has no value.
+        InputError: a field has no value, or is given twice.
     """
     others: list[str] = []
     fields: dict[str, str] = {}
@@ -118,5 +136,40 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             if not rest or _OPTION.match(rest[0]):
                 raise InputError(f"--{name} needs a value")
             value = rest.pop(0)
-        fields[name] = value
+        give(fields, name, value, f"--{name}")
     return others, fields
+
+
+def give(fields: dict[str, str], name: str, value: str, option: str) -> None:
+    """Add the value of a field that an option gives. Raises InputError where the command line gives another already."""
+    if fields.get(name, value) != value:
+        raise InputError(f"{option} {value} contradicts --{name} {fields[name]}: give one of them")
+    fields[name] = value
+
+
+def _for_json(value: Any) -> Any:
+    """Plain values as JSON knows them, which has no infinity and no NaN: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _for_json(inner) for key, inner in value.items()}
+    return [_for_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def print_json(value: Any) -> None:
+    """Print plain values for programs. What is not finite is null."""
+    print(json.dumps(_for_json(value), indent=2, allow_nan=False))
+
+
+def print_table(rows: Sequence[Sequence[object]]) -> None:
+    """Print rows in columns, the heads first."""
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def warn_of_faults(*registries: Registry[Any]) -> None:
+    """Say on stderr which entries of other packages can't be used, a line each."""
+    for registry in registries:
+        for fault in registry.faults():
+            LOG.warning("%s", fault)

@@ -1,25 +1,24 @@
-"""A trained run for others: as a small folder, as graphs that need nothing of this package, on the hub."""
+"""A trained run for others: as a small folder, as graphs that need nothing of this package, on the hub, as a page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, add_beam, command, group
+from hrvqvae.cli.console import BEAM, RUN, Arguments, Group, command, flag, group, option
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.progress import note, waiting
 
 
 def _export(arguments: Arguments) -> int:
     form = arguments.form
     out = arguments.out or Path(f"{Path(arguments.run).name.removesuffix('.safetensors')}-{form or 'exported'}")
+    checked = None
     if form is None:
         if arguments.beam is not None:
-            raise InputError(
-                "--beam is for graphs: add --onnx or --torch; without them it is given where images are encoded"
-            )
+            raise InputError("--beam is of graphs (--onnx, --torch); a folder takes it where images are encoded")
         from hrvqvae.checkpoints.export import export
 
-        files, checked = export(arguments.run, out, licence=arguments.licence), None
+        files = export(arguments.run, out, licence=arguments.licence)
     else:
         from hrvqvae.export.export import export_graphs
 
@@ -49,35 +48,43 @@ def _get(arguments: Arguments) -> int:
     return 0
 
 
+def _play(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.play.limits import Limits
+    from hrvqvae.play.server import serve
+
+    limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)
+    serve(TrainedModel(arguments.run, arguments.device), limits, arguments.host, arguments.port, note)
+    return 0
+
+
 def add(commands: Group) -> None:
-    """export, hub push, hub get."""
+    """export, hub push, hub get, play."""
+    out = {"nargs": "?", "metavar": "DIR", "type": Path}
+    licence = option("--licence", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
     about = "the model of a run and its priors in half precision, and nothing else; or the model as two graphs"
-    export = command(commands, "export", about, _export)
-    export.add_argument("run", metavar="RUN")
-    export.add_argument(
-        "out",
-        nargs="?",
-        metavar="DIR",
-        type=Path,
-        help="a new folder (default: RUN-exported, RUN-onnx or RUN-torch here)",
-    )
-    licence = {"metavar": "ID", "help": "for the model card, as the hub names licences: mit, cc-by-4.0, ..."}
-    export.add_argument("--licence", **licence)
+    where = option("out", help="a new folder (default: RUN-exported, RUN-onnx or RUN-torch here)", **out)
+    export = command(commands, "export", about, _export, RUN, where, licence, BEAM)
     forms = export.add_mutually_exclusive_group()
-    for name, title in (("onnx", "ONNX"), ("torch", "torch.export")):
+    for form, title in (("onnx", "ONNX"), ("torch", "torch.export")):
         what = f"encoder and decoder as graphs of {title}, checked against the model"
-        forms.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
+        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=what)
 
-    add_beam(export)
+    actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)")
+    name = option("name", metavar="USER/NAME")
+    private = flag("--private", "where the repository is made: for its owner alone")
+    command(actions, "push", "export a run and put it on the hub", _push, RUN, name, licence, private)
+    where = option("out", help="a new folder (default: NAME here)", **out)
+    revision = option("--revision", metavar="REV", help="branch, tag or commit (default: the newest)")
+    about = "get a model from the hub into a folder, which every command takes"
+    command(actions, "get", about, _get, name, where, revision)
 
-    actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)", "ACTION")
-    push = command(actions, "push", "export a run and put it on the hub", _push)
-    push.add_argument("run", metavar="RUN")
-    push.add_argument("name", metavar="USER/NAME")
-    push.add_argument("--licence", **licence)
-    push.add_argument("--private", action="store_true", help="where the repository is made: for its owner alone")
-
-    get = command(actions, "get", "get a model from the hub into a folder, which every command takes", _get)
-    get.add_argument("name", metavar="USER/NAME")
-    get.add_argument("out", nargs="?", type=Path, metavar="DIR", help="a new folder (default: NAME here)")
-    get.add_argument("--revision", metavar="REV", help="branch, tag or commit (default: the newest)")
+    command(
+        commands, "play", "a local page: reconstruct, draw, complete, look at the codebook (docs/play.md)", _play,
+        option("run", nargs="?", default="mnist", metavar="RUN", help="default: mnist, inside the package"),
+        option("--host", default="127.0.0.1", metavar="NAME", help="default: 127.0.0.1, this machine alone"),
+        option("--port", type=int, metavar="N", help="default: a free one from 7860 on"),
+        option("--device", default="cpu", metavar="NAME", help="default: cpu"),
+        option("--max-bytes", type=int, default=16 << 20, metavar="N", help="of an upload (default: 16 MB)"),
+        option("--max-pixels", type=int, default=1 << 24, metavar="N", help="of an image (default: 16 million)"),
+    )  # fmt: skip

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrvqvae.cli.console import Arguments, Call, Group, command
+from hrvqvae.cli.console import Arguments, Call, Group, command, give
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -24,7 +24,7 @@ def _given(arguments: Arguments, stage: str) -> dict[str, str]:
     for short, name in named:
         value = getattr(arguments, short, None)
         if value is not None:
-            given[name] = value
+            give(given, name, value, f"--{short.replace('_', '-')}")
     for name in ("data.root", "prior.codes"):
         if name in given:
             given[name] = str(Path(given[name]).expanduser().absolute())

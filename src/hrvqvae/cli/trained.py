@@ -1,34 +1,47 @@
-"""What is done with a trained run: measured, looked at."""
+"""What is done with a trained run: measured, looked at, drawn from."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hrvqvae.cli.console import Arguments, Group, add_beam, add_lmbda, at_least, command, print_json, print_table
+from hrvqvae.cli.console import (
+    BEAM,
+    DEVICE,
+    JSON,
+    LEVELS,
+    LMBDA,
+    MOVED_DATA,
+    RUN,
+    Arguments,
+    Group,
+    command,
+    option,
+    print_json,
+    print_table,
+    whole,
+)
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
+    from hrvqvae.evaluation.rate import Rate
     from hrvqvae.evaluation.samples import SampleQuality
 
 
 def _evaluate(arguments: Arguments) -> int:
     from hrvqvae.evaluation.report import evaluate_run
 
-    at_least(arguments.samples, 0, "--samples")
-    if arguments.images is not None:
-        at_least(arguments.images, 1, "--images")
     if arguments.guidance and not arguments.samples:
         raise InputError("--guidance is that of samples: say how many to draw, --samples N")
     evaluated = evaluate_run(
         arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
         guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
-        lmbda=arguments.lmbda, say=lambda line: print(line, file=sys.stderr),
+        lmbda=arguments.lmbda, say=note,
     )  # fmt: skip
-    report, rate = evaluated.report, evaluated.rate
+    report = evaluated.report
     if arguments.json:
         print_json(evaluated.to_dict())
         return 0
@@ -38,28 +51,30 @@ def _evaluate(arguments: Arguments) -> int:
     print(f"{report.bits_per_image:,.0f} bits an image, compression factor {report.compression_ratio:.2f}\n")
     rows: list[Sequence[object]] = [("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")]
     for number, level in enumerate(report.levels, start=1):
-        usage, perplexity = f"{level.usage:.1%}", f"{level.perplexity:.1f}"
-        rows.append(
-            (number, level.codewords, level.used, usage, perplexity, "-" if level.mse is None else f"{level.mse:.4e}")
-        )
+        error = "-" if level.mse is None else f"{level.mse:.4e}"
+        rows.append((number, level.codewords, level.used, f"{level.usage:.1%}", f"{level.perplexity:.1f}", error))
     print_table(rows)
-    if rate is None:
+    if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
         return 0
-    bits: list[Sequence[object]] = [("bits a code", "prior", "given path", "given path and neighbours")]
+    _print_rate(evaluated.rate)
+    if evaluated.samples:
+        _print_samples(evaluated.samples)
+    return 0
+
+
+def _print_rate(rate: Rate) -> None:
+    rows: list[Sequence[object]] = [("bits a code", "prior", "given path", "given path and neighbours")]
     for number, one in enumerate(rate.levels, start=1):
-        bits.append((f"level {number}", f"{one.prior:.4f}", f"{one.path:.4f}", f"{one.neighbours:.4f}"))
+        rows.append((f"level {number}", f"{one.prior:.4f}", f"{one.path:.4f}", f"{one.neighbours:.4f}"))
     totals = (rate.prior_bits_per_image, rate.path_bits_per_image, rate.neighbours_bits_per_image)
-    bits.append(("an image", *(f"{total:.1f}" for total in totals)))
+    rows.append(("an image", *(f"{total:.1f}" for total in totals)))
     print()
-    print_table(bits)
+    print_table(rows)
     share = rate.prior_bits_per_image / rate.neighbours_bits_per_image
     print(f"the priors need {share:.1%} of the bits that counts given path and neighbours need")
     if rate.label_bits_per_image:
         print(f"all given the class; it takes {rate.label_bits_per_image:.1f} bits an image where it is not known")
-    if evaluated.samples:
-        _print_samples(evaluated.samples)
-    return 0
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
@@ -74,8 +89,7 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
     rows: list[Sequence[object]] = [("from test images", found.frechet, "kernel", "precision", "recall")]
     drawn = {name: one.distances["samples"] for one, name in zip(qualities, names, strict=True)}
     for name, far in (drawn | {name: far for name, far in found.distances.items() if name != "samples"}).items():
-        values = (f"{far.frechet:.3f}", f"{far.kernel:.4f}", f"{far.precision:.3f}", f"{far.recall:.3f}")
-        rows.append((name, *values))
+        rows.append((name, f"{far.frechet:.3f}", f"{far.kernel:.4f}", f"{far.precision:.3f}", f"{far.recall:.3f}"))
     print_table(rows)
 
 
@@ -91,30 +105,74 @@ def _reconstruct(arguments: Arguments) -> int:
     return 0
 
 
-def add(commands: Group) -> None:
-    """evaluate, reconstruct."""
-    evaluate = command(commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate)
-    evaluate.add_argument("run", metavar="RUN")
-    evaluate.add_argument("--split", default="test", metavar="SPLIT", help="test or train")
-    evaluate.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
-    evaluate.add_argument("--device", default="auto", metavar="NAME")
-    evaluate.add_argument(
-        "--samples", type=int, default=0, metavar="N", help="draw N images and measure them by a classifier of the data"
-    )
-    evaluate.add_argument(
-        "--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"
-    )
-    evaluate.add_argument(
-        "--images", type=int, metavar="N", help="N images of the split only, evenly spread (default: all)"
-    )
-    add_beam(evaluate)
-    add_lmbda(evaluate)
-    evaluate.add_argument("--json", action="store_true", help="for programs")
+def _sampling(arguments: Arguments) -> dict[str, Any]:
+    """What `sample` and `complete` have in common."""
+    from hrvqvae.priors.sampling_params import SamplingParams
 
-    reconstruct = command(commands, "reconstruct", "a sheet of images above their reconstructions", _reconstruct)
-    reconstruct.add_argument("run", metavar="RUN")
-    reconstruct.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
-    reconstruct.add_argument("-o", "--out", required=True, metavar="SHEET.png", type=Path)
-    reconstruct.add_argument("--levels", type=int, metavar="K", help="decode levels 1..K only")
-    add_beam(reconstruct)
-    add_lmbda(reconstruct)
+    params = SamplingParams(
+        temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
+        guidance=arguments.guidance,
+    )  # fmt: skip
+    return {"seed": arguments.seed, "class_name": arguments.class_name, "draw": params}
+
+
+def _sample(arguments: Arguments) -> int:
+    from hrvqvae.plots.images import sample
+
+    sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_sampling(arguments))
+    print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
+    if arguments.save_dir is not None:
+        print(f"each on its own: {arguments.save_dir}")
+    return 0
+
+
+def _complete(arguments: Arguments) -> int:
+    from hrvqvae.plots.images import complete
+
+    complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_sampling(arguments))
+    print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
+    return 0
+
+
+def add(commands: Group) -> None:
+    """evaluate, reconstruct, sample, complete."""
+    command(
+        commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate,
+        RUN,
+        option("--split", default="test", metavar="SPLIT", help="test or train"),
+        MOVED_DATA,
+        DEVICE,
+        option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them by a classifier"),
+        option("--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"),
+        option("--images", type=whole(1), metavar="N", help="N images of the split, evenly spread (default: all)"),
+        BEAM,
+        LMBDA,
+        JSON,
+    )  # fmt: skip
+    sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path)
+    images = option("images", nargs="+", metavar="IMAGE", type=Path)
+    about = "a sheet of images above their reconstructions"
+    command(commands, "reconstruct", about, _reconstruct, RUN, images, sheet, LEVELS, BEAM, LMBDA)
+
+    guided = "above 1: more of what sets the class apart, by priors that were trained with class dropout"
+    drawing = (
+        option("--class", dest="class_name", metavar="C", help="name or number of a class"),
+        option("--temperature", type=float, default=1.0, metavar="T", help="below 1: likelier codes"),
+        option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only"),
+        option("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest share P only"),
+        option("--guidance", type=float, default=1.0, metavar="W", help=guided),
+        option("--seed", type=int, default=0, metavar="S"),
+        sheet,
+    )
+    count = {"dest": "count", "type": int, "metavar": "N"}
+    command(
+        commands, "sample", "new images from a run's priors", _sample,
+        RUN, option("-n", default=64, help="how many (default: 64)", **count), *drawing,
+        option("--save-dir", type=Path, metavar="DIR", help="also a PNG file of each, named by class and number"),
+    )  # fmt: skip
+    command(
+        commands, "complete", "keep a part of an image and draw the rest from a run's priors", _complete,
+        RUN, option("image", type=Path, metavar="IMAGE"),
+        option("--keep", default="top", metavar="PART", help="top, left, or a fraction of the rows"),
+        option("-n", default=8, help="how many (default: 8)", **count), *drawing,
+    )  # fmt: skip

@@ -23,8 +23,8 @@ from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of,
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import InUseError
-from hrvqvae.utils.progress import clock
-from hrvqvae.utils.quantities import counted
+
+from hrvqvae.utils.quantities import clock, counted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ from hrvqvae.config.schema import (
     with_values,
 )
 from hrvqvae.utils.errors import InputError, near_names
-from hrvqvae.utils.notices import told_once
+from hrvqvae.utils.progress import told_once
 
 # Where a run computes, and how often it says and saves what: nothing that decides what it finds.
 _ASIDE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")

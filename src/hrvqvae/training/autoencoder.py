@@ -36,7 +36,7 @@ from hrvqvae.training.stage import (
 )
 from hrvqvae.training.start import init_model_from
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 FEW_STEPS = 100  # below which a person is told that little is learned

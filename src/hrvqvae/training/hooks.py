@@ -18,7 +18,8 @@ from hrvqvae.training.loop import Budget, Metrics
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic
-from hrvqvae.utils.progress import Meter, clock
+from hrvqvae.utils.progress import Meter
+from hrvqvae.utils.quantities import clock
 
 Say = Callable[[str], None]
 

@@ -33,7 +33,7 @@ from hrvqvae.training.start import init_progressive_decoder_from
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic
-from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 MakeEvaluation = Callable[[OneGrid, Config, RunFolder, ImageSet, MetricsLog, Display, Compute], Evaluation]

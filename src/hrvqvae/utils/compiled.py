@@ -22,7 +22,7 @@ import llvmlite
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.progress import waiting
 
 Function = Callable[..., Any]
 

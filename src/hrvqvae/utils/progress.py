@@ -1,37 +1,53 @@
 """Long work shows itself: a bar on a terminal, a line now and then elsewhere, both with the rate and the time left.
 
-What works says how much there is and when a part of it is done (`task`, `tracked`). Nothing is shown until a program
-asks for it with `shown()`, as the command line does; it goes to standard error, so that results stay alone on standard
-output.
+What works says how much there is and when a part of it is done (`task`, `tracked`). The logger "hrvqvae" carries the
+lines that are no results, and is the switch: at level INFO, as the command line sets it, tasks show themselves on
+standard error, so that results stay alone on standard output.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from hrvqvae.utils.quantities import clock
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+LOG = logging.getLogger("hrvqvae")
 LINE_SECONDS = 15.0
 _REFRESH_SECONDS = 0.1
+_running: list[str] = []  # titles of the tasks that are shown at this moment: one at most
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
-"""Says that so many more are done."""
+"""Takes how many more parts are done."""
 
 
-def clock(seconds: float) -> str:
-    """Time as h:mm:ss; what is below zero is none."""
-    whole = max(0, int(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+def note(line: str) -> None:
+    """Log what is no result, but is to be seen."""
+    LOG.warning("%s", line)
+
+
+def waiting(what: str) -> None:
+    """Log what takes seconds from here on."""
+    LOG.info("%s ...", what)
+
+
+@cache
+def told_once(line: str) -> None:
+    """Log what a person should know of a result, once in a process, however often it comes up."""
+    LOG.warning("%s", line)
 
 
 def _bar(stream: TextIO) -> Progress | None:
-    """A bar, where the stream is a terminal and rich is there (the extra `train` brings it)."""
+    """A bar, where the stream is a terminal and rich is there (the extra `train` has it)."""
     if not stream.isatty():
         return None
     try:
@@ -40,13 +56,9 @@ def _bar(stream: TextIO) -> Progress | None:
     except ModuleNotFoundError:
         return None
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        console=Console(file=stream),
-        transient=True,
-        auto_refresh=False,  # its own thread would take turns with those that compute
-    )
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console(file=stream),
+        transient=True, auto_refresh=False,  # a thread of its own would take turns with those that compute
+    )  # fmt: skip
 
 
 class Meter:
@@ -67,7 +79,7 @@ class Meter:
             self._bar.stop()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
-        """A new state of things.
+        """Show a new state.
 
         Args:
             head: what stands before the bar.
@@ -83,42 +95,25 @@ class Meter:
             self.say(f"{head}  {text}")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._bar:
             self._bar.console.print(text, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
 
 
-class _Switch:
-    """Whether tasks are shown, and whether one is at this moment."""
-
-    on = False
-    busy = False
-
-
-@contextmanager
-def shown(on: bool = True) -> Iterator[None]:
-    """Show tasks while this lasts."""
-    before, _Switch.on = _Switch.on, on
-    try:
-        yield
-    finally:
-        _Switch.on = before
-
-
 @contextmanager
 def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
-    """Work of `total` parts; -> what is to be told of each that is done.
+    """Work of `total` parts; -> a function to be called with the number of parts that are done since the last call.
 
-    Inside of another task, it is not shown by itself.
+    A task inside of another is not shown.
 
     Args:
         title: what is done, such as "tokenize".
         unit: what is counted, in the plural.
         done: how many were done before; the rate leaves them out.
     """
-    if not _Switch.on or _Switch.busy:
+    if _running or not LOG.isEnabledFor(logging.INFO):
         yield lambda number: None
         return
     begun, shown_at, count = time.monotonic(), 0.0, 0
@@ -137,11 +132,11 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             per = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
             meter.show(title, fraction, f"{done + count:,} of {total:,} {unit}  {per} {unit}/s  {left}")
 
-        _Switch.busy = True
+        _running.append(title)
         try:
             yield advance
         finally:
-            _Switch.busy = False
+            _running.remove(title)
 
 
 def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int], unit: str = "images") -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: with their nouns, and errors in decibels."""
+"""Numbers as people read them: with their nouns, errors in decibels, times."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def counted(number: int, noun: str) -> str:
 def psnr(mse: float) -> float:
     """In dB, for a mean squared error of values in [0, 1]; infinite where the error is 0."""
     return -10 * math.log10(mse) if mse > 0 else math.inf
+
+
+def clock(seconds: float) -> str:
+    """Time as h:mm:ss; what is below zero is none."""
+    whole = max(0, int(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

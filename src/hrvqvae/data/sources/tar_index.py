@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.notices import waiting
+from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 NO_LABEL = int(np.iinfo(np.int64).min)
