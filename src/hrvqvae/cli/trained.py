@@ -142,7 +142,7 @@ def add(commands: Group) -> None:
         option("--split", default="test", metavar="SPLIT", help="test or train"),
         MOVED_DATA,
         DEVICE,
-        option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them by a classifier"),
+        option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them"),
         option("--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"),
         option("--images", type=whole(1), metavar="N", help="N images of the split, evenly spread (default: all)"),
         BEAM,
