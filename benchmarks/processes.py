@@ -21,12 +21,12 @@ import yaml
 from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.data.files import gzip_bytes, idx_bytes
-from hrvqvae.data.loading import note
+from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.quantize.codebook import Codebook
 from hrvqvae.training.hooks import read_records
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 FIRST_STEPS = 10
 LEAVES = ((4, 3), (4, 4), (8, 3), (4, 5), (8, 4))  # branching, levels: 64 to 4,096
@@ -110,8 +110,8 @@ def _draw_images(folder: Path) -> None:
         coarse = generator.integers(0, 256, (number, 7, 7), np.uint8)
         images = coarse.repeat(4, axis=1).repeat(4, axis=2)
         labels = generator.integers(0, 10, number).astype(np.uint8)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
 
 
 def _small(system: str, folder: Path, batch_size: int, steps: int) -> Config:

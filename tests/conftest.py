@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 import torch
 
 from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig
-from hrvqvae.data.files import gzip_bytes, idx_bytes
+from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
 
 torch.set_num_threads(1)
@@ -36,8 +36,8 @@ def write_mnist(folder: Path, train: int = 96, test: int = 40) -> None:
     folder.mkdir(parents=True)
     for part, count, seed in (("train", train, 1), ("t10k", test, 2)):
         images, labels = drawn_digits(count, seed)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.data import fetch
-from hrvqvae.data.files import gzip_bytes, idx_bytes
+from hrvqvae.data.sets.mnist import write_idx
 from tests.conftest import drawn_digits
 
 Cut = tuple[str, str]
@@ -24,8 +24,8 @@ def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     for part, count, seed in (("train", 120, 1), ("t10k", 60, 2)):
         images, labels = drawn_digits(count, seed, size=28)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 

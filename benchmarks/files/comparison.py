@@ -16,8 +16,9 @@ from benchmarks.files.thumbhash import ThumbHash
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images, note
+from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 BUDGETS = (24, 50, 100, 150, 200, 250, 288)
 LARGE_BUDGETS = (100, 288, 500, 1000, 1500, 2500)

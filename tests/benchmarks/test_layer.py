@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import layer as bench
 from hrvqvae.cli import main
-from hrvqvae.data.files import gzip_bytes, idx_bytes
+from hrvqvae.data.sets.mnist import write_idx
 from tests.conftest import drawn_digits
 
 
@@ -22,8 +22,8 @@ def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     for part, count, seed in (("train", 40, 1), ("t10k", 20, 2)):
         images, labels = drawn_digits(count, seed, 28)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path))
 
 

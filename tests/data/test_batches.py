@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from hrvqvae.data.batches import Stream, batches, evaluation_batches
-from hrvqvae.data.image_sets import MemoryImages
+from hrvqvae.data.batches import Stream, batches, evaluation_batches, worker_errors
+from hrvqvae.data.image_sets import MemoryImages, stream
 from hrvqvae.data.loading import load_images
-from hrvqvae.data.random import stream
-from hrvqvae.data.workers import worker_errors
 from hrvqvae.utils.errors import InputError
 from tests.data.folders import folder_config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 import torchvision
 
 from hrvqvae.config.registry import DATASETS
-from hrvqvae.data import fetch, files
-from hrvqvae.data.network import run_program
+from hrvqvae.data import fetch
+from hrvqvae.data.fetch import run_program
 from hrvqvae.data.sets import cifar10
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import write_mnist
@@ -36,7 +37,7 @@ def refused(folder: Path) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    return {path.name: files.digest(gzip.decompress(path.read_bytes()), "md5") for path in sorted(folder.iterdir())}
+    return {path.name: hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def test_ways_are_tried_in_order_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_what_is_refused(picture_folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "classnames.txt is there and holds something else" in told(picture_folder, out / "q")
     (picture_folder / "birds" / "b.png").unlink()
     with filelock.FileLock(out / ".q.lock"):
-        assert "another process is packing to" in told(picture_folder, out / "q")
+        assert "is in use by another process" in told(picture_folder, out / "q")
     (out / ".q.lock").unlink(missing_ok=True)
     assert files(out) == before
     damaged = before["p-000000.tar"][:700] + b"x" + before["p-000000.tar"][701:]

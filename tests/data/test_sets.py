@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import pkgutil
@@ -19,10 +18,9 @@ from PIL import Image
 from hrvqvae.config import DataConfig
 from hrvqvae.config.presets import data_config
 from hrvqvae.config.registry import DATASETS, Dataset, imported
-from hrvqvae.data import fetch, files, sets
-from hrvqvae.data.arrays import Arrays
+from hrvqvae.data import fetch, sets
 from hrvqvae.data.loading import load_images
-from hrvqvae.data.sets import cifar10, idx, mnist
+from hrvqvae.data.sets import Arrays, cifar10, mnist
 from hrvqvae.utils.errors import DamagedFileError
 from tests.data import packages
 
@@ -50,7 +48,7 @@ def test_an_entry_is_whole(name: str) -> None:
 
 def test_the_registry_has_every_module() -> None:
     named = {reference.split(":")[0] for reference in DATASETS.built_in.values()}
-    assert named == set(MODULES) - {idx.__name__}
+    assert named == set(MODULES)
 
 
 # A data set that is one module: this one.
@@ -89,20 +87,20 @@ def test_a_new_set_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_mnist_from_the_package_is_exact(tmp_path: Path) -> None:
     packed, expected = packages.packed_mnist()
-    mnist.from_arrays(packed, tmp_path)
-    train = files.read_idx(tmp_path / "train-images-idx3-ubyte.gz")
+    mnist.mnist_from_arrays(packed, tmp_path)
+    train = mnist.read_idx(tmp_path / "train-images-idx3-ubyte.gz")
     assert train.shape == (8, 28, 28)
     assert train.tobytes() == expected["train"] + expected["more"]
-    assert files.read_idx(tmp_path / "train-labels-idx1-ubyte.gz").tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert files.read_idx(tmp_path / "t10k-images-idx3-ubyte.gz").tobytes() == expected["t10k"]
+    assert mnist.read_idx(tmp_path / "train-labels-idx1-ubyte.gz").tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert mnist.read_idx(tmp_path / "t10k-images-idx3-ubyte.gz").tobytes() == expected["t10k"]
 
 
 def test_images_and_labels_must_fit(mnist_root: Path, tmp_path: Path) -> None:
     for path in (mnist_root / "mnist").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / idx.FILES[1]).write_bytes(gzip.compress(files.idx_bytes(np.zeros(5, np.uint8))))
+    mnist.write_idx(tmp_path / mnist.FILES[1], np.zeros(5, np.uint8))
     with pytest.raises(DamagedFileError, match=r"train has \(96, 12, 12\) images and \(5,\) labels"):
-        mnist.read(tmp_path, "train")
+        mnist.read_mnist(tmp_path, "train")
 
 
 # CIFAR10

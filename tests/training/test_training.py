@@ -24,7 +24,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import Batch
-from hrvqvae.data.images import list_folder
+from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
 from hrvqvae.stages import train_autoencoder
 from hrvqvae.training import loop
@@ -390,8 +390,9 @@ def test_no_test_image_that_can_be_read(tiny: Config, picture_folder: Path, tmp_
     config = with_data(
         tiny, dataset="pictures", root=str(picture_folder), channels=3, on_error="skip", crop="random", memory_mb=0
     )
-    for path in list_folder(picture_folder, "test", test_fraction=0.1, first=0, labels=True).paths:
-        path.write_bytes(b"broken")
+    images = load_images(config.data, "test")
+    for index in range(len(images)):
+        Path(images.where(index)).write_bytes(b"broken")
     with pytest.raises(InputError, match="no image of the test split could be read"):
         run_to(with_training(config, max_steps=3), tmp_path / "run")
 

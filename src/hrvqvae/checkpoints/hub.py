@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder, shipped
-from hrvqvae.data.network import quiet_network
+from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writing_folder
 

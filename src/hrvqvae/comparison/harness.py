@@ -23,7 +23,6 @@ from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of,
 from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import InUseError
-
 from hrvqvae.utils.quantities import clock, counted
 
 

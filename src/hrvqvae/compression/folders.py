@@ -17,12 +17,11 @@ from hrvqvae.compression import archive
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.stream import Codec, Picture, read, read_header
 from hrvqvae.data.images import SUFFIXES, conversions, decode_image
-from hrvqvae.data.loading import note
 from hrvqvae.plots import sheets
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import write_atomic
-from hrvqvae.utils.progress import tracked
+from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".hrv"

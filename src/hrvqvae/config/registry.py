@@ -39,7 +39,7 @@ class Dataset:
         files: path below its folder -> MD5 ("" where none is published); empty for a folder of images.
         ways: (title, "module:function") in the order in which they are tried: the function fills an empty folder
             (a Path) with the files, or raises.
-        read: "module:function": (folder, split "train" or "test") -> `data.arrays.Arrays`; empty for a folder of
+        read: "module:function": (folder, split "train" or "test") -> `data.sets.Arrays`; empty for a folder of
             images, which is read file by file.
         classifier: "module:RECIPE", an `evaluation.classifier.Recipe`: how the classifier is trained that measures
             samples and whose features compare images; empty: a small one measures, and none compares.
@@ -258,7 +258,8 @@ PRIORS: Registry[PriorNetwork] = Registry(
 )  # fmt: skip
 DATASETS: Registry[Dataset] = Registry(
     Dataset, "data set", "hrvqvae.datasets",
-    _in_package("data.sets", ("mnist", "fashion-mnist", "cifar10"), "DATASET")
+    {"mnist": "hrvqvae.data.sets.mnist:MNIST", "fashion-mnist": "hrvqvae.data.sets.mnist:FASHION_MNIST",
+     "cifar10": "hrvqvae.data.sets.cifar10:CIFAR10"}
     | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
 )  # fmt: skip
 LOGGERS: Registry[Logger] = Registry(

@@ -65,9 +65,9 @@ def decide(config: C, made: Mapping[str, str] = MappingProxyType({}), prefix: st
 class DataConfig:
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
 
-    A folder of images is divided as `data.images.list_folder` says: `train/` beside `test/`, `val/` or `validation/`
+    A folder of images is divided as `data.loading.open_stored` says: `train/` beside `test/`, `val/` or `validation/`
     is a given split; without one, `split` decides; one of the two alone is an error. Tars, Parquet files and arrays
-    are taken wherever a folder of images is, and divided as `data.sources.opening.open_stored` says.
+    are taken wherever a folder of images is, and divided as it says too.
 
     Attributes:
         dataset: a data set's name (mnist, fashion-mnist, cifar10), or an image folder's (imagenet, ffhq, photos, ...).

@@ -1,4 +1,4 @@
-"""Batches in an order that depends on (seed, epoch, index) alone.
+"""Batches in an order that depends on (seed, epoch, index) alone, decoded by processes beside the one that computes.
 
 The training images form one endless stream: epoch after epoch, each in its own order. Step s takes the samples
 s * batch ... (s + 1) * batch - 1 of it, so a run that resumes at step s needs to remember nothing else.
@@ -7,26 +7,29 @@ Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import os
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from hrvqvae.data.image_sets import Augmentation, ImageSet
+from hrvqvae.data.image_sets import Augmentation, ImageSet, stream
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.data.loading import note
-from hrvqvae.data.random import stream
-from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 Sample = tuple[int, Augmentation | None]
 Order = Callable[[int, int], NDArray[np.int64]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,14 @@ class Batch:
         images: (B, C, Y, X) uint8.
         labels: (B,) int64, zeros where there are no classes.
         broken: messages about the images that are not in it.
-        converted: what the files of its images lost, a text for each that lost something.
+        converted: (where it lies, what was lost) of each image that lost something.
         fatal: an error that no setting skips.
     """
 
     images: Tensor
     labels: Tensor
     broken: tuple[str, ...] = ()
-    converted: tuple[str, ...] = ()
+    converted: tuple[tuple[str, str], ...] = ()
     fatal: InputError | None = None
 
 
@@ -63,7 +66,7 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
         yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
 
 
-class Stream(Sampler[list[Sample]]):
+class Stream:
     """The samples of each step from `first_step` on, without end; of several processes, one process's part of each."""
 
     def __init__(
@@ -95,75 +98,6 @@ class Stream(Sampler[list[Sample]]):
             yield samples
 
 
-@dataclass(frozen=True)
-class _Read:
-    """An image, or why there is none: an error raised in a worker would arrive wrapped in a traceback."""
-
-    pixels: Tensor | None
-    label: int
-    broken: tuple[str, ...] = ()
-    lost: str = ""
-    fatal: InputError | None = None
-
-
-class _Samples(Dataset[_Read]):
-    """Reads samples. In training a broken image gives its place to the next one, so that every batch is full."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __getitem__(self, sample: Sample) -> _Read:
-        index, augmentation = sample
-        broken: tuple[str, ...] = ()
-        for _ in range(1 if augmentation is None else len(self.images)):
-            try:
-                pixels, lost = self.images.decode(index, augmentation)
-                return _Read(torch.from_numpy(pixels), int(self.images.labels[index]), broken, lost)
-            except BrokenImageError as error:
-                broken = (*broken, str(error))
-            except InputError as error:
-                return _Read(None, 0, broken, fatal=error)
-            index = (index + 1) % len(self.images)
-        return _Read(None, 0, broken)
-
-
-def _collate(samples: list[_Read]) -> Batch:
-    fatal = next((sample.fatal for sample in samples if sample.fatal), None)
-    if fatal:
-        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=fatal)
-    broken = tuple(message for sample in samples for message in sample.broken)
-    pixels = [sample.pixels for sample in samples if sample.pixels is not None]
-    labels = [sample.label for sample in samples if sample.pixels is not None]
-    images = torch.stack(pixels) if pixels else torch.empty(0)
-    converted = tuple(sample.lost for sample in samples if sample.lost)
-    return Batch(images, torch.tensor(labels, dtype=torch.long), broken, converted)
-
-
-def _loaded(
-    images: ImageSet, sampler: Sampler[list[Sample]], workers: int, on_error: str
-) -> Generator[Batch, None, None]:
-    loader = DataLoader(
-        _Samples(images),
-        batch_sampler=sampler,
-        collate_fn=_collate,
-        worker_init_fn=quiet_worker,
-        num_workers=at_most_cores(workers) if images.decodes else 0,
-    )
-    with worker_errors():
-        for batch in loader:
-            if batch.fatal:
-                raise batch.fatal
-            if batch.broken and on_error == "stop":
-                raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-            if batch.converted and not images.conversion_told:
-                images.conversion_told = True
-                note(f"images are converted ({batch.converted[0]}); this is told once")
-            if len(batch.images):
-                yield batch
-            elif isinstance(sampler, Stream):
-                raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
-
-
 def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop",
     part: Part = WHOLE,
@@ -178,16 +112,11 @@ def batches(
         BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" the next one takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
-    return _loaded(images, Stream(len(images), batch_size, seed, first_step, part, images.order), workers, on_error)
-
-
-class _InOrder(Sampler[list[Sample]]):
-    def __init__(self, indices: Sequence[int], batch_size: int) -> None:
-        self.indices, self.batch_size = indices, batch_size
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(index, None) for index in self.indices[start : start + self.batch_size]]
+    samples = Stream(len(images), batch_size, seed, first_step, part, images.order)
+    for batch in read_batches(images, samples, workers, on_error):
+        if not len(batch.images):
+            raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
+        yield batch
 
 
 def evaluation_batches(
@@ -202,4 +131,103 @@ def evaluation_batches(
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [place * len(images) // count for place in part.of(count)]
-    return _loaded(images, _InOrder(indices, batch_size), workers, on_error)
+    for batch in read_batches(images, in_order(indices, batch_size), workers, on_error):
+        if len(batch.images):
+            yield batch
+
+
+def in_order(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
+    """The samples of batches of these images as they are."""
+    for start in range(0, len(indices), batch_size):
+        yield [(index, None) for index in indices[start : start + batch_size]]
+
+
+def read_batches(
+    images: ImageSet, samples: Iterable[list[Sample]], workers: int, on_error: str
+) -> Generator[Batch, None, None]:
+    """A batch for each list of samples, empty where all its images are broken. Raises as `batches` does."""
+    for batch in in_workers(_Batches(images), samples, workers if images.decodes else 0):
+        if batch.fatal:
+            raise batch.fatal
+        if batch.broken and on_error == "stop":
+            raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
+        if batch.converted and not images.conversion_told:
+            images.conversion_told = True
+            note(f"images are converted ({batch.converted[0][1]}); this is told once")
+        yield batch
+
+
+class _Batches(Dataset[Batch]):
+    """Reads batches. In training a broken image gives its place to the next one, so that every batch is full."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __getitem__(self, samples: list[Sample]) -> Batch:
+        pixels, labels = list[NDArray[np.uint8]](), list[int]()
+        broken, converted = list[str](), list[tuple[str, str]]()
+        for index, augmentation in samples:
+            for _ in range(1 if augmentation is None else len(self.images)):
+                try:
+                    found, lost = self.images.decode(index, augmentation)
+                except BrokenImageError as error:  # as values: raised in a worker they would arrive in a traceback
+                    broken.append(str(error))
+                    index = (index + 1) % len(self.images)
+                    continue
+                except InputError as error:
+                    return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=error)
+                pixels.append(found)
+                labels.append(int(self.images.labels[index]))
+                if lost:
+                    converted.append((self.images.where(index), lost))
+                break
+        stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
+        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(converted))
+
+
+# The processes that decode
+
+
+def in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
+    """What a data set gives for each of the samples, in their order, decoded by processes beside this one.
+
+    They are no more than this process may use cores: more only take turns, and torch warns of them.
+
+    Raises:
+        InputError: a process was ended from outside.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    loader = DataLoader(
+        dataset, batch_size=None, sampler=samples, collate_fn=_as_it_is, worker_init_fn=_quiet,
+        num_workers=min(workers, cores),
+    )  # fmt: skip
+    with worker_errors():
+        yield from loader
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _quiet(_: int) -> None:
+    """A signal to the whole process group is the main process's to answer: it ends its workers when it has saved."""
+
+    def once(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, once)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raises InputError where a worker was ended from outside, for which torch has a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that decodes images was ended from outside, perhaps for want of memory; "
+            "try fewer with --data.workers 0"
+        ) from error

@@ -1,30 +1,39 @@
 """From a configuration to the images of a split.
 
 `<root>/mnist/train-images-idx3-ubyte.gz`, `<root>/cifar10/data_batch_1.bin`, `<root>/photos/*.jpg`. A name that is no
-data set of the registry is a folder below the root, or the root itself; what the root may be otherwise (tars, Parquet
-files, arrays) is said in `sources.opening`.
+data set of the registry is a folder below the root, or the root itself, which may be tars, Parquet files or arrays as
+well: what a path is decides the form, here and once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import sys
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
 from hrvqvae.config.registry import DATASETS, Dataset, imported
-from hrvqvae.data.arrays import Arrays
-from hrvqvae.data.image_sets import ImageSet, MemoryImages, in_memory
-from hrvqvae.data.sources.opening import names_files, open_stored
+from hrvqvae.data.batches import in_order, read_batches
+from hrvqvae.data.image_sets import ImageSet, MemoryImages, StoredImages
+from hrvqvae.data.images import conversions
+from hrvqvae.data.sets import Arrays
+from hrvqvae.data.sources import arrays, parquet, tars
+from hrvqvae.data.sources.base import TRAIN, WORDS, Form, Part, Source, given_split
+from hrvqvae.data.sources.files import folder_sources, named_files, names_below
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
+from hrvqvae.utils.quantities import counted
 
-
-def note(line: str) -> None:
-    """Tell a person something that is no result: on standard error."""
-    print(line, file=sys.stderr)
+_FORMS: Mapping[str, Form] = {".tar": tars, ".parquet": parquet, ".npy": arrays, ".npz": arrays}
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_WILD = re.compile(r"[*?{\[]")
+_BATCH = 64  # images that are brought into memory together
 
 
 def data_root(given: str | None) -> Path:
@@ -53,19 +62,27 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
 
     Raises:
         InputError: the data is not there (and how to get it), a published set has other channels or another size,
-            or images can't be divided (`sources.opening.open_stored`).
+            or images can't be divided (`open_stored`).
         BrokenImageError: an image can't be decoded and `on_error` says stop.
     """
     if split not in ("train", "test"):
         raise InputError(f"split is {split!r}; there are train and test")
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
-    if dataset is None or not dataset.read:
-        return _load_stored(config, root, split, say)
+    if dataset is not None and dataset.read:
+        return _published(dataset, root, config, split)
+    if config.root is None and not (root / config.dataset).is_dir():
+        how = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
+        raise InputError(f"no folder {root / config.dataset}; name it with --data DIR{how}")
+    images = open_stored(dataset_folder(root, config.dataset), split, config, say)
+    return images if split == "train" and config.crop == "random" else _in_memory(images, say)
+
+
+def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
     absent = missing_files(dataset, root)
-    if absent and names_files(root) and not root.is_dir():
+    if absent and _names_files(root) and not root.is_dir():
         raise InputError(
-            f"{config.dataset} is read from its published files, and {root} are others; to read these, name them "
+            f"{dataset.name} is read from its published files, and {root} are others; to read these, name them "
             "as other data, such as --data.dataset mine"
         )
     if absent:
@@ -74,19 +91,180 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
             f"hrvqvae data get {dataset.name} ({dataset.how})"
         )
     found: Arrays = imported(dataset.read)(dataset_folder(root, dataset.name), split)
-    shape = found.images.shape
-    if shape[1] != config.channels:
-        raise InputError(f"{dataset.name} has {shape[1]} channels, data.channels is {config.channels}")
-    if shape[2:] != (config.size, config.size):
-        raise InputError(f"{dataset.name} has {shape[2]}x{shape[3]} pixels, data.size is {config.size}")
+    channels, height, width = found.images.shape[1:]
+    if channels != config.channels:
+        raise InputError(f"{dataset.name} has {channels} channels, data.channels is {config.channels}")
+    if (height, width) != (config.size, config.size):
+        raise InputError(f"{dataset.name} has {height}x{width} pixels, data.size is {config.size}")
     return MemoryImages(found.images, found.labels, found.classes, config.flip)
 
 
-def _load_stored(config: DataConfig, root: Path, split: str, say: Callable[[str], None]) -> ImageSet:
-    named = root / config.dataset
-    if not named.is_dir() and config.root is None:
-        if config.dataset in DATASETS:
-            raise InputError(f"no folder {named}: {config.dataset} is {DATASETS.get(config.dataset).how}")
-        raise InputError(f"no folder {named}; name it with --data DIR, or take one of {', '.join(DATASETS)}")
-    images = open_stored(dataset_folder(root, config.dataset), split, config, say)
-    return images if split == "train" and config.crop == "random" else in_memory(images, say)
+def _in_memory(images: StoredImages, say: Callable[[str], None]) -> ImageSet:
+    """The same images in memory, decoded once by workers, where they fit; else `images` itself."""
+    config = images.config
+    if len(images) * config.channels * config.size**2 > config.memory_mb * 2**20:
+        return images
+    pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
+    labels, count = np.empty(len(images), np.int64), 0
+    broken, lost = list[str](), dict[str, str]()
+    images.conversion_told = True  # here, with their number
+    for batch in read_batches(images, in_order(range(len(images)), _BATCH), config.workers, config.on_error):
+        some = slice(count, count := count + len(batch.images))
+        pixels[some], labels[some] = batch.images.numpy().reshape(-1, *pixels.shape[1:]), batch.labels.numpy()
+        broken += batch.broken
+        lost.update(batch.converted)
+    if not count:
+        raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
+    if broken:
+        say(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
+    if converted := conversions(lost, len(images)):
+        say(converted)
+    return MemoryImages(pixels[:count], labels[:count], images.classes, config.flip)
+
+
+# Images that are stored in files
+
+
+def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str], None]) -> StoredImages:
+    """Images of the split "train" or "test" that a path stands for.
+
+    The path is a folder of image files (`sources.files.folder_sources`); or tars, Parquet files or arrays: one file, a
+    pattern of files such as `train-{000..099}.tar` or `train-*.parquet`, or a folder of such files without image files.
+
+    How they are divided:
+
+    1. Names with the word `train` beside names with `test`, `val` or `validation` (of a file, of a folder that it lies
+       in, or of an array in an .npz) are a given split, as folders of images of these names are.
+    2. Else `data.split` decides: the first in their order, or a hash of each name, the same on every machine.
+
+    Images have classes where every one of both splits has a label.
+
+    Args:
+        say: is told what in a folder is not read.
+
+    Raises:
+        InputError: nothing is there, or it is damaged, without images, or can't be divided.
+    """
+    sources: Mapping[str, Source] = folder_sources(path) if path.is_dir() else {}
+    if sources:
+        beside = [one.suffix for one in path.iterdir() if one.suffix.lower() in (".tar", ".parquet")]
+        if beside:
+            files = f"'{path}/*{beside[0]}'"
+            say(f"{path}: its images are read and its {beside[0]} files are not; to read these: --data {files}")
+    else:
+        sources = _of_files(path, split, config.labels)
+    if "" in sources:
+        train, test = divided(sources[""], config)
+        rows, source = train if split == "train" else test, sources[""]
+    else:
+        word = next(word for word in sources if (word == TRAIN) == (split == "train"))
+        source = sources[word]
+        rows = np.arange(len(source))
+    if not len(rows):
+        raise InputError(
+            f"{path} has {counted(len(source), 'image')}, none in the {split} split; "
+            "add images, or divide them otherwise with --data.split"
+        )
+    classes, labels = _classes(path, sources) if config.labels else ((), {})
+    own = labels[source] if classes else np.zeros(len(source), np.int64)
+    return StoredImages(source, rows, own[rows], classes, config)
+
+
+def open_whole(path: Path) -> Source:
+    """Every image of tars, Parquet files or arrays, undivided, with their labels where they have some.
+
+    Raises:
+        InputError: nothing is there, or it is damaged or without images.
+    """
+    form, parts = _parts(path)
+    return form.read(parts, True)
+
+
+def _names_files(path: Path) -> bool:
+    """Whether a path is named as a file or a pattern of files that hold images, and not as a folder."""
+    return path.suffix.lower() in _FORMS or _WILD.search(str(path)) is not None
+
+
+def _parts(path: Path) -> tuple[Form, list[Part]]:
+    """What tars, Parquet files or arrays that a path names hold. Raises InputError where there are none."""
+    if path.is_dir():
+        base, found = path, names_below(path, tuple(_FORMS))
+        files = sorted(path / name for name in found if not any(part.startswith(".") for part in name.split("/")))
+        if not files:
+            raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
+    elif path.name.lower().endswith(_COMPRESSED):
+        raise InputError(f"{path} is compressed, and can't be read by index; unpack it to a .tar and name that")
+    elif _names_files(path):
+        files = named_files(path)
+        base = Path(os.path.commonpath([file.parent for file in files]))
+    else:
+        raise InputError(
+            f"{path} is not a folder; nor is it named as tars, Parquet files (.parquet) or arrays (.npy, .npz)"
+        )
+    kinds = sorted({file.suffix.lower() for file in files})
+    forms = {_FORMS.get(kind) for kind in kinds}
+    form = forms.pop()
+    if form is None or forms:
+        named = ", ".join(kind or "no suffix" for kind in kinds)
+        raise InputError(f"{path} names files of several kinds ({named}); name tars, Parquet files or arrays alone")
+    return form, form.parts(files, base)
+
+
+def _of_files(path: Path, split: str, labels: bool) -> dict[str, Source]:
+    """The images of tars and the like: of a given split by its words, else all under the empty word."""
+    form, parts = _parts(path)
+    by_word: dict[str, list[Part]] = {}
+    for part in parts:
+        words = re.findall("[a-z]+", part.name.lower())
+        by_word.setdefault(next((word for word in words if word in WORDS), ""), []).append(part)
+    given = given_split(by_word if path.is_dir() else {*by_word, ""}, path)
+    if given is None:
+        return {"": form.read(parts, labels)}
+    wanted = given if labels else (given[split != "train"],)  # classes are those of both
+    return {word: form.read(by_word[word], labels) for word in wanted}
+
+
+def divided(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, test) rows of a source without a given split.
+
+    A hash of each name alone decides, so that an image that is added later moves no other; of two images, one is each.
+    """
+    rows = np.arange(len(source))
+    if config.split == "sorted":
+        return rows[: config.train_samples], rows[config.train_samples :]
+    names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
+    draws = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
+    share = config.test_fraction * 2**64
+    test = np.fromiter((int.from_bytes(draw, "big") < share for draw in draws), np.bool_)
+    if len(test) > 1 and not test.any():
+        test[-1] = True
+    if len(test) > 1 and test.all():
+        test[0] = False
+    return rows[~test], rows[test]
+
+
+def _classes(path: Path, sources: Mapping[str, Source]) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
+    """(names of the classes, number of the class of each image of each source); no classes without labels."""
+    labels = {source: source.labels for source in sources.values() if source.labels is not None}
+    if not labels:
+        return (), {}
+    if len(labels) < len(sources):
+        without = next(word for word, source in sources.items() if source not in labels)
+        raise InputError(
+            f"{path}: images of the {without} split have no labels, those of the other do; "
+            "label them alike, or take no classes with --data.labels false"
+        )
+    classes = next(iter(labels)).class_names
+    if any(source.class_names != classes for source in labels):
+        raise InputError(f"{path}: the splits name other classes; take none with --data.labels false")
+    if not classes:
+        values = np.unique(np.concatenate([np.unique(some) for some in labels.values()]))
+        return tuple(map(str, values)), {source: np.searchsorted(values, some) for source, some in labels.items()}
+    for source, some in labels.items():
+        wrong = np.flatnonzero((some < 0) | (some >= len(classes)))
+        if len(wrong):
+            raise InputError(
+                f"{source.where(int(wrong[0]))} has label {some[wrong[0]]}, and there are "
+                f"{counted(len(classes), 'class name')}; take no classes with --data.labels false"
+            )
+    return classes, {source: some.astype(np.int64) for source, some in labels.items()}

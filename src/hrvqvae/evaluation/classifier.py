@@ -22,9 +22,10 @@ from hrvqvae.config.presets import data_config
 from hrvqvae.config.registry import DATASETS, imported
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
-from hrvqvae.data.loading import load_images, note
+from hrvqvae.data.loading import load_images
 from hrvqvae.training.device import computes_bf16
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.progress import note
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"
 """Trained classifiers inside the package, a file NAME.safetensors each."""

@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_diges
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images, note
+from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
@@ -21,7 +21,7 @@ from hrvqvae.priors.hierarchy import check_sampling_params
 from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.training.device import Compute
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import tracked
+from hrvqvae.utils.progress import note, tracked
 
 EVALUATION_BATCH = 128
 

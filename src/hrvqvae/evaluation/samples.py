@@ -19,12 +19,13 @@ from torchmetrics.image.kid import poly_mmd
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images, note
+from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, has_trusted_features
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, three_channels
 from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 _INCEPTION_WIDTH = 2048
 _NEIGHBOUR, _BLOCK, _BATCH = 3, 1_024, 128

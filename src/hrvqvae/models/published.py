@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hrvqvae.data.network import quiet_network
+from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 
 

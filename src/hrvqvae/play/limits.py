@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.data.images import FORMATS, decode_image, decode_square
+from hrvqvae.data.images import FORMATS, decode_image
 from hrvqvae.utils.errors import InputError
 
 
@@ -92,7 +92,7 @@ def take(path: Path, channels: int, size: int, limits: Limits) -> Picture:
     check_file(path, limits)
     try:
         decoded = decode_image(path, channels, limits.pixels)
-        square = torch.from_numpy(decode_square(path, channels, size, limits.pixels).pixels)
+        square = torch.from_numpy(decode_image(path, channels, limits.pixels, size).pixels)
     except InputError as error:
         raise InputError(f"{path.name} can't be decoded: it is damaged or cut short") from error
     own, reduced = _reduced(torch.from_numpy(decoded.pixels), limits.coded_pixels)

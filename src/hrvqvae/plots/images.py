@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.data.images import conversions, decode_image, decode_square
-from hrvqvae.data.loading import note
+from hrvqvae.data.images import conversions, decode_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling_params import SamplingParams
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 if TYPE_CHECKING:
     from hrvqvae.evaluation.distortion import LevelReport  # which needs an extra to be imported
@@ -121,7 +121,7 @@ def complete(
     model = TrainedModel(run)
     data = model.config.data
     size = data.size
-    read, lost = decode_square(path, data.channels, size, data.max_pixels)
+    read, lost = decode_image(path, data.channels, data.max_pixels, size)
     if converted := conversions({path: lost}, 1):
         note(converted)
     pixels = torch.from_numpy(read)

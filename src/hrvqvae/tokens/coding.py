@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
@@ -21,9 +21,8 @@ from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import described_config, load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
-from hrvqvae.data.batches import same_size
-from hrvqvae.data.images import square, whole
-from hrvqvae.data.workers import at_most_cores, quiet_worker, worker_errors
+from hrvqvae.data.batches import in_workers, same_size
+from hrvqvae.data.images import decode
 from hrvqvae.tokens.images import KeyedImages
 from hrvqvae.tokens.shards import ROWS, About, Rows, ShardWriter, kinds_of, new_shard, schema
 from hrvqvae.utils.errors import InputError
@@ -118,9 +117,7 @@ class _Reader(Dataset[_Read]):
 
     def _decoded(self, place: int) -> tuple[NDArray[np.uint8], str]:
         row, source = int(self.images.rows[place]), self.images.source
-        if self.size is None:
-            return whole(lambda: source.open(row), source.where(row), self.channels, self.max_pixels)
-        return square(lambda: source.open(row), source.where(row), self.channels, self.size, self.max_pixels)
+        return decode(lambda: source.open(row), source.where(row), self.channels, self.max_pixels, self.size)
 
     def __getitem__(self, chosen: tuple[int, Sequence[int]]) -> _Read:
         unit, places = chosen
@@ -151,10 +148,6 @@ class _Places(Sampler[tuple[int, Sequence[int]]]):
         for number, unit in enumerate(self.units):
             for start in range(0, len(unit.places), self.at_once):
                 yield number, unit.places[start : start + self.at_once]
-
-
-def _as_it_is(read: Any) -> Any:
-    return read
 
 
 class _Buffer:
@@ -223,17 +216,10 @@ class Tokenizer:
         """
         config = self.coder.config.data
         at_once = _READ_OWN if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
-        loader = DataLoader(
-            _Reader(self.images, config.channels, self.size, config.max_pixels),
-            batch_size=None,
-            sampler=_Places(units, at_once),
-            collate_fn=_as_it_is,
-            num_workers=at_most_cores(self.workers),
-            worker_init_fn=quiet_worker,
-        )
-        with worker_errors():
-            for number, reads in groupby(loader, key=lambda read: read.unit):
-                yield self._write(units[number], reads, advance)
+        reader = _Reader(self.images, config.channels, self.size, config.max_pixels)
+        loader = in_workers(reader, _Places(units, at_once), self.workers)
+        for number, reads in groupby(loader, key=lambda read: read.unit):
+            yield self._write(units[number], reads, advance)
 
     def _write(self, unit: Unit, reads: Iterator[_Read], advance: Callable[[int], None]) -> Done:
         rows, count = _Buffer(self.images, len(self.coder.symbols)), 0

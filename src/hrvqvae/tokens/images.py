@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources.base import Source
-from hrvqvae.data.sources.opening import open_whole
-from hrvqvae.data.splits import WORDS
+from hrvqvae.data.loading import open_whole
+from hrvqvae.data.sources.base import WORDS, Source
 from hrvqvae.utils.errors import InputError
 
 LISTS = (".txt", ".list", ".tsv")

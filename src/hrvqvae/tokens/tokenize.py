@@ -14,14 +14,13 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from hrvqvae.data.loading import note
 from hrvqvae.tokens.coding import Coder, Done, Tokenizer, Unit
 from hrvqvae.tokens.images import KeyedImages, keyed_images
 from hrvqvae.tokens.plan import SHARD_SIZE, Plan, begin, missing, part_name, read_plan, retry_name
 from hrvqvae.tokens.shards import read_about
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
-from hrvqvae.utils.progress import Advance, task
+from hrvqvae.utils.progress import Advance, note, task
 from hrvqvae.utils.quantities import counted
 
 BROKEN = "_broken.jsonl"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae import distributed
-from hrvqvae.data.random import stream
+from hrvqvae.data.image_sets import stream
 from hrvqvae.priors.base import Level
 from hrvqvae.utils.errors import InputError
 

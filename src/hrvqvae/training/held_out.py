@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrvqvae import distributed
-from hrvqvae.data.random import stream
+from hrvqvae.data.image_sets import stream
 from hrvqvae.priors.base import Prior, total_bits
 from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute

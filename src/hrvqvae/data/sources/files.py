@@ -1,30 +1,156 @@
-"""Images that are files."""
+"""Image files in folders, and the files that a name or a pattern stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Source
+from hrvqvae.data.images import SUFFIXES, opened_file
+from hrvqvae.data.sources.base import WORDS, Names, Source, given_split
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
+from hrvqvae.utils.quantities import counted
+
+_WILDCARD = re.compile(r"[*?\[]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_FILES = 1_000_000
 
 
-class FileSource(Source):
-    """Image files."""
+class FolderSource(Source):
+    """Image files of a folder.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
+    Args:
+        folder: that the names are below.
+        files: their names as the file system has them.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        self.folder, self.files = folder, Names(files)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def name(self, row: int) -> str:
-        return self.paths[row].name
+        return normal(self.files[row])
 
     def where(self, row: int) -> str:
-        return str(self.paths[row])
+        return str(self.folder / self.files[row])
 
     def open(self, row: int) -> Image.Image:
-        return opened_file(self.paths[row])
+        return opened_file(self.folder / self.files[row])
+
+
+def normal(name: str) -> str:
+    """A name as it is on every machine: some file systems decompose letters with accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folder_sources(folder: Path) -> dict[str, FolderSource]:
+    """Image files of a folder, sorted by name: those of a given split by its words, else all under the empty word.
+
+    `train/` beside `test/`, `val/` or `validation/` is a given split. Where several of the three are there, the first
+    in this order is the test split; images elsewhere in the folder are in neither. `train/` alone, or the others
+    without it, are an error; beside other folders of images it is a class like them ("train" is one in CIFAR100).
+    Labels are the folders that the images of a split lie in, where all of them lie in one. Without an image there is
+    no source at all.
+
+    Raises:
+        InputError: half of a given split, two spellings of one name, or a name that is not UTF-8.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    files = dict[str, str]()
+    for file in names_below(folder, SUFFIXES):
+        if files.setdefault(normal(file), file) != file:
+            raise InputError(f"{folder} has {file} in two spellings of Unicode; rename one of them")
+    words = {name.split("/")[0] for name in files if "/" in name}
+    given = given_split({word if word in WORDS else "" for word in words}, folder)
+    if not files:
+        return {}
+    found = dict[str, FolderSource]()
+    for word in given or ("",):
+        start = f"{word}/" if word else ""
+        below = sorted(name.removeprefix(start) for name in files if name.startswith(start))
+        source = FolderSource(folder / word, [files[f"{start}{name}"].removeprefix(start) for name in below])
+        if all("/" in name for name in below):
+            source.labels = np.array([name.split("/")[0] for name in below])
+        found[word] = source
+    return found
+
+
+def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Names of files with such suffixes at any depth of a folder, in no order.
+
+    Links to folders directly inside are followed, as data sets are often put together, unless they lead back to where
+    they lie. Folders that can't be read are left out with a line that says so.
+
+    Raises:
+        InputError: a name is not UTF-8.
+    """
+
+    def unreadable(error: OSError) -> None:
+        note(f"{error.filename} can't be read ({error.strerror}); what is in it is left out")
+
+    links = [child for child in folder.iterdir() if child.is_symlink() and child.is_dir()]
+    around = [folder.resolve(), *folder.resolve().parents]
+    for top in (folder, *(link for link in links if link.resolve() not in around)):
+        for where, _, names in os.walk(top, onerror=unreadable):
+            below = Path(where).relative_to(folder).as_posix()
+            for name in names:
+                if name.lower().endswith(suffixes) and Path(where, name).is_file():
+                    found = name if below == "." else f"{below}/{name}"
+                    if any("\ud800" <= letter <= "\udfff" for letter in found):
+                        raise InputError(f"{found!r} in {folder} has a name that is not UTF-8; rename it")
+                    yield found
+
+
+def _choices(inner: str) -> list[str]:
+    """What stands for braces: "08..10" -> 08, 09, 10; "train,test" -> train, test."""
+    matched = _RANGE.fullmatch(inner)
+    if matched is None:
+        return inner.split(",")
+    first, last = int(matched[1]), int(matched[2])
+    if not first <= last < first + _MOST_FILES:
+        raise InputError(f"{{{inner}}} is no range of at most {_MOST_FILES:,} files that goes upwards")
+    width = len(matched[1]) if matched[1].startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+
+
+def _without_braces(pattern: str) -> list[str]:
+    """Every name that a pattern with braces stands for, in order."""
+    plain, inner = _BRACES.split(pattern)[::2], _BRACES.findall(pattern)
+    choices = itertools.product(*map(_choices, inner))
+    return ["".join(itertools.chain(*zip(plain, (*chosen, ""), strict=True))) for chosen in choices]
+
+
+def named_files(pattern: Path) -> list[Path]:
+    """Files that a name stands for: itself, or with {00..99}, {a,b}, *, ? and [abc] those that it matches, in order.
+
+    Raises:
+        InputError: a file that it names without a wildcard is missing, or nothing matches.
+    """
+    if pattern.is_file():
+        return [pattern]
+    names = _without_braces(str(pattern))
+    files = list[Path]()
+    for name in names:
+        if _WILDCARD.search(name):
+            path = Path(name)
+            found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            files += sorted(one for one in found if one.is_file() and not one.name.startswith("."))
+        elif Path(name).is_file():
+            files.append(Path(name))
+        else:
+            others = f", one of the {counted(len(names), 'file')} that {pattern} names" if len(names) > 1 else ""
+            raise InputError(f"{name} is missing{others}; get it, or name those that are there")
+    if not files:
+        raise InputError(f"no file is named like {pattern}")
+    return list(dict.fromkeys(files))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Part, Source, file_parts
+from hrvqvae.data.sources.base import Names, Part, Source, file_parts
 from hrvqvae.utils.errors import InputError
 
 WINDOW_BYTES = 256 * 2**20  # of row groups, uncompressed, that are drawn from together and that a process keeps
@@ -43,6 +43,7 @@ class Group(NamedTuple):
         before: rows of the file before it.
         rows: its rows.
         bytes: what its images take when they are read.
+        column: the file's column of images, down to the bytes.
     """
 
     file: Path
@@ -50,6 +51,7 @@ class Group(NamedTuple):
     before: int
     rows: int
     bytes: int
+    column: str
 
 
 class ParquetSource(Source):
@@ -57,13 +59,10 @@ class ParquetSource(Source):
 
     Args:
         groups: the row groups, in order.
-        columns: of each file, the name of its column of images, down to the bytes.
-        window: bytes of row groups that are kept.
     """
 
-    def __init__(self, groups: Sequence[Group], columns: dict[Path, str], window: int | None = None) -> None:
-        self.groups, self._columns = tuple(groups), columns
-        self._window = WINDOW_BYTES if window is None else window
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups, self._window = tuple(groups), WINDOW_BYTES
         self._first = np.cumsum([0, *(group.rows for group in groups)])
         self._read: OrderedDict[int, Any] = OrderedDict()
 
@@ -79,26 +78,22 @@ class ParquetSource(Source):
         return group, row - int(self._first[group])
 
     @cached_property
-    def _paths(self) -> Any:
-        """The paths that the files give their images, as one array; None where they are not a name for each."""
-        import pyarrow
+    def _paths(self) -> Names | None:
+        """The paths that the files give their images; None where they are not a name for each."""
         import pyarrow.parquet
 
-        chunks = list[Any]()
-        for file, column in self._columns.items():
-            path = f"{column.removesuffix('.bytes')}.path"
-            with pyarrow.parquet.ParquetFile(file) as opened:
-                if path not in {opened.schema.column(place).path for place in range(len(opened.schema))}:
+        found = list[str]()
+        for path, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
+            with pyarrow.parquet.ParquetFile(path) as file:
+                if f"{column}.path" not in {file.schema.column(place).path for place in range(len(file.schema))}:
                     return None
-                table = opened.read(columns=[path], use_threads=False)
-            chunks += [chunk.field("path").cast(pyarrow.large_string()) for chunk in table.column(0).chunks]
-        paths = pyarrow.chunked_array(chunks, pyarrow.large_string()).combine_chunks()
-        paths = pyarrow.concat_arrays(paths.chunks) if isinstance(paths, pyarrow.ChunkedArray) else paths
-        return None if paths.null_count or len(paths.unique()) < len(paths) else paths
+                values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
+            found += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
+        return None if None in found or len(set(found)) < len(found) else Names(found)
 
     def name(self, row: int) -> str:
         if self._paths is not None:
-            return str(self._paths[row].as_py())
+            return self._paths[row]
         group, within = self._place(row)
         return f"{self.groups[group].file.name}/{self.groups[group].before + within}"
 
@@ -107,22 +102,18 @@ class ParquetSource(Source):
         return f"{self.groups[group].file}: row {self.groups[group].before + within}"
 
     def open(self, row: int) -> Image.Image:
-        group, within = self._place(row)
-        content = self._group(group)[within].as_py()
+        number, within = self._place(row)
+        if number in self._read:
+            self._read.move_to_end(number)
+        else:
+            group = self.groups[number]
+            while self._read and sum(self.groups[one].bytes for one in self._read) + group.bytes > self._window:
+                self._read.popitem(last=False)
+            self._read[number] = _bytes_of(group)
+        content = self._read[number][within].as_py()
         if content is None:
             raise ValueError("the row holds no bytes")
         return opened_file(io.BytesIO(content))
-
-    def _group(self, number: int) -> Any:
-        """The column of images of a row group: an array of bytes, from those that are kept if it is among them."""
-        if number in self._read:
-            self._read.move_to_end(number)
-            return self._read[number]
-        group = self.groups[number]
-        while self._read and sum(self.groups[one].bytes for one in self._read) + group.bytes > self._window:
-            self._read.popitem(last=False)
-        self._read[number] = _bytes_of(group, self._columns[group.file])
-        return self._read[number]
 
     def order(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         group_of = np.searchsorted(self._first, rows, "right") - 1
@@ -140,14 +131,14 @@ class ParquetSource(Source):
         return np.lexsort((keys, np.repeat(windows, counts)))
 
 
-def _bytes_of(group: Group, column: str) -> Any:
+def _bytes_of(group: Group) -> Any:
     """The column of images of a row group, read by this thread alone: other threads do not outlive a fork."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(group.file, pre_buffer=False) as file:
-            table = file.read_row_group(group.number, columns=[column], use_threads=False)
+            table = file.read_row_group(group.number, columns=[group.column], use_threads=False)
     except pyarrow.ArrowException as error:
         raise OSError(f"row group {group.number}: {_line(error)}") from error
     images = table.column(0).combine_chunks()
@@ -155,8 +146,47 @@ def _bytes_of(group: Group, column: str) -> Any:
     return images.field("bytes") if pyarrow.types.is_struct(images.type) else images
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def read(parts: Sequence[Part], labels: bool) -> ParquetSource:
+    """The images of Parquet files. Only their descriptions and their labels are read.
+
+    Raises:
+        InputError: a file is damaged, has no column of images or labels that are none, or there is no row in any.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    groups, told, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
+    for part in parts:
+        try:
+            with pyarrow.parquet.ParquetFile(part.path) as file:
+                some = _groups(file, part.path)
+                groups += some
+                if labels and some:
+                    values, named = _labels(file, part.path)
+                    told.append(values)
+                    names.add(named)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{part.path} is damaged, or no Parquet file ({_line(error)})") from error
+    if not groups:
+        raise InputError(f"{parts[0].path}: there is no row in it")
+    source = ParquetSource(groups)
+    found = [values for values in told if values is not None]
+    if found and len(found) == len(told):
+        if len(names) > 1 or len({values.dtype.kind for values in found}) > 1:
+            raise InputError(f"{parts[0].path} and others name other classes; take none with --data.labels false")
+        source.labels, source.class_names = np.concatenate(found), names.pop()
+    return source
+
+
+def _groups(file: Any, path: Path) -> list[Group]:
+    column, found, before = _image_column(file.schema_arrow, path), list[Group](), 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = next(int(one.total_uncompressed_size) for one in chunks if one.path_in_schema == column)
+        found += [Group(path, number, before, group.num_rows, size, column)] if group.num_rows else []
+        before += group.num_rows
+    return found
 
 
 def _image_column(schema: Any, path: Path) -> str:
@@ -166,13 +196,12 @@ def _image_column(schema: Any, path: Path) -> str:
     def is_bytes(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
-    found = {field.name: field.name for field in schema if is_bytes(field.type)}
+    found = dict[str, str]()
     for field in schema:
-        if (
-            types.is_struct(field.type)
-            and field.type.get_field_index("bytes") >= 0
-            and is_bytes(field.type["bytes"].type)
-        ):
+        kind = field.type
+        if is_bytes(kind):
+            found[field.name] = field.name
+        elif types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind["bytes"].type):
             found[field.name] = f"{field.name}.bytes"
     if len(found) > 1:
         found = {name: column for name, column in found.items() if name in _IMAGES} or found
@@ -182,16 +211,7 @@ def _image_column(schema: Any, path: Path) -> str:
             f"{path}: {wrong}; there are {', '.join(f'{field.name} ({field.type})' for field in schema)}. One column "
             "must hold bytes of image files, as such or as the struct {bytes, path}; of several, name one image"
         )
-    return str(next(iter(found.values())))
-
-
-def _label_names(schema: Any, column: str) -> tuple[str, ...]:
-    """Names of a column's numbers, as `datasets` keeps them in the metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features[column].get("names") or ()))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ()
+    return next(iter(found.values()))
 
 
 def _labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
@@ -209,49 +229,12 @@ def _labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]
             f"{path}: column {column} has type {kind}; labels are whole numbers or texts. "
             "Take no classes with --data.labels false"
         )
-    if values.null_count:
-        return None, ()
-    return np.asarray(values.to_pylist()), _label_names(schema, column)
+    try:  # names of numbers, as `datasets` keeps them in the metadata
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        names = None
+    return None if values.null_count else np.asarray(values.to_pylist()), tuple(map(str, names or ()))
 
 
-def read(parts: Sequence[Part], labels: bool) -> ParquetSource:
-    """The images of Parquet files. Only their descriptions and their labels are read.
-
-    Raises:
-        InputError: a file is damaged, has no column of images or labels that are none, or there is no row in any.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    groups, columns, told, names = list[Group](), dict[Path, str](), list[Any](), set[tuple[str, ...]]()
-    for part in parts:
-        try:
-            with pyarrow.parquet.ParquetFile(part.path) as file:
-                columns[part.path] = _image_column(file.schema_arrow, part.path)
-                before = 0
-                for number in range(file.metadata.num_row_groups):
-                    group = file.metadata.row_group(number)
-                    if group.num_rows:
-                        size = _size(group, columns[part.path])
-                        groups.append(Group(part.path, number, before, group.num_rows, size))
-                    before += group.num_rows
-                if labels and before:
-                    some, named = _labels(file, part.path)
-                    told.append(some)
-                    names.add(named)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{part.path} is damaged, or no Parquet file ({_line(error)})") from error
-    if not groups:
-        raise InputError(f"{parts[0].path}: there is no row in it")
-    source = ParquetSource(groups, columns)
-    if told and not any(some is None for some in told):
-        if len(names) > 1 or len({some.dtype.kind for some in told}) > 1:
-            raise InputError(f"{parts[0].path} and others name other classes; take none with --data.labels false")
-        source.labels, source.class_names = np.concatenate(told), names.pop()
-    return source
-
-
-def _size(group: Any, column: str) -> int:
-    """Bytes of a column in a row group, uncompressed."""
-    found = (group.column(place) for place in range(group.num_columns))
-    return next(int(chunk.total_uncompressed_size) for chunk in found if chunk.path_in_schema == column)
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -5,77 +5,93 @@ A sample is the members that lie beside each other and have one name up to its f
 in `.json`; class names are the lines of `classnames.txt` beside the shards or in the folder above them.
 
 A shard is opened for each image, as a file of a folder is: so there is nothing that processes would share, no limit of
-open files, and no part of a shard is in memory but that image. What is in memory is the index, some 40 bytes an image
-beside its name.
+open files, and no part of a shard is in memory but that image. What is in memory is where each image lies, some 30
+bytes beside its name. It is found by reading the headers once, which takes a minute a million, and kept in the user's
+cache folder for as long as the shards have the same names, sizes and times of change.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
-import unicodedata
-from collections.abc import Sequence
+import json
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import platformdirs
+from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Part, Source, file_parts
-from hrvqvae.data.sources.tar_index import NO_LABEL, TarIndex, indexed
+from hrvqvae.data.images import SUFFIXES, opened_file
+from hrvqvae.data.sources.base import Names, Part, Source, file_parts
+from hrvqvae.data.sources.files import normal
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.progress import note, waiting
 
 CLASS_NAMES = "classnames.txt"
+NO_LABEL = int(np.iinfo(np.int64).min)
+KEPT_FROM = 2_000  # images, from which an index is kept
+_FORMAT = 2
+_BLOCK = 512  # bytes, of which a tar is made
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # of a member's name, as WebDataset divides it
 
 parts = file_parts
 
 
-class TarSource(Source):
+@dataclass(frozen=True)
+class TarIndex:
     """The image members of tars, shard after shard.
 
-    Args:
-        files: the shards.
-        indexes: of each.
+    Attributes:
+        counts: (S,) how many are in each shard.
+        places: (N, 2) where the content of each begins in its shard, and how many bytes it has.
+        labels: (N,), NO_LABEL where there is none.
+        names: of the members.
     """
 
-    def __init__(self, files: Sequence[Path], indexes: Sequence[TarIndex], class_names: tuple[str, ...] = ()) -> None:
-        self.files = tuple(files)
-        self._index = TarIndex.joined(indexes)
-        self._first = np.cumsum([0, *(len(index) for index in indexes)])
-        if len(self._index) and not (self._index.labels == NO_LABEL).any():
-            self.labels, self.class_names = self._index.labels, class_names
+    counts: NDArray[np.int64]
+    places: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    names: Names
+
+
+class TarSource(Source):
+    """The image members of tars."""
+
+    def __init__(self, files: Sequence[Path], index: TarIndex) -> None:
+        self.files, self._index = tuple(files), index
+        self._ends = np.cumsum(index.counts)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._index.names)
 
     def _file(self, row: int) -> Path:
-        return self.files[int(np.searchsorted(self._first, row, "right")) - 1]
+        return self.files[int(np.searchsorted(self._ends, row, "right"))]
 
     def name(self, row: int) -> str:
-        return unicodedata.normalize("NFC", self._index.name(row))
+        return normal(self._index.names[row])
 
     def where(self, row: int) -> str:
-        return f"{self._file(row)}: {self._index.name(row)}"
+        return f"{self._file(row)}: {self._index.names[row]}"
 
     def open(self, row: int) -> Image.Image:
-        start, size = int(self._index.offsets[row]), int(self._index.sizes[row])
-        with self._file(row).open("rb", buffering=0) as shard:
-            shard.seek(start)
-            content = shard.read(size)
+        start, size = map(int, self._index.places[row])
+        with self._file(row).open("rb", buffering=0) as stream:
+            stream.seek(start)
+            content = stream.read(size)
         if len(content) != size:
             raise OSError("the shard has become shorter")
         return opened_file(io.BytesIO(content))
-
-
-def _class_names(parts: Sequence[Part]) -> tuple[str, ...]:
-    """Lines of the file that names the classes of these shards; none where there is none."""
-    for folder in dict.fromkeys(folder for part in parts for folder in (part.path.parent, part.path.parent.parent)):
-        path = folder / CLASS_NAMES
-        if path.is_file():
-            names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-            if len(set(names)) < len(names):
-                raise InputError(f"{path} names a class twice")
-            return names
-    return ()
 
 
 def read(parts: Sequence[Part], labels: bool) -> TarSource:
@@ -85,10 +101,119 @@ def read(parts: Sequence[Part], labels: bool) -> TarSource:
         InputError: a shard is cut short, damaged or compressed, or there is no image in any.
     """
     files = [part.path for part in parts]
-    source = TarSource(files, indexed(files), _class_names(parts) if labels else ())
+    try:
+        source = TarSource(files, index := _indexed(files))
+    except OSError as error:
+        raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
         others = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
         raise InputError(f"{files[0]}{others}: no PNG, JPEG or WebP image is in it")
-    if not labels:
-        source.labels, source.class_names = None, ()
+    if labels and not (index.labels == NO_LABEL).any():
+        source.labels, source.class_names = index.labels, _class_names(files)
     return source
+
+
+def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
+    """Lines of the file that names the classes of these shards; none where there is none."""
+    for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
+        path = folder / CLASS_NAMES
+        if path.is_file():
+            names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+            if len(set(names)) < len(names):
+                raise InputError(f"{path} names a class twice")
+            return names
+    return ()
+
+
+def _indexed(files: Sequence[Path]) -> TarIndex:
+    """The index of shards: kept, or made now. Raises InputError as `scan` does."""
+    states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    known = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
+    kept = Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)) / "indexes" / f"{known}.npz"
+    with contextlib.suppress(Exception), kept.open("rb") as stream:  # what is damaged raises whatever it runs into
+        file = np.load(stream)
+        return TarIndex(file["counts"], file["places"], file["labels"], Names.of(file["text"], file["ends"]))
+    if len(files) > 1:
+        waiting(f"reading what is in {len(files):,} shards")
+    counts, places, labels, names = list[int](), array("q"), array("q"), list[str]()
+    for path in files:
+        scan(path, places, labels, names)
+        counts.append(len(names) - sum(counts))
+    numbers = np.array(places, np.int64).reshape(-1, 2)
+    found = TarIndex(np.array(counts, np.int64), numbers, np.array(labels, np.int64), Names(names))
+    if len(names) >= KEPT_FROM:
+        content = io.BytesIO()
+        np.savez(content, **vars(found) | {"names": 0, "text": found.names.text, "ends": found.names.ends})
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, content.getvalue())
+    return found
+
+
+def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
+    """Append the image members of a tar by its headers: where each begins, how long it is, its label and name.
+
+    Links are left out, with a line that says so.
+
+    Raises:
+        InputError: it is cut short (the last whole member is named), damaged, or no uncompressed tar; a `.cls` holds
+            no whole number.
+    """
+    links = list[str]()
+    with path.open("rb") as stream:
+        samples = ((_KEY.fullmatch(member.name), member) for member in _members(path, stream))
+        named = ((matched[1], matched[2], member) for matched, member in samples if matched)
+        for _, members in groupby(named, key=lambda one: one[0]):
+            told, before = dict[str, int](), len(names)
+            for _, kind, member in members:
+                is_image = member.name.lower().endswith(SUFFIXES)
+                if not member.isreg():
+                    links += [member.name] if is_image or kind in ("cls", "json") else []
+                elif is_image:
+                    places.extend((member.offset_data, member.size))
+                    names.append(member.name.removeprefix("./"))
+                elif kind in ("cls", "json"):
+                    stream.seek(member.offset_data)
+                    told[kind] = _label(kind, stream.read(member.size), f"{path}: {member.name}")
+            labels.extend([told.get("cls", told.get("json", NO_LABEL))] * (len(names) - before))
+    if links:
+        note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
+
+
+def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The files and links in a tar, in order. Raises InputError where it is cut short, damaged or no tar."""
+    length, whole, latest = os.fstat(stream.fileno()).st_size, "", ""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
+                latest = member.name
+                if member.offset_data + member.size <= length:
+                    whole = latest
+                if member.isreg() or member.issym() or member.islnk():
+                    yield member
+            stream.seek(archive.offset)
+            ending = stream.read(_BLOCK)
+            if ending == bytes(_BLOCK):
+                return
+            fault = "is damaged" if len(ending) == _BLOCK else "is cut short"
+    except (tarfile.TarError, EOFError) as error:
+        fault = "is cut short" if latest else f"is no uncompressed tar that can be read by index ({error})"
+    last = f" after its member {whole}" if whole else ""
+    raise InputError(f"{path} {fault}{last}; get or pack it again")
+
+
+def _label(kind: str, content: bytes, where: str) -> int:
+    """The label in a member, `NO_LABEL` where it tells none."""
+    try:
+        value = int(content.decode()) if kind == "cls" else json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if kind == "cls":
+            raise InputError(f"{where} is not a whole number; take no classes, or make the shards anew") from error
+        return NO_LABEL
+    found = value.get("label") if isinstance(value, dict) else value if kind == "cls" else None
+    if not isinstance(found, int) or isinstance(found, bool):
+        return NO_LABEL
+    if not NO_LABEL < found < 2**63:
+        raise InputError(f"{where} has the label {found}, which is no number of a class")
+    return found
