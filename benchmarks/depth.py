@@ -11,9 +11,9 @@ from benchmarks.timing import Timing, side_by_side
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
-from hrvqvae.priors.build import build_prior
-from hrvqvae.priors.hierarchy import sample_codes
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.base import build_prior
+from hrvqvae.priors.generative import sample_codes
+from hrvqvae.priors.sampling import SamplingParams
 
 _ONE = {"prior.network.kind": "depth"}
 
@@ -30,7 +30,7 @@ def _draws(config: Config, batch: int) -> Callable[[], object]:
     torch.manual_seed(0)
     priors = [build_prior(config, levels, classes=10).eval().requires_grad_(False) for levels in config.prior_levels]
     label = torch.zeros(batch, dtype=torch.long)
-    return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, draw=SamplingParams())
+    return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
 
 
 def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Timing]:

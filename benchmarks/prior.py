@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks.timing import seconds
 from hrvqvae.config import Config, Levels
-from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.base import build_prior
 from hrvqvae.priors.causal import Attention, CausalConv2d
 from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute

@@ -13,12 +13,11 @@ from benchmarks.search import machine_rates
 from benchmarks.timing import Timing, median_seconds
 from hrvqvae.config import Grid, presets
 from hrvqvae.models.build import build
-from hrvqvae.priors.base import Level
-from hrvqvae.priors.build import build_prior
-from hrvqvae.priors.hierarchy import sample_cached, sample_codes
-from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
-from hrvqvae.priors.pixelsnail.network import PixelSNAIL
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.base import Level, build_prior
+from hrvqvae.priors.configs import PixelSNAILConfig
+from hrvqvae.priors.generative import sample_cached, sample_codes
+from hrvqvae.priors.pixelsnail import PixelSNAIL
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.stage import count_parameters
 
 # 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
@@ -103,7 +102,7 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
         with torch.inference_mode():
             label = torch.zeros(batch, dtype=torch.long) if cases[0].prior.level.classes else None
             codes = sample_codes(
-                [case.prior for case in cases], model.paths, range(batch), seed=0, label=label, draw=SamplingParams()
+                [case.prior for case in cases], model.paths, range(batch), seed=0, label=label, params=SamplingParams()
             )
             model.decode(codes, size=(size, size))
 

@@ -120,7 +120,6 @@ _LIGHT = {
         "torchmetrics",
         "torchvision",
         "numba",
-
         "rich",
         "yaml",
         "PIL",

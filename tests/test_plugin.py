@@ -64,7 +64,7 @@ except hrvqvae.InputError as error:
 else:
     raise AssertionError("a code out of range is decoded")
 
-assert PRIORS.get("convolution").sampler == "hrvqvae.priors.plain:sample_plain"
+assert PRIORS.get("convolution").sampler == "hrvqvae.priors.sampling:sample_plain"
 one, three = (model.draw(count, seed=3, class_name="vertical").codes[0] for count in (1, 3))
 assert torch.equal(one, three[:1]), "a sample depends on the batch that it is drawn in"
 assert not torch.equal(three[0], three[1]), "two samples are one"

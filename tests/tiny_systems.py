@@ -18,7 +18,7 @@ from hrvqvae.models.vqpytorch.config import (
 )
 from hrvqvae.models.vqvae.config import VQVAEConfig
 from hrvqvae.models.vqvae2.config import VQVAE2Config
-from hrvqvae.priors.transformer.config import TransformerConfig
+from hrvqvae.priors.configs import TransformerConfig
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 

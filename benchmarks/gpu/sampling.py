@@ -11,9 +11,8 @@ from benchmarks.gpu.speed import forget_peak, peak_memory
 from benchmarks.sample import preset_case
 from benchmarks.timing import CPU, Timing, seconds
 from hrvqvae.config import Grid
-from hrvqvae.priors.hierarchy import sample_cached
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
 
 
 def sampling_rows(device: torch.device, preset: str, grid: Grid, batches: Sequence[int]) -> list[Timing]:

@@ -12,8 +12,7 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.priors import generative
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError
 from tests.trained_run import tiny_run_with_priors
 
@@ -29,7 +28,7 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(run: Path, tm
     assert images.shape == (6, 1, 12, 12)
     assert images.dtype == torch.float32
     draw = SamplingParams(temperature=0.8, top_k=2, top_p=0.9)
-    plain = model.draw(6, seed=3, class_name="7", draw=draw, sampler=sample_plain)
+    plain = model.draw(6, seed=3, class_name="7", params=draw, sampler=sample_plain)
     assert torch.equal(images, plain.images)
     assert plain.classes == ("7",) * 6
     assert not torch.equal(images, model.sample(6, class_name="7", seed=4, temperature=0.8, top_k=2, top_p=0.9))

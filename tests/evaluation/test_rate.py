@@ -10,7 +10,7 @@ from torch import Tensor
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.evaluation.rate import ContextCode, ContextCounts, label_bits, measure_rate
 from hrvqvae.priors.base import Level, LevelPrior
-from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
 
 

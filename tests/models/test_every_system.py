@@ -22,7 +22,7 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderStep
 from hrvqvae.training.code_batches import CodeBatch
 from hrvqvae.training.device import Compute

@@ -7,10 +7,9 @@ import torch
 
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.causal import attend, cheap_dropout
-from hrvqvae.priors.hierarchy import sample_cached
-from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.configs import PixelSNAILConfig
+from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 from tests.priors.test_sampling import drawn
 

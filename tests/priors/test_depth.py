@@ -12,13 +12,11 @@ from torch.nn.functional import conv2d, elu, embedding
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
-from hrvqvae.priors.base import Level, Prior, code_loss, total_bits
-from hrvqvae.priors.build import build_prior
-from hrvqvae.priors.depth.config import DepthConfig
-from hrvqvae.priors.depth.network import DepthPrior
-from hrvqvae.priors.hierarchy import KnownCodes, sample_cached, sample_codes
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.base import Level, Prior, build_prior, code_loss, total_bits
+from hrvqvae.priors.configs import DepthConfig
+from hrvqvae.priors.depth import DepthPrior
+from hrvqvae.priors.generative import KnownCodes, sample_cached, sample_codes
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 
@@ -115,14 +113,14 @@ def drawn(
     label: Tensor | None,
     batch: int,
     seed: int,
-    draw: SamplingParams,
+    params: SamplingParams,
     keep: float,
 ) -> list[Tensor]:
     codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
     known = [torch.rand(one.shape, generator=generator) < keep for one in codes]
     uniforms = [torch.rand(one.shape, generator=generator, dtype=torch.float64) for one in codes]
     given = [one.clone() for one in codes]
-    sampler(prior, codes, known, [], label, uniforms, draw)
+    sampler(prior, codes, known, [], label, uniforms, params)
     assert all(torch.equal(one[kept], two[kept]) for one, two, kept in zip(codes, given, known, strict=True))
     return codes
 
@@ -145,7 +143,7 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
         residual_blocks=blocks, attention_layers=int(generator.integers(0, blocks + 1)), attention_heads=heads,
         kernel=some(3, 5, 7), head_units=int(generator.integers(1, 9)),
     )  # fmt: skip
-    draw = SamplingParams(
+    params = SamplingParams(
         temperature=some(1.0, 0.7, 1.5),  # type: ignore[arg-type]
         top_k=some(0, 1, min(symbols)),  # type: ignore[arg-type]
         top_p=some(1.0, 0.9, 0.4),  # type: ignore[arg-type]
@@ -153,7 +151,7 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
     )
     batch, keep = int(generator.integers(1, 4)), float(some(0.0, 0.4))  # type: ignore[arg-type]
     label = torch.from_numpy(generator.integers(0, classes, batch)) if classes else None
-    cached, plain = (drawn(one, prior, label, batch, seed, draw, keep) for one in (sample_cached, sample_plain))
+    cached, plain = (drawn(one, prior, label, batch, seed, params, keep) for one in (sample_cached, sample_plain))
     assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
 
 
@@ -165,18 +163,18 @@ def test_a_sample_does_not_depend_on_its_batch_and_keeps_what_is_known() -> None
         return tuple(prior.paths(codes)) if codes else ()
 
     label = torch.tensor([0, 1, 1, 0])
-    together = sample_codes([prior], paths, range(4), seed=4, label=label, draw=SamplingParams())
-    alone = sample_codes([prior], paths, [2], seed=4, label=label[2:3], draw=SamplingParams())
+    together = sample_codes([prior], paths, range(4), seed=4, label=label, params=SamplingParams())
+    alone = sample_codes([prior], paths, [2], seed=4, label=label[2:3], params=SamplingParams())
     assert all(torch.equal(one[2:3], other) for one, other in zip(together, alone, strict=True))
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     other = tuple((one + 1) % 3 for one in alone)
     kept = sample_codes(
-        [prior], paths, [2], seed=4, label=label[2:3], draw=SamplingParams(), known=KnownCodes(other, (where,) * 2)
+        [prior], paths, [2], seed=4, label=label[2:3], params=SamplingParams(), known=KnownCodes(other, (where,) * 2)
     )
     assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
     again = sample_codes(
-        [prior], paths, [2], seed=4, label=label[2:3], draw=SamplingParams(), known=KnownCodes(alone, (where,) * 2)
+        [prior], paths, [2], seed=4, label=label[2:3], params=SamplingParams(), known=KnownCodes(alone, (where,) * 2)
     )
     assert all(torch.equal(one, two) for one, two in zip(again, alone, strict=True)), "its own codes change nothing"
 

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from hrvqvae.cli import main
 from hrvqvae.priors.base import Level, LevelPrior
-from hrvqvae.priors.guidance import Guidance
-from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached, sample_codes
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import SamplingParams, draw_code
-from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.priors.transformer.network import Transformer
+from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.generative import KnownCodes, Sampler, sample_cached, sample_codes
+from hrvqvae.priors.sampling import Guidance, SamplingParams, draw_code, sample_plain
+from hrvqvae.priors.transformer import Transformer
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.priors.test_pixelsnail import network, random_prior
@@ -47,10 +45,10 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 
 
 def sampled(
-    priors: list[LevelPrior], draw: SamplingParams, sampler: Sampler = sample_cached, known: KnownCodes | None = None
+    priors: list[LevelPrior], params: SamplingParams, sampler: Sampler = sample_cached, known: KnownCodes | None = None
 ) -> Codes:
     numbers = range(len(_LABEL))
-    return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, draw=draw, known=known, sampler=sampler)
+    return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, params=params, known=known, sampler=sampler)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
@@ -75,14 +73,14 @@ def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, 
     generator = np.random.default_rng(seed)
     grid, symbols = (int(generator.integers(1, 6)), int(generator.integers(1, 6))), int(generator.integers(2, 6))
     priors = two_levels(kind, grid, symbols, seed)
-    draw = SamplingParams(
+    params = SamplingParams(
         guidance=guidance, temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, 3))
     )
     where = torch.from_numpy(generator.random(grid) < 0.3)
     given = tuple(torch.from_numpy(generator.integers(0, symbols, (len(_LABEL), *grid))) for _ in range(2))
     known = KnownCodes(given, (where, where)) if seed % 2 else None
     for cached, plain in zip(
-        sampled(priors, draw, sample_cached, known), sampled(priors, draw, sample_plain, known), strict=True
+        sampled(priors, params, sample_cached, known), sampled(priors, params, sample_plain, known), strict=True
     ):
         assert torch.equal(cached, plain)
 
@@ -117,7 +115,7 @@ def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_with
         range(5),
         seed=6,
         label=torch.zeros_like(_LABEL),
-        draw=SamplingParams(guidance=0),
+        params=SamplingParams(guidance=0),
         sampler=sample_cached,
     )
     assert torch.equal(sampled([guided], SamplingParams(guidance=0))[0], other[0]), "whatever the class"
@@ -141,11 +139,11 @@ def test_the_largest_guidance_and_the_least_temperature_draw_the_likeliest(
     one: list[float], other: list[float]
 ) -> None:
     number = min(len(one), len(other))
-    draw = SamplingParams(guidance=1000, temperature=1e-6)
+    params = SamplingParams(guidance=1000, temperature=1e-6)
     given_class, without = np.float32(one[:number]), np.float32(other[:number])
-    guidance = Guidance(None, torch.tensor([draw.guidance, 1 - draw.guidance]))
+    guidance = Guidance(None, torch.tensor([params.guidance, 1 - params.guidance]))
     mixed = guidance.mixed(torch.from_numpy(np.stack([given_class, without]))).numpy()[0]
-    assert mixed[draw_code(mixed, 0.0, *draw.values())] >= mixed.max() - 1e-3
+    assert mixed[draw_code(mixed, 0.0, *params.values())] >= mixed.max() - 1e-3
 
 
 @pytest.mark.parametrize("sampler", [sample_cached, sample_plain])
@@ -161,7 +159,7 @@ def test_what_was_trained_without_class_dropout_is_not_guided(sampler: Sampler) 
     classless = [Transformer(TransformerConfig(hidden_units=4, layers=1, heads=1), Level(grid=(1, 1), symbols=2), 0)]
     with pytest.raises(InputError, match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
         sample_codes(
-            classless, paths, [0], seed=0, label=None, draw=SamplingParams(guidance=1.5), sampler=sampler
+            classless, paths, [0], seed=0, label=None, params=SamplingParams(guidance=1.5), sampler=sampler
         )  # fmt: skip
 
 

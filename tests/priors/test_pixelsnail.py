@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hrvqvae.priors.base import Level, code_loss, total_bits
 from hrvqvae.priors.causal import CausalConv2d
-from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
-from hrvqvae.priors.pixelsnail.network import PixelSNAIL
+from hrvqvae.priors.configs import PixelSNAILConfig
+from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.utils.errors import InputError
 from tests.priors.table import Table
 

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from hrvqvae.config.registry import PRIORS, PriorNetwork
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.hierarchy import KnownCodes, draw_labels, sample_cached, sample_codes
-from hrvqvae.priors.pixelsnail.network import PixelSNAIL
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code
-from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.priors.transformer.network import Transformer
+from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.generative import KnownCodes, draw_labels, sample_cached, sample_codes
+from hrvqvae.priors.pixelsnail import PixelSNAIL
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, sample_plain
+from hrvqvae.priors.transformer import Transformer
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.priors.table import Table, TableConfig
@@ -24,13 +23,13 @@ from tests.priors.test_pixelsnail import inputs, network, random_prior
 
 
 def drawn(
-    sampler: Callable[..., None], prior: Prior, level: Level, batch: int, seed: int, draw: SamplingParams, keep: float
+    sampler: Callable[..., None], prior: Prior, level: Level, batch: int, seed: int, params: SamplingParams, keep: float
 ) -> Tensor:
     codes, coarser, label = inputs(level, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     known = torch.rand(codes.shape, generator=generator) < keep
     uniforms = torch.rand(codes.shape, generator=generator, dtype=torch.float64)
-    sampler(prior, [codes], [known], coarser, label, [uniforms], draw)
+    sampler(prior, [codes], [known], coarser, label, [uniforms], params)
     return codes
 
 
@@ -54,15 +53,15 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
         residual_blocks=blocks, attention_layers=(int(generator.integers(0, blocks + 1)),), attention_heads=heads,
         kernel=some(3, 5, 7),
     )  # fmt: skip
-    draw = SamplingParams(
+    params = SamplingParams(
         temperature=some(1.0, 0.7, 1.5),  # type: ignore[arg-type]
         top_k=some(0, 1, symbols, max(1, symbols // 2)),  # type: ignore[arg-type]
         top_p=some(1.0, 0.9, 0.4),  # type: ignore[arg-type]
     )
     prior, batch = random_prior(config, level, seed=seed), int(generator.integers(1, 5))
     keep = float(some(0.0, 0.0, 0.4))  # type: ignore[arg-type]
-    cached = drawn(sample_cached, prior, level, batch, seed, draw, keep)
-    assert torch.equal(cached, drawn(sample_plain, prior, level, batch, seed, draw, keep))
+    cached = drawn(sample_cached, prior, level, batch, seed, params, keep)
+    assert torch.equal(cached, drawn(sample_plain, prior, level, batch, seed, params, keep))
 
 
 def test_two_threads_draw_the_same_codes_as_one() -> None:
@@ -77,16 +76,16 @@ def test_two_threads_draw_the_same_codes_as_one() -> None:
         torch.set_num_threads(threads)
 
 
-def chosen_by_definition(logits: np.ndarray, uniform: float, draw: SamplingParams) -> int:
+def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingParams) -> int:
     """The draw, written from its description: sort, cut, renormalize, inverse distribution."""
-    shares = np.exp(logits.astype(np.float64) / draw.temperature)
+    shares = np.exp(logits.astype(np.float64) / params.temperature)
     shares /= shares.sum()
     order = sorted(range(len(shares)), key=lambda code: (-shares[code], code))
-    if draw.top_k:
-        order = order[: draw.top_k]
+    if params.top_k:
+        order = order[: params.top_k]
     kept, reached, mass = [], 0.0, sum(shares[code] for code in order)
     for code in order:
-        if reached >= draw.top_p * mass - 1e-12:
+        if reached >= params.top_p * mass - 1e-12:
             break
         kept.append(code)
         reached += shares[code]
@@ -95,7 +94,7 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, draw: SamplingParam
 
 
 @pytest.mark.parametrize(
-    "draw",
+    "params",
     [
         SamplingParams(),
         SamplingParams(temperature=0.5),
@@ -104,12 +103,12 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, draw: SamplingParam
         SamplingParams(temperature=2, top_k=4, top_p=0.8),
     ],
 )
-def test_a_code_is_drawn_as_described(draw: SamplingParams) -> None:
+def test_a_code_is_drawn_as_described(params: SamplingParams) -> None:
     generator = np.random.default_rng(3)
     for _ in range(300):
         logits = generator.normal(size=6).astype(np.float32) * 2
         uniform = float(generator.random())
-        assert draw_code(logits, uniform, *draw.values()) == chosen_by_definition(logits, uniform, draw)
+        assert draw_code(logits, uniform, *params.values()) == chosen_by_definition(logits, uniform, params)
 
 
 def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> None:
@@ -122,7 +121,7 @@ def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> No
 def test_codes_come_as_often_as_their_probability_says() -> None:
     level = Level(grid=(1, 1), symbols=5)
     prior = random_prior(network(attention_layers=(0,)), level)
-    codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, draw=SamplingParams())[
+    codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, params=SamplingParams())[
         0
     ].flatten()
     shares = prior.logits(torch.zeros(1, 1, 1, dtype=torch.long), [], None).softmax(1).flatten().double().numpy()
@@ -148,13 +147,13 @@ def three_levels() -> list[Prior]:
 
 def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
     label = torch.tensor([0, 1, 1, 0, 1])
-    together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, draw=SamplingParams())
+    together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, params=SamplingParams())
     for number in range(5):
         alone = sample_codes(
-            three_levels, tree_paths, [number], seed=4, label=label[number : number + 1], draw=SamplingParams()
+            three_levels, tree_paths, [number], seed=4, label=label[number : number + 1], params=SamplingParams()
         )
         assert all(torch.equal(one[number : number + 1], other) for one, other in zip(together, alone, strict=True))
-    other = sample_codes(three_levels, tree_paths, range(5), seed=5, label=label, draw=SamplingParams())
+    other = sample_codes(three_levels, tree_paths, range(5), seed=5, label=label, params=SamplingParams())
     assert any(not torch.equal(one, two) for one, two in zip(together, other, strict=True))
 
 
@@ -162,7 +161,7 @@ def test_all_levels_cached_and_plain(three_levels: list[Prior]) -> None:
     label = torch.tensor([0, 1, 1])
     cached, plain = (
         sample_codes(
-            three_levels, tree_paths, range(3), seed=9, label=label, draw=SamplingParams(top_p=0.9), sampler=sampler
+            three_levels, tree_paths, range(3), seed=9, label=label, params=SamplingParams(top_p=0.9), sampler=sampler
         )
         for sampler in (sample_cached, sample_plain)
     )
@@ -171,16 +170,28 @@ def test_all_levels_cached_and_plain(three_levels: list[Prior]) -> None:
 
 def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
     label = torch.tensor([0])
-    free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, draw=SamplingParams())
+    free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, params=SamplingParams())
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     again = sample_codes(
-        three_levels, tree_paths, [0], seed=4, label=label, draw=SamplingParams(), known=KnownCodes(free, (where,) * 3)
+        three_levels,
+        tree_paths,
+        [0],
+        seed=4,
+        label=label,
+        params=SamplingParams(),
+        known=KnownCodes(free, (where,) * 3),
     )
     assert all(torch.equal(one, other) for one, other in zip(free, again, strict=True)), "its own codes change nothing"
     other = tuple((code + 1) % 3 for code in free)
     kept = sample_codes(
-        three_levels, tree_paths, [0], seed=4, label=label, draw=SamplingParams(), known=KnownCodes(other, (where,) * 3)
+        three_levels,
+        tree_paths,
+        [0],
+        seed=4,
+        label=label,
+        params=SamplingParams(),
+        known=KnownCodes(other, (where,) * 3),
     )
     assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
     assert any(not torch.equal(one[0][~where], two[0][~where]) for one, two in zip(kept, free, strict=True))
@@ -211,19 +222,19 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
 
 def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:
     with pytest.raises(InputError, match="top-k is 4, but a code has only 3 symbols"):
-        sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), draw=SamplingParams(top_k=4))
+        sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), params=SamplingParams(top_k=4))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("draw", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
-def test_logits_without_a_distribution_give_no_code(bad: float, draw: SamplingParams) -> None:
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
+def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams) -> None:
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
     for code in range(4):
         some = logits.copy()
         some[code] = bad
-        drawn_code = draw_code(some, 0.3, *draw.values())
+        drawn_code = draw_code(some, 0.3, *params.values())
         assert drawn_code == NO_CODE if bad != -np.inf else 0 <= drawn_code != code
-    assert draw_code(np.full(4, bad, np.float32), 0.3, *draw.values()) == NO_CODE
+    assert draw_code(np.full(4, bad, np.float32), 0.3, *params.values()) == NO_CODE
 
 
 @pytest.mark.parametrize(

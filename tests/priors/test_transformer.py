@@ -10,11 +10,10 @@ import torch
 from torch.nn.functional import gelu, layer_norm
 
 from hrvqvae.priors.base import Level
-from hrvqvae.priors.hierarchy import sample_cached
-from hrvqvae.priors.plain import sample_plain
-from hrvqvae.priors.sampling_params import SamplingParams
-from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.priors.transformer.network import Transformer
+from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
+from hrvqvae.priors.transformer import Transformer
 from hrvqvae.utils.errors import InputError
 from tests.priors.test_pixelsnail import inputs
 from tests.priors.test_sampling import drawn
@@ -90,13 +89,13 @@ def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
     config = TransformerConfig(
         hidden_units=heads * int(generator.integers(1, 6)), layers=int(generator.integers(1, 4)), heads=heads
     )
-    draw = SamplingParams(
+    params = SamplingParams(
         temperature=float(generator.choice([0.7, 1.0])), top_k=int(generator.integers(0, symbols + 1))
     )
     prior, keep = random_transformer(config, level, seed), float(generator.choice([0.0, 0.4]))
     batch = int(generator.integers(1, 5))
-    cached = drawn(sample_cached, prior, level, batch, seed, draw, keep)
-    assert torch.equal(cached, drawn(sample_plain, prior, level, batch, seed, draw, keep))
+    cached = drawn(sample_cached, prior, level, batch, seed, params, keep)
+    assert torch.equal(cached, drawn(sample_plain, prior, level, batch, seed, params, keep))
 
 
 def test_the_class_is_asked_for() -> None:

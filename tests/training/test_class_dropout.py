@@ -21,8 +21,8 @@ from hrvqvae.distributed import Part
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.priors.base import Level
-from hrvqvae.priors.transformer.config import TransformerConfig
-from hrvqvae.priors.transformer.network import Transformer
+from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.transformer import Transformer
 from hrvqvae.stages import resolve_priors, train_priors
 from hrvqvae.training.class_dropout import require_classes, withheld
 from hrvqvae.training.code_batches import CodeBatch

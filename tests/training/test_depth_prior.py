@@ -18,8 +18,8 @@ from hrvqvae.checkpoints.trained import load
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.priors.hierarchy import sample_cached
-from hrvqvae.priors.plain import sample_plain
+from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.sampling import sample_plain
 from hrvqvae.stages import resolve_priors, train_priors
 from hrvqvae.utils.errors import InputError
 from tests.tiny_priors import GIVEN, train_levels

@@ -20,7 +20,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.config import PriorConfig, PriorTrainingConfig
 from hrvqvae.priors.base import code_loss
-from hrvqvae.priors.pixelsnail.config import PixelSNAILConfig
+from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.stages import resolve_priors, train_priors
 from hrvqvae.training import loop
 from hrvqvae.training.code_batches import CodeBatch, CodeBatches

@@ -79,19 +79,19 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path: 
 
 
 def test_what_is_imported_by_what_a_compiled_function_imports_is_watched() -> None:
-    from hrvqvae.priors.pixelsnail import sampler
+    from hrvqvae.priors import pixelsnail_sampler as sampler
 
     source = Path(sys.modules["hrvqvae"].__path__[0])
     names = {str(path.relative_to(source)) for path in sources_of(sampler._row.py_func)}
-    assert {"priors/pixelsnail/sampler.py", "priors/draw.py", "jit/cache.py", "nn/__init__.py", "nn/causal.py"} <= names
+    assert {"priors/pixelsnail_sampler.py", "priors/sampling.py", "utils/compiled.py", "priors/causal.py"} <= names
     assert not any(name.startswith(("cli/", "training/", "evaluation/")) for name in names)
 
 
 def test_the_package_s_own_functions_are_all_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     from hrvqvae.priors import trunk_sampler as trunk
-    from hrvqvae.priors.depth import sampler as depth
-    from hrvqvae.priors.pixelsnail import sampler as pixelsnail
-    from hrvqvae.priors.sampling_params import draw_code
+    from hrvqvae.priors import depth_sampler as depth
+    from hrvqvae.priors import pixelsnail_sampler as pixelsnail
+    from hrvqvae.priors.sampling import draw_code
     from hrvqvae.quantize.search import compiled as search
     from hrvqvae.quantize.search import compiled_beam
 

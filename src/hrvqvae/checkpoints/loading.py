@@ -18,8 +18,7 @@ from hrvqvae.config import Config, Levels, level_names, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
-from hrvqvae.priors.base import Priors
-from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import told_once
 

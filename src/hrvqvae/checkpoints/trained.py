@@ -19,9 +19,8 @@ from hrvqvae.compression.stream import Codec
 from hrvqvae.config import Config, Grid
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.priors.base import Priors
-from hrvqvae.priors.generative import Sampled, kept_parts, sample_images
-from hrvqvae.priors.hierarchy import KnownCodes, Sampler, sample_cached
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.generative import KnownCodes, Sampled, Sampler, kept_parts, sample_cached, sample_images
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
@@ -183,10 +182,10 @@ class TrainedModel:
             InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
         """
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        return self.draw(count, seed=seed, class_name=class_name, draw=params).images
+        return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
     def draw(
-        self, count: int, *, seed: int = 0, class_name: str | int | None = None, draw: SamplingParams | None = None,
+        self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
         known: KnownCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
         """As `sample`, with the class and the codes of each image.
@@ -197,7 +196,7 @@ class TrainedModel:
         """
         size = self.config.data.size
         return sample_images(
-            self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, draw=draw,
+            self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
             known=known, sampler=sampler,
         )  # fmt: skip
 
@@ -217,7 +216,7 @@ class TrainedModel:
 
     def complete(
         self, image: Tensor, count: int = 1, *, keep: str = "top", class_name: str | int | None = None, seed: int = 0,
-        draw: SamplingParams | None = None,
+        params: SamplingParams | None = None,
     ) -> Tensor:  # fmt: skip
         """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.
 
@@ -226,7 +225,7 @@ class TrainedModel:
         """
         unit_images(image[None], self.autoencoder.channels)
         known = self.known_part(image, keep)
-        return self.draw(count, seed=seed, class_name=class_name, draw=draw, known=known).images
+        return self.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
 
 
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> TrainedModel:

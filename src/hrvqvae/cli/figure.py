@@ -37,11 +37,11 @@ def _figure_nearest(arguments: Arguments) -> int:
 
 def _figure_classes(arguments: Arguments) -> int:
     from hrvqvae.plots.figures import figure_classes
-    from hrvqvae.priors.sampling_params import SamplingParams
+    from hrvqvae.priors.sampling import SamplingParams
 
     at_least(arguments.count, 1, "-n")
-    draw = SamplingParams(guidance=arguments.guidance)
-    classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed, draw=draw)
+    params = SamplingParams(guidance=arguments.guidance)
+    classes = figure_classes(arguments.run, arguments.out, arguments.count, seed=arguments.seed, params=params)
     print(f"{counted(arguments.count, 'sample')} of each of {classes} classes: {arguments.out}")
     return 0
 

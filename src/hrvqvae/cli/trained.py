@@ -107,13 +107,13 @@ def _reconstruct(arguments: Arguments) -> int:
 
 def _sampling(arguments: Arguments) -> dict[str, Any]:
     """What `sample` and `complete` have in common."""
-    from hrvqvae.priors.sampling_params import SamplingParams
+    from hrvqvae.priors.sampling import SamplingParams
 
     params = SamplingParams(
         temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
         guidance=arguments.guidance,
     )  # fmt: skip
-    return {"seed": arguments.seed, "class_name": arguments.class_name, "draw": params}
+    return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params}
 
 
 def _sample(arguments: Arguments) -> int:

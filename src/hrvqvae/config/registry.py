@@ -123,7 +123,7 @@ class PriorNetwork:
     title: str
     config: type[PriorNetworkConfig]
     network: str
-    sampler: str = "hrvqvae.priors.plain:sample_plain"
+    sampler: str = "hrvqvae.priors.sampling:sample_plain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ SYSTEMS: Registry[System] = Registry(
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
     PriorNetwork, "network of priors", "hrvqvae.priors",
-    _in_package("priors", ("pixelsnail", "transformer", "depth"), "PRIOR"),
+    {name: f"hrvqvae.priors.configs:{name.upper()}" for name in ("pixelsnail", "transformer", "depth")},
 )  # fmt: skip
 DATASETS: Registry[Dataset] = Registry(
     Dataset, "data set", "hrvqvae.datasets",

@@ -17,8 +17,8 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
-from hrvqvae.priors.hierarchy import check_sampling_params
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.generative import check_sampling_params
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.device import Compute
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note, tracked

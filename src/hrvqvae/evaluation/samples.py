@@ -23,7 +23,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, has_trusted_features
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, three_channels
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
@@ -261,13 +261,13 @@ def measure_samples(
     return tuple(found)
 
 
-def _draw(model: TrainedModel, count: int, seed: int, draw: SamplingParams) -> tuple[Tensor, Tensor]:
+def _draw(model: TrainedModel, count: int, seed: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """(images (count, C, Y, X), the class (count,) that each was asked for)."""
     drawn, wanted = [], []
     for number, name in enumerate(model.classes):
         share = count // len(model.classes) + (number < count % len(model.classes))
         if share:
-            drawn.append(model.draw(share, seed=seed + number, class_name=name, draw=draw).images)
+            drawn.append(model.draw(share, seed=seed + number, class_name=name, params=params).images)
             wanted += [number] * share
     return torch.cat(drawn), torch.tensor(wanted)
 

@@ -18,8 +18,8 @@ from hrvqvae.compression.geometry import Geometry, geometry_of
 from hrvqvae.models.one_grid import OneGrid
 from hrvqvae.plots import hierarchy
 from hrvqvae.plots.figures import tree_at
-from hrvqvae.priors.hierarchy import KnownCodes
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.generative import KnownCodes
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
@@ -137,7 +137,7 @@ def complete(
         raise InputError("everything is kept, so that nothing is left to draw: leave a part of the image unpainted")
     codes = tuple(one.cpu() for one in model.encode(image[None]))
     how = SamplingParams(temperature=temperature, guidance=guidance)
-    drawn = model.draw(count, seed=seed, class_name=class_name, draw=how, known=KnownCodes(codes, kept))
+    drawn = model.draw(count, seed=seed, class_name=class_name, params=how, known=KnownCodes(codes, kept))
     above = where.margin // 2
     shown = kept[0].repeat_interleave(where.unit, 0).repeat_interleave(where.unit, 1)
     shown = shown[above : above + size, above : above + size]

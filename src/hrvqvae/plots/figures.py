@@ -16,7 +16,7 @@ from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.one_grid import OneGrid
 from hrvqvae.plots import hierarchy, sheets
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
 
@@ -97,7 +97,7 @@ def _tree_of_run(
     return tree_at(model, config.model.system, image, position, name), None
 
 
-def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0, draw: SamplingParams | None = None) -> int:
+def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0, params: SamplingParams | None = None) -> int:
     """Write a row of samples for each class, under its name; -> how many classes there are.
 
     Raises:
@@ -109,7 +109,7 @@ def figure_classes(run: str, out: Path, count: int = 8, *, seed: int = 0, draw: 
     if not classes:
         raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
     rows = [
-        sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name, draw=draw).images))
+        sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name, params=params).images))
         for number, name in enumerate(classes)
     ]
     sheets.save(sheets.draw(rows), out)

@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.data.images import conversions, decode_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
@@ -81,8 +81,8 @@ def reconstruct(
 
 
 def sample(
-    run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None, draw: SamplingParams | None = None,
-    save_dir: Path | None = None,
+    run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
+    params: SamplingParams | None = None, save_dir: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a sheet of samples, and a PNG file of each to `save_dir`, named with class and number.
 
@@ -96,7 +96,7 @@ def sample(
             save_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{save_dir} can't be made ({error.strerror or error})") from error
-    drawn = model.draw(count, seed=seed, class_name=class_name, draw=draw)
+    drawn = model.draw(count, seed=seed, class_name=class_name, params=params)
     sheets.save(sheets.grid(list(drawn.images)), out)
     if save_dir is not None:
         digits = max(4, len(str(count - 1)))
@@ -107,7 +107,7 @@ def sample(
 
 def complete(
     run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
-    draw: SamplingParams | None = None,
+    params: SamplingParams | None = None,
 ) -> None:  # fmt: skip
     """Write a sheet: an image, what is kept of it, and `count` completions whose codes of the kept part are its own.
 
@@ -126,7 +126,7 @@ def complete(
         note(converted)
     pixels = torch.from_numpy(read)
     known = model.known_part(pixels, keep)
-    drawn = model.draw(count, seed=seed, class_name=class_name, draw=draw, known=known)
+    drawn = model.draw(count, seed=seed, class_name=class_name, params=params, known=known)
     shown = torch.nn.functional.interpolate(known.where[-1][None, None].float(), (size, size))[0]
     part = pixels / 255 * shown + 0.5 * (1 - shown)
     rows = [sheets.SheetRow("original, and what is kept", [pixels, part])]

@@ -10,13 +10,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hrvqvae.config import Grid, PriorNetworkConfig
+from hrvqvae.config import Config, Grid, Levels, PriorNetworkConfig
+from hrvqvae.config.registry import PRIORS, imported
 from hrvqvae.utils.errors import InputError
 
 
@@ -184,3 +185,23 @@ def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor],
     """Bits that the codes of a batch take under a prior, summed, of each level that it covers."""
     found = level_nats(prior, codes, coarser, label)
     return [bits(float(nats.double()) * own.numel()) for nats, own in zip(found, codes, strict=True)]
+
+
+def level_of(config: Config, index: int, classes: int) -> Level:
+    """What a prior must know of a level (0 is the coarsest), for images of the configured size."""
+    model, size = config.model, config.data.size
+    return Level(
+        grid=model.latent_grids(size, size)[index],
+        symbols=model.num_symbols[index],
+        coarser=model.num_codewords[:index],
+        codewords=model.num_codewords[index],
+        classes=classes,
+        unconditional=classes > 0 and config.prior.class_dropout > 0,
+    )
+
+
+def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
+    """The untrained prior of these levels, on the CPU, in float32."""
+    network = config.prior.network
+    kind = cast(type[Prior], imported(PRIORS.get(network.kind).network))
+    return kind.of_levels(network, [level_of(config, index, classes) for index in levels], levels.start)

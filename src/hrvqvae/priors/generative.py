@@ -1,21 +1,128 @@
-"""New images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of a given image."""
+"""New images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of a given image.
+
+The levels of the first prior are drawn, then those of the next given them, and so on; then the codes are decoded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hrvqvae.config import Grid
+from hrvqvae.config.registry import PRIORS, imported
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.priors.base import Priors
-from hrvqvae.priors.hierarchy import KnownCodes, Sampler, draw_labels, sample_cached, sample_codes
-from hrvqvae.priors.sampling_params import SamplingParams
+from hrvqvae.priors.base import Prior, Priors
+from hrvqvae.priors.sampling import SamplingParams, require_guidable
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
+
+
+class Sampler(Protocol):
+    """Fills in the codes that are not known of the levels that a prior covers: see `plain.sample_plain`."""
+
+    def __call__(
+        self, prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
+        label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
+    ) -> None: ...  # fmt: skip
+
+
+def sample_cached(
+    prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
+    uniforms: Sequence[Tensor], params: SamplingParams,
+) -> None:  # fmt: skip
+    """The sampler that the prior's network is registered with; arguments as `sample_plain`."""
+    sampler: Sampler = imported(PRIORS.get(prior.config.kind).sampler)
+    sampler(prior, codes, known, coarser, label, uniforms, params)
+
+
+@dataclass(frozen=True)
+class KnownCodes:
+    """What is given of the codes of B images.
+
+    Attributes:
+        codes: (B, H_l, W_l) int64 of each level.
+        where: (H_l, W_l) bool of each level: the codes that are kept.
+    """
+
+    codes: Codes
+    where: tuple[Tensor, ...]
+
+
+def draw_labels(class_counts: Sequence[int], seed: int, numbers: Sequence[int]) -> Tensor:
+    """A class for each sample of those numbers, as often as among the training images: (B,) int64."""
+    borders = np.cumsum(class_counts) / np.sum(class_counts)
+    drawn = [int(np.searchsorted(borders, _generator(seed, number).random(), side="right")) for number in numbers]
+    return torch.tensor(drawn, dtype=torch.long)
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    """Draws of a sample depend on (seed, its number) alone: not on the batch that it comes in."""
+    return np.random.default_rng((seed, number))
+
+
+def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> None:
+    """Raises InputError where the codes of these priors can't be drawn so: too large a top-k, guidance of none."""
+    for prior in priors:
+        for level in prior.levels:
+            params.check(level.symbols)
+            require_guidable(level, params)
+
+
+def sample_codes(
+    priors: Sequence[Prior],
+    paths: Callable[[Codes], tuple[Tensor, ...]],
+    numbers: Sequence[int],
+    *,
+    seed: int,
+    label: Tensor | None,
+    params: SamplingParams,
+    known: KnownCodes | None = None,
+    sampler: Sampler = sample_cached,
+) -> Codes:
+    """Draw codes of every level, prior after prior: of each level (B, H_l, W_l) int64.
+
+    Args:
+        priors: which cover all levels, coarse first, on the CPU.
+        paths: codes of the coarser levels -> their paths (`Autoencoder.paths`).
+        numbers: of the samples; a sample is the same in every batch.
+        label: (B,) classes, None where the priors know none.
+        known: codes that are kept instead of drawn.
+
+    Raises:
+        InputError: as `check_sampling_params`, or a label is missing or out of range.
+    """
+    check_sampling_params(priors, params)
+    levels = [level for prior in priors for level in prior.levels]
+    positions = [level.grid[0] * level.grid[1] for level in levels]
+    drawn = []
+    for number in numbers:
+        generator = _generator(seed, number)
+        generator.random()  # the class
+        drawn.append(generator.random(sum(positions)))
+    uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
+    shapes = [(len(numbers), *level.grid) for level in levels]
+    if known is None:
+        kept = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
+        codes = [torch.zeros(shape, dtype=torch.long) for shape in shapes]
+    else:
+        codes = [one.clone() for one in known.codes]
+        for level, one, shape in zip(levels, codes, shapes, strict=True):
+            if one.shape != shape:
+                raise InputError(f"level {level.number} has codes {tuple(one.shape)}; its prior expects {shape}")
+        kept = [where.expand(shape).contiguous() for where, shape in zip(known.where, shapes, strict=True)]
+    chances = [some.view(shape).contiguous() for some, shape in zip(uniforms, shapes, strict=True)]
+    for prior in priors:
+        first = prior.level.number - 1
+        own = slice(first, first + len(prior.levels))
+        sampler(prior, codes[own], kept[own], paths(tuple(codes[:first])), label, chances[own], params)
+    return tuple(codes)
+
 
 _BATCH = 64
 
@@ -38,7 +145,7 @@ class Sampled:
 @torch.inference_mode()
 def sample_images(
     model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | int | None = None,
-    draw: SamplingParams | None = None, known: KnownCodes | None = None, sampler: Sampler = sample_cached,
+    params: SamplingParams | None = None, known: KnownCodes | None = None, sampler: Sampler = sample_cached,
 ) -> Sampled:  # fmt: skip
     """Draw `count` images; without a class, classes come as often as in training.
 
@@ -70,8 +177,8 @@ def sample_images(
         if known is not None:
             some = KnownCodes(tuple(codes.expand(len(numbers), -1, -1) for codes in known.codes), known.where)
         codes = sample_codes(
-            priors.networks, model.paths, numbers, seed=seed, label=label, draw=draw or SamplingParams(), known=some,
-            sampler=sampler,
+            priors.networks, model.paths, numbers, seed=seed, label=label, params=params or SamplingParams(),
+            known=some, sampler=sampler,
         )  # fmt: skip
         images.append(model.decode(tuple(one.to(device) for one in codes), size=size).cpu())
         drawn.append(codes)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.priors.trunk import Trunk
+from hrvqvae.priors.pixelsnail import Trunk
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.threads import in_parts
 

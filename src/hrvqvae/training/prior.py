@@ -18,8 +18,7 @@ from hrvqvae.checkpoints.loading import load_with_digest, save_prior
 from hrvqvae.checkpoints.stale import renewal
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.priors.base import Prior, bits, code_loss
-from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.base import Prior, bits, build_prior, code_loss
 from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.training import loggers
 from hrvqvae.training.class_dropout import require_classes, withheld

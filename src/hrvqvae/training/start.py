@@ -13,8 +13,7 @@ from hrvqvae.checkpoints.loading import load_with_config, load_with_digest, read
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
-from hrvqvae.priors.base import Prior
-from hrvqvae.priors.build import build_prior
+from hrvqvae.priors.base import Prior, build_prior
 from hrvqvae.utils.errors import InputError
 
 

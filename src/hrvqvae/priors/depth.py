@@ -15,8 +15,8 @@ from torch.nn.functional import elu
 from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import cheap_dropout
-from hrvqvae.priors.depth.config import DepthConfig
-from hrvqvae.priors.trunk import Trunk
+from hrvqvae.priors.configs import DepthConfig
+from hrvqvae.priors.pixelsnail import Trunk
 
 
 class DepthHead(nn.Module):

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.priors.guidance import guidance_of
-from hrvqvae.priors.pixelsnail.network import PixelSNAIL
-from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code, no_distribution
+from hrvqvae.priors.pixelsnail import PixelSNAIL
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
 from hrvqvae.priors.trunk_sampler import (
     OPTIONS,
     Floats,
@@ -73,12 +72,12 @@ def _row(
 @torch.inference_mode()
 def sample_pixelsnail(
     prior: PixelSNAIL, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], draw: SamplingParams,
+    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
     arrays = [only.numpy() for (only,) in (codes, known, uniforms)]
     batch = len(codes[0])
-    guidance = guidance_of(prior.level, label, draw)
+    guidance = guidance_of(prior.level, label, params)
     seen = [guidance.each(paths) for paths in coarser]
     rows = Rows(prior, prior.base(seen, guidance.label, batch * len(guidance.weights)))
     head = prior.head
@@ -86,7 +85,7 @@ def sample_pixelsnail(
     fixed = (
         rows.kept, trunk_weights(prior), first_table(prior, prior.embedding.weight),
         head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
-        guidance.weights.numpy(), *draw.values(),
+        guidance.weights.numpy(), *params.values(),
     )  # fmt: skip
 
     def some(begin: int, end: int, row: int, parts: tuple[Floats, Floats, Floats]) -> int:

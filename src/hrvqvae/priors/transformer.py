@@ -13,7 +13,8 @@ from torch.nn.functional import gelu, interpolate, pad
 
 from hrvqvae.priors.base import Level, LevelPrior
 from hrvqvae.priors.causal import attend, cheap_dropout
-from hrvqvae.priors.transformer.config import TransformerConfig
+from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
 
 
 class TransformerLayer(nn.Module):
@@ -87,3 +88,43 @@ class Transformer(LevelPrior):
             features = layer(features)
         output: Tensor = self.head(self.norm(features))
         return output.transpose(1, 2).reshape(len(codes), self.level.symbols, *self.level.grid)
+
+
+def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+    """One layer at one position: features (B, 1, C); keys, values (B, heads, N, C / heads) get the position's own."""
+    queries, key, value = layer.split(layer.inputs(layer.attention_norm(features)))
+    keys[:, :, place], values[:, :, place] = key[:, :, 0], value[:, :, 0]
+    scores = queries @ keys[:, :, : place + 1].transpose(-1, -2) * queries.shape[-1] ** -0.5
+    attended = scores.softmax(-1) @ values[:, :, : place + 1]
+    features = features + layer.output(attended.transpose(1, 2).reshape(features.shape))
+    return features + layer.network(features)
+
+
+@torch.inference_mode()
+def sample_transformer(
+    prior: Transformer, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
+    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
+) -> None:  # fmt: skip
+    """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
+    batch, hidden, heads = len(codes[0]), prior.config.hidden_units, prior.config.heads
+    guidance = guidance_of(prior.level, label, params)
+    base = prior.base([guidance.each(paths) for paths in coarser], guidance.label, batch * len(guidance.weights))
+    seen, number, _ = base.shape
+    layers = [layer for layer in prior.layers if isinstance(layer, TransformerLayer)]
+    keys = torch.zeros(len(layers), seen, heads, number, hidden // heads)
+    values = torch.zeros_like(keys)
+    flat, given, drawn = (only.view(batch, -1) for (only,) in (codes, known, uniforms))
+    before = torch.full((seen,), prior.level.symbols)
+    for place in range(number):
+        features = (base[:, place] + prior.embedding(before))[:, None]
+        for index, layer in enumerate(layers):
+            features = _advance(layer, features, keys[index], values[index], place)
+        if not given[:, place].all():
+            logits = guidance.mixed(prior.head(prior.norm(features[:, 0]))).numpy()
+            for image in range(batch):
+                if not given[image, place]:
+                    code = draw_code(logits[image], float(drawn[image, place]), *params.values())
+                    if code == NO_CODE:
+                        raise no_distribution(prior.level.number, *divmod(place, prior.level.grid[1]))
+                    flat[image, place] = code
+        before = guidance.each(flat[:, place])

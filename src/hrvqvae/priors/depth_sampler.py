@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.priors.depth.network import DepthHead, DepthPrior
-from hrvqvae.priors.guidance import guidance_of
-from hrvqvae.priors.sampling_params import NO_CODE, SamplingParams, draw_code, no_distribution
+from hrvqvae.priors.depth import DepthHead, DepthPrior
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
 from hrvqvae.priors.trunk_sampler import (
     OPTIONS,
     Floats,
@@ -138,13 +137,13 @@ def _head_weights(prior: DepthPrior, starts: Sequence[int]) -> tuple[Any, ...]:
 @torch.inference_mode()
 def sample_depth(
     prior: DepthPrior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], draw: SamplingParams,
+    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, position by position; arguments as `plain.sample_plain`."""
     together = [torch.stack(list(some), 1) for some in (codes, known, uniforms)]
     batch, levels = together[0].shape[:2]
     arrays = [some.numpy() for some in (*together, torch.zeros_like(together[0]))]
-    guidance = guidance_of(prior.level, label, draw)
+    guidance = guidance_of(prior.level, label, params)
     rows = Rows(prior, prior.base(coarser, guidance.label, batch * len(guidance.weights)))
     starts = np.cumsum([0, *prior.codewords[:-1]])
     embeddings: Sequence[Any] = list(prior.embeddings)
@@ -152,7 +151,7 @@ def sample_depth(
         rows.kept, trunk_weights(prior), first_table(prior, torch.cat([one.weight for one in embeddings])),
         _head_weights(prior, starts.tolist()), np.array([level.symbols for level in prior.levels]),
         np.array([level.linked for level in prior.levels]), starts, prior.config.attention_heads,
-        guidance.weights.numpy(), *draw.values(),
+        guidance.weights.numpy(), *params.values(),
     )  # fmt: skip
 
     def some(begin: int, end: int, row: int, parts: tuple[Floats, Floats, Floats]) -> int:

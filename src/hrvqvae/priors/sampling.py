@@ -1,0 +1,208 @@
+"""How codes are drawn: temperature, top-k, top-p, guidance; and the plain sampler, without a cache.
+
+Letters: B images, K labels under which a network sees each of them, m symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae.priors.base import Level, Prior
+from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.errors import InputError, NonFiniteError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How codes are drawn from a distribution over m symbols.
+
+    Attributes:
+        temperature: logits are divided by it; below 1 makes likely codes likelier. From 1e-6 to 1e6, so that no logit
+            that a network gives is divided to infinity.
+        top_k: only the k likeliest codes are drawn (0: all).
+        top_p: only the likeliest codes that together reach this probability are drawn (1: all).
+        guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
+            class), from 0 to 1000; see `guidance.guidance_of`.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise InputError(f"temperature is {self.temperature:g}; it must be from 1e-6 to 1e6 (1 is the model's own)")
+        if self.top_k < 0:
+            raise InputError(f"top-k is {self.top_k}; it must be at least 1")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
+        if not 0 <= self.guidance <= 1000:
+            raise InputError(f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)")
+
+    def check(self, symbols: int) -> None:
+        """Raises InputError where top_k exceeds the number of symbols."""
+        if self.top_k > symbols:
+            raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
+
+    def values(self) -> tuple[float, int, float]:
+        """(temperature, top_k, top_p) for `draw_code`."""
+        return self.temperature, self.top_k, self.top_p
+
+
+NO_CODE = -1
+
+
+def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
+    """The error of a sampler that got `NO_CODE`, at a position of a level (1 is the coarsest)."""
+    return NonFiniteError(
+        f"the prior of level {level} gives logits that are NaN or infinite at row {row}, column {column}; "
+        "train it again, or look at its weights"
+    )
+
+
+@compiled(error_model="numpy")
+def draw_code(logits: NDArray[np.float32], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
+    """The code that a uniform number in [0, 1) picks by the inverse distribution, in float64.
+
+    Of codes that are equally likely, those of the lower number stay in the first k, or in p. Where a logit is NaN or
+    +inf, or all are -inf, there is no distribution: the code is `NO_CODE`.
+    """
+    number = len(logits)
+    weights = np.empty(number, np.float64)
+    largest: Any = -np.inf
+    for k in range(number):
+        weights[k] = logits[k] / temperature
+        largest = max(largest, weights[k])
+    total = 0.0
+    for k in range(number):
+        weights[k] = np.exp(weights[k] - largest)
+        total += weights[k]
+    if np.isnan(total):
+        return NO_CODE
+    if 0 < top_k < number or top_p < 1:
+        order = np.argsort(-weights, kind="mergesort")
+        kept = number if top_k == 0 else min(top_k, number)
+        mass = 0.0
+        for rank in range(kept):
+            mass += weights[order[rank]]
+        if top_p < 1:
+            reached, rank = 0.0, 0
+            while rank < kept and reached < top_p * mass:
+                reached += weights[order[rank]]
+                rank += 1
+            kept = max(rank, 1)
+        for rank in range(kept, number):
+            weights[order[rank]] = 0.0
+    total = 0.0
+    for k in range(number):
+        total += weights[k]
+    target, below, last = uniform * total, 0.0, 0
+    for k in range(number):
+        if weights[k] > 0:
+            below += weights[k]
+            last = k
+            if below > target:
+                return k
+    return last
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Under which labels a network sees the images of a batch, and how its logits are mixed.
+
+    The network sees K * B images: all of them under the first label, then all of them under the next. Without guidance
+    K is 1, and the one weight is 1.
+
+    Attributes:
+        label: (K * B,) int64, None where the prior knows no classes.
+        weights: (K,) float32, whose sum is 1.
+    """
+
+    label: Tensor | None
+    weights: Tensor
+
+    def each(self, images: Tensor) -> Tensor:
+        """What belongs to B images (B, ...), for each of the K * B that the network sees."""
+        return torch.cat([images] * len(self.weights))
+
+    def mixed(self, logits: Tensor) -> Tensor:
+        """Logits (K * B, m) of what the network sees -> logits (B, m) that codes are drawn by, float32."""
+        return (logits.float().view(len(self.weights), -1, logits.shape[1]) * self.weights[:, None, None]).sum(0)
+
+
+def require_guidable(level: Level, params: SamplingParams) -> None:
+    """Raises InputError where codes are to be guided and the prior does not know them without a class."""
+    if params.guidance == 1 or level.unconditional:
+        return
+    asked = f"guidance is {params.guidance:g}, but the prior of level {level.number}"
+    if not level.classes:
+        raise InputError(f"{asked} knows no classes: leave it at 1, or train on images with classes")
+    raise InputError(
+        f"{asked} was trained without class dropout: train it with --prior.class_dropout 0.1, or leave guidance at 1"
+    )
+
+
+def guidance_of(level: Level, label: Tensor | None, params: SamplingParams) -> Guidance:
+    """How a batch of images with those labels (B,) is guided: logits u + w (c - u), c with the class and u without it.
+
+    Raises:
+        InputError: as `require_guidable`.
+    """
+    require_guidable(level, params)
+    weighted = [(label, params.guidance)]
+    if label is not None and level.unconditional:
+        weighted.append((torch.full_like(label, level.no_class), 1 - params.guidance))
+    some = [(one, weight) for one, weight in weighted if weight]
+    labels = [one for one, _ in some if one is not None]
+    weights = torch.tensor([weight for _, weight in some], dtype=torch.float32)
+    return Guidance(torch.cat(labels) if labels else None, weights)
+
+
+@torch.inference_mode()
+def sample_plain(
+    prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
+    uniforms: Sequence[Tensor], params: SamplingParams,
+) -> None:  # fmt: skip
+    """Fill in the codes that are not known, in raster order, and level after level at a position.
+
+    Args:
+        prior: in evaluation mode.
+        codes: (B, H, W) int64 of each level that it covers: known ones are kept; what stands at the others does not
+            matter. On the prior's device, as are `coarser` and `label`.
+        known: (B, H, W) bool of each, on the CPU, where codes are drawn, as are `uniforms`.
+        coarser: paths of the levels that are coarser than these.
+        label: (B,) or None.
+        uniforms: (B, H, W) float64 in [0, 1) of each, one for each draw.
+
+    Raises:
+        InputError: guidance that the prior can't give.
+        NonFiniteError: a logit is NaN or infinite; the position is named.
+    """
+    batch, height, width = codes[0].shape
+    guidance = guidance_of(prior.level, label, params)
+    seen = [guidance.each(paths) for paths in coarser]
+    for row in range(height):
+        for column in range(width):
+            for index, level in enumerate(prior.levels):
+                every = prior.level_logits([guidance.each(one) for one in codes], seen, guidance.label)[index]
+                logits = guidance.mixed(every[:, :, row, column].cpu()).numpy()
+                drawn = codes[index][:, row, column].tolist()
+                for image in range(batch):
+                    if not known[index][image, row, column]:
+                        uniform = float(uniforms[index][image, row, column])
+                        code = draw_code(logits[image], uniform, *params.values())
+                        if code == NO_CODE:
+                            raise no_distribution(level.number, row, column)
+                        drawn[image] = code
+                codes[index][:, row, column] = torch.tensor(drawn, device=codes[index].device)
