@@ -14,9 +14,8 @@ from benchmarks.timing import Timing, side_by_side
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.export.agreement import Agreement, compare
-from hrvqvae.export.export import export_graphs
-from hrvqvae.export.forms import GraphModel, OnnxModel
+from hrvqvae.export.export import Agreement, compare, export_graphs
+from hrvqvae.export.graphs import GraphModel, OnnxModel
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
 

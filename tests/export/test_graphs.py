@@ -20,9 +20,9 @@ from hrvqvae.checkpoints.loading import load_with_config, save_model, save_progr
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict
-from hrvqvae.export import agreement, export
-from hrvqvae.export.agreement import count_errors
-from hrvqvae.export.forms import TorchModel
+from hrvqvae.export import export
+from hrvqvae.export.export import count_errors
+from hrvqvae.export.graphs import TorchModel
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.quantize import Codes
@@ -241,7 +241,7 @@ def test_a_beam_is_judged_by_the_cost_of_whole_paths() -> None:
 
 def test_graphs_that_do_not_agree_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved("vqvae", tmp_path)
-    monkeypatch.setattr(agreement, "PIXELS", -1.0)
+    monkeypatch.setattr(export, "PIXELS", -1.0)
     with pytest.raises(InputError, match="graphs of .* do not agree with the model"):
         export.export_graphs(run, tmp_path / "out", "torch")
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hrvqvae.play.limits import Limits, _reduced, take
+from hrvqvae.play.tasks import Limits, _reduced, marked, take
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 
@@ -98,6 +98,7 @@ def test_an_image_is_taken_in_both_sizes(tmp_path: Path) -> None:
     assert abs(float(small.own.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean()) < 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3_000), st.integers(1, 3_000), st.integers(1, 4_000))
 def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels: int) -> None:
     import torch
@@ -108,6 +109,21 @@ def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels
     assert bool(note) == (height * width > pixels)
     if min(rows, columns) > 20:
         assert abs(rows / columns / (height / width) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    "told", ["{", "[1]", '{"side": 3, "marks": "1111"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}',
+             '{"side": 30000, "marks": "0"}', '{"side": 2, "marks": 7}'],
+)  # fmt: skip
+def test_marks_that_are_none_are_refused(told: str) -> None:
+    with pytest.raises(InputError, match="load the page anew"):
+        marked(told)
+
+
+def test_marks_are_those_of_the_painter() -> None:
+    assert marked('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
+    assert marked('{"side": 2, "marks": ""}').tolist() == [[False] * 2] * 2
+    assert not marked(None).any()
 
 
 def test_limits_are_positive() -> None:

@@ -50,7 +50,7 @@ def _get(arguments: Arguments) -> int:
 
 def _play(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import TrainedModel
-    from hrvqvae.play.limits import Limits
+    from hrvqvae.play.tasks import Limits
     from hrvqvae.play.server import serve
 
     limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)

@@ -1,11 +1,11 @@
-"""A run's autoencoder as a folder with two graphs, written only if they do what the model does."""
+"""A run's autoencoder as a folder with two graphs, written only if they do what the model does.
+
+They give the same codes, except at ties, and the same images.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,20 +15,94 @@ from torch.nn.functional import interpolate
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config, to_dict
-from hrvqvae.export.agreement import Agreement, compare
-from hrvqvae.export.forms import FORMS, GraphModel
-from hrvqvae.export.trace import trace
+from hrvqvae.export.graphs import FORMS, GraphModel, trace
 from hrvqvae.models.base import Autoencoder
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import TEMPORARY
+from hrvqvae.utils.files import writing_folder
+from hrvqvae.utils.quantities import counted
+
+PIXELS = 1e-4
+"""How far images may be apart, on the scale [0, 1]."""
+
+TIE = 1e-5
+"""Two codes are tied where the distances from the vector to what they stand for differ by less than this share of the
+longest such vector of the image: what float32 makes of a vector in another order of summation is about that far off."""
 
 
-def check_images(config: Config, least: int) -> list[Tensor]:
-    """Drawn images of two sizes: that of training, and one that need not fill the grid; and of two numbers of images.
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What a comparison found; comparisons add up.
 
-    Args:
-        least: pixels that each side must have.
+    Attributes:
+        images: images compared.
+        codes: codes compared.
+        equal: codes that are the same.
+        errors: codes that differ and are no tie.
+        pixels: the largest difference between decoded images of the same codes, over all numbers of levels.
+
+    A code that is neither equal nor an error is a tie, or a finer code of an image in which a coarser one is tied.
     """
+
+    images: int = 0
+    codes: int = 0
+    equal: int = 0
+    errors: int = 0
+    pixels: float = 0.0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(
+            images=self.images + other.images, codes=self.codes + other.codes, equal=self.equal + other.equal,
+            errors=self.errors + other.errors, pixels=max(self.pixels, other.pixels),
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        tied = self.codes - self.equal - self.errors
+        wrong = f", {self.errors:,} wrong" if self.errors else ""
+        return (
+            f"{counted(self.images, 'image')}: {self.equal:,} of {self.codes:,} codes equal, {tied:,} tied{wrong}; "
+            f"decoded images differ by at most {self.pixels:.1e}"
+        )
+
+
+@torch.inference_mode()
+def compare(model: Autoencoder, graphs: GraphModel, images: Tensor) -> Agreement:
+    """Compare on images (B, C, Y, X), float32 in [0, 1]."""
+    ours, theirs = model.encode(images), graphs.encode(images)
+    codes = sum(one.numel() for one in ours)
+    if [one.shape for one in ours] != [one.shape for one in theirs]:
+        return Agreement(images=len(images), codes=codes, errors=codes, pixels=torch.inf)
+    pixels = 0.0
+    for levels in model.prefixes:
+        one, other = model.decode(ours[:levels], levels), graphs.decode(ours, levels)
+        pixels = max(pixels, float((one - other).abs().max()) if one.shape == other.shape else torch.inf)
+    equal = sum(int((one == other).sum()) for one, other in zip(ours, theirs, strict=True))
+    errors = count_errors(model, images, ours, theirs)
+    return Agreement(images=len(images), codes=codes, equal=equal, errors=errors, pixels=pixels)
+
+
+def count_errors(model: Autoencoder, images: Tensor, ours: Codes, theirs: Codes) -> int:
+    """How many codes differ and are no tie, each image judged by the coarsest level at which its codes differ."""
+    errors = 0
+    agreed = torch.ones(len(images), dtype=torch.bool)
+    for level, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        differ = (one != other) & agreed[:, None, None]
+        agreed &= ~differ.flatten(1).any(1)
+        if not differ.any():
+            continue
+        pairs, others = model.assignments(images, ours), model.assignments(images, theirs)
+        if not pairs:
+            errors += int(differ.sum())
+            continue
+        target, chosen = pairs[level]
+        length = target.norm(dim=-1).amax((1, 2), keepdim=True)
+        apart = (target - chosen).norm(dim=-1) - (target - others[level][1]).norm(dim=-1)
+        errors += int((differ & (apart.abs() > TIE * length)).sum())
+    return errors
+
+
+def _check_images(config: Config, least: int) -> list[Tensor]:
+    """3 images of the size of training, and 1 of a size that need not fill the grid; `least` or more pixels a side."""
     generator, size = torch.Generator().manual_seed(0), max(config.data.size, least)
     batches = []
     for count, height, width in ((3, size, size), (1, size + 3, size + size // 2 + 1)):
@@ -37,15 +111,6 @@ def check_images(config: Config, least: int) -> list[Tensor]:
         smooth = interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
         batches.append(0.9 * smooth + 0.1 * noise)
     return batches
-
-
-def _compared(model: Autoencoder, graphs: GraphModel, batches: Sequence[Tensor]) -> Agreement:
-    """Raises InputError where the graphs fail on these images, as those do that hold a size for a constant."""
-    try:
-        return reduce(add, (compare(model, graphs, images) for images in batches))
-    except Exception as error:  # of whatever runs the graphs, each with errors of its own
-        reason = " ".join(str(error).split())[-200:]
-        raise InputError(f"the {graphs.name} graphs fail on images of another number or size ({reason})") from error
 
 
 def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None) -> tuple[list[Path], Agreement]:
@@ -61,26 +126,21 @@ def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None
         InputError: the run has no model, or no linked codebooks for a beam, a package is missing, the system can't be
             traced, the graphs fail or do not agree with the model, `out` exists or can't be written.
     """
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another folder")
     kind = FORMS[form]
-    kind.require()
-    model, config = load_with_config(run, beam=beam)
-    graphs = trace(model, config)
-    about = {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}
-    partial = out.with_name(f"{TEMPORARY}{out.name}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for part, graph in (("encoder", graphs.encoder), ("decoder", graphs.decoder)):
-            (partial / f"{part}{kind.suffix}").write_bytes(kind.to_bytes(graph, about))
-        written = kind(partial)
-        agreement = _compared(model, written, check_images(config, graphs.least))
-        if not agreement.holds:
+    with writing_folder(out) as folder:
+        kind.require()
+        model, config = load_with_config(run, beam=beam)
+        encoder, decoder, least = trace(model, config)
+        about = {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}
+        for part, graph in (("encoder", encoder), ("decoder", decoder)):
+            (folder / f"{part}{kind.suffix}").write_bytes(kind.to_bytes(graph, about))
+        graphs, agreement = kind(folder), Agreement()
+        for images in _check_images(config, least):
+            try:
+                agreement += compare(model, graphs, images)
+            except Exception as error:  # of whatever runs the graphs, such as those that hold a size for a constant
+                why = " ".join(str(error).split())[-200:]
+                raise InputError(f"the {kind.name} graphs fail on images of another number or size ({why})") from error
+        if agreement.errors or agreement.pixels > PIXELS:
             raise InputError(f"the {kind.name} graphs of {run} do not agree with the model ({agreement})")
-        partial.rename(out)
-    except OSError as error:
-        raise InputError(f"{out} can't be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return sorted(path for path in out.iterdir()), agreement
+    return sorted(out.iterdir()), agreement

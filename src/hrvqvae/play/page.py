@@ -19,28 +19,24 @@ from torch import Tensor
 
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.play import tasks
-from hrvqvae.play.limits import Limits, Picture, take
+from hrvqvae.play.tasks import Limits, Picture
 from hrvqvae.plots import hierarchy, sheets
 from hrvqvae.utils.errors import InputError
 
 _SIDE = 360  # pixels on the screen of an image's longer side, about
-_MARKS = 64  # a side of what is painted, at most
 _ANY = "any class"
 _KEPT_SECONDS = 3_600  # of what a person uploaded, and of what was drawn
 _CANVAS = "<canvas></canvas><button>Clear</button>"
 _CANVAS_STYLE = "canvas { touch-action: none; cursor: crosshair; display: block; }"
 _PAINTER = Path(__file__).with_name("painter.js")
+_HEADS = ["level", "codewords", "used by this image", "perplexity", "perplexity in training"]
 
 
 class Page:
-    """The page of one model, and what happens on it.
-
-    One request at a time gets the model, however many come.
-    """
+    """The page of one model, and what happens on it. One request at a time gets the model, however many come."""
 
     def __init__(self, model: TrainedModel, limits: Limits) -> None:
-        self.model, self.limits = model, limits
-        self.size = model.config.data.size
+        self.model, self.limits, self.size = model, limits, model.config.data.size
         self._turn = Lock()
         try:
             self.classes, self.missing = model.classes, ""
@@ -61,101 +57,84 @@ class Page:
 
         return answer
 
-    # What is asked.
-
     def look(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
         """All that is shown of an image when it comes in."""
-        shown = [_enlarged(picture.own), picture.note, *self.reconstruct(picture, levels, whole)]
-        square = _enlarged(picture.square)
-        return picture, *shown, self.canvas(picture), square, self.usage(picture), None
+        rows = [
+            [number, codewords, used, f"{perplexity:.1f}", "-" if trained is None else f"{trained:.1f}"]
+            for number, (codewords, used, perplexity, trained) in enumerate(tasks.usage(self.model, picture.square), 1)
+        ]
+        made = self.reconstruct(picture, levels, whole)
+        painter, square = self._canvas(picture), _enlarged(picture.square)
+        return picture, _enlarged(picture.own), picture.note, *made, painter, square, rows, None
 
     def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
         """An image file that was uploaded."""
         if file is None:
             raise InputError("there is no image yet: upload one, or draw one")
-        path = Path(file)
-        return self.look(take(path, self.model.autoencoder.channels, self.size, self.limits), levels, whole)
+        taken = tasks.take(Path(file), self.model.autoencoder.channels, self.size, self.limits)
+        return self.look(taken, levels, whole)
 
     def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
         """An image that the model draws; -> the next seed, and all that is shown of it."""
-        drawn = (tasks.draw(self.model, 1, None, 1.0, int(seed))[0] * 255).round().to(torch.uint8)
+        drawn = (self.model.sample(1, seed=int(seed))[0] * 255).round().to(torch.uint8)
         picture = Picture(drawn, drawn, f"drawn by the model with seed {int(seed)}")
         return int(seed) + 1, *self.look(picture, levels, whole)
 
     def reconstruct(self, picture: Picture | None, levels: int, whole: bool) -> tuple[Image.Image, str]:
         """An image from the levels that are chosen."""
         image = _given(picture).own if whole else _given(picture).square
-        made = tasks.reconstruct(self.model, image, int(levels))
-        psnr = "equal" if math.isinf(made.psnr) else f"PSNR {made.psnr:.2f} dB"
-        height, width = image.shape[-2:]
-        share = made.bytes / image.numel()
-        line = f"{made.bytes:,} bytes, {share:.2%} of the {image.numel():,} of {width}x{height} pixels; {psnr}"
-        return _enlarged(made.image), line
+        made, length, psnr = tasks.reconstruct(self.model, image, int(levels))
+        error = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
+        (height, width), pixels = image.shape[-2:], image.numel()
+        line = f"{length:,} bytes, {length / pixels:.2%} of the {pixels:,} of {width}x{height} pixels; {error}"
+        return _enlarged(made), line
 
-    def draw(self, count: int, name: str, temperature: float, seed: int, guidance: float) -> Image.Image:
+    def draw(self, count: int, *how: Any) -> Image.Image:
         """New images."""
-        self.limits.check_count(int(count))
-        how = (_class(name), float(temperature), int(seed), float(guidance))
-        return sheets.grid(list(tasks.draw(self.model, int(count), *how)))
-
-    def canvas(self, picture: Picture) -> str:
-        """What the painter shows: an image, and nothing painted."""
-        stream = BytesIO()
-        sheets.to_pil(picture.square).save(stream, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-        return json.dumps({"picture": url, "side": min(_MARKS, self.size), "marks": ""})
+        return sheets.grid(list(self.model.sample(self.limits.check_count(count), **_params(*how))))
 
     def complete(
-        self, picture: Picture | None, painted: str | None, count: int, name: str, temperature: float, seed: int,
-        guidance: float,
-    ) -> tuple[Image.Image, str, Image.Image]:  # fmt: skip
+        self, picture: Picture | None, painted: str | None, count: int, *how: Any
+    ) -> tuple[Image.Image, str, Image.Image]:
         """Images that keep what is painted."""
-        self.limits.check_count(int(count))
-        image, marks = _given(picture).square, marked(painted)
-        how = (_class(name), float(temperature), int(seed), float(guidance))
-        made = tasks.complete(self.model, image, marks, int(count), *how)
-        return _enlarged(made.kept), f"{made.share:.0%} of the codes are kept", sheets.grid(list(made.images))
-
-    def usage(self, picture: Picture) -> list[list[Any]]:
-        """A row for each level."""
-        return [
-            [
-                number,
-                one.codewords,
-                one.used,
-                f"{one.perplexity:.1f}",
-                "-" if one.trained is None else f"{one.trained:.1f}",
-            ]
-            for number, one in enumerate(tasks.usage(self.model, picture.square), start=1)
-        ]
+        number, image = self.limits.check_count(count), _given(picture).square
+        kept, share, images = tasks.complete(self.model, image, tasks.marked(painted), number, **_params(*how))
+        return _enlarged(kept), f"{share:.0%} of the codes are kept", sheets.grid(list(images))
 
     def hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
         """Figure 10 for the position that was clicked."""
         image = _given(picture).square
-        zoom = _zoom(image)
         try:
-            x, y = (int(value) // zoom for value in where.index)
+            x, y = (int(value) // _zoom(image) for value in where.index)
         except (TypeError, ValueError) as error:
             raise InputError("no position was clicked") from error
-        figure = tasks.hierarchy_at(self.model, image, tasks.position_at(self.model, x, y))
-        return Image.open(BytesIO(hierarchy.png(figure)))
+        return Image.open(BytesIO(hierarchy.png(tasks.hierarchy_at(self.model, image, x, y))))
 
-    # How it looks.
+    def _canvas(self, picture: Picture) -> str:
+        """What the painter shows: an image, and nothing painted."""
+        stream = BytesIO()
+        sheets.to_pil(picture.square).save(stream, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+        return json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
 
     def blocks(self) -> gr.Blocks:
         """The page, not yet served."""
-        prefixes = self.model.autoencoder.prefixes
-        with gr.Blocks(
-            title=f"hrvqvae: {self.model.config.name}", analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)
-        ) as page:
-            gr.Markdown(f"## {self.model.config.name}\n{self._about()}")
+        config, prefixes, can_draw = self.model.config, self.model.autoencoder.prefixes, not self.missing
+        about = (
+            f"## {config.name}\n{config.model.system}, codewords by level: "
+            f"{', '.join(f'{one:,}' for one in config.model.num_codewords)}; trained on {config.data.dataset} at "
+            f"{self.size}x{self.size} pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
+        )
+        most = self.limits.upload_bytes / (1 << 20)
+        title = f"hrvqvae: {config.name}"
+        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)) as page:
+            gr.Markdown(about)
             picture, next_seed = gr.State(None, time_to_live=_KEPT_SECONDS), gr.State(1)
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
-                    most = self.limits.upload_bytes / (1 << 20)
                     file = gr.File(label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=150)
                     file.async_move_resource_to_block_cache = _uploaded_only(file.async_move_resource_to_block_cache)
-                    borrow = gr.Button("Let the model draw one", interactive=not self.missing, elem_id="borrow")
+                    borrow = gr.Button("Let the model draw one", interactive=can_draw, elem_id="borrow")
                     original = _image("Original", "original")
                     note = gr.Markdown()
                 with gr.Column(scale=2):
@@ -164,14 +143,13 @@ class Page:
                             prefixes[0], max(prefixes[-1], prefixes[0] + 1), value=prefixes[-1], step=1,
                             label=f"Levels of {prefixes[-1]}", interactive=len(prefixes) > 1, elem_id="levels",
                         )  # fmt: skip
-                        whole = gr.Checkbox(
-                            True, label=f"at its own size (else as in training, {self.size}x{self.size})"
-                        )
+                        own = f"at its own size (else as in training, {self.size}x{self.size})"
+                        whole = gr.Checkbox(True, label=own)
                         line = gr.Markdown(elem_id="line")
                         made = _image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
                         asked = self._asked(16)
-                        go_draw = gr.Button("Draw", variant="primary", interactive=not self.missing, elem_id="draw")
+                        go_draw = gr.Button("Draw", variant="primary", interactive=can_draw, elem_id="draw")
                         drawn = _image("New images", "drawn")
                     with gr.Tab("Complete"):
                         gr.Markdown("Paint over what should stay; the rest is drawn anew.")
@@ -180,13 +158,12 @@ class Page:
                             elem_id="painter",
                         )  # fmt: skip
                         asked_too = self._asked(8)
-                        go = gr.Button("Complete", variant="primary", interactive=not self.missing, elem_id="complete")
+                        go = gr.Button("Complete", variant="primary", interactive=can_draw, elem_id="complete")
                         kept_line = gr.Markdown(elem_id="kept-line")
                         with gr.Row():
                             kept, completed = _image("What is kept", "kept"), _image("Completions", "completed")
                     with gr.Tab("Codebook"):
-                        heads = ["level", "codewords", "used by this image", "perplexity", "perplexity in training"]
-                        table = gr.Dataframe(headers=heads, interactive=False, elem_id="usage")
+                        table = gr.Dataframe(headers=_HEADS, interactive=False, elem_id="usage")
                         clicked = _image("Click on a position", "clicked")
                         reach = _image("The codebooks within its reach (Figure 10)", "reach")
             seen = [picture, original, note, made, line, painter, clicked, table, reach]
@@ -205,15 +182,6 @@ class Page:
         page.queue(max_size=self.limits.images, default_concurrency_limit=1)
         return page
 
-    def _about(self) -> str:
-        config = self.model.config
-        codewords = ", ".join(f"{one:,}" for one in config.model.num_codewords)
-        words = (
-            f"{config.model.system}, codewords by level: {codewords}; "
-            f"trained on {config.data.dataset} at {self.size}x{self.size} pixels."
-        )
-        return f"{words} Nothing can be drawn: {self.missing}" if self.missing else words
-
     def _asked(self, count: int) -> list[Any]:
         """How many images, of which class, how warm, by which seed, and how much for the class."""
         with gr.Row():
@@ -224,6 +192,11 @@ class Page:
                 gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
                 gr.Slider(0, 4, value=1, step=0.1, label="Guidance", visible=self.guided),
             ]
+
+
+def _params(name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:
+    class_name = None if name == _ANY else name
+    return {"class_name": class_name, "temperature": float(temperature), "seed": int(seed), "guidance": float(guidance)}
 
 
 def _image(label: str, name: str) -> Any:
@@ -245,25 +218,6 @@ def _given(picture: Picture | None) -> Picture:
     if picture is None:
         raise InputError("there is no image yet: upload one, or draw one")
     return picture
-
-
-def _class(name: str) -> str | None:
-    return None if name == _ANY else name
-
-
-def marked(text: str | None) -> Tensor:
-    """What was painted, as the painter tells it: (side, side) bool.
-
-    Raises:
-        InputError: it tells something else.
-    """
-    try:
-        told = json.loads(text or "{}")
-        side, marks = told.get("side", 1), told.get("marks") or "0"
-        flat = torch.tensor([mark == "1" for mark in marks])
-        return (flat if len(flat) > 1 else flat.expand(side * side)).view(side, side)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError("what was painted can't be read: load the page anew") from error
 
 
 def _zoom(image: Tensor) -> int:

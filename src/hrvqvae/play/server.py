@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.middleware import Middleware
 
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.play.limits import Limits
 from hrvqvae.play.page import Page
+from hrvqvae.play.tasks import Limits
 from hrvqvae.utils.errors import InputError
 
 Message = MutableMapping[str, Any]
@@ -24,6 +26,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_SESSIONS = 32
+_MOST_UPLOADS = 64  # of the largest size, that are kept at once
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -31,27 +34,41 @@ _POLICY = (
 
 
 class Guard:
-    """What stands before the page: hosts that it answers to, the size of a request, where a browser may load from.
+    """What stands before the page: who may ask, the size of a request and of all uploads, what a browser may load.
 
-    Another host name in a request for the loopback is another site's page that tries to get in.
+    Another host name in a request for the loopback, or another origin than the host, is another site's page.
     """
 
-    def __init__(self, app: App, most_bytes: int, hosts: tuple[str, ...]) -> None:
-        self.app, self.most_bytes, self.hosts = app, most_bytes, hosts
+    def __init__(self, app: App, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
+        self.app, self.most_bytes, self.hosts, self.folder = app, most_bytes, hosts, folder
+
+    def _refusal(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        """HTTP status and reason, where a request is refused by its head."""
+        whole = headers.get(b"host", "")
+        host = whole.rpartition(":")[0].strip("[]") or whole
+        if self.hosts and host not in self.hosts:
+            return 403, f"this page answers to {self.hosts[0]} alone"
+        if b"origin" in headers and urlsplit(headers[b"origin"]).netloc != whole:
+            return 403, "this page answers to itself alone"
+        if int(headers.get(b"content-length", "0") or 0) > self.most_bytes:
+            return 413, f"too large: at most {self.most_bytes:,} bytes are admitted"
+        if path.endswith("/upload"):
+            kept = sum(one.stat().st_size for one in self.folder.rglob("*") if one.is_file())
+            if kept > _MOST_UPLOADS * self.most_bytes:
+                return 503, "too many uploads are kept; wait until some are deleted"
+        return None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get(b"host", "").rpartition(":")[0].strip("[]") or headers.get(b"host", "")
-        if self.hosts and host not in self.hosts:
-            await _refuse(send, 403, f"this page answers to {self.hosts[0]} alone")
-            return
-        if int(headers.get(b"content-length", "0") or 0) > self.most_bytes:
+        refusal = self._refusal(
+            scope["path"], {name.lower(): text.decode("latin-1") for name, text in scope["headers"]}
+        )
+        if refusal is not None:
             while (await receive()).get("more_body"):  # read to its end and kept nowhere, so that the answer arrives
                 pass
-            await _refuse(send, 413, f"too large: at most {self.most_bytes:,} bytes are admitted")
+            await _refuse(send, *refusal)
             return
         received = 0
 
@@ -76,11 +93,8 @@ async def _refuse(send: Send, status: int, line: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-@contextmanager
-def served(
-    model: TrainedModel, limits: Limits | None = None, host: str = "127.0.0.1", port: int | None = None
-) -> Iterator[str]:
-    """Serve the page of a model as long as the context is open; -> its address.
+def serve(model: TrainedModel, limits: Limits, host: str, port: int | None, say: Callable[[str], None]) -> None:
+    """Serve the page of a model until the process is interrupted or ended.
 
     What is uploaded and drawn lies in a temporary folder, which is deleted in the end.
 
@@ -90,12 +104,12 @@ def served(
     Raises:
         InputError: the port is taken, or the host is none of this machine.
     """
-    limits = limits or Limits()
-    hosts = LOOPBACK if host in LOOPBACK else ()
-    guard = Middleware(Guard, most_bytes=limits.upload_bytes + (1 << 16), hosts=hosts)
-    kept = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "HF_HUB_DISABLE_TELEMETRY")}
     with tempfile.TemporaryDirectory(prefix="hrvqvae-play-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
+        guard = Middleware(
+            Guard, most_bytes=limits.upload_bytes + (1 << 16), hosts=LOOPBACK if host in LOOPBACK else (),
+            folder=Path(folder),
+        )  # fmt: skip
         page = Page(model, limits).blocks()
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         try:
@@ -107,25 +121,14 @@ def served(
             )  # fmt: skip
         except OSError as error:
             raise InputError(f"the page can't be served at {host}, port {port or '7860 and on'} ({error})") from error
-        try:
-            yield address
-        finally:
-            page.close(verbose=False)
-            for name, value in kept.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-def serve(model: TrainedModel, limits: Limits, host: str, port: int | None, say: Callable[[str], None]) -> None:
-    """Serve the page of a model until the process is interrupted. Raises as `served`."""
-    with served(model, limits, host, port) as address:
         say(f"{model.run}: {address}   (Ctrl-C ends it)")
         if host not in LOOPBACK:
             say("everyone who reaches this machine can use it")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is deleted then as well
         try:
             while True:
                 time.sleep(3_600)
         except KeyboardInterrupt:
             say("ended")
+        finally:
+            page.close(verbose=False)

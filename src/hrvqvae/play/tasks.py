@@ -1,21 +1,25 @@
-"""What the page shows, computed from a trained model. Nothing here knows of the page.
+"""What the page takes in and shows, computed from a trained model. Nothing here knows of the page.
 
 Images are (C, Y, X), uint8 or float32 in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.geometry import Geometry, geometry_of
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.data.images import FORMATS, decode_image
 from hrvqvae.plots import hierarchy
 from hrvqvae.plots.figures import tree_at
 from hrvqvae.priors.generative import KnownCodes
@@ -24,72 +28,101 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
 
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """An image from the file of its codes.
-
-    Attributes:
-        image: (C, Y, X) float32 in [0, 1].
-        bytes: of the file.
-        psnr: in dB; infinite where the image is equal.
-    """
-
-    image: Tensor
-    bytes: int
-    psnr: float
+MOST_MARKS = 64
+"""A side of the grid that is painted on, at most."""
 
 
 @dataclass(frozen=True)
-class Completion:
-    """Images that keep a part of one.
+class Limits:
+    """The most that the page admits."""
 
-    Attributes:
-        kept: (C, size, size) float32, the image with grey where nothing is kept.
-        share: of the codes of the coarsest level that are kept.
-        images: (B, C, size, size) float32 in [0, 1].
+    upload_bytes: int = 16 << 20  # of a file that is uploaded, and of any other request
+    pixels: int = 1 << 24  # of an image, by its header; a larger one is not decoded
+    coded_pixels: int = 1 << 18  # of an image that a model gets; a larger one is reduced to it
+    images: int = 64  # that are drawn at once
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"the limit {name} is {value}; it must be at least 1")
+
+    def check_count(self, count: int) -> int:
+        """The number of images, if so many may be drawn at once. Raises InputError."""
+        if not 1 <= count <= self.images:
+            raise InputError(f"{count} images are asked for; 1 to {self.images} can be drawn at once")
+        return int(count)
+
+
+class Picture(NamedTuple):
+    """An image that was taken in, uint8."""
+
+    own: Tensor  # (C, Y, X), at its own size or as large as is admitted
+    square: Tensor  # (C, size, size), cropped and resized to what the model was trained on
+    note: str  # what was changed of it, in words; may be empty
+
+
+def take(path: Path, channels: int, size: int, limits: Limits) -> Picture:
+    """Read an image file for a model of so many channels and square images of that size.
+
+    Raises:
+        InputError: it is too large, has too many pixels, is no PNG, JPEG or WebP, or can't be decoded.
     """
+    length = path.stat().st_size
+    if length > limits.upload_bytes:
+        raise InputError(f"{path.name} has {length:,} bytes; at most {limits.upload_bytes:,} are admitted")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                pixels = opened.width * opened.height
+    except Image.DecompressionBombError:
+        pixels = limits.pixels + 1
+    except Exception as error:  # Pillow raises whatever it runs into
+        raise InputError(f"{path.name} is not a PNG, JPEG or WebP image") from error
+    if pixels > limits.pixels:
+        raise InputError(f"{path.name} has too many pixels; at most {limits.pixels:,} are admitted: make it smaller")
+    try:
+        decoded = decode_image(path, channels, limits.pixels)
+        square = torch.from_numpy(decode_image(path, channels, limits.pixels, size).pixels)
+    except InputError as error:
+        raise InputError(f"{path.name} can't be decoded: it is damaged or cut short") from error
+    own, reduced = _reduced(torch.from_numpy(decoded.pixels), limits.coded_pixels)
+    return Picture(own, square, "; ".join(note for note in (decoded.lost, reduced) if note))
 
-    kept: Tensor
-    share: float
-    images: Tensor
+
+def _reduced(image: Tensor, pixels: int) -> tuple[Tensor, str]:
+    """(C, Y, X) uint8 with at most so many pixels, and what was done in words."""
+    height, width = image.shape[-2:]
+    if height * width <= pixels:
+        return image, ""
+    share = (pixels / (height * width)) ** 0.5
+    rows = min(pixels, max(1, int(height * share)))
+    size = (rows, max(1, min(int(width * share), pixels // rows)))
+    small = interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return small.round().clamp(0, 255).to(torch.uint8), f"{width}x{height} pixels reduced to {size[1]}x{size[0]}"
 
 
-@dataclass(frozen=True)
-class LevelUsage:
-    """Codewords of one level: how many there are, how many of them an image uses, and the perplexities.
-
-    Attributes:
-        trained: perplexity of the choices in training, by moving averages; None where the system keeps none.
-    """
-
-    codewords: int
-    used: int
-    perplexity: float
-    trained: float | None
+def marked(text: str | None) -> Tensor:
+    """What was painted, as the painter tells it in JSON: (side, side) bool. Raises InputError where it is none."""
+    try:
+        told = json.loads(text or "{}")
+        side, marks = told.get("side", 1), told.get("marks") or "0"
+        if not (isinstance(side, int) and 1 <= side <= MOST_MARKS and len(marks) in (1, side * side)):
+            raise ValueError("the marks are not those of a square")
+        return torch.tensor([mark == "1" for mark in marks]).expand(side * side).view(side, side)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError("what was painted can't be read: load the page anew") from error
 
 
 def _unit(image: Tensor) -> Tensor:
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
-def reconstruct(model: TrainedModel, image: Tensor, levels: int | None = None) -> Reconstruction:
-    """The image that is read from its file of codes with `levels` levels; None is all.
-
-    Raises:
-        InputError: levels out of range, an image outside the contract.
-    """
+def reconstruct(model: TrainedModel, image: Tensor, levels: int | None = None) -> tuple[Tensor, int, float]:
+    """(image, bytes of the file, PSNR in dB) of the file of codes of an image, with so many levels; None is all."""
     (file,) = model.compress([image], levels)
     (decoded,) = model.decompress([file])
-    error = float((decoded - _unit(image)).double().square().mean())
-    return Reconstruction(decoded, len(file), psnr(error))
-
-
-def draw(
-    model: TrainedModel, count: int, class_name: str | None, temperature: float, seed: int, guidance: float = 1.0
-) -> Tensor:
-    """New images (count, C, size, size). Raises InputError as `TrainedModel.sample`."""
-    return model.sample(count, class_name=class_name, temperature=temperature, seed=seed, guidance=guidance)
+    return decoded, len(file), psnr(float((decoded - _unit(image)).double().square().mean()))
 
 
 def geometry(model: TrainedModel) -> Geometry:
@@ -118,12 +151,15 @@ def kept_codes(painted: Tensor, where: Geometry) -> tuple[Tensor, ...]:
 def complete(
     model: TrainedModel, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
     seed: int, guidance: float = 1.0,
-) -> Completion:  # fmt: skip
+) -> tuple[Tensor, float, Tensor]:  # fmt: skip
     """Draw images that keep the codes of an image where it is painted.
 
     Args:
         image: (C, size, size), of the size that was trained on.
         painted: (Y, X) bool of any size, stretched over the image.
+
+    Returns:
+        The image with grey where nothing is kept, the share of the coarsest codes that are kept, and the images.
 
     Raises:
         InputError: nothing or everything is kept; as `TrainedModel.complete`.
@@ -141,32 +177,27 @@ def complete(
     above = where.margin // 2
     shown = kept[0].repeat_interleave(where.unit, 0).repeat_interleave(where.unit, 1)
     shown = shown[above : above + size, above : above + size]
-    return Completion(torch.where(shown, _unit(image), 0.5), float(kept[0].float().mean()), drawn.images)
+    return torch.where(shown, _unit(image), 0.5), float(kept[0].float().mean()), drawn.images
 
 
-def usage(model: TrainedModel, image: Tensor) -> list[LevelUsage]:
-    """How the codewords of each level are used by an image. Raises InputError on images outside the contract."""
+def usage(model: TrainedModel, image: Tensor) -> list[tuple[int, int, float, float | None]]:
+    """(codewords, those that an image uses, their perplexity, perplexity in training or None) of each level.
+
+    Perplexity in training is that of the moving averages, which some systems do not keep.
+    """
     paths = model.autoencoder.paths(model.encode(image[None]))
-    averages: Sequence[Tensor] = model.autoencoder.codeword_counts if isinstance(model.autoencoder, OneGrid) else ()
+    averages: Any = getattr(model.autoencoder, "codeword_counts", ())
     found = []
     for level, (path, codewords) in enumerate(zip(paths, model.config.model.num_codewords, strict=True)):
         counts = vq.counts(path.cpu(), codewords)
         trained = vq.perplexity(averages[level].flatten().cpu()) if averages else None
-        found.append(LevelUsage(codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
+        found.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
     return found
 
 
-def position_at(model: TrainedModel, x: int, y: int) -> tuple[int, int]:
-    """(row, column) on the coarsest grid of the pixel at column x, row y of an image."""
+def hierarchy_at(model: TrainedModel, image: Tensor, x: int, y: int) -> Figure:
+    """Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
     where = geometry(model)
-    return (y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit
-
-
-def hierarchy_at(model: TrainedModel, image: Tensor, position: tuple[int, int]) -> Figure:
-    """Figure 10 for a position (row, column) of an image (C, Y, X).
-
-    Raises:
-        InputError: the system has no linked codebooks, or too many codewords to draw; the position is not on the grid.
-    """
+    position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
     return hierarchy.draw(tree_at(model.autoencoder, model.config.model.system, image, position, name))

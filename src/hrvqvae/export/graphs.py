@@ -1,0 +1,239 @@
+"""From an autoencoder to two graphs, encoder and decoder; the forms that they are written in, and how they are run.
+
+encoder: images (B, C, Y, X) float32 in [0, 1] -> a tensor of codes (B, H_l, W_l) int64 for each level, coarse first
+decoder: codes of every level, levels () int64 -> images (B, C, Y', X') float32 in [0, 1]
+
+B, Y and X are free. An image that does not fill its latent grid is grown inside the encoder's graph, as in `encode`:
+its last rows and columns are repeated. The decoder's graph gives all that the grid holds, (Y', X') >= (Y, X): the image
+is its upper left part, `[..., :Y, :X]`.
+
+Values are not checked inside a graph: a code out of range is an error of whatever runs it, or another codeword.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+from warnings import catch_warnings, simplefilter
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from hrvqvae.config import Config
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
+
+ABOUT = "hrvqvae"
+"""Under this name a file holds, as JSON, the configuration of the model and the numbers of levels that it decodes."""
+
+_EXAMPLE = 3  # images, and positions of the coarsest grid a side: a size of 1 would be taken for a constant
+
+
+class Graph(NamedTuple):
+    """One traced graph."""
+
+    program: ExportedProgram
+    inputs: tuple[str, ...]  # names of its tensors, in order
+    outputs: tuple[str, ...]  # names of what it gives, in order
+    dynamic: tuple[Any, ...]  # which sizes of the inputs are free, in the form that torch.export takes
+
+
+class _Encoder(nn.Module):
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor) -> Codes:
+        return self.autoencoder.encode(images)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.progressive = getattr(autoencoder, "progressive_decoder", None)  # whose weights are the graph's too
+
+    def forward(self, codes: Codes, levels: Tensor) -> Tensor:
+        return self.autoencoder.decode_prefix(codes, levels)
+
+
+def trace(autoencoder: Autoencoder, config: Config) -> tuple[Graph, Graph, int]:
+    """(encoder, decoder, least image size a side) of a model that is in evaluation mode and on the CPU.
+
+    The least size has two positions a side on the coarsest grid, since one is no free size to torch.
+
+    Raises:
+        InputError: torch.export can't trace the system.
+    """
+
+    def rows_of(size: int) -> int:
+        return min(config.model.latent_grids(size, size)[0])
+
+    least = next(size for size in itertools.count(1) if rows_of(size) >= 2)
+    size = next(one for one in itertools.count(least + 1) if rows_of(one) >= _EXAMPLE)
+    names = tuple(f"codes_{level}" for level in range(1, len(config.model.num_symbols) + 1))
+    batch, height, width = Dim("batch", min=1), Dim("height", min=least), Dim("width", min=least)
+    images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + least)
+    free = {0: batch, 2: height, 3: width}
+    with torch.no_grad(), _silent():
+        codes = autoencoder.encode(images)
+        encoder = _traced(_Encoder(autoencoder), (images,), (free,), config)
+        rows, columns = Dim("rows", min=rows_of(least)), Dim("columns", min=rows_of(least))
+        times = [len(code[0]) // len(codes[0][0]) for code in codes]  # coarse first: a whole number
+        grids = tuple({0: batch, 1: _multiple(rows, n), 2: _multiple(columns, n)} for n in times)
+        decoder = _traced(_Decoder(autoencoder), (codes, torch.tensor(1)), (grids, None), config)
+    return (
+        Graph(encoder, ("images",), names, (free,)), Graph(decoder, (*names, "levels"), ("images",), (grids, None)),
+        least,
+    )  # fmt: skip
+
+
+def _multiple(dim: Any, times: int) -> Any:
+    return dim if times == 1 else dim * times
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """None of what torch has to say about its own internals while it traces, translates and reads graphs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with catch_warnings(), redirect_stderr(StringIO()):
+            simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _traced(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, ...], config: Config) -> ExportedProgram:
+    try:
+        program = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch names many kinds
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"torch.export can't trace the system {config.model.system} ({reason})") from error
+    for part in program.graph_module.modules():  # the whole, and branches of it
+        if isinstance(part, GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # with the paths of this machine
+    return program
+
+
+class GraphModel(ABC):
+    """The encoder and the decoder of a folder, read back and run; on the CPU, with as many threads as torch has.
+
+    Attributes:
+        name: of the form, for people.
+        suffix: of the files `encoder` and `decoder`.
+        needs: modules of other packages.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def require(cls) -> None:
+        """Raises InputError where a package that the form needs is missing."""
+        missing = [name for name in cls.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(f"{cls.name} needs {' and '.join(missing)}: pip install 'hrvqvae[onnx]'")
+
+    @staticmethod
+    @abstractmethod
+    def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
+        """The content of a file of that graph."""
+
+    @abstractmethod
+    def __init__(self, folder: Path) -> None: ...
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images (B, C, Y, X), float32 in [0, 1]: (B, H_l, W_l) int64 of each level, coarse first."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, levels: int) -> Tensor:
+        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid; codes are those of every level."""
+
+
+class OnnxModel(GraphModel):
+    """ONNX, run by onnxruntime."""
+
+    name, suffix, needs = "ONNX", ".onnx", ("onnx", "onnxscript", "onnxruntime")
+
+    @staticmethod
+    def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
+        with _silent():
+            exported = torch.onnx.export(
+                graph.program, dynamo=True, verbose=False, external_data=False, input_names=graph.inputs,
+                output_names=graph.outputs, dynamic_shapes=graph.dynamic,
+            )  # fmt: skip
+        assert exported is not None
+        for node in exported.model.graph.all_nodes():
+            node.metadata_props.clear()
+        exported.model.metadata_props[ABOUT] = json.dumps(about, sort_keys=True)
+        return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # its errors are raised
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(folder / f"{part}{self.suffix}", options, ["CPUExecutionProvider"])
+            for part in ("encoder", "decoder")
+        )
+
+    @staticmethod
+    def _run(session: Any, *inputs: Tensor) -> list[Tensor]:
+        named = zip((one.name for one in session.get_inputs()), inputs, strict=True)
+        return [torch.from_numpy(one) for one in session.run(None, {name: one.numpy() for name, one in named})]
+
+    def encode(self, images: Tensor) -> Codes:
+        return tuple(self._run(self._encoder, images))
+
+    def decode(self, codes: Codes, levels: int) -> Tensor:
+        return self._run(self._decoder, *codes, torch.tensor(levels))[0]
+
+
+class TorchModel(GraphModel):
+    """A program of torch.export, run by torch."""
+
+    name, suffix = "torch.export", ".pt2"
+
+    @staticmethod
+    def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
+        content = io.BytesIO()
+        with _silent():
+            torch.export.save(graph.program, content, extra_files={ABOUT: json.dumps(about, sort_keys=True)})
+        return content.getvalue()
+
+    def __init__(self, folder: Path) -> None:
+        with _silent():
+            self._encoder, self._decoder = (
+                torch.export.load(folder / f"{part}{self.suffix}").module() for part in ("encoder", "decoder")
+            )
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Codes:
+        return tuple(self._encoder(images))
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes, levels: int) -> Tensor:
+        decoded: Tensor = self._decoder(codes, torch.tensor(levels))
+        return decoded
+
+
+FORMS: dict[str, type[GraphModel]] = {"onnx": OnnxModel, "torch": TorchModel}
