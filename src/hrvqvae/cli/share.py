@@ -50,8 +50,8 @@ def _get(arguments: Arguments) -> int:
 
 def _play(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import TrainedModel
-    from hrvqvae.play.tasks import Limits
     from hrvqvae.play.server import serve
+    from hrvqvae.play.tasks import Limits
 
     limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)
     serve(TrainedModel(arguments.run, arguments.device), limits, arguments.host, arguments.port, note)
