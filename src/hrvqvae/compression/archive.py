@@ -1,33 +1,57 @@
-"""The archive, .hrva: the tables once, then blocks of images, each with an index. docs/format.md states it.
+"""The archive, .hrva: the file of tables once, then blocks of images, each with an index. docs/format.md states it.
 
 To append is to write a block at the end. A block counts when it is there as a whole, so a killed writer leaves all
-blocks that were there before, and bytes after them that the next writer cuts off.
+blocks that were there before. Where a block is damaged, those behind it are found by their first bytes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.blocks import BLOCK, Entry, block_of, decode_records, read_block
-from hrvqvae.compression.checksum import crc8
-from hrvqvae.compression.geometry import Grid
-from hrvqvae.compression.stream import Codec, Picture
-from hrvqvae.compression.tables import Tables, read_tables
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.compression.hrv import MOST_PIXELS, ImageCodes, crc8, read_varint, varint
+from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
+from hrvqvae.config import Grid
+from hrvqvae.data.batches import same_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import locked_file, write_atomic
 
 SUFFIX = ".hrva"
-_MAGIC = b"HRVA\x00"
-_MOST_TABLES = 1 << 28
+_MAGIC, _BLOCK = b"HRVA\x00", b"HRVB"
+_HEAD = 20  # bytes before the index of a block
+_MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
+_VARINT = 5  # bytes of a number in an index, at most
+_MOST_FALSE = 64  # first bytes of a block that begin none
+_WINDOW = 1 << 20  # bytes that are searched at once
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an image is.
+
+    Attributes:
+        name: its name, or empty.
+        size: height and width in pixels.
+        levels: how many levels it has.
+        place: of its record in the file.
+        length: bytes of its record.
+    """
+
+    name: str
+    size: Grid
+    levels: int
+    place: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -36,58 +60,91 @@ class Archive:
 
     Attributes:
         path: of the file.
-        codec: by which its codes are read: its own tables.
+        codec: by which its codes are read.
         entries: its images, in order.
         end: where its last whole block ends.
-        left_over: bytes after that, which a killed writer left.
+        damaged: bytes between whole blocks, which were blocks.
+        left_over: bytes after the last whole block.
     """
 
     path: Path
-    codec: Codec
+    codec: EntropyModel
     entries: tuple[Entry, ...]
     end: int
+    damaged: int
     left_over: int
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """A name for each image: its own, with its number where an earlier image has that; its number if it has none."""
+        found: dict[str, None] = {}
+        for number, entry in enumerate(self.entries):
+            name = entry.name or f"{number:06d}"
+            while name in found:
+                name += f"-{number:06d}"
+            found[name] = None
+        return tuple(found)
 
     def numbers(self, names: Sequence[str]) -> list[int]:
         """The numbers of images by name. Raises InputError where one is not there."""
-        known = {entry.name: number for number, entry in enumerate(self.entries)}
+        known = {name: number for number, name in enumerate(self.names)}
         for name in names:
             if name not in known:
                 raise InputError(f"{self.path} has no image named {name!r}")
         return [known[name] for name in names]
 
-    def read(self, numbers: Sequence[int], levels: int | None = None) -> list[Picture]:
+    def read(self, numbers: Sequence[int], levels: int | None = None) -> list[ImageCodes]:
         """The codes of these images, in order. `lengths` of levels count no checks: a record has one.
+
+        An image whose record is damaged has no codes, and a `fault`.
 
         Raises:
             InputError: there is no image of such a number.
-            DamagedFileError: a record is damaged; the image is named.
         """
         if not all(0 <= number < len(self.entries) for number in numbers):
             raise InputError(f"{self.path} has images 0 to {len(self.entries) - 1}, not all of {list(numbers)[:5]}")
-        together: dict[tuple[Grid, int], list[int]] = {}
+        chosen = sorted(set(numbers))
+        entries, found = [self.entries[number] for number in chosen], dict[int, ImageCodes]()
         with self.path.open("rb") as stream:
-            records = {number: _read_at(stream, self.entries[number]) for number in set(numbers)}
-        for number, record in records.items():
-            entry = self.entries[number]
-            if crc8(record):
-                raise DamagedFileError(f"{self.path}: image {number} ({entry.name or 'without a name'}) is damaged")
-            together.setdefault((entry.size, entry.levels), []).append(number)
-        found: dict[int, Picture] = {}
-        for (size, stored), some in together.items():
-            pictures = decode_records(
-                self.codec, [records[number] for number in some], size, stored, min(levels or stored, stored)
-            )
-            for number, picture in zip(some, pictures, strict=True):
-                if picture is None:
-                    raise DamagedFileError(f"{self.path}: image {number} is damaged")
-                found[number] = picture
+            records = [_read_at(stream, entry) for entry in entries]
+        for some in same_size([(*entry.size, entry.levels) for entry in entries], MOST_PIXELS):
+            first = entries[some[0]]
+            decoded = _decode_records(self.codec, [records[one] for one in some], first.size, first.levels, levels)
+            found.update(zip([chosen[one] for one in some], decoded, strict=True))
         return [found[number] for number in numbers]
 
 
 def _read_at(stream: BinaryIO, entry: Entry) -> bytes:
     stream.seek(entry.place)
     return stream.read(entry.length)
+
+
+def _decode_records(
+    codec: EntropyModel, records: Sequence[bytes], size: Grid, stored: int, levels: int | None
+) -> list[ImageCodes]:
+    """The first levels of records of images of one size that have `stored` levels."""
+    layout, used = codec.layout(size), min(levels or stored, stored)
+    content = np.frombuffer(b"".join(records), np.uint8)
+    stops = np.cumsum([len(one) for one in records])
+    places = stops - [len(one) for one in records]
+    stops = stops - 1  # of the check
+    codes = np.zeros((len(records), layout.begins[-1]), np.int32)
+    whole = np.array([len(one) > 0 and crc8(one) == 0 for one in records])
+    lengths = np.zeros((len(records), used), np.int64)
+    for level in range(used):
+        ends = decode_level(content, places, stops, codes, layout, level, codec.network(level))
+        whole &= ends != NOT_WHOLE
+        ends = np.where(whole, ends, stops)
+        lengths[:, level] = ends - places
+        places = ends
+    if used == stored:
+        whole &= places == stops
+    return [
+        ImageCodes(size, layout.maps(row, used), tuple(own.tolist()))
+        if good
+        else ImageCodes(size, (), fault="its record is damaged")
+        for row, own, good in zip(codes, lengths, whole, strict=True)
+    ]
 
 
 def open_archive(path: Path) -> Archive:
@@ -120,87 +177,196 @@ def _opened(path: Path, stream: BinaryIO) -> Archive:
     tables, check = stream.read(length), stream.read(4)
     if zlib.crc32(start + tables).to_bytes(4, "little") != check:
         raise DamagedFileError(f"{path} is damaged: its tables do not match their checksum")
-    codec = _codec_of(read_tables(tables, str(path)))
+    codec = read_entropy_model(tables, str(path))
     entries = list[Entry]()
-    end = stream.tell()
-    while (block := read_block(stream, end, size, len(codec.symbols))) is not None:
-        some, end = block
-        entries += some
-    return Archive(path, codec, tuple(entries), end, size - end)
+    end = place = stream.tell()
+    damaged = false = 0
+    while place < size and false < _MOST_FALSE:
+        block = _read_block(stream, place, size, len(codec.symbols))
+        if block is None:
+            false += 1
+            place = _find_block(stream, place + 1, size)
+            continue
+        entries += block[0]
+        damaged += place - end
+        end = place = block[1]
+    return Archive(path, codec, tuple(entries), end, damaged, size - end)
 
 
-def _codec_of(tables: Tables) -> Codec:
-    return Codec(tables.name, tables.model, tables.geometry, tables.symbols, tables)
+def _find_block(stream: BinaryIO, place: int, size: int) -> int:
+    """Where the next block may begin from here on; `size` where there is none."""
+    while place < size:
+        stream.seek(place)
+        window = stream.read(_WINDOW)
+        found = window.find(_BLOCK)
+        if found >= 0:
+            return place + found
+        place += max(1, len(window) - len(_BLOCK) + 1)
+    return size
 
 
-def _head(tables: bytes) -> bytes:
-    start = _MAGIC + len(tables).to_bytes(4, "little") + tables
-    return start + zlib.crc32(start).to_bytes(4, "little")
+def _read_block(stream: BinaryIO, place: int, size: int, most_levels: int) -> tuple[list[Entry], int] | None:
+    """The images of the block that begins here, and its end; None where there is no whole block."""
+    stream.seek(place)
+    head = stream.read(_HEAD)
+    if len(head) < _HEAD or head[:4] != _BLOCK:
+        return None
+    count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
+    records = place + _HEAD + index_bytes
+    if count > min(_MOST_IMAGES, record_bytes) or records + record_bytes > size:
+        return None
+    index = stream.read(index_bytes)
+    if zlib.crc32(head[:16] + index) != check:
+        return None
+    try:
+        unpack = zlib.decompressobj()
+        plain = unpack.decompress(index, _MOST_INDEX)
+        if not unpack.eof or unpack.unused_data:
+            return None
+        entries = _entries(plain, count, records, most_levels)
+    except (zlib.error, DamagedFileError, UnicodeDecodeError):
+        return None
+    if entries and entries[-1].place + entries[-1].length != records + record_bytes:
+        return None
+    return entries, records + record_bytes
+
+
+def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[Entry]:
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        found, place = read_varint(index, place, _VARINT)
+        return found
+
+    levels, kinds = number(), number()
+    if not 1 <= levels <= most_levels or kinds not in (1, count):
+        raise DamagedFileError("an index is not sound")
+    sizes = [(number() + 1, number() + 1) for _ in range(kinds)] * (count if kinds == 1 else 1)
+    if any(height * width > MOST_PIXELS for height, width in sizes):
+        raise DamagedFileError("an image is larger than is admitted")
+    least = number()
+    lengths = [least + number() for _ in range(count)]
+    entries = []
+    for size, length in zip(sizes, lengths, strict=True):
+        name_bytes = number()
+        name = index[place : place + name_bytes].decode()
+        place += name_bytes
+        if place > len(index):
+            raise DamagedFileError("an index is cut short")
+        entries.append(Entry(name, size, levels, records, length))
+        records += length
+    if place != len(index):
+        raise DamagedFileError("an index is longer than its images")
+    return entries
+
+
+def _block_of(
+    codec: EntropyModel, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
+) -> bytes:
+    records = [b""] * len(codes)
+    for size in set(sizes):
+        some = [number for number, one in enumerate(sizes) if one == size]
+        batch, layout = np.stack([codes[number] for number in some]), codec.layout(size)
+        for level in range(levels):
+            streams = encode_level(batch, layout, level, codec.network(level))
+            for number, stream in zip(some, streams, strict=True):
+                records[number] += stream
+    records = [record + bytes([crc8(record)]) for record in records]
+    kinds = sizes[:1] if len(set(sizes)) == 1 else sizes
+    least = min(map(len, records))
+    encoded = [name.encode() for name in names]
+    numbers = [levels, len(kinds), *(side - 1 for size in kinds for side in size), least]
+    index = b"".join(map(varint, [*numbers, *(len(record) - least for record in records)]))
+    index = zlib.compress(index + b"".join(varint(len(name)) + name for name in encoded), 9)
+    body = b"".join(records)
+    head = _BLOCK + b"".join(number.to_bytes(4, "little") for number in (len(records), len(index), len(body)))
+    return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
+
+
+@dataclass
+class ArchiveWriter:
+    """Appends images to an archive: see `appending`.
+
+    Attributes:
+        archive: as it was before.
+        set_aside: the file that has got what lay behind its last whole block; None where nothing did.
+        names: of all images, without those that have none.
+        grown: bytes that the archive has grown by.
+    """
+
+    archive: Archive
+    stream: BinaryIO
+    set_aside: Path | None
+    names: set[str] = field(default_factory=set)
+    grown: int = 0
+
+    def append(
+        self, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
+    ) -> None:
+        """Write a block; when this returns, it is on the disk.
+
+        Args:
+            codes: of each image, (all codes,).
+            sizes: height and width of each in pixels.
+            names: of each; empty for none.
+            levels: how many levels are stored.
+
+        Raises:
+            InputError: an image of such a name is there already.
+        """
+        for name in filter(None, names):
+            if name in self.names:
+                raise InputError(f"{self.archive.path} has an image named {name!r} already; choose another name")
+            self.names.add(name)
+        block = _block_of(self.archive.codec, codes, sizes, names, levels)
+        _write_flushed(self.stream, block)
+        self.grown += len(block)
 
 
 @contextmanager
-def appending(path: Path, codec: Codec) -> Iterator[Callable[..., None]]:
+def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
     """Append images to an archive, which is made if it does not exist.
 
-    Gives a function (codes, sizes, names, levels) that appends a block: codes of each image (all codes,), its size, its
-    name or "", and how many levels are stored. When the function returns, the block is on the disk.
+    What lies behind its last whole block is moved into a file beside it: it may be of a killed writer, or a block that
+    was damaged later.
 
     Raises:
         InputError: another process writes to it, it was made by another model, or it can't be written.
-        DamagedFileError: the file is no archive, or one that is damaged before its last block.
+        DamagedFileError: the file is no archive, or its head is damaged.
     """
-    tables = codec.tables or Tables(
-        codec.name, codec.model, codec.geometry, codec.symbols, (None,) * len(codec.symbols)
-    )
-    with path.open("a+b") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{path} is being written to by another process; wait until it has ended") from error
-        _write_head(stream, _head(tables.content))
+    with locked_file(path), path.open("a+b") as stream:
+        grown = _write_head(stream, codec.content)
         archive = _opened(path, stream)
-        if archive.codec.tables is None or archive.codec.tables.digest != tables.digest:
+        if not archive.codec.same_codes(codec):
             raise InputError(
-                f"{path} was made by another model or other tables: those of {archive.codec.name} (weights "
+                f"{path} was made by another model or another entropy model: that of {archive.codec.name} (weights "
                 f"{archive.codec.model[:12]}), not of {codec.name} ({codec.model[:12]}); choose another file"
             )
-        if archive.left_over and _whole_block_follows(stream, archive):
-            raise DamagedFileError(
-                f"{path} is damaged at byte {archive.end}, and whole blocks follow, which appending would destroy; "
-                "append to another file"
-            )
-        stream.truncate(archive.end)
-
-        def append(
-            codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
-        ) -> None:
-            _flushed(stream, block_of(archive.codec, codes, sizes, names, levels))
-
-        yield append
+        set_aside = None
+        if archive.left_over:
+            stream.seek(archive.end)
+            rest = stream.read()
+            set_aside = path.with_name(f"{path.name}.{archive.end}-{zlib.crc32(rest):08x}.damaged")
+            write_atomic(set_aside, rest)
+            stream.truncate(archive.end)
+        yield ArchiveWriter(archive, stream, set_aside, {one.name for one in archive.entries if one.name}, grown)
 
 
-def _whole_block_follows(stream: BinaryIO, archive: Archive) -> bool:
-    """Whether a whole block lies behind the end of the blocks that are read: a block before it is damaged."""
-    stream.seek(archive.end)
-    rest, size = stream.read(), archive.end + archive.left_over
-    place = rest.find(BLOCK)
-    while place >= 0:
-        if read_block(stream, archive.end + place, size, len(archive.codec.symbols)) is not None:
-            return True
-        place = rest.find(BLOCK, place + 1)
-    return False
-
-
-def _write_head(stream: BinaryIO, head: bytes) -> None:
-    """Write the head of a new archive, or of one whose writer was killed before it was there."""
+def _write_head(stream: BinaryIO, tables: bytes) -> int:
+    """Write the head of a new archive, or of one whose writer was killed before it was there; -> bytes written."""
+    start = _MAGIC + len(tables).to_bytes(4, "little") + tables
+    head = start + zlib.crc32(start).to_bytes(4, "little")
     stream.seek(0)
     there = stream.read(len(head))
-    if len(there) < len(head) and head.startswith(there):
-        stream.truncate(0)
-        _flushed(stream, head)
+    if len(there) == len(head) or not head.startswith(there):
+        return 0
+    stream.truncate(0)
+    _write_flushed(stream, head)
+    return len(head)
 
 
-def _flushed(stream: BinaryIO, content: bytes) -> None:
+def _write_flushed(stream: BinaryIO, content: bytes) -> None:
     stream.write(content)
     stream.flush()
     os.fsync(stream.fileno())

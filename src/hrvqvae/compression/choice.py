@@ -3,40 +3,233 @@
 A code costs bits itself, and it changes what the codes around it cost, in whose contexts it stands. Positions are gone
 through one after the other. Each one takes, given what all others have, the candidate of the least
 
-    error + weight * bits of all codes of the image
+    error + lmbda * bits of all codes of the image
 
 so that the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
+
+The state of an image is what the models make of its codes at every position: the sums before the ReLU, the set of
+output weights, the values of the groups, and the bits of the code. It is computed once, and changed with the codes.
 
 What the codes around would cost takes nearly all of the time. So candidates are looked at in the order of their error
 and their own bits, and those that the codes around would have to pay `_MARGIN` bits for are left out. The rows of a
 large image are divided into strips; every other strip is gone through first, on all threads, then those between them.
 A code reaches less far than a strip, so that what is chosen does not depend on the number of threads.
 
-Shapes: N images, P positions of the grid, K candidates, L levels, n leaves.
+Shapes: N images, P positions of the grid, K candidates, L levels, n leaves; M levels that have a model, H hidden units
+and G groups of the largest of them.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.costs import EVERY, Codes, Floats, Integers, Models, begin, change
+from hrvqvae.compression.levels import Layout
+from hrvqvae.compression.network import FRAME, Network, fill_maps, find_rows, find_set, frequencies_of, put
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.threads import in_parts
 
-_STAGES = (1, 9, EVERY)  # offsets at which codes around are looked at, the nearest first
+Integers = NDArray[np.int64]
+Codes = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+_EVERY = 1 << 30  # offsets: more than a model has
+_STAGES = (1, 9, _EVERY)  # offsets at which codes around are looked at, the nearest first
 _MARGINS = (4.0, 2.0)  # bits that they may still save, before each stage
 _STRIP = 32  # rows, more than a code and another that it changes can both reach
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
+@dataclass(frozen=True)
+class Models:
+    """The models of all levels that have one, as the compiled functions take them.
+
+    Attributes:
+        layout: where the codes of an image lie.
+        about: (M, 4) of those that are used: level, hidden units, shift, selecting group.
+        arrays: for each kind of array a tuple with that of each model, used or not, since their number is compiled in:
+            those of the network, its groups and features; the offsets at which features lie, the nearest first, where
+            the features of each begin, and their numbers.
+    """
+
+    layout: Layout
+    about: Integers
+    arrays: Any
+
+    @classmethod
+    def of(cls, layout: Layout, networks: Sequence[Network | None]) -> Models:
+        """Of the models of all levels, coarse first; those of finer levels than the layout has are not used."""
+        about, arrays = list[tuple[int, ...]](), list[tuple[Any, ...]]()
+        for network in filter(None, networks):
+            contexts = network.contexts
+            around: dict[tuple[int, int], list[int]] = {(0, 0): []}
+            for number, (_, dy, dx) in enumerate(contexts.features):
+                around.setdefault((dy, dx), []).append(number)
+            around = dict(sorted(around.items(), key=lambda one: one[0][0] ** 2 + one[0][1] ** 2))  # the nearest first
+            firsts = np.cumsum([0, *map(len, around.values())])
+            members = [number for numbers in around.values() for number in numbers]
+            if contexts.level < len(layout.symbols):
+                about.append((contexts.level, len(network.bias), network.shift, contexts.selecting))
+            arrays.append((
+                network.table, network.bias, network.weights, network.offsets, contexts.group_array,
+                contexts.feature_array, np.array(list(around), np.int64), firsts.astype(np.int64),
+                np.array(members, np.int64),
+            ))  # fmt: skip
+        return cls(layout, np.array(about, np.int64).reshape(-1, 4), tuple(zip(*arrays, strict=True)))
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """`layout`, `about` and `arrays` of the compiled functions."""
+        return (self.layout.begins, self.layout.grids, self.layout.symbols), self.about, self.arrays
+
+    def empty_state(self, images: int) -> tuple[NDArray[Any], ...]:
+        """Sums (N, M, P, H), sets (N, M, P), values (N, M, P, G) and bits (N, M, P) of so many images."""
+        shape = (images, len(self.about), int(self.layout.begins[1]))
+        hidden, groups = int(self.about[:, 1].max(initial=0)), max(map(len, self.arrays[4]), default=0)
+        return (
+            np.zeros((*shape, hidden), np.int32), np.zeros(shape, np.int32), np.zeros((*shape, groups), np.int32),
+            np.zeros(shape, np.float32),
+        )  # fmt: skip
+
+
+@compiled(**_OPTIONS)
+def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code: int, frequencies: Integers) -> float:
+    """Bits of a code, from the sums of a position, which are overwritten."""
+    total = frequencies_of(hidden, chosen, weights, offsets, shift, frequencies)
+    return math.log2(total / frequencies[code])
+
+
+@compiled(**_OPTIONS)
+def _begin(images: Codes, first: int, last: int, layout: Any, about: Integers, arrays: Any, state: Any) -> int:
+    """Write what the models make of the codes of images[first:last]: the state of these images."""
+    begins, grids, symbols = layout
+    height, width = grids[0]
+    tables, biases, all_weights, all_offsets, all_groups, all_features = arrays[:6]
+    all_sums, all_sets, all_values, all_bits = state
+    spare, frequencies = np.empty(all_sums.shape[3], np.int32), np.empty(symbols.max(), np.int64)
+    for model in range(len(about)):
+        level, hidden, shift, selecting = about[model]
+        groups, features = all_groups[model], all_features[model]
+        table, bias, weights, offsets = tables[model], biases[model], all_weights[model], all_offsets[model]
+        maps = np.empty((len(groups), height + 2 * FRAME, width + 2 * FRAME), np.int32)
+        rows = np.empty(len(features), np.int64)
+        for image in range(first, last):
+            codes, sums, sets = images[image], all_sums[image, model], all_sets[image, model]
+            values, bits = all_values[image, model], all_bits[image, model]
+            fill_maps(codes, begins, grids, symbols, groups, level, maps)
+            for place in range(height * width):
+                put(maps, groups, level, symbols[level], place // width, place % width, codes[begins[level] + place])
+            for place in range(height * width):
+                y, x = place // width, place % width
+                find_rows(maps, groups, grids, level, features, y, x, rows)
+                sets[place] = find_set(maps, groups, grids, level, selecting, y, x)
+                for h in range(hidden):
+                    sums[place, h] = bias[h]
+                for row in rows:
+                    for h in range(hidden):
+                        sums[place, h] += np.int32(table[row, h])
+                for group in range(len(groups)):
+                    values[place, group] = maps[group, y + FRAME, x + FRAME]
+                spare[:hidden] = sums[place, :hidden]
+                bits[place] = _bits(
+                    spare[:hidden], sets[place], weights, offsets, shift, codes[begins[level] + place],
+                    frequencies[: symbols[level]],
+                )  # fmt: skip
+    return last - first
+
+
+@compiled(**_OPTIONS)
+def _value(candidate: Codes, first: int, last: int, symbols: Integers) -> int:
+    """Of a group, from the codes (L,) of a position."""
+    value = 0
+    for level in range(first, last + 1):
+        value = value * symbols[level] + candidate[level]
+    return value
+
+
+@compiled(**_OPTIONS)
+def _replace(sums: Any, feature: Integers, table: Any, before: Integers, after: Integers) -> None:
+    """Have the sums of a position hold the row of a feature whose group gets another value."""
+    old, new = feature[3] + before[feature[0]], feature[3] + after[feature[0]]
+    for h in range(len(sums)):
+        sums[h] += np.int32(table[new, h]) - np.int32(table[old, h])
+
+
+@compiled(**_OPTIONS)
+def _change(
+    place: int, candidate: Codes, first: int, last: int, take: bool, codes: Codes, layout: Any, about: Integers,
+    arrays: Any, state: Any, spares: Any,
+) -> float:  # fmt: skip
+    """-> bits that codes of an image take more where a place gets a candidate (L,).
+
+    Of each model those at its offsets first, ..., last - 1, of which the first is the place itself.
+
+    Args:
+        take: give it the candidate, which needs all offsets; otherwise nothing is changed.
+        state: of the image.
+        spares: sums, values of groups and frequencies, overwritten.
+    """
+    begins, grids, symbols = layout
+    sums, sets, values, bits = state
+    spare, after, frequencies = spares
+    height, width = grids[0]
+    y, x = place // width, place % width
+    tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = arrays
+    more = 0.0
+    for model in range(len(about)):
+        level, hidden, shift, selecting = about[model]
+        table, weights, offsets, groups = tables[model], all_weights[model], all_offsets[model], all_groups[model]
+        features, around = all_features[model], all_around[model]
+        firsts, members = all_firsts[model], all_members[model]
+        for group in range(len(groups)):
+            after[group] = _value(candidate, groups[group, 0], groups[group, 1], symbols)
+        for number in range(first, min(last, len(around))):
+            row, column = y - around[number, 0], x - around[number, 1]
+            if row < 0 or column < 0 or row >= height or column >= width:
+                continue
+            other = row * width + column
+            same = other != place
+            for one in range(firsts[number], firsts[number + 1]):
+                group = features[members[one], 0]
+                same = same and after[group] == values[model, place, group]
+            if same:
+                continue
+            for h in range(hidden):
+                spare[h] = sums[model, other, h]
+            for one in range(firsts[number], firsts[number + 1]):
+                _replace(spare[:hidden], features[members[one]], table, values[model, place], after)
+            code, chosen = codes[begins[level] + other], sets[model, other]
+            if other == place:
+                code = candidate[level]
+                chosen = after[selecting] if selecting >= 0 else chosen
+            if take:
+                for h in range(hidden):
+                    sums[model, other, h] = spare[h]
+            found = _bits(spare[:hidden], chosen, weights, offsets, shift, code, frequencies[: symbols[level]])
+            more += found - bits[model, other]
+            if take:
+                bits[model, other] = found
+        if take:
+            for group in range(len(groups)):
+                values[model, place, group] = after[group]
+            if selecting >= 0:
+                sets[model, place] = after[selecting]
+    if take:
+        for level in range(len(candidate)):
+            codes[begins[level] + place] = candidate[level]
+    return more
+
+
 @compiled(**_OPTIONS)
 def _settle(
     first: int, last: int, strips: Integers, places: Integers, images: Codes, numbers: Any, leaves: Codes,
-    errors: Floats, chosen: Any, all_weights: Floats, margins: Any, begins: Integers, grids: Integers,
-    symbols: Integers, about: Integers, arrays: Any, state: Any,
+    errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, about: Integers, arrays: Any,
+    state: Any,
 ) -> int:  # fmt: skip
     """Let places have their best candidates, in units first, ..., last - 1: the strips of an image, image by image.
 
@@ -44,44 +237,46 @@ def _settle(
         strips: (S, 2), which of `places` each has.
     """
     all_sums, all_sets, all_values, all_bits = state
-    spare, after = np.empty(all_sums.shape[3], np.int32), np.empty(all_values.shape[3], np.int64)
-    frequencies, own = np.empty(symbols.max(), np.int64), np.empty(numbers.shape[2], np.float64)
+    spares = (
+        np.empty(all_sums.shape[3], np.int32), np.empty(all_values.shape[3], np.int64),
+        np.empty(layout[2].max(), np.int64),
+    )  # fmt: skip
+    own = np.empty(numbers.shape[2], np.float64)
     for unit in range(first, last):
         image, strip = unit // len(strips), unit % len(strips)
-        codes, sums, sets = images[image], all_sums[image], all_sets[image]
-        values, bits, weight = all_values[image], all_bits[image], all_weights[image]
+        codes, lmbda = images[image], lmbdas[image]
+        state_of = (all_sums[image], all_sets[image], all_values[image], all_bits[image])
         for index in range(strips[strip, 0], strips[strip, 1]):
             place = places[index]
             now = chosen[image, place]
             for one in range(len(own)):
                 own[one] = errors[image, index, one] - errors[image, index, now]
-                if weight > 0 and one != now:
-                    own[one] += weight * change(
-                        place, leaves[numbers[image, place, one]], 0, 1, False, codes, begins, grids, symbols, about,
-                        arrays, sums, sets, values, bits, spare, after, frequencies,
-                    )  # fmt: skip
+                if lmbda > 0 and one != now:
+                    leaf = leaves[numbers[image, place, one]]
+                    own[one] += lmbda * _change(
+                        place, leaf, 0, 1, False, codes, layout, about, arrays, state_of, spares
+                    )
             own[now] = np.inf
             best, least = now, 0.0
             for _ in range(len(own) - 1):
                 one = int(own.argmin())
                 cost = own[one]
                 own[one] = np.inf
-                if cost >= least + weight * margins[0]:
+                if cost >= least + lmbda * margins[0]:
                     break
-                for stage in range(len(margins) if weight > 0 else 0):
-                    if cost < least + weight * margins[stage]:
-                        cost += weight * change(
-                            place, leaves[numbers[image, place, one]], _STAGES[stage], _STAGES[stage + 1], False, codes,
-                            begins, grids, symbols, about, arrays, sums, sets, values, bits, spare, after, frequencies,
+                leaf = leaves[numbers[image, place, one]]
+                for stage in range(len(margins) if lmbda > 0 else 0):
+                    if cost < least + lmbda * margins[stage]:
+                        cost += lmbda * _change(
+                            place, leaf, _STAGES[stage], _STAGES[stage + 1], False, codes, layout, about, arrays,
+                            state_of, spares,
                         )  # fmt: skip
                 if cost < least:
                     best, least = one, cost
             if best != now:
                 chosen[image, place] = best
-                change(
-                    place, leaves[numbers[image, place, best]], 0, EVERY, True, codes, begins, grids, symbols, about,
-                    arrays, sums, sets, values, bits, spare, after, frequencies,
-                )  # fmt: skip
+                leaf = leaves[numbers[image, place, best]]
+                _change(place, leaf, 0, _EVERY, True, codes, layout, about, arrays, state_of, spares)
     return last - first
 
 
@@ -104,26 +299,18 @@ class Choice:
             numbers: (N, P, K), the leaves that are candidates.
         """
         self._models, self._leaves, self._numbers = models, leaves, numbers
-        count, positions = numbers.shape[:2]
-        self.chosen = np.zeros((count, positions), np.int32)
-        self.codes = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1)).reshape(count, -1)
-        shape = (count, len(models.about), positions)
-        hidden, groups = int(models.about[:, 1].max(initial=0)), max(map(len, models.groups), default=0)
-        self._state = (
-            np.zeros((*shape, hidden), np.int32), np.zeros(shape, np.int32), np.zeros((*shape, groups), np.int32),
-            np.zeros(shape, np.float32),
-        )  # fmt: skip
-        if len(models.about):
-            in_parts(count, lambda first, last: int(begin(self.codes, first, last, *self._about, self._state)))
-
-    @property
-    def _about(self) -> tuple[Any, ...]:
-        layout = self._models.layout
-        return layout.begins, layout.grids, layout.symbols, self._models.about, self._models.arrays
+        self.chosen = np.zeros(numbers.shape[:2], np.int32)
+        self.codes = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1)).reshape(len(numbers), -1)
+        self._state = models.empty_state(len(numbers)) if len(models.about) else None
+        if self._state is not None:
+            in_parts(len(numbers), lambda first, last: int(_begin(self.codes, first, last, *models.arguments,
+                                                                  self._state)))  # fmt: skip
 
     @property
     def bits(self) -> NDArray[np.float64]:
         """Of each image (N,)."""
+        if self._state is None:
+            return np.zeros(len(self.codes))
         bits: NDArray[np.float64] = self._state[3].sum((1, 2), dtype=np.float64)
         return bits
 
@@ -132,28 +319,28 @@ class Choice:
         """The number of the leaf of each position (N, P)."""
         return np.take_along_axis(self._numbers, self.chosen[:, :, None], 2)[:, :, 0]
 
-    def settle(self, places: Integers, errors: Floats, weights: NDArray[np.floating[Any]]) -> None:
+    def settle(self, places: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
         """Let each of `places`, one after the other, have its best candidate.
 
         Args:
             places: P' numbers of positions in ascending order.
             errors: (N, P', K) of each candidate.
-            weights: (N,), of a bit of each image, in units of its errors.
+            lmbdas: (N,), of each image.
         """
-        if not len(self._models.about):
+        if self._state is None:
             self._take_least(places, errors)
             return
         width = int(self._models.layout.grids[0, 1])
         ends = np.searchsorted(places, width * np.arange(0, self.chosen.shape[1] // width + _STRIP, _STRIP))
         strips = np.stack([ends[:-1], ends[1:]], 1)
-        worth = weights.astype(np.float32)
+        lmbdas = lmbdas.astype(np.float32)
         for some in (strips[::2], strips[1::2]):  # which are independent of each other
             some = np.ascontiguousarray(some)
 
             def run(first: int, last: int, some: Integers = some) -> int:
                 return int(_settle(
-                    first, last, some, places, self.codes, self._numbers, self._leaves, errors, self.chosen, worth,
-                    np.array(_MARGINS), *self._about, self._state,
+                    first, last, some, places, self.codes, self._numbers, self._leaves, errors, self.chosen, lmbdas,
+                    np.array(_MARGINS), *self._models.arguments, self._state,
                 ))  # fmt: skip
 
             in_parts(len(self.codes) * len(some), run)

@@ -1,100 +1,38 @@
-"""Between a model and the files of its codes: which codec a run has, and images to files and back.
+"""Images to files of codes and back; files of at most so many bytes.
 
-RUN/tables.hrvt are the integer models that predict its codes. They belong to the weights alone, so that they stay what
-they are when a run is exported.
+A file of at most so many bytes has the number of levels and the lambda of the least error. A model that takes a lambda
+is asked for every number of levels, the most first: lambda 0 where that fits, or else the least lambda that does, which
+is looked for among powers. Files shrink by about a tenth where lambda grows by e, which is where the search begins. Of
+other models the most levels that fit are written.
+
+Shapes: B images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import extract, stored_or_extracted
-from hrvqvae.checkpoints.folder import RunFolder, locate
-from hrvqvae.checkpoints.loading import load_with_digest
-from hrvqvae.checkpoints.stale import require_current
-from hrvqvae.compression.fitting import files_of, fit
-from hrvqvae.compression.geometry import geometry_of
-from hrvqvae.compression.learning import learn_level
-from hrvqvae.compression.network import Network
-from hrvqvae.compression.stream import MOST_PIXELS, Codec, Picture, read
-from hrvqvae.compression.tables import MOST_SYMBOLS, Tables, read_tables
-from hrvqvae.config import Config
+from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.hrv import ImageCodes, write
+from hrvqvae.compression.rate_distortion import RateDistortion, why_no_lambda
 from hrvqvae.data.batches import same_size
 from hrvqvae.models.base import Autoencoder, Encode
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.quantities import counted
 
 _PIXELS = 1 << 18  # of the images that a network gets at once
-
-
-def codec_of(run: str | Path, model: Autoencoder, config: Config) -> Codec:
-    """What turns codes of a run into files, with its tables where it has some.
-
-    Raises:
-        InputError: the tables are of other weights; the command that makes them anew is named.
-        DamagedFileError: the tables are damaged.
-    """
-    weights = storage.weights_digest(model.state_dict())
-    bare = Codec(str(run), weights, geometry_of(config.model.latent_grids), config.model.num_symbols)
-    path = RunFolder(locate(run).parent).tables
-    if not path.is_file():
-        return bare
-    tables = read_tables(path.read_bytes(), str(path))
-    require_current(path, tables.model, weights, run)
-    if (tables.geometry, tables.symbols) != (bare.geometry, bare.symbols):
-        raise DamagedFileError(f"{path} is damaged: it has other grids or symbols than the model beside it")
-    return Codec(bare.name, weights, bare.geometry, bare.symbols, tables)
-
-
-def make_tables(
-    run: str | Path, root: str | None = None, effort: float = 1.0, device: torch.device | None = None,
-    say: Callable[[str], None] = print,
-) -> Path:  # fmt: skip
-    """Learn the tables of a run from the codes of its training split, and write them beside its weights.
-
-    Args:
-        root: where the data is, if it has moved since training.
-        effort: how long to learn; 1 is usual.
-        say: is told the bits a code of each level that held-out images take.
-
-    Raises:
-        InputError: the run or its data is missing, or the tables can't be written.
-    """
-    model, config, digest = load_with_digest(run)
-    config = config.with_root(root)
-    folder = RunFolder(locate(run).parent)
-    if folder.config.is_file():
-        maps = stored_or_extracted(folder.codes, model, digest, config, "train", device, say)
-    else:
-        maps = extract(model, config, "train", device)
-    weights = storage.weights_digest(model.state_dict())
-    if folder.tables.is_file() and read_tables(folder.tables.read_bytes(), str(folder.tables)).model == weights:
-        say(f"{folder.tables} is of these weights already; without it, files that were made by it can't be read")
-        return folder.tables
-    symbols = config.model.num_symbols
-    networks = list[Network | None]()
-    for level, values in enumerate(symbols):
-        if values > MOST_SYMBOLS:
-            say(f"level {level + 1} has {values} symbols, more than {MOST_SYMBOLS}: coded in log2 {values} bits a code")
-            networks.append(None)
-            continue
-        network, bits = learn_level(maps.levels[: level + 1], symbols[: level + 1], effort)
-        say(f"level {level + 1}: {bits:.3f} bits a code on held-out images, of {np.log2(values):.3f}")
-        networks.append(network)
-    geometry = geometry_of(config.model.latent_grids)
-    tables = Tables(config.name, weights, geometry, symbols, tuple(networks))
-    try:
-        write_atomic(folder.tables, tables.content)
-    except OSError as error:
-        raise InputError(f"{folder.tables} can't be written ({error.strerror or error})") from error
-    return folder.tables
+_LAMBDAS = 2.0 ** (np.arange(64) / 4 - 13)
+_FIRST = 20  # of these, 0.004
+_SHRINKAGE = 0.1  # of the logarithm of a file's bytes, by that of lambda
+_TRIES = 6
+_NEARLY = 0.99  # of the bytes
 
 
 def check_levels(model: Autoencoder, levels: int | None) -> int:
@@ -107,16 +45,21 @@ def check_levels(model: Autoencoder, levels: int | None) -> int:
     return levels
 
 
+def flat_codes(codes: Codes) -> NDArray[np.int32]:
+    """Codes as files hold them: (B, all codes), level after level."""
+    return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
+
+
 @torch.inference_mode()
 def compress(
-    model: Autoencoder, codec: Codec, images: Tensor | Sequence[Tensor], device: torch.device,
+    model: Autoencoder, codec: EntropyModel, images: Tensor | Sequence[Tensor], device: torch.device,
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
     """The file of each image; see `TrainedModel.compress`.
 
     Args:
-        encode: gives the codes in place of the model. Where `max_bytes` is given, `fit` looks for them instead.
+        encode: gives the codes in place of the model. Where `max_bytes` is given, they are searched for instead.
     """
     levels = check_levels(model, levels)
     encode = encode or model.encode
@@ -124,63 +67,141 @@ def compress(
         names = [f"image {number}" for number in range(1, len(images) + 1)]
     if len(names) != len(images):
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
-    files: list[bytes] = [b""] * len(images)
-    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    for numbers in same_size(sizes, _PIXELS):
+    files: dict[int, bytes] = {}
+    for numbers in same_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
         batch = torch.stack([images[number] for number in numbers]).to(device)
         if max_bytes is None:
-            made = files_of(codec, encode(batch), batch, levels)
+            made = _files_of(codec, encode(batch), batch, levels)
         else:
-            made = fit(model, codec, batch, levels, max_bytes, [names[number] for number in numbers])
-        for number, file in zip(numbers, made, strict=True):
-            files[number] = file
+            made = _fitted(model, codec, batch, levels, max_bytes, [names[number] for number in numbers])
+        files.update(zip(numbers, made, strict=True))
+    return [files[number] for number in range(len(images))]
+
+
+def _files_of(codec: EntropyModel, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
+    """The file of each image (B, C, Y, X), with the first levels of its codes, a tensor (B, H, W) a level."""
+    return [b"".join(parts) for parts in write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)]
+
+
+@dataclass
+class _Found:
+    """The best files so far.
+
+    Attributes:
+        most: bytes that a file may have.
+        files: of each image; None where none fits.
+        errors: of each image, infinite where none fits.
+        smallest: bytes of the smallest file that was tried.
+    """
+
+    most: int
+    files: list[bytes | None]
+    errors: NDArray[np.float64]
+    smallest: NDArray[np.int64]
+
+    @classmethod
+    def none(cls, most: int, count: int) -> _Found:
+        return cls(most, [None] * count, np.full(count, np.inf), np.full(count, np.iinfo(np.int64).max))
+
+    def take(self, numbers: NDArray[np.int64], files: list[bytes], errors: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Keep the files of these images that fit and are better; -> their sizes."""
+        for number, file, error in zip(numbers.tolist(), files, errors, strict=True):
+            self.smallest[number] = min(self.smallest[number], len(file))
+            if len(file) <= self.most and error < self.errors[number]:
+                self.files[number], self.errors[number] = file, error
+        return np.array([len(file) for file in files])
+
+
+def _fitted(
+    model: Autoencoder, codec: EntropyModel, images: Tensor, levels: int, most: int, names: Sequence[str]
+) -> list[bytes]:
+    """The best file of each image (B, C, Y, X) that has at most `most` bytes and so many levels.
+
+    Raises:
+        InputError: none was found that fits, or `most` is below 1.
+    """
+    if most < 1:
+        raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
+    every = np.arange(len(images))
+    found = _Found.none(most, len(images))
+    admitted = [one for one in reversed(model.prefixes) if one <= levels]
+    if why_no_lambda(model, levels):
+        codes = model.encode(images)
+        for place, number in enumerate(admitted):  # an error that falls with the levels
+            found.take(every, _files_of(codec, codes, images, number), np.full(len(images), float(place)))
+    else:
+        going = every
+        for number in admitted:
+            if len(going):
+                going = going[_weighed(RateDistortion.of(model, codec, number), images, going, found)]
+    files = [file for file in found.files if file is not None]
+    if len(files) < len(images):
+        image = found.files.index(None)
+        raise InputError(f"{names[image]} takes {found.smallest[image]} bytes at the least; {most} are admitted")
     return files
 
 
-def readable_levels(model: Autoencoder, picture: Picture, levels: int | None, name: str) -> int:
-    """How many of a file's levels are decoded: those that are asked for, as far as they are there.
+def _weighed(encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], found: _Found) -> NDArray[np.bool_]:
+    """Look for the best files of these images with the encoder's levels; -> which do not fit with lambda 0."""
+    most = found.most
 
-    Raises:
-        DamagedFileError: the model decodes no prefix as short as what there is.
-    """
-    admitted = [one for one in model.prefixes if one <= min(levels or len(picture.codes), len(picture.codes))]
-    if not admitted:
-        raise DamagedFileError(
-            f"{name} has {counted(len(picture.codes), 'whole level')}; this model decodes {model.prefixes[0]} or more "
-            "together"
-        )
-    return admitted[-1]
+    def sizes(some: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
+        batch = images[torch.from_numpy(some).to(images.device)]
+        codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
+        return found.take(some, _files_of(encoder.codec, codes, batch, encoder.levels), errors.numpy())
+
+    large = sizes(numbers, np.zeros(len(numbers))) > most
+    if not encoder.codec.networks:
+        return large  # all codes take the same bits
+    rest = numbers[large]
+    low, high = np.full(len(rest), -1), np.full(len(rest), len(_LAMBDAS))  # what does not fit, and what does
+    guess = np.full(len(rest), _FIRST)
+    for number in range(_TRIES):
+        going = np.flatnonzero(high - low > 1)
+        if not len(going):
+            break
+        now = sizes(rest[going], _LAMBDAS[guess[going]])
+        near = (now <= most) & (now >= _NEARLY * most)  # a smaller lambda would bring next to nothing
+        low[going] = np.where(now > most, guess[going], np.where(near, guess[going] - 1, low[going]))
+        high[going] = np.where(now > most, high[going], guess[going])
+        farther = np.rint(np.log(now / most) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])).astype(int)
+        # until something fits, steps grow, so that the last try has the largest lambda
+        farther = np.where(high[going] == len(_LAMBDAS), np.maximum(farther, 2 << number), farther)
+        guess[going] = np.clip(guess[going] + farther, low[going] + 1, high[going] - 1)
+    return large
 
 
 @torch.inference_mode()
-def decompress(
-    model: Autoencoder, codec: Codec, files: Sequence[bytes], device: torch.device, levels: int | None = None,
-    names: Sequence[str] | None = None, most_pixels: int = MOST_PIXELS,
-) -> tuple[list[Tensor], list[Picture]]:  # fmt: skip
-    """The image of each file, and what was read of it; see `TrainedModel.decompress`."""
-    if levels is not None:
-        check_levels(model, levels)
-    pictures = read(codec, files, levels, names, most_pixels)
-    return paint(model, pictures, device, levels, names), pictures
-
-
-@torch.inference_mode()
-def paint(
-    model: Autoencoder, pictures: Sequence[Picture], device: torch.device, levels: int | None = None,
+def decode_images(
+    model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None,
     names: Sequence[str] | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """The image (C, Y, X) float32 in [0, 1] of each of these codes."""
-    names = names or [f"file {number}" for number in range(1, len(pictures) + 1)]
-    used = [readable_levels(model, one, levels, name) for one, name in zip(pictures, names, strict=True)]
-    images: dict[int, Tensor] = {}
-    for one in set(used):
-        numbers = [number for number, levels_of in enumerate(used) if levels_of == one]
-        for batch in same_size([pictures[number].size for number in numbers], _PIXELS):
-            some = [numbers[place] for place in batch]
-            codes = tuple(
-                torch.from_numpy(np.stack([pictures[number].codes[level] for number in some]).astype(np.int64))
-                for level in range(one)
+    """The image (C, Y, X) float32 in [0, 1] of each of these codes.
+
+    Args:
+        levels: how many levels to use, as far as they are there; None uses all.
+        names: of the files, for messages; None counts them from 1.
+
+    Raises:
+        InputError: the model does not decode so many levels.
+        DamagedFileError: it decodes no prefix as short as what there is of a file.
+    """
+    most, used = check_levels(model, levels), list[int]()
+    for number, one in enumerate(files):
+        there = [prefix for prefix in model.prefixes if prefix <= min(most, len(one.codes))]
+        if not there:
+            name = names[number] if names else f"file {number + 1}"
+            raise DamagedFileError(
+                f"{name} has {counted(len(one.codes), 'whole level')}; this model decodes {model.prefixes[0]} or more "
+                "together"
             )
-            decoded = model.decode(tuple(code.to(device) for code in codes), one, pictures[some[0]].size)
-            images.update(zip(some, decoded.cpu(), strict=True))
-    return [images[number] for number in range(len(pictures))]
+        used.append(there[-1])
+    images: dict[int, Tensor] = {}
+    for numbers in same_size([(*one.size, prefix) for one, prefix in zip(files, used, strict=True)], _PIXELS):
+        prefix, size = used[numbers[0]], files[numbers[0]].size
+        codes = tuple(
+            torch.from_numpy(np.stack([files[number].codes[level] for number in numbers])).long().to(device)
+            for level in range(prefix)
+        )
+        images.update(zip(numbers, model.decode(codes, prefix, size).cpu(), strict=True))
+    return [images[number] for number in range(len(files))]

@@ -1,4 +1,4 @@
-"""Learning the model of a level from the codes of training images: in floats, code after code, then rounded.
+"""Fitting an entropy model: the network of a level is learned from codes of training images in floats, then rounded.
 
 Each code that is met moves what it was predicted by, down the gradient of its bits. One code at a time learns far more
 from a code than batches do, since the rows that it touches are few. What is learned depends on the codes and the seed.
@@ -7,22 +7,34 @@ from a code than batches do, since the rows that it touches are few. What is lea
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.contexts import FRAME, Contexts, fill_maps, find_rows, find_set, put, usual_contexts
+from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel, Geometry
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import STEPS, Network
+from hrvqvae.compression.network import (
+    FRAME,
+    STEPS,
+    Contexts,
+    Network,
+    fill_maps,
+    find_rows,
+    find_set,
+    put,
+    usual_contexts,
+)
 from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Parameters = tuple[Floats, Floats, Floats, Floats]
+"""Table, bias, weights and offsets as of `Network`, in floats: scores are in nats."""
 
 _VISITED = 64  # codes of an image that are learned from before the next image
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # units by the rows of the table, up to so many
@@ -31,27 +43,6 @@ _STATES = 8  # that are compared on held-out images
 _MOST_HELD_OUT = 1000
 _WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 60  # sums of products; codes learned from; and so many times at most
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": True}
-
-
-@dataclass
-class Parameters:
-    """A model in floats; shapes as of `Network`. Scores are in nats."""
-
-    table: Floats
-    bias: Floats
-    weights: Floats
-    offsets: Floats
-
-
-def first_parameters(contexts: Contexts, hidden: int, random: np.random.Generator) -> Parameters:
-    """Small and random; every symbol is as likely."""
-    symbols = contexts.symbols[-1]
-    return Parameters(
-        random.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
-        np.full(hidden, 0.1, np.float32),
-        random.normal(0, 0.1, (contexts.sets, symbols, hidden)).astype(np.float32),
-        np.zeros((contexts.sets, symbols), np.float32),
-    )
 
 
 @compiled(**_OPTIONS)
@@ -121,26 +112,26 @@ def _learn(
     return bits / math.log(2.0)
 
 
-def rounded(parameters: Parameters, contexts: Contexts) -> Network:
+def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
     """The model in integers. Each hidden unit gets a scale of its own, by which its weights are divided again."""
-    scale = 127 / np.maximum(np.abs(parameters.table).max(0), 1e-6).astype(np.float64)
-    table = np.rint(parameters.table * scale).astype(np.int8)
-    bias = np.rint(parameters.bias * scale).astype(np.int32)
+    table, bias, weights, offsets = parameters
+    scale = 127 / np.maximum(np.abs(table).max(0), 1e-6).astype(np.float64)
+    whole = np.rint(bias * scale).astype(np.int32)
     unit = STEPS / math.log(2)
-    weights, offsets = parameters.weights / scale * unit, parameters.offsets.astype(np.float64) * unit
-    hidden = np.abs(bias) + 127.0 * (len(contexts.features) + 1)
-    largest = float((np.abs(weights) @ hidden + np.abs(offsets)).max()) + 1
-    shift = min(24, math.floor(math.log2(2**29 / largest)), math.floor(math.log2(32_000 / np.abs(weights).max())))
+    scaled, nats = weights / scale * unit, offsets.astype(np.float64) * unit
+    hidden = np.abs(whole) + 127.0 * (len(contexts.features) + 1)
+    largest = float((np.abs(scaled) @ hidden + np.abs(nats)).max()) + 1
+    shift = min(24, math.floor(math.log2(2**29 / largest)), math.floor(math.log2(32_000 / np.abs(scaled).max())))
     return Network(
-        contexts, table, bias, np.rint(weights * 2.0**shift).astype(np.int16),
-        np.rint(offsets * 2.0**shift).astype(np.int32), shift,
+        contexts, np.rint(table * scale).astype(np.int8), whole, np.rint(scaled * 2.0**shift).astype(np.int16),
+        np.rint(nats * 2.0**shift).astype(np.int32), shift,
     )  # fmt: skip
 
 
 def learn_level(
     levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, seed: int = 0
 ) -> tuple[Network, float]:
-    """The model of the finest of these levels; -> it, and the bits a code that held-out images take.
+    """The network of the finest of these levels; -> it, and the bits a code that held-out images take.
 
     A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
     taken.
@@ -152,10 +143,13 @@ def learn_level(
 
     Raises:
         InputError: there are fewer than two images.
+        DamagedFileError: a code is out of range.
     """
     level, count = len(levels) - 1, len(levels[0])
     if count < 2:
-        raise InputError(f"tables are learned from at least 2 images; there are {count}")
+        raise InputError(f"an entropy model is fitted to at least 2 images; there are {count}")
+    if any(one.min() < 0 or one.max() >= values for one, values in zip(levels, symbols, strict=False)):
+        raise DamagedFileError("codes of training images are out of range: the stored codes are damaged")
     grids = [(one.shape[1], one.shape[2]) for one in levels]
     contexts = usual_contexts(
         level, symbols, [number == 0 or grids[number - 1] == one for number, one in enumerate(grids)]
@@ -164,7 +158,12 @@ def learn_level(
     images = np.concatenate([one.reshape(count, -1) for one in levels], 1).astype(np.min_scalar_type(max(symbols)))
     random = np.random.default_rng([seed, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
-    parameters = first_parameters(contexts, hidden, random)
+    parameters: Parameters = (  # small and random; every symbol is as likely
+        random.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
+        np.full(hidden, 0.1, np.float32),
+        random.normal(0, 0.1, (contexts.sets, symbols[level], hidden)).astype(np.float32),
+        np.zeros((contexts.sets, symbols[level]), np.float32),
+    )
     features, groups = contexts.feature_array, contexts.group_array
     maps = np.zeros((len(groups), *(side + 2 * FRAME for side in layout.grids.max(0))), np.int32)
     fading = (_LAST_RATE / _RATE) ** (1 / _STATES)
@@ -172,8 +171,7 @@ def learn_level(
     def learn(order: Integers, places: Integers, rate: float) -> float:
         return float(_learn(
             images, order, places, layout.begins, layout.grids, layout.symbols, groups, level, features,
-            contexts.selecting, maps, parameters.table, parameters.bias, parameters.weights, parameters.offsets,
-            rate, fading,
+            contexts.selecting, maps, *parameters, rate, fading,
         ))  # fmt: skip
 
     held_out, others = np.split(random.permutation(count), [max(1, min(count // 20, _MOST_HELD_OUT))])
@@ -191,4 +189,30 @@ def learn_level(
         bits = learn(held_out, everywhere, 0.0)
         if bits < best_bits:
             best, best_bits = copy.deepcopy(parameters), bits
-    return rounded(best, contexts), best_bits / everywhere.size
+    return _rounded(best, contexts), best_bits / everywhere.size
+
+
+def fit(
+    bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0, say: Callable[[str], None] = print
+) -> EntropyModel:
+    """An entropy model with its networks, fitted to codes of training images.
+
+    Args:
+        bare: the model without networks.
+        levels: codes (N, H_l, W_l) of each level, coarse first.
+        effort: how long to learn; 1 is usual.
+        say: gets a line a level: the bits a code that held-out images take.
+
+    Raises:
+        InputError: as `learn_level`.
+    """
+    networks = list[Network | None]()
+    for level, values in enumerate(bare.symbols):
+        if values > MOST_SYMBOLS:
+            say(f"level {level + 1} has {values} symbols, more than {MOST_SYMBOLS}: coded in log2 {values} bits a code")
+            networks.append(None)
+            continue
+        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort)
+        say(f"level {level + 1}: {bits:.3f} bits a code on held-out images, of {math.log2(values):.3f}")
+        networks.append(network)
+    return dataclasses.replace(bare, networks=tuple(networks))

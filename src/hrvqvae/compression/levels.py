@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression import range_coder as coder
-from hrvqvae.compression.contexts import FRAME, fill_maps, find_rows, find_set, put
-from hrvqvae.compression.geometry import Grid
-from hrvqvae.compression.network import TOP, Network, find_frequencies
+from hrvqvae.compression.network import FRAME, TOP, Network, fill_maps, find_frequencies, find_rows, find_set, put
+from hrvqvae.config import Grid
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.threads import in_parts
 
@@ -49,18 +48,27 @@ class Layout:
         begins = np.cumsum([0, *(height * width for height, width in grids)])
         return cls(np.array(grids, np.int64), begins.astype(np.int64), np.array(symbols, np.int64))
 
+    def first(self, levels: int) -> Layout:
+        """Of the first levels alone."""
+        return Layout(self.grids[:levels], self.begins[: levels + 1], self.symbols[:levels])
+
     def part(self, level: int) -> slice:
         """Where a level's codes are."""
         return slice(int(self.begins[level]), int(self.begins[level + 1]))
 
+    def maps(self, codes: Codes, levels: int) -> tuple[Codes, ...]:
+        """Codes (..., all codes) as maps (..., H_l, W_l) of the first levels."""
+        return tuple(codes[..., self.part(level)].reshape(*codes.shape[:-1], *self.grids[level])
+                     for level in range(levels))  # fmt: skip
+
 
 @compiled(**_OPTIONS)
 def _encode(
-    images: Codes, first: int, last: int, begins: Integers, grids: Integers, symbols: Integers, level: int,
-    model: Any, groups: Integers, features: Integers, selecting: int, shift: int, out: Bytes, lengths: Integers,
-) -> int:  # fmt: skip
+    images: Codes, first: int, last: int, level: int, layout: Any, network: Any, out: Bytes, lengths: Integers
+) -> int:
     """Write the streams of images[first:last] (N, all codes) to the rows of `out`, and their lengths."""
-    table, bias, weights, offsets = model
+    begins, grids, symbols = layout
+    table, bias, weights, offsets, groups, features, selecting, shift, alike = network
     values, height, width = symbols[level], grids[level, 0], grids[level, 1]
     maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
     rows, hidden = np.empty(len(features), np.int64), np.empty(len(bias), np.int32)
@@ -72,6 +80,9 @@ def _encode(
         for y in range(height):
             for x in range(width):
                 code = codes[begins[level] + y * width + x]
+                if alike:
+                    coder.encode(state, out[image], code, 1, values)
+                    continue
                 find_rows(maps, groups, grids, level, features, y, x, rows)
                 chosen = find_set(maps, groups, grids, level, selecting, y, x)
                 total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
@@ -83,12 +94,12 @@ def _encode(
 
 @compiled(**_OPTIONS)
 def _decode(
-    content: Bytes, starts: Integers, stops: Integers, first: int, last: int, images: Codes, begins: Integers,
-    grids: Integers, symbols: Integers, level: int, model: Any, groups: Integers, features: Integers, selecting: int,
-    shift: int, ends: Integers,
+    content: Bytes, starts: Integers, stops: Integers, first: int, last: int, images: Codes, level: int, layout: Any,
+    network: Any, ends: Integers,
 ) -> int:  # fmt: skip
     """Write codes of images[first:last] from content[starts:stops], and where each stream ends (or NOT_WHOLE)."""
-    table, bias, weights, offsets = model
+    begins, grids, symbols = layout
+    table, bias, weights, offsets, groups, features, selecting, shift, alike = network
     values, height, width = symbols[level], grids[level, 0], grids[level, 1]
     maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
     rows, hidden = np.empty(len(features), np.int64), np.empty(len(bias), np.int32)
@@ -102,12 +113,17 @@ def _decode(
             for x in range(width):
                 if not whole:
                     continue
-                find_rows(maps, groups, grids, level, features, y, x, rows)
-                chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
+                total = values
+                if not alike:
+                    find_rows(maps, groups, grids, level, features, y, x, rows)
+                    chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                    total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
                 place = coder.sought(state, total)
                 whole = place < total and state[2] <= len(stream)
-                if whole:
+                if whole and alike:
+                    coder.decode(state, stream, place, 1, total)
+                    codes[begins[level] + y * width + x] = place
+                elif whole:
                     code, before = 0, 0
                     while before + frequencies[code] <= place:
                         before += frequencies[code]
@@ -120,46 +136,20 @@ def _decode(
     return last - first
 
 
-@compiled(**_OPTIONS)
-def _encode_alike(codes: Codes, symbols: int, out: Bytes, lengths: Integers) -> None:
-    """As `_encode`, for codes (N, codes of the level) whose symbols are all as likely."""
-    state = np.empty(4, np.int64)
-    for image in range(len(codes)):
-        coder.begin_encoding(state)
-        for code in codes[image]:
-            coder.encode(state, out[image], code, 1, symbols)
-        lengths[image] = coder.end_encoding(state, out[image])
-
-
-@compiled(**_OPTIONS)
-def _decode_alike(
-    content: Bytes, starts: Integers, stops: Integers, codes: Codes, symbols: int, ends: Integers
-) -> None:
-    """As `_decode`, for codes (N, codes of the level) whose symbols are all as likely."""
-    state = np.empty(4, np.int64)
-    for image in range(len(codes)):
-        stream = content[starts[image] : stops[image]]
-        coder.begin_decoding(state, stream)
-        whole = True
-        for number in range(codes.shape[1]):
-            place = coder.sought(state, symbols)
-            if place >= symbols or state[2] > len(stream):
-                whole = False
-                break
-            codes[image, number] = place
-            coder.decode(state, stream, place, 1, symbols)
-        end = coder.end_decoding(state) if whole else NOT_WHOLE
-        ends[image] = starts[image] + end if 0 <= end <= len(stream) else NOT_WHOLE
-
-
-def _parts(layout: Layout, level: int, network: Network) -> tuple[Any, ...]:
-    """The arguments of the compiled functions that a model decides."""
-    arrays = (network.table, network.bias, network.weights, network.offsets)
-    contexts = network.contexts
-    return (
-        layout.begins[: level + 1], layout.grids[: level + 1], layout.symbols, level, arrays, contexts.group_array,
-        contexts.feature_array, contexts.selecting, network.shift,
-    )  # fmt: skip
+def _arguments(layout: Layout, level: int, network: Network | None) -> tuple[Any, ...]:
+    """`level`, `layout` and `network` as the compiled functions take them."""
+    arrays: tuple[Any, ...]
+    if network is None:
+        flat, pairs = np.zeros((0, 0), np.int8), np.zeros((0, 4), np.int64)
+        wide, narrow = np.zeros((0, 0, 0), np.int16), np.zeros((0, 0), np.int32)
+        arrays = (flat, narrow.reshape(0), wide, narrow, pairs[:, :2].copy(), pairs, -1, 0, True)
+    else:
+        contexts = network.contexts
+        arrays = (
+            network.table, network.bias, network.weights, network.offsets, contexts.group_array,
+            contexts.feature_array, contexts.selecting, network.shift, False,
+        )  # fmt: skip
+    return level, (layout.begins[: level + 1], layout.grids[: level + 1], layout.symbols), arrays
 
 
 def encode_level(codes: Codes, layout: Layout, level: int, network: Network | None) -> list[bytes]:
@@ -167,11 +157,8 @@ def encode_level(codes: Codes, layout: Layout, level: int, network: Network | No
     number = layout.begins[level + 1] - layout.begins[level]
     out = np.empty((len(codes), _LARGEST_CODE * number + 2 * coder.WIDTH), np.uint8)
     lengths = np.zeros(len(codes), np.int64)
-    if network is None:
-        _encode_alike(np.ascontiguousarray(codes[:, layout.part(level)]), int(layout.symbols[level]), out, lengths)
-    else:
-        parts = _parts(layout, level, network)
-        in_parts(len(codes), lambda first, last: _encode(codes, first, last, *parts, out, lengths), alone=_ALONE)
+    about = _arguments(layout, level, network)
+    in_parts(len(codes), lambda first, last: _encode(codes, first, last, *about, out, lengths), alone=_ALONE)
     return [row[:length].tobytes() for row, length in zip(out, lengths, strict=True)]
 
 
@@ -204,14 +191,8 @@ def decode_level(
             ends[possible] = decode_level(content, starts[possible], stops[possible], some, layout, level, network)
             codes[possible] = some
         return ends
-    if network is None:
-        own = np.zeros((len(codes), layout.begins[level + 1] - layout.begins[level]), np.int32)
-        _decode_alike(content, starts, stops, own, int(layout.symbols[level]), ends)
-        codes[:, layout.part(level)] = own
-    else:
-        parts = _parts(layout, level, network)
-        in_parts(
-            len(codes), lambda first, last: _decode(content, starts, stops, first, last, codes, *parts, ends),
-            alone=_ALONE,
-        )  # fmt: skip
+    about = _arguments(layout, level, network)
+    in_parts(
+        len(codes), lambda first, last: _decode(content, starts, stops, first, last, codes, *about, ends), alone=_ALONE
+    )
     return ends

@@ -3,13 +3,13 @@
 The usual codes of a position name the leaf nearest to its latent, or about that. Here each position takes, of the
 leaves that are near, the one of the least
 
-    squared error of the decoded image + weight * bits of the codes
+    squared error of the decoded image + lmbda * bits of the codes
 
 The error of the decoded image is known by the decoder's gradient g at the codes so far, and by the mean of its
 curvature J^T J over the positions of an image, from random projections: a codeword that moves by d changes the error by
 g d + 1.5 d^T J^T J d. What neighbouring positions change overlaps in the image. So a quarter of the positions, no two
 of them side by side, is chosen by one gradient, and 1.5 in place of 1 is for what still overlaps. Bits are those of the
-integer models that the file is coded by (`codec/choice.py`).
+integer models that the file is coded by (`choice.py`).
 
 Of the codes after each sweep and the usual ones, an image gets those of the least sum, by its true error and true bits.
 
@@ -33,12 +33,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.compression.choice import Choice
-from hrvqvae.compression.costs import Models
-from hrvqvae.compression.geometry import Grid
+from hrvqvae.compression.choice import Choice, Models
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.sensitivity import Decoding
-from hrvqvae.compression.stream import Codec
+from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.models.one_grid import OneGrid, Quantizer
 from hrvqvae.quantize import Codes
@@ -67,11 +66,9 @@ class Leaves:
 
     @classmethod
     def of(cls, model: OneGrid, levels: int) -> Leaves:
-        """Of the first levels. Raises InputError where they are too many."""
+        """Of the first levels."""
         symbols = model.config.num_symbols[:levels]
         count = math.prod(symbols)
-        if count > _MOST_LEAVES:
-            raise InputError(f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}")
         numbers = torch.cartesian_prod(*(torch.arange(one) for one in symbols)).view(count, len(symbols))
         numbers = numbers.to(next(model.parameters()).device)
         vectors = cast(Quantizer, model.quantizer).lookup(tuple(level.view(1, 1, -1) for level in numbers.T))
@@ -92,9 +89,14 @@ class Leaves:
         return found.flatten(1).int()
 
 
-def takes_weight(model: Autoencoder, levels: int) -> bool:
-    """Whether a lambda can be given to so many levels of a model."""
-    return isinstance(model, OneGrid) and math.prod(model.config.num_symbols[:levels]) <= _MOST_LEAVES
+def why_no_lambda(model: Autoencoder, levels: int) -> str:
+    """Why no lambda can be given to so many levels of a model; empty where one can."""
+    if not isinstance(model, OneGrid):
+        return "a lambda takes a model with one latent grid (OneGrid), which this one is not"
+    count = math.prod(model.config.num_symbols[:levels])
+    if count > _MOST_LEAVES:
+        return f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -103,61 +105,61 @@ class RateDistortion:
 
     Attributes:
         model: that decodes.
-        codec: whose models say what codes cost; where a level has none, all its codes cost the same.
+        codec: whose networks say what codes cost; where a level has none, all its codes cost the same.
         levels: how many levels are written; error and bits are those of an image that has no more.
         leaves: of these levels.
     """
 
     model: OneGrid
-    codec: Codec
+    codec: EntropyModel
     levels: int
     leaves: Leaves
 
     @classmethod
-    def of(cls, model: Autoencoder, codec: Codec, levels: int | None = None) -> RateDistortion:
+    def of(cls, model: Autoencoder, codec: EntropyModel, levels: int | None = None) -> RateDistortion:
         """Of the first levels, None for all. Raises InputError: the model is no `OneGrid`, or has too many leaves."""
-        if not isinstance(model, OneGrid):
-            raise InputError(f"a lambda takes a model with one latent grid (OneGrid), which {codec.name} is not")
         levels = levels or model.prefixes[-1]
-        return cls(model, codec, levels, Leaves.of(model, levels))
+        if why := why_no_lambda(model, levels):
+            raise InputError(why)
+        return cls(cast(OneGrid, model), codec, levels, Leaves.of(cast(OneGrid, model), levels))
 
-    def encode(self, images: Tensor, weight: float | Tensor) -> Codes:
+    def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
         """Codes of images (B, C, Y, X), a tensor (B, H, W) for each of the levels.
 
         Args:
-            weight: the squared error, summed over the pixel values of an image in [0, 1], that a bit is worth; one for
-                all images, or (B,).
+            lmbda: of the sum that is minimized: error + lmbda * bits, where the error is squared and summed over the
+                pixel values of an image in [0, 1]; one for all images, or (B,).
 
         Raises:
             InputError: other images than the model takes.
         """
-        return self.weigh(images, weight)[0]
+        return self.weigh(images, lmbda)[0]
 
-    def weigh(self, images: Tensor, weight: float | Tensor) -> tuple[Codes, Tensor]:
+    def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
         """As `encode`, and the squared error of each image (B,)."""
         unit = unit_images(images, self.model.channels)
-        grids = self.codec.layout((unit.shape[-2], unit.shape[-1])).grids[: self.levels].tolist()
-        layout = Layout.of([(height, width) for height, width in grids], self.codec.symbols[: self.levels])
-        weights = torch.as_tensor(weight, dtype=torch.float64, device="cpu").expand(len(unit))
+        layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
+        lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(len(unit))
         together = max(1, _POSITIONS // int(layout.begins[1]))
         chosen, errors = [np.zeros((0, layout.begins[-1]), np.int32)], [np.zeros(0)]
         for begin in range(0, len(unit), together):
             some = slice(begin, begin + together)
-            codes, error = self._weighed(layout, unit[some], weights[some].numpy())
+            codes, error = self._weighed(layout, unit[some], lmbdas[some].numpy())
             chosen.append(codes)
             errors.append(error)
-        found = torch.from_numpy(np.concatenate(chosen)).long().to(images.device)
-        levels = tuple(found[:, layout.part(level)].reshape(-1, *grid) for level, grid in enumerate(grids))
-        return levels, torch.from_numpy(np.concatenate(errors))
+        maps = layout.maps(np.concatenate(chosen), self.levels)
+        return tuple(torch.from_numpy(one).long().to(images.device) for one in maps), torch.from_numpy(
+            np.concatenate(errors)
+        )
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
     def _weighed(
-        self, layout: Layout, unit: Tensor, weights: NDArray[np.float64]
+        self, layout: Layout, unit: Tensor, lmbdas: NDArray[np.float64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
         unit, leaves = unit.clone(), self.leaves
-        networks = [self.codec.network(level, bool(weights.any())) for level in range(len(self.codec.symbols))]
+        networks = [self.codec.network(level, bool(lmbdas.any())) for level in range(len(self.codec.symbols))]
         latents = self.model.latents(unit)
         usual = leaves.numbers(self.model.encode(unit)[: self.levels], self.codec.symbols[: self.levels])
         numbers = torch.cat([usual.unsqueeze(-1), leaves.near(latents.flatten(1, 2), _NEAR)], -1)  # (B, P, K)
@@ -176,7 +178,7 @@ class RateDistortion:
             """The error of each image, and what is minimized."""
             squares = (decoding(now(), size).clamp(0, 1) - unit).square()
             error = squares.flatten(1).sum(1).double().cpu().numpy()
-            return error, error + weights * choice.bits
+            return error, error + lmbdas * choice.bits
 
         best, (error, least) = choice.codes.copy(), measured()
         curvature = decoding.curvature(now(), unit)
@@ -185,7 +187,7 @@ class RateDistortion:
                 vectors = now()
                 slopes = decoding.gradient(vectors, unit)
                 errors = self._errors(numbers, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
-                choice.settle(places, errors, weights)
+                choice.settle(places, errors, lmbdas)
             found, total = measured()
             better = total < least
             best[better], error[better], least[better] = choice.codes[better], found[better], total[better]

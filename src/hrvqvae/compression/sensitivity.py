@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrvqvae.compression.geometry import Grid
+from hrvqvae.config import Grid
 from hrvqvae.models.one_grid import OneGrid
 
 _CORE = 160  # positions a side

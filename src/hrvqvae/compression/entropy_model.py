@@ -1,0 +1,212 @@
+"""The entropy model of a trained model, and its file, tables.hrvt.
+
+    8 bytes     HRVQTAB1
+    4 bytes     length of the header, little-endian
+    header      JSON (UTF-8): name, model, geometry, symbols, levels
+    body        zlib: for each level that has a network: table (int8), bias (int32), weights (int16), offsets (int32),
+                row-major, little-endian; in the end the CRC-32 of the header
+
+docs/format.md states it for other decoders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrvqvae.compression.levels import Layout
+from hrvqvae.compression.network import Contexts, Network
+from hrvqvae.config import Grid
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+MAGIC = b"HRVQTAB1"
+MOST_SYMBOLS = 4096  # of a level that has a network
+MOST_CODES = 1 << 27  # of an image
+_MOST_BYTES = 1 << 28
+_CHECK = 4
+_FINGERPRINT = 3
+_PROBED = 600  # pixels up to which the grids of a system are compared with the rule
+_KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The grid of level l has times[l] * ceil((pixels + margin) / unit) positions a side.
+
+    Attributes:
+        unit: pixels of a position of the coarsest grid, a side.
+        margin: pixels that an image grows by before it is encoded.
+        times: how many times finer each level's grid is than the coarsest, coarse first.
+    """
+
+    unit: int
+    margin: int
+    times: tuple[int, ...]
+
+    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of each level for an image of that many pixels, coarse first."""
+        rows, columns = (-(-(side + self.margin) // self.unit) for side in (height, width))
+        return tuple((times * rows, times * columns) for times in self.times)
+
+
+def geometry_of(latent_grids: Callable[[int, int], Sequence[Grid]]) -> Geometry:
+    """The rule that a system's grids follow.
+
+    Raises:
+        InputError: they follow none.
+    """
+    rows = [[rows for rows, _ in latent_grids(height, 1)] for height in range(1, _PROBED)]
+    number = rows[0][0]  # positions of the coarsest level in an image one pixel high
+    grows = [height for height in range(2, _PROBED) if rows[height - 1][0] != rows[height - 2][0]]
+    if len(grows) < 2:
+        raise InputError(
+            f"the grids of this system do not grow twice up to {_PROBED - 1} pixels: too coarse for a file"
+        )
+    unit = grows[1] - grows[0]
+    found = Geometry(unit, unit * number + 1 - grows[0], tuple(one // number for one in rows[0]))
+    for height, width in ((height, 1 + height * 7 % 97) for height in range(1, _PROBED)):
+        if tuple(latent_grids(height, width)) != found.grids(height, width):
+            raise InputError("the grids of this system follow no rule that a file of codes can state")
+    return found
+
+
+@dataclass(frozen=True)
+class EntropyModel:
+    """What turns the codes of a trained model into bytes and back.
+
+    Attributes:
+        name: of the trained model, for messages.
+        model: the digest of its weights, hexadecimal.
+        geometry: grids of the levels by image size.
+        symbols: values of a code of each level, coarse first.
+        networks: what predicts the codes of each level, None where all symbols are coded alike; empty where none was
+            fitted: then all symbols of all levels are.
+    """
+
+    name: str
+    model: str
+    geometry: Geometry
+    symbols: tuple[int, ...]
+    networks: tuple[Network | None, ...] = ()
+
+    @cached_property
+    def content(self) -> bytes:
+        """Its file; what was read from a file is written as it was."""
+        networks = self.networks or (None,) * len(self.symbols)
+        header = {
+            "name": self.name,
+            "model": self.model,
+            "geometry": {"unit": self.geometry.unit, "margin": self.geometry.margin, "times": self.geometry.times},
+            "symbols": self.symbols,
+            "levels": [None if one is None else _described(one) for one in networks],
+        }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        arrays = [getattr(one, name).astype(kind) for one in networks if one is not None for name, kind in _KINDS]
+        check = zlib.crc32(text).to_bytes(_CHECK, "little")
+        body = zlib.compress(b"".join(array.tobytes() for array in arrays) + check, 9)
+        return MAGIC + len(text).to_bytes(4, "little") + text + body
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of its file."""
+        return hashlib.sha256(self.content).digest()
+
+    def same_codes(self, other: EntropyModel) -> bool:
+        """Whether both turn the same bytes into the same codes of the same model."""
+        if any(self.networks) or any(other.networks):
+            return self.digest == other.digest
+        return (self.model, self.geometry, self.symbols) == (other.model, other.geometry, other.symbols)
+
+    def fingerprint(self, by_tables: bool) -> bytes:
+        """Three bytes that name it or, where its networks are not used, the trained model. They are in every file."""
+        return (self.digest if by_tables and self.networks else bytes.fromhex(self.model))[:_FINGERPRINT]
+
+    def network(self, level: int, by_tables: bool = True) -> Network | None:
+        """What predicts the codes of a level."""
+        return self.networks[level] if by_tables and self.networks else None
+
+    def layout(self, size: Grid) -> Layout:
+        """Where the codes of an image of that size lie. Raises DamagedFileError where they are more than admitted."""
+        grids = self.geometry.grids(*size)
+        if sum(height * width for height, width in grids) > MOST_CODES:
+            raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {MOST_CODES} codes")
+        return Layout.of(grids, self.symbols)
+
+
+def _described(network: Network) -> dict[str, Any]:
+    contexts = network.contexts
+    return {
+        "groups": contexts.groups, "features": contexts.features, "selecting": contexts.selecting,
+        "hidden": len(network.bias), "shift": network.shift,
+    }  # fmt: skip
+
+
+def read_entropy_model(content: bytes, name: str = "the file of tables") -> EntropyModel:
+    """The entropy model in a file.
+
+    Raises:
+        DamagedFileError: it holds none, or one that is not sound.
+    """
+    try:
+        if content[:8] != MAGIC:
+            raise DamagedFileError(f"{name} is no file of tables of this version")
+        length = int.from_bytes(content[8:12], "little")
+        text = content[12 : 12 + length]
+        unpack = zlib.decompressobj()
+        body = unpack.decompress(content[12 + length :], _MOST_BYTES)
+        if not unpack.eof or unpack.unused_data:
+            raise DamagedFileError(f"{name} is damaged: it ends too early, or too late")
+        if body[-_CHECK:] != zlib.crc32(text).to_bytes(_CHECK, "little"):
+            raise DamagedFileError(f"{name} is damaged: its header does not match its checksum")
+        found = _parsed(json.loads(text.decode()), body[:-_CHECK])
+    except DamagedFileError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, zlib.error) as error:
+        raise DamagedFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}") from error
+    vars(found)["content"] = content  # zlib of another machine may compress otherwise, and the digest is of the file
+    return found
+
+
+def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
+    symbols = tuple(int(one) for one in header["symbols"])
+    rule = header["geometry"]
+    geometry = Geometry(int(rule["unit"]), int(rule["margin"]), tuple(int(one) for one in rule["times"]))
+    levels = header["levels"]
+    sound = (
+        geometry.unit >= 1
+        and geometry.margin >= 0
+        and all(1 <= one <= 1024 for one in geometry.times)
+        and all(1 <= one <= 1 << 24 for one in symbols)
+        and re.fullmatch("([0-9a-f]{2}){3,}", header["model"]) is not None
+        and 1 <= len(symbols) == len(geometry.times) == len(levels) <= 255
+    )
+    if not sound or any(about and one > MOST_SYMBOLS for about, one in zip(levels, symbols, strict=True)):
+        raise DamagedFileError("the header of the tables is not sound")
+    networks, place = list[Network | None](), 0
+    for level, about in enumerate(levels):
+        if about is None:
+            networks.append(None)
+            continue
+        groups = tuple((int(first), int(last)) for first, last in about["groups"])
+        features = tuple((int(group), int(dy), int(dx)) for group, dy, dx in about["features"])
+        contexts = Contexts(level, symbols[: level + 1], groups, features, int(about["selecting"]))
+        hidden, sets = int(about["hidden"]), contexts.sets
+        shapes = ((contexts.rows, hidden), (hidden,), (sets, symbols[level], hidden), (sets, symbols[level]))
+        arrays = list[NDArray[Any]]()
+        for shape, (_, kind) in zip(shapes, _KINDS, strict=True):
+            array = np.frombuffer(body, kind, int(np.prod(shape)), place)
+            place += array.nbytes
+            arrays.append(np.array(array.reshape(shape), np.dtype(kind).newbyteorder("=")))
+        networks.append(Network(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(about["shift"])))
+    if place != len(body):
+        raise DamagedFileError("the tables are longer than their header says")
+    return EntropyModel(str(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))
