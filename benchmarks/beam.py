@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Timing, side_by_side
-from hrvqvae.checkpoints.codemaps import flat_codes
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression.stream import write
+from hrvqvae.compression.hrv import write
+from hrvqvae.compression.images import flat_codes
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.one_grid import OneGrid

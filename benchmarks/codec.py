@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.timing import side_by_side
-from hrvqvae.checkpoints.codemaps import flat_codes
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.archive import appending, open_archive
-from hrvqvae.compression.images import paint
-from hrvqvae.compression.stream import Codec, read, write
+from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.hrv import read, write
+from hrvqvae.compression.images import decode_images, flat_codes
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
@@ -84,7 +84,7 @@ def bench_codec(
     raw = float(sum(np.diff(layout.begins) * np.log2(layout.symbols))) / 8
     found: dict[str, Any] = {
         "images": len(files), "bytes": float(lengths.sum(1).mean()), "raw": raw, "parts": lengths.mean(0).tolist(),
-        "tables": len(model.codec.tables.content) if model.codec.tables else 0,
+        "tables": len(model.codec.content) if model.codec.networks else 0,
     }  # fmt: skip
     found["share"] = found["bytes"] / raw
     say("speed")
@@ -107,23 +107,23 @@ def _speed(model: TrainedModel, pixels: Tensor, codes: Codes, files: list[bytes]
             "network, to codes": lambda: [model.encode(some) for some in torch.split(pixels, _BATCH)],
             "codes to files": lambda: write(model.codec, codes, size),
             "files to codes": lambda: read(model.codec, files),
-            "network, to images": lambda: paint(model.autoencoder, pictures, model.device),
+            "network, to images": lambda: decode_images(model.autoencoder, pictures, model.device),
         },
         3,
     )
     return {name: len(files) / spent for name, spent in seconds.items()}
 
 
-def _archive(codec: Codec, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path) -> Row:
+def _archive(codec: EntropyModel, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path) -> Row:
     """Size, overhead and times of an archive; images that were there after ten killed writers."""
     path = folder / "many.hrva"
     rows = [codes[number % len(codes)] for number in range(count)]
     begun = time.perf_counter()
-    with appending(path, codec) as append:
+    with appending(path, codec) as writer:
         head = path.stat().st_size
         for start in range(0, count, _BLOCK):
             some = rows[start : start + _BLOCK]
-            append(some, [size] * len(some), [""] * len(some), len(codec.symbols))
+            writer.append(some, [size] * len(some), [""] * len(some), len(codec.symbols))
     written = time.perf_counter() - begun
     begun = time.perf_counter()
     archive = open_archive(path)
@@ -144,25 +144,25 @@ def _archive(codec: Codec, codes: Codes, size: tuple[int, int], count: int, alon
     }  # fmt: skip
 
 
-def _kills(codec: Codec, codes: Codes, size: tuple[int, int], path: Path) -> int:
+def _kills(codec: EntropyModel, codes: Codes, size: tuple[int, int], path: Path) -> int:
     """Images that writers said were written and that are not there after ten of them were killed."""
     there, lost = 0, 0
     for turn in range(10):
         listen, say = os.pipe()
-        writer = os.fork()
-        if not writer:
+        process = os.fork()
+        if not process:
             try:
-                with appending(path, codec) as append:
+                with appending(path, codec) as writer:
                     while True:
-                        append(list(codes), [size] * len(codes), [""] * len(codes), len(codec.symbols))
+                        writer.append(list(codes), [size] * len(codes), [""] * len(codes), len(codec.symbols))
                         os.write(say, b".")
             finally:
                 os._exit(1)
         os.close(say)
         said = len(os.read(listen, 1))
         time.sleep(0.003 * turn)
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
         while more := os.read(listen, 1 << 16):
             said += len(more)
         os.close(listen)
@@ -173,15 +173,15 @@ def _kills(codec: Codec, codes: Codes, size: tuple[int, int], path: Path) -> int
     return lost
 
 
-def _damage(codec: Codec, codes: Codes, size: tuple[int, int], count: int, archive: Path) -> Row:
+def _damage(codec: EntropyModel, codes: Codes, size: tuple[int, int], count: int, archive: Path) -> Row:
     """How many damaged files were refused, told as damaged, not noticed, or not damaged; the slowest, in seconds."""
     random = np.random.default_rng(0)
     found: Row = {"refused": 0, "told": 0, "not noticed": 0, "not damaged": 0}
     files = [b"".join(parts) for parts in write(codec, codes, size)]
     whole = _prefixes(codec, files)
     for some in (codes[: len(codes) // 2], codes[len(codes) // 2 :]):
-        with appending(archive, dataclasses.replace(codec, tables=None)) as append:
-            append(list(some), [size] * len(some), [""] * len(some), len(codec.symbols))
+        with appending(archive, dataclasses.replace(codec, networks=())) as writer:
+            writer.append(list(some), [size] * len(some), [""] * len(some), len(codec.symbols))
     content = archive.read_bytes()
     slowest = 0.0
     for number in range(count):
@@ -196,7 +196,7 @@ def _damage(codec: Codec, codes: Codes, size: tuple[int, int], count: int, archi
     return {**found, "slowest": slowest}
 
 
-def _prefixes(codec: Codec, files: list[bytes]) -> set[bytes]:
+def _prefixes(codec: EntropyModel, files: list[bytes]) -> set[bytes]:
     """The files, and what is left of each where it ends after one of its levels."""
     found = set()
     for content, picture in zip(files, read(codec, files), strict=True):
@@ -204,7 +204,7 @@ def _prefixes(codec: Codec, files: list[bytes]) -> set[bytes]:
     return found
 
 
-def _read_file(codec: Codec, content: bytes, whole: set[bytes]) -> str:
+def _read_file(codec: EntropyModel, content: bytes, whole: set[bytes]) -> str:
     if content in whole:
         return "not damaged"
     try:
@@ -226,7 +226,7 @@ def _read_archive(path: Path, content: bytes) -> str:
     path.with_suffix(".bad").write_bytes(content)
     try:
         archive = open_archive(path.with_suffix(".bad"))
-        archive.read(range(len(archive.entries)))
+        faults = [one.fault for one in archive.read(range(len(archive.entries)))]
     except InputError:
         return "refused"
-    return "told" if archive.left_over else "not noticed"
+    return "told" if any(faults) or archive.damaged or archive.left_over else "not noticed"

@@ -98,7 +98,7 @@ def test_a_shipped_model(
     cuts = [
         (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
         (r"^(hrvqvae train-progressive out) --resume$", r"\1 --resume --max-steps 2"),
-        (r"^(hrvqvae tables .*)", r"\1 --effort 0.01"),
+        (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"),
         (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]  # fmt: skip
     for words in recorded(tmp_path):

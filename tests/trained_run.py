@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from hrvqvae.cli import main
-from hrvqvae.compression.images import make_tables
+from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from tests.cli.helpers import write_file
 from tests.conftest import with_training
 from tests.tiny_systems import tiny_run
@@ -27,9 +27,9 @@ def tiny_run_with_priors(mnist_root: Path) -> Path:
 
 
 @cache
-def tiny_run_with_tables(mnist_root: Path) -> Path:
-    """A copy of it that has tables, too."""
-    folder = mnist_root.parent / "tiny-with-tables"
+def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
+    """A copy of it that has an entropy model, too."""
+    folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
-    make_tables(folder, effort=0.2, say=lambda _: None)
+    fit_entropy_model(folder, effort=0.2, say=lambda _: None)
     return folder

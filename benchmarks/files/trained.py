@@ -11,9 +11,9 @@ import torch
 from benchmarks.files.contract import Count, FileCodec, Images, Shape
 from hrvqvae.checkpoints.folder import RunFolder, locate, progressive_folder
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression.rate_distortion import takes_weight
+from hrvqvae.compression.rate_distortion import why_no_lambda
 
-_WEIGHTS = tuple(2.0**power for power in range(-9, -1))
+_LAMBDAS = tuple(2.0**power for power in range(-9, -1))
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class TrainedFiles(FileCodec):
         self.model_bytes = sum(path.stat().st_size for path in needed if path.is_file())
 
     def _settings(self) -> Iterator[TrainedSetting]:
-        weights = (0.0, *_WEIGHTS) if self.model.codec.tables else (0.0,)  # without tables all codes take the same bits
+        networks = self.model.codec.networks  # without them all codes take the same bits
+        lmbdas = (0.0, *_LAMBDAS) if networks else (0.0,)
         for levels in self.model.autoencoder.prefixes:
             yield TrainedSetting(levels)
-            if takes_weight(self.model.autoencoder, levels):
-                yield from (TrainedSetting(levels, weight) for weight in weights)
+            if not why_no_lambda(self.model.autoencoder, levels):
+                yield from (TrainedSetting(levels, lmbda) for lmbda in lmbdas)
 
     def encode(self, images: Images, setting: TrainedSetting) -> list[bytes]:
         return self.model.compress(torch.from_numpy(images), setting.levels, lmbda=setting.lmbda)

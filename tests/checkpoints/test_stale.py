@@ -15,8 +15,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
 from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
 from hrvqvae.cli import main
-from hrvqvae.compression.geometry import geometry_of
-from hrvqvae.compression.tables import Tables
+from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
 from hrvqvae.training import loop
 from hrvqvae.training.autoencoder import AutoencoderStep
 from tests.trained_run import tiny_run_with_priors
@@ -35,7 +34,7 @@ def run(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     progressive_folder(run).path.mkdir()
     storage.write(progressive_folder(run).model, {"any": torch.zeros(1)}, {"kind": "prefixes", "autoencoder": digest})
     symbols, own = config.num_symbols, storage.weights_digest(weights)
-    tables = Tables("tiny", own, geometry_of(config.latent_grids), symbols, (None,) * len(symbols))
+    tables = EntropyModel("tiny", own, geometry_of(config.latent_grids), symbols, (None,) * len(symbols))
     folder.tables.write_bytes(tables.content)
     return run
 

@@ -24,7 +24,7 @@ def run(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run, without priors, with tables that the command made."""
     folder = tmp_path_factory.mktemp("files") / "run"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("level-*"))
-    assert main(["tables", str(folder), "--device", "cpu", "--effort", "0.2"]) == 0
+    assert main(["fit-entropy-model", str(folder), "--device", "cpu", "--effort", "0.2"]) == 0
     return folder
 
 
@@ -96,11 +96,17 @@ def test_an_archive_grows_and_gives_images_by_name(
 ) -> None:
     path = tmp_path / "x.hrva"
     assert main(["compress", str(run), str(images / "0.png"), "-o", str(path)]) == 0
-    assert main(["compress", str(run), str(images / "more"), str(images / "2.png"), "-o", str(path)]) == 0
-    assert [entry.name for entry in open_archive(path).entries] == ["0", "0", "2"]
+    alone = path.read_bytes()
+    line = refused(["compress", run, images / "more", images / "2.png", "-o", path], capsys)
+    assert "another image named '0'" in line
+    assert path.read_bytes() == alone
+    for _ in range(2):  # run again, it goes on where it was
+        assert main(["compress", str(run), str(images), "-o", str(path)]) == 0
+    assert "had 4 of 4 images already" in capsys.readouterr().err
+    assert [entry.name for entry in open_archive(path).entries] == ["0", "1", "2", "more/0"]
     assert main(["inspect", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert f"{path}: 3 images, by tiny" in printed
+    assert f"{path}: 4 images, by tiny" in printed
     assert "sizes: 7x30, 12x12" in printed
     back = ["decompress", str(path), "-o", str(tmp_path / "back"), "--model", str(run)]
     assert main([*back, "--names", "2"]) == 0
@@ -133,20 +139,20 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["compress", run, tmp_path, "-o", tmp_path / "d"], "has no PNG, JPEG or WebP image"),
         (["compress", run, images / "none.png", "-o", file], "there is no such image"),
         (["compress", run, image, "-o", file, "--bytes", "6"], "bytes at the least; 6 are admitted"),
-        (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "give the bytes or the weight"),
+        (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "give the bytes or the lambda"),
         (["compress", run, image, "-o", archive, "--bytes", "60"], "say how many instead of how many bytes"),
         (["compress", run, image, "-o", file, "--levels", "4"], "levels is 4; this model decodes 1, 2, 3"),
-        (["compress", "mnist", image, "-o", archive], "was made by another model or other tables"),
+        (["compress", "mnist", image, "-o", archive], "was made by another model or another entropy model"),
         (["decompress", file, "-o", tmp_path / "y.png"], "none inside the package: name it with --model"),
         (["decompress", archive, "-o", tmp_path / "y.png"], "was made by tiny (weights"),
         (["decompress", archive, "-o", tmp_path / "y.png", "--model", "mnist"], "was made by tiny (weights"),
         (["decompress", file, "-o", tmp_path / "y.png", "--model", "mnist"], "was made by another model"),
         (["decompress", image, "-o", tmp_path / "y.png", *named], "is not a file of codes"),
         (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "there is no such file"),
-        (["decompress", file, file, "-o", tmp_path / "y.png", *named], "takes one image; name a folder"),
+        (["decompress", file, file, "-o", tmp_path / "y.png", *named], "takes one image, and there are 2; name a folder"),
         (["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"], "has no image named '9'"),
         (["inspect", archive, "-o", tmp_path / "s.png"], "draws the levels of one file"),
-        (["tables", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
+        (["fit-entropy-model", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
     ):
         assert message in refused(arguments, capsys)
     assert not (tmp_path / "y.png").exists()
@@ -159,8 +165,8 @@ def test_an_archive_writes_nowhere_but_where_it_is_told(
 ) -> None:
     model = hrvqvae.load(run)
     codes = np.zeros(model.codec.layout((12, 12)).begins[-1], np.int32)
-    with appending(tmp_path / "x.hrva", model.codec) as append:
-        append([codes], [(12, 12)], [name], 3)
+    with appending(tmp_path / "x.hrva", model.codec) as writer:
+        writer.append([codes], [(12, 12)], [name], 3)
     arguments = ["decompress", tmp_path / "x.hrva", "-o", tmp_path / "in" / "side", "--model", run]
     assert "a name that leads out of a folder" in refused(arguments, capsys)
     assert not list(tmp_path.rglob("*.png"))
@@ -175,7 +181,7 @@ def test_no_image_takes_the_place_of_another(
         assert main(["compress", str(run), str(images / image), "-o", str(file), "--device", "cpu"]) == 0
     capsys.readouterr()
     line = refused(["decompress", *map(str, files), "-o", str(tmp_path / "out"), "--model", str(run)], capsys)
-    assert "two images are named x" in line
+    assert "two images would be written to" in line
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(

@@ -1,18 +1,18 @@
-"""Codecs that nothing was learned for: integer models of random numbers, and codes to go with them."""
+"""Entropy models that nothing was learned for: integer models of random numbers, and codes to go with them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.contexts import Contexts, usual_contexts
-from hrvqvae.compression.geometry import Geometry, Grid
+from hrvqvae.compression.entropy_model import EntropyModel, Geometry
+from hrvqvae.compression.hrv import write
 from hrvqvae.compression.levels import decode_level
-from hrvqvae.compression.network import Network
-from hrvqvae.compression.stream import Codec
-from hrvqvae.compression.tables import Tables
+from hrvqvae.compression.network import Contexts, Network, usual_contexts
+from hrvqvae.config import Grid
 
 WEIGHTS = "0123456789abcdef" * 2
 
@@ -33,24 +33,23 @@ def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, s
 def made_codec(
     symbols: Sequence[int], geometry: Geometry, hidden: int = 4, seed: int = 0, alike: Sequence[int] = (),
     strength: int = 200,
-) -> Codec:  # fmt: skip
-    """A codec with tables; levels in `alike` have no model."""
+) -> EntropyModel:  # fmt: skip
+    """An entropy model; levels in `alike` have no network."""
     random = np.random.default_rng(seed)
     same = [number == 0 or geometry.times[number - 1] == one for number, one in enumerate(geometry.times)]
     networks = [
         None if level in alike else made_network(usual_contexts(level, symbols, same), hidden, random, strength)
         for level in range(len(symbols))
     ]
-    tables = Tables("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
-    return Codec("made", WEIGHTS, geometry, tuple(symbols), tables)
+    return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
 
 
-def bare(codec: Codec) -> Codec:
-    """The same without tables."""
-    return Codec(codec.name, codec.model, codec.geometry, codec.symbols)
+def bare(codec: EntropyModel) -> EntropyModel:
+    """The same without networks."""
+    return dataclasses.replace(codec, networks=())
 
 
-def random_codes(codec: Codec, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
+def random_codes(codec: EntropyModel, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
     """(count, all codes) of images of that size, as its models hold for likely: decoded from random bytes."""
     layout = codec.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
@@ -58,8 +57,13 @@ def random_codes(codec: Codec, size: Grid, count: int, seed: int = 0) -> NDArray
         length = 5 * int(layout.begins[-1]) + 16
         content = np.frombuffer(np.random.default_rng([seed, level]).bytes(count * length), np.uint8)
         starts = np.arange(count) * length
-        decode_level(content, starts, starts + length, codes, layout, level, codec.network(level, by_tables=True))
+        decode_level(content, starts, starts + length, codes, layout, level, codec.network(level))
     return codes
+
+
+def files_of(codec: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None) -> list[bytes]:
+    """Files (.hrv) of such codes."""
+    return [b"".join(parts) for parts in write(codec, random_codes(codec, size, count, seed), size, levels)]
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

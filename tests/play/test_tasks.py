@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression.geometry import Geometry
+from hrvqvae.compression.entropy_model import Geometry
 from hrvqvae.play import tasks
 from hrvqvae.plots import hierarchy
 from hrvqvae.utils.errors import InputError

@@ -29,7 +29,6 @@ from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.models.base import Autoencoder, Encode
-from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
 from hrvqvae.utils.progress import tracked
@@ -58,11 +57,6 @@ class CodeMaps:
         """(codes, labels) of some images: int64 (B, H_l, W_l) of each level, and (B,)."""
         codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
         return codes, torch.from_numpy(self.labels[indices])
-
-
-def flat_codes(codes: Codes) -> NDArray[np.int32]:
-    """Codes as the codec takes them: (B, all codes), level after level."""
-    return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
 
 
 @torch.inference_mode()

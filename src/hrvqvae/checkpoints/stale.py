@@ -17,7 +17,7 @@ from typing import Literal
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
-from hrvqvae.compression.tables import read_tables
+from hrvqvae.compression.entropy_model import read_entropy_model
 from hrvqvae.config import Levels
 from hrvqvae.utils.errors import InputError
 
@@ -57,7 +57,9 @@ def stale_parts(run: str | Path) -> list[StalePart]:
             if decoder.is_stale(digest):
                 parts.append(StalePart("progressive decoder", decoder.path))
         with unreadable:
-            if read_tables(folder.tables.read_bytes(), str(folder.tables)).model != storage.weights_digest(weights):
+            if read_entropy_model(folder.tables.read_bytes(), str(folder.tables)).model != storage.weights_digest(
+                weights
+            ):
                 parts.append(StalePart("entropy model", folder.tables))
     return parts
 

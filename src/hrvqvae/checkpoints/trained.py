@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub
+from hrvqvae.checkpoints.entropy_model import load_entropy_model
 from hrvqvae.checkpoints.export import export, push_run
 from hrvqvae.checkpoints.loading import load_priors, load_with_config, resolve_device
+from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.rate_distortion import RateDistortion
-from hrvqvae.compression.stream import Codec
 from hrvqvae.config import Config, Grid
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.priors.base import Priors
@@ -80,18 +82,18 @@ class TrainedModel:
         return self.priors.classes
 
     @cached_property
-    def codec(self) -> Codec:
-        """What turns its codes into files and back. Raises InputError where its entropy model is stale or damaged."""
-        return compression.codec_of(self.run, self.autoencoder, self.config)
+    def codec(self) -> EntropyModel:
+        """Its entropy model, which turns its codes into files and back. Raises InputError where it is stale or damaged."""
+        return load_entropy_model(self.run, self.autoencoder, self.config)
 
     @torch.inference_mode()
     def encode(self, images: Tensor, lmbda: float | None = None) -> Codes:
         """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: rate-distortion trade-off: the squared error, summed over an image's pixel values in [0, 1], that is
-                taken for a bit less. None gives the usual codes; a number takes a hundred times the work. Without an
-                entropy model all codes of a level cost the same bits, and the error alone decides.
+            lmbda: rate-distortion trade-off: error + lmbda * bits is minimized, the error squared and summed over an
+                image's pixel values in [0, 1]. None gives the usual codes; a number takes a hundred times the work.
+                Without an entropy model all codes of a level cost the same bits, and the error alone decides.
 
         Raises:
             InputError: other images; a lambda that is not from 0 to 1e6, or one for a model of several latent grids or
@@ -113,7 +115,7 @@ class TrainedModel:
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
         used = compression.check_levels(self.autoencoder, levels)
-        return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, weight=lmbda)
+        return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, lmbda=lmbda)
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
@@ -152,20 +154,25 @@ class TrainedModel:
         encode = self.encoder(lmbda, levels)
         return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode, names)
 
-    def decompress(self, files: Sequence[bytes], levels: int | None = None) -> list[Tensor]:
+    def decompress(
+        self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
+    ) -> list[Tensor]:
         """The image (C, Y, X) of each file of codes, float32 in [0, 1].
 
-        A file that was cut short or damaged gives the image of the levels that are whole; `compression.decompress`
+        A file that was cut short or damaged gives the image of the levels that are whole; `compression.hrv.read`
         says which.
 
         Args:
             levels: how many levels to use, coarse first, as far as a file has them; None uses all that there are.
+            max_pixels: of an image; None admits as many as `data.max_pixels` of the configuration.
 
         Raises:
             InputError: levels out of range, or a file of another model.
-            DamagedFileError: a file has no whole level, or is none.
+            DamagedFileError: a file has no whole level, is none, or is of a larger image.
         """
-        return compression.decompress(self.autoencoder, self.codec, files, self.device, levels)[0]
+        compression.check_levels(self.autoencoder, levels)
+        codes = hrv.read(self.codec, files, levels, max_pixels=max_pixels or self.config.data.max_pixels)
+        return compression.decode_images(self.autoencoder, codes, self.device, levels)
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,

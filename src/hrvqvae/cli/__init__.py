@@ -15,7 +15,11 @@ from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import LOG
 
-_RENAMED = {"train-judge": "train-classifier", "train-prefixes": "train-progressive"}
+_RENAMED = {
+    "tables": "fit-entropy-model",
+    "train-judge": "train-classifier",
+    "train-prefixes": "train-progressive",
+}
 
 
 def _parser() -> Parser:

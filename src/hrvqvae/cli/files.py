@@ -1,14 +1,19 @@
-"""Codes as files: compress, decompress, inspect, tables."""
+"""Codes as files: compress, decompress, inspect, fit-entropy-model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hrvqvae.cli.console import Arguments, Group, add_beam, add_lmbda, at_least, command, print_table
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
+
+if TYPE_CHECKING:
+    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.compression.hrv import ImageCodes
 
 
 def _compress(arguments: Arguments) -> int:
@@ -19,57 +24,100 @@ def _compress(arguments: Arguments) -> int:
         at_least(arguments.bytes, 1, "--bytes")
     model = TrainedModel(arguments.model, arguments.device, arguments.beam)
     written = compress_files(model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda)
-    mean, share = written.bytes / written.images, written.bytes / written.pixels
-    images, size = counted(written.images, "image"), counted(written.bytes, "byte")
-    print(f"{images}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
-    if model.codec.tables is None:
-        print(f"without tables; make them and write fewer bytes: hrvqvae tables {arguments.model}")
+    if written.images:
+        mean, share = written.bytes / written.images, written.bytes / written.pixels
+        images, size = counted(written.images, "image"), counted(written.bytes, "byte")
+        print(f"{images}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
+    if not model.codec.networks:
+        print(f"without an entropy model; fit one and write fewer bytes: hrvqvae fit-entropy-model {arguments.model}")
     print(arguments.out)
     return 0
 
 
-def _decompress(arguments: Arguments) -> int:
-    from hrvqvae.compression.folders import decompress_files, model_for
+def _model_for(path: Path, run: str | None) -> TrainedModel:
+    """The model that is named, or else that one inside the package by which a file was made.
 
-    model = model_for(arguments.files[0], arguments.model)
-    count = decompress_files(model, arguments.files, arguments.out, arguments.levels, arguments.names or ())
+    Raises:
+        InputError: there is no such model; or none is named, and the file is of none inside the package.
+    """
+    from hrvqvae.checkpoints.folder import shipped
+    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.compression.archive import open_archive
+    from hrvqvae.compression.folders import content_of, is_archive
+    from hrvqvae.compression.hrv import read_header
+
+    if run is not None:
+        return TrainedModel(run)
+    if is_archive(path):
+        codec = open_archive(path).codec
+        wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
+        damaged = ""  # its checksum is right
+    else:
+        wanted = read_header(content_of(path), str(path)).fingerprint
+        whose, damaged = f"a model whose fingerprint is {wanted.hex()}", "; or the file is damaged"
+    for name in shipped():
+        model = TrainedModel(name)
+        if wanted in {bytes.fromhex(model.codec.model), *map(model.codec.fingerprint, (False, True))}:
+            return model
+    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN{damaged}")
+
+
+def _decompress(arguments: Arguments) -> int:
+    from hrvqvae.compression.folders import decompress_files
+
+    model = _model_for(arguments.files[0], arguments.model)
+    names, force = arguments.names or (), arguments.force
+    count = decompress_files(model, arguments.files, arguments.out, arguments.levels, names, force=force)
     print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
 
 
 def _inspect(arguments: Arguments) -> int:
-    from hrvqvae.compression import archive
-
-    if arguments.file.suffix == archive.SUFFIX:
-        if arguments.out is not None:
-            raise InputError("-o draws the levels of one file (.hrv), not of an archive")
-        return _inspect_archive(arguments.file)
-    from hrvqvae.compression.folders import model_for, read_files, sheet_of_levels
-    from hrvqvae.compression.stream import read_header
+    from hrvqvae.compression.folders import content_of, is_archive
+    from hrvqvae.compression.hrv import read, read_header
     from hrvqvae.plots import sheets
 
+    path: Path = arguments.file
+    if is_archive(path):
+        if arguments.out is not None:
+            raise InputError("-o draws the levels of one file (.hrv), not of an archive")
+        return _inspect_archive(path)
     if arguments.out is not None:
         sheets.check_name(arguments.out)
-    model = model_for(arguments.file, arguments.model)
-    picture = read_files(model.codec, [arguments.file])[0]
-    header = read_header(arguments.file.read_bytes(), str(arguments.file))
-    how = "by tables" if picture.by_tables else "without tables"
-    print(f"{arguments.file}: {picture.size[0]}x{picture.size[1]} pixels (height, width), by {model.codec.name}, {how}")
-    print(f"fingerprint {header.fingerprint.hex()}\n")
+    model = _model_for(path, arguments.model)
+    content = content_of(path)
+    codes = read(model.codec, [content], names=[str(path)])[0]
+    how = "with an entropy model" if codes.by_tables else "without an entropy model"
+    print(f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by {model.codec.name}, {how}")
+    print(f"fingerprint {read_header(content).fingerprint.hex()}\n")
     rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits a code", "bytes so far")]
-    total = picture.header
-    rows.append(("header", "", picture.header, "", total))
-    for number, (codes, length) in enumerate(zip(picture.codes, picture.lengths, strict=True), start=1):
+    total = codes.header
+    rows.append(("header", "", codes.header, "", total))
+    for number, (level, length) in enumerate(zip(codes.codes, codes.lengths, strict=True), start=1):
         total += length
-        rows.append((f"level {number}", codes.size, length, f"{8 * length / codes.size:.3f}", total))
+        rows.append((f"level {number}", level.size, length, f"{8 * length / level.size:.3f}", total))
     print_table(rows)
-    missing = len(model.codec.symbols) - len(picture.codes)
+    missing = len(model.codec.symbols) - len(codes.codes)
     ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
-    print(f"\n{picture.fault or ended}")
+    print(f"\n{codes.fault or ended}")
     if arguments.out is not None:
-        sheets.save(sheets.draw(sheet_of_levels(model, picture)), arguments.out)
+        _draw_levels(model, codes, arguments.out)
         print(f"its levels: {arguments.out}")
     return 0
+
+
+def _draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
+    """A sheet of one image by each prefix of its levels that the model decodes."""
+    from hrvqvae.compression.images import decode_images
+    from hrvqvae.plots import sheets
+
+    rows, total = list[sheets.SheetRow](), codes.header
+    for level, length in enumerate(codes.lengths, start=1):
+        total += length
+        if level in model.autoencoder.prefixes:
+            caption = f"levels 1-{level}: {total} bytes" if level > 1 else f"level 1: {total} bytes"
+            rows.append(sheets.SheetRow(caption, decode_images(model.autoencoder, [codes], model.device, level)))
+    sheets.save(sheets.draw(rows), out)
 
 
 def _inspect_archive(path: Path) -> int:
@@ -77,41 +125,44 @@ def _inspect_archive(path: Path) -> int:
 
     opened = open_archive(path)
     codec, entries = opened.codec, opened.entries
-    records, tables = sum(entry.length for entry in entries), len(codec.tables.content) if codec.tables else 0
+    records, head = sum(entry.length for entry in entries), len(codec.content)
     print(f"{path}: {counted(len(entries), 'image')}, by {codec.name} (weights {codec.model[:12]})")
     rows: list[Sequence[object]] = [("part", "bytes", "an image")]
     count = max(1, len(entries))
-    for name, number in (("records", records), ("tables", tables), ("index", opened.end - records - tables)):
+    index = opened.end - opened.damaged - records - head
+    for name, number in (("records", records), ("entropy model", head), ("index", index)):
         rows.append((name, f"{number:,}", f"{number / count:.2f}"))
     print_table(rows)
     sizes = sorted({entry.size for entry in entries})
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
     print(f"sizes: {shown or 'none'}")
+    if opened.damaged:
+        print(f"{counted(opened.damaged, 'byte')} between whole blocks are damaged, with the images in them")
     if opened.left_over:
         left = counted(opened.left_over, "byte")
-        print(f"{left} at the end of no whole block: a writer was killed, or the file was cut")
+        print(f"{left} at the end of no whole block: a writer was killed, or the file was cut or damaged")
     return 0
 
 
-def _tables(arguments: Arguments) -> int:
+def _fit_entropy_model(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.entropy_model import fit_entropy_model
     from hrvqvae.checkpoints.loading import resolve_device
-    from hrvqvae.compression.images import make_tables
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
     device = resolve_device(arguments.device)
-    path = make_tables(arguments.model, arguments.data, arguments.effort, device)
+    path = fit_entropy_model(arguments.model, arguments.data, arguments.effort, device)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
 
 def add(commands: Group) -> None:
-    """compress, decompress, inspect, tables."""
+    """compress, decompress, inspect, fit-entropy-model."""
     compress = command(commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress)
     compress.add_argument("model", metavar="MODEL", help="a run, or a model inside the package")
     compress.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them")
     compress.add_argument(
-        "-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva: appended to"
+        "-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva: gets what it lacks"
     )
     compress.add_argument("--levels", type=int, metavar="K", help="write levels 1..K only")
     compress.add_argument(
@@ -125,6 +176,7 @@ def add(commands: Group) -> None:
     decompress.add_argument("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva")
     decompress.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder")
     decompress.add_argument("--model", metavar="RUN", help="by which they were made, if it is not inside the package")
+    decompress.add_argument("--force", action="store_true", help="write over images that exist")
     decompress.add_argument("--levels", type=int, metavar="K", help="use levels 1..K only")
     decompress.add_argument("--names", nargs="+", metavar="NAME", help="of an archive, these images only")
 
@@ -133,8 +185,9 @@ def add(commands: Group) -> None:
     inspect.add_argument("--model", metavar="RUN", help="by which it was made, if it is not inside the package")
     inspect.add_argument("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
 
-    tables = command(commands, "tables", "learn the integer models by which a run's codes are coded", _tables)
-    tables.add_argument("model", metavar="MODEL")
-    tables.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
-    tables.add_argument("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
-    tables.add_argument("--device", default="auto", metavar="NAME", help="that encodes the training images")
+    about = "fit the entropy model, by which the codes of a run are coded, to its training images"
+    fit = command(commands, "fit-entropy-model", about, _fit_entropy_model)
+    fit.add_argument("model", metavar="MODEL")
+    fit.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    fit.add_argument("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
+    fit.add_argument("--device", default="auto", metavar="NAME", help="that encodes the training images")

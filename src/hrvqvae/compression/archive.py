@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +76,7 @@ class Archive:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """A name for each image: its own, with its number where an earlier image has that; its number if it has none."""
+        """A name for each image: its own, or its number; both where an earlier image has the name."""
         found: dict[str, None] = {}
         for number, entry in enumerate(self.entries):
             name = entry.name or f"{number:06d}"
@@ -261,9 +261,9 @@ def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[E
     return entries
 
 
-def _block_of(
-    codec: EntropyModel, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
-) -> bytes:
+def _records_of(
+    codec: EntropyModel, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], levels: int
+) -> list[bytes]:
     records = [b""] * len(codes)
     for size in set(sizes):
         some = [number for number, one in enumerate(sizes) if one == size]
@@ -272,7 +272,10 @@ def _block_of(
             streams = encode_level(batch, layout, level, codec.network(level))
             for number, stream in zip(some, streams, strict=True):
                 records[number] += stream
-    records = [record + bytes([crc8(record)]) for record in records]
+    return [record + bytes([crc8(record)]) for record in records]
+
+
+def _block_of(records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[str], levels: int) -> bytes:
     kinds = sizes[:1] if len(set(sizes)) == 1 else sizes
     least = min(map(len, records))
     encoded = [name.encode() for name in names]
@@ -284,27 +287,25 @@ def _block_of(
     return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
 
 
-@dataclass
 class ArchiveWriter:
     """Appends images to an archive: see `appending`.
 
     Attributes:
         archive: as it was before.
         set_aside: the file that has got what lay behind its last whole block; None where nothing did.
-        names: of all images, without those that have none.
         grown: bytes that the archive has grown by.
     """
 
-    archive: Archive
-    stream: BinaryIO
-    set_aside: Path | None
-    names: set[str] = field(default_factory=set)
-    grown: int = 0
+    def __init__(self, archive: Archive, stream: BinaryIO, set_aside: Path | None, grown: int) -> None:
+        self.archive, self.set_aside, self.grown, self._stream = archive, set_aside, grown, stream
+        self._known: dict[str, Entry | None] = {entry.name: entry for entry in archive.entries if entry.name}
 
     def append(
         self, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
-    ) -> None:
-        """Write a block; when this returns, it is on the disk.
+    ) -> int:
+        """Write a block of the images that are not there yet, by name and record; -> how many these are.
+
+        When this returns, the block is on the disk.
 
         Args:
             codes: of each image, (all codes,).
@@ -313,15 +314,27 @@ class ArchiveWriter:
             levels: how many levels are stored.
 
         Raises:
-            InputError: an image of such a name is there already.
+            InputError: another image of such a name is there already; nothing is written.
         """
-        for name in filter(None, names):
-            if name in self.names:
-                raise InputError(f"{self.archive.path} has an image named {name!r} already; choose another name")
-            self.names.add(name)
-        block = _block_of(self.archive.codec, codes, sizes, names, levels)
-        _write_flushed(self.stream, block)
-        self.grown += len(block)
+        records, new = _records_of(self.archive.codec, codes, sizes, levels), list[int]()
+        named = dict[str, Entry | None]()
+        for number, name in enumerate(names):
+            entry = self._known.get(name)
+            if entry is not None and _read_at(self._stream, entry) == records[number]:
+                continue
+            if name and (name in self._known or name in named):
+                raise InputError(f"{self.archive.path} has another image named {name!r}; choose another name or file")
+            new.append(number)
+            named[name] = None
+        if new:
+            block = _block_of(
+                [records[number] for number in new], [sizes[number] for number in new],
+                [names[number] for number in new], levels,
+            )  # fmt: skip
+            _write_flushed(self._stream, block)
+            self._known |= named
+            self.grown += len(block)
+        return len(new)
 
 
 @contextmanager
@@ -350,7 +363,7 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
             set_aside = path.with_name(f"{path.name}.{archive.end}-{zlib.crc32(rest):08x}.damaged")
             write_atomic(set_aside, rest)
             stream.truncate(archive.end)
-        yield ArchiveWriter(archive, stream, set_aside, {one.name for one in archive.entries if one.name}, grown)
+        yield ArchiveWriter(archive, stream, set_aside, grown)
 
 
 def _write_head(stream: BinaryIO, tables: bytes) -> int:

@@ -87,7 +87,7 @@ class Models:
         """`layout`, `about` and `arrays` of the compiled functions."""
         return (self.layout.begins, self.layout.grids, self.layout.symbols), self.about, self.arrays
 
-    def empty_state(self, images: int) -> tuple[NDArray[Any], ...]:
+    def empty_state(self, images: int) -> Any:
         """Sums (N, M, P, H), sets (N, M, P), values (N, M, P, G) and bits (N, M, P) of so many images."""
         shape = (images, len(self.about), int(self.layout.begins[1]))
         hidden, groups = int(self.about[:, 1].max(initial=0)), max(map(len, self.arrays[4]), default=0)
@@ -299,7 +299,7 @@ class Choice:
             numbers: (N, P, K), the leaves that are candidates.
         """
         self._models, self._leaves, self._numbers = models, leaves, numbers
-        self.chosen = np.zeros(numbers.shape[:2], np.int32)
+        self.chosen = np.zeros((len(numbers), numbers.shape[1]), np.int32)
         self.codes = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1)).reshape(len(numbers), -1)
         self._state = models.empty_state(len(numbers)) if len(models.about) else None
         if self._state is not None:

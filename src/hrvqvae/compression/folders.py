@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.checkpoints.codemaps import flat_codes
-from hrvqvae.checkpoints.folder import shipped
-from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression import archive
-from hrvqvae.compression import images as compression
-from hrvqvae.compression.stream import Codec, Picture, read, read_header
-from hrvqvae.data.images import SUFFIXES, conversions, decode_image
-from hrvqvae.plots import sheets
-from hrvqvae.quantize import Codes
+from hrvqvae.compression import archive, hrv
+from hrvqvae.compression.archive import Archive, ArchiveWriter
+from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.hrv import ImageCodes
+from hrvqvae.compression.images import check_levels, decode_images, flat_codes
+from hrvqvae.config import Config
+from hrvqvae.data.images import SUFFIXES, conversions, decode_image, to_pil, write_image
+from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.files import TEMPORARY, write_atomic
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-SUFFIX = ".hrv"
-_TOGETHER = 1024  # images that are read, coded and written before the next are; a block of an archive
+_IMAGES, _PIXELS = 1024, 1 << 26  # that are read, coded and written before the next are; a block of an archive
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+class Model(Protocol):
+    """What is needed of a trained model (`checkpoints.trained.TrainedModel`)."""
+
+    autoencoder: Autoencoder
+    config: Config
+    device: torch.device
+
+    @property
+    def codec(self) -> EntropyModel: ...
+
+    def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Encode: ...
+
+    def compress(
+        self, images: Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
+        lmbda: float | None = None, names: Sequence[str] | None = None,
+    ) -> list[bytes]: ...  # fmt: skip
 
 
 @dataclass
@@ -36,12 +55,30 @@ class Written:
         images: how many.
         bytes: of all their files, or of what the archive grew by.
         pixels: bytes of the same images as plain pixels.
+        lost: path -> what was lost when it was converted to the channels of the model.
     """
 
     images: int = 0
     bytes: int = 0
     pixels: int = 0
     lost: dict[Path, str] = field(default_factory=dict)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path has the name of an archive."""
+    return path.suffix.lower() == archive.SUFFIX
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file of codes. Raises InputError where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(TEMPORARY) and path.is_file()
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -52,7 +89,7 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in paths:
-        below = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        below = sorted(filter(_is_image, path.rglob("*"))) if path.is_dir() else [path]
         if not below:
             raise InputError(f"{path} has no PNG, JPEG or WebP image")
         for one in below:
@@ -62,54 +99,71 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(model: TrainedModel, some: dict[str, Path], written: Written) -> list[Tensor]:
-    images = []
-    for path in some.values():
+def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]:
+    """Images in order, as many at a time as are worked on together; `area` is the pixels of one."""
+    some, pixels = list[T](), 0
+    for item in items:
+        more = area(item)
+        if some and (len(some) == _IMAGES or pixels + more > _PIXELS):
+            yield some
+            some, pixels = [], 0
+        some.append(item)
+        pixels += more
+    if some:
+        yield some
+
+
+def _read(model: Model, named: dict[str, Path], written: Written) -> Iterator[list[tuple[str, Tensor]]]:
+    """The images with their names, as many at a time as are worked on together."""
+
+    def read(path: Path) -> Tensor:
         pixels, written.lost[path] = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
-        images.append(torch.from_numpy(pixels))
-        written.pixels += pixels.size
-    written.images += len(images)
-    return images
+        written.images, written.pixels = written.images + 1, written.pixels + pixels.size
+        return torch.from_numpy(pixels)
 
-
-def _chunks(named: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    pairs = list(named.items())
-    for start in range(0, len(pairs), _TOGETHER):
-        yield dict(pairs[start : start + _TOGETHER])
+    images = ((name, read(path)) for name, path in named.items())
+    return tracked(_together(images, lambda one: math.prod(one[1].shape[1:])), "compress", len(named), len)
 
 
 def compress_files(
-    model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, *, say: Callable[[str], None] = note,
+    model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
+    lmbda: float | None = None, *, say: Say = note,
 ) -> Written:  # fmt: skip
     """Write the codes of image files.
 
     Args:
         paths: image files, and folders of them.
-        out: X.hrv for one image; X.hrva, an archive, to which they are appended; else a folder, which gets a file for
-            each image.
+        out: X.hrv for one image; X.hrva, an archive, to which those are appended that it has not yet; else a folder,
+            which gets a file for each image.
         levels: how many levels to write; None writes all.
         max_bytes: of a file, as for `TrainedModel.compress`.
         lmbda: as for `TrainedModel.compress`.
-        say: is told what was lost when images were converted to the channels of the model.
+        say: gets what was lost when images were converted to the channels of the model, and what is there already.
 
     Raises:
         InputError: an image can't be read, levels are out of range, an image does not fit, or `out` can't be written.
     """
     named, written = _named(paths), Written()
-    if out.suffix == archive.SUFFIX:
+    if is_archive(out):
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        encode = model.encoder(lmbda, levels)
-        _append(model, named, out, compression.check_levels(model.autoencoder, levels), encode, written)
+        for name, path in named.items():
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise InputError(
+                    f"{str(path)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead"
+                )
+        encode, used = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels)
+        with archive.appending(out, model.codec) as writer:
+            _append(model, named, writer, encode, used, written, say)
     else:
-        if out.suffix == SUFFIX and len(named) != 1:
+        single = out.suffix.lower() == hrv.SUFFIX
+        if single and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
-        for some in tracked(_chunks(named), "compress", len(named), len):
-            images = _read(model, some, written)
-            files = model.compress(images, levels, max_bytes, lmbda, [str(path) for path in some.values()])
-            for name, content in zip(some, files, strict=True):
-                _write(out if out.suffix == SUFFIX else out / f"{name}{SUFFIX}", content)
+        for batch in _read(model, named, written):
+            sources = [str(named[name]) for name, _ in batch]
+            files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
+            for (name, _), content in zip(batch, files, strict=True):
+                _write(out if single else out / f"{name}{hrv.SUFFIX}", content)
                 written.bytes += len(content)
     if converted := conversions(written.lost, written.images):
         say(converted)
@@ -125,150 +179,136 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _append(
-    model: TrainedModel, named: dict[str, Path], out: Path, levels: int, encode: Callable[[Tensor], Codes],
-    written: Written,
-) -> None:  # fmt: skip
-    for name, path in named.items():
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(f"{str(path)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
-    before = out.stat().st_size if out.exists() else 0
-    with archive.appending(out, model.codec) as append:
-        for some in tracked(_chunks(named), "compress", len(named), len):
-            images = _read(model, some, written)
-            encoded = (encode(image[None].to(model.device)) for image in images)
-            codes = [row for one in encoded for row in flat_codes(one)]
-            append(codes, [(image.shape[-2], image.shape[-1]) for image in images], list(some), levels)
-    written.bytes = out.stat().st_size - before
+    model: Model, named: dict[str, Path], writer: ArchiveWriter, encode: Encode, levels: int, written: Written, say: Say
+) -> None:
+    path = writer.archive.path
+    if writer.set_aside:
+        left = counted(writer.archive.left_over, "byte")
+        say(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
+    new = 0
+    for batch in _read(model, named, written):
+        codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
+        sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
+        new += writer.append(codes, sizes, [name for name, _ in batch], levels)
+    if new < len(named):
+        say(f"{path} had {len(named) - new} of {counted(len(named), 'image')} already")
+    written.bytes = writer.grown
 
 
-def model_for(path: Path, run: str | None) -> TrainedModel:
-    """The model that is named, or else that one inside the package by which a file was made.
+@dataclass(frozen=True)
+class _Job:
+    """Images of one file of codes that are wanted, and the PNG that each gets; `archive` is None of an .hrv."""
 
-    Raises:
-        InputError: there is no such model; or none is named, and the file is of none inside the package.
-    """
-    if run is not None:
-        return TrainedModel(run)
-    if path.suffix == archive.SUFFIX:
-        opened = archive.open_archive(path).codec
-        wanted, whose = bytes.fromhex(opened.model), f"{opened.name} (weights {opened.model[:12]})"
-        damaged = ""  # its checksum is right
-    else:
-        header = read_header(_content(path), str(path))
-        wanted, whose = header.fingerprint, f"a model whose fingerprint is {header.fingerprint.hex()}"
-        damaged = "; or the file is damaged"
-    for name in shipped():
-        model = TrainedModel(name)
-        known = {bytes.fromhex(model.codec.model), *(model.codec.fingerprint(one) for one in (False, True))}
-        if wanted in known:
-            return model
-    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN{damaged}")
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-
-
-def read_files(codec: Codec, paths: Sequence[Path], levels: int | None = None) -> list[Picture]:
-    """The codes of files of codes. Raises InputError as `codec.stream.read`."""
-    return read(codec, [_content(path) for path in paths], levels, [str(path) for path in paths])
+    path: Path
+    archive: Archive | None
+    numbers: list[int]
+    targets: list[Path]
 
 
 def decompress_files(
-    model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, names: Sequence[str] = (),
-    *, say: Callable[[str], None] = note,
+    model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, names: Sequence[str] = (),
+    *, force: bool = False, say: Say = note,
 ) -> int:  # fmt: skip
     """Write the images of files of codes and archives as PNG; -> how many.
+
+    What is damaged is passed over: all other images are written before the error.
 
     Args:
         paths: X.hrv and X.hrva.
         out: Y.png for one image, else a folder.
         levels: how many levels to use, as far as they are there; None uses all.
         names: of the images of archives that are wanted; none names all.
-        say: is told which files are cut short or damaged.
+        force: write over images that exist.
+        say: gets what is cut short or damaged.
 
     Raises:
-        InputError: a file of another model, no such name, or `out` can't be written.
-        DamagedFileError: a file has no whole level.
+        InputError: a file of another model, no such name, an image exists already, or `out` can't be written.
+        DamagedFileError: an image has no whole level, or an archive has damaged blocks.
     """
-    if levels is not None:
-        compression.check_levels(model.autoencoder, levels)
-    count = 0
-    written = set[Path]()
-    total = sum(_images_of(path, names) for path in paths)
-    chunks = _chunks_of(model, paths, levels, names, say)
-    for path, some, pictures in tracked(chunks, "decompress", total, lambda chunk: len(chunk[1])):
-        if out.suffix.lower() == ".png" and len(paths) * len(some) != 1:
-            raise InputError(f"{out} takes one image; name a folder")
-        images = compression.paint(model.autoencoder, pictures, model.device, levels, [str(path)] * len(some))
-        for name, image in zip(some, images, strict=True):
-            target = out if out.suffix.lower() == ".png" else out / f"{name}.png"
-            if target in written:
-                raise InputError(f"two images are named {name}: {target} is written already; use another folder")
-            written.add(target)
-            if target != out:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            sheets.save(sheets.to_pil(image), target)
-            count += 1
+    check_levels(model.autoencoder, levels)
+    jobs, faults, count = [_job(model, path, out, names) for path in paths], list[str](), 0
+    _check_targets(jobs, out, force)
+    for job in jobs:
+        if job.archive and job.archive.damaged:
+            faults.append(f"{job.path}: {counted(job.archive.damaged, 'byte')} are damaged, with the images in them")
+        elif job.archive and job.archive.left_over:
+            say(f"{job.path} ends with {counted(job.archive.left_over, 'byte')} of no whole block")
+    batches = (batch for job in jobs for batch in _decoded(model, job, levels, faults, say))
+    for target, image in tracked(batches, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{target} can't be written ({error.strerror or error})") from error
+        write_image(to_pil(image), target, force=force)
+        count += 1
+    if faults:
+        for fault in faults[:-1]:
+            say(fault)
+        raise DamagedFileError(f"{faults[-1]}; {counted(count, 'image')} written" if count else faults[-1])
     return count
 
 
-def _images_of(path: Path, names: Sequence[str]) -> int:
-    """How many images of a file are wanted."""
-    return len(names) or len(archive.open_archive(path).entries) if path.suffix == archive.SUFFIX else 1
-
-
-def _chunks_of(
-    model: TrainedModel, paths: Sequence[Path], levels: int | None, names: Sequence[str], say: Callable[[str], None]
-) -> Iterator[tuple[Path, list[str], list[Picture]]]:
-    """File, names and codes of the images of files of codes and archives, some at a time."""
-    for path in paths:
-        if path.suffix == archive.SUFFIX:
-            for some, pictures in _archived(model, path, levels, names, say):
-                yield path, some, pictures
-            continue
-        pictures = read_files(model.codec, [path], levels)
-        if pictures[0].fault:
-            say(f"{path}: {pictures[0].fault}; decoded from {counted(len(pictures[0].codes), 'whole level')}")
-        yield path, [path.stem], pictures
-
-
-def _archived(
-    model: TrainedModel, path: Path, levels: int | None, names: Sequence[str], say: Callable[[str], None]
-) -> Iterator[tuple[list[str], list[Picture]]]:
-    """Names and codes of the images of an archive, some at a time."""
+def _job(model: Model, path: Path, out: Path, names: Sequence[str]) -> _Job:
+    png = out if out.suffix.lower() == ".png" else None
+    if not is_archive(path):
+        if names:
+            raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
+        return _Job(path, None, [0], [png or out / f"{path.stem}.png"])
     opened = archive.open_archive(path)
     if opened.codec.model != model.codec.model:
         raise InputError(
             f"{path} was made by {opened.codec.name} (weights {opened.codec.model[:12]}), not by {model.codec.name} "
             f"({model.codec.model[:12]})"
         )
-    if opened.left_over:
-        say(f"{path} ends with {counted(opened.left_over, 'byte')} of no whole block; what is before is used")
     numbers = opened.numbers(names) if names else list(range(len(opened.entries)))
-    for start in range(0, len(numbers), _TOGETHER):
-        some = numbers[start : start + _TOGETHER]
-        yield [_safe(opened, number) for number in some], opened.read(some, levels)
+    for number in numbers:
+        name = opened.names[number]
+        below = Path(name)
+        if below.is_absolute() or ".." in below.parts or "\\" in name or "\0" in name:
+            raise DamagedFileError(f"{path}: image {number} has a name that leads out of a folder: {name!r}")
+    return _Job(path, opened, numbers, [png or out / f"{opened.names[number]}.png" for number in numbers])
 
 
-def _safe(opened: archive.Archive, number: int) -> str:
-    """A name under which an image may be written: below the folder that is asked for, and nowhere else."""
-    name = opened.entries[number].name or f"{number:06d}"
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise DamagedFileError(f"{opened.path}: image {number} has a name that leads out of a folder: {name!r}")
-    return name
+def _check_targets(jobs: Sequence[_Job], out: Path, force: bool) -> None:
+    targets = [target for job in jobs for target in job.targets]
+    if out.suffix.lower() == ".png" and len(targets) != 1:
+        raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
+    seen = set[Path]()
+    for target in targets:
+        if target in seen:
+            raise InputError(f"two images would be written to {target}; use another folder")
+        seen.add(target)
+        if not force and target.exists():
+            raise InputError(f"{target} exists already; choose another place, or write over it with --force")
 
 
-def sheet_of_levels(model: TrainedModel, picture: Picture) -> list[sheets.SheetRow]:
-    """A row of pictures: one image by each prefix of its levels that the model decodes."""
-    prefixes = [one for one in model.autoencoder.prefixes if one <= len(picture.codes)]
-    images = [compression.paint(model.autoencoder, [picture], model.device, one)[0] for one in prefixes]
-    sums = np.cumsum(picture.lengths) + picture.header
-    captions = [
-        f"levels 1-{one}: {sums[one - 1]} bytes" if one > 1 else f"level 1: {sums[0]} bytes" for one in prefixes
-    ]
-    return [sheets.SheetRow(caption, [image]) for caption, image in zip(captions, images, strict=True)]
+def _decoded(model: Model, job: _Job, levels: int | None, faults: list[str], say: Say) -> Iterator[tuple[Path, Tensor]]:
+    """Each target with its image; what can't be decoded goes to `faults`."""
+    max_pixels = model.config.data.max_pixels
+    if job.archive is None:
+        name = str(job.path)
+        try:
+            codes = hrv.read(model.codec, [content_of(job.path)], levels, [name], max_pixels)
+            images = decode_images(model.autoencoder, codes, model.device, levels, [name])
+        except DamagedFileError as error:
+            faults.append(str(error))
+            return
+        if codes[0].fault:
+            say(f"{name}: {codes[0].fault}; decoded from {counted(len(codes[0].codes), 'whole level')}")
+        yield job.targets[0], images[0]
+        return
+    entries = job.archive.entries
+    for some in _together(zip(job.numbers, job.targets, strict=True), lambda one: math.prod(entries[one[0]].size)):
+        good = list[tuple[Path, ImageCodes]]()
+        for (number, target), codes_of in zip(
+            some, job.archive.read([number for number, _ in some], levels), strict=True
+        ):
+            fault = codes_of.fault
+            if math.prod(codes_of.size) > max_pixels:
+                fault = f"it has more than {max_pixels} pixels"
+            if fault:
+                faults.append(f"{job.path}: image {job.archive.names[number]}: {fault}")
+            else:
+                good.append((target, codes_of))
+        images = decode_images(model.autoencoder, [one for _, one in good], model.device, levels)
+        yield from zip((target for target, _ in good), images, strict=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel, Geometry
+from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import (
     FRAME,
@@ -29,7 +29,7 @@ from hrvqvae.compression.network import (
     usual_contexts,
 )
 from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import InputError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -143,13 +143,10 @@ def learn_level(
 
     Raises:
         InputError: there are fewer than two images.
-        DamagedFileError: a code is out of range.
     """
     level, count = len(levels) - 1, len(levels[0])
     if count < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {count}")
-    if any(one.min() < 0 or one.max() >= values for one, values in zip(levels, symbols, strict=False)):
-        raise DamagedFileError("codes of training images are out of range: the stored codes are damaged")
     grids = [(one.shape[1], one.shape[2]) for one in levels]
     contexts = usual_contexts(
         level, symbols, [number == 0 or grids[number - 1] == one for number, one in enumerate(grids)]

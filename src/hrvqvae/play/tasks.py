@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression.geometry import Geometry, geometry_of
+from hrvqvae.compression.entropy_model import Geometry, geometry_of
 from hrvqvae.data.images import FORMATS, decode_image
 from hrvqvae.plots import hierarchy
 from hrvqvae.plots.figures import tree_at

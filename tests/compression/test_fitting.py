@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import hrvqvae
-from hrvqvae.compression import fitting
+from hrvqvae.compression import images as compression
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.utils.errors import InputError
-from tests.checkpoints.test_rate_distortion import digits, run
+from tests.compression.test_rate_distortion import digits, run
 
 __all__ = ["run"]
 
@@ -70,10 +70,10 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
     def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
         return [bytes(28 if weight >= least else 31) for weight in codes[0].tolist()]
 
-    monkeypatch.setattr(fitting, "files_of", files)
-    encoder = SimpleNamespace(weigh=weigh, codec=SimpleNamespace(tables=object()), levels=1)
-    found = fitting._Found([None], np.full(1, np.inf), np.full(1, 99))
-    assert fitting._weighed(cast(RateDistortion, encoder), torch.zeros(1, 1), np.arange(1), 30, found).tolist() == [
+    monkeypatch.setattr(compression, "_files_of", files)
+    encoder = SimpleNamespace(weigh=weigh, codec=SimpleNamespace(networks=(None,)), levels=1)
+    found = compression._Found.none(30, 1)
+    assert compression._weighed(cast(RateDistortion, encoder), torch.zeros(1, 1), np.arange(1), found).tolist() == [
         True
     ]
     assert found.files == [bytes(28)]

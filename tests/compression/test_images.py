@@ -11,17 +11,18 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.entropy_model import fit_entropy_model, load_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config, save_model
 from hrvqvae.cli import main
-from hrvqvae.compression.geometry import geometry_of
-from hrvqvae.compression.images import codec_of, compress, decompress, make_tables
-from hrvqvae.compression.stream import Codec, read_header
+from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
+from hrvqvae.compression.hrv import read, read_header
+from hrvqvae.compression.images import compress, decode_images
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.tiny_systems import tiny_systems
-from tests.trained_run import tiny_run_with_tables
+from tests.trained_run import tiny_run_with_entropy_model
 
 NAMES = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
 CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def run(mnist_root: Path) -> Path:
     """A trained run with tables."""
-    return tiny_run_with_tables(mnist_root)
+    return tiny_run_with_entropy_model(mnist_root)
 
 
 def pictures(count: int, size: tuple[int, int]) -> torch.Tensor:
@@ -42,15 +43,16 @@ def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path)
     config = tiny_systems(mnist_root)[name]
     torch.manual_seed(0)
     model = build(config).eval()
-    codec = Codec(name, "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    codec = EntropyModel(name, "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
     for size in ((12, 12), (5, 21)):
         images = pictures(3, size)
         files = compress(model, codec, images, CPU)
         with torch.inference_mode():
             expected = model.decode(model.encode(images), size=size)
-        found, read = decompress(model, codec, files, CPU)
+        read_again = read(codec, files)
+        found = decode_images(model, read_again, CPU)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-        assert not any(one.fault for one in read)
+        assert not any(one.fault for one in read_again)
         lengths = [len(one) for one in files]
         assert max(lengths) - min(lengths) <= len(codec.symbols), "a byte at the end of each level"
 
@@ -58,7 +60,7 @@ def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path)
 def test_a_run_with_tables_writes_fewer_bytes_and_the_same_images(run: Path) -> None:
     model = hrvqvae.load(run)
     with_tables = model.compress(digits := pictures(4, (12, 12)) // 64)
-    plain = compress(model.autoencoder, dataclasses.replace(model.codec, tables=None), digits, CPU)
+    plain = compress(model.autoencoder, dataclasses.replace(model.codec, networks=()), digits, CPU)
     assert sum(map(len, with_tables)) < sum(map(len, plain))
     assert {read_header(one).by_tables for one in with_tables} == {True}
     expected = model.decode(model.encode(digits), size=(12, 12))
@@ -99,10 +101,10 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     config = tiny_systems(mnist_root)["vqvae2"]
     model = build(config).eval()
-    codec = Codec("vqvae2", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    codec = EntropyModel("vqvae2", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
     content = compress(model, codec, pictures(1, (12, 12)), CPU)[0]
     with pytest.raises(DamagedFileError, match="file 1 has 1 whole level; this model decodes 2 or more together"):
-        decompress(model, codec, [content[:-1]], CPU)
+        decode_images(model, read(codec, [content[:-1]]), CPU)
     with pytest.raises(InputError, match="bytes at the least"):
         compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
@@ -130,26 +132,26 @@ def test_tables_of_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
 def test_the_name_of_weights_does_not_depend_on_their_configuration(run: Path) -> None:
     model, config = load_with_config(run)
     moved = override(config, {"data.root": "/elsewhere"})
-    assert codec_of(run, model, config).model == codec_of(run, model, moved).model
+    assert load_entropy_model(run, model, config).model == load_entropy_model(run, model, moved).model
     weights = dict(model.state_dict())
-    assert storage.weights_digest(weights) == codec_of(run, model, config).model
+    assert storage.weights_digest(weights) == load_entropy_model(run, model, config).model
     name = next(iter(weights))
-    assert storage.weights_digest({**weights, name: weights[name] + 1}) != codec_of(run, model, config).model
+    assert storage.weights_digest({**weights, name: weights[name] + 1}) != load_entropy_model(run, model, config).model
 
 
 def test_levels_with_too_many_symbols_for_tables_are_coded_alike(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hrvqvae.compression import images as compression
+    from hrvqvae.compression import learning
 
-    monkeypatch.setattr(compression, "MOST_SYMBOLS", 2)
+    monkeypatch.setattr(learning, "MOST_SYMBOLS", 2)
     said: list[str] = []
     run = shutil.copytree(run, tmp_path / "run")
     kept = RunFolder(run).tables.read_bytes()
-    assert make_tables(run, say=said.append) == RunFolder(run).tables
+    assert fit_entropy_model(run, say=said.append) == RunFolder(run).tables
     assert "tables.hrvt is of these weights already" in said[0], "files that were made by it are read by no other"
     assert RunFolder(run).tables.read_bytes() == kept
     RunFolder(run).tables.unlink()
     said.clear()
-    assert make_tables(run, say=said.append) == RunFolder(run).tables
+    assert fit_entropy_model(run, say=said.append) == RunFolder(run).tables
     assert said[0] == "level 1 has 3 symbols, more than 2: coded in log2 3 bits a code"

@@ -11,12 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from hrvqvae.compression import learning
-from hrvqvae.compression.contexts import Contexts, usual_contexts
-from hrvqvae.compression.geometry import Geometry, geometry_of
+from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of, read_entropy_model
 from hrvqvae.compression.learning import learn_level
 from hrvqvae.compression.levels import Layout, encode_level
-from hrvqvae.compression.network import Network
-from hrvqvae.compression.tables import Tables, read_tables
+from hrvqvae.compression.network import Contexts, Network, usual_contexts
 from hrvqvae.config import presets
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import ALL, TREE, made_network
@@ -90,10 +88,10 @@ def test_learning_is_the_same_again() -> None:
 
 def test_a_file_of_tables_holds_them_all() -> None:
     for codec in ALL.values():
-        assert codec.tables is not None
-        found = read_tables(codec.tables.content)
-        assert found.content == codec.tables.content
-        for one, other in zip(found.networks, codec.tables.networks, strict=True):
+        assert codec.networks
+        found = read_entropy_model(codec.content)
+        assert found.content == codec.content
+        for one, other in zip(found.networks, codec.networks, strict=True):
             if one is None or other is None:
                 assert one is other
                 continue
@@ -103,15 +101,15 @@ def test_a_file_of_tables_holds_them_all() -> None:
 
 
 def test_damaged_tables_are_refused() -> None:
-    assert TREE.tables is not None
-    content = TREE.tables.content
+    assert TREE.networks
+    content = TREE.content
     for place in range(0, len(content), 7):
         damaged = bytearray(content)
         damaged[place] ^= 4
         with pytest.raises(DamagedFileError):
-            read_tables(bytes(damaged))
+            read_entropy_model(bytes(damaged))
         with pytest.raises(DamagedFileError):
-            read_tables(content[:place])
+            read_entropy_model(content[:place])
 
 
 @pytest.mark.parametrize(
@@ -124,15 +122,15 @@ def test_damaged_tables_are_refused() -> None:
     ],
 )  # fmt: skip
 def test_tables_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
-    assert TREE.tables is not None
-    content = TREE.tables.content
+    assert TREE.networks
+    content = TREE.content
     length = int.from_bytes(content[8:12], "little")
     text, body = content[12 : 12 + length].decode(), zlib.decompress(content[12 + length :])
     assert old in text
     changed = text.replace(old, new, 1).encode()
     packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
     with pytest.raises(DamagedFileError):
-        read_tables(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
+        read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
 def test_models_that_could_overflow_or_look_ahead_are_refused() -> None:
@@ -181,5 +179,5 @@ def test_effort_is_how_much_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tables_of_one_level_alike() -> None:
-    tables = Tables("x", "00" * 16, Geometry(2, 0, (1,)), (5000,), (None,))
-    assert read_tables(tables.content).networks == (None,)
+    tables = EntropyModel("x", "00" * 16, Geometry(2, 0, (1,)), (5000,), (None,))
+    assert read_entropy_model(tables.content).networks == (None,)

@@ -1,0 +1,80 @@
+"""The entropy model of a run: RUN/tables.hrvt.
+
+It belongs to the weights alone, so that it stays what it is when a run is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.codemaps import extract, stored_or_extracted
+from hrvqvae.checkpoints.folder import RunFolder, locate
+from hrvqvae.checkpoints.loading import load_with_digest
+from hrvqvae.checkpoints.stale import require_current
+from hrvqvae.compression.entropy_model import EntropyModel, geometry_of, read_entropy_model
+from hrvqvae.compression.learning import fit
+from hrvqvae.config import Config
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import write_atomic
+
+
+def _without_networks(name: str, model: Autoencoder, config: Config) -> EntropyModel:
+    weights = storage.weights_digest(model.state_dict())
+    return EntropyModel(name, weights, geometry_of(config.model.latent_grids), config.model.num_symbols)
+
+
+def load_entropy_model(run: str | Path, model: Autoencoder, config: Config) -> EntropyModel:
+    """The entropy model of a run; one without networks where none was fitted.
+
+    Raises:
+        InputError: it is of other weights; the command that renews it is named.
+        DamagedFileError: it is damaged.
+    """
+    bare = _without_networks(str(run), model, config)
+    path = RunFolder(locate(run).parent).tables
+    if not path.is_file():
+        return bare
+    found = read_entropy_model(path.read_bytes(), str(path))
+    require_current(path, found.model, bare.model, run)
+    if (found.geometry, found.symbols) != (bare.geometry, bare.symbols):
+        raise DamagedFileError(f"{path} is damaged: it has other grids or symbols than the model beside it")
+    return found
+
+
+def fit_entropy_model(
+    run: str | Path, root: str | None = None, effort: float = 1.0, device: torch.device | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Fit the entropy model of a run to the codes of its training split, and write it beside its weights; -> its file.
+
+    One of these weights is kept, since what was compressed by it can be read by no other.
+
+    Args:
+        root: where the data is, if it has moved since training.
+        effort: how long to learn; 1 is usual.
+        say: gets the bits a code of each level that held-out images take.
+
+    Raises:
+        InputError: the run or its data is missing, or the file can't be written.
+    """
+    model, config, digest = load_with_digest(run)
+    config = config.with_root(root)
+    folder, bare = RunFolder(locate(run).parent), _without_networks(config.name, model, config)
+    path = folder.tables
+    if path.is_file() and read_entropy_model(path.read_bytes(), str(path)).model == bare.model:
+        say(f"{path} is of these weights already; without it, files that were made by it can't be read")
+        return path
+    if folder.config.is_file():
+        maps = stored_or_extracted(folder.codes, model, digest, config, "train", device, say)
+    else:
+        maps = extract(model, config, "train", device)
+    try:
+        write_atomic(path, fit(bare, maps.levels, effort, say).content)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
+    return path
