@@ -6,8 +6,8 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from hrvqvae.cli import main
 from hrvqvae.checkpoints.entropy_model import fit_entropy_model
+from hrvqvae.cli import main
 from tests.cli.helpers import write_file
 from tests.conftest import with_training
 from tests.tiny_systems import tiny_run
