@@ -16,7 +16,8 @@ from hrvqvae.models import published
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0
     captured = capsys.readouterr()
-    assert [tuple(line.split(maxsplit=1)) for line in captured.out.splitlines()] == [*presets.listed()]
+    listed = [tuple(line.split(maxsplit=1)) for line in captured.out.splitlines()]
+    assert listed == [(name, presets.get(name).about) for name in presets.names()]
     assert captured.err == ""
     assert main(["presets", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*presets.names()]

@@ -226,12 +226,6 @@ def test_near_names_are_offered() -> None:
             presets.get(known)
 
 
-def test_the_list_is_that_of_the_presets() -> None:
-    listed = dict(presets.listed())
-    assert list(listed) == [*presets.names()]
-    assert all((preset := presets.get(name)).name == name and preset.about == about for name, about in listed.items())
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithoutPadding(ModelConfig):
     """A system that knows nothing of padding, which MNIST's settings give."""

@@ -28,7 +28,7 @@ def _presets(arguments: Arguments) -> int:
         if arguments.json:
             print_json([presets.describe(presets.get(name)) for name in presets.names()])
         else:
-            print_table(list(presets.listed()))
+            print_table([(name, presets.get(name).about) for name in presets.names()])
         return 0
     entry = presets.describe(presets.get(arguments.name))
     if arguments.json:

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from hrvqvae.config import presets
-from hrvqvae.config.registry import PRIORS, SYSTEMS, Registry
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.config.schema import (
     AUTO,
     BUDGET,
@@ -141,14 +141,6 @@ def _renamed(name: str) -> str:
     return f"{parents}.{_RENAMED.get(leaf, leaf)}" if parents else name
 
 
-def _kind(given: Mapping[str, Any], field: str, known: Registry[Any], default: str, where: str) -> str:
-    """The registered name that a field has. Raises InputError where there is no entry of that name."""
-    found = given.get(field, default)
-    if not isinstance(found, str) or found not in known:
-        raise InputError(f"{where}{field} is {found!r}; there are {', '.join(known)}")
-    return found
-
-
 def from_dict(tree: Any, where: str) -> Config:
     """A configuration from nested plain values; missing fields take their defaults.
 
@@ -162,9 +154,12 @@ def from_dict(tree: Any, where: str) -> Config:
     if not isinstance(tree, Mapping):
         raise InputError(f"{where}a configuration is a mapping with data, model and training")
     given = {_renamed(name): value for name, value in flatten(tree)}
-    system = _kind(given, "model.system", SYSTEMS, DEFAULT_SYSTEM, where)
-    network = _kind(given, "prior.network.kind", PRIORS, DEFAULT_PRIOR, where)
-    return _build(default_config(system, network), given, where)
+    system, network = given.get("model.system", DEFAULT_SYSTEM), given.get("prior.network.kind", DEFAULT_PRIOR)
+    try:
+        base = default_config(str(system), str(network))
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
+    return _build(base, given, where)
 
 
 def from_file(path: Path) -> Config:
@@ -259,17 +254,12 @@ def _later_stage(section: str, run: Config, given: Mapping[str, str], stored: Co
     """The configuration of a stage that trains on a finished autoencoder."""
     for key in given:
         if not key.startswith(f"{section}.") and key not in ("data.root", "data.workers"):
-            raise InputError(f"--{key} is not a field of the {what}, which take --{section}.* and --data")
+            raise InputError(f"--{key} is no field of the {what}: give --{section}.* and --data")
     return override(run, given) if stored is None else _continued(stored, given, f"{section}.training")
 
 
 def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
-    """The configuration of a level's prior that begins, or of the stored one that goes on.
-
-    Args:
-        run: of the autoencoder's run.
-        given: dotted name -> text.
-        stored: of the prior that goes on.
+    """The configuration of a prior of a run that begins, or of the stored one that goes on.
 
     Raises:
         InputError: a bad value, a field that is not the priors', or a resumed prior that would no longer be the same.

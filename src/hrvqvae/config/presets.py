@@ -88,21 +88,15 @@ def data_config(dataset: Dataset) -> DataConfig:
     return replaced(DataConfig(), {name: value for name, (value, _) in dataset.settings.items()}, "data.")
 
 
-def listed() -> Iterator[tuple[str, str]]:
-    """(name, one line on what it is for) of all presets, none of which is built.
-
-    Each system's for each data set that has a column come first, then its further ones. A system or a data set that
-    can't be used has none; its registry's `faults` say why.
-    """
-    data = [dataset for dataset in DATASETS.entries() if dataset.column]
-    systems = SYSTEMS.entries()
-    yield from ((f"{system.name}/{dataset.name}", dataset.about) for system in systems for dataset in data)
-    yield from ((extra.name, extra.about) for system in systems for extra in system.extras)
-
-
 def names() -> Iterator[str]:
-    """Names of all presets, in the order of `listed`."""
-    yield from (name for name, _ in listed())
+    """Names of all presets: each system's for each data set that has a column, then its further ones.
+
+    A system or a data set that can't be used has none; its registry's `faults` say why.
+    """
+    data = [dataset.name for dataset in DATASETS.entries() if dataset.column]
+    systems = SYSTEMS.entries()
+    yield from (f"{system.name}/{name}" for system in systems for name in data)
+    yield from (extra.name for system in systems for extra in system.extras)
 
 
 @cache
