@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from hrvqvae.config import Config, presets
+from hrvqvae.config import Config, flatten, presets, to_dict
 
 PAGE = (Path(__file__).parent.parent / "docs" / "paper-tables.md").read_text()
 COLUMNS = {"FFHQ": "ffhq", "ImageNet": "imagenet", "CIFAR10": "cifar10", "MNIST": "mnist"}
 ORIGINAL = {"FFHQ 1024x1024": "ffhq1024", "ImageNet 256x256": "imagenet256"}
-Row = Callable[[Config], Any]
+Row = str | Callable[[Config], Any]
+"""A field, whose source is the table, or what follows from a configuration."""
 
 
 def table(number: int) -> dict[tuple[str, str], str]:
@@ -27,7 +28,7 @@ def table(number: int) -> dict[tuple[str, str], str]:
 
 def finest_first(values: tuple[Any, ...]) -> str:
     """Values that stand coarse first, in the order of the paper."""
-    return ", ".join(f"{value:g}" for value in reversed(values))
+    return ", ".join(f"{value:.9g}" for value in reversed(values))
 
 
 def grids(config: Config) -> list[str]:
@@ -41,28 +42,28 @@ def searched(config: Config) -> str:
 
 AUTOENCODER: dict[str, Row] = {
     "latent layers": lambda c: ", ".join(dict.fromkeys(grids(c))),
-    "beta_i": lambda c: c.model.quantizer.beta,
-    "hidden units": lambda c: c.model.hidden_units,
-    "residual units": lambda c: c.model.residual_units,
-    "codebook size": lambda c: c.model.quantizer.codewords,
-    "codebook dimension": lambda c: c.model.quantizer.dim,
+    "beta_i": "model.quantizer.beta",
+    "hidden units": "model.hidden_units",
+    "residual units": "model.residual_units",
+    "codebook size": "model.quantizer.codewords",
+    "codebook dimension": "model.quantizer.dim",
     "codewords in layers": lambda c: ", ".join(map(str, c.model.num_codewords)),
     "codewords needed for each pixel": searched,
-    "encoder conv filter size": lambda c: c.model.kernel,
+    "encoder conv filter size": "model.kernel",
     "optimizer": lambda c: c.training.optimizer.capitalize(),
-    "Polyak EMA decay": lambda c: c.training.polyak_decay,
-    "learning rate": lambda c: c.training.learning_rate,
+    "Polyak EMA decay": "training.polyak_decay",
+    "learning rate": "training.learning_rate",
 }
 PRIORS: dict[str, Row] = {
     "latent layers": AUTOENCODER["latent layers"],
-    "batch size": lambda c: finest_first(c.prior.training.batch_size),
-    "hidden units": lambda c: c.prior.network.hidden_units,
-    "residual units": lambda c: c.prior.network.residual_units,
-    "attention layers": lambda c: finest_first(c.prior.network.attention_layers),
-    "conv filter size": lambda c: finest_first((c.prior.network.kernel,) * len(set(grids(c)))),
-    "dropout": lambda c: finest_first(c.prior.network.dropout),
+    "batch size": "prior.training.batch_size",
+    "hidden units": "prior.network.hidden_units",
+    "residual units": "prior.network.residual_units",
+    "attention layers": "prior.network.attention_layers",
+    "conv filter size": "prior.network.kernel",
+    "dropout": "prior.network.dropout",
     "output stack layers": lambda c: 0,
-    "Polyak EMA decay": lambda c: c.prior.training.polyak_decay,
+    "Polyak EMA decay": "prior.training.polyak_decay",
 }
 LAYERS: dict[str, Row] = {"layers": lambda c: len(c.model.num_symbols)}
 ROWS: dict[int, dict[str, Row]] = {
@@ -72,40 +73,66 @@ ROWS: dict[int, dict[str, Row]] = {
         "codebook size": lambda c: 64,  # contradicted by the row of codewords, which is taken
         "codewords in layers": lambda c: ", ".join([str(c.model.quantizer.codewords)] * 3),  # for ImageNet's two too
         "codewords needed for each pixel": lambda c: f"3x{c.model.quantizer.codewords}",
-        "training steps": lambda c: f"{c.training.max_steps:,}",
+        "training steps": "training.max_steps",
     },
     5: {
-        "training samples": lambda c: f"{c.data.train_samples:,}",
-        "test samples": lambda c: f"{c.data.test_samples:,}",
+        "training samples": "data.train_samples",
+        "test samples": "data.test_samples",
         "input size": lambda c: f"{c.data.size}x{c.data.size}x{c.data.channels}",
-        "batch size": lambda c: c.training.batch_size,
-        "epochs": lambda c: c.training.epochs,
+        "batch size": "training.batch_size",
+        "epochs": "training.epochs",
         "training steps": lambda c: f"{presets.get(c.name).printed['training_steps']:,}",
     },
     6: LAYERS | AUTOENCODER,
     7: AUTOENCODER,
-    8: LAYERS | PRIORS | {"attention heads": lambda c: c.prior.network.attention_heads},
-    9: PRIORS | {"attention heads": lambda c: f"-, -, {c.prior.network.attention_heads}"},
+    8: LAYERS | PRIORS | {"attention heads": "prior.network.attention_heads"},
+    9: PRIORS
+    | {
+        "attention heads": lambda c: f"-, -, {c.prior.network.attention_heads}",
+        "conv filter size": lambda c: finest_first((c.prior.network.kernel,) * len(set(grids(c)))),
+    },
 }
 SYSTEM = {4: "vqvae2-original", 5: "hrvqvae", 6: "hrvqvae", 7: "vqvae2", 8: "hrvqvae", 9: "vqvae2"}
+OTHERS = {  # fields whose rows are not numbers of their own: what follows from them is
+    4: {"model.grids", "model.quantizer.codewords"}, 5: {"data.size", "data.channels", "data.dataset"},
+    6: {"model.quantizer.levels"}, 7: {"model.grids"}, 8: set(),
+    9: {"prior.network.attention_heads", "prior.network.kernel"},
+}  # fmt: skip
 
 
 def as_number(text: str) -> float | str:
-    """A number where the text is one, so that 2e-4 and 0.0002 are equal."""
+    """A number where the text is one, so that 2e-4 and 0.0002 are equal, and 60,000 and 60000."""
     try:
-        return float(text)
+        return float(text.replace(",", ""))
     except ValueError:
         return text
 
 
+def fields(number: int) -> set[str]:
+    """The fields that a table prints."""
+    return {of for of in ROWS[number].values() if isinstance(of, str)} | OTHERS[number]
+
+
 @pytest.mark.parametrize("number", ROWS)
 def test_a_table_is_the_presets(number: int) -> None:
-    names = ORIGINAL if number == 4 else COLUMNS
-    configs = {title: presets.get(f"{SYSTEM[number]}/{name}").config for title, name in names.items()}
     printed = {place: as_number(text) for place, text in table(number).items()}
-    ours = {
-        (row, title): as_number(str(of(config)))
-        for row, of in ROWS[number].items()
-        for title, config in configs.items()
-    }
+    names = ORIGINAL if number == 4 else COLUMNS
+    ours = {}
+    for title, name in names.items():
+        preset = presets.get(f"{SYSTEM[number]}/{name}")
+        values = dict(flatten(to_dict(preset.config)))
+        for row, of in ROWS[number].items():
+            value = values[of] if isinstance(of, str) else of(preset.config)
+            ours[row, title] = as_number(finest_first(value) if isinstance(value, tuple) else str(value))
+        assert {field for field in values if preset.source(field) == f"Table {number}"} == fields(number)
+        latent = {field for field in values if preset.source(field) == f"Table {number} (latent grid)"}
+        assert latent == ({"model.stride"} if number in (4, 6, 7) else set())
     assert printed == ours
+
+
+@pytest.mark.parametrize("name", [*presets.names()])
+def test_no_table_is_the_source_of_what_it_does_not_print(name: str) -> None:
+    preset = presets.get(name)
+    for field, source in preset.sources.items():
+        found = re.match(r"(?:as )?Table (\d)", source)
+        assert found is None or field in fields(int(found[1])) | {"model.stride"}, field
