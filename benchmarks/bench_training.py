@@ -95,7 +95,7 @@ def _bench_processes(arguments: Arguments) -> int:
 
 def _bench_gpu(arguments: Arguments) -> int:
     from benchmarks.gpu.report import as_tables, bench_gpu, form_of
-    from hrvqvae.checkpoints.loading import resolve_device
+    from hrvqvae.utils.device import resolve_device
 
     device = resolve_device("auto")
     found = bench_gpu(device, form_of(device))

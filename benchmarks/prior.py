@@ -14,13 +14,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks.timing import seconds
 from hrvqvae.config import Config, Levels
+from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
 from hrvqvae.priors.causal import Attention, CausalConv2d
-from hrvqvae.training.code_batches import CodeBatch
-from hrvqvae.training.device import Compute
-from hrvqvae.training.prior import PriorStep
-from hrvqvae.training.stage import count_parameters
-from hrvqvae.training.state import TrainState
+from hrvqvae.training.prior import CodeBatch, PriorTask
+from hrvqvae.training.state import TrainState, count_parameters
+from hrvqvae.utils.device import Compute
 
 
 class MaskedConv2d(nn.Module):
@@ -108,7 +107,7 @@ class PriorSide:
         _replaced(prior, form)
         prior = self.compute.place_model(prior)
         self.state = TrainState.start(prior, training)
-        self.step = PriorStep(prior, 0, self.compute)
+        self.step = PriorTask("", levels, config, (build(config), config, "")).step
         size = training.batch_size
         codes = tuple(torch.randint(level.symbols, (size, *level.grid)) for level in prior.levels)
         grids = config.model.latent_grids(config.data.size, config.data.size)

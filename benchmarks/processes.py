@@ -24,7 +24,7 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.quantize.codebook import Codebook
-from hrvqvae.training.hooks import read_records
+from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 

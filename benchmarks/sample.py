@@ -18,7 +18,7 @@ from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import sample_cached, sample_codes
 from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.training.stage import count_parameters
+from hrvqvae.training.state import count_parameters
 
 # 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
 _REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_blocks=15)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.timing import seconds
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.build import build, build_objective
+from hrvqvae.models.build import build
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.search import search_tree
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.device import Compute
-from hrvqvae.training.loop import Budget
+from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.device import Compute
 
 
 class AutoencoderSide:
@@ -36,9 +37,10 @@ class AutoencoderSide:
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))
-        objective = build_objective(self.model, config, self.compute.place_model)
-        self.state = TrainState.start(self.model, config.training, objective.auxiliary)
-        self.step = AutoencoderStep(self.model, objective, config, self.compute, Budget(None, None))
+        task = AutoencoderTask(config, RunFolder(Path()))
+        task.compute = self.compute
+        self.state = TrainState.start(self.model, config.training, task.auxiliary(self.model))
+        self.step = task.step
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 
     def train(self) -> float:

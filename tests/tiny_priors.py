@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
+from hrvqvae.training.prior import resolve_priors, train_priors
 from tests.conftest import with_training
+from tests.trained_run import silent, train_autoencoder
 
 GIVEN = {
     "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
@@ -21,10 +21,6 @@ GIVEN = {
 }  # fmt: skip
 
 
-def silent(_: str) -> None:
-    """Say nothing."""
-
-
 _TRAINED: dict[Config, Path] = {}
 
 
@@ -33,7 +29,7 @@ def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) ->
     if config not in _TRAINED:
         _TRAINED[config] = folders.mktemp("trained") / "run"
         longer = with_training(config, max_steps=60)
-        train_autoencoder(longer, RunFolder(_TRAINED[config]), resume=False, say=silent)
+        train_autoencoder(longer, _TRAINED[config])
     shutil.copytree(_TRAINED[config], path)
     return path
 

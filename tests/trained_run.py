@@ -1,17 +1,35 @@
-"""A trained run with priors that the tests of several folders look at: trained once in a process, never written to."""
+"""Trainings by a call; and a run with priors that many tests look at: trained once in a process, never written to."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from hrvqvae.checkpoints.entropy_model import fit_entropy_model
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.cli import main
+from hrvqvae.config import Config
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
 from tests.cli.helpers import write_file
 from tests.conftest import with_training
 from tests.tiny_systems import tiny_run
 from tests.undrawn import undrawn
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def train_autoencoder(
+    config: Config, run: RunFolder | Path, *, resume: bool = False, callbacks: Sequence[Callback] = (),
+    say: Say = silent,
+) -> Outcome:  # fmt: skip
+    """Train the autoencoder of a configuration into a folder; nothing is drawn of it but by callbacks."""
+    task = AutoencoderTask(config, run if isinstance(run, RunFolder) else RunFolder(run))
+    return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
 
 @cache

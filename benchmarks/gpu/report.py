@@ -17,7 +17,7 @@ from benchmarks.gpu.training import autoencoder_rows, prior_rows
 from benchmarks.timing import Timing
 from hrvqvae.config import Grid, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.training.device import computes_bf16
+from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.progress import waiting
 
 Table = list[tuple[object, ...]]
@@ -99,13 +99,13 @@ def bench_gpu(device: torch.device, form: Form) -> dict[str, Any]:
     waiting("sampling")
     sampling = sampling_rows(device, name, grid, batches)
     name, fields = form.prior
-    config = override(presets.get(name).config, {**fields, "prior.training.device": place})
+    config = override(presets.get(name).config, {**fields, "prior.utils.device": place})
     waiting(f"training priors of {name}")
     priors = prior_rows(config, form.prior_levels, form.steps, rate)
     training = list[Timing]()
     for name, fields in form.trained.items():
         waiting(f"training {name}")
-        config = override(presets.get(name).config, {**fields, "training.device": place})
+        config = override(presets.get(name).config, {**fields, "utils.device": place})
         training += autoencoder_rows(config, form.steps, rate, compiled=name in form.compiled)
     return {
         "device": device.type, "device_name": _name(device), "form": form.name, "torch": torch.__version__,

@@ -13,7 +13,7 @@ from benchmarks.prior import Form, PriorSide
 from benchmarks.timing import Timing, seconds
 from benchmarks.train import AutoencoderSide
 from hrvqvae.config import Config
-from hrvqvae.training.device import Compute, computes_bf16
+from hrvqvae.utils.device import Compute, computes_bf16
 from hrvqvae.utils.quantities import counted
 
 _WARM_UP = 2  # steps that do not count: they allocate and choose kernels

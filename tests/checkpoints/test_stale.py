@@ -16,8 +16,8 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_fold
 from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
 from hrvqvae.cli import main
 from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
-from hrvqvae.training import loop
-from hrvqvae.training.autoencoder import AutoencoderStep
+from hrvqvae.models.objective import Metrics
+from hrvqvae.training.autoencoder import AutoencoderTask
 from tests.trained_run import tiny_run_with_priors
 from tests.undrawn import undrawn
 
@@ -52,13 +52,13 @@ def test_training_that_goes_on_tells_it(
 ) -> None:
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
     going_on = ["train", str(file), "--out", "run", "--resume", "--max-steps"]
-    original = AutoencoderStep.__call__
+    original = AutoencoderTask.step
 
-    def step(self: AutoencoderStep, state: object, batch: object) -> loop.Metrics:
+    def step(self: AutoencoderTask, state: object, batch: object) -> Metrics:
         signal.raise_signal(signal.SIGTERM)
         return original(self, state, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    monkeypatch.setattr(AutoencoderTask, "step", step)
     parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
     told = [f"{parts}: made for another state of the model; renew with: hrvqvae refresh run"]
     capsys.readouterr()

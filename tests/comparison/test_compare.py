@@ -21,9 +21,9 @@ from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.samples import Features
 from hrvqvae.models import perceptual, published
-from hrvqvae.training import loop
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.prior import PriorStep
+from hrvqvae.models.objective import Metrics
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import PriorTask
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import TEMPORARY
 from tests.cli.helpers import refused
@@ -130,15 +130,15 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     comparison, whole = Comparison(dataset="mnist", max_steps=6, systems=("vqvae", "vqvae2")), tmp_path / "whole"
     expected, _ = compare(comparison, whole, lambda _: None)
-    original, steps = AutoencoderStep.__call__, [0]
+    original, steps = AutoencoderTask.step, [0]
 
-    def step(self: AutoencoderStep, state: object, batch: object) -> loop.Metrics:
+    def step(self: AutoencoderTask, state: object, batch: object) -> Metrics:
         steps[0] += 1
         if steps[0] == 9:
             signal.raise_signal(signal.SIGTERM)
         return original(self, state, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    monkeypatch.setattr(AutoencoderTask, "step", step)
     rows, stopped = compare(comparison, tmp_path / "parts", lambda _: None)
     assert (len(rows), stopped) == (1, signal.SIGTERM)
     rows, stopped = compare(comparison, tmp_path / "parts", lambda _: None)
@@ -157,15 +157,15 @@ def test_a_comparison_that_was_stopped_in_a_prior(
 
     command = ["compare", "mnist", "--systems", "hrvqvae", "--max-steps", "4", "--prior-steps", "18", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
-    original, steps = PriorStep.__call__, [0]
+    original, steps = PriorTask.step, [0]
 
-    def step(self: PriorStep, state: Any, batch: Any) -> loop.Metrics:
+    def step(self: PriorTask, state: Any, batch: Any) -> Metrics:
         steps[0] += 1
         if steps[0] == 9:
             signal.raise_signal(signal.SIGTERM)
         return original(self, state, batch)
 
-    monkeypatch.setattr(PriorStep, "__call__", step)
+    monkeypatch.setattr(PriorTask, "step", step)
     assert main([*command, str(tmp_path / "parts")]) == 128 + signal.SIGTERM
     other = [word if word != "18" else "9" for word in command]
     assert "level-1 has another budget or configuration" in refused([*other, tmp_path / "parts"], capsys)

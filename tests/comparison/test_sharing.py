@@ -88,7 +88,7 @@ def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tiny = override(presets.get("vqvae/mnist").config, open_fields)
     monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=tiny, sources={}, about=""))
     for bf16, seed in ((True, 0), (False, 1)):
-        monkeypatch.setattr("hrvqvae.training.device.computes_bf16", lambda device, bf16=bf16: bf16)
+        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device, bf16=bf16: bf16)
         comparison = Comparison(dataset="mnist", systems=("vqvae",), first_seed=seed, max_steps=3, prior_steps=3)
         compare(comparison, tmp_path, lambda _: None)
         config = RunFolder(tmp_path / "runs" / f"vqvae-{seed}").read_config()

@@ -16,12 +16,11 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, to_dict
 from hrvqvae.distributed import joining
-from hrvqvae.stages import train_autoencoder
-from hrvqvae.training.hooks import read_records
+from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
 from tests.distributed.killed_ranks import logged, ranks, torchrun
-from tests.tiny_priors import silent
+from tests.trained_run import train_autoencoder
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,7 +61,7 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, 
     assert run.saved()[0].stem == f"step-{stopped:09d}"
     assert f"exitcode  : {128 + signal.SIGTERM}" in errors
     longer = with_training(config, max_steps=stopped + 3)
-    train_autoencoder(longer, run, resume=True, say=silent)
+    train_autoencoder(longer, run, resume=True)
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, stopped + 4)), "each step once"
 

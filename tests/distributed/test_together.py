@@ -18,7 +18,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.training.hooks import read_records
+from hrvqvae.training.loggers import read_records
 from tests.conftest import with_training
 from tests.distributed import together
 from tests.tiny_systems import tiny_systems

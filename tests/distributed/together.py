@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data.batches import Batch
-from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.loop import Metrics, take_gradient
+from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
-from tests.tiny_priors import GIVEN, silent
-from tests.undrawn import undrawn
+from tests.tiny_priors import GIVEN
+from tests.trained_run import silent, train_autoencoder
 
 Seen = dict[str, Any]
 PRIOR = {
@@ -50,57 +50,58 @@ def codebooks(model: nn.Module) -> dict[str, torch.Tensor]:
 def watched() -> Iterator[Seen]:
     """Writes down what each step gets and adds up, the codebooks before the first, and what the last one left."""
     seen: Seen = {"images": [], "start": None, "end": None, "bytes": []}
-    usual, reduce = AutoencoderStep.__call__, dist.all_reduce
+    usual, reduce = AutoencoderTask.step, dist.all_reduce
 
     def counted(tensor: torch.Tensor, *more: object) -> object:
         if tensor.dtype == torch.float32 and seen["bytes"]:  # and not at the start
             seen["bytes"][-1] += 4 * tensor.numel()
         return reduce(tensor, *more)
 
-    def step(self: AutoencoderStep, state: TrainState, batch: Batch) -> Metrics:
+    def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         if not state.step:
-            seen["start"] = weights_digest(codebooks(self.model))
+            seen["start"] = weights_digest(codebooks(state.model))
         seen["images"].append([zlib.crc32(image.numpy().tobytes()) for image in batch.images])
         seen["bytes"].append(0)
         metrics = usual(self, state, batch)
         seen["end"] = weights_digest(state.tensors())
         return metrics
 
-    with patch.object(AutoencoderStep, "__call__", step), patch.object(dist, "all_reduce", counted):
+    with patch.object(AutoencoderTask, "step", step), patch.object(dist, "all_reduce", counted):
         yield seen
 
 
-@undrawn()
 def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
     """Train each system, then priors of the run that lies in FOLDER/priors-WORLD, if there is one."""
     size, found = distributed.world_size(), {}
     for system in systems:
         with watched() as found[system]:
             run = RunFolder(folder / f"{system}-{size}")
-            train_autoencoder(from_file(folder / f"{system}.yaml"), run, resume=False, say=silent)
+            train_autoencoder(from_file(folder / f"{system}.yaml"), run)
     run = RunFolder(folder / f"priors-{size}")
     if run.path.is_dir():
-        train_priors(run.path, resolve_priors(run.path, None, PRIOR, resume=False), resume=False, say=silent)
+        train_priors(run.path, resolve_priors(run.path, None, PRIOR, resume=False), say=silent)
     return found
 
 
 def fail(config: Config, folder: Path, rank: int, how: str) -> str:
     """What ends a training in which one process has gone wrong in its fifth step."""
-    usual = AutoencoderStep.__call__
+    usual = AutoencoderTask.step
 
-    def step(self: AutoencoderStep, state: TrainState, batch: Batch) -> Metrics:
+    def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         wrong = state.step == 4 and distributed.rank() == rank
         if wrong and how == "drift":
-            next(self.model.parameters()).data.view(-1)[0] += 1e-6
-        worse = lambda model, optimizer, losses: take_gradient(  # noqa: E731
-            model, optimizer, {name: one * float("nan") if wrong else one for name, one in losses.items()}
-        )
-        with patch("hrvqvae.training.autoencoder.take_gradient", worse if how == "nan" else take_gradient):
+            next(state.model.parameters()).data.view(-1)[0] += 1e-6
+        take_gradient = TrainState.take_gradient
+
+        def worse(state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL) -> dict[str, float]:
+            return take_gradient(state, {name: one * float("nan") for name, one in losses.items()}, of)
+
+        with patch.object(TrainState, "take_gradient", worse if wrong and how == "nan" else take_gradient):
             return usual(self, state, batch)
 
-    with patch.object(AutoencoderStep, "__call__", step):
+    with patch.object(AutoencoderTask, "step", step):
         try:
-            train_autoencoder(config, RunFolder(folder / how), resume=False, say=silent)
+            train_autoencoder(config, RunFolder(folder / how))
         except InputError as error:
             return str(error)
     return "nothing"
@@ -113,7 +114,7 @@ def main(folder: Path, systems: list[str]) -> None:
         config = with_training(from_file(folder / f"{systems[0]}.yaml"), checkpoint_every=2)
         seen["failures"] = {how: fail(config, folder, 1, how) for how in ("nan", "drift")}
         try:
-            train_autoencoder(with_training(config, batch_size=13), RunFolder(folder / "odd"), resume=False, say=silent)
+            train_autoencoder(with_training(config, batch_size=13), RunFolder(folder / "odd"))
         except InputError as error:
             seen["failures"]["odd"] = str(error)
         (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(json.dumps(seen))

@@ -9,17 +9,8 @@ import torch
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.training.autoencoder import train
-from hrvqvae.training.loop import Metrics
-from hrvqvae.training.state import TrainState
 from tests.conftest import with_training
-
-
-class _NoEvaluation:
-    def due(self, state: TrainState) -> bool:
-        return False
-
-    def __call__(self, state: TrainState, metrics: Metrics) -> None: ...
+from tests.trained_run import train_autoencoder
 
 
 def check_resumes(config: Config, folder: Path, stop: int, steps: int) -> None:
@@ -30,7 +21,7 @@ def check_resumes(config: Config, folder: Path, stop: int, steps: int) -> None:
         for part in parts:
             torch.manual_seed(part)  # another process has drawn other numbers
             budget = with_training(config, max_steps=part, schedule="constant")
-            train(budget, run, resume=run.begun(), evaluation=lambda *_: _NoEvaluation(), say=lambda _: None)
+            train_autoencoder(budget, run, resume=run.begun())
         states.append(storage.read(run.saved()[0])[0] | storage.read(run.model)[0])
     whole, parts_of_it = states
     assert whole.keys() == parts_of_it.keys()

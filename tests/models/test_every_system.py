@@ -21,14 +21,12 @@ from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
-from hrvqvae.models.build import build, build_objective
+from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.code_batches import CodeBatch
-from hrvqvae.training.device import Compute
-from hrvqvae.training.loop import Budget
-from hrvqvae.training.prior import PriorStep
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.device import Compute
 from tests.conftest import write_picture
 from tests.test_architecture import SOURCE
 from tests.tiny_systems import tiny_systems
@@ -120,19 +118,20 @@ def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(n
     assert sum(parameter.numel() for parameter in build(whole).parameters()) > 100_000
     config = _reduced(whole)
     torch.manual_seed(0)
-    compute = Compute.of(config.training)
     model = build(config)
     images = torch.randint(256, (2, config.data.channels, config.data.size, config.data.size), dtype=torch.uint8)
     model.initialize(images, torch.Generator().manual_seed(0))
-    objective = build_objective(model, config, compute.place_model)
-    state = TrainState.start(model, config.training, objective.auxiliary)
+    task = AutoencoderTask(config, RunFolder(Path()))
+    task.compute = Compute.of(config.training)
+    state = TrainState.start(model, config.training, task.auxiliary(model))
     before = {key: one.clone() for key, one in state.tensors().items() if "model." in key and one.is_floating_point()}
-    step = AutoencoderStep(model, objective, config, compute, Budget(None, None))
-    assert math.isfinite(step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
+    assert math.isfinite(task.step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
     after = state.tensors()
     moved = {key for key, one in before.items() if not torch.equal(one, after[key])}
     assert len(moved) > 0.7 * len(before)
-    assert all(any(key.startswith(f"{network}_model.") for key in moved) for network in state.auxiliary)
+    assert all(
+        any(key.startswith(f"{network}_model.") for key in moved) for network in state.networks.keys() - {"model"}
+    )
     model.eval()
     codes = model.encode(images)
     for levels in config.prior_levels:
@@ -141,7 +140,7 @@ def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(n
         old = [parameter.clone() for parameter in prior.parameters()]
         own, coarser = codes[levels.start : levels.stop], codes[: levels.start]
         batch = CodeBatch(own, tuple(model.paths(coarser)), torch.tensor([0, 2]))
-        PriorStep(prior, 0, compute)(trained, batch)
+        PriorTask("", levels, config, (model, config, "")).step(trained, batch)
         new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
         assert sum(new) > 0.7 * len(new)
 

@@ -20,7 +20,7 @@ from hrvqvae.models.vqvae.config import VQVAEConfig
 from hrvqvae.models.vqvae.model import VQVAE
 from hrvqvae.models.vqvae2.config import VQVAE2Config
 from hrvqvae.models.vqvae2.model import VQVAE2
-from hrvqvae.training.stage import count_parameters
+from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)

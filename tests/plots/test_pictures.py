@@ -9,14 +9,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.plots import curves, hierarchy, sheets
-from hrvqvae.stages import train_autoencoder
+from hrvqvae.plots.training import draw_training
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
+from tests.trained_run import train_autoencoder
 
 
 def test_a_sheet_holds_every_image_at_its_pixels() -> None:
@@ -105,7 +105,7 @@ def test_paths_out_of_range(path: list[int], message: str) -> None:
 
 
 def test_the_figure_by_command(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_autoencoder(with_training(tiny, max_steps=6), RunFolder(tmp_path / "run"), resume=False, say=lambda _: None)
+    train_autoencoder(with_training(tiny, max_steps=6), tmp_path / "run", callbacks=[draw_training])
     run, out = str(tmp_path / "run"), str(tmp_path / "figure.png")
     for arguments, drawn in (
         (["-o", out], "3 levels of 4 codewords, synthetic"),

@@ -23,8 +23,8 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.loading import load_images
-from hrvqvae.stages import resolve_priors
 from hrvqvae.tokens.maps import maps_of_shards
+from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config.parsing import from_file
-from hrvqvae.stages import train_autoencoder
+from tests.trained_run import train_autoencoder
 
 
 def child(config_path: Path, folder: Path) -> int:

@@ -23,12 +23,9 @@ from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.configs import TransformerConfig
 from hrvqvae.priors.transformer import Transformer
-from hrvqvae.stages import resolve_priors, train_priors
-from hrvqvae.training.class_dropout import require_classes, withheld
-from hrvqvae.training.code_batches import CodeBatch
-from hrvqvae.training.device import Compute
-from hrvqvae.training.prior import PriorStep
+from hrvqvae.training.prior import CodeBatch, PriorTask, resolve_priors, train_priors, withheld
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.tiny_priors import GIVEN, silent, train_levels
@@ -55,9 +52,6 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
 
 def test_classes_that_are_not_there_are_not_withheld() -> None:
     assert withheld(None, _LEVEL, 0.5, 0, 0) is None
-    require_classes(0.0, ())
-    with pytest.raises(InputError, match="prior.class_dropout is 0.1, but the training images have no classes"):
-        require_classes(0.1, ())
 
 
 def test_without_a_class_the_marginal_is_learned() -> None:
@@ -69,7 +63,7 @@ def test_without_a_class_the_marginal_is_learned() -> None:
     ).of_level(0)  # fmt: skip
     compute = Compute.of(training)
     state = TrainState.start(compute.place_model(prior), training)
-    step = PriorStep(prior, 0, compute, class_dropout=0.5)
+    step = PriorTask(prior, 0, compute, class_dropout=0.5)
     generator = torch.Generator().manual_seed(1)
     for number in range(150):
         label = torch.multinomial(torch.tensor([0.1, 0.2, 0.3, 0.4]), 256, replacement=True, generator=generator)
@@ -99,15 +93,15 @@ def states(path: Path) -> list[dict[str, Tensor]]:
 def test_training_with_class_dropout_resumes_to_the_bit(
     run: Path, guided: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, steps = PriorStep.__call__, [0]
+    original, steps = PriorTask.step, [0]
 
-    def killed(self: PriorStep, state: TrainState, batch: CodeBatch) -> object:
+    def killed(self: PriorTask, state: TrainState, batch: CodeBatch) -> object:
         steps[0] += 1
         if steps[0] in (5, 11, 18):
             raise KeyboardInterrupt
         return original(self, state, batch)
 
-    monkeypatch.setattr(PriorStep, "__call__", killed)
+    monkeypatch.setattr(PriorTask, "step", killed)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             train_levels(run, resume=True, class_dropout="0.3")

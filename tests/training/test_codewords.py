@@ -9,10 +9,9 @@ from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.hrvqvae.model import HRVQVAE
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.device import Compute
-from hrvqvae.training.loop import Budget
-from hrvqvae.training.state import TrainState
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.utils.device import Compute
 from tests.conftest import with_quantizer, with_training
 
 FAR = 50.0
@@ -31,7 +30,7 @@ class Started:
         model.initialize(images, torch.Generator().manual_seed(0))
         objective = build_objective(model, config, compute.place_model)
         self.state = TrainState.start(model, config.training)
-        self.step = AutoencoderStep(model, objective, config, compute, budget)
+        self.step = AutoencoderTask(model, objective, config, compute, budget)
         self.batch = Batch(images, torch.zeros(8).long())
 
     def train(self) -> dict[str, float]:

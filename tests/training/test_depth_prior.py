@@ -20,7 +20,7 @@ from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.sampling import sample_plain
-from hrvqvae.stages import resolve_priors, train_priors
+from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.utils.errors import InputError
 from tests.tiny_priors import GIVEN, train_levels
 from tests.training.test_prior import records, same

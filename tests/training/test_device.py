@@ -12,10 +12,10 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import continue_autoencoder, decide_autoencoder, decide_priors, override, prior_config
-from hrvqvae.stages import train_autoencoder
-from hrvqvae.training.device import Compute
+from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
+from tests.trained_run import train_autoencoder
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def left_open(tiny: Config) -> Config:
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
     """Make this a processor that has bfloat16, or one that has not."""
-    monkeypatch.setattr("hrvqvae.training.device.computes_bf16", lambda device: bf16)
+    monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device: bf16)
 
 
 @pytest.mark.parametrize("present", [True, False])

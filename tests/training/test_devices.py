@@ -13,15 +13,14 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.stages import train_autoencoder
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.device import Compute, computes_bf16
-from hrvqvae.training.hooks import read_records
-from hrvqvae.training.loop import Budget
-from hrvqvae.training.state import TrainState
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.loggers import read_records
+from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.utils.device import Compute, computes_bf16
 from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import with_training
 from tests.devices import on_each_device
+from tests.trained_run import train_autoencoder
 
 
 @on_each_device
@@ -53,7 +52,7 @@ def test_nan_ends_a_step_before_the_update(device: str, precision: str, tiny: Co
     model = compute.place_model(build(config))
     objective = build_objective(model, config, compute.place_model)
     state = TrainState.start(model, config.training, objective.auxiliary)
-    step = AutoencoderStep(model, objective, config, compute, Budget(None, None))
+    step = AutoencoderTask(model, objective, config, compute, Budget(None, None))
     images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(images, torch.zeros(4, dtype=torch.long))
     assert torch.isfinite(torch.tensor(step(state, batch)["loss"]))

@@ -20,11 +20,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.config.registry import LOGGERS, Logger
-from hrvqvae.stages import train_autoencoder
 from hrvqvae.training.loggers import require, values
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused, write_file
 from tests.conftest import with_training
+from tests.trained_run import train_autoencoder
 
 
 def run_to(config: Config, folder: Path, resume: bool = False) -> None:

@@ -25,17 +25,18 @@ from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.models.one_grid import OneGrid
-from hrvqvae.stages import resolve_progressive, train_autoencoder, train_progressive
-from hrvqvae.training.device import Compute
-from hrvqvae.training.hooks import MetricsLog
+from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.optimizers import Muon
-from hrvqvae.training.progressive import ProgressiveStep
+from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
 from hrvqvae.training.state import TrainState
+from hrvqvae.training.trainer import Say, Trainer
+from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import with_training
 from tests.kills import Killed, Kills
 from tests.tiny_priors import silent
 from tests.tiny_systems import tiny_systems
+from tests.trained_run import train_autoencoder
 
 GIVEN = {
     "progressive.network.hidden_units": "8", "progressive.network.residual_blocks": "2", "progressive.training.device": "cpu",
@@ -43,6 +44,10 @@ GIVEN = {
     "progressive.training.evaluate_every": "99", "progressive.training.checkpoint_every": "3",
     "progressive.training.log_every": "4", "progressive.training.polyak_decay": "0.5",
 }  # fmt: skip
+
+
+def train_progressive(path: Path, config: Config, *, resume: bool, say: Say, renew: bool = False) -> None:
+    Trainer(ProgressiveTask(path, config), resume=resume, renew=renew, say=say).train()
 
 
 def refine(path: Path, resume: bool = False, **changes: str) -> None:
@@ -109,7 +114,7 @@ def test_each_image_of_a_batch_is_cut_to_a_prefix_in_turn(system: str, mnist_roo
     model.eval()
     training = dataclasses.replace(config.progressive.training, precision="fp32", device="cpu").with_batch_size(16)
     state = TrainState.start(build_progressive_decoder(model, config), training)
-    step = ProgressiveStep(model, 0, Compute.of(training))
+    step = ProgressiveTask(model, 0, Compute.of(training))
     pixels = (images * 255).round().to(torch.uint8)
     codes = model.encode(pixels)
     plain = [(model.pixels(model.quantizer.lookup(codes[:n]), (12, 12)) + 1) / 2 - pixels / 255 for n in (1, 2)]
@@ -161,7 +166,7 @@ def test_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refine(tmp_path / "whole")
     killer = Kills(3)
     killer.watch(monkeypatch, (
-        (ProgressiveStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
+        (ProgressiveTask, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
         (Muon, "step"),
     ))  # fmt: skip
     kills = 0

@@ -19,14 +19,11 @@ from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.config import PriorConfig, PriorTrainingConfig
+from hrvqvae.models.objective import Metrics
 from hrvqvae.priors.base import code_loss
 from hrvqvae.priors.configs import PixelSNAILConfig
-from hrvqvae.stages import resolve_priors, train_priors
-from hrvqvae.training import loop
-from hrvqvae.training.code_batches import CodeBatch, CodeBatches
-from hrvqvae.training.held_out import held_out_split
-from hrvqvae.training.hooks import MetricsLog
-from hrvqvae.training.prior import PriorStep
+from hrvqvae.training.loggers import MetricsLog
+from hrvqvae.training.prior import CodeBatch, PriorTask, held_out_split, read_codes, resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.other_process import in_another_process
@@ -79,7 +76,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path) -> None:
     maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     assert maps is not None
     _, held_out = held_out_split(len(maps), 0.05, 0)
-    batch = CodeBatches(maps, model, range(1, 2)).read(held_out)
+    batch = read_codes(maps, model, range(1, 2), held_out)
     with torch.inference_mode():
         nats = float(code_loss(load_priors(run).networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
@@ -100,7 +97,7 @@ def test_twenty_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     train_levels(tmp_path / "whole", 2)
     killer = Kills(3)
     killer.watch(monkeypatch, (
-        (PriorStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
+        (PriorTask, "step"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
         (torch.optim.Adam, "step"),
     ))  # fmt: skip
     kills = 0
@@ -161,14 +158,14 @@ def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
 def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = PriorStep.__call__
+    original = PriorTask.step
 
-    def step(self: PriorStep, state: TrainState, batch: CodeBatch) -> loop.Metrics:
+    def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
         if state.step == 3:
             signal.raise_signal(signal.SIGINT)
         return original(self, state, batch)
 
-    monkeypatch.setattr(PriorStep, "__call__", step)
+    monkeypatch.setattr(PriorTask, "step", step)
     train_levels(run, training__batch_size="7")
     assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 4
     monkeypatch.undo()

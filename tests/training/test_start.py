@@ -15,12 +15,13 @@ from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
+from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import write_file
 from tests.conftest import with_training, write_mnist
 from tests.tiny_priors import GIVEN, silent, train_levels
 from tests.tiny_systems import tiny_systems
+from tests.trained_run import train_autoencoder
 
 _STILL = {"learning_rate": 1e-12, "max_steps": 1}  # so that the weights are those that it began with
 

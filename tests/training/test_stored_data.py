@@ -13,8 +13,8 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.data.packing import pack
-from hrvqvae.stages import train_autoencoder
 from tests.conftest import drawn_digits, with_data, with_training
+from tests.trained_run import train_autoencoder
 
 
 @pytest.fixture

@@ -26,14 +26,15 @@ from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
-from hrvqvae.stages import train_autoencoder
-from hrvqvae.training import loop
-from hrvqvae.training.autoencoder import AutoencoderStep
-from hrvqvae.training.hooks import MetricsLog
-from hrvqvae.training.stage import Outcome
-from hrvqvae.training.state import TrainState
+from hrvqvae.models.objective import Metrics
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.loggers import MetricsLog
+from hrvqvae.training.optimizers import learning_rate
+from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.training.trainer import Outcome
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from tests.conftest import with_data, with_quantizer, with_training
+from tests.trained_run import train_autoencoder
 
 
 def silent(_: str) -> None:
@@ -162,7 +163,7 @@ def test_twenty_random_kills_in_process(
         return wrapped
 
     for owner, name in (
-        (AutoencoderStep, "__call__"), (os, "fsync"), (Path, "replace"), (Path, "unlink"),
+        (AutoencoderTask, "step"), (os, "fsync"), (Path, "replace"), (Path, "unlink"),
         (MetricsLog, "write"), (torch.optim.Adam, "step"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
@@ -266,14 +267,14 @@ def test_a_kill_at_the_last_save(
 def test_signals_write_a_checkpoint(
     number: int, tiny: Config, undisturbed: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, handler = AutoencoderStep.__call__, signal.getsignal(number)
+    original, handler = AutoencoderTask.step, signal.getsignal(number)
 
-    def step(self: AutoencoderStep, state: TrainState, batch: Batch) -> loop.Metrics:
+    def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         if state.step == 7:
             signal.raise_signal(number)
         return original(self, state, batch)
 
-    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    monkeypatch.setattr(AutoencoderTask, "step", step)
     outcome = run_to(tiny, tmp_path / "run")
     assert (outcome.step, outcome.signal) == (8, number)
     monkeypatch.undo()
@@ -287,9 +288,9 @@ def test_what_is_not_finite_stops_before_the_update(
     where: str, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Tensor]] = []
-    original = AutoencoderStep.__call__
+    original = AutoencoderTask.step
 
-    def step(self: AutoencoderStep, state: TrainState, batch: Batch) -> loop.Metrics:
+    def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         if state.step == 7:
             if where == "loss":
                 list(self.model.parameters())[-1].data.fill_(float("inf"))
@@ -304,7 +305,7 @@ def test_what_is_not_finite_stops_before_the_update(
                 seen.append({name: tensor.clone() for name, tensor in state.tensors().items()})
         return original(self, state, batch)
 
-    monkeypatch.setattr(AutoencoderStep, "__call__", step)
+    monkeypatch.setattr(AutoencoderTask, "step", step)
     with pytest.raises(NonFiniteError, match=rf"{where}.*last good checkpoint is .*step-000000006") as caught:
         run_to(tiny, tmp_path / "run")
     assert "step 7" in str(caught.value)
@@ -428,7 +429,7 @@ def test_revivals_are_counted_in_the_log(tiny: Config, tmp_path: Path) -> None:
     ],
 )
 def test_budgets(fields: dict[str, object], steps: int | None, seconds: float | None, tiny: Config) -> None:
-    budget = loop.Budget.of(with_training(tiny, **fields).training, 96)
+    budget = Budget.of(with_training(tiny, **fields).training, 96)
     assert (budget.steps, budget.seconds) == (steps, seconds)
 
 
@@ -440,8 +441,8 @@ def test_a_budget_in_minutes_ends(tiny: Config, tmp_path: Path) -> None:
 
 def test_learning_rates(tiny: Config) -> None:
     cosine = dataclasses.replace(tiny.training, learning_rate=1.0, warmup_steps=10, schedule="cosine")
-    assert loop.learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
-    assert loop.learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
-    assert loop.learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
+    assert learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
+    assert learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
+    assert learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
     constant = dataclasses.replace(cosine, schedule="constant")
-    assert loop.learning_rate(constant, 0, 0.9) == 1.0
+    assert learning_rate(constant, 0, 0.9) == 1.0

@@ -88,9 +88,9 @@ def test_what_is_imported_by_what_a_compiled_function_imports_is_watched() -> No
 
 
 def test_the_package_s_own_functions_are_all_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hrvqvae.priors import trunk_sampler as trunk
     from hrvqvae.priors import depth_sampler as depth
     from hrvqvae.priors import pixelsnail_sampler as pixelsnail
+    from hrvqvae.priors import trunk_sampler as trunk
     from hrvqvae.priors.sampling import draw_code
     from hrvqvae.quantize.search import compiled as search
     from hrvqvae.quantize.search import compiled_beam

@@ -19,25 +19,11 @@ from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.priors.base import Priors, build_prior
+from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import told_once
 
 _Network = TypeVar("_Network", bound=nn.Module)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use --device cpu")
-    return device
 
 
 def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hrvqvae.checkpoints import hub
 from hrvqvae.checkpoints.entropy_model import load_entropy_model
 from hrvqvae.checkpoints.export import export, push_run
-from hrvqvae.checkpoints.loading import load_priors, load_with_config, resolve_device
+from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.entropy_model import EntropyModel
@@ -24,6 +24,7 @@ from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KnownCodes, Sampled, Sampler, kept_parts, sample_cached, sample_images
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import InputError
 
 

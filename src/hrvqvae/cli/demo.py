@@ -18,7 +18,10 @@ from hrvqvae.evaluation.distortion import LevelReport
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.plots import sheets
 from hrvqvae.plots.images import level_captions, level_rows, sample
-from hrvqvae.stages import resolve_autoencoder, resolve_priors, train_autoencoder, train_priors
+from hrvqvae.plots.training import draw_training
+from hrvqvae.training.autoencoder import AutoencoderTask, resolve_autoencoder
+from hrvqvae.training.prior import resolve_priors, train_priors
+from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError
 
 DEMO_PRESET = "hrvqvae/mnist"
@@ -58,7 +61,7 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
         "training.max_minutes": str(max_minutes * _AUTOENCODER_SHARE), "training.max_steps": str(max_steps),
     }  # fmt: skip
     config = resolve_autoencoder(DEMO_PRESET, autoencoder, run, resume=True)
-    outcome = train_autoencoder(config, run, resume=run.begun())
+    outcome = Trainer(AutoencoderTask(config, run), resume=run.begun(), callbacks=[draw_training]).train()
     outcomes = [outcome]
     if outcome.signal is None:
         given = {
@@ -66,7 +69,9 @@ def demo(out: Path, root: str | None, max_minutes: float, max_steps: int) -> int
             "prior.training.max_minutes": str(max_minutes * (1 - _AUTOENCODER_SHARE) / len(config.prior_levels)),
             "prior.training.max_steps": str(max_steps),
         }
-        priors = train_priors(out, resolve_priors(out, None, given, resume=True), resume=True)
+        priors = train_priors(
+            out, resolve_priors(out, None, given, resume=True), resume=True, callbacks=[draw_training]
+        )
         outcomes += priors.values()
     if outcomes[-1].signal is not None:
         print(f"stopped at step {outcomes[-1].step}, saved; the same command goes on")

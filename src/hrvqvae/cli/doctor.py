@@ -36,7 +36,7 @@ def examine() -> dict[str, Any]:
     try:
         import torch
 
-        from hrvqvae.training.device import computes_bf16
+        from hrvqvae.utils.device import computes_bf16
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"

@@ -146,7 +146,7 @@ def _inspect_archive(path: Path) -> int:
 
 def _fit_entropy_model(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.entropy_model import fit_entropy_model
-    from hrvqvae.checkpoints.loading import resolve_device
+    from hrvqvae.utils.device import resolve_device
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")

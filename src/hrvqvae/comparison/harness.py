@@ -20,7 +20,10 @@ from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.instruments import Instruments, Say
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of, prior_config
-from hrvqvae.stages import resolve_priors, train_autoencoder, train_priors
+from hrvqvae.plots.training import draw_training
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import resolve_priors, train_priors
+from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import InUseError
 from hrvqvae.utils.quantities import clock, counted
@@ -82,7 +85,8 @@ def _prior_configs(case: Case, run: RunFolder) -> dict[Levels, Config]:
 
 def _train_priors(case: Case, run: RunFolder, say: Say) -> int:
     """Train a case's priors, or go on; -> the signal that stopped it, or 0."""
-    outcomes = train_priors(run.path, _prior_configs(case, run), resume=True, say=say).values()
+    configs = _prior_configs(case, run)
+    outcomes = train_priors(run.path, configs, resume=True, callbacks=[draw_training], say=say).values()
     return next((one.signal for one in outcomes if one.signal is not None), 0)
 
 
@@ -198,7 +202,8 @@ class _Maker:
             known = _configurations(case)
             self.say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
             if not row:
-                outcome = train_autoencoder(case.config, run, resume=run.begun(), say=self.say)
+                task = AutoencoderTask(case.config, run)
+                outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=self.say).train()
                 if outcome.signal is not None:
                     return outcome.signal
                 measured, shown = self.using.measure(run)

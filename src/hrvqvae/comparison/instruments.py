@@ -22,8 +22,8 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import RealImages, features_of
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
-from hrvqvae.training.hooks import read_records
-from hrvqvae.training.stage import count_parameters
+from hrvqvae.training.loggers import read_records
+from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 
 Say = Callable[[str], None]

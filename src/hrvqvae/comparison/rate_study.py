@@ -12,7 +12,7 @@ from hrvqvae.comparison.harness import Case
 from hrvqvae.comparison.study import Study
 from hrvqvae.config import ModelConfig
 from hrvqvae.plots.curves import rate_distortion
-from hrvqvae.training.hooks import read_records
+from hrvqvae.training.loggers import read_records
 
 SHAPES = ((8, 2), (4, 3), (2, 6), (8, 3), (2, 9), (64, 2), (16, 3), (8, 4), (4, 6), (2, 12))
 """(m, L) of trees of 64, 512 and 4,096 leaves. A flat codebook has m^L codewords, whatever m and L are."""

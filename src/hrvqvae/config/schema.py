@@ -151,8 +151,8 @@ class StageConfig:
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: int = 100
     polyak_decay: float = 0.9
-    device: str = decided_on_start("hrvqvae.training.device:decide_device")
-    precision: Literal["auto", "fp32", "bf16"] = decided_on_start("hrvqvae.training.device:decide_precision")
+    device: str = decided_on_start("hrvqvae.utils.device:decide_device")
+    precision: Literal["auto", "fp32", "bf16"] = decided_on_start("hrvqvae.utils.device:decide_precision")
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: int = 0
     seed: int = 0

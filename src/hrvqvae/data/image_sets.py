@@ -36,12 +36,14 @@ class ImageSet(ABC):
     Attributes:
         labels: (N,) int64, zeros where there are no classes.
         classes: names, empty where there are no classes.
+        names: of the images as they are stored; empty where they are the items of one file.
         decodes: whether reading decodes a file, so that workers pay.
         conversion_told: whether a person has been told that images are converted.
     """
 
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    names: Sequence[str] = ()
     decodes = True
     conversion_told = False
 
@@ -102,6 +104,10 @@ class StoredImages(ImageSet):
         config: DataConfig,
     ) -> None:  # fmt: skip
         self.source, self.rows, self.labels, self.classes, self.config = source, rows, labels, tuple(classes), config
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        return [self.source.name(int(row)) for row in self.rows]
 
     def where(self, index: int) -> str:
         return self.source.where(int(self.rows[index]))

@@ -119,7 +119,9 @@ def _in_memory(images: StoredImages, say: Callable[[str], None]) -> ImageSet:
         say(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
     if converted := conversions(lost, len(images)):
         say(converted)
-    return MemoryImages(pixels[:count], labels[:count], images.classes, config.flip)
+    found = MemoryImages(pixels[:count], labels[:count], images.classes, config.flip)
+    found.names = images.names
+    return found
 
 
 # Images that are stored in files

@@ -23,7 +23,7 @@ from hrvqvae.config.registry import DATASETS, imported
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images
-from hrvqvae.training.device import computes_bf16
+from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import note
 

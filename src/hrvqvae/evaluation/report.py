@@ -19,7 +19,7 @@ from hrvqvae.evaluation.rate import Rate, measure_rate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.training.device import Compute
+from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note, tracked
 

@@ -1,1 +1,1 @@
-"""Training: one loop for every stage; only the step differs."""
+"""Training: one trainer; what it trains, an autoencoder, a prior or a progressive decoder, is a task."""

@@ -1,9 +1,10 @@
-"""The autoencoder stage: from a configuration to a run folder with a trained model."""
+"""The task of training an autoencoder, and what every task on images has in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import hashlib
+from abc import abstractmethod
+from collections.abc import Generator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -12,220 +13,205 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import save_model
-from hrvqvae.config import Config
-from hrvqvae.data.batches import Batch, batches
-from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.config import Config, TrainingConfig
+from hrvqvae.config.parsing import begin_autoencoder, continue_autoencoder
+from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
+from hrvqvae.distributed import WHOLE, Part
+from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.models.objective import MODEL, Objective
+from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
-from hrvqvae.training import loggers
-from hrvqvae.training.device import Compute
-from hrvqvae.training.hooks import Display, MetricsLog, Say
-from hrvqvae.training.loop import Budget, Metrics, take_gradient
-from hrvqvae.training.stage import (
-    Evaluation,
-    Outcome,
-    begin,
-    count_parameters,
-    generator,
-    require_new,
-    seed_step,
-    train_stage,
-)
-from hrvqvae.training.start import init_model_from
-from hrvqvae.training.state import TrainState
+from hrvqvae.training.init_from import init_model_from
+from hrvqvae.training.loggers import Record
+from hrvqvae.training.state import TrainState, count_parameters, generator
+from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
-FEW_STEPS = 100  # below which a person is told that little is learned
 RESTART_SHARE = 0.9  # of the budget, in which dead codewords are restarted
-
-MakeEvaluation = Callable[[Config, RunFolder, ImageSet, MetricsLog, Display, Compute], Evaluation]
-"""(configuration, run, test images, log, display, compute) -> the hook that evaluates now and then."""
+_SHEET_IMAGES = 8
 
 
-class StateLearner:
-    """What an objective may do (`systems.objective.Learner`), done to a training state."""
+class ImageTask(Task[Batch]):
+    """What is trained on images, and evaluated as an autoencoder is."""
 
-    def __init__(self, state: TrainState, compute: Compute) -> None:
-        self.step = state.step
-        self._state, self._compute = state, compute
-
-    def autocast(self) -> AbstractContextManager[None]:
-        return self._compute.autocast()
-
-    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
-        return take_gradient(*self._trained(of), losses)
-
-    def update(self, *names: str) -> None:
-        for name in names:
-            self._trained(name)[1].step()
-
-    def _trained(self, name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-        if name == MODEL:
-            return self._state.model, self._state.optimizer
-        network = self._state.auxiliary[name]
-        return network.module, network.optimizer
-
-
-class AutoencoderStep:
-    """One update of an autoencoder; restarts dead codewords every so many steps, but in the last tenth of the budget.
-
-    What is restarted later has no time to learn where it belongs, and would be left where it was drawn.
-    """
-
-    def __init__(
-        self, model: Autoencoder, objective: Objective, config: Config, compute: Compute, budget: Budget
-    ) -> None:
-        self.model, self.config, self.compute, self.budget = model, config, compute, budget
-        self.objective = objective
+    def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
+        super().__init__(run, config, training)
         self.broken: set[str] = set()
 
-    def __call__(self, state: TrainState, batch: Batch) -> Metrics:
-        seed_step(self.config.training.seed, state.step)
-        images = self.compute.place_images(batch.images)
+    @abstractmethod
+    def averaged(self, state: TrainState) -> Autoencoder:
+        """The autoencoder that is evaluated, with what is trained averaged, in evaluation mode."""
+
+    def open(self, say: Say) -> None:
+        waiting("reading the images")
+        data = self.config.data
+        self.images, self.test_images = load_images(data, "train", say), load_images(data, "test", say)
+
+    @property
+    def samples(self) -> int:
+        return len(self.images)
+
+    @property
+    def data(self) -> str:
+        found = hashlib.blake2b(self.images.labels.tobytes(), digest_size=8)
+        for name in (*self.images.classes, *self.images.names):
+            found.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        return batches(
+            self.images, batch_size=self.training.batch_size, seed=self.training.seed, first_step=first_step,
+            workers=self.config.data.workers, on_error=self.config.data.on_error, part=distributed.part(),
+        )  # fmt: skip
+
+    def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
+        """Test metrics of the averaged model."""
+        model = self.averaged(state)
+        limit, workers = self.training.evaluation_images, self.config.data.workers
+        tests = self._test_batches(limit, workers, distributed.part())
+        report = evaluate(model, self.config, tests, "test", self.compute.device)
+        levels = report.levels
+        record = {
+            "images": report.images, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
+            "level_mse": [level.mse for level in levels], "usage": [level.usage for level in levels],
+            "perplexity": [level.perplexity for level in levels],
+        }  # fmt: skip
+        return Evaluation(record, f"test {self.line(report)}", report, model, self._few_test_images)
+
+    def line(self, report: Report) -> str:
+        """A report for a person."""
+        used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
+        return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
+
+    def _test_batches(self, limit: int, workers: int, part: Part = WHOLE) -> Generator[Batch, None, None]:
+        return evaluation_batches(
+            self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers,
+            on_error=self.config.data.on_error, part=part,
+        )  # fmt: skip
+
+    def _few_test_images(self) -> Tensor:
+        few = next(self._test_batches(_SHEET_IMAGES, workers=0)).images
+        return self.compute.place_images(few).float() / 255
+
+
+class AutoencoderTask(ImageTask):
+    """An autoencoder; dead codewords are restarted every so many steps, but in the last tenth of the budget.
+
+    What is restarted later has no time to learn where it belongs, and would be left where it was drawn.
+
+    Args:
+        run: the folder that it is trained into.
+        config: with everything that it left to the machine decided.
+    """
+
+    few_steps = 100
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        super().__init__(run, config, config.training)
+
+    def build(self) -> Autoencoder:
+        return build(self.config)
+
+    def init_from(self, model: nn.Module) -> str:
+        assert isinstance(model, Autoencoder)
+        return init_model_from(model, self.training.init_from)
+
+    def initialize(self, model: nn.Module) -> None:
+        assert isinstance(model, Autoencoder)
+        waiting("fitting the first codewords to images")
+        first = self.compute.place_images(self._first_images())
+        with self.compute.autocast():
+            model.initialize(first, generator(self.training.seed, 0), self.training.batch_size)
+
+    def _first_images(self) -> Tensor:
+        """Training images for the data-dependent start: as many as their latents are asked for."""
+        config, size = self.config, self.training.batch_size
+        rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
+        wanted = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
+        some = batches(
+            self.images, batch_size=min(wanted, size), seed=self.training.seed, workers=0,
+            on_error=config.data.on_error,
+        )  # fmt: skip
+        return torch.cat([batch.images for batch in islice(some, -(-wanted // size))])[:wanted]
+
+    def auxiliary(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        assert isinstance(model, Autoencoder)
+        self.objective = build_objective(model, self.config, self.compute.place_model)
+        return self.objective.auxiliary
+
+    def about(self, model: nn.Module) -> str:
+        count, parameters = counted(len(self.images), "training image"), count_parameters(model)
+        return f"{self.config.name}: {count}, {parameters:,} parameters, {self.compute.precision}"
+
+    def step(self, state: TrainState, batch: Batch) -> Metrics:
+        images, model = state.compute.place_images(batch.images), state.model
+        assert isinstance(model, Autoencoder)
         self.broken.update(batch.broken)
-        self.model.train()
-        learned, codes = self.objective(images, StateLearner(state, self.compute))
+        learned, codes = self.objective(images, state)
         metrics = dict(learned)
         every = self.config.model.restart_every
         moved: dict[str, Tensor] = {}
-        if every and (state.step + 1) % every == 0 and self.budget.fraction(state) < RESTART_SHARE:
-            restarted, moved = self._restart_dead_codes(state, images)
+        if every and (state.step + 1) % every == 0 and state.fraction < RESTART_SHARE:
+            restarted, moved = self._restart_dead_codes(state, model, images)
             metrics["restarted"] = float(restarted)
-        state.averaged.update_parameters(self.model)
-        averaged, own = state.averaged.module.state_dict(), self.model.state_dict()
+        state.averaged.update_parameters(model)
+        averaged, own = state.averaged.module.state_dict(), model.state_dict()
         for name, rows in moved.items():
             averaged[name][rows] = own[name][rows]  # no mean of two places
-        if (state.step + 1) % self.config.training.log_every == 0:
-            metrics["usage"] = self._usage(codes)
+        if (state.step + 1) % self.training.log_every == 0:
+            metrics["usage"] = self._usage(model, codes)
             self.broken.update(*distributed.all_gather_object(self.broken))
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
         return metrics
 
-    def _restart_dead_codes(self, state: TrainState, images: Tensor) -> tuple[int, dict[str, Tensor]]:
-        """Revive dead codewords; -> how many, and the rows that moved of each codebook's tensor, by name.
+    def _restart_dead_codes(
+        self, state: TrainState, model: Autoencoder, images: Tensor
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Restart dead codewords; -> how many, and the rows that moved of each codebook's tensor, by name.
 
         Adam's moments of those rows begin anew: they belong to the place that was left.
         """
-        own = self.model.state_dict()
+        own = model.state_dict()
         before = {name: one.clone() for name, one in own.items() if name.endswith(".codewords")}
-        with self.compute.autocast():
-            whole = self.compute.place_images(distributed.all_gather(images))  # every process restarts the same
-            restarted = self.model.restart_dead_codes(whole, generator(self.config.training.seed, state.step))
+        with state.autocast():
+            whole = state.compute.place_images(distributed.all_gather(images))  # every process restarts the same
+            restarted = model.restart_dead_codes(whole, generator(self.training.seed, state.step))
         distributed.broadcast(own.values())
         moved = {name: (own[name] != one).any(-1) for name, one in before.items()}
-        parameters = dict(self.model.named_parameters())
-        for name, rows in moved.items():
-            for moment in ("exp_avg", "exp_avg_sq") if name in parameters else ():
-                state.optimizer.state[parameters[name]][moment][rows] = 0
+        parameters, moments = dict(model.named_parameters()), state.optimizer.state
+        for name in moved.keys() & parameters.keys():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                moments[parameters[name]][moment][moved[name]] = 0
         return restarted, moved
 
-    def _usage(self, codes: tuple[Tensor, ...]) -> float:
+    def _usage(self, model: Autoencoder, codes: tuple[Tensor, ...]) -> float:
         """Share of the finest level's codewords that a batch uses."""
         finest = self.config.model.num_codewords[-1]
-        (counts,) = distributed.all_reduce([vq.counts(self.model.paths(codes)[-1], finest)])
+        (counts,) = distributed.all_reduce([vq.counts(model.paths(codes)[-1], finest)])
         return float((counts > 0).double().mean())
 
+    def averaged(self, state: TrainState) -> Autoencoder:
+        model = state.averaged.module
+        assert isinstance(model, Autoencoder)
+        return model.eval()
 
-def _first_images(images: ImageSet, config: Config) -> Tensor:
-    """Training images for the data-dependent start: as many as their latents are asked for."""
-    rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
-    wanted = max(1, min(len(images), config.model.start_vectors // (rows * columns)))
-    some = batches(
-        images, batch_size=min(wanted, config.training.batch_size), seed=config.training.seed,
-        workers=0, on_error=config.data.on_error,
-    )  # fmt: skip
-    rounds = -(-wanted // config.training.batch_size)
-    return torch.cat([batch.images for batch in islice(some, rounds)])[:wanted]
+    def save(self, state: TrainState) -> None:
+        save_model(self.run.model, self.config, state.averaged.module.state_dict(), state.step)
 
 
-def train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvaluation, say: Say = print) -> Outcome:
-    """Train the autoencoder of a configuration into a run folder.
+def resolve_autoencoder(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool) -> Config:
+    """The configuration of a run that begins from a preset or file, or of the one in the folder that goes on.
 
     Args:
-        config: with everything that it left to the machine decided.
-        resume: go on where the run stopped, if it has begun.
-        evaluation: makes the hook that measures the averaged model now and then, and draws what it likes.
-
-    A run that resumes goes on from its newest whole checkpoint, to the weights of a run that never stopped.
+        given: dotted name -> text.
 
     Raises:
-        InUseError: another process trains in that folder.
-        InputError: bad data, a run folder that can't be written or that holds a run (without `resume`), a full disk.
-        NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
+        InputError: unknown preset, bad value, or a resumed run that would no longer be the same run.
     """
-    with distributed.context_on_rank_zero(run.locked):
-        return _train(config, run, resume=resume, evaluation=evaluation, say=say)
-
-
-def _train(config: Config, run: RunFolder, *, resume: bool, evaluation: MakeEvaluation, say: Say) -> Outcome:
-    """As `train`, in a folder whose lock this process has, or the first of several."""
-    distributed.require_equal_parts(config.training.batch_size)
-    if not resume:
-        distributed.on_rank_zero(lambda: require_new(run, "choose another --out"))
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    compute = Compute.of(config.training)
-    loggers.require(config.training.loggers)
-    waiting("reading the images")
-    images, test_images = load_images(config.data, "train", say), load_images(config.data, "test", say)
-    init_from = config.training.init_from
-    if init_from and not distributed.on_rank_zero(run.begun):
-        init_model_from(build(config), init_from)  # raises where it does not fit, before anything is written
-    distributed.on_rank_zero(lambda: run.prepare(config))
-
-    def fresh() -> Autoencoder:
-        model = build(config)
-        if init_from:
-            say(init_model_from(model, init_from))
-            return compute.place_model(model)
-        model = compute.place_model(model)
-        waiting("fitting the first codewords to images")
-        first = compute.place_images(_first_images(images, config))
-        with compute.autocast():
-            model.initialize(first, generator(config.training.seed, 0), config.training.batch_size)
-        return model
-
-    objectives = list[Objective]()
-
-    def auxiliary(model: nn.Module) -> Mapping[str, nn.Module]:
-        assert isinstance(model, Autoencoder)
-        objectives.append(build_objective(model, config, compute.place_model))
-        return objectives[0].auxiliary
-
-    state = begin(
-        run,
-        config.training,
-        compute,
-        fresh=fresh,
-        like=lambda: build(config),
-        auxiliary=auxiliary,
-        resume=resume,
-        say=say,
-    )
-    model = state.model
-    assert isinstance(model, Autoencoder)
-    stream = batches(
-        images, batch_size=config.training.batch_size, seed=config.training.seed, first_step=state.step,
-        workers=config.data.workers, on_error=config.data.on_error, part=distributed.part(),
-    )  # fmt: skip
-    budget = Budget.of(config.training, len(images))
-    most = FEW_STEPS if budget.steps is None else budget.steps
-    if most < FEW_STEPS and not state.step:
-        say(f"hint: {counted(most, 'step')} of training: little is learned beyond the start")
-    count, parameters = counted(len(images), "training image"), count_parameters(model)
-    say(f"{config.name}: {count}, {parameters:,} parameters, {compute.precision}")
-    outcome = train_stage(
-        run, config.training, compute, state, samples=len(images), stream=stream,
-        step=AutoencoderStep(model, objectives[0], config, compute, budget),
-        evaluation=lambda log, display: evaluation(config, run, test_images, log, display, compute),
-        write_model=lambda state: save_model(run.model, config, state.averaged.module.state_dict(), state.step),
-    )  # fmt: skip
-    if most >= FEW_STEPS and outcome.signal is None and outcome.step < FEW_STEPS:
-        took = counted(outcome.step, "step")
-        say(f"hint: {took} fitted into the time: little is learned; go on with more minutes and --resume")
-    return outcome
+    if resume and run.begun():
+        return continue_autoencoder(name, given, run.read_config(), str(run.path))
+    return begin_autoencoder(name, given)

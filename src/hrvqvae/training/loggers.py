@@ -1,8 +1,9 @@
-"""Loggers: other places for the records of a training, beside metrics.jsonl, each a sink that gets every record."""
+"""The records of a training: metrics.jsonl, and loggers, other places for them, each a sink that gets every record."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +11,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from hrvqvae import distributed
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import to_dict
 from hrvqvae.config.registry import LOGGERS, Logger, imported
 from hrvqvae.utils.files import write_atomic
 
+Record = Mapping[str, Any]
+
 
 class Sink(Protocol):
     """What gets the records of a training."""
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Take a record, with `kind` and `step`. It is called between two steps, so whatever is slow is put off."""
         ...
 
@@ -29,16 +33,84 @@ class Sink(Protocol):
         ...
 
 
-def values(record: Mapping[str, Any]) -> dict[str, float]:
+class MetricsLog:
+    """metrics.jsonl: a JSON object a line, with kind ("train" or "evaluation") and step."""
+
+    def __init__(self, path: Path, first_step: int, sinks: Sequence[Sink] = ()) -> None:
+        """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped.
+
+        Of several processes that train together rank 0 writes; all of them know the records.
+
+        Args:
+            sinks: what gets each record that is written, as well.
+        """
+        self.path, self.sinks = path, sinks
+        records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
+        self.records = [record for record in records if record["step"] <= first_step]
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._last: Mapping[str, float] = {}
+        if distributed.is_rank_zero():
+            write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation of that step."""
+        return any(record["kind"] == "evaluation" and record["step"] == step for record in self.records)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append a record. Raises OSError where the disk is full."""
+        record = {"kind": kind, "step": step, **values}
+        self.records.append(record)
+        if not distributed.is_rank_zero():
+            return
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        for sink in self.sinks:
+            sink.write(record)
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._last = metrics
+
+    def write_means(self, step: int, batch_size: int) -> Record:
+        """Append the means of what was added since the last ones, if anything was; -> them."""
+        mean = {name: total / self._counts[name] for name, total in self._sums.items()}
+        mean |= {name: self._sums[name] for name in ("restarted",) if name in mean}  # counts, not means
+        mean |= {name: self._last[name] for name in ("broken_images",) if name in self._last}
+        if mean:
+            mean["images_per_second"] = batch_size / mean.pop("step_seconds")
+            self.write("train", step, mean)
+        self._sums, self._counts = {}, {}
+        return mean
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics file; a last line cut short by a kill is dropped."""
+    records = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record and "kind" in record:
+                records.append(record)
+    return records
+
+
+def values(record: Record) -> dict[str, float]:
     """The numbers of a record by the names that charts are grouped by: "train/loss", "evaluation/usage/level-1"."""
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for name, value in record.items():
         whole = f"{record['kind']}/{name}"
         if isinstance(value, Sequence) and not isinstance(value, str):
-            found |= {f"{whole}/level-{level}": float(one) for level, one in enumerate(value, start=1)}
+            found |= {f"{whole}/level-{level}": one for level, one in enumerate(value, start=1)}
         elif name not in ("kind", "step"):
-            found[whole] = float(value)
-    return found
+            found[whole] = value
+    return {name: float(value) for name, value in found.items() if value is not None}  # what a system can't measure
 
 
 def _entries(names: str) -> list[Logger]:
@@ -58,7 +130,7 @@ def require(names: str) -> None:
 
 @contextmanager
 def opened(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
-    """The sinks of these loggers, closed at the end however it comes.
+    """The sinks of these loggers in rank 0, closed at the end however it comes.
 
     Args:
         run: the folder of the run.
@@ -66,7 +138,7 @@ def opened(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []
-        for logger in _entries(names):
+        for logger in _entries(names) if distributed.is_rank_zero() else ():
             sinks.append(imported(logger.sink)(run, first_step))
             stack.callback(sinks[-1].close)
         yield sinks
@@ -81,7 +153,7 @@ class TensorBoardSink:
         folder = str(run / "tensorboard")
         self._writer = SummaryWriter(folder, purge_step=first_step + 1)
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         for name, value in values(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
@@ -112,7 +184,7 @@ class WandbSink:
             settings=wandb.Settings(quiet=True, console="off", disable_git=True, disable_code=True),
         )  # fmt: skip
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         self._run.log(values(record), step=record["step"])
 
     def close(self) -> None:

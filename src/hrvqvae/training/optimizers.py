@@ -1,4 +1,4 @@
-"""What turns gradients into steps: Adam, or Muon for the weights between layers and Adam for the rest."""
+"""What turns gradients into steps: Adam, or Muon for the weights between layers and Adam for the rest; their rate."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
     if config.optimizer == "muon":
         return Muon(module, config.learning_rate, betas)
     return Adam(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)
+
+
+def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
+    """Rate of a step, `fraction` of the budget being spent: constant, or linear warm-up and a cosine down to zero."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:

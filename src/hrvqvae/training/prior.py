@@ -1,206 +1,288 @@
-"""The prior stage: from a run with a trained autoencoder to the priors that cover its levels."""
+"""The task of training a prior: codes of a trained autoencoder, and images held out, which say how good it is.
+
+Class dropout: a prior that is trained without the class of some images can be guided (Ho and Salimans 2022).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.loading import load_with_digest, save_prior
-from hrvqvae.checkpoints.stale import renewal
 from hrvqvae.config import Config, Levels, level_names
+from hrvqvae.config.parsing import prior_config
+from hrvqvae.data.batches import Stream
+from hrvqvae.data.image_sets import stream
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.priors.base import Prior, bits, build_prior, code_loss
+from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.priors.base import Level, Prior, bits, build_prior, code_loss, total_bits
 from hrvqvae.tokens.maps import maps_of_shards
-from hrvqvae.training import loggers
-from hrvqvae.training.class_dropout import require_classes, withheld
-from hrvqvae.training.code_batches import CodeBatch, CodeBatches
-from hrvqvae.training.device import Compute
-from hrvqvae.training.held_out import HeldOutHook, held_out_split
-from hrvqvae.training.hooks import Say, saving_errors
-from hrvqvae.training.loop import Metrics, update
-from hrvqvae.training.stage import Outcome, begin, count_parameters, require_new, seed_step, train_stage
-from hrvqvae.training.start import init_prior_from
-from hrvqvae.training.state import TrainState
+from hrvqvae.training.init_from import init_prior_from
+from hrvqvae.training.loggers import Record
+from hrvqvae.training.state import TrainState, count_parameters
+from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, saving
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import write_atomic
 from hrvqvae.utils.quantities import counted
 
-Evaluated = Callable[[RunFolder, Sequence[Mapping[str, Any]]], None]
+
+@dataclass(frozen=True)
+class CodeBatch:
+    """Codes of some images with what a prior sees of them.
+
+    Attributes:
+        codes: (B, H, W) int64 of each level that it covers.
+        coarser: paths of the coarser levels, (B, H_j, W_j) int64.
+        label: (B,) int64, or None.
+    """
+
+    codes: tuple[Tensor, ...]
+    coarser: tuple[Tensor, ...]
+    label: Tensor | None
+
+    def to(self, device: torch.device) -> CodeBatch:
+        """The same on that device."""
+        label = None if self.label is None else self.label.to(device)
+        codes, coarser = (tuple(one.to(device) for one in some) for some in (self.codes, self.coarser))
+        return CodeBatch(codes, coarser, label)
 
 
-class PriorStep:
-    """One update of a prior."""
-
-    def __init__(self, model: Prior, seed: int, compute: Compute, class_dropout: float = 0.0) -> None:
-        self.model, self.seed, self.compute, self.class_dropout = model, seed, compute, class_dropout
-
-    def __call__(self, state: TrainState, batch: CodeBatch) -> Metrics:
-        seed_step(self.seed, state.step)
-        self.model.train()
-        placed = batch.to(self.compute.device)
-        label = withheld(placed.label, self.model.level, self.class_dropout, self.seed, state.step)
-        with self.compute.autocast():
-            loss = code_loss(self.model, placed.codes, placed.coarser, label)
-        metrics = update(self.model, state.optimizer, {"nats_per_code": loss})
-        state.averaged.update_parameters(self.model)
-        return {**metrics, "bits_per_code": bits(metrics["loss"])}
+def read_codes(maps: CodeMaps, model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
+    """The codes of some images of a split, as the prior of some levels sees them."""
+    codes, labels = maps.read(indices)
+    coarser = model.paths(codes[: levels.start])
+    return CodeBatch(codes[levels.start : levels.stop], coarser, labels if maps.classes else None)
 
 
-class PriorStage:
-    """The training of one prior: its codes, its folder, and what is kept of it."""
+def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(trained on, held out): numbers of images, at least one of each; the held-out ones in an order drawn by the seed.
+
+    Raises:
+        InputError: there is only one image.
+    """
+    if images < 2:
+        raise InputError("a prior needs at least 2 training images: one is held out")
+    order = stream("held out", seed, images).permutation(images)
+    count = min(images - 1, max(1, round(images * share)))
+    return np.sort(order[count:]), order[:count]
+
+
+def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
+    """The labels (B,) of this process's part of a batch, of which about that share is "no class" instead.
+
+    Which images of the whole batch these are depends on (seed, step) alone.
+    """
+    if label is None or not share:
+        return label
+    part = distributed.part()
+    places = part.of(len(label) * part.count)
+    drawn = stream("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
+    return torch.where(torch.from_numpy(drawn < share).to(label.device), level.no_class, label)
+
+
+class PriorTask(Task[CodeBatch]):
+    """The prior of some levels of a run. What is kept is the averaged state that codes held-out images in fewest bits.
+
+    Args:
+        path: the run folder, whose autoencoder is trained.
+        levels: that it covers.
+        config: of the run, with `prior` as it is to be trained.
+        trained: the autoencoder, its configuration and its digest.
+    """
+
+    otherwise = "delete that folder to train it anew"
 
     def __init__(
-        self, run: RunFolder, config: Config, maps: CodeMaps, model: Autoencoder, model_digest: str, levels: Levels,
-        evaluated: Evaluated,
-    ) -> None:  # fmt: skip
-        self.run, self.config, self.maps, self.levels = run, config, maps, levels
-        self.training = config.prior.training_of(levels.start)
-        self.codes = CodeBatches(maps, model, levels)
-        self.kept, self.held_out = held_out_split(len(maps), config.prior.held_out, self.training.seed)
-        self.model_digest, self.evaluated = model_digest, evaluated
+        self, path: str | Path, levels: Levels, config: Config, trained: tuple[Autoencoder, Config, str]
+    ) -> None:
+        super().__init__(prior_folder(path, *levels), config, config.prior.training_of(levels.start))
+        self.part_of, self.levels = path, levels
+        self.model, self.trained, self.autoencoder = trained
 
-    def held_out_batches(self) -> Iterator[CodeBatch]:
-        """This process's part of the held-out codes; as many images as `training.evaluation_images` in all, at most."""
-        held_out = self.held_out[: self.training.evaluation_images]
-        return self.codes.in_order(held_out[distributed.part().of(len(held_out))], self.training.batch_size)
+    def check(self) -> None:
+        found = prior_folders(self.part_of or "")
+        others = [one for one in found if one != self.levels and set(one) & set(self.levels)]
+        if others:
+            names, paths = ", ".join(map(level_names, others)), ", ".join(str(found[one].path) for one in others)
+            raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(self.levels)}")
 
-    def write(self, state: TrainState, bits_per_code: Sequence[float]) -> None:
-        """Write the averaged prior for sampling."""
+    def open(self, say: Say) -> None:
+        prior, codes = self.config.prior, RunFolder(Path(self.part_of or "")).codes
+        config = dataclasses.replace(self.trained, data=self.config.data)
+        if prior.codes is not None:
+            self.maps = maps_of_shards(codes, Path(prior.codes), self.model, config, say)
+        else:
+            device = self.compute.device
+            self.maps = stored_or_extracted(codes, self.model, self.autoencoder, config, "train", device, say)
+        if prior.class_dropout and not self.maps.classes:
+            raise InputError(
+                f"prior.class_dropout is {prior.class_dropout:g}, but the training images have no classes that could "
+                "be withheld; leave it at 0"
+            )
+        self.kept, self.held_out = held_out_split(len(self.maps), prior.held_out, self.training.seed)
+
+    @property
+    def samples(self) -> int:
+        return len(self.kept)
+
+    @property
+    def data(self) -> str:
+        found = hashlib.blake2b(self.maps.labels.tobytes(), digest_size=8)
+        found.update(np.ascontiguousarray(self.maps.levels[0]).data)
+        return found.hexdigest()
+
+    def build(self) -> Prior:
+        return build_prior(self.config, self.levels, len(self.maps.classes))
+
+    def init_from(self, model: nn.Module) -> str:
+        assert isinstance(model, Prior)
+        return init_prior_from(model, self.config, self.levels, self.maps.classes, self.training.init_from)
+
+    def about(self, model: nn.Module) -> str:
+        return (
+            f"{self.config.name}, prior of {level_names(self.levels)}: {counted(len(self.kept), 'image')}, "
+            f"{len(self.held_out):,} held out, {count_parameters(model):,} parameters, {self.compute.precision}"
+        )
+
+    def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
+        size, seed = self.training.batch_size, self.training.seed
+        for samples in Stream(len(self.kept), size, seed, first_step, distributed.part()):
+            indices = self.kept[[index for index, _ in samples]]
+            yield read_codes(self.maps, self.model, self.levels, indices)
+
+    def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
+        model, placed = state.model, batch.to(state.compute.device)
+        assert isinstance(model, Prior)
+        label = withheld(placed.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
+        with state.autocast():
+            loss = code_loss(model, placed.codes, placed.coarser, label)
+        metrics = state.take_gradient({"nats_per_code": loss})
+        state.update(MODEL)
+        state.averaged.update_parameters(model)
+        return {**metrics, "bits_per_code": bits(metrics["loss"])}
+
+    def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
+        """Bits that held-out codes take under the averaged prior, which is kept if none before needed fewer."""
+        prior = state.averaged.module.eval()
+        assert isinstance(prior, Prior)
+        an_image = self._bits_per_image(prior)
+        levels = [bits / math.prod(prior.level.grid) for bits in an_image]
+        found = sum(levels) / len(levels)
+        best = min((one["bits_per_code"] for one in records if one["kind"] == "evaluation"), default=math.inf)
+        if found <= best and distributed.is_rank_zero():  # before the log: a kill in between leaves it to be made again
+            self._keep(state, levels)
+        record = {"bits_per_code": found, "bits_per_image": sum(an_image)}
+        more = {"level_bits_per_code": levels} if len(levels) > 1 else {}
+        line = f"held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image" + (
+            "  (best so far, kept)" if found <= best else f"  (best: {best:.4f})"
+        )
+        return Evaluation({**record, **more}, line)
+
+    def _bits_per_image(self, prior: Prior) -> list[float]:
+        """Bits an image of each level, over the held-out images of all processes."""
+        spent, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
+        held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
+        held_out = held_out[distributed.part().of(len(held_out))]
+        for start in range(0, len(held_out), size):
+            some = held_out[start : start + size]
+            placed = read_codes(self.maps, self.model, self.levels, some).to(self.compute.device)
+            with self.compute.autocast():
+                spent += torch.tensor(total_bits(prior, placed.codes, placed.coarser, placed.label))
+            images += len(some)
+        every = distributed.all_gather_numbers(*spent.tolist(), images)
+        *levels, number = (sum(each) for each in zip(*every, strict=True))
+        return [bits / number for bits in levels]
+
+    def _keep(self, state: TrainState, bits_per_code: Sequence[float]) -> None:
         counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
-        with saving_errors(self.run, state):
+        with saving(self.run, state.step):
             save_prior(
                 self.run.model, self.config, state.averaged.module.state_dict(), levels=self.levels, step=state.step,
-                autoencoder=self.model_digest, classes=self.maps.classes, class_counts=counts.tolist(),
+                autoencoder=self.autoencoder, classes=self.maps.classes, class_counts=counts.tolist(),
                 bits_per_code=bits_per_code,
             )  # fmt: skip
 
-    def like(self) -> Prior:
-        """A network of these levels' shapes, whose weights are drawn."""
-        return build_prior(self.config, self.levels, len(self.maps.classes))
-
-    def start(self, init_from: str) -> tuple[Prior, str]:
-        """A network with the weights of that model's prior of these levels, and a line that says so.
-
-        Raises:
-            InputError: it has no prior of them, or one of other shapes.
-        """
-        prior = self.like()
-        return prior, init_prior_from(prior, self.config, self.levels, self.maps.classes, init_from)
-
-    def _prepare(self) -> None:
-        """Make the prior's folder. Raises InputError where it holds a prior of another state of the autoencoder."""
-        if self.run.is_stale(self.model_digest):
-            raise InputError(f"{self.run.path} was {renewal(self.run.path.parent.parent)}")
-        self.run.prepare(self.config)
-        write_atomic(self.run.source, self.model_digest.encode())
-
-    def train(self, compute: Compute, *, resume: bool, say: Say) -> Outcome:
-        """Train into the prior's folder.
-
-        Raises:
-            InputError: it holds a prior of another state of the autoencoder.
-            NonFiniteError: as `train_stage` does.
-        """
-        run, init_from = self.run, self.training.init_from
-        distributed.require_equal_parts(self.training.batch_size)
-        if init_from and not distributed.on_rank_zero(run.begun):
-            self.start(init_from)  # raises where it does not fit, before anything is written
-        distributed.on_rank_zero(self._prepare)
-
-        def fresh() -> Prior:
-            if not init_from:
-                return compute.place_model(self.like())
-            model, told = self.start(init_from)
-            say(told)
-            return compute.place_model(model)
-
-        state = begin(run, self.training, compute, fresh=fresh, like=self.like, resume=resume, say=say)
-        prior = state.model
-        assert isinstance(prior, Prior)
-        say(
-            f"{self.config.name}, prior of {level_names(self.levels)}: {counted(len(self.kept), 'image')}, "
-            f"{len(self.held_out):,} held out, {count_parameters(prior):,} parameters, {compute.precision}"
-        )
-        return train_stage(
-            run, self.training, compute, state, samples=len(self.kept),
-            stream=self.codes.stream(self.kept, self.training.batch_size, self.training.seed, state.step),
-            step=PriorStep(prior, self.training.seed, compute, self.config.prior.class_dropout),
-            evaluation=lambda log, display: HeldOutHook(
-                self.held_out_batches, self.training.evaluate_every, log, display, compute, self.write,
-                lambda: self.evaluated(run, log.records),
-            ),
-            write_model=lambda state: None,
-        )  # fmt: skip
+    def save(self, state: TrainState) -> None:
+        """Nothing: evaluations write the prior."""
 
 
 def train_priors(
-    path: str | Path, configs: dict[Levels, Config], *, resume: bool, evaluated: Evaluated = lambda *_: None,
-    say: Say = print,
+    path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, renew: bool = False,
+    callbacks: Sequence[Callback] = (), say: Say = print,
 ) -> dict[Levels, Outcome]:  # fmt: skip
-    """Train priors of a run, one after the other; -> how each ended.
-
-    Ends early where a signal stopped one.
+    """Train priors of a run, one after the other; -> how each ended. Ends early where a signal stopped one.
 
     Args:
         path: the run folder, whose autoencoder is trained.
         configs: the levels that a prior covers -> its configuration.
-        evaluated: called with a prior's folder and the records of its log after each evaluation, to draw them.
+        resume, renew, callbacks, say: of each `Trainer`.
 
     Raises:
-        InUseError: another process trains one of them.
-        InputError: no trained autoencoder, no data, a prior that is there already (without `resume`), or another one
-            that covers one of the levels.
-        NonFiniteError: as the autoencoder's training does.
+        InputError: no trained autoencoder; as `Trainer.train`, before any of them begins where that is known before.
     """
-    folders = {levels: prior_folder(path, *levels) for levels in configs}
-    run = RunFolder(Path(path))
-    model, config, digest = load_with_digest(path)
-    first = next(iter(configs.values()))
-    loggers.require(first.prior.training.loggers)
-    config = dataclasses.replace(config, data=first.data)
-    device = Compute.of(first.prior.training).device
-    outcomes = {}
-
-    def prepare() -> None:
-        """What was asked for holds for priors that a signal keeps from beginning."""
-        for levels, folder in folders.items():
-            folder.prepare(configs[levels])
-
-    def require_apart() -> None:
-        for levels, folder in folders.items():
-            found = prior_folders(path)
-            others = [one for one in found if one != levels and set(one) & set(levels)]
-            if others:
-                names, paths = ", ".join(map(level_names, others)), ", ".join(str(found[one].path) for one in others)
-                raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(levels)}")
-            if not resume:
-                require_new(folder, "delete that folder to train it anew")
-
+    trained = load_with_digest(path)
+    trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
+    for levels, config in configs.items():
+        task = PriorTask(path, levels, config, trained)
+        trainers[levels] = Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say)
     with ExitStack() as locks:
-        for folder in folders.values():
-            locks.enter_context(distributed.context_on_rank_zero(folder.locked))
-        distributed.on_rank_zero(require_apart)
-        if first.prior.codes is None:
-            maps = stored_or_extracted(run.codes, model, digest, config, "train", device, say)
-        else:
-            maps = maps_of_shards(run.codes, Path(first.prior.codes), model, config, say)
-        require_classes(first.prior.class_dropout, maps.classes)
-        distributed.on_rank_zero(prepare)
-        for levels, folder in folders.items():
-            training = configs[levels].prior.training
-            if training.threads:
-                torch.set_num_threads(training.threads)
-            stage = PriorStage(folder, configs[levels], maps, model, digest, levels, evaluated)
-            outcomes[levels] = stage.train(Compute.of(training), resume=resume, say=say)
+        for trainer in trainers.values():
+            locks.enter_context(distributed.context_on_rank_zero(trainer.task.run.locked))
+        stale = [trainer.check() for trainer in trainers.values()]
+        next(iter(trainers.values())).task.open(say)
+        for trainer, is_stale in zip(trainers.values(), stale, strict=True):
+            if not is_stale:  # what was asked for holds for priors that a signal keeps from beginning
+                distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
+        for levels, trainer in trainers.items():
+            outcomes[levels] = trainer.train()
             if outcomes[levels].signal is not None:
                 break
     return outcomes
+
+
+def resolve_priors(
+    path: str | Path, level: int | None, given: Mapping[str, str], *, resume: bool
+) -> dict[Levels, Config]:
+    """The levels that each prior of a run covers, coarse first -> its configuration.
+
+    What has begun goes on as it is, if `resume`; the levels that are left get priors of the network that is asked for.
+
+    Args:
+        path: a run folder.
+        level: counted from 1: the prior that covers it, alone; None takes all.
+        given: dotted name -> text.
+
+    Raises:
+        InputError: no such run or level, or as `prior_config`.
+    """
+    stored = RunFolder(Path(path)).read_config()
+    count = len(stored.model.num_symbols)
+    if level is not None and not 1 <= level <= count:
+        raise InputError(f"--level is {level}; this model has levels 1 to {count}")
+    wanted = range(count) if level is None else range(level - 1, level)
+    begun = {levels: folder for levels, folder in prior_folders(path).items() if resume and folder.config.is_file()}
+    configs = {
+        levels: prior_config(stored, given, folder.read_config())
+        for levels, folder in begun.items() if set(levels) & set(wanted)
+    }  # fmt: skip
+    if not set(wanted) <= {index for levels in configs for index in levels}:
+        new = prior_config(stored, given)
+        for levels in new.prior_levels:
+            if set(levels) & set(wanted) and not any(set(levels) & set(others) for others in configs):
+                configs[levels] = new
+    if len({config.prior.codes for config in configs.values()}) > 1:
+        raise InputError("the levels were begun with codes of several places; go on with one at a time: --level L")
+    return dict(sorted(configs.items(), key=lambda item: item[0].start))

@@ -1,4 +1,4 @@
-"""What a run must remember between two steps, and its form on disk.
+"""What a training must remember between two steps, its form on disk, and the gradient of a step.
 
 The order of the data, the augmentation and every random draw depend on (seed, step) alone, so the state is the weights,
 their moving average, the optimizer, the step, and the seconds spent.
@@ -6,8 +6,10 @@ their moving average, the optimizer, the step, and the seconds spent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,14 +18,44 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hrvqvae.config import TrainingConfig
+from hrvqvae import distributed
+from hrvqvae.config import TrainingConfig, training_steps
+from hrvqvae.models.objective import MODEL
 from hrvqvae.training.optimizers import make_optimizer
-from hrvqvae.utils.errors import DamagedFileError
+from hrvqvae.utils.device import Compute
+from hrvqvae.utils.errors import DamagedFileError, NonFiniteError
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """Random draws of a step depend on (seed, step) alone."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trained values of a model: its parameters, and codewords that moving averages lead."""
+    codewords = (buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords")
+    return sum(values.numel() for values in (*model.parameters(), *codewords))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a training ends: after `steps` or `seconds`, whichever comes first (None: no such limit)."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @staticmethod
+    def of(config: TrainingConfig, samples: int) -> Budget:
+        """That of a configuration, whose epochs have so many samples."""
+        limits = [config.max_steps] if config.max_steps else []
+        if config.epochs:
+            limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
+        return Budget(min(limits, default=None), config.max_minutes * 60 or None)
 
 
 @dataclass
-class AuxiliaryNetwork:
-    """A network that is trained beside the model, such as a discriminator, and its own optimizer."""
+class Network:
+    """A network that is trained, and its optimizer."""
 
     module: nn.Module
     optimizer: Optimizer
@@ -31,59 +63,95 @@ class AuxiliaryNetwork:
 
 @dataclass
 class TrainState:
-    """Model, averaged model, optimizer, and how far they are.
+    """What is trained, and how far it is. It is what objectives take their steps with (`models.objective.Learner`).
 
     Attributes:
-        model: what is trained.
-        averaged: moving average of its weights (Polyak averaging, docs/paper-tables.md, Table 6) and of its codewords,
-            which belong together.
-        optimizer: of the model's weights.
-        auxiliary: what is trained beside the model, by name.
+        networks: the model, and what is trained beside it, by name.
+        averaged: moving average of the model's weights (Polyak averaging, docs/paper-tables.md, Table 6) and of its
+            codewords, which belong together.
+        compute: how it computes.
+        budget: when it ends.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
     """
 
-    model: nn.Module
+    networks: dict[str, Network]
     averaged: AveragedModel
-    optimizer: Optimizer
-    auxiliary: dict[str, AuxiliaryNetwork] = field(default_factory=dict)
+    compute: Compute
+    budget: Budget
     step: int = 0
     seconds: float = 0.0
 
     @staticmethod
     def start(
-        model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
-    ) -> TrainState:
+        model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
+        budget: Budget = Budget(),
+    ) -> TrainState:  # fmt: skip
+        """That of a model on its device before its first step."""
         averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)
-        beside = {name: AuxiliaryNetwork(one, make_optimizer(one, config)) for name, one in auxiliary.items()}
-        return TrainState(model, averaged, make_optimizer(model, config), beside)
-
-    def _trained(self) -> dict[str, tuple[nn.Module, Optimizer]]:
-        """Prefix of the names on disk -> what is trained there, and by which optimizer."""
-        trained = {"": (self.model, self.optimizer)}
-        return trained | {f"{name}_": (one.module, one.optimizer) for name, one in self.auxiliary.items()}
+        modules = {MODEL: model, **auxiliary}
+        networks = {name: Network(one, make_optimizer(one, config)) for name, one in modules.items()}
+        return TrainState(networks, averaged, Compute.of(config), budget)
 
     @property
-    def optimizers(self) -> list[Optimizer]:
-        """Every optimizer."""
-        return [optimizer for _, optimizer in self._trained().values()]
+    def model(self) -> nn.Module:
+        """What is trained."""
+        return self.networks[MODEL].module
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Of the model."""
+        return self.networks[MODEL].optimizer
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is spent, by the limit that is nearer."""
+        steps, seconds = self.budget.steps, self.budget.seconds
+        return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Forward passes within compute in the precision of the training."""
+        return self.compute.autocast()
+
+    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
+        """Give a network the gradient of the sum of the losses; -> terms, their sum ("loss") and the gradient's norm.
+
+        Where several processes train together, all of it is the mean over them, by one all-reduce.
+
+        Raises:
+            NonFiniteError: a term or the gradient is NaN or infinite, in whichever process.
+        """
+        network = self.networks[of]
+        terms = torch.stack(list(losses.values()))
+        network.optimizer.zero_grad(set_to_none=True)
+        terms.sum().backward()  # type: ignore[no-untyped-call]
+        terms = terms.detach()
+        gradients = [one.grad for one in network.module.parameters() if one.grad is not None]
+        distributed.all_reduce_mean_in_place([terms, *gradients])
+        values = dict(zip(losses, terms.tolist(), strict=True))
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        for what, numbers in (("loss", values.values()), ("gradient", (norm,))):
+            if not all(map(math.isfinite, numbers)):
+                described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                raise NonFiniteError(f"the {what} is not finite ({described})")
+        return {**values, "loss": math.fsum(values.values()), "gradient_norm": norm}
+
+    def update(self, *names: str) -> None:
+        """Move networks by the gradients they were given."""
+        for name in names:
+            self.networks[name].optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name."""
+        """Every tensor of the state by its name on disk."""
         named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-        for prefix, (module, optimizer) in self._trained().items():
-            named |= {f"{prefix}model.{name}": tensor for name, tensor in module.state_dict().items()}
-            for index, values in optimizer.state_dict()["state"].items():
+        for prefix, network in self._named():
+            named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
+            for index, values in network.optimizer.state_dict()["state"].items():
                 named |= {f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()}
         return named
 
-    @property
-    def device(self) -> str:
-        """Kind of device that the model is on."""
-        return next(self.model.parameters()).device.type
-
     def meta(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "device": self.device}
+        return {"step": self.step, "seconds": self.seconds, "device": self.compute.device.type}
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Take a state back, bit for bit.
@@ -96,14 +164,18 @@ class TrainState:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
         try:
-            for prefix, (module, _) in self._trained().items():
-                module.load_state_dict(part(f"{prefix}model."))
+            for prefix, network in self._named():
+                network.module.load_state_dict(part(f"{prefix}model."))
             self.averaged.load_state_dict(part("averaged."))
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
-        for prefix, (_, optimizer) in self._trained().items():
-            _restore(optimizer, part(f"{prefix}optimizer."))
+        for prefix, network in self._named():
+            _restore(network.optimizer, part(f"{prefix}optimizer."))
+
+    def _named(self) -> list[tuple[str, Network]]:
+        """(prefix of its names on disk, network) of each."""
+        return [("" if name == MODEL else f"{name}_", network) for name, network in self.networks.items()]
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -15,6 +15,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, QuantizerConfig
 from hrvqvae.config.parsing import decide_autoencoder
 from hrvqvae.models.build import build
+from hrvqvae.models.objective import Metrics
 from hrvqvae.models.perceptual import PerceptualDistance
 from hrvqvae.models.vqgan import objective as module
 from hrvqvae.models.vqgan.adversarial import (
@@ -27,13 +28,11 @@ from hrvqvae.models.vqgan.adversarial import (
 from hrvqvae.models.vqgan.config import VQGANConfig
 from hrvqvae.models.vqgan.model import VQGAN
 from hrvqvae.models.vqgan.objective import AdversarialObjective
-from hrvqvae.stages import train_autoencoder
-from hrvqvae.training.autoencoder import StateLearner
-from hrvqvae.training.device import Compute
-from hrvqvae.training.loop import Metrics
 from hrvqvae.training.state import TrainState
+from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import with_training
+from tests.trained_run import train_autoencoder
 
 GAN = VQGANConfig(
     stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
@@ -62,11 +61,11 @@ class Started:
 
     @property
     def discriminator(self) -> nn.Module:
-        return self.state.auxiliary["discriminator"].module
+        return self.state.networks["discriminator"].module
 
     def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
         """One update of model and discriminator."""
-        return self.objective(self.images, StateLearner(self.state, self.compute))
+        return self.objective(self.images, self.state)
 
 
 def test_hinge_losses() -> None:
@@ -130,7 +129,7 @@ def test_the_step_by_hand(gan: Config) -> None:
     twin.optimizer.zero_grad()
     loss.backward()
     twin.optimizer.step()
-    network = twin.auxiliary["discriminator"]
+    network = twin.networks["discriminator"]
     network.optimizer.zero_grad()
     of_judge = hinge_loss(judge(real), judge(fake.detach()))
     of_judge.backward()
@@ -185,7 +184,7 @@ def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> N
 
     def run_to(steps: int, folder: Path, resume: bool = False) -> None:
         limited = with_training(config, max_steps=steps)
-        train_autoencoder(limited, RunFolder(folder), resume=resume, say=lambda _: None)
+        train_autoencoder(limited, folder, resume=resume)
 
     run_to(9, tmp_path / "whole")
     run_to(2, tmp_path / "parts")

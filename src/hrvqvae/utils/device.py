@@ -6,26 +6,51 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hrvqvae import distributed
-from hrvqvae.checkpoints.loading import resolve_device
-from hrvqvae.config import StageConfig
 from hrvqvae.utils.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def decide_device(config: StageConfig) -> str:
-    """The device that a stage computes on where its configuration leaves that to the machine."""
+class Chosen(Protocol):
+    """What a training's configuration says of how it computes."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def memory_format(self) -> str: ...
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use --device cpu")
+    return device
+
+
+def decide_device(config: Chosen) -> str:
+    """The device of a training whose configuration leaves it to the machine."""
     return resolve_device(config.device).type
 
 
-def decide_precision(config: StageConfig) -> str:
-    """The precision of a stage on its device, which is decided, where its configuration leaves that to the machine."""
+def decide_precision(config: Chosen) -> str:
+    """The precision of a training on its device, which is decided, where it is left to the machine."""
     return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
 
 
@@ -39,17 +64,15 @@ def computes_bf16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Compute:
-    """How a stage computes: device, bf16 or not, memory format."""
+    """How a training computes: device, bf16 or not, memory format."""
 
     device: torch.device
     bf16: bool
     channels_last: bool
 
     @staticmethod
-    def of(config: StageConfig) -> Compute:
+    def of(config: Chosen) -> Compute:
         device = resolve_device(config.device)
-        if distributed.is_distributed() and device.index is not None:
-            raise InputError(f"device is {config.device!r}, one GPU for all processes; with --device cuda each has one")
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         # Float32 is float32, also beside bfloat16: convolutions on a GPU would round to TF32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -1,0 +1,453 @@
+"""The trainer: whatever the task, it begins or goes on, takes steps, logs, saves and evaluates.
+
+A checkpoint is written before the evaluation of its step. So an evaluation that fails, or is killed, loses no step, and
+is made again where the run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae import distributed
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.stale import renewal
+from hrvqvae.config import Config, TrainingConfig
+from hrvqvae.data.batches import worker_errors
+from hrvqvae.data.image_sets import stream
+from hrvqvae.evaluation.distortion import Report
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.objective import Metrics
+from hrvqvae.training import loggers
+from hrvqvae.training.loggers import MetricsLog, Record
+from hrvqvae.training.optimizers import learning_rate
+from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.utils.device import Compute
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.progress import Meter
+from hrvqvae.utils.quantities import clock, counted
+
+B = TypeVar("B")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        record: the values that are logged.
+        line: the same for a person.
+        report: of an autoencoder on test images; None of a prior.
+        model: the averaged autoencoder that it is of, in evaluation mode, on its device.
+        images: gives a few of the test images (B, C, Y, X), on that device, in [0, 1].
+    """
+
+    record: Record
+    line: str
+    report: Report | None = None
+    model: Autoencoder | None = None
+    images: Callable[[], Tensor] | None = None
+
+
+Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
+"""Called in rank 0 after each evaluation with the run, all records of its log, and what was found: it may draw them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        step: steps taken in all.
+        signal: number of the signal that stopped it, or None where the budget was spent.
+        seconds: wall-clock time of the training, over all resumptions.
+        peak_bytes: most memory that the process held at once; on a GPU, that its tensors took there.
+    """
+
+    step: int
+    signal: int | None
+    seconds: float
+    peak_bytes: int
+
+
+class Task(ABC, Generic[B]):
+    """What is trained: its folder, its network, its batches, its steps, its evaluation and its file.
+
+    Attributes:
+        run: the folder that it is trained into.
+        config: what that folder keeps.
+        training: its budget, its optimization, and how often what is done.
+        part_of: the run whose autoencoder it is trained for; None for an autoencoder.
+        autoencoder: digest of the state of that autoencoder.
+        otherwise: what a person can do who does not go on with what the folder holds.
+        few_steps: below which a person reads that little is learned.
+    """
+
+    part_of: str | Path | None = None
+    autoencoder = ""
+    otherwise = "choose another --out"
+    few_steps = 0
+
+    def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
+        self.run, self.config, self.training = run, config, training
+        self.compute: Compute
+
+    def check(self) -> None:
+        """Raises InputError where it can't be trained into its folder. Called in rank 0."""
+
+    @abstractmethod
+    def open(self, say: Say) -> None:
+        """Read the data. `compute` is known. Raises InputError where there is none."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """Samples of an epoch. Known, as what follows, once it is open."""
+
+    @property
+    @abstractmethod
+    def data(self) -> str:
+        """A digest of which samples these are."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The untrained network on the CPU, drawn from torch's global generator."""
+
+    @abstractmethod
+    def init_from(self, model: nn.Module) -> str:
+        """Give a network the weights that `training.init_from` names; -> a line that says so.
+
+        Raises:
+            InputError: there are none, or they do not fit.
+        """
+
+    def initialize(self, model: nn.Module) -> None:
+        """The start of a network, on its device, that depends on the data."""
+
+    def auxiliary(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        """What is trained beside a network, by name, on the same device."""
+        return MappingProxyType({})
+
+    @abstractmethod
+    def about(self, model: nn.Module) -> str:
+        """A line for a person: what is trained on how much."""
+
+    @abstractmethod
+    def batches(self, first_step: int) -> Generator[B, None, None]:
+        """This process's parts of the batches from a step on, without end."""
+
+    @abstractmethod
+    def step(self, state: TrainState, batch: B) -> Metrics:
+        """Update networks and average; -> what is logged, by name. Raises NonFiniteError before anything is updated."""
+
+    @abstractmethod
+    def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
+        """Measure the averaged model, in every process.
+
+        Args:
+            records: of the log so far.
+        """
+
+    @abstractmethod
+    def save(self, state: TrainState) -> None:
+        """Write what others load, as a checkpoint was written. Called in rank 0. Raises OSError."""
+
+
+class Trainer(Generic[B]):
+    """Trains a task into its run folder, in this process or in several that train together.
+
+    A run that goes on does so from its newest whole checkpoint, to the weights of a run that never stopped. SIGINT,
+    SIGTERM and SIGHUP end it after the step at hand.
+
+    Args:
+        resume: go on where the training stopped, if it has begun.
+        renew: begin anew where the folder holds what was trained for another state of the autoencoder.
+        callbacks: called after each evaluation.
+        say: gets lines for a person.
+    """
+
+    def __init__(
+        self, task: Task[B], *, resume: bool = False, renew: bool = False, callbacks: Sequence[Callback] = (),
+        say: Say = print,
+    ) -> None:  # fmt: skip
+        self.task, self.resume, self.renew, self.callbacks, self.say = task, resume, renew, callbacks, say
+        self.log: MetricsLog
+        self.meter: Meter
+
+    def train(self) -> Outcome:
+        """Train until the budget is spent or a signal asks to stop; leave a checkpoint and an evaluation of the end.
+
+        Several processes that train together agree after each step on the time that is spent, which is the slowest
+        one's, and on the signal: so all take the same steps at the same rates, and end at the same step.
+
+        Raises:
+            InUseError: another process trains in that folder.
+            InputError: bad data, a folder that can't be written, one that holds another training, a full disk.
+            NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
+            DriftError: processes that train together no longer hold the same weights and codebooks.
+        """
+        task, run, training = self.task, self.task.run, self.task.training
+        with ExitStack() as stack:
+            stack.enter_context(distributed.context_on_rank_zero(run.locked))
+            state, resumed = self._begin()
+            sinks = stack.enter_context(loggers.opened(training.loggers, run.path, state.step))
+            stack.enter_context(worker_errors())
+            batches = stack.enter_context(closing(task.batches(state.step)))
+            stop = stack.enter_context(StopSignal())
+            self.meter = stack.enter_context(Meter(sys.stdout))
+            self.log = MetricsLog(run.metrics, state.step, sinks)
+            saved = state.step if resumed else -1
+            mark = time.monotonic()
+            if resumed and self._evaluates(state) and not self.log.evaluated(state.step):
+                self._evaluate(state)
+            stop.agree()
+            while state.fraction < 1 and stop.agreed is None:
+                rate = learning_rate(training, state.step, state.fraction)
+                for network in state.networks.values():
+                    for group in network.optimizer.param_groups:
+                        group["lr"] = rate
+                seed_step(training.seed, state.step)
+                state.model.train()
+                try:
+                    metrics = task.step(state, next(batches))
+                except NonFiniteError as error:
+                    raise NonFiniteError(
+                        f"step {state.step}: {error}; no weight was updated, {_last_good(run)}; "
+                        "try a lower learning rate in a new run"
+                    ) from error
+                state.step += 1
+                now = time.monotonic()
+                seconds = stop.agree(now - mark)
+                state.seconds += seconds
+                mark = now
+                self.log.add({**metrics, "learning_rate": rate, "step_seconds": seconds})
+                logs, saves = state.step % training.log_every == 0, state.step % training.checkpoint_every == 0
+                if logs or saves or self._evaluates(state):
+                    distributed.require_same(state.tensors(), f"at step {state.step}")
+                if logs:
+                    self._log(state)
+                if saves or self._evaluates(state):
+                    self._save(state)
+                    saved = state.step
+                if self._evaluates(state):
+                    self._evaluate(state)
+                now = time.monotonic()
+                state.seconds += stop.agree(now - mark)
+                mark = now
+            self._log(state)
+            if saved < state.step:
+                self._save(state)
+            if stop.agreed is None and not self.log.evaluated(state.step):
+                self._evaluate(state)
+                state.seconds += stop.agree(time.monotonic() - mark)
+        outcome = Outcome(state.step, stop.agreed, state.seconds, task.compute.peak_bytes())
+        if outcome.signal is None and outcome.step < task.few_steps <= (state.budget.steps or task.few_steps):
+            took = counted(outcome.step, "step")
+            self.say(f"hint: {took} fitted into the time: little is learned; go on with more minutes and --resume")
+        return outcome
+
+    def check(self) -> bool:
+        """Whether the folder holds what is trained for another state of the autoencoder, and is renewed.
+
+        Raises:
+            InputError: the folder holds what must not be overwritten, or the task can't be trained as it is asked for.
+        """
+        task, training = self.task, self.task.training
+        distributed.require_equal_parts(training.batch_size)
+        loggers.require(training.loggers)
+        task.compute = Compute.of(training)
+        if distributed.is_distributed() and task.compute.device.index is not None:
+            raise InputError(f"device is {training.device!r}, one GPU for all; with --device cuda each process has one")
+        return distributed.on_rank_zero(self._check_folder)
+
+    def _check_folder(self) -> bool:
+        """As `check`, in rank 0."""
+        task, run = self.task, self.task.run
+        task.check()
+        stale = task.part_of is not None and run.is_stale(task.autoencoder)
+        if stale and not self.renew:
+            raise InputError(f"{run.path} was {renewal(str(task.part_of))}")
+        if not stale and not self.resume and run.begun():
+            raise InputError(f"{run.path} holds a run already: continue it with --resume, or {task.otherwise}")
+        if not stale and run.model.is_file() and not run.saved():
+            raise InputError(
+                f"{run.path} holds a model, and no checkpoint to go on from: {task.otherwise}; --init-from begins with "
+                "the weights of a model"
+            )
+        return stale
+
+    def _begin(self) -> tuple[TrainState, bool]:
+        """The state of the newest whole checkpoint where a run goes on, or that of a fresh model; -> whether it is."""
+        task, run, training = self.task, self.task.run, self.task.training
+        stale = self.check()
+        if training.threads:
+            torch.set_num_threads(training.threads)
+        task.open(self.say)
+        if training.init_from and (stale or not distributed.on_rank_zero(run.begun)):
+            task.init_from(task.build())  # raises where it does not fit, before anything is written
+
+        def prepare() -> None:
+            for path in (run.model, *run.saved()) if stale else ():
+                path.unlink(missing_ok=True)
+            run.prepare(task.config)
+            if task.part_of is not None:
+                write_atomic(run.source, task.autoencoder.encode())
+
+        distributed.on_rank_zero(prepare)
+        saved = distributed.on_rank_zero(lambda: run.newest(self.say)) if self.resume else None
+        if self.resume and saved is None:
+            self.say(f"no checkpoint in {run.path}: starting anew")
+        torch.manual_seed(training.seed)
+        model = task.build()
+        if saved is None and training.init_from:
+            self.say(task.init_from(model))
+        model = task.compute.place_model(model)
+        if saved is None and not training.init_from:
+            task.initialize(model)
+        budget = Budget.of(training, task.samples)
+        state = TrainState.start(model, training, task.auxiliary(model), budget)
+        if saved is not None:
+            self._restore(state, *saved)
+        distributed.broadcast(state.tensors().values())
+        if task.compute.emulates_bf16:
+            kind = task.compute.device.type
+            self.say(f"bf16 is emulated on this {kind}, which is slow: a run keeps the precision it began with")
+        if not state.step and budget.steps is not None and budget.steps < task.few_steps:
+            self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
+        self.say(task.about(model))
+        return state, saved is not None
+
+    def _restore(self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        task, run = self.task, self.task.run
+        if meta.get("data", task.data) != task.data:
+            raise InputError(
+                f"{run.path} was trained on other images: give it those again, or begin another run with its weights, "
+                "by --init-from"
+            )
+        state.restore(tensors, meta)
+        self.say(f"resuming {run.path} at step {state.step}")
+        before, now = meta.get("device", task.compute.device.type), task.compute.device.type
+        if before != now:
+            self.say(f"trained on {before} so far, and on {now} from here on, where sums round differently")
+        if distributed.is_rank_zero() and _step_of(run.model) != state.step:  # killed between the two
+            with saving(run, state.step):
+                task.save(state)
+
+    def _evaluates(self, state: TrainState) -> bool:
+        """Whether a step is one that is evaluated."""
+        return state.step > 0 and state.step % self.task.training.evaluate_every == 0
+
+    def _log(self, state: TrainState) -> None:
+        """Log and show the means since the last log, if anything has come since."""
+        mean = self.log.write_means(state.step, self.task.training.batch_size)
+        if not mean:
+            return
+        used = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
+        left = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
+        text = f"loss {mean['loss']:.5f}{used}  {mean['images_per_second']:,.0f} images/s  {left} left"
+        with suppress(OSError):  # a terminal that is gone
+            self.meter.show(f"step {state.step}", state.fraction, text, last=state.fraction >= 1)
+
+    def _save(self, state: TrainState) -> None:
+        """Write a checkpoint, and then what others load."""
+        if distributed.is_rank_zero():
+            with saving(self.task.run, state.step):
+                self.task.run.save(state.step, state.tensors(), {**state.meta(), "data": self.task.data})
+                self.task.save(state)
+
+    def _evaluate(self, state: TrainState) -> None:
+        found = self.task.evaluate(state, self.log.records)
+        self.log.write("evaluation", state.step, found.record)
+        self.meter.say(f"step {state.step}  {found.line}")
+        if distributed.is_rank_zero():
+            for callback in self.callbacks:
+                callback(self.task.run, self.log.records, found)
+
+
+class StopSignal:
+    """SIGINT, SIGTERM and SIGHUP ask to end after the step at hand; a second one ends the process at once.
+
+    Attributes:
+        received: number of the signal that this process has got.
+        agreed: the same, once all processes that train together know of it: all end at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.agreed: int | None = None
+
+    def __enter__(self) -> StopSignal:
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agree(self, seconds: float = 0.0) -> float:
+        """Agree on the signal that any of the processes has got; -> the longest of the seconds that they give."""
+        told = distributed.all_gather_numbers(self.received or 0, seconds)
+        self.agreed = int(max(number for number, _ in told)) or None
+        return max(spent for _, spent in told)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Let what a step draws from torch's global generators, such as dropout, depend on (seed, step) alone.
+
+    Each of several processes that train together draws other numbers, which depend on its rank as well.
+    """
+    rank = distributed.rank()
+    others = stream("step", seed, step, rank)
+    torch.manual_seed(int(others.integers(2**63)) if rank else (seed << 32) + step)
+
+
+@contextmanager
+def saving(run: RunFolder, step: int) -> Iterator[None]:
+    """Turns an OSError while something is saved into an InputError with the step and the last good checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(
+            f"step {step} could not be saved ({reason}); {_last_good(run)}: make room and continue with --resume"
+        ) from error
+
+
+def _last_good(run: RunFolder) -> str:
+    kept = run.saved()
+    return f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+
+
+def _step_of(model: Path) -> int | None:
+    """The step of a model's file; None where it can't be read."""
+    with suppress(InputError, OSError, KeyError):
+        step: int = storage.read_meta(model)["step"]
+        return step
+    return None
