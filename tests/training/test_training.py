@@ -293,11 +293,11 @@ def test_what_is_not_finite_stops_before_the_update(
     def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         if state.step == 7:
             if where == "loss":
-                list(self.model.parameters())[-1].data.fill_(float("inf"))
+                list(state.model.parameters())[-1].data.fill_(float("inf"))
             elif where == "latents":
-                next(self.model.parameters()).data.fill_(float("nan"))
+                next(state.model.parameters()).data.fill_(float("nan"))
             else:
-                list(self.model.parameters())[-1].register_hook(lambda gradient: gradient * float("nan"))
+                list(state.model.parameters())[-1].register_hook(lambda gradient: gradient * float("nan"))
             seen.append({name: tensor.clone() for name, tensor in state.tensors().items()})
             try:
                 return original(self, state, batch)

@@ -77,12 +77,13 @@ class MetricsLog:
 
     def write_means(self, step: int, batch_size: int) -> Record:
         """Append the means of what was added since the last ones, if anything was; -> them."""
+        if not self._sums:
+            return {}
         mean = {name: total / self._counts[name] for name, total in self._sums.items()}
         mean |= {name: self._sums[name] for name in ("restarted",) if name in mean}  # counts, not means
         mean |= {name: self._last[name] for name in ("broken_images",) if name in self._last}
-        if mean:
-            mean["images_per_second"] = batch_size / mean.pop("step_seconds")
-            self.write("train", step, mean)
+        mean["images_per_second"] = batch_size / mean.pop("step_seconds")
+        self.write("train", step, mean)
         self._sums, self._counts = {}, {}
         return mean
 
