@@ -15,7 +15,7 @@ from hrvqvae.compression.hrv import write
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.quantize.search import Beam
 from hrvqvae.utils.errors import InputError
@@ -42,7 +42,7 @@ def bench_beam(
     """
     trained = TrainedModel(run)
     model = trained.autoencoder
-    if not (isinstance(model, OneGrid) and model.linked_codebooks):
+    if not (isinstance(model, SingleGridAutoencoder) and model.linked_codebooks):
         raise InputError(f"{run} has no linked codebooks, which a beam searches")
     found = load_images(trained.config.with_root(data).data, "test")
     units = [batch.images.float() / 255 for batch in evaluation_batches(found, batch_size=_BATCH, limit=images)]
@@ -73,13 +73,13 @@ def bench_beam(
     return rows, [_weighed(trained, model, some, rate) for rate in rates]
 
 
-def _flat(model: OneGrid, unit: Tensor) -> Tensor:
+def _flat(model: SingleGridAutoencoder, unit: Tensor) -> Tensor:
     """Latents (N, D) of images in [0, 1]."""
     with torch.inference_mode():
         return model.latents(unit).flatten(0, -2).clone()
 
 
-def _codes(model: OneGrid, search: Beam, flat: Tensor, unit: Tensor) -> Codes:
+def _codes(model: SingleGridAutoencoder, search: Beam, flat: Tensor, unit: Tensor) -> Codes:
     """Of images, by their latents."""
     grid = (len(unit), *model.config.grid(unit.shape[-2], unit.shape[-1]))
     size = model.linked_codebooks[0].shape[1]
@@ -89,7 +89,7 @@ def _codes(model: OneGrid, search: Beam, flat: Tensor, unit: Tensor) -> Codes:
 class _Errors:
     """Errors of images (B, C, Y, X) by codes. What has the codes that were measured before is not decoded again."""
 
-    def __init__(self, model: OneGrid, unit: Tensor) -> None:
+    def __init__(self, model: SingleGridAutoencoder, unit: Tensor) -> None:
         self.model, self.unit = model, unit
         self.codes: Codes | None = None
         self.by_level = torch.zeros(len(model.prefixes), len(unit), dtype=torch.float64)
@@ -114,7 +114,7 @@ def _means(errors: Sequence[_Errors]) -> list[float]:
     return torch.cat([one.by_level for one in errors], 1).mean(1).tolist()
 
 
-def _weighed(trained: TrainedModel, model: OneGrid, unit: Tensor, weight: float | None) -> Timing:
+def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, weight: float | None) -> Timing:
     """A row of images that are encoded with a lambda."""
     begin = time.process_time()
     codes = trained.encode(unit, weight)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import yaml
 
+from hrvqvae.comparison.systems import with_leaves
 from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
@@ -62,7 +63,7 @@ def exchanged_by_leaves() -> list[dict[str, Any]]:
     config = presets.get("hrvqvae/mnist").config
     rows = []
     for branching, levels in LEAVES:
-        model = config.model.with_leaves(branching, levels)
+        model = with_leaves(config.model, branching, levels)
         gradients, codebooks = exchanged(dataclasses.replace(config, model=model))
         rows.append(
             {

@@ -14,9 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 
 import torch
 
-from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
 from hrvqvae.data.sets.mnist import write_idx
-from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
 
 torch.set_num_threads(1)
 
@@ -74,7 +73,7 @@ def tiny(mnist_root: Path) -> Config:
     return Config(
         name="tiny",
         data=DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1, workers=0),
-        model=HRVQVAEConfig(
+        model=SingleGridConfig(
             stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1,
             quantizer=QuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=1_000, restart_every=4),
         ),

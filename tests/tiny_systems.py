@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
+from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
 from hrvqvae.config.parsing import override
-from hrvqvae.models.rqvae.config import RQVAEConfig
-from hrvqvae.models.treevq.config import TreeVQConfig
-from hrvqvae.models.vqgan.config import VQGANConfig
-from hrvqvae.models.vqpytorch.config import (
-    FSQConfig,
-    FSQQuantizerConfig,
-    VQPyTorchConfig,
-    VQPyTorchQuantizerConfig,
-)
-from hrvqvae.models.vqvae.config import VQVAEConfig
-from hrvqvae.models.vqvae2.config import VQVAE2Config
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.priors.configs import TransformerConfig
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
@@ -42,24 +34,21 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
     """System -> configuration; they differ in the model, and VQGAN in its prior's network."""
     tree = tiny_run(mnist_root)
     network = {name: getattr(tree.model, name) for name in ("stride", "padding", "hidden_units", "residual_units")}
-    ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))
-    models = {
-        "hrvqvae": tree.model,
-        "treevq": TreeVQConfig(**network, quantizer=ours),
-        "vqvae": VQVAEConfig(**network, quantizer=_FLAT),
-        "vqvae2": VQVAE2Config(**network, grids=2, quantizer=_FLAT),
-        "vqgan": VQGANConfig(
-            **network, quantizer=_FLAT, perceptual="none", adversarial_start=2, discriminator_units=4,
-            discriminator_layers=1,
-        ),
-        "rqvae": RQVAEConfig(
-            **network, quantizer=QuantizerConfig(linked=1, levels=3, codewords=3, dim=8, init_vectors=1000)
-        ),
-        "fsq": FSQConfig(**network, quantizer=FSQQuantizerConfig(channel_levels=(5, 5), dim=8)),
-        "vqpytorch": VQPyTorchConfig(
-            **network, quantizer=VQPyTorchQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)
-        ),
+    ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))  # type: ignore[attr-defined]
+    fields: dict[str, dict[str, Any]] = {
+        "hrvqvae": {"quantizer": tree.model.quantizer},  # type: ignore[attr-defined]
+        "treevq": {"quantizer": ours},
+        "vqvae": {"quantizer": _FLAT},
+        "vqvae2": {"quantizer": _FLAT, "grids": 2},
+        "vqgan": {
+            "quantizer": _FLAT, "perceptual": "none", "adversarial_start": 2, "discriminator_units": 4,
+            "discriminator_layers": 1,
+        },
+        "rqvae": {"quantizer": QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)},
+        "fsq": {"quantizer": FSQQuantizerConfig(channel_levels=(5, 5), dim=8)},
+        "vqpytorch": {"quantizer": LibraryQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)},
     }  # fmt: skip
+    models = {name: dataclasses.replace(SYSTEMS.get(name).config, **network, **own) for name, own in fields.items()}
     configs = {name: dataclasses.replace(tree, name=f"{name}/mnist", model=model) for name, model in models.items()}
     transformer = TransformerConfig(hidden_units=16, layers=1, heads=2)
     prior = PriorConfig(network=transformer, training=tree.prior.training)

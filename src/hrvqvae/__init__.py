@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrvqvae.checkpoints.trained import TrainedModel, load
-    from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig
+    from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
     from hrvqvae.models.base import Autoencoder
-    from hrvqvae.models.hrvqvae.config import HRVQVAEConfig
-    from hrvqvae.models.hrvqvae.model import HRVQVAE
+    from hrvqvae.models.single_grid import SingleGridAutoencoder
     from hrvqvae.quantize import Codes, ResidualQuantizer
     from hrvqvae.quantize.layer import TreeVQ
     from hrvqvae.utils.errors import InputError
@@ -30,11 +29,11 @@ _MODULES = {
     "Codes": "quantize",
     "Config": "config",
     "DataConfig": "config",
-    "HRVQVAE": "models.hrvqvae.model",
-    "HRVQVAEConfig": "models.hrvqvae.config",
     "InputError": "utils.errors",
     "QuantizerConfig": "config",
     "ResidualQuantizer": "quantize",
+    "SingleGridAutoencoder": "models.single_grid",
+    "SingleGridConfig": "config",
     "TrainedModel": "checkpoints.trained",
     "TrainingConfig": "config",
     "TreeVQ": "quantize.layer",
@@ -42,15 +41,15 @@ _MODULES = {
 }
 
 __all__ = [
-    "HRVQVAE",
     "Autoencoder",
     "Codes",
     "Config",
     "DataConfig",
-    "HRVQVAEConfig",
     "InputError",
     "QuantizerConfig",
     "ResidualQuantizer",
+    "SingleGridAutoencoder",
+    "SingleGridConfig",
     "TrainedModel",
     "TrainingConfig",
     "TreeVQ",

@@ -13,9 +13,8 @@ from torch import Tensor
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
-from hrvqvae.config import Config, QuantizerConfig
+from hrvqvae.config import Config, QuantizerConfig, SingleGridConfig
 from hrvqvae.models.build import build
-from hrvqvae.models.vqvae.config import VQVAEConfig
 from tests.tiny_priors import train_levels
 
 
@@ -24,7 +23,7 @@ def test_every_symbol_fits(
     symbols: int, kind: type, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantizer = QuantizerConfig(codewords=symbols, dim=1)
-    model = VQVAEConfig(stride=2, padding=1, hidden_units=2, residual_units=1, residual_blocks=0, quantizer=quantizer)
+    model = SingleGridConfig(padding=1, hidden_units=2, residual_units=1, residual_blocks=0, quantizer=quantizer)
     config = dataclasses.replace(tiny, model=model)
     autoencoder = build(config)
     last = symbols - 1

@@ -18,7 +18,7 @@ import hrvqvae
 from hrvqvae import Autoencoder, InputError, TrainedModel
 from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
-from hrvqvae.models.vqvae.model import VQVAE
+from hrvqvae.models.vqvae2 import VQVAE2
 from hrvqvae.utils.errors import DamagedFileError
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
@@ -78,7 +78,7 @@ def test_a_run_with_priors_there_and_back(
 
 def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> None:
     model = Autoencoder.from_pretrained(run)
-    assert isinstance(model, hrvqvae.HRVQVAE)
+    assert isinstance(model, hrvqvae.SingleGridAutoencoder)
     assert not model.training
     for parameter in model.parameters():
         parameter.data += 0.001
@@ -86,12 +86,12 @@ def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> N
     assert sorted(hub.repositories["someone/changed"].files) == ["README.md", "config.json", "model.safetensors"]
     card = hub.repositories["someone/changed"].files["README.md"].decode()
     assert commands(card)[0] == ["hub", "get", "someone/changed"]
-    there = hrvqvae.HRVQVAE.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
+    there = hrvqvae.SingleGridAutoencoder.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
     assert all(torch.equal(one, there.state_dict()[name]) for name, one in model.state_dict().items())
     assert there.run_config is not None
     assert there.run_config.data.size == 12
-    with pytest.raises(InputError, match="someone/changed is a HRVQVAE; VQVAE can't be made of it"):
-        VQVAE.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
+    with pytest.raises(InputError, match="someone/changed is a SingleGridAutoencoder; VQVAE2 can't be made of it"):
+        VQVAE2.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
 
 
 def test_a_beam_of_what_is_got(run: Path, tmp_path: Path) -> None:

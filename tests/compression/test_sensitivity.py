@@ -12,15 +12,15 @@ from torch import Tensor
 from hrvqvae.compression import sensitivity
 from hrvqvae.compression.sensitivity import Decoding, tiles
 from hrvqvae.models.build import build
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from tests.tiny_systems import tiny_systems
 
 
-def model_of(root: Path, padding: int = 0) -> OneGrid:
+def model_of(root: Path, padding: int = 0) -> SingleGridAutoencoder:
     torch.manual_seed(0)
     config = tiny_systems(root)["hrvqvae"]
     found = build(dataclasses.replace(config, model=dataclasses.replace(config.model, padding=padding)))
-    assert isinstance(found, OneGrid)
+    assert isinstance(found, SingleGridAutoencoder)
     return found.eval().requires_grad_(False)
 
 

@@ -36,10 +36,6 @@ TRACED = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq")
 
 def config_of(system: str) -> Config:
     """The tiny system with no residual blocks, which only make graphs longer; "treevq" searches with a beam."""
-    if system in ("lfq", "simvq"):
-        config = tiny_systems(Path())["vqpytorch"]
-        quantizer = dataclasses.replace(config.model.quantizer, name=system, codewords=8)  # type: ignore[attr-defined]
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
     config = tiny_systems(Path())[system]
     return dataclasses.replace(config, model=dataclasses.replace(config.model, residual_blocks=0))  # type: ignore[call-arg]
 
@@ -176,7 +172,7 @@ def test_a_prefix_by_a_tensor_is_the_prefix_by_a_number(system: str) -> None:
             model.decode_prefix(codes, torch.tensor(levels))
 
 
-@pytest.mark.parametrize("system", [*TRACED, "lfq", "simvq"])
+@pytest.mark.parametrize("system", TRACED)
 def test_encoding_takes_the_nearest_where_assignments_look(system: str) -> None:
     """At the first level that a code is changed, what it stood for was the nearest, and the vector is the same."""
     config = config_of(system)

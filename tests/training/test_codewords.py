@@ -8,7 +8,7 @@ import torch
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.models.hrvqvae.model import HRVQVAE
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.state import Budget, TrainState
 from hrvqvae.utils.device import Compute
@@ -24,7 +24,7 @@ class Started:
         torch.manual_seed(0)
         compute = Compute.of(config.training)
         model = build(config)
-        assert isinstance(model, HRVQVAE)
+        assert isinstance(model, SingleGridAutoencoder)
         self.model = model
         images = torch.randint(256, (8, 1, 12, 12), dtype=torch.uint8)
         model.initialize(images, torch.Generator().manual_seed(0))
@@ -41,13 +41,13 @@ class Started:
     def codewords(self, *, averaged: bool = False) -> list[torch.Tensor]:
         """Copies of each level's codewords (m^l, m, D)."""
         model = self.state.averaged.module if averaged else self.model
-        assert isinstance(model, HRVQVAE)
+        assert isinstance(model, SingleGridAutoencoder)
         return [one.clone() for one in model.linked_codebooks]
 
     def let_one_die(self) -> None:
         """Codeword 1 of level 1, in the model and its average, where nothing is."""
         for model in (self.model, self.state.averaged.module):
-            assert isinstance(model, HRVQVAE)
+            assert isinstance(model, SingleGridAutoencoder)
             model.quantizer.levels[0].set_codewords(torch.tensor([1]), torch.full((1, 4), FAR), torch.zeros(1))
 
 
@@ -61,11 +61,11 @@ def test_nothing_is_revived_in_the_last_tenth_of_the_budget(
     config = with_quantizer(tiny, restart_every=3)
     started, restarted = Started(config, budget), list[int]()
 
-    def restart_dead_codes(self: HRVQVAE, images: torch.Tensor, generator: torch.Generator) -> int:
+    def restart_dead_codes(self: SingleGridAutoencoder, images: torch.Tensor, generator: torch.Generator) -> int:
         restarted.append(started.state.step)
         return 0
 
-    monkeypatch.setattr(HRVQVAE, "restart_dead_codes", restart_dead_codes)
+    monkeypatch.setattr(SingleGridAutoencoder, "restart_dead_codes", restart_dead_codes)
     while not budget.spent(started.state):
         started.train()
         started.state.seconds += 1.25

@@ -15,8 +15,8 @@ from hrvqvae.config import Config
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.training.optimizers import Muon, make_optimizer, matrices, orthogonalized
 from tests.conftest import with_training
-from tests.models.resuming import check_resumes
 from tests.tiny_systems import tiny_systems
+from tests.training.resuming import check_resumes
 
 
 def filled(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -24,7 +24,7 @@ from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.optimizers import Muon
 from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
@@ -146,7 +146,7 @@ def test_the_form_of_a_graph_and_copies_decode_the_same(run: Path, images: Tenso
         for one in (model, copy.deepcopy(model)):
             found = one.decode_prefix(codes, torch.tensor(levels))
             assert torch.allclose(model.decode(codes, levels), found, atol=1e-6)
-    decoder = model.double().progressive_decoder if isinstance(model, OneGrid) else None
+    decoder = model.double().progressive_decoder if isinstance(model, SingleGridAutoencoder) else None
     assert decoder is not None
     assert {one.dtype for one in decoder.parameters()} == {torch.float64}, "it goes where its model goes"
 
@@ -259,7 +259,7 @@ def test_it_goes_with_the_model(run: Path, tmp_path: Path, mnist_root: Path, ima
         train_progressive(tmp_path / "exported", config, resume=True, say=silent)
     assert progressive_folder(tmp_path / "exported").model.read_bytes() == kept
     plain = Autoencoder.from_pretrained(tmp_path / "alone")
-    assert isinstance(plain, OneGrid)
+    assert isinstance(plain, SingleGridAutoencoder)
     shutil.rmtree(progressive_folder(tmp_path / "exported").path)
     bare = Autoencoder.from_pretrained(tmp_path / "exported")
     bare.save_pretrained(tmp_path / "alone")  # what lay there of the other is cleared

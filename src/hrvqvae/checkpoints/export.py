@@ -137,7 +137,7 @@ def save_autoencoder(
         raise InputError(f"{folder} is a run folder; choose another one")
     config = config or model.run_config
     if config is None:
-        config = Config(data=DataConfig(channels=model.channels), model=model.config)  # type: ignore[arg-type]
+        config = Config(data=DataConfig(channels=model.channels), model=model.config)
     config = without_paths(config)
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
     try:

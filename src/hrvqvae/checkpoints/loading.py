@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import renewal, require_current
-from hrvqvae.config import Config, Levels, level_names, to_dict
+from hrvqvae.config import Config, Levels, ModelConfig, SingleGridConfig, level_names, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
@@ -88,6 +88,13 @@ def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mappin
             )
 
 
+def _with_beam(model: ModelConfig, width: int) -> ModelConfig:
+    """The model with a search that keeps so many paths at each level. Raises InputError where no levels are linked."""
+    if not isinstance(model, SingleGridConfig) or model.quantizer.group_size == 1:
+        raise InputError(f"{model.system} has no linked codebooks, which a beam searches")
+    return dataclasses.replace(model, quantizer=dataclasses.replace(model.quantizer, beam=width))
+
+
 def _filled(network: _Network, weights: Mapping[str, Tensor], path: Path) -> _Network:
     """A network with weights from a file, in evaluation mode. Raises DamagedFileError where they do not fit."""
     try:
@@ -118,7 +125,7 @@ def load_with_digest(
     config = config_of(meta, path)
     _check_agreement(lambda one: one.model, config, meta, path)
     if beam is not None:
-        config = dataclasses.replace(config, model=config.model.with_beam(beam))
+        config = dataclasses.replace(config, model=_with_beam(config.model, beam))
     model = _filled(build(config), weights, path)
     decoder = progressive_folder(path.parent)
     file = decoder.model

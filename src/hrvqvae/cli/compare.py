@@ -13,12 +13,12 @@ _STUDIES = {name: f"hrvqvae.comparison.{name}_study:STUDY" for name in ("codeboo
 
 def _compare(arguments: Arguments) -> int:
     from hrvqvae.comparison import compare as systems_compared
-    from hrvqvae.comparison.study import studied_systems
+    from hrvqvae.comparison.systems import STUDIED
     from hrvqvae.config.registry import SYSTEMS, imported
 
     warn_of_faults(SYSTEMS)
     study = imported(_STUDIES[arguments.study]) if arguments.study else None
-    default = studied_systems() if study else systems_compared.available_systems()
+    default = STUDIED if study else systems_compared.available_systems()
     named = ",".join(default) if arguments.systems is None else arguments.systems
     systems = tuple(name.strip() for name in named.split(",") if name.strip())
     comparison = systems_compared.Comparison(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -16,8 +16,9 @@ from hrvqvae.comparison.folder import Measured
 from hrvqvae.comparison.harness import Case
 from hrvqvae.comparison.instruments import test_images
 from hrvqvae.comparison.study import Study
+from hrvqvae.comparison.systems import with_leaves
 from hrvqvae.config.parsing import override
-from hrvqvae.models.one_grid import OneGrid, Quantizer
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.plots.curves import codebook_study
 
 BRANCHING = (4, 8, 16)  # m; with three levels 64, 512 and 4,096 leaves
@@ -42,7 +43,7 @@ def cases(comparison: Comparison) -> list[Case]:
                     config = comparison.config(system, seed)
                     leaves = size**_LEVELS
                     config = override(config, changes)
-                    model = config.model.with_leaves(size, _LEVELS)
+                    model = with_leaves(config.model, size, _LEVELS)
                     found.append(
                         Case(
                             name=f"{system}-{leaves}-{help_name.replace(', ', '-').replace(' ', '-')}-{seed}",
@@ -56,11 +57,10 @@ def cases(comparison: Comparison) -> list[Case]:
 def _search(run: RunFolder) -> Measured:
     """Milliseconds that the search takes for the latents of 128 test images."""
     model, config = load_with_config(run.path)
-    assert isinstance(model, OneGrid)
-    quantizer = cast(Quantizer, model.quantizer)
+    assert isinstance(model, SingleGridAutoencoder)
     with torch.inference_mode():
         latents = model.latents(torch.cat(test_images(config, 128)))
-        return {"search_ms": median_seconds(lambda: quantizer.encode(latents)) * 1e3}
+        return {"search_ms": median_seconds(lambda: model.quantizer.encode(latents)) * 1e3}
 
 
 def _order(row: Measured) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
 from hrvqvae.comparison.instruments import Say, shown_images
+from hrvqvae.comparison.systems import phases, remarks
 from hrvqvae.config import Config, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
@@ -132,7 +133,7 @@ class Comparison:
 
     def remarks(self) -> list[str]:
         """What a person should know before it begins, a line each."""
-        return [line for system in self.systems for line in self.config(system, 0).model.remarks(self.max_steps)]
+        return [line for system in self.systems for line in remarks(self.config(system, 0).model, self.max_steps)]
 
     def _own_fields(self) -> list[str]:
         """Names of the fields of one system."""
@@ -204,13 +205,13 @@ def available_systems() -> tuple[str, ...]:
 
 def _phases(run: RunFolder) -> Measured:
     """Steps that parts of the training took, where a system tells them apart."""
-    return {"phases": dict(run.read_config().model.phases(storage.read_meta(run.model)["step"]))}
+    return {"phases": phases(run.read_config().model, storage.read_meta(run.model)["step"])}
 
 
 def table(rows: list[Measured]) -> str:
     """The comparison as Markdown, a row a system."""
-    phases = dict.fromkeys(name for row in rows for name in row.get("phases", {}))
-    columns = {**COLUMNS, **{name: (name, "{:,.0f}") for name in phases}}
+    names = dict.fromkeys(name for row in rows for name in row.get("phases", {}))
+    columns = {**COLUMNS, **{name: (name, "{:,.0f}") for name in names}}
     return as_markdown([{**row, **row.get("phases", {})} for row in rows], ("system",), columns)
 
 

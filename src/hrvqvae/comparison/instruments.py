@@ -15,6 +15,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.comparison.folder import Measured
+from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
@@ -114,7 +115,7 @@ class Instruments:
             **self.names(), "perceptual_distance": self._perceptual_of(decoded),
             "frechet_reconstructions": self.real.frechet_of(decoded),
             "usage": used / sum(config.model.num_codewords), "perplexity": report.levels[-1].perplexity,
-            "leaves_used": report.levels[-1].used, "codewords_searched": config.model.codewords_searched,
+            "leaves_used": report.levels[-1].used, "codewords_searched": codewords_searched(config.model),
             "encode_images_per_second": encode, "decode_images_per_second": decode,
             **dict.fromkeys(_OF_PRIORS), "test_errors": _test_errors(run),
         }  # fmt: skip

@@ -10,6 +10,7 @@ from hrvqvae.comparison.compare import Comparison
 from hrvqvae.comparison.folder import Measured
 from hrvqvae.comparison.harness import Case
 from hrvqvae.comparison.study import Study
+from hrvqvae.comparison.systems import with_leaves
 from hrvqvae.config import ModelConfig
 from hrvqvae.plots.curves import rate_distortion
 from hrvqvae.training.loggers import read_records
@@ -25,7 +26,7 @@ def cases(comparison: Comparison) -> list[Case]:
         for branching, depth in SHAPES:
             for system in comparison.systems:
                 config = comparison.config(system, seed)
-                model = config.model.with_leaves(branching, depth)
+                model = with_leaves(config.model, branching, depth)
                 levels, codewords = len(model.num_symbols), model.num_symbols[-1]
                 labels = {"system": system, "leaves": branching**depth, "levels": levels, "codewords": codewords}
                 found[model, seed] = Case(

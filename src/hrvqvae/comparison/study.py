@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,8 @@ from hrvqvae.comparison.compare import Comparison
 from hrvqvae.comparison.folder import Folder, Measured
 from hrvqvae.comparison.harness import Case, as_markdown, run_cases
 from hrvqvae.comparison.instruments import Say
-from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.comparison.systems import STUDIED
 from hrvqvae.utils.errors import InputError
-
-
-def studied_systems() -> tuple[str, ...]:
-    """Names of the systems that have a codebook whose size can be changed."""
-    found = []
-    for system in SYSTEMS.entries():
-        with contextlib.suppress(InputError):
-            system.config.with_leaves(2, 1)
-            found.append(system.name)
-    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +53,8 @@ class Study:
             InputError: as `run_cases`; priors, other systems, or fields that the study varies, are asked for.
         """
         for name in comparison.systems:
-            if name not in studied_systems():
-                raise InputError(f"{self.title} is of {', '.join(studied_systems())}; leave {name} out of --systems")
+            if name not in STUDIED:
+                raise InputError(f"{self.title} is of {', '.join(STUDIED)}; leave {name} out of --systems")
         for name in comparison.fields:
             if name.endswith(self.varied):
                 raise InputError(f"--{name} is what {self.title} varies; leave it out")

@@ -39,7 +39,7 @@ from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.sensitivity import Decoding
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, unit_images
-from hrvqvae.models.one_grid import OneGrid, Quantizer
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
@@ -65,13 +65,13 @@ class Leaves:
     vectors: Tensor
 
     @classmethod
-    def of(cls, model: OneGrid, levels: int) -> Leaves:
+    def of(cls, model: SingleGridAutoencoder, levels: int) -> Leaves:
         """Of the first levels."""
         symbols = model.config.num_symbols[:levels]
         count = math.prod(symbols)
         numbers = torch.cartesian_prod(*(torch.arange(one) for one in symbols)).view(count, len(symbols))
         numbers = numbers.to(next(model.parameters()).device)
-        vectors = cast(Quantizer, model.quantizer).lookup(tuple(level.view(1, 1, -1) for level in numbers.T))
+        vectors = model.quantizer.lookup(tuple(level.view(1, 1, -1) for level in numbers.T))
         return cls(numbers, vectors[0, 0].detach().float())
 
     def near(self, latents: Tensor, number: int) -> Tensor:
@@ -91,8 +91,8 @@ class Leaves:
 
 def why_no_lambda(model: Autoencoder, levels: int) -> str:
     """Why no lambda can be given to so many levels of a model; empty where one can."""
-    if not isinstance(model, OneGrid):
-        return "a lambda takes a model with one latent grid (OneGrid), which this one is not"
+    if not isinstance(model, SingleGridAutoencoder):
+        return "a lambda takes a model with one latent grid, which this one is not"
     count = math.prod(model.config.num_symbols[:levels])
     if count > _MOST_LEAVES:
         return f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}"
@@ -110,18 +110,19 @@ class RateDistortion:
         leaves: of these levels.
     """
 
-    model: OneGrid
+    model: SingleGridAutoencoder
     codec: EntropyModel
     levels: int
     leaves: Leaves
 
     @classmethod
     def of(cls, model: Autoencoder, codec: EntropyModel, levels: int | None = None) -> RateDistortion:
-        """Of the first levels, None for all. Raises InputError: the model is no `OneGrid`, or has too many leaves."""
+        """Of the first levels, None for all. Raises InputError: not one latent grid, or too many leaves."""
         levels = levels or model.prefixes[-1]
         if why := why_no_lambda(model, levels):
             raise InputError(why)
-        return cls(cast(OneGrid, model), codec, levels, Leaves.of(cast(OneGrid, model), levels))
+        whole = cast(SingleGridAutoencoder, model)
+        return cls(whole, codec, levels, Leaves.of(whole, levels))
 
     def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
         """Codes of images (B, C, Y, X), a tensor (B, H, W) for each of the levels.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 
 _CORE = 160  # positions a side
 _HALO = 12
@@ -71,16 +71,14 @@ class Decoding:
         levels: how many.
     """
 
-    model: OneGrid
+    model: SingleGridAutoencoder
     levels: int
 
     def __call__(self, vectors: Tensor, size: Grid | None) -> Tensor:
         """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped; size as for `Autoencoder.decode`."""
-        if self.levels < self.model.prefixes[-1]:
-            pixels = self.model.prefix_pixels(vectors, torch.tensor(self.levels, device=vectors.device), size)
-        else:
-            pixels = self.model.pixels(vectors, size)
-        return (pixels + 1) / 2
+        fewer = self.levels < self.model.prefixes[-1]
+        levels = torch.tensor(self.levels, device=vectors.device) if fewer else None
+        return (self.model.pixels(vectors, size, levels) + 1) / 2
 
     @torch.enable_grad()
     def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:

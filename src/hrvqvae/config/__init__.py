@@ -1,6 +1,6 @@
 """The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
 
-from hrvqvae.config.model import CodebookModelConfig, FlatConfig, Grid, ModelConfig, NetworkConfig, OneGridConfig
+from hrvqvae.config.model import Grid, ModelConfig, NetworkConfig, SingleGridConfig, decided_on_start
 from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.config.schema import (
     Config,
@@ -14,7 +14,6 @@ from hrvqvae.config.schema import (
     at_level,
     bits_per_image,
     compression_ratio,
-    decided_on_start,
     flatten,
     level_names,
     to_dict,
@@ -22,19 +21,17 @@ from hrvqvae.config.schema import (
 )
 
 __all__ = [
-    "CodebookModelConfig",
     "Config",
     "DataConfig",
-    "FlatConfig",
     "Grid",
     "Levels",
     "ModelConfig",
     "NetworkConfig",
-    "OneGridConfig",
     "PriorConfig",
     "PriorNetworkConfig",
     "PriorTrainingConfig",
     "QuantizerConfig",
+    "SingleGridConfig",
     "StageConfig",
     "TrainingConfig",
     "at_level",

@@ -1,18 +1,29 @@
-"""What every system's configuration has, and the fields of the encoders and decoders that the systems here share."""
+"""The contract of every system's configuration, and one configuration for each architecture."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Literal
 
 from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
 """Height and width of a latent grid, or of an image."""
+
+AUTO = "auto"
+
+
+def decided_on_start(by: str) -> Any:
+    """A field that is "auto" until a run begins; what is decided then is part of the run's configuration.
+
+    Args:
+        by: "module:function", which takes the dataclass that holds the field, with earlier fields decided, and gives
+            the value.
+    """
+    return field(default=AUTO, metadata={"decided by": by})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +46,9 @@ class ModelConfig(ABC):
         """Values that a code of each level can take."""
 
     @property
-    @abstractmethod
     def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all."""
-
-    @property
-    def codewords_searched(self) -> int:
-        """Distances to codewords that the search computes for each position, over all levels or grids."""
-        return sum(self.num_symbols)
+        """Codewords of each level in all: more than a code has values where they depend on the coarser levels."""
+        return self.num_symbols
 
     @property
     def start_vectors(self) -> int:
@@ -54,32 +60,8 @@ class ModelConfig(ABC):
         """Training steps between restarts of dead codewords (0: none)."""
         return 0
 
-    def with_leaves(self, branching: int, levels: int) -> ModelConfig:
-        """The same model with branching ** levels codewords at its finest level, for the study of codebooks.
-
-        Raises:
-            InputError: the system has no codebook whose size can be changed so.
-        """
-        raise InputError(f"{self.system} has no codebook of {branching}^{levels} codewords to study")
-
-    def with_beam(self, width: int) -> ModelConfig:
-        """The same model whose search keeps so many paths at each level.
-
-        Raises:
-            InputError: a width below 1, or the system has no linked codebooks, which a beam searches.
-        """
-        raise InputError(f"{self.system} has no linked codebooks, which a beam searches")
-
     def check_images(self, size: int) -> None:  # noqa: B027  # most systems take any size
         """Raises InputError where the system can't be trained on images of so many pixels a side."""
-
-    def remarks(self, steps: int) -> tuple[str, ...]:
-        """What a person should know before that many steps of training, a line each."""
-        return ()
-
-    def phases(self, steps: int) -> Mapping[str, int]:
-        """Steps that parts of the training took, of so many in all, by name: columns of a comparison."""
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,36 +87,39 @@ class NetworkConfig(ModelConfig):
     def __post_init__(self) -> None:
         power_of_two = self.stride >= 2 and self.stride & (self.stride - 1) == 0
         require(power_of_two, "model.stride", self.stride, "a power of two, at least 2")
-        require(self.padding >= 0, "model.padding", self.padding, "at least 0")
-        require(self.hidden_units >= 2, "model.hidden_units", self.hidden_units, "at least 2")
         require(self.kernel % 2 == 1 and self.kernel > 0, "model.kernel", self.kernel, "odd and positive")
-        require(self.residual_units >= 1, "model.residual_units", self.residual_units, "at least 1")
-        require(self.residual_blocks >= 0, "model.residual_blocks", self.residual_blocks, "at least 0")
+        for name, least in (("padding", 0), ("hidden_units", 2), ("residual_units", 1), ("residual_blocks", 0)):
+            require(getattr(self, name) >= least, f"model.{name}", getattr(self, name), f"at least {least}")
 
     def grid(self, height: int, width: int, times: int = 1) -> Grid:
         """(H, W) for an image of that many pixels, on a grid that is `times` coarser than the finest."""
         pixels, stride = 2 * self.padding, self.stride * times
         return (height + pixels + stride - 1) // stride, (width + pixels + stride - 1) // stride
 
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """The finest grid at every level: a system with several grids has another answer."""
+        return (self.grid(height, width),) * len(self.num_symbols)
+
 
 @dataclass(frozen=True, kw_only=True)
-class OneGridConfig(NetworkConfig):
-    """A system whose levels of codes, one or more, all have the one latent grid."""
+class SingleGridConfig(NetworkConfig):
+    """One encoder, one latent grid, residual quantization, one decoder (docs/method.md, Table 6).
 
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        return (self.grid(height, width),) * len(self.num_symbols)
+    As it stands it is HR-VQVAE's; with one level it is VQVAE's, without links RQ-VAE's.
+    """
+
+    system: str = "hrvqvae"
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(levels=3, codewords=8))
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each level can take: m, since what is linked to it is known."""
+        return (self.quantizer.codewords,) * self.quantizer.levels
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """As many as a code has values, where it does not depend on the coarser levels what they stand for."""
-        return self.num_symbols
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodebookModelConfig(NetworkConfig):
-    """A system with codebooks that learn, start from data and are restarted, as `quantizer` says."""
-
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+        """Codewords of each level in all: m^l at level l of its group of linked levels."""
+        return self.quantizer.num_codewords
 
     @property
     def start_vectors(self) -> int:
@@ -146,48 +131,158 @@ class CodebookModelConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlatConfig(OneGridConfig, CodebookModelConfig):
-    """One latent grid with one flat codebook of K codewords, however it is trained."""
+class VQGANConfig(SingleGridConfig):
+    """One latent grid, one flat codebook; trained for what images look like as well (docs/method.md).
+
+    Attributes:
+        perceptual: the perceptual loss. auto is the best whose network is on this machine when a run begins (the run
+            keeps its name); none leaves it out.
+        perceptual_weight: its weight beside the squared error.
+        adversarial_weight: weight of the generator's adversarial loss, times the adaptive weight (Esser et al. 2021,
+            equation 7).
+        adversarial_start: training steps before the discriminator begins.
+        discriminator_units: channels of the patch discriminator's first layer.
+        discriminator_layers: its layers that halve the resolution.
+    """
+
+    system: str = "vqgan"
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codewords=1024))
+    perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = decided_on_start(
+        "hrvqvae.models.perceptual:decide"
+    )
+    perceptual_weight: float = 1.0
+    adversarial_weight: float = 0.8
+    adversarial_start: int = 10_000
+    discriminator_units: int = 64
+    discriminator_layers: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: the codebook is flat")
+        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
+            require(0 <= getattr(self, name) < math.inf, f"model.{name}", getattr(self, name), "at least 0")
+        for name in ("discriminator_units", "discriminator_layers"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 
-    @property
-    def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code can take: K."""
-        return (self.quantizer.codewords,)
+    def check_images(self, size: int) -> None:
+        """Raises InputError where images of that side are too small for the discriminator.
+
+        Each layer halves the side, rounded down; the two convolutions after them take away a row each, and leave one.
+        """
+        least = 3 * 2**self.discriminator_layers
+        if size < least:
+            raise InputError(
+                f"model.discriminator_layers is {self.discriminator_layers}, which takes images of at least {least} "
+                f"pixels a side; these have {size}: take fewer layers"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualConfig(OneGridConfig, CodebookModelConfig):
-    """One latent grid with L levels of codebooks, however they are linked and trained."""
+class VQVAE2Config(NetworkConfig):
+    """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (docs/method.md).
+
+    Attributes:
+        grids: latent grids; the finest is `stride` times coarser than the image, each next one twice as coarse.
+        quantizer: of each grid; it has one level.
+    """
+
+    system: str = "vqvae2"
+    grids: int = 3
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.grids >= 1, "model.grids", self.grids, "at least 1")
+        require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
+
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """(H, W) of each grid's codes for an image of that many pixels, coarse first."""
+        top = self.grid(height, width, 2 ** (self.grids - 1))
+        return tuple((top[0] * 2**finer, top[1] * 2**finer) for finer in range(self.grids))
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code of each level can take: m, since its parent is known."""
+        """Values that a code of each grid can take: K."""
+        return (self.quantizer.codewords,) * self.grids
+
+    @property
+    def start_vectors(self) -> int:
+        return self.quantizer.init_vectors
+
+    @property
+    def restart_every(self) -> int:
+        return self.quantizer.restart_every
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQQuantizerConfig:
+    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023).
+
+    Attributes:
+        channel_levels: L_i, values that each channel can take; their product is the number of codes.
+        dim: D, width of a latent; where it is not the number of channels, linear layers lead there and back.
+    """
+
+    channel_levels: tuple[int, ...] = (8, 8, 8)
+    dim: int = 32
+
+    def __post_init__(self) -> None:
+        most, name = math.prod(self.channel_levels), "model.quantizer.channel_levels"
+        right = len(self.channel_levels) >= 1 and all(values >= 3 for values in self.channel_levels)
+        require(right, name, self.channel_levels, "one number or more, at least 3 each")
+        require(most <= 2**24, f"the product of {name}", most, "at most 2^24, which the library counts in float32")
+        require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQConfig(NetworkConfig):
+    """One encoder, one latent grid, finite scalar quantization, one decoder."""
+
+    system: str = "fsq"
+    quantizer: FSQQuantizerConfig = field(default_factory=FSQQuantizerConfig)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code can take: the product of the channels'."""
+        return (math.prod(self.quantizer.channel_levels),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryQuantizerConfig:
+    """A quantizer of the library vector-quantize-pytorch, with what it does by default.
+
+    Attributes:
+        name: simvq (Zhu et al. 2024), lfq (Yu et al. 2023), or vq, a codebook that moving averages lead, with the
+            rotation trick, the library's own k-means start and its restart of dead codewords.
+        codewords: of a level; a power of two for lfq.
+        levels: of residual quantization with codebooks that are not linked; 1 is flat.
+        dim: D, width of a latent.
+    """
+
+    name: Literal["simvq", "lfq", "vq"] = "simvq"
+    codewords: int = 512
+    levels: int = 1
+    dim: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("codewords", 2), ("levels", 1), ("dim", 1)):
+            require(getattr(self, name) >= least, f"model.quantizer.{name}", getattr(self, name), f"at least {least}")
+        right = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
+        require(right, "model.quantizer.codewords", self.codewords, "a power of two for lfq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryConfig(NetworkConfig):
+    """One encoder, one latent grid, a quantizer of the library by name, one decoder."""
+
+    system: str = "vqpytorch"
+    quantizer: LibraryQuantizerConfig = field(default_factory=LibraryQuantizerConfig)
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        """Values that a code of each level can take."""
         return (self.quantizer.codewords,) * self.quantizer.levels
 
     @property
-    def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all: m at the root of a group of linked levels, m^2 below it, ..."""
-        return self.quantizer.num_codewords
-
-    @property
-    def codewords_searched(self) -> int:
-        """m for each path that the search keeps at the level before."""
-        return self.quantizer.codewords_searched
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeConfig(ResidualConfig):
-    """One latent grid with L levels of linked codebooks, however they are trained."""
-
-    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(levels=3, codewords=8))
-
-    def with_beam(self, width: int) -> Self:
-        return dataclasses.replace(self, quantizer=dataclasses.replace(self.quantizer, beam=width))
-
-    def with_leaves(self, branching: int, levels: int) -> TreeConfig:
-        quantizer = dataclasses.replace(self.quantizer, codewords=branching, levels=levels)
-        return dataclasses.replace(self, quantizer=quantizer)
+    def start_vectors(self) -> int:
+        """Latents for the library's own k-means start, which vq alone has."""
+        return 131_072 if self.quantizer.name == "vq" else 0

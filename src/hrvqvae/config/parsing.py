@@ -26,9 +26,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from hrvqvae.config import presets
+from hrvqvae.config.model import AUTO
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.config.schema import (
-    AUTO,
     BUDGET,
     DEFAULT_PRIOR,
     DEFAULT_SYSTEM,

@@ -124,7 +124,6 @@ def derived(config: Config) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "latent_grids": model.latent_grids(data.size, data.size),
         "codewords": model.num_codewords,
-        "codewords_searched": model.codewords_searched,
         "image_bits": 8 * data.channels * data.size * data.size,
         "bits_per_image": bits_per_image(model, data.size, data.size),
         "compression_ratio": compression_ratio(model, data.channels, data.size, data.size),

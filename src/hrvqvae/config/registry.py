@@ -249,8 +249,10 @@ def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, 
 
 SYSTEMS: Registry[System] = Registry(
     System, "system", "hrvqvae.systems",
-    _in_package("models", ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae"), "SYSTEM")
-    | {"fsq": "hrvqvae.models.vqpytorch:FSQ", "vqpytorch": "hrvqvae.models.vqpytorch:VQPYTORCH"},
+    {
+        name: f"hrvqvae.models.systems:{name.upper()}"
+        for name in ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
+    },
 )  # fmt: skip
 PRIORS: Registry[PriorNetwork] = Registry(
     PriorNetwork, "network of priors", "hrvqvae.priors",

@@ -14,28 +14,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.model import Grid, ModelConfig
+from hrvqvae.config.model import AUTO, Grid, ModelConfig, decided_on_start
 from hrvqvae.config.registry import PRIORS, SYSTEMS, imported
 from hrvqvae.utils.errors import InputError, require
 
 C = TypeVar("C")
 T = TypeVar("T")
 
-AUTO = "auto"
 DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
-
-
-def decided_on_start(by: str) -> Any:
-    """A field that is "auto" until a run begins; what is decided then is part of the run's configuration.
-
-    Args:
-        by: "module:function", which takes the dataclass that holds the field, with earlier fields decided, and gives
-            the value.
-    """
-    return field(default=AUTO, metadata={"decided by": by})
 
 
 def decide(config: C, made: Mapping[str, str] = MappingProxyType({}), prefix: str = "") -> tuple[C, dict[str, str]]:

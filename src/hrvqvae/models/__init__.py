@@ -1,1 +1,1 @@
-"""The systems, a folder each, and the contract that they fulfil; `config.registry.SYSTEMS` lists them. No torch."""
+"""Autoencoders: the contract, one class for each architecture, and the systems that are made of them. No torch."""

@@ -1,7 +1,7 @@
 """The contract that every system fulfils: image -> codes -> image.
 
 Shapes: (B, C, Y, X) images; codes are a tuple of int64 (B, H_l, W_l), coarse first. Images at this border are uint8
-(0..255) or float32 in [0, 1]; the range [-1, 1] inside is the model's own matter.
+(0..255) or float32 in [0, 1]; inside a model they lie in [-1, 1].
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from hrvqvae.config import Grid
+from hrvqvae.config import Grid, ModelConfig
 from hrvqvae.models.pretrained import Pretrained
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
@@ -61,18 +62,44 @@ def unit_images(images: Tensor, channels: int) -> Tensor:
     return images.float()
 
 
+def framed(images: Tensor, padding: int, height: int, width: int) -> Tensor:
+    """(B, C, Y, X) in [0, 1] -> (B, C, height, width) in [-1, 1], with `padding` pixels above and to the left.
+
+    The border is repeated. What was added is cropped after decoding and never enters the reconstruction error.
+    """
+    below, right = height - images.shape[-2] - padding, width - images.shape[-1] - padding
+    return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
+
+
+def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
+    """A decoder's output without what `framed` added, float32, not clamped; None is the largest size there is.
+
+    Raises:
+        InputError: the size does not fit.
+    """
+    largest = (decoded.shape[-2] - 2 * padding, decoded.shape[-1] - 2 * padding)
+    height, width = size or largest
+    if not (1 <= height <= largest[0] and 1 <= width <= largest[1]):
+        raise InputError(f"size {height}x{width} does not fit these codes; at most {largest[0]}x{largest[1]}")
+    return decoded[..., padding : padding + height, padding : padding + width].float()
+
+
 class Autoencoder(Pretrained, nn.Module, ABC):
-    """A system that turns images into codes and back. Models never import training."""
+    """A system that turns images into codes and back.
+
+    Args:
+        config: of the model.
+        channels: of its images.
+    """
+
+    def __init__(self, config: ModelConfig, channels: int) -> None:
+        super().__init__()
+        self.config, self.channels = config, channels
 
     @property
-    @abstractmethod
-    def channels(self) -> int:
-        """Channels of its images."""
-
-    @property
-    @abstractmethod
     def prefixes(self) -> tuple[int, ...]:
         """Numbers of levels that `decode` takes, in order; the last is all of them."""
+        return tuple(range(1, len(self.config.num_symbols) + 1))
 
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
@@ -119,22 +146,21 @@ class Autoencoder(Pretrained, nn.Module, ABC):
         """
         return ()
 
-    @abstractmethod
-    def paths(self, codes: Codes) -> tuple[Tensor, ...]:
+    def paths(self, codes: Codes) -> Codes:
         """Number of the codeword that each code stands for among all of its level: same shapes, for usage counts."""
+        return codes
 
-    @abstractmethod
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
-        """Data-dependent start from the first training images, before the first step.
+        """Data-dependent start from the first training images, before the first step; nothing, unless a system has one.
 
         Args:
             images: as many as the start needs.
             batch_size: images of a training step; counts of codewords are those of a step (None: as many as given).
         """
 
-    @abstractmethod
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
-        """Revive dead codewords from a training batch; returns how many."""
+        """Restart dead codewords from a training batch; returns how many. None, unless a system has codewords."""
+        return 0
 
 
 def chosen_prefix(found: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:

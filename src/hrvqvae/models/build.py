@@ -10,7 +10,7 @@ from hrvqvae.config.registry import SYSTEMS, System, imported
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
 from hrvqvae.models.objective import Objective, Place
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
 
 
@@ -33,13 +33,13 @@ def build_objective(model: Autoencoder, config: Config, place: Place) -> Objecti
     return cast(Objective, imported(system_of(config).objective)(model, config, place))
 
 
-def several_levels(model: Autoencoder, config: Config) -> OneGrid:
+def several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
     """The model of a configuration as one whose prefixes can have a decoder of their own.
 
     Raises:
         InputError: it has one level, or levels on several grids.
     """
-    if not isinstance(model, OneGrid) or len(model.prefixes) < 2:
+    if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
         raise InputError(
             f"{system_of(config).title} has no prefixes for a decoder of their own: that takes several levels of codes "
             "on one grid, as hrvqvae and rqvae have"
@@ -47,7 +47,7 @@ def several_levels(model: Autoencoder, config: Config) -> OneGrid:
     return model
 
 
-def build_progressive_decoder(model: OneGrid, config: Config) -> ProgressiveDecoder:
+def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
     """The untrained decoder of a model's prefixes, on the model's device: with it they are decoded as without it."""
     network = config.progressive.network
     refiner = Refiner(

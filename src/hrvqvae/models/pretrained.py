@@ -1,7 +1,4 @@
-"""The conventions of the model hub, for autoencoders.
-
-What is read, written and sent is the matter of a room above, which is named as text, as the registries name theirs.
-"""
+"""The conventions of the model hub, for autoencoders; `checkpoints`, which imports this room, does the work."""
 
 from __future__ import annotations
 
@@ -27,12 +24,9 @@ class Pretrained:
     def from_pretrained(cls, name: str | Path, beam: int | None = None, **options: Any) -> Self:
         """The autoencoder of a folder, of a model inside the package, or of the hub; in evaluation mode, on the CPU.
 
-        The hub is asked only where `name` is neither of the others.
-
         Args:
-            name: a path, the name of a model inside the package, or user/name.
-            beam: paths that its search keeps at each level when it encodes, whatever it was trained with; what is saved
-                of it keeps as many. None keeps as many as it was trained with.
+            name: a path, the name of a model inside the package, or user/name, which the hub is asked for.
+            beam: paths that its search keeps at each level when it encodes; None keeps as many as in training.
             options: of the hub: revision, cache_dir, token, local_files_only, force_download.
 
         Raises:

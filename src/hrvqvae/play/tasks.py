@@ -9,7 +9,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ from hrvqvae.plots import hierarchy
 from hrvqvae.plots.figures import tree_at
 from hrvqvae.priors.generative import KnownCodes
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
@@ -186,11 +187,12 @@ def usage(model: TrainedModel, image: Tensor) -> list[tuple[int, int, float, flo
     Perplexity in training is that of the moving averages, which some systems do not keep.
     """
     paths = model.autoencoder.paths(model.encode(image[None]))
-    averages: Any = getattr(model.autoencoder, "codeword_counts", ())
+    quantizer = getattr(model.autoencoder, "quantizer", None)
+    books = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else ()
     found = []
     for level, (path, codewords) in enumerate(zip(paths, model.config.model.num_codewords, strict=True)):
         counts = vq.counts(path.cpu(), codewords)
-        trained = vq.perplexity(averages[level].flatten().cpu()) if averages else None
+        trained = vq.perplexity(books[level].count.flatten().cpu()) if books else None
         found.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,19 +15,20 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.one_grid import OneGrid
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.plots import hierarchy, sheets
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.utils.errors import InputError
 
 
-def _linked(model: Autoencoder, system: str) -> OneGrid:
-    if not isinstance(model, OneGrid) or not model.linked_codebooks:
+def _linked(model: Autoencoder, system: str) -> SingleGridAutoencoder:
+    if not isinstance(model, SingleGridAutoencoder) or not model.linked_codebooks:
         raise InputError(f"this is a model of {system}: it has no linked codebooks")
     return model
 
 
-def _codebooks(model: OneGrid) -> list[hierarchy.Points]:
+def _codebooks(model: SingleGridAutoencoder) -> list[hierarchy.Points]:
     return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
 
 
@@ -46,12 +48,12 @@ def tree_at(model: Autoencoder, system: str, image: Tensor, position: tuple[int,
     return hierarchy.Tree(_codebooks(linked), latents[row, column].cpu().numpy().astype(np.float64), name)
 
 
-def _most_used(model: OneGrid) -> list[int]:
+def _most_used(model: SingleGridAutoencoder) -> list[int]:
     """The path that takes the most used child at every level, by the moving averages of training."""
     place, path = 0, []
-    for count in model.codeword_counts:
-        child = int(count[place].argmax())
-        place = place * count.shape[1] + child
+    for codebook in cast(ResidualQuantizer, model.quantizer).levels:
+        child = int(codebook.count[place].argmax())
+        place = place * codebook.count.shape[1] + child
         path.append(child)
     return path
 

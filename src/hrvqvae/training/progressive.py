@@ -77,8 +77,9 @@ class ProgressiveTask(ImageTask):
         first = part.of(len(images) * part.count).start  # of this process's part of the batch
         which = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)
         with state.autocast():
-            latents = self.model.prefix_latents(self.model.encode(images), which + 1)
-            decoded = self.model.prefix_pixels(latents, which + 1, (images.shape[-2], images.shape[-1]))
+            every = self.model.prefix_latents(self.model.encode(images))
+            latents = every[which, torch.arange(len(images), device=images.device)]
+            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), which + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
         sums = torch.stack([errors[which == index].sum() for index in range(len(prefixes))])
         counts = torch.bincount(which, minlength=len(prefixes)).to(sums)

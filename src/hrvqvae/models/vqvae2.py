@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid
-from hrvqvae.models.base import Autoencoder, Reconstructed, unit_images
+from hrvqvae.config.model import VQVAE2Config
+from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
-from hrvqvae.models.framing import cropped, framed
-from hrvqvae.models.vqvae2.config import VQVAE2Config
 from hrvqvae.quantize import Codes, ResidualQuantizer, check_codes, random_latents
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
@@ -29,9 +28,10 @@ class VQVAE2(Autoencoder):
     Codes are coarse first. All grids are needed to decode.
     """
 
+    config: VQVAE2Config
+
     def __init__(self, config: VQVAE2Config, channels: int) -> None:
-        super().__init__()
-        self.config, self._channels = config, channels
+        super().__init__(config, channels)
         grids, hidden, dim = config.grids, config.hidden_units, config.quantizer.dim
         common = {"hidden": hidden, "inner": config.residual_units, "kernel": config.kernel}
         blocks = config.residual_blocks
@@ -54,10 +54,6 @@ class VQVAE2(Autoencoder):
             for level in range(grids)
         )
         self.decoder = Decoder(channels=channels, dim=dim * grids, stride=config.stride, blocks=blocks, **common)
-
-    @property
-    def channels(self) -> int:
-        return self._channels
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -89,7 +85,7 @@ class VQVAE2(Autoencoder):
         raised = [up(one.permute(0, 3, 1, 2)) for up, one in zip(self.upsamplings, quantized, strict=True)]
         return cropped(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
 
-    def _flat(self, level: int) -> ResidualQuantizer:
+    def _quantizer(self, level: int) -> ResidualQuantizer:
         quantizer = self.quantizers[level]
         assert isinstance(quantizer, ResidualQuantizer)
         return quantizer
@@ -101,7 +97,7 @@ class VQVAE2(Autoencoder):
         losses: dict[str, Tensor] = {}
 
         def quantize(level: int, latents: Tensor) -> Tensor:
-            result = self._flat(level)(latents)
+            result = self._quantizer(level)(latents)
             codes.extend(result.codes)
             losses.update({f"{name}_{level + 1}": loss / unit.numel() for name, loss in result.losses.items()})
             latents = result.latents
@@ -116,8 +112,8 @@ class VQVAE2(Autoencoder):
         codes: list[Tensor] = []
 
         def quantize(level: int, latents: Tensor) -> Tensor:
-            codes.extend(self._flat(level).encode(latents))
-            return self._flat(level).lookup((codes[-1],))
+            codes.extend(self._quantizer(level).encode(latents))
+            return self._quantizer(level).lookup((codes[-1],))
 
         self._top_down(unit_images(images, self.channels), quantize)
         return tuple(codes)
@@ -131,7 +127,7 @@ class VQVAE2(Autoencoder):
         for level, code in enumerate(codes):
             shape = (top[0], top[1] * 2**level, top[2] * 2**level)
             check_codes(code, shape, self.config.quantizer.codewords, level + 1)
-        quantized = [self._flat(level).lookup((code,)) for level, code in enumerate(codes)]
+        quantized = [self._quantizer(level).lookup((code,)) for level, code in enumerate(codes)]
         return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -139,19 +135,16 @@ class VQVAE2(Autoencoder):
         found: list[tuple[Tensor, Tensor]] = []
 
         def quantize(level: int, latents: Tensor) -> Tensor:
-            found.append((latents, self._flat(level).lookup((codes[level],))))
+            found.append((latents, self._quantizer(level).lookup((codes[level],))))
             return found[-1][1]
 
         self._top_down(unit_images(images, self.channels), quantize)
         return tuple(found)
 
-    def paths(self, codes: Codes) -> tuple[Tensor, ...]:
-        return codes
-
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
         def quantize(level: int, latents: Tensor) -> Tensor:
-            quantizer = self._flat(level)
+            quantizer = self._quantizer(level)
             if not self.config.quantizer.init_vectors:
                 noise = random_latents(self.config.quantizer.codewords, latents.shape[-1], generator)
                 quantizer.initialize(noise.to(latents.device), generator)
@@ -167,7 +160,7 @@ class VQVAE2(Autoencoder):
 
         def quantize(level: int, latents: Tensor) -> Tensor:
             nonlocal restarted
-            quantizer = self._flat(level)
+            quantizer = self._quantizer(level)
             codewords = quantizer.lookup(quantizer.encode(latents))
             restarted += quantizer.restart_dead_codes(latents, generator)
             return codewords

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,21 +13,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hrvqvae.config import Config, presets
+from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.models.build import build
-from hrvqvae.models.vqpytorch.config import FSQConfig, FSQQuantizerConfig, VQPyTorchConfig, VQPyTorchQuantizerConfig
-from hrvqvae.models.vqpytorch.quantizer import Adapter, FSQQuantizer, VQPyTorchQuantizer
+from hrvqvae.models.library import Adapter, FSQQuantizer, LibraryQuantizer
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import with_training
-from tests.models.resuming import check_resumes
 
-QUANTIZERS: dict[str, FSQQuantizerConfig | VQPyTorchQuantizerConfig] = {
+QUANTIZERS: dict[str, FSQQuantizerConfig | LibraryQuantizerConfig] = {
     "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
-    **{name: VQPyTorchQuantizerConfig(name=name, codewords=8, dim=6) for name in ("simvq", "lfq", "vq")},
-    **{f"{name}-residual": VQPyTorchQuantizerConfig(name=name, codewords=4, levels=3, dim=6)
+    **{name: LibraryQuantizerConfig(name=name, codewords=8, dim=6) for name in ("simvq", "lfq", "vq")},
+    **{f"{name}-residual": LibraryQuantizerConfig(name=name, codewords=4, levels=3, dim=6)
        for name in ("simvq", "lfq", "vq")},
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", QUANTIZERS)
@@ -41,7 +39,7 @@ def latents(*shape: int, seed: int = 1, dim: int = 6) -> torch.Tensor:
 def started(name: str, seed: int = 0) -> Adapter:
     torch.manual_seed(seed)
     config = QUANTIZERS[name]
-    quantizer = FSQQuantizer(config) if isinstance(config, FSQQuantizerConfig) else VQPyTorchQuantizer(config)
+    quantizer = FSQQuantizer(config) if isinstance(config, FSQQuantizerConfig) else LibraryQuantizer(config)
     quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(seed))
     return quantizer
 
@@ -172,11 +170,11 @@ def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
 def test_vq_starts_from_the_latents_it_is_given() -> None:
     centers = 10 * torch.eye(6).repeat(2, 1)[:8] * torch.tensor([1.0] * 6 + [-1.0] * 2)[:, None]
     z = centers.repeat(50, 1).view(4, 10, 10, 6) + 0.01 * latents(4, 10, 10)
-    quantizer = VQPyTorchQuantizer(VQPyTorchQuantizerConfig(name="vq", codewords=8, dim=6))
+    quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
     errors = []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
-        quantizer = VQPyTorchQuantizer(VQPyTorchQuantizerConfig(name="vq", codewords=8, dim=6))
+        quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
         quantizer.initialize(z, torch.Generator().manual_seed(seed))
         errors.append(float((quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).mean()))
     assert errors[0] == errors[1]  # seeded
@@ -187,32 +185,33 @@ def test_vq_starts_from_the_latents_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq", "emoji32"])
-@pytest.mark.parametrize("system", ["fsq", "vqpytorch"])
+@pytest.mark.parametrize("system", ["fsq", "vqpytorch", "vqvae", "rqvae"])
 def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -> None:
-    own, tree = (presets.get(f"{name}/{data}") for name in (system, "hrvqvae"))
-    assert dataclasses.replace(own.config, name="", model=tree.config.model) == dataclasses.replace(
-        tree.config, name=""
+    own, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
+    assert dataclasses.replace(own, name="", model=tree.model) == dataclasses.replace(tree, name="")
+    mine, its = dataclasses.asdict(own.model), dataclasses.asdict(tree.model)
+    (quantizer, of_tree), _ = ((one.pop("quantizer") for one in (mine, its)), (mine.pop("system"), its.pop("system")))
+    assert mine == its
+    assert quantizer["dim"] == of_tree["dim"]
+    assert bits_per_image(own.model, own.data.size, own.data.size) == bits_per_image(
+        tree.model, own.data.size, own.data.size
     )
-    for name in ("stride", "padding", "hidden_units", "residual_units", "residual_blocks", "kernel"):
-        assert getattr(own.config.model, name) == getattr(tree.config.model, name)
-    size, model = own.config.data.size, own.config.model
-    assert isinstance(model, FSQConfig | VQPyTorchConfig)
-    assert model.quantizer.dim == dataclasses.asdict(tree.config.model)["quantizer"]["dim"]
-    assert bits_per_image(model, size, size) == bits_per_image(tree.config.model, size, size)
-    assert model.num_codewords == tree.config.model.num_codewords[-1:]
+    if system == "rqvae":
+        assert quantizer == {**of_tree, "linked": 1}, "only the linking differs"
+    else:
+        assert own.model.num_codewords == tree.model.num_codewords[-1:], "as many codewords as the tree has leaves"
 
 
 def test_another_quantizer_is_one_option() -> None:
     config = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
     assert type(build(config).quantizer.residual).__name__ == "ResidualLFQ"
-    assert config.model.codewords_searched == 0
     residual = override(config, {"model.quantizer.levels": "3", "model.quantizer.codewords": "4"}).model
     assert (residual.num_symbols, residual.latent_grids(28, 28)) == ((4, 4, 4), ((16, 16),) * 3)
     with pytest.raises(InputError, match=r"model\.quantizer\.codewords is 100; it must be a power of two for lfq"):
         override(config, {"model.quantizer.codewords": "100"})
     levels = override(presets.get("fsq/mnist").config, {"model.quantizer.channel_levels": "7,5,5"})
     assert levels.model.num_symbols == (175,)
-    with pytest.raises(InputError, match="it must be at least 3 each"):
+    with pytest.raises(InputError, match="at least 3 each"):
         override(levels, {"model.quantizer.channel_levels": "2,5"})
     with pytest.raises(InputError, match="it must be at most 2"):
         override(levels, {"model.quantizer.channel_levels": "8,8,8,8,8,8,8,8,8"})
@@ -230,33 +229,12 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
         build(presets.get("fsq/mnist").config)
 
 
-def _tiny(tiny: Config, quantizer: FSQQuantizerConfig | VQPyTorchQuantizerConfig) -> Config:
-    network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
-    if isinstance(quantizer, FSQQuantizerConfig):
-        return dataclasses.replace(tiny, model=FSQConfig(**network, quantizer=quantizer))
-    return dataclasses.replace(tiny, model=VQPyTorchConfig(**network, quantizer=quantizer))
-
-
-@pytest.mark.parametrize(
-    "quantizer",
-    [
-        QUANTIZERS["fsq"],
-        QUANTIZERS["simvq"],
-        QUANTIZERS["lfq"],
-        VQPyTorchQuantizerConfig(name="vq", codewords=256, dim=6),
-    ],
-    ids=["fsq", "simvq", "lfq", "vq"],
-)
-def test_stopped_and_resumed_it_is_the_same_run(
-    tiny: Config, tmp_path: Path, quantizer: FSQQuantizerConfig | VQPyTorchQuantizerConfig
-) -> None:
-    """To the bit, with all that the library draws: so many codewords are never all alive, and vq restarts some."""
-    check_resumes(_tiny(tiny, quantizer), tmp_path, stop=4, steps=9)
-
-
 def test_whole_numbers_are_not_averaged(tiny: Config) -> None:
     """FSQ keeps 3 as a buffer, and 0.9 times 3 plus 0.1 times 3 is a bit less than 3: as a whole number, 2."""
-    config = _tiny(with_training(tiny, polyak_decay=0.9), FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4))
+    model = dataclasses.replace(
+        SYSTEMS.get("fsq").config, quantizer=FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4)
+    )
+    config = dataclasses.replace(with_training(tiny, polyak_decay=0.9), model=model)
     model = build(config)
     state = TrainState.start(model, config.training)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Quantizers of the library vector-quantize-pytorch under our contract.
+"""Quantizers of the library vector-quantize-pytorch under our contract (docs/method.md).
 
 Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), N = B * H * W.
 """
@@ -6,7 +6,6 @@ Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ import vector_quantize_pytorch as library
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hrvqvae.models.vqpytorch.config import FSQQuantizerConfig, VQPyTorchQuantizerConfig
+from hrvqvae.config.model import FSQConfig, FSQQuantizerConfig, LibraryConfig, LibraryQuantizerConfig
+from hrvqvae.models.base import unit_images
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes, Quantized, check_codes
 from hrvqvae.quantize.search.reference import require_finite
 from hrvqvae.utils.errors import InputError
@@ -26,7 +27,7 @@ class Adapter(nn.Module, ABC):
     In training the library draws from torch's global generator, which the training loop seeds for each step.
     """
 
-    config: FSQQuantizerConfig | VQPyTorchQuantizerConfig
+    config: FSQQuantizerConfig | LibraryQuantizerConfig
     sizes: tuple[int, ...]  # values that a code of each level can take
 
     @abstractmethod
@@ -46,20 +47,24 @@ class Adapter(nn.Module, ABC):
         Raises:
             NonFiniteError: a latent is NaN or infinite.
         """
-        quantized, codes, losses = self._run(latents)
+        vectors = latents.reshape(1, -1, latents.shape[-1]).float()
+        require_finite(vectors, ())
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized, codes, losses = self._quantize(vectors)
         return Quantized(
-            quantized.view(latents.shape), self._levels(codes, latents.shape[:-1]),
+            quantized.view(latents.shape),
+            tuple(code.reshape(latents.shape[:-1]).long() for code in codes.unbind(-1)),
             {name: loss * latents.numel() for name, loss in losses.items()},
-        )  # fmt: skip
+        )
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
         """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64. Raises NonFiniteError as `forward`."""
         training = self.training
         self.eval()
-        codes = self._run(latents)[1]
+        codes = self(latents).codes
         self.train(training)
-        return self._levels(codes, latents.shape[:-1])
+        return tuple(codes)
 
     def lookup(self, codes: Codes) -> Tensor:
         """What codes stand for, of any non-empty prefix of the levels: -> (B, H, W, D).
@@ -73,18 +78,6 @@ class Adapter(nn.Module, ABC):
             check_codes(code, codes[0].shape, size, level)
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
-
-    @abstractmethod
-    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Both where the library decides: (1, N, D) and codes (1, N, l) -> what it rounds, and to what: (1, N, d)."""
-
-    def compare(self, latents: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
-        """(B, H, W, D) latents and codes of a prefix, where the library takes the nearest: (B, H, W, d) each."""
-        shape = (*codes[0].shape, -1)
-        before, after = self._compare(
-            latents.reshape(1, -1, latents.shape[-1]), torch.stack(codes, -1).view(1, -1, len(codes))
-        )
-        return before.reshape(shape), after.reshape(shape)
 
     def paths(self, codes: Codes) -> Codes:
         """Numbers of the codewords of each level: the codes themselves."""
@@ -100,15 +93,6 @@ class Adapter(nn.Module, ABC):
     def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
         """Nothing: what the library restarts, it restarts in a training pass."""
         return 0
-
-    def _run(self, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        vectors = latents.reshape(1, -1, latents.shape[-1]).float()
-        require_finite(vectors, ())
-        with torch.autocast(latents.device.type, enabled=False):
-            return self._quantize(vectors)
-
-    def _levels(self, codes: Tensor, shape: Sequence[int]) -> Codes:
-        return tuple(code.reshape(shape).long() for code in codes.unbind(-1))
 
 
 class FSQQuantizer(Adapter):
@@ -136,13 +120,16 @@ class FSQQuantizer(Adapter):
         found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
         return found
 
-    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Channels as the library bounds them, before it rounds: (L_i - 1) / 2 on each side, a half less if even."""
+    def compare(self, latents: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Channels as the library bounds them before it rounds, and what a code says they were: (B, H, W, channels).
+
+        Channel i lies (L_i - 1) / 2 to each side of 0, moved by a half where L_i is even.
+        """
         steps = torch.tensor(self.config.channel_levels)
         half = (steps - 1) * 1.001 / 2
         offset = torch.where(steps % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(self.fsq.project_in(vectors) + torch.atanh(offset / half)) * half - offset
-        return bounded, self.fsq.indices_to_level_indices(codes.squeeze(-1)) - steps // 2
+        bounded = torch.tanh(self.fsq.project_in(latents) + torch.atanh(offset / half)) * half - offset
+        return bounded, self.fsq.indices_to_level_indices(code) - steps // 2
 
 
 _RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the library, options that are not its defaults
@@ -152,13 +139,13 @@ _RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the lib
 }
 
 
-class VQPyTorchQuantizer(Adapter):
+class LibraryQuantizer(Adapter):
     """A quantizer of the library by name, residual where there is more than one level.
 
     Losses: "auxiliary", the sum of what the library adds for each level.
     """
 
-    def __init__(self, config: VQPyTorchQuantizerConfig) -> None:
+    def __init__(self, config: LibraryQuantizerConfig) -> None:
         super().__init__()
         self.config = config
         kind, options = _RESIDUAL[config.name]
@@ -172,12 +159,22 @@ class VQPyTorchQuantizer(Adapter):
         return quantized, codes, {"auxiliary": losses.sum()}
 
     def _look_up(self, codes: Tensor) -> Tensor:
-        found: Tensor = self.residual.get_output_from_indices(self._padded(codes))
+        left_out = len(self.sizes) - codes.shape[-1]
+        found: Tensor = self.residual.get_output_from_indices(pad(codes, (0, left_out), value=-1))
         return found
 
-    def _compare(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        narrowed = self.residual.project_in(vectors) if hasattr(self.residual, "project_in") else vectors
-        return narrowed, self.residual.get_codes_from_indices(self._padded(codes)).sum(0)
 
-    def _padded(self, codes: Tensor) -> Tensor:
-        return pad(codes, (0, len(self.sizes) - codes.shape[-1]), value=-1)  # -1: left out
+class LibraryAutoencoder(SingleGridAutoencoder):
+    """One latent grid, a quantizer of the library: SimVQ, LFQ, VectorQuantize or FSQ, by its configuration."""
+
+    def __init__(self, config: FSQConfig | LibraryConfig, channels: int) -> None:
+        if isinstance(config, FSQConfig):
+            super().__init__(config, channels, FSQQuantizer(config.quantizer))
+        else:
+            super().__init__(config, channels, LibraryQuantizer(config.quantizer))
+
+    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Of FSQ what it rounds, and to what; nothing of the others, of which there are no graphs."""
+        if not isinstance(self.quantizer, FSQQuantizer):
+            return ()
+        return (self.quantizer.compare(self.latents(unit_images(images, self.channels)), codes[0]),)

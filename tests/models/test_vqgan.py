@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, QuantizerConfig
+from hrvqvae.config.model import VQGANConfig
 from hrvqvae.config.parsing import decide_autoencoder
+from hrvqvae.models import vqgan
 from hrvqvae.models.build import build
 from hrvqvae.models.objective import Metrics
 from hrvqvae.models.perceptual import PerceptualDistance
-from hrvqvae.models.vqgan import objective as module
-from hrvqvae.models.vqgan.adversarial import (
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.models.vqgan import (
+    AdversarialObjective,
     PatchDiscriminator,
     adaptive_weight,
     generator_loss,
     hinge_loss,
     with_known_gradient,
 )
-from hrvqvae.models.vqgan.config import VQGANConfig
-from hrvqvae.models.vqgan.model import VQGAN
-from hrvqvae.models.vqgan.objective import AdversarialObjective
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import with_training
-from tests.trained_run import train_autoencoder
+from tests.conftest import with_data
 
 GAN = VQGANConfig(
     stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
@@ -52,7 +48,7 @@ class Started:
         torch.manual_seed(0)
         self.compute = Compute.of(config.training)
         model = build(config)
-        assert isinstance(model, VQGAN)
+        assert isinstance(model, SingleGridAutoencoder)
         self.model = model
         self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
         model.initialize(self.images, torch.Generator().manual_seed(0))
@@ -178,27 +174,6 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config)
     assert all(torch.equal(one, other) for one, other in zip(before, started.model.parameters(), strict=True))
 
 
-def test_stopping_and_resuming_changes_nothing(gan: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=3))
-    config = with_training(config, max_steps=9, schedule="constant")
-
-    def run_to(steps: int, folder: Path, resume: bool = False) -> None:
-        limited = with_training(config, max_steps=steps)
-        train_autoencoder(limited, folder, resume=resume)
-
-    run_to(9, tmp_path / "whole")
-    run_to(2, tmp_path / "parts")
-    for steps in (5, 9):
-        run_to(steps, tmp_path / "parts", resume=True)
-    whole, parts = (storage.read(RunFolder(tmp_path / name).saved()[0])[0] for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(one, parts[name]) for name, one in whole.items())
-    assert any(name.startswith("discriminator_model.") for name in whole)
-    assert any(name.startswith("discriminator_optimizer.") for name in whole)
-    model, _ = storage.read(RunFolder(tmp_path / "whole").model)
-    assert not any("discriminator" in name for name in model), "the model that others load has none"
-
-
 def test_the_discriminator_tells_patches(gan: Config) -> None:
     torch.manual_seed(0)
     judge = PatchDiscriminator(1, 4, 2).eval()
@@ -226,7 +201,7 @@ class Halved(PerceptualDistance):
 
 
 def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
+    monkeypatch.setattr(vqgan, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
     config = dataclasses.replace(
         gan, model=dataclasses.replace(GAN, perceptual="efficientnet-lite0", perceptual_weight=2.0)
     )
@@ -238,24 +213,14 @@ def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: 
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
-def test_the_smallest_image_is_the_smallest_that_the_discriminator_takes(layers: int) -> None:
-    smallest = dataclasses.replace(GAN, discriminator_layers=layers).smallest_image
+def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(layers: int, gan: Config) -> None:
+    """Though the discriminator would begin much later."""
+    model, smallest = dataclasses.replace(GAN, discriminator_layers=layers, adversarial_start=1_000), 3 * 2**layers
     judge = PatchDiscriminator(1, 2, layers).train()
+    model.check_images(smallest)
     assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
-    assert judge(torch.rand(1, 1, smallest, smallest + 1)).numel() >= 1
+    small = with_data(dataclasses.replace(gan, model=model), size=smallest - 1)
+    with pytest.raises(InputError, match=f"images of at least {smallest} pixels a side; these have {smallest - 1}"):
+        decide_autoencoder(small)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         judge(torch.rand(2, 1, smallest - 1, smallest - 1))
-
-
-def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(gan: Config) -> None:
-    """Though the discriminator would begin much later."""
-    model = dataclasses.replace(GAN, discriminator_layers=3, adversarial_start=1_000)
-    message = (
-        "^model.discriminator_layers is 3, which takes images of at least 24 pixels a side; these have 12: "
-        "take fewer layers$"
-    )
-    with pytest.raises(InputError, match=message):
-        decide_autoencoder(dataclasses.replace(gan, model=model))
-    with pytest.raises(InputError, match="at least 24 pixels"):
-        model.check_images(23)
-    model.check_images(24)

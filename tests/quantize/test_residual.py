@@ -1,9 +1,8 @@
-"""The residual quantizer against an oracle in numpy that was written from the equations, and RQ-VAE around it."""
+"""The quantizer without links, codebooks of its own or shared, against an oracle in numpy from the equations."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrvqvae.config import Config, QuantizerConfig, presets
-from hrvqvae.config.schema import bits_per_image
-from hrvqvae.models.rqvae.config import RQVAEConfig
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.models.resuming import check_resumes
 
 OWN = QuantizerConfig(linked=1, levels=3, codewords=4, dim=5, beta=0.25, decay=0.9)
 SHARED = dataclasses.replace(OWN, shared=True)
@@ -275,40 +271,3 @@ def test_dead_codewords_are_revived_and_stay(config: QuantizerConfig) -> None:
         assert all(float((one - other).norm()) < 0.5 for one, other in zip(moved, after, strict=True))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
-
-
-# The system
-
-
-@pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq", "emoji32"])
-def test_presets_are_the_tree_s_but_for_the_linking(data: str) -> None:
-    own, tree = (presets.get(f"{system}/{data}") for system in ("rqvae", "hrvqvae"))
-    assert dataclasses.replace(own.config, name="", model=tree.config.model) == dataclasses.replace(
-        tree.config, name=""
-    )
-    mine, other = dataclasses.asdict(own.config.model), dataclasses.asdict(tree.config.model)
-    assert mine.pop("system") != other.pop("system")
-    assert (mine["quantizer"].pop("linked"), other["quantizer"].pop("linked")) == (1, 0)
-    assert mine == other
-    size = own.config.data.size
-    assert bits_per_image(own.config.model, size, size) == bits_per_image(tree.config.model, size, size)
-    assert own.source("model.quantizer.codewords").startswith("as Table 6")
-
-
-def test_codewords_are_counted_by_level() -> None:
-    config = RQVAEConfig(quantizer=dataclasses.replace(OWN, codewords=5, levels=2))
-    assert (config.num_symbols, config.num_codewords) == ((5, 5), (5, 5))
-    assert config.latent_grids(28, 28) == ((14, 14), (14, 14))
-    with pytest.raises(InputError, match=r"model\.quantizer\.levels is 0; it must be at least 1"):
-        QuantizerConfig(linked=1, codewords=8, levels=0)
-
-
-@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
-def test_stopped_and_resumed_it_is_the_same_run(tiny: Config, tmp_path: Path, shared: bool) -> None:
-    """To the bit, with dead-code restart in between."""
-    quantizer = QuantizerConfig(
-        linked=1, levels=2, codewords=8, dim=4, init_vectors=1_000, restart_every=3, shared=shared
-    )
-    network = {name: getattr(tiny.model, name) for name in ("padding", "hidden_units", "residual_units")}
-    config = dataclasses.replace(tiny, model=RQVAEConfig(**network, quantizer=quantizer))
-    check_resumes(config, tmp_path, stop=4, steps=12)

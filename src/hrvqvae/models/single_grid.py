@@ -1,0 +1,189 @@
+"""Every system with one latent grid: an encoder, a quantizer, a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
+from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
+from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
+from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, random_latents
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
+
+
+class Quantizer(Protocol):
+    """What a quantizer of one grid does; (B, H, W, D) latents. Its configuration has the field `dim`."""
+
+    config: Any
+
+    def __call__(self, latents: Tensor) -> Quantized: ...
+
+    def encode(self, latents: Tensor) -> Codes: ...
+
+    def lookup(self, codes: Codes) -> Tensor: ...
+
+    def paths(self, codes: Codes) -> Codes: ...
+
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None: ...
+
+    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int: ...
+
+
+class SingleGridAutoencoder(Autoencoder):
+    """An autoencoder with one latent grid: HR-VQVAE, TreeVQ, VQVAE, RQ-VAE and VQGAN, by their configurations.
+
+    image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
+        z -> quantizer -> codes, a tensor (B, H, W) a level
+        codes of any prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
+
+    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride. Prefixes
+    of the levels may have another decoder (`use_progressive_decoder`), which knows how many levels it gets.
+
+    Args:
+        config: of the networks; a `SingleGridConfig` where no quantizer is given.
+        channels: of the images.
+        quantizer: a module that does what `Quantizer` says; None is the residual quantizer of the configuration.
+    """
+
+    config: NetworkConfig
+    progressive_decoder: ProgressiveDecoder | None = None
+
+    def __init__(self, config: NetworkConfig, channels: int, quantizer: nn.Module | None = None) -> None:
+        super().__init__(config, channels)
+        module = ResidualQuantizer(cast(SingleGridConfig, config).quantizer) if quantizer is None else quantizer
+        self.quantizer = cast(Quantizer, module)
+        shape = {
+            "channels": channels, "dim": self.latent_dim, "stride": config.stride,
+            "hidden": config.hidden_units, "inner": config.residual_units, "blocks": config.residual_blocks,
+            "kernel": config.kernel,
+        }  # fmt: skip
+        self.encoder, self.decoder = Encoder(**shape), Decoder(**shape)
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the channels of the latents."""
+        dim: int = self.quantizer.config.dim
+        return dim
+
+    @property
+    def linked_codebooks(self) -> tuple[Tensor, ...]:
+        """Codewords (m^l, m, D) of each level l, counted from 0, where all of several levels are linked; else empty."""
+        quantizer = self.quantizer
+        if isinstance(quantizer, ResidualQuantizer) and 1 < quantizer.config.group_size == quantizer.config.levels:
+            return tuple(codebook.codewords.detach() for codebook in quantizer.levels)
+        return ()
+
+    def latents(self, images: Tensor) -> Tensor:
+        """z: (B, C, Y, X) float32 in [0, 1] -> (B, H, W, D) float32."""
+        rows, columns = self.config.grid(images.shape[-2], images.shape[-1])
+        stride = self.config.stride
+        features: Tensor = self.encoder(framed(images, self.config.padding, rows * stride, columns * stride))
+        return features.permute(0, 2, 3, 1).float()
+
+    def prefix_latents(self, codes: Codes) -> Tensor:
+        """Codewords of every prefix of the levels: (L, B, H, W, D)."""
+        return torch.stack([self.quantizer.lookup(codes[:number]) for number in self.prefixes])
+
+    def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
+        """Decoder output in [-1, 1], cropped: (B, H, W, D) -> (B, C, Y, X) float32, not clamped.
+
+        Args:
+            latents: quantized ones.
+            size: as for `decode`.
+            levels: how many levels they are of, fewer than all: () of all of them, or (B,) of each. None is all levels.
+        """
+        features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
+        whole = levels is None or progressive is None
+        decoded = self.decoder(features) if whole else progressive(features, levels - 1)  # type: ignore
+        return cropped(decoded, self.config.padding, size)
+
+    def forward(self, images: Tensor) -> Reconstructed:
+        """The loss is the printed one (docs/method.md) over the number of pixel values of the batch."""
+        unit = unit_images(images, self.channels)
+        quantized = self.quantizer(self.latents(unit))
+        output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
+        losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
+        losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
+        return Reconstructed((output + 1) / 2, quantized.codes, losses)
+
+    def encode(self, images: Tensor) -> Codes:
+        return self.quantizer.encode(self.latents(unit_images(images, self.channels)))
+
+    def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
+        most = self.prefixes[-1]
+        if levels is not None and not 1 <= levels <= most:
+            raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+        if levels is not None and len(codes) < levels:
+            raise InputError(f"levels is {levels}, and the codes have {counted(len(codes), 'level')}")
+        used = codes[:levels]
+        latents = self.quantizer.lookup(used)
+        number = torch.tensor(len(used), device=latents.device) if len(used) < most else None
+        return ((self.pixels(latents, size, number) + 1) / 2).clamp(0, 1)
+
+    def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
+        """Prefixes part where codewords are looked up, so only one is decoded, by the decoder that is for it."""
+        latents = chosen_prefix(self.prefix_latents(codes), self.prefixes, levels)
+        whole, features = levels == self.prefixes[-1], latents.permute(0, 3, 1, 2)
+        progressive = self.progressive_decoder
+        if progressive is None:
+            output = self.decoder(features)
+        elif torch.compiler.is_compiling():  # cropped outside: a branch of a graph gives no part of a tensor
+            output = torch.cond(
+                whole, lambda z, _: self.decoder(z), lambda z, n: progressive(z, n - 1), (features, levels)
+            )
+        else:
+            output = self.decoder(features) if whole else progressive(features, levels - 1)
+        return ((cropped(output, self.config.padding, None) + 1) / 2).clamp(0, 1)
+
+    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Every level quantizes z, by the sum of its codeword and the coarser levels'.
+
+        A beam of several paths takes the codes of a group of linked levels by the cost of the whole path: the squared
+        distance between the levels' vectors side by side, (B, H, W, levels * D), the coarser ones times the root of
+        their weight.
+        """
+        latents, every = self.latents(unit_images(images, self.channels)), self.prefix_latents(codes)
+        quantizer = self.quantizer.config
+        if getattr(quantizer, "beam", 1) == 1:
+            return tuple((latents, chosen) for chosen in every)
+        found: list[tuple[Tensor, Tensor]] = []
+        for group in torch.split(every, quantizer.group_size):
+            weights = [quantizer.coarse_weight**0.5] * (len(group) - 1) + [1.0]
+            target = torch.cat([weight * latents for weight in weights], -1)
+            chosen = torch.cat([weight * one for weight, one in zip(weights, group, strict=True)], -1)
+            found += [(target, chosen)] * len(group)
+        return tuple(found)
+
+    def paths(self, codes: Codes) -> Codes:
+        return self.quantizer.paths(codes)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+        if self.config.start_vectors:
+            latents = self.latents(unit_images(images, self.channels))
+            self.quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
+        else:
+            noise = random_latents(max(self.config.num_codewords), self.latent_dim, generator)
+            self.quantizer.initialize(noise.to(images.device), generator)
+
+    @torch.no_grad()
+    def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
+        return self.quantizer.restart_dead_codes(self.latents(unit_images(images, self.channels)), generator)
+
+    def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
+        """Let another decoder on the same device, whose case is the number of levels - 1, decode prefixes.
+
+        It lies beside the model: it is in none of `parameters()` and `state_dict()`, so the model's digest, and the
+        codes, priors and files that belong to it, stay as they are.
+        """
+        object.__setattr__(self, "progressive_decoder", decoder)  # not registered as a part
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self.progressive_decoder is not None:
+            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # it goes where the model goes
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]

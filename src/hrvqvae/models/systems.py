@@ -1,0 +1,219 @@
+"""The systems: of each a name, its configuration, its presets' settings and, where it has one, its objective. No torch.
+
+What the paper does not print is HR-VQVAE's row ("as Table 6"), so that nothing differs but what a system is about.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hrvqvae.config.model import FSQConfig, LibraryConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
+from hrvqvae.config.quantizer import QuantizerConfig
+from hrvqvae.config.registry import ExtraPreset, System
+from hrvqvae.config.tables import (
+    FASTER_CODEBOOKS,
+    MORE_DROPOUT,
+    NETWORK_AS_TABLE_6,
+    OURS,
+    PIXELSNAIL_PRIORS,
+    TABLE_4,
+    TABLE_4_COLUMNS,
+    TABLE_5,
+    TABLE_6,
+    TABLE_7,
+    TABLE_8,
+    TABLE_9,
+    Settings,
+    as_printed,
+    column,
+    settings,
+)
+
+_SINGLE_GRID = "hrvqvae.models.single_grid:SingleGridAutoencoder"
+_LEAVES = [512, 512, 512, 64]  # m^3 of HR-VQVAE's row, so that a position costs the same bits
+
+HRVQVAE = System(
+    name="hrvqvae",
+    title="HR-VQVAE",
+    source="Adiban et al., BMVC 2022",
+    config=SingleGridConfig(),
+    model=_SINGLE_GRID,
+    settings=TABLE_6 | TABLE_8 | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
+)
+
+# HR-VQVAE's tree of codebooks with what we found better than the paper's way (docs/what-we-changed.md).
+_TREEVQ = {
+    "model.quantizer.beta": 1.0,
+    "model.quantizer.level_betas": (0.05,),
+    "model.quantizer.beam": 4,
+    "model.quantizer.coarse_weight": 0.1,
+    "training.optimizer": "muon",
+    "prior.network.kind": "depth",
+    "prior.network.hidden_units": [128, 128, 64, 64],
+    "prior.training.batch_size": (32,),
+    "prior.training.epochs": 100,
+    "prior.training.learning_rate": 2e-3,
+    "prior.training.warmup_steps": 100,
+    "prior.training.polyak_decay": 0.99,
+}
+TREEVQ = System(
+    name="treevq",
+    title="TreeVQ",
+    source="ours",
+    config=SingleGridConfig(),
+    model=_SINGLE_GRID,
+    settings=as_printed(TABLE_6) | FASTER_CODEBOOKS | settings(OURS, _TREEVQ),
+    few_images=settings(OURS, {"prior.network.dropout": 0.3}),
+    notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
+)
+
+VQVAE = System(
+    name="vqvae",
+    title="VQVAE",
+    source="van den Oord et al. 2017",
+    config=SingleGridConfig(quantizer=QuantizerConfig()),
+    model=_SINGLE_GRID,
+    settings=NETWORK_AS_TABLE_6
+    | settings("as Table 6", {"model.quantizer.beta": 0.25, "model.quantizer.codewords": _LEAVES})
+    | as_printed(TABLE_8)
+    | FASTER_CODEBOOKS
+    | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
+    notes=(
+        "VQVAE is not printed: the HR-VQVAE row with one flat codebook of m^3 codewords, so the same bits a position.",
+    ),
+)
+
+RQVAE = System(
+    name="rqvae",
+    title="RQ-VAE",
+    source="Lee et al. 2022",
+    config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
+    model=_SINGLE_GRID,
+    settings=as_printed(TABLE_6 | TABLE_8) | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
+    notes=("RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked, so the same bits a position.",),
+)
+
+_VQGAN = {
+    "model.stride": [8, 4, 2, 2],
+    "model.hidden_units": [128, 128, 64, 64],
+    "model.residual_units": 64,
+    "model.kernel": 3,
+    "model.quantizer.beta": 0.25,
+    "model.quantizer.codewords": 1024,
+    "model.quantizer.dim": [32, 32, 16, 8],
+    "model.quantizer.decay": 0.95,
+    "model.adversarial_weight": 0.1,
+    "model.adversarial_start": [10_000, 10_000, 1_000, 1_000],
+    "model.discriminator_units": [64, 64, 32, 32],
+    "model.discriminator_layers": [3, 3, 2, 2],
+    "training.learning_rate": [3e-4, 3e-4, 1e-3, 1e-3],
+    "training.polyak_decay": 0.9,
+    "prior.network.kind": "transformer",
+    "prior.network.hidden_units": [512, 512, 128, 128],
+    "prior.network.layers": [12, 12, 6, 6],
+    "prior.network.dropout": 0.1,
+    "prior.training.batch_size": (32,),
+    "prior.training.polyak_decay": 0.99,
+    "prior.training.epochs": 100,
+    "prior.training.learning_rate": 1e-3,
+    "prior.training.warmup_steps": 200,
+}
+VQGAN = System(
+    name="vqgan",
+    title="VQGAN",
+    source="Esser et al. 2021",
+    config=VQGANConfig(),
+    model=_SINGLE_GRID,
+    objective="hrvqvae.models.vqgan:AdversarialObjective",
+    settings=settings(OURS, _VQGAN),
+    few_images=settings(OURS, {"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
+    notes=(
+        "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
+        "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "
+        "decoder at once.",
+    ),
+)
+
+
+def _as_first_published(name: str, about: str, data: str, ours: dict[str, Any]) -> ExtraPreset:
+    taken = {key: value for key, (value, _) in column(TABLE_5, data).items()}
+    return ExtraPreset(
+        name=f"vqvae2-original/{name}",
+        about=about,
+        settings=column(TABLE_4, name, TABLE_4_COLUMNS) | PIXELSNAIL_PRIORS | settings(OURS, taken | ours),
+        notes=(
+            "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts for two levels of "
+            "ImageNet: 512 codewords of dimension 64 a level are taken.",
+        ),
+    )
+
+
+VQVAE2 = System(
+    name="vqvae2",
+    title="VQVAE-2",
+    source="Razavi et al. 2019",
+    config=VQVAE2Config(),
+    model="hrvqvae.models.vqvae2:VQVAE2",
+    settings=TABLE_7 | TABLE_9 | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
+    few_images=MORE_DROPOUT,
+    extras=(
+        _as_first_published(
+            "ffhq1024",
+            "VQVAE-2 as first published, ffhq at 1024 pixels",
+            "ffhq",
+            {
+                "data.split": "sorted", "data.flip": True, "data.labels": False, "data.size": 1024,
+                "training.epochs": 0, "training.batch_size": 8,
+            },
+        ),
+        _as_first_published(
+            "imagenet256",
+            "VQVAE-2 as first published, imagenet at 256 pixels",
+            "imagenet",
+            {"data.crop": "random", "data.flip": True, "data.size": 256, "training.epochs": 0},
+        ),
+    ),
+    notes=("Table 9 prints no head count for the middle grid's one attention layer: 8 is ours.",),
+)  # fmt: skip
+
+_NEEDS_LIBRARY = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
+
+
+def _as_hrvqvae(source: str, codes: dict[str, Any]) -> Settings:
+    """HR-VQVAE's network, grid and priors, with settings that say how many codes there are."""
+    adam = settings(OURS, {"training.adam_beta2": 0.99})
+    return NETWORK_AS_TABLE_6 | settings(source, codes) | as_printed(TABLE_8) | adam | PIXELSNAIL_PRIORS
+
+
+FSQ = System(
+    name="fsq",
+    title="FSQ",
+    source="Mentzer et al. 2023",
+    config=FSQConfig(),
+    model="hrvqvae.models.library:LibraryAutoencoder",
+    settings=_as_hrvqvae(
+        "FSQ's own for 512 and 64 codes",
+        {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]},
+    ),
+    few_images=MORE_DROPOUT,
+    notes=("FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves, so the same bits.",),
+    needs=_NEEDS_LIBRARY,
+)
+
+VQPYTORCH = System(
+    name="vqpytorch",
+    title="Library quantizer",
+    source="vector-quantize-pytorch",
+    config=LibraryConfig(),
+    model="hrvqvae.models.library:LibraryAutoencoder",
+    settings=_as_hrvqvae("as Table 6", {"model.quantizer.codewords": _LEAVES}),
+    few_images=MORE_DROPOUT,
+    notes=(
+        "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "
+        "codewords as the tree has leaves, so the same bits.",
+    ),
+    needs=_NEEDS_LIBRARY,
+)

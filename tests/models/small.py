@@ -1,0 +1,48 @@
+"""A small model of each system, and of what a quantizer's fields make of one, for images of three channels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from hrvqvae.config import Config, DataConfig, ModelConfig, QuantizerConfig
+from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
+from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build
+
+TREE = QuantizerConfig(levels=3, codewords=3, dim=4, init_vectors=500)
+FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
+_NETWORK = {"stride": 2, "padding": 1, "hidden_units": 8, "residual_units": 6, "residual_blocks": 1}
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
+    "hrvqvae": ("hrvqvae", {"quantizer": TREE}),
+    "treevq": ("treevq", {"quantizer": dataclasses.replace(TREE, beam=2, coarse_weight=0.1)}),
+    "groups": ("hrvqvae", {"quantizer": dataclasses.replace(TREE, levels=5, linked=2)}),
+    "vqvae": ("vqvae", {"quantizer": FLAT}),
+    "vqvae2": ("vqvae2", {"quantizer": FLAT, "grids": 3}),
+    "vqgan": ("vqgan", {"quantizer": FLAT, "perceptual": "none", "discriminator_layers": 1}),
+    "rqvae": ("rqvae", {"quantizer": dataclasses.replace(TREE, linked=1)}),
+    "shared": ("rqvae", {"quantizer": dataclasses.replace(TREE, linked=1, shared=True)}),
+    "fsq": ("fsq", {"quantizer": FSQQuantizerConfig(channel_levels=(4, 3), dim=4)}),
+    **{
+        name: ("vqpytorch", {"quantizer": LibraryQuantizerConfig(name=name, codewords=4, levels=2, dim=4)})
+        for name in ("simvq", "lfq", "vq")
+    },
+}
+EVERY = tuple(_MODELS)
+
+
+def config_of(name: str, **changes: Any) -> ModelConfig:
+    """The configuration of a small model, with fields changed."""
+    system, fields = _MODELS[name]
+    return dataclasses.replace(SYSTEMS.get(system).config, **{**_NETWORK, **fields, **changes})
+
+
+def model_of(config: ModelConfig, channels: int = 3, seed: int = 0) -> Autoencoder:
+    """A started model in evaluation mode."""
+    torch.manual_seed(seed)
+    model = build(Config(data=DataConfig(channels=channels), model=config))
+    model.initialize(torch.rand(8, channels, 14, 14), torch.Generator().manual_seed(seed))
+    return model.eval()

@@ -1,0 +1,137 @@
+"""The forward paths of both architectures against ones put together by hand, from the weights' names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hrvqvae.training.state import count_parameters
+from torch import Tensor
+from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
+
+from hrvqvae.config import QuantizerConfig
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.models.vqvae2 import VQVAE2
+from hrvqvae.utils.errors import InputError
+from tests.models.small import TREE, config_of, model_of
+
+
+@pytest.mark.parametrize("name", ["hrvqvae", "vqvae", "vqgan", "rqvae", "groups"])
+def test_one_grid(name: str) -> None:
+    """Encoder, search, sum of codewords, decoder: a path begins anew with each group of linked levels."""
+    config = config_of(name, stride=4, residual_blocks=2)
+    quantizer: QuantizerConfig = config.quantizer  # type: ignore[attr-defined]
+    model, images = model_of(config).requires_grad_(False), torch.rand(2, 3, 10, 14)
+    weights = model.state_dict()
+
+    def layer(name: str, x: Tensor, **options: int) -> Tensor:
+        kind = conv_transpose2d if options.pop("up", 0) else conv2d
+        return kind(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+    def stack(name: str, x: Tensor) -> Tensor:
+        for block in range(2):
+            inner = layer(f"{name}.{block}.spatial", relu(x), padding=1)
+            x = x + layer(f"{name}.{block}.pointwise", relu(inner))
+        return relu(x)
+
+    # 10 + 2 * 1 = 12 rows stand already; 14 + 2 * 1 = 16 columns as well
+    rows = [0, *range(10), 9]
+    columns = [0, *range(14), 13]
+    x = (images * 2 - 1)[:, :, rows][:, :, :, columns]
+    x = relu(layer("encoder.0", x, stride=2, padding=1))
+    x = relu(layer("encoder.2", x, stride=2, padding=1))
+    x = stack("encoder.5", layer("encoder.4", x, padding=1))
+    z = layer("encoder.6", x)
+    q = torch.zeros_like(z)
+    codes = torch.zeros(quantizer.levels, 2, 3, 4, dtype=torch.long)
+    linked = quantizer.linked or quantizer.levels
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                path, residual = 0, z[b, :, i, j]
+                for level in range(quantizer.levels):
+                    path = 0 if level % linked == 0 else path
+                    book = "codebook" if quantizer.levels == 1 else f"codebooks.{level}"
+                    words = weights[f"quantizer.{book}.codewords"][path]
+                    child = int((residual - words).square().sum(-1).argmin())
+                    residual, path = residual - words[child], path * quantizer.codewords + child
+                    q[b, :, i, j] += words[child]
+                    codes[level, b, i, j] = child
+    x = stack("decoder.1", layer("decoder.0", q, padding=1))
+    x = relu(layer("decoder.2", x, stride=2, padding=1, up=1))
+    x = layer("decoder.4", x, stride=2, padding=1, up=1)
+    expected = (x[:, :, 1:11, 1:15] + 1) / 2
+    result = model(images)
+    assert torch.equal(torch.stack(list(result.codes)), codes)
+    torch.testing.assert_close(result.images, expected, atol=1e-5, rtol=1e-5)
+    own = {f"commitment_{level}" for level in range(1, quantizer.levels + 1)} if quantizer.levels > 1 else set()
+    assert set(result.losses) == {"reconstruction", "commitment"} | own
+    torch.testing.assert_close(result.losses["reconstruction"], (2 * expected - 2 * images).square().mean())
+    commitment = quantizer.beta * (z - q).square().sum() / images.numel()
+    torch.testing.assert_close(result.losses["commitment"], commitment)
+
+
+def test_padding_never_enters_the_error() -> None:
+    model, images = model_of(config_of("hrvqvae", stride=4)), torch.rand(1, 3, 9, 9)
+    assert isinstance(model, SingleGridAutoencoder)
+    with torch.no_grad():
+        codes, loss = model.encode(images), model(images).losses["reconstruction"]
+        output = model.pixels(model.quantizer.lookup(codes), (9, 9))
+    torch.testing.assert_close(loss, (output - (2 * images - 1)).square().mean())
+    assert model.decode(codes).shape == (1, 3, 10, 10), "12 x 12 less the padding of 1 a side"
+
+
+def test_several_grids() -> None:
+    """Bottom-up features, then top-down: each grid is coded with what the one above it decodes to."""
+    model, images = model_of(config_of("vqvae2")).requires_grad_(False), torch.rand(2, 3, 14, 14)
+    assert isinstance(model, VQVAE2)
+    bottom = model.encoders[0](pad(images * 2 - 1, (1, 1, 1, 1), mode="replicate"))
+    middle = model.encoders[1](bottom)
+    top = model.encoders[2](middle)
+    codes, words, commitment = [], [], []
+    above = None
+    for level, features in enumerate((top, middle, bottom)):
+        if above is not None:
+            features = torch.cat([features, above], 1)
+        z = model.projections[level](features).permute(0, 2, 3, 1)
+        book = model.get_buffer(f"quantizers.{level}.codebook.codewords")[0]
+        code = (z[..., None, :] - book).square().sum(-1).argmin(-1)
+        codes.append(code)
+        words.append(book[code].permute(0, 3, 1, 2))
+        commitment.append(0.3 * (z - book[code]).square().sum() / images.numel())
+        if level < 2:
+            above = model.conditions[level](words[-1])
+    raised = [up(word) for up, word in zip(model.upsamplings, words, strict=True)]
+    assert [tuple(one.shape[-2:]) for one in raised] == [(8, 8)] * 3
+    output = model.decoder(torch.cat(raised, 1))[..., 1:15, 1:15]
+    result = model(images)
+    assert all(torch.equal(one, other) for one, other in zip(result.codes, codes, strict=True))
+    torch.testing.assert_close(result.images, (output + 1) / 2, rtol=1e-4, atol=1e-5)
+    assert set(result.losses) == {"reconstruction", "commitment_1", "commitment_2", "commitment_3"}
+    for level, loss in enumerate(commitment, start=1):
+        torch.testing.assert_close(result.losses[f"commitment_{level}"], loss, rtol=1e-4, atol=1e-6)
+
+
+def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -> None:
+    model, images = model_of(config_of("vqvae2")), torch.rand(2, 3, 14, 14)
+    for level in (1, 2, 3):
+        model.zero_grad()
+        model(images).losses[f"commitment_{level}"].backward()
+        first = next(model.parameters()).grad
+        assert first is not None
+        assert first.abs().sum() > 0
+    codes = model.encode(images)
+    with pytest.raises(InputError, match="vqvae2 decodes its 3 grids together; asked for: 2 levels"):
+        model.decode(codes, levels=2)
+    with pytest.raises(InputError, match="level 2 has codes"):
+        model.decode((codes[0], codes[0], codes[2]))
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_codewords_count_as_parameters_however_they_learn(update: str) -> None:
+    quantizer = dataclasses.replace(TREE, update=update)  # type: ignore[arg-type]
+    model = model_of(config_of("hrvqvae", quantizer=quantizer))
+    assert isinstance(model, SingleGridAutoencoder)
+    network = sum(one.numel() for part in (model.encoder, model.decoder) for one in part.parameters())
+    assert count_parameters(model) == network + (3 + 9 + 27) * 4

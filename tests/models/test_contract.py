@@ -1,0 +1,216 @@
+"""What every system promises of images, codes and losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, to_dict
+from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.models.build import build
+from hrvqvae.utils.errors import InputError
+from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
+
+systems = pytest.mark.parametrize("name", EVERY)
+
+
+@systems
+@pytest.mark.parametrize("size", [(14, 14), (9, 17), (1, 1)])
+def test_codes_and_images_of_any_size(name: str, size: tuple[int, int]) -> None:
+    config = config_of(name)
+    model, images = model_of(config), torch.rand(2, 3, *size)
+    codes, result = model.encode(images), model(images)
+    assert [tuple(code.shape) for code in codes] == [(2, *grid) for grid in config.latent_grids(*size)]
+    for code, path, symbols, codewords in zip(
+        codes, model.paths(codes), config.num_symbols, config.num_codewords, strict=True
+    ):
+        assert code.dtype == path.dtype == torch.int64
+        assert 0 <= int(code.min()) <= int(code.max()) < symbols
+        assert 0 <= int(path.min()) <= int(path.max()) < codewords
+    decoded = model.decode(codes, size=size)
+    assert decoded.shape == images.shape
+    torch.testing.assert_close(decoded, result.images.clamp(0, 1), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(codes, result.codes, strict=True))
+    torch.testing.assert_close(result.losses["reconstruction"], (result.images - images).square().mean() * 4)
+    assert model.prefixes[-1] == len(codes)
+    for levels in model.prefixes:
+        prefix = model.decode(codes[:levels], levels=levels, size=size).detach()
+        assert prefix.shape == images.shape
+        assert 0 <= float(prefix.min()) <= float(prefix.max()) <= 1
+        assert torch.equal(prefix, model.decode(codes, levels=levels)[..., : size[0], : size[1]])
+    assert torch.equal(model.decode(codes, levels=model.prefixes[-1], size=size), decoded)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    levels=st.integers(1, 4), codewords=st.integers(2, 5), linked=st.integers(0, 4), halvings=st.integers(1, 4),
+    padding=st.integers(0, 3), height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]),
+    update=st.sampled_from(["ema", "gradient"]),
+)  # fmt: skip
+def test_one_grid_of_any_shape(
+    levels: int, codewords: int, linked: int, halvings: int, padding: int, height: int, width: int, channels: int,
+    update: Any,
+) -> None:  # fmt: skip
+    quantizer = QuantizerConfig(levels=levels, codewords=codewords, linked=linked, dim=3, update=update)
+    config = config_of("hrvqvae", stride=2**halvings, padding=padding, quantizer=quantizer)
+    model, images = model_of(config, channels), torch.rand(2, channels, height, width)
+    result = model(images)
+    grid = (-(-(height + 2 * padding) // 2**halvings), -(-(width + 2 * padding) // 2**halvings))
+    assert [tuple(code.shape) for code in result.codes] == [(2, *grid)] * levels
+    for prefix in range(1, levels + 1):
+        assert model.decode(result.codes, levels=prefix, size=(height, width)).shape == images.shape
+    torch.testing.assert_close(model.decode(result.codes, size=(height, width)), result.images.clamp(0, 1))
+
+
+@systems
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    model, images = model_of(config_of(name)), torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
+    together, alone = model.encode(images), model.encode(images[1:2] / 255)
+    assert all(torch.equal(one[1:2], other) for one, other in zip(together, alone, strict=True)), "bytes or floats"
+
+
+@systems
+def test_what_it_refuses(name: str) -> None:
+    model = model_of(config_of(name))
+    for call in (model.encode, model):
+        with pytest.raises(InputError, match="1 channels; this model takes 3"):
+            call(torch.rand(2, 1, 8, 8))
+        with pytest.raises(InputError, match=r"values from .* expected \[0, 1\]"):
+            call(torch.rand(1, 3, 8, 8) * 2 + 0.5)
+    codes = model.encode(torch.rand(1, 3, 8, 8))
+    last = len(codes)
+    for levels in (0, -1, last + 1):
+        with pytest.raises(InputError, match="level"):
+            model.decode(codes, levels=levels)
+    if last > 1:
+        with pytest.raises(InputError, match="1 level$"):
+            model.decode(codes[:1], levels=2 if len(model.prefixes) > 1 else None)
+    for worst in (-1, model.config.num_symbols[-1]):
+        with pytest.raises(InputError, match=f"level {1 if name == 'vqvae' else last} has code {worst}; codes lie in"):
+            model.decode((*codes[:-1], torch.full_like(codes[-1], worst)))
+    with pytest.raises(InputError, match="size 50x50 does not fit"):
+        model.decode(codes, size=(50, 50))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(3, 8, 8), "3 dimensions"), (torch.full((1, 3, 8, 8), -0.1), "values from -0.1"),
+        (torch.full((1, 3, 8, 8), float("nan")), "nan"), (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
+        (torch.rand(1, 3, 0, 8), "0x8 pixels"),
+    ],
+)  # fmt: skip
+def test_images_outside_the_contract(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model_of(config_of("vqvae")).encode(images)
+
+
+@systems
+def test_every_parameter_learns_from_the_losses(name: str) -> None:
+    model, images = model_of(config_of(name)).train(), torch.rand(8, 3, 14, 14)
+    torch.stack(list(model(images).losses.values())).sum().backward()
+    for part, one in model.named_parameters():
+        assert one.grad is not None, part
+        assert one.grad.abs().sum() > 0 or "project_out" in part, part  # FSQ begins with points at 0
+
+
+@systems
+def test_training_alone_changes_a_model(name: str) -> None:
+    model, images = model_of(config_of(name)), torch.rand(8, 3, 14, 14)
+    before = {key: one.clone() for key, one in model.state_dict().items()}
+    model.decode(model(images).codes)
+    model.train().encode(images)
+    assert all(torch.equal(one, before[key]) for key, one in model.state_dict().items())
+    model(images)
+    after = model.state_dict()
+    moved = {key for key, one in before.items() if not torch.equal(one, after[key])}
+    assert bool(moved) == (name not in ("fsq", "simvq", "lfq")), "codebooks that follow moving averages"
+
+
+@systems
+def test_a_start_is_seeded_and_dead_codewords_come_back(name: str) -> None:
+    config, images = config_of(name), torch.rand(8, 3, 14, 14)
+    one, other = model_of(config), model_of(config)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    counts = [buffer for key, buffer in one.named_buffers() if key.endswith(".count")]
+    for count in counts:
+        count.view(-1)[0] = 0
+    restarted = one.restart_dead_codes(images, torch.Generator().manual_seed(0))
+    assert restarted >= 1 if counts else restarted == 0
+    assert bool(counts) == bool(config.restart_every)
+
+
+@pytest.mark.parametrize("leaves", [8, 512])
+def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None:
+    """Without the k-means start a codebook is not smaller than it says; copies could never be told apart."""
+    for quantizer in (
+        dataclasses.replace(FLAT, codewords=leaves, init_vectors=0),
+        dataclasses.replace(TREE, codewords=round(leaves ** (1 / 3)), init_vectors=0),
+    ):
+        model = model_of(config_of("hrvqvae", quantizer=quantizer))
+        finest = model.quantizer.levels[-1].codewords  # type: ignore[union-attr]
+        assert sum(len(book.unique(dim=0)) for book in finest) > 0.95 * leaves
+
+
+# What is stored
+
+_KEYS = {  # of the quantizer's weights, by system
+    "hrvqvae": "quantizer.codebooks.2.codewords",
+    "treevq": "quantizer.codebooks.2.codewords",
+    "vqvae": "quantizer.codebook.codewords",
+    "vqvae2": "quantizers.2.codebook.codewords",
+    "vqgan": "quantizer.codebook.codewords",
+    "rqvae": "quantizer.codebooks.2.codewords",
+    "fsq": "quantizer.fsq.project_in.weight",
+    "vqpytorch": "quantizer.residual.project_in.weight",
+}
+_FLAT = {"codewords": 512, "dim": 32, "beta": 0.25, "update": "ema", "decay": 0.99, "init_vectors": 0}
+_RESIDUAL = {**_FLAT, "codewords": 8, "levels": 3, "level_betas": []}
+_STORED: dict[str, dict[str, Any]] = {  # the quantizer's section of configurations of version 0.1
+    "hrvqvae": {**_RESIDUAL, "beam": 1, "coarse_weight": 0.0},
+    "treevq": {**_RESIDUAL, "beam": 4, "coarse_weight": 0.1},
+    "vqvae": _FLAT,
+    "vqvae2": _FLAT,
+    "vqgan": {**_FLAT, "codewords": 1024},
+    "rqvae": {**_RESIDUAL, "shared": False},
+    "fsq": {"channel_levels": [8, 8, 8], "dim": 32},
+    "vqpytorch": {"name": "lfq", "codewords": 512, "levels": 1, "dim": 32},
+}
+_LEVELS = {"hrvqvae": (8, 64, 512), "treevq": (8, 64, 512), "rqvae": (8, 8, 8), "vqvae2": (512,) * 3, "vqgan": (1024,)}
+
+
+@pytest.mark.parametrize("system", [*SYSTEMS.built_in])
+def test_a_stored_configuration_is_the_same_model(system: str) -> None:
+    stored = {"data": {"channels": 3}, "model": {"system": system, "quantizer": _STORED[system]}}
+    config = from_dict(stored, "stored")
+    assert config.model.num_codewords == _LEVELS.get(system, (512,))
+    assert config.model.system == system
+    assert type(config.model) is type(SYSTEMS.get(system).config)
+    assert from_dict(to_dict(config), "stored again") == config
+    assert _KEYS[system] in build(config).state_dict()
+
+
+def test_what_a_quantizer_makes_of_one_architecture() -> None:
+    sizes = {name: config_of(name).num_codewords for name in ("hrvqvae", "groups", "vqvae", "rqvae")}
+    assert sizes == {"hrvqvae": (3, 9, 27), "groups": (3, 9, 3, 9, 3), "vqvae": (6,), "rqvae": (3, 3, 3)}
+    assert SingleGridConfig() == SYSTEMS.get("hrvqvae").config
+    linked = {name: len(model_of(config_of(name)).linked_codebooks) for name in (*sizes, "fsq")}  # type: ignore[arg-type]
+    assert linked == {"hrvqvae": 3, "groups": 0, "vqvae": 0, "rqvae": 0, "fsq": 0}
+    with pytest.raises(InputError, match=r"model\.quantizer\.levels is 2; it must be 1"):
+        dataclasses.replace(SYSTEMS.get("vqvae2").config, quantizer=QuantizerConfig(levels=2))
+
+
+def test_a_network_s_fields_are_checked() -> None:
+    for name, value, what in (
+        ("stride", 3, "a power of two"), ("stride", 1, "at least 2"), ("kernel", 2, "odd"), ("padding", -1, "0"),
+        ("hidden_units", 1, "at least 2"), ("residual_units", 0, "at least 1"), ("residual_blocks", -1, "0"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"model\.{name} is {value}; it must be .*{what}"):
+            SingleGridConfig(**{name: value})  # type: ignore[arg-type]
+    assert build(Config(data=DataConfig(channels=1), model=SingleGridConfig())).channels == 1
