@@ -22,7 +22,6 @@ from hrvqvae.checkpoints.card import card_of, kept_card, last_figures
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, progressive_folder, shipped
 from hrvqvae.checkpoints.loading import (
     config_of,
-    level_bits,
     load_with_config,
     read_prior,
     read_progressive_decoder,
@@ -70,7 +69,7 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
                 weights, about = read_prior(prior.model, digest, run, levels)
                 half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
                 networks[levels] = _write_part(prior_folder(folder, *levels), half, about, autoencoder)
-                bits += level_bits(about)
+                bits += about.get("level_bits_per_code", [about["bits_per_code"]])
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
             weights, about = read_progressive_decoder(decoder.model, digest, run)

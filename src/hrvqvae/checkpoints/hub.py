@@ -39,41 +39,31 @@ def found_or_fetched(name: str | Path, **options: Any) -> Path:
     )
 
 
-def fetch(
-    name: str, *, revision: str | None = None, cache_dir: str | Path | None = None, token: str | bool | None = None,
-    local_files_only: bool = False, force_download: bool = False, into: Path | None = None,
-) -> Path:  # fmt: skip
+def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:
     """Get the folder of a model from the hub, or from its cache on this machine; -> the folder.
 
     Args:
         name: user/name.
         revision: branch, tag or commit; None is the newest.
         into: a new folder, instead of the library's cache.
+        options: cache_dir, token, local_files_only, force_download.
 
     Raises:
         InputError: the library is missing, there is no such model or revision, it needs a token, the hub can't be
             reached and the model is not in the cache, or `into` exists.
     """
-    if into is None:
-        return _snapshot(
-            name, revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only,
-            force_download=force_download,
+    if into is not None:
+        with writing_folder(into) as partial:
+            fetch(name, revision=revision, local_dir=partial, **options)
+            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
+        return into
+    with _library(name, revision) as hub:
+        found = hub.snapshot_download(
+            name, revision=revision, allow_patterns=[*_OURS], library_name="hrvqvae", **options
         )  # fmt: skip
-    with writing_folder(into) as partial:
-        _snapshot(name, revision, local_dir=partial, token=token)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
-    return into
-
-
-def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
-    hub = _library()
-    with _clear(hub, name, revision):
-        path = Path(
-            hub.snapshot_download(name, revision=revision, allow_patterns=[*_OURS], library_name="hrvqvae", **options)
-        )
-    if not RunFolder(path).model.is_file():
+    if not RunFolder(Path(found)).model.is_file():
         raise InputError(f"{name} of the hub is no model of hrvqvae (it has no model.safetensors)")
-    return path
+    return Path(found)
 
 
 def push(
@@ -87,27 +77,23 @@ def push(
     """
     if not is_hub_name(name):
         raise InputError(f"{name!r} is no name of the hub; it must be user/name")
-    hub = _library()
-    api = hub.HfApi(token=token, library_name="hrvqvae")
-    with _clear(hub, name, branch):
+    with _library(name, branch) as hub:
+        api = hub.HfApi(token=token, library_name="hrvqvae")
         api.create_repo(name, private=private, exist_ok=True)
-        files = [path for pattern in _OURS for path in folder.rglob(pattern)]
-        added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in sorted(files)]
+        files = sorted(path for pattern in _OURS for path in folder.rglob(pattern))
+        added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
         done = api.create_commit(
             name, added, commit_message=commit_message, revision=branch, create_pr=create_pr
-        )  # one commit: all of it or nothing
+        )  # fmt: skip  # one commit: all of it or nothing
     return str(done.pr_url or done.commit_url)
 
 
-def _library() -> Any:
+@contextmanager
+def _library(name: str, revision: str | None) -> Iterator[Any]:
+    """huggingface_hub, without its chatter, and its errors as one line that says what to do."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError("the hub needs huggingface_hub: pip install 'hrvqvae[hub]'")
-    return importlib.import_module("huggingface_hub")
-
-
-@contextmanager
-def _clear(hub: Any, name: str, revision: str | None) -> Iterator[None]:
-    """The library's errors as one line that says what to do, and none of its chatter."""
+    hub = importlib.import_module("huggingface_hub")
     known = {
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
         "GatedRepoError": f"{name} is gated: ask for access on its page, then log in: hf auth login",
@@ -115,16 +101,16 @@ def _clear(hub: Any, name: str, revision: str | None) -> Iterator[None]:
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
         "LocalTokenNotFoundError": "the hub wants to know who you are; log in: hf auth login",
         "HFValidationError": f"{name!r} is no name of the hub",
-    }  # of no two is one a subclass of one that stands after it
+    }  # the more special of two stands first
     try:
         with quiet_network():
-            yield
+            yield hub
     except Exception as error:
         line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
         if line is None and isinstance(error, hub.errors.HfHubHTTPError):
             forbidden = getattr(error.response, "status_code", None) in (401, 403)
-            token = f"the hub lets nobody write {name} without a token that may; log in: hf auth login"
-            line = token if forbidden else f"the hub refuses {name}"
+            token_needed = f"the hub lets nobody write {name} without a token that may; log in: hf auth login"
+            line = token_needed if forbidden else f"the hub refuses {name}"
         if line is None and (isinstance(error, (OSError, RuntimeError)) or _of_network(error)):
             line = f"the hub can't be reached for {name}"
         if line is None:

@@ -53,11 +53,6 @@ def save_prior(
     storage.write(path, weights, meta)
 
 
-def level_bits(about: Mapping[str, Any]) -> list[float]:
-    """Bits per code of each level that a prior covers, on held-out images, from its file's meta."""
-    return list(about.get("level_bits_per_code", [about["bits_per_code"]]))
-
-
 def config_of(meta: Mapping[str, Any], path: Path) -> Config:
     """The configuration inside a weights file. Raises DamagedFileError where it holds none."""
     if "config" not in meta:

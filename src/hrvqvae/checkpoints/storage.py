@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,6 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
 
 
-def _meta(text: str) -> dict[str, Any]:
-    """Raises ValueError or TypeError where it is no JSON object."""
-    meta = json.loads(text)
-    if not isinstance(meta, dict):
-        raise TypeError("its meta is no JSON object")
-    return meta
-
-
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able `meta`, atomically. Raises OSError as `write_atomic` does."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -61,15 +54,24 @@ def _ordered(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, meta) of a file that `write` made, on the CPU.
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise DamagedFileError(f"{path} is damaged: {reason}") from error
 
-    Raises:
-        InputError: there is no such file.
-        DamagedFileError: it is cut short, changed, or not ours.
-    """
-    tensors, meta, _ = read_with_digest(path)
-    return tensors, meta
+
+def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
+    """(meta as text, meta, digest) of a file or of its beginning."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())["__metadata__"]
+    meta = json.loads(header["meta"])
+    if not isinstance(meta, dict):
+        raise TypeError("its meta is no JSON object")
+    return header["meta"], meta, header["digest"]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -79,37 +81,32 @@ def read_meta(path: Path) -> dict[str, Any]:
         InputError: there is no such file.
         DamagedFileError: the header is damaged, or not ours.
     """
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, path.stat().st_size)).decode())
-        return _meta(header["__metadata__"]["meta"])
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DamagedFileError(f"{path} is damaged: {' '.join(str(error).split())[:100]}") from error
-
-
-def digest(path: Path) -> str:
-    """The checksum of a file that `write` made: the name of its content. Raises as `read` does."""
-    return read_with_digest(path)[2]
+    with _damage(path), path.open("rb") as stream:
+        start = stream.read(8)
+        return _header(start + stream.read(min(int.from_bytes(start, "little"), path.stat().st_size)))[1]
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """(tensors, meta, checksum) of one and the same state of a file. Raises as `read` does."""
-    try:
+    """(tensors, meta, checksum) of one and the same state of a file that `write` made, on the CPU.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedFileError: it is cut short, changed, or not ours.
+    """
+    with _damage(path):
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    damaged = f"{path} is damaged: "
-    try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length].decode())["__metadata__"]
-        text, announced = header["meta"], header["digest"]
+        text, meta, announced = _header(content)
         tensors = load_tensors(content)
-        meta = _meta(text)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DamagedFileError(damaged + (" ".join(str(error).split())[:100] or type(error).__name__)) from error
-    if _digest(tensors, text) != announced:
-        raise DamagedFileError(damaged + "its content does not match its checksum")
-    return tensors, meta, str(announced)
+        if _digest(tensors, text) != announced:
+            raise ValueError("its content does not match its checksum")
+    return tensors, meta, announced
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, meta) of a file. Raises as `read_with_digest`."""
+    return read_with_digest(path)[:2]
+
+
+def digest(path: Path) -> str:
+    """The checksum of a file: the name of its content. Raises as `read_with_digest`."""
+    return read_with_digest(path)[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,10 +40,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True)
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert line.startswith("mnist: http://127.0.0.1:"), line
-        yield Server(line.split()[1], process)
+        address = re.search(r"mnist: (http://127\.0\.0\.1:\S+)", line)
+        assert address is not None, line
+        yield Server(address[1], process)
         assert process.poll() is None, "the server has died"
-        process.send_signal(2)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         process.stderr.close()
 
