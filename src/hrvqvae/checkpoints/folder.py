@@ -208,9 +208,9 @@ def run_folder(run: str | Path) -> Path:
 
 
 def require_own(run: str | Path) -> None:
-    """Raises InputError where the name is of a model inside the package, beside which nothing is trained."""
-    if run_folder(run) != Path(run):
-        raise InputError(f"{run} is a model inside the package; train beside a copy: hrvqvae export {run} runs/{run}")
+    """Raises InputError where a model is of no folder of its own here, in which something can be trained beside it."""
+    if run_folder(run) != Path(run) or not Path(run).is_dir():
+        raise InputError(f"{run} is no run folder here; write one of it and train there: hrvqvae export {run} DIR")
 
 
 def is_hub_name(name: str | Path) -> bool:

@@ -84,7 +84,7 @@ class TrainedModel:
 
     @cached_property
     def codec(self) -> EntropyModel:
-        """Its entropy model, which turns its codes into files and back. Raises InputError where it is stale or damaged."""
+        """What turns its codes into files and back. Raises InputError where the entropy model is stale or damaged."""
         return load_entropy_model(self.run, self.autoencoder, self.config)
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import progressive_folder
+from hrvqvae.checkpoints.folder import progressive_folder, require_own
 from hrvqvae.checkpoints.loading import described_config, load_with_digest, save_progressive_decoder
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import progressive_config
@@ -27,7 +27,6 @@ from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.init_from import init_progressive_decoder_from
 from hrvqvae.training.state import TrainState, count_parameters
 from hrvqvae.training.trainer import Say
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 
@@ -121,8 +120,7 @@ def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: b
         InputError: no such folder, or as `progressive_config`.
     """
     stored = described_config(path)
-    if not Path(path).is_dir():
-        raise InputError(f"{path} is no folder here; write one of it and train there: hrvqvae export {path} DIR")
+    require_own(path)
     folder = progressive_folder(path)
     begun = folder.read_config() if resume and folder.config.is_file() else None
     return progressive_config(stored, given, begun)
