@@ -54,7 +54,7 @@ def test_what_a_person_should_know_is_told_once(caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize(("stream", "said"), [(Terminal(), "hrvqvae: reading ...\n"), (io.StringIO(), "")])
 def test_a_line_for_who_waits_at_a_terminal(stream: io.StringIO, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("hrvqvae.cli._run", lambda argv: waiting("reading") or 0)
+    monkeypatch.setattr("hrvqvae.cli.run", lambda argv: waiting("reading") or 0)
     assert main([]) == 0
     assert stream.getvalue() == said
 

@@ -108,7 +108,7 @@ def test_a_field_needs_a_value(after: list[str]) -> None:
         (["data"], "ACTION"),
         (["reconstruct", "run"], "required: IMAGE"),
         (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "of hrvqvae"),
-        (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k: it is 0; it must be at least 1"),
+        (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k is 0; it must be at least 1"),
         (["sample", "mnist", "--top-k", "x", "-o", "x.png"], "--top-k: invalid whole number value: 'x'"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),

@@ -14,34 +14,26 @@ from tests.cli.helpers import refused
 from tests.tiny_systems import tiny_run
 
 
-@pytest.fixture(autouse=True)
-def small(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn digits are MNIST, and the demo's preset is a small model."""
-    monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)
-    preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
-    monkeypatch.setattr(presets, "get", lambda name: preset)
-
-
-def test_the_demo(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["demo", "--out", str(tmp_path / "demo"), "--root", str(mnist_root), "--max-steps", "12"]
-    for _ in range(2):  # the second time all is there already
-        assert main(command) == 0
-        out = capsys.readouterr().out
-        assert "40 test images: MSE" in out
-        assert "trained 12 steps" in out
-        assert "priors 12, 12, 12 steps" in out
-        pictures = [Path(line.strip()) for line in out.splitlines() if line.endswith(".png")]
-        assert len(pictures) == 6
-        assert all(read_image(path, 3).shape[2] > 100 for path in pictures)
-
-
-def test_the_demo_refuses(
+def test_the_demo(
     mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)  # drawn digits are MNIST,
+    preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
+    monkeypatch.setattr(presets, "get", lambda name: preset)  # and the demo's preset is a small model
+    out = tmp_path / "demo"
+    command = ["demo", "--out", str(out), "--root", str(mnist_root), "--max-steps", "12"]
+    for _ in range(2):  # the second time all is there already
+        assert main(command) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("$ hrvqvae ") == 6
+        assert "mnist test: 40 images" in printed
+        assert printed.count("trained 12 steps") == 4, "the autoencoder and three priors"
+        assert "of the bits that counts given path and neighbours need" in printed
+    for name in ("reconstructions", "curves", "usage", "samples", "samples-of-the-shipped-model"):
+        assert f"{name}.png" in printed.splitlines()[-1]
+        assert read_image(out / "pictures" / f"{name}.png", 3).shape[2] > 100
     assert "--max-minutes is 0; it must be above 0" in refused(["demo", "--max-minutes", "0"], capsys)
-    out = str(tmp_path / "run")
-    assert main(["train", "tiny", "--max-steps", "1", "--out", out]) == 0
     monkeypatch.undo()
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)
-    monkeypatch.setattr("hrvqvae.cli.demo.get", fetch.get)
-    assert "holds a run of tiny, not of hrvqvae/mnist" in refused(["demo", "--out", out, "--root", mnist_root], capsys)
+    assert main(command) == 2
+    assert "holds a run of tiny, not of hrvqvae/mnist" in capsys.readouterr().err

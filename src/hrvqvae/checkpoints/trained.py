@@ -13,10 +13,13 @@ from torch import Tensor
 from hrvqvae.checkpoints import hub
 from hrvqvae.checkpoints.entropy_model import load_entropy_model
 from hrvqvae.checkpoints.export import export, push_run
+from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
+from hrvqvae.compression.archive import open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.folders import content_of, is_archive
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
 from hrvqvae.models.base import Autoencoder, unit_images
@@ -248,3 +251,25 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
     return TrainedModel(run, device, beam)
+
+
+def model_of_file(path: Path, run: str | None) -> TrainedModel:
+    """The model that is named, or else that one inside the package by which a file was made.
+
+    Raises:
+        InputError: there is no such model; or none is named, and the file is of none inside the package.
+    """
+    if run is not None:
+        return TrainedModel(run)
+    if is_archive(path):
+        codec = open_archive(path).codec
+        wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
+        damaged = ""  # its checksum is right
+    else:
+        wanted = hrv.read_header(content_of(path), str(path)).fingerprint
+        whose, damaged = f"a model whose fingerprint is {wanted.hex()}", "; or the file is damaged"
+    for name in shipped():
+        model = TrainedModel(name)
+        if wanted in {bytes.fromhex(model.codec.model), *map(model.codec.fingerprint, (False, True))}:
+            return model
+    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN{damaged}")

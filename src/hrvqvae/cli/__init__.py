@@ -10,28 +10,27 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hrvqvae.cli import catalogue, compare, doctor, figure, files, share, tokens, train, trained
+from hrvqvae.cli import catalogue, compare, doctor, files, share, tokens, train, trained
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import LOG
 
 _RENAMED = {
-    "tables": "fit-entropy-model",
-    "train-judge": "train-classifier",
-    "train-prefixes": "train-progressive",
-}
+    "tables": "fit-entropy-model", "train-judge": "train-classifier", "train-prefixes": "train-progressive",
+}  # fmt: skip
 
 
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, tokens, share, compare, figure):
+    for module in (catalogue, train, trained, files, tokens, share, compare):
         module.add(commands)
     doctor.add(commands, parser)
     return parser
 
 
-def _run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
+    """Run a command; -> exit code. Raises InputError, and whatever else it runs into."""
     others, fields = split_fields(argv)
     if others and others[0] in _RENAMED:
         raise InputError(f"the command {others[0]} has another name: hrvqvae {_RENAMED[others[0]]}")
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Of processes that train together, the first shows what it does.
     LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         LOG.error("%s", error)
         return 2

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import (
-    JSON,
-    Arguments,
-    Group,
-    command,
-    group,
-    option,
-    print_json,
-    print_table,
-    warn_of_faults,
-    whole,
-)
+from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table, warn_of_faults, whole
 from hrvqvae.utils.quantities import counted
 
 
@@ -96,7 +85,12 @@ def add(commands: Group) -> None:
     """presets, data list, data get, data pack."""
     name = option("name", nargs="?", metavar="NAME")
     command(
-        commands, "presets", "list presets, or show one: every value with where it comes from", _presets, name, JSON
+        commands,
+        "presets",
+        "list presets, or show one: every value with where it comes from",
+        _presets,
+        name,
+        "--json",
     )
 
     actions = group(commands, "data", "data sets, and networks to compare images by")

@@ -26,6 +26,7 @@ class Parser(argparse.ArgumentParser):
     """Errors in the form of every other error: one line, exit code 2."""
 
     def error(self, message: str) -> Any:
+        message = re.sub("^argument ([^:]+): is ", r"\1 is ", message)  # of `whole`
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
@@ -44,36 +45,43 @@ def whole(least: int) -> Callable[[str], int]:
 
     def convert(text: str) -> int:
         if int(text) < least:
-            raise argparse.ArgumentTypeError(f"it is {text}; it must be at least {least}")
+            raise argparse.ArgumentTypeError(f"is {text}; it must be at least {least}")
         return int(text)
 
     convert.__name__ = "whole number"  # in argparse's message of a text that is none
     return convert
 
 
-RUN = option("run", metavar="RUN")
-MODEL = option("model", metavar="MODEL", help="a run, or a model inside the package")
-JSON = flag("--json", "for programs")
-DEVICE = option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-DATA = option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
-MOVED_DATA = option("--data", metavar="DIR", help="where the data is, if it has moved since training")
-LEVELS = option("--levels", type=int, metavar="K", help="use levels 1..K only")
-MADE_BY = option("--model", metavar="RUN", help="by which they were made, if it is not inside the package")
-BEAM = option(
-    "--beam", type=int, metavar="N",
-    help="keep N paths of the tree at each level when images are encoded (default: as in training)",
-)  # fmt: skip
-LMBDA = option(
-    "--lmbda", type=float, metavar="X",
-    help="minimize error + X * bits, the squared error of an image's pixel values in [0, 1], with X such as 0.005",
-)  # fmt: skip
+COMMON: Mapping[str, Option] = {
+    "run": option("run", metavar="RUN"),
+    "model": option("model", metavar="MODEL", help="a run, or a model inside the package"),
+    "--json": flag("--json", "for programs"),
+    "--device": option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"),
+    "--data": option("--data", metavar="DIR", help="where the data is, if it has moved since training"),
+    "--levels": option("--levels", type=int, metavar="K", help="use levels 1..K only"),
+    "--model": option("--model", metavar="RUN", help="by which they were made, if it is not inside the package"),
+    "--beam": option(
+        "--beam", type=int, metavar="N",
+        help="keep N paths of the tree at each level when images are encoded (default: as in training)",
+    ),
+    "--lmbda": option(
+        "--lmbda", type=float, metavar="X",
+        help="minimize error + X * bits, the squared error of an image's pixel values in [0, 1], with X such as 0.005",
+    ),
+}  # fmt: skip
+"""What several commands take."""
 
 
-def command(under: Group, name: str, about: str, call: Call, *options: Option) -> Any:
-    """Add a command that calls `call` with its arguments and gives its exit code; -> its parser."""
+def command(under: Group, name: str, about: str, call: Call, *options: Option | str) -> Any:
+    """Add a command that calls `call` with its arguments and gives its exit code; -> its parser.
+
+    Args:
+        options: its arguments, or names of `COMMON` ones.
+    """
     added = under.add_parser(name, help=about, description=about, allow_abbrev=False)
     added.set_defaults(call=call, takes_fields=False, prog=added.prog)
-    for names, settings in options:
+    for one in options:
+        names, settings = COMMON[one] if isinstance(one, str) else one
         added.add_argument(*names, **settings)
     return added
 
@@ -87,27 +95,6 @@ def take_fields(added: Any, epilog: str) -> None:
 def group(under: Group, name: str, about: str, what: str = "ACTION") -> Group:
     """Add a command that has commands of its own; -> what they are added to."""
     return under.add_parser(name, help=about).add_subparsers(metavar=what, required=True, parser_class=Parser)
-
-
-def at_least(value: int, least: int, name: str) -> None:
-    """Raises InputError where the value of that option is below `least`."""
-    if value < least:
-        raise InputError(f"{name} is {value}; it must be at least {least}")
-
-
-def add_beam(parser: Any) -> None:
-    """--beam, of commands that encode images."""
-    parser.add_argument(*BEAM[0], **BEAM[1])
-
-
-def add_guidance(parser: Any) -> None:
-    """--guidance, of commands that draw images."""
-    parser.add_argument("--guidance", type=float, default=1.0, metavar="W")
-
-
-def add_lmbda(parser: Any) -> None:
-    """--lmbda, of commands that encode images."""
-    parser.add_argument(*LMBDA[0], **LMBDA[1])
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

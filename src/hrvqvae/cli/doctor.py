@@ -10,7 +10,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.cli.console import JSON, Arguments, Group, command, option, print_json, print_table
+from hrvqvae.cli.console import Arguments, Group, command, option, print_json, print_table
 from hrvqvae.utils.progress import LOG, waiting
 
 
@@ -113,6 +113,6 @@ def add(commands: Group, parser: argparse.ArgumentParser) -> None:
         return 0
 
     about = "what is installed and missing, what it computes on, where it keeps things; exit code 1 if it can't work"
-    command(commands, "doctor", about, _doctor, JSON)
+    command(commands, "doctor", about, _doctor, "--json")
     about = 'print a script by which a shell completes commands: eval "$(hrvqvae completion bash)"'
     command(commands, "completion", about, print_completion, option("shell", choices=("bash", "zsh")))

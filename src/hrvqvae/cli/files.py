@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, add_beam, add_lmbda, at_least, command, print_table
+from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_table, whole
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
-
-if TYPE_CHECKING:
-    from hrvqvae.checkpoints.trained import TrainedModel
-    from hrvqvae.compression.hrv import ImageCodes
 
 
 def _compress(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import TrainedModel
     from hrvqvae.compression.folders import compress_files
 
-    if arguments.bytes is not None:
-        at_least(arguments.bytes, 1, "--bytes")
     model = TrainedModel(arguments.model, arguments.device, arguments.beam)
     written = compress_files(model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda)
     if written.images:
@@ -34,38 +27,11 @@ def _compress(arguments: Arguments) -> int:
     return 0
 
 
-def _model_for(path: Path, run: str | None) -> TrainedModel:
-    """The model that is named, or else that one inside the package by which a file was made.
-
-    Raises:
-        InputError: there is no such model; or none is named, and the file is of none inside the package.
-    """
-    from hrvqvae.checkpoints.folder import shipped
-    from hrvqvae.checkpoints.trained import TrainedModel
-    from hrvqvae.compression.archive import open_archive
-    from hrvqvae.compression.folders import content_of, is_archive
-    from hrvqvae.compression.hrv import read_header
-
-    if run is not None:
-        return TrainedModel(run)
-    if is_archive(path):
-        codec = open_archive(path).codec
-        wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
-        damaged = ""  # its checksum is right
-    else:
-        wanted = read_header(content_of(path), str(path)).fingerprint
-        whose, damaged = f"a model whose fingerprint is {wanted.hex()}", "; or the file is damaged"
-    for name in shipped():
-        model = TrainedModel(name)
-        if wanted in {bytes.fromhex(model.codec.model), *map(model.codec.fingerprint, (False, True))}:
-            return model
-    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN{damaged}")
-
-
 def _decompress(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.trained import model_of_file
     from hrvqvae.compression.folders import decompress_files
 
-    model = _model_for(arguments.files[0], arguments.model)
+    model = model_of_file(arguments.files[0], arguments.model)
     names, force = arguments.names or (), arguments.force
     count = decompress_files(model, arguments.files, arguments.out, arguments.levels, names, force=force)
     print(f"{counted(count, 'image')}: {arguments.out}")
@@ -73,9 +39,11 @@ def _decompress(arguments: Arguments) -> int:
 
 
 def _inspect(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.trained import model_of_file
     from hrvqvae.compression.folders import content_of, is_archive
     from hrvqvae.compression.hrv import read, read_header
     from hrvqvae.plots import sheets
+    from hrvqvae.plots.images import draw_levels
 
     path: Path = arguments.file
     if is_archive(path):
@@ -84,7 +52,7 @@ def _inspect(arguments: Arguments) -> int:
         return _inspect_archive(path)
     if arguments.out is not None:
         sheets.check_name(arguments.out)
-    model = _model_for(path, arguments.model)
+    model = model_of_file(path, arguments.model)
     content = content_of(path)
     codes = read(model.codec, [content], names=[str(path)])[0]
     how = "with an entropy model" if codes.by_tables else "without an entropy model"
@@ -101,23 +69,9 @@ def _inspect(arguments: Arguments) -> int:
     ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
     print(f"\n{codes.fault or ended}")
     if arguments.out is not None:
-        _draw_levels(model, codes, arguments.out)
+        draw_levels(model, codes, arguments.out)
         print(f"its levels: {arguments.out}")
     return 0
-
-
-def _draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
-    """A sheet of one image by each prefix of its levels that the model decodes."""
-    from hrvqvae.compression.images import decode_images
-    from hrvqvae.plots import sheets
-
-    rows, total = list[sheets.SheetRow](), codes.header
-    for level, length in enumerate(codes.lengths, start=1):
-        total += length
-        if level in model.autoencoder.prefixes:
-            caption = f"levels 1-{level}: {total} bytes" if level > 1 else f"level 1: {total} bytes"
-            rows.append(sheets.SheetRow(caption, decode_images(model.autoencoder, [codes], model.device, level)))
-    sheets.save(sheets.draw(rows), out)
 
 
 def _inspect_archive(path: Path) -> int:
@@ -158,36 +112,29 @@ def _fit_entropy_model(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """compress, decompress, inspect, fit-entropy-model."""
-    compress = command(commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress)
-    compress.add_argument("model", metavar="MODEL", help="a run, or a model inside the package")
-    compress.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them")
-    compress.add_argument(
-        "-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva: gets what it lacks"
-    )
-    compress.add_argument("--levels", type=int, metavar="K", help="write levels 1..K only")
-    compress.add_argument(
-        "--bytes", type=int, metavar="N", help="the least error in N bytes: levels and lambda that fit"
-    )
-    add_beam(compress)
-    add_lmbda(compress)
-    compress.add_argument("--device", default="auto", metavar="NAME")
-
-    decompress = command(commands, "decompress", "files of codes and archives to PNG", _decompress)
-    decompress.add_argument("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva")
-    decompress.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder")
-    decompress.add_argument("--model", metavar="RUN", help="by which they were made, if it is not inside the package")
-    decompress.add_argument("--force", action="store_true", help="write over images that exist")
-    decompress.add_argument("--levels", type=int, metavar="K", help="use levels 1..K only")
-    decompress.add_argument("--names", nargs="+", metavar="NAME", help="of an archive, these images only")
-
-    inspect = command(commands, "inspect", "what is in a file of codes or an archive: bytes by level", _inspect)
-    inspect.add_argument("file", type=Path, metavar="FILE")
-    inspect.add_argument("--model", metavar="RUN", help="by which it was made, if it is not inside the package")
-    inspect.add_argument("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
-
+    command(
+        commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress,
+        "model",
+        option("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them"),
+        option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
+        option("--levels", type=int, metavar="K", help="write levels 1..K only"),
+        option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
+        "--beam",
+        "--lmbda",
+        "--device",
+    )  # fmt: skip
+    command(
+        commands, "decompress", "files of codes and archives to PNG", _decompress,
+        option("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva"),
+        option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
+        "--model",
+        flag("--force", "write over images that exist"),
+        "--levels",
+        option("--names", nargs="+", metavar="NAME", help="of an archive, these images only"),
+    )  # fmt: skip
+    sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
+    about = "what is in a file of codes or an archive: bytes by level"
+    command(commands, "inspect", about, _inspect, option("file", type=Path, metavar="FILE"), "--model", sheet)
     about = "fit the entropy model, by which the codes of a run are coded, to its training images"
-    fit = command(commands, "fit-entropy-model", about, _fit_entropy_model)
-    fit.add_argument("model", metavar="MODEL")
-    fit.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
-    fit.add_argument("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
-    fit.add_argument("--device", default="auto", metavar="NAME", help="that encodes the training images")
+    effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
+    command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, "--device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import BEAM, RUN, Arguments, Group, command, flag, group, option
+from hrvqvae.cli.console import Arguments, Group, command, flag, group, option
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note, waiting
 
@@ -64,7 +64,7 @@ def add(commands: Group) -> None:
     licence = option("--licence", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
     about = "the model of a run and its priors in half precision, and nothing else; or the model as two graphs"
     where = option("out", help="a new folder (default: RUN-exported, RUN-onnx or RUN-torch here)", **out)
-    export = command(commands, "export", about, _export, RUN, where, licence, BEAM)
+    export = command(commands, "export", about, _export, "run", where, licence, "--beam")
     forms = export.add_mutually_exclusive_group()
     for form, title in (("onnx", "ONNX"), ("torch", "torch.export")):
         what = f"encoder and decoder as graphs of {title}, checked against the model"
@@ -73,7 +73,7 @@ def add(commands: Group) -> None:
     actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)")
     name = option("name", metavar="USER/NAME")
     private = flag("--private", "where the repository is made: for its owner alone")
-    command(actions, "push", "export a run and put it on the hub", _push, RUN, name, licence, private)
+    command(actions, "push", "export a run and put it on the hub", _push, "run", name, licence, private)
     where = option("out", help="a new folder (default: NAME here)", **out)
     revision = option("--revision", metavar="REV", help="branch, tag or commit (default: the newest)")
     about = "get a model from the hub into a folder, which every command takes"

@@ -6,9 +6,9 @@ import dataclasses
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, command, give
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, option, take_fields
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -161,63 +161,89 @@ def _train_classifier(arguments: Arguments) -> int:
     return 0
 
 
+# In what the demo's priors differ from their preset: Table 8's batch is for hours on a GPU.
+_DEMO_PRIOR = (
+    "--prior.network.residual_blocks=8", "--prior.training.batch_size=16", "--prior.training.learning_rate=2e-3",
+    "--prior.training.warmup_steps=20", "--prior.training.evaluate_every=100", "--prior.training.checkpoint_every=100",
+    "--prior.training.evaluation_images=300",
+)  # fmt: skip
+_DEMO_SHARE = 0.55  # of the demo's training time, for the autoencoder; its three priors share the rest
+
+
 def _demo(arguments: Arguments) -> int:
-    from hrvqvae.cli.demo import demo
+    """Run the commands that a newcomer would type, each shown before it runs; again, they go on."""
+    from hrvqvae.cli import run
 
-    return demo(Path(arguments.out), arguments.root, arguments.max_minutes, arguments.max_steps)
+    if arguments.max_minutes <= 0:
+        raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
+    pictures = Path(arguments.out, "pictures")
+    root, data = ((name, arguments.root) if arguments.root else () for name in ("--root", "--data"))
+    budget = ("--resume", *(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
+    of_autoencoder = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
+    of_prior = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / 3:.3g}"
+    for words in (
+        ("data", "get", "mnist", *root),
+        ("train", "hrvqvae/mnist", "--out", arguments.out, *data, *budget, of_autoencoder),
+        ("train-prior", arguments.out, *budget, of_prior, *_DEMO_PRIOR),
+        ("evaluate", arguments.out, "--images", "2000"),
+        ("sample", arguments.out, "-o", str(pictures / "samples.png")),
+        ("sample", "mnist", "-o", str(pictures / "samples-of-the-shipped-model.png")),
+    ):
+        print(f"\n$ hrvqvae {' '.join(words)}", flush=True)
+        code = run(words)
+        if code:
+            return code
+    print(f"\npictures in {pictures}: {', '.join(sorted(path.name for path in pictures.glob('*.png')))}")
+    return 0
 
 
-def _trains(added: Any, example: str) -> None:
-    added.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
-    added.add_argument("--max-steps", metavar="N", help="budget in steps")
-    added.add_argument("--max-minutes", metavar="M", help="budget in minutes")
-    added.add_argument("--seed", metavar="S")
-    added.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    added.add_argument(
-        "--init-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"
-    )
-    added.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
-    added.set_defaults(takes_fields=True)
-    added.epilog = f"--section.field VALUE sets any field, such as {example} (see hrvqvae presets)"
+_TRAINING: tuple[Option, ...] = (
+    option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
+    option("--max-steps", metavar="N", help="budget in steps"),
+    option("--max-minutes", metavar="M", help="budget in minutes"),
+    option("--seed", metavar="S"),
+    option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N"),
+    option("--init-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"),
+    flag("--resume", "go on from the newest good checkpoint"),
+)
+_FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
 
 
 def add(commands: Group) -> None:
     """train, train-prior, train-progressive, refresh, train-classifier, demo."""
-    train = command(commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train)
-    train.add_argument("preset", metavar="PRESET", help="to go on, the run folder will do")
-    train.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
-    train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    _trains(train, "--model.quantizer.codewords 8")
-
-    about = "train the priors of a run, one a level or one of all; budgets are a prior's"
-    train_prior = command(commands, "train-prior", about, _train_prior)
-    train_prior.add_argument("run", metavar="RUN")
-    train_prior.add_argument("--level", type=int, metavar="L", help="the prior of this level only, 1 is the coarsest")
-    train_prior.add_argument(
-        "--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not from the run's own images"
-    )
-    _trains(train_prior, "--prior.network.hidden_units 128")
-
-    about = "train what a run decodes its first levels by, on the frozen autoencoder"
-    train_progressive = command(commands, "train-progressive", about, _train_progressive)
-    train_progressive.add_argument("run", metavar="RUN")
-    _trains(train_progressive, "--progressive.network.hidden_units 32")
-
-    about = "train priors and progressive decoder anew that are of another state of a run's model, and its tables"
-    refreshed = command(commands, "refresh", about, _refresh)
-    refreshed.add_argument("run", metavar="RUN")
-    refreshed.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since")
-
-    classifier = command(commands, "train-classifier", "train the classifier that measures samples", _train_classifier)
-    classifier.add_argument("dataset", metavar="DATASET", help="such as cifar10")
-    classifier.add_argument("--out", required=True, metavar="FILE.safetensors")
-    classifier.add_argument("--data", metavar="DIR", help="root folder of the data")
-    classifier.add_argument("--seed", type=int, default=1, metavar="S")
-
-    demo = command(commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo)
-    demo.add_argument("--out", default="runs/demo", metavar="RUN")
-    demo.add_argument("--root", metavar="DIR", help="root folder of the data")
-    demo.add_argument(
-        "--max-minutes", type=float, default=10.5, metavar="M", help="training time in all (default: 10.5)"
-    )
-    demo.add_argument("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most")
+    train = command(
+        commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train,
+        option("preset", metavar="PRESET", help="to go on, the run folder will do"),
+        option("--out", metavar="RUN", help="run folder (default: runs/PRESET)"),
+        flag("--print_config", "print the resolved configuration and stop"),
+        *_TRAINING,
+    )  # fmt: skip
+    take_fields(train, _FIELDS.format("--model.quantizer.codewords 8"))
+    prior = command(
+        commands, "train-prior", "train the priors of a run, one a level or one of all; budgets are a prior's",
+        _train_prior,
+        "run",
+        option("--level", type=int, metavar="L", help="the prior of this level only, 1 is the coarsest"),
+        option("--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not the run's images"),
+        *_TRAINING,
+    )  # fmt: skip
+    take_fields(prior, _FIELDS.format("--prior.network.hidden_units 128"))
+    about = "train the decoder of a run's first levels on the frozen autoencoder"
+    progressive = command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING)
+    take_fields(progressive, _FIELDS.format("--progressive.network.hidden_units 32"))
+    about = "train or fit anew what was made for another state of a run's model"
+    command(commands, "refresh", about, _refresh, "run", "--data")
+    command(
+        commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
+        option("dataset", metavar="DATASET", help="such as cifar10"),
+        option("--out", required=True, metavar="FILE.safetensors"),
+        option("--data", metavar="DIR", help="root folder of the data"),
+        option("--seed", type=int, default=1, metavar="S"),
+    )  # fmt: skip
+    command(
+        commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo,
+        option("--out", default="runs/demo", metavar="RUN"),
+        option("--root", metavar="DIR", help="root folder of the data"),
+        option("--max-minutes", type=float, default=10.5, metavar="M", help="training time in all (default: 10.5)"),
+        option("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most"),
+    )  # fmt: skip

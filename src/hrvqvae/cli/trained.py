@@ -6,22 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrvqvae.cli.console import (
-    BEAM,
-    DEVICE,
-    JSON,
-    LEVELS,
-    LMBDA,
-    MOVED_DATA,
-    RUN,
-    Arguments,
-    Group,
-    command,
-    option,
-    print_json,
-    print_table,
-    whole,
-)
+from hrvqvae.cli.console import Arguments, Group, command, option, print_json, print_table, whole
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted, psnr
@@ -138,21 +123,16 @@ def add(commands: Group) -> None:
     """evaluate, reconstruct, sample, complete."""
     command(
         commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate,
-        RUN,
+        "run", "--data", "--device", "--beam", "--lmbda", "--json",
         option("--split", default="test", metavar="SPLIT", help="test or train"),
-        MOVED_DATA,
-        DEVICE,
         option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them"),
         option("--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"),
         option("--images", type=whole(1), metavar="N", help="N images of the split, evenly spread (default: all)"),
-        BEAM,
-        LMBDA,
-        JSON,
     )  # fmt: skip
     sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path)
     images = option("images", nargs="+", metavar="IMAGE", type=Path)
     about = "a sheet of images above their reconstructions"
-    command(commands, "reconstruct", about, _reconstruct, RUN, images, sheet, LEVELS, BEAM, LMBDA)
+    command(commands, "reconstruct", about, _reconstruct, "run", images, sheet, "--levels", "--beam", "--lmbda")
 
     guided = "above 1: more of what sets the class apart, by priors that were trained with class dropout"
     drawing = (
@@ -167,12 +147,12 @@ def add(commands: Group) -> None:
     count = {"dest": "count", "type": int, "metavar": "N"}
     command(
         commands, "sample", "new images from a run's priors", _sample,
-        RUN, option("-n", default=64, help="how many (default: 64)", **count), *drawing,
+        "run", option("-n", default=64, help="how many (default: 64)", **count), *drawing,
         option("--save-dir", type=Path, metavar="DIR", help="also a PNG file of each, named by class and number"),
     )  # fmt: skip
     command(
         commands, "complete", "keep a part of an image and draw the rest from a run's priors", _complete,
-        RUN, option("image", type=Path, metavar="IMAGE"),
+        "run", option("image", type=Path, metavar="IMAGE"),
         option("--keep", default="top", metavar="PART", help="top, left, or a fraction of the rows"),
         option("-n", default=8, help="how many (default: 8)", **count), *drawing,
     )  # fmt: skip

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.compression.hrv import ImageCodes
+from hrvqvae.compression.images import decode_images
 from hrvqvae.data.images import conversions, decode_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
@@ -38,6 +40,17 @@ def level_captions(levels: Sequence[LevelReport]) -> list[str]:
     """A caption for each prefix of the levels that was decoded, with its MSE."""
     named = [("level 1" if number == 1 else f"levels 1-{number}", level.mse) for number, level in enumerate(levels, 1)]
     return [f"{name}: MSE {error:.2e}" for name, error in named if error is not None]
+
+
+def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
+    """A sheet of one image by each prefix of its levels that the model decodes."""
+    rows, total = list[sheets.SheetRow](), codes.header
+    for level, length in enumerate(codes.lengths, start=1):
+        total += length
+        if level in model.autoencoder.prefixes:
+            caption = f"levels 1-{level}: {total} bytes" if level > 1 else f"level 1: {total} bytes"
+            rows.append(sheets.SheetRow(caption, decode_images(model.autoencoder, [codes], model.device, level)))
+    sheets.save(sheets.draw(rows), out)
 
 
 def reconstruct(
