@@ -38,17 +38,11 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class CodeMaps:
-    """Codes of N images.
+    """Codes of N images."""
 
-    Attributes:
-        levels: (N, H_l, W_l) of each level, coarse first, in small unsigned integers.
-        labels: (N,) int64, zeros where there are no classes.
-        classes: names, empty where there are no classes.
-    """
-
-    levels: tuple[NDArray[Any], ...]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
+    levels: tuple[NDArray[Any], ...]  # (N, H_l, W_l) of each level, coarse first, in small unsigned integers
+    labels: NDArray[np.int64]  # (N,), zeros where there are no classes
+    classes: tuple[str, ...]  # names, empty where there are no classes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,14 +96,7 @@ def stored_or_extracted(
     """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
 
     Where another process extracts them, that is waited for, and `say` gets a line that says so. Processes that train
-    together extract a part each.
-
-    Args:
-        folder: made if it does not exist.
-        model_digest: of the model's weights: codes of another model are not taken.
-
-    Raises:
-        InputError: as `extract`; or the folder can't be written.
+    together extract a part each. Raises InputError as `extract`, and where the folder can't be written.
     """
     with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: stored(folder, model_digest, config, split) is not None):

@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,17 +20,8 @@ from typing import Any, TypeVar
 import yaml
 from torch import Tensor
 
-from hrvqvae.checkpoints import hub, storage
+from hrvqvae.checkpoints import hub, loading, storage
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_folder, progressive_folder, shipped
-from hrvqvae.checkpoints.loading import (
-    config_of,
-    load_with_config,
-    read_prior,
-    read_progressive_decoder,
-    save_model,
-    save_progressive_decoder,
-    trained_priors,
-)  # fmt: skip
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, DataConfig, Levels, StageConfig, bits_per_image, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
@@ -61,43 +52,41 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
     """
     source = locate(run)
     weights, meta, digest = storage.read_with_digest(source)
-    config, beside = without_paths(config_of(meta, source)), RunFolder(source.parent)
+    config, beside = without_paths(loading.config_of(meta, source)), RunFolder(source.parent)
     stale = {part.path for part in stale_parts(run)}
     for line in stale_notice(run):
         told_once(f"left out of {out}: {line}")
-    networks, bits, prefix_step = dict[Levels, str](), list[float](), None
+    priors, prefix_step = dict[Levels, dict[str, Any]](), None
     with writing_folder(out) as folder:
         target = RunFolder(folder)
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder = storage.digest(target.model)
-        for levels, prior in trained_priors(beside.path).items():
+        for levels, prior in loading.trained_priors(beside.path).items():
             if prior.path not in stale:
-                weights, about = read_prior(prior.model, digest, run, levels)
+                weights, priors[levels] = loading.read_prior(prior.model, digest, run, levels)
                 half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
-                networks[levels] = _write_part(prior_folder(folder, *levels), half, about, autoencoder)
-                bits += about.get("level_bits_per_code", [about["bits_per_code"]])
+                _write_part(prior_folder(folder, *levels), half, priors[levels], autoencoder)
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
-            weights, about = read_progressive_decoder(decoder.model, digest, run)
+            weights, about = loading.read_progressive_decoder(decoder.model, digest, run)
             _write_part(progressive_folder(folder), weights, about, autoencoder)
             prefix_step = about["step"]
         if beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())
         card = kept_card(beside.path, config, licence) or card_of(
-            config, name=name or out.name, step=meta.get("step"), bits_per_code=bits, networks=networks,
-            figures=last_figures(beside), licence=licence, prefix_step=prefix_step,
+            config, name=name or out.name, step=meta.get("step"), priors=priors, prefix_step=prefix_step,
+            figures=last_figures(beside), licence=licence,
         )  # fmt: skip
         write_atomic(target.card, card.encode())
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
-def _write_part(target: RunFolder, weights: Mapping[str, Tensor], about: dict[str, Any], autoencoder: str) -> str:
-    """Write a prior or a progressive decoder for the autoencoder of that digest; -> the kind of a prior's network."""
-    config = without_paths(config_of(about, target.model))
+def _write_part(target: RunFolder, weights: Mapping[str, Tensor], about: dict[str, Any], autoencoder: str) -> None:
+    """Write a prior or a progressive decoder for the autoencoder of that digest."""
+    config = without_paths(loading.config_of(about, target.model))
     target.path.mkdir(parents=True)
     storage.write(target.model, weights, {**about, "config": to_dict(config), "autoencoder": autoencoder})
-    return config.prior.network.kind
 
 
 def without_paths(config: Config) -> Config:
@@ -117,12 +106,8 @@ def _write_config(target: RunFolder, config: Config) -> None:
 
 
 def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None = None, **options: Any) -> Autoencoder:
-    """As `Autoencoder.from_pretrained`.
-
-    Args:
-        kind: the class that it must be of.
-    """
-    model, config = load_with_config(hub.found_or_fetched(name, **options), beam=beam)
+    """As `Autoencoder.from_pretrained`; it must be of that class."""
+    model, config = loading.load_with_config(hub.found_or_fetched(name, **options), beam=beam)
     if not isinstance(model, kind):
         raise InputError(f"{name} is a {type(model).__name__}; {kind.__name__} can't be made of it")
     model.run_config = config
@@ -147,13 +132,13 @@ def save_autoencoder(
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
     try:
         target.path.mkdir(parents=True, exist_ok=True)
-        save_model(target.model, config, model.state_dict(), 0)
+        loading.save_model(target.model, config, model.state_dict(), 0)
         if decoder is None:
             prefixes.model.unlink(missing_ok=True)
         else:
             prefixes.path.mkdir(exist_ok=True)
             digest = storage.digest(target.model)
-            save_progressive_decoder(prefixes.model, config, decoder.state_dict(), step=0, autoencoder=digest)
+            loading.save_progressive_decoder(prefixes.model, config, decoder.state_dict(), step=0, autoencoder=digest)
         _write_config(target, config)
         if not target.card.is_file():
             write_atomic(target.card, card_of(config, name=name or target.path.name).encode())
@@ -169,16 +154,7 @@ def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None
 
 
 def push_run(run: str | Path, name: str, *, licence: str | None = None, **options: Any) -> str:
-    """Put what `export` writes of a run on the hub; -> where it is.
-
-    Args:
-        name: user/name.
-        licence: as the hub names licences: mit, cc-by-4.0, ...
-        options: as `hub.push` takes them.
-
-    Raises:
-        InputError: as `export` and `hub.push`.
-    """
+    """Put what `export` writes of a run on the hub as user/name; -> where it is. Options are those of `hub.push`."""
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder) / "model", name=name, licence=licence)
         return hub.push(Path(folder) / "model", name, **options)
@@ -199,20 +175,18 @@ def _about(config: Config, licence: str | None) -> dict[str, Any]:
 
 
 def card_of(
-    config: Config, *, name: str, step: int | None = None, bits_per_code: Sequence[float] = (),
-    networks: Mapping[Levels, str] | None = None, figures: Mapping[str, Any] | None = None, licence: str | None = None,
-    prefix_step: int | None = None,
+    config: Config, *, name: str, step: int | None = None, priors: Mapping[Levels, Mapping[str, Any]] | None = None,
+    prefix_step: int | None = None, figures: Mapping[str, Any] | None = None, licence: str | None = None,
 ) -> str:  # fmt: skip
     """A model card in Markdown: data, recipe, model, figures, licence, how to use it.
 
     Args:
         name: of the model, for people.
         step: training steps of the autoencoder.
-        bits_per_code: of each level under its prior, on held-out images; empty where there are no priors.
-        networks: kind of each prior's network, by the levels that it covers.
+        priors: what their files tell of them, by the levels that each covers.
+        prefix_step: training steps of the progressive decoder; None where there is none.
         figures: of the last evaluation in training, as metrics.jsonl has them.
         licence: as the hub names licences: mit, cc-by-4.0, ...
-        prefix_step: training steps of the progressive decoder; None where there is none.
     """
     data, training, model = config.data, config.training, config.model
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
@@ -226,7 +200,7 @@ def card_of(
         f"{training.learning_rate:g}, seed {training.seed}{steps}; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
-        "priors": _priors(networks or {}, bits_per_code),
+        "priors": _priors(priors or {}),
         **({} if prefix_step is None else {"progressive decoder": f"trained {prefix_step:,} steps"}),
         "licence": licence or "not stated; ask whoever trained it",
     }
@@ -234,18 +208,19 @@ def card_of(
     return (
         f"{_front_matter(_about(config, licence))}\n# Model card: {name}\n\n"
         f"{system_of(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
-        f"{', with priors that draw new ones' if bits_per_code else ''}.\n\n| | |\n|---|---|\n{table}\n"
-        f"{_measured(figures)}\n{_use(name, bool(bits_per_code))}"
+        f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
+        f"{_measured(figures)}\n{_use(name, bool(priors))}"
     )
 
 
-def _priors(networks: Mapping[Levels, str], bits_per_code: Sequence[float]) -> str:
-    if not networks:
-        return "none"
-    titles = {levels: PRIORS.get(kind).title if kind in PRIORS else kind for levels, kind in networks.items()}
-    covering = "; ".join(f"{title} of {level_names(levels)}" for levels, title in titles.items())
-    bits = ", ".join(f"{one:.3f}" for one in bits_per_code)
-    return f"{covering}, in half precision; {bits} bits per code on held-out images"
+def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
+    titles, bits = list[str](), list[str]()
+    for levels, about in priors.items():
+        kind = about["config"]["prior"]["network"]["kind"]
+        titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
+        bits += [f"{one:.3f}" for one in about.get("level_bits_per_code", [about["bits_per_code"]])]
+    said = f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
+    return said if priors else "none"
 
 
 def _measured(figures: Mapping[str, Any] | None) -> str:

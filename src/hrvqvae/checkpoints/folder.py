@@ -65,10 +65,7 @@ class RunFolder:
     def prepare(self, config: Config) -> None:
         """Make the folders, clear what a killed writer left, and write the configuration and the name of the job.
 
-        Only whoever has the lock may do so.
-
-        Raises:
-            InputError: the folder can't be made or written.
+        Only whoever has the lock may do so. Raises InputError where the folder can't be made or written.
         """
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
@@ -90,10 +87,7 @@ class RunFolder:
         return bool(self.saved()) or self.model.is_file()
 
     def is_stale(self, autoencoder: str) -> bool:
-        """Whether the prior or progressive decoder here, or its training, is for another state of the autoencoder.
-
-        Args:
-            autoencoder: digest of its weights now.
+        """Whether what is or will be trained here is for another autoencoder than that of the digest.
 
         Raises:
             DamagedFileError: a file does not tell.
@@ -107,11 +101,7 @@ class RunFolder:
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_plain(self, file: Path | None = None) -> Any:
-        """The configuration as plain values, from config.yaml or the file that is given.
-
-        Raises:
-            InputError: the folder holds no run, or the file is damaged.
-        """
+        """The configuration as plain values, from config.yaml or the file that is given. Raises InputError."""
         file = file or self.config
         if not file.is_file():
             raise InputError(f"{self.path} is not a run folder (it has no {file.name})")

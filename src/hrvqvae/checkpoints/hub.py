@@ -20,14 +20,7 @@ _OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")
 
 
 def found_or_fetched(name: str | Path, **options: Any) -> Path:
-    """The folder or weights file of a name: on this machine, inside the package, or else fetched from the hub.
-
-    Args:
-        options: as `fetch` takes them.
-
-    Raises:
-        InputError: there is none such, or as `fetch`.
-    """
+    """What a name stands for on this machine or inside the package, or else what `fetch` gets. Raises InputError."""
     folder = run_folder(name)
     if folder.exists():
         return folder

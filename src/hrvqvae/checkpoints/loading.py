@@ -24,6 +24,10 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import told_once
 
 _Network = TypeVar("_Network", bound=nn.Module)
+_TOLD = {
+    "prior": {"config", "autoencoder", "step", "level", "classes", "class_counts", "bits_per_code"},
+    "prefixes": {"config", "autoencoder", "step"},
+}  # what the meta of a file of that kind says
 
 
 def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
@@ -168,7 +172,7 @@ def _read_part(
     path: Path, kind: str, title: str, autoencoder: str, run: str | Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights, about = storage.read(path)
-    if about.get("kind") != kind:
+    if about.get("kind") != kind or not _TOLD[kind] <= about.keys():
         raise DamagedFileError(f"{path} is not a {title}")
     require_current(path, about["autoencoder"], autoencoder, run)
     return weights, about

@@ -26,17 +26,11 @@ Kind = Literal["prior", "progressive decoder", "entropy model"]
 
 @dataclass(frozen=True)
 class StalePart:
-    """Something that was made for another state of the autoencoder beside it.
-
-    Attributes:
-        kind: what it is.
-        path: of its folder, or of the file of an entropy model.
-        levels: that a prior covers; None of what is no prior.
-    """
+    """Something that was made for another state of the autoencoder beside it."""
 
     kind: Kind
-    path: Path
-    levels: Levels | None = None
+    path: Path  # of its folder, or of the file of an entropy model
+    levels: Levels | None = None  # that a prior covers
 
 
 def stale_parts(run: str | Path) -> list[StalePart]:
@@ -57,9 +51,8 @@ def stale_parts(run: str | Path) -> list[StalePart]:
             if decoder.is_stale(digest):
                 parts.append(StalePart("progressive decoder", decoder.path))
         with unreadable:
-            if read_entropy_model(folder.tables.read_bytes(), str(folder.tables)).model != storage.weights_digest(
-                weights
-            ):
+            entropy_model = read_entropy_model(folder.tables.read_bytes(), str(folder.tables))
+            if entropy_model.model != storage.weights_digest(weights):
                 parts.append(StalePart("entropy model", folder.tables))
     return parts
 
@@ -70,14 +63,7 @@ def renewal(run: str | Path) -> str:
 
 
 def require_current(part: Path, made_for: str, state: str, run: str | Path) -> None:
-    """Raises InputError where a part of a run is stale; the command that renews it is named.
-
-    Args:
-        part: its path.
-        made_for: the digest that it records.
-        state: that of the autoencoder.
-        run: as a person named it.
-    """
+    """Raises InputError where a part of a run records another digest than that of the state of the autoencoder."""
     if made_for != state:
         raise InputError(f"{part} was {renewal(run)}")
 
