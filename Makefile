@@ -13,8 +13,8 @@ demo: setup
 	$(BIN)/hrvqvae demo
 
 test: setup-dev
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/mypy
 	$(BIN)/pytest
 

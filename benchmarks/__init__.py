@@ -1,1 +1,1 @@
-"""Measurements that print a ratio: both sides in one process, their rounds interleaved."""
+"""Measurements, each a script (`python -m benchmarks.search`); both sides of a ratio run by turns in one process."""

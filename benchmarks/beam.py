@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Timing, side_by_side
+from benchmarks.common import Row, as_script, options, positive, print_json, show, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.hrv import write
 from hrvqvae.compression.images import flat_codes
@@ -22,14 +22,14 @@ from hrvqvae.utils.errors import InputError
 
 WIDTHS, WEIGHTS = (1, 2, 4, 8, 16, 32, 64), (0.0, 0.1, 0.3)
 RATES = (None, 0.0, 0.0025, 0.005, 0.01)
-"""What a bit is worth in squared error; None is the usual search."""
+"""Rate-distortion lambda; None is the usual search."""
 _BATCH, _WEIGHED = 100, 100
 
 
 def bench_beam(
     run: str | Path, *, images: int = 1000, data: str | None = None, widths: Sequence[int] = WIDTHS,
     weights: Sequence[float] = WEIGHTS, rates: Sequence[float | None] = RATES, rounds: int = 5,
-) -> tuple[list[Timing], list[Timing]]:  # fmt: skip
+) -> tuple[list[Row], list[Row]]:  # fmt: skip
     """Encode so many test images of a trained model with linked codebooks in many ways.
 
     Returns:
@@ -114,7 +114,7 @@ def _means(errors: Sequence[_Errors]) -> list[float]:
     return torch.cat([one.by_level for one in errors], 1).mean(1).tolist()
 
 
-def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, weight: float | None) -> Timing:
+def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, weight: float | None) -> Row:
     """A row of images that are encoded with a lambda."""
     begin = time.process_time()
     codes = trained.encode(unit, weight)
@@ -128,18 +128,26 @@ def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, 
     }  # fmt: skip
 
 
-def as_tables(rows: Sequence[Timing], rate_rows: Sequence[Timing]) -> tuple[list[tuple[object, ...]], ...]:
-    """Both kinds of rows for a person, each with a head."""
-    levels = len(rows[0]["level_mse"])
-    names = [f"MSE, levels 1-{level}" if level > 1 else "MSE, level 1" for level in range(1, levels + 1)]
-    widths: list[tuple[object, ...]] = [("width", "coarse weight", *names, "search, ms", "ratio")]
-    for row in rows:
-        errors = (f"{error:.3e}" for error in row["level_mse"])
-        spent = f"{row['milliseconds']:.2f}", f"{row['ratio']:.1f}"
-        widths.append((row["width"], f"{row['coarse_weight']:g}", *errors, *spent))
-    rates: list[tuple[object, ...]] = [("worth of a bit", "bytes an image", *names, "ms an image")]
-    for row in rate_rows:
-        errors = (f"{error:.3e}" for error in row["level_mse"])
-        weight = "not weighed" if row["lmbda"] is None else f"{row['lmbda']:g}"
-        rates.append((weight, f"{row['bytes_per_image']:.1f}", *errors, f"{row['milliseconds']:.0f}"))
-    return widths, rates
+def main(argv: Sequence[str] | None = None) -> None:
+    """Encode the test images of a run in every way."""
+    parser = options(__doc__)
+    parser.add_argument("run", nargs="?", default="cifar10", metavar="RUN", help="default: the model in the package")
+    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
+    parser.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    parser.add_argument("--widths", type=positive, nargs="+", default=WIDTHS, metavar="W", help="paths that are kept")
+    arguments = parser.parse_args(argv)
+    rows, rate_rows = bench_beam(arguments.run, images=arguments.images, data=arguments.data, widths=arguments.widths)
+    if arguments.json:
+        print_json({"beams": rows, "rates": rate_rows})
+        return
+    levels = range(1, len(rows[0]["level_mse"]) + 1)
+    errors = {f"MSE, levels 1-{level}": f"{{level_mse[{level - 1}]:.3e}}" for level in levels}
+    times = {"search, ms": "{milliseconds:.2f}", "ratio": "{ratio:.1f}"}
+    show(rows, {"width": "{width}", "coarse weight": "{coarse_weight:g}", **errors, **times})
+    print()
+    sizes = {"lambda": "{lmbda}", "bytes per image": "{bytes_per_image:.1f}"}
+    show(rate_rows, {**sizes, **errors, "ms per image": "{milliseconds:.0f}"})
+
+
+if __name__ == "__main__":
+    as_script(main)

@@ -9,14 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.timing import side_by_side
+from benchmarks.common import Row, as_script, options, positive, print_json, show, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
@@ -25,9 +24,9 @@ from hrvqvae.compression.images import decode_images, flat_codes
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 Codes = NDArray[np.int32]
-Row = dict[str, Any]
 
 _BATCH, _BLOCK, _TIMED = 128, 2048, 512
 _SMALL = 64  # images whose files are damaged
@@ -55,8 +54,8 @@ def mutated(content: bytes, others: Sequence[bytes], random: np.random.Generator
 
 def bench_codec(
     run: str | Path, root: str | None = None, images: int = 1000, archived: int = 60_000, damaged: int = 100_000,
-    *, say: Callable[[str], None] = print,
-) -> dict[str, Any]:  # fmt: skip
+    *, say: Callable[[str], None] = note,
+) -> Row:  # fmt: skip
     """What files of codes of a run's test images take, in bytes and in time.
 
     Args:
@@ -82,7 +81,7 @@ def bench_codec(
     lengths = np.array([[len(part) for part in one] for one in parts])
     layout = model.codec.layout(size)
     raw = float(sum(np.diff(layout.begins) * np.log2(layout.symbols))) / 8
-    found: dict[str, Any] = {
+    found: Row = {
         "images": len(files), "bytes": float(lengths.sum(1).mean()), "raw": raw, "parts": lengths.mean(0).tolist(),
         "tables": len(model.codec.content) if model.codec.networks else 0,
     }  # fmt: skip
@@ -230,3 +229,30 @@ def _read_archive(path: Path, content: bytes) -> str:
     except InputError:
         return "refused"
     return "told" if any(faults) or archive.damaged or archive.left_over else "not noticed"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the files of a run's test images."""
+    parser = options(__doc__)
+    parser.add_argument("run", nargs="?", default="mnist", metavar="RUN", help="default: the model in the package")
+    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
+    parser.add_argument("--archived", type=positive, default=60_000, metavar="N", help="in an archive (default: 60000)")
+    parser.add_argument("--damaged", type=positive, default=100_000, metavar="N", help="files (default: 100000)")
+    parser.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    arguments = parser.parse_args(argv)
+    found = bench_codec(arguments.run, arguments.data, arguments.images, arguments.archived, arguments.damaged)
+    if arguments.json:
+        print_json(found)
+        return
+    names = ["header", *(f"level {number}" for number in range(1, len(found["parts"])))]
+    parts = ", ".join(f"{name} {length:.1f}" for name, length in zip(names, found["parts"], strict=True))
+    print(f"{found['bytes']:.1f} bytes per image ({parts}): {found['share']:.1%} of the raw {found['raw']:.0f}")
+    print(f"{found['images']:,} test images; tables of {found['tables'] / 1e3:.0f} kB")
+    for title in ("speed", "archive", "damage"):
+        print()
+        rows = [{"name": name, "value": value} for name, value in found[title].items()]
+        show(rows, {title: "{name}", "images/s" if title == "speed" else "": "{value:,.4g}"})
+
+
+if __name__ == "__main__":
+    as_script(main)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from benchmarks.prior import Form, PriorSide
-from benchmarks.timing import Timing, side_by_side
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
@@ -33,7 +33,7 @@ def _draws(config: Config, batch: int) -> Callable[[], object]:
     return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
 
 
-def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Timing]:
+def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Row]:
     """Rows with method, measured, batch, parameters, seconds_per_image; the second of two has ratio, by turns measured.
 
     Args:
@@ -62,3 +62,24 @@ def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64
         single["ratio"] = spent["a prior for each level"] / spent["one prior for all levels"]
         rows += [several, single]
     return rows
+
+
+COLUMNS = {
+    "measured": "{measured}", "batch": "{batch}", "method": "{method}", "parameters": "{parameters:,}",
+    "s per image": "{seconds_per_image:.4f}", "ratio": "{ratio:.2f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time both kinds of priors of a preset; `--section.field VALUE` changes the preset."""
+    parser = options(__doc__)
+    parser.add_argument("--preset", default="hrvqvae/cifar10", metavar="PRESET", help="default: hrvqvae/cifar10")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="calls of each row (default: 3)")
+    parser.add_argument("--batches", type=positive, nargs="+", default=(1, 64), metavar="N", help="samples at a time")
+    given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "6"}
+    arguments, config = preset_of(parser, argv, given=given)
+    finish(bench_depth(config, arguments.rounds, arguments.batches), COLUMNS, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

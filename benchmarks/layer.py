@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Timing, side_by_side
+from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
 from hrvqvae.config import DataConfig
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import ranks, tensors
@@ -107,7 +108,7 @@ def layers(levels: int, codewords: int) -> dict[str, Layer]:
     try:
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize, residual_vq, vector_quantize_pytorch
     except ImportError as error:
-        raise InputError("bench layer compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
+        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
     searches = [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
     ours = [
         layer,
@@ -185,9 +186,9 @@ class _Side:
 def bench_layer(
     data: DataConfig, levels: int = 4, codewords: int = 4, steps: int = 2000, batch_size: int = 128, seed: int = 0,
     test_images: int = 10_000, rounds: int = 20,
-) -> list[Timing]:  # fmt: skip
+) -> list[Row]:  # fmt: skip
     """Rows with layer, bits (a position), mse and mae (of test images, in [0, 1]), used, leaves, usage and perplexity
-    (of the m^L leaves), step_seconds, quantizer_seconds and lines.
+    (of the m^L leaves), step_seconds, quantizer_seconds, their ratios to TreeVQ's, and lines.
 
     All layers train in turns, a step each, on the same batches. `step_seconds` is the median of a whole step after the
     first fifth, `quantizer_seconds` that of `rounds` runs of the layer alone, forward and backward, and `lines` counts
@@ -218,6 +219,9 @@ def bench_layer(
                 "quantizer_seconds": times[name], "lines": sum(map(code_lines, compared[name].code)),
             }
         )  # fmt: skip
+    for row in rows:
+        for name in ("step", "quantizer"):
+            row[f"{name}_ratio"] = row[f"{name}_seconds"] / rows[0][f"{name}_seconds"]
     return rows
 
 
@@ -227,18 +231,32 @@ def _alone(sides: Mapping[str, _Side], images: Tensor, rounds: int) -> dict[str,
     return side_by_side({name: partial(side.quantize, latents[name]) for name, side in sides.items()}, rounds)
 
 
-def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
-    """The rows for a person, with a head. Times as well beside those of the first row, TreeVQ."""
-    head = "layer,MSE,MAE,used,usage,perplexity,step ms,ratio,layer alone ms,ratio,lines of its code"
-    table: list[tuple[object, ...]] = [tuple(head.split(","))]
-    for row in rows:
-        step, alone = (row[name] for name in ("step_seconds", "quantizer_seconds"))
-        table.append(
-            (
-                row["layer"], f"{row['mse']:.3e}", f"{row['mae']:.4f}", f"{row['used']:,} of {row['leaves']:,}",
-                f"{row['usage']:.1%}", f"{row['perplexity']:.1f}", f"{step * 1e3:.1f}",
-                f"{step / rows[0]['step_seconds']:.2f}", f"{alone * 1e3:.2f}",
-                f"{alone / rows[0]['quantizer_seconds']:.2f}", row["lines"],
-            )
-        )  # fmt: skip
-    return table
+COLUMNS = {
+    "layer": "{layer}", "MSE": "{mse:.3e}", "MAE": "{mae:.4f}", "used": "{used:,} of {leaves:,}",
+    "usage": "{usage:.1%}", "perplexity": "{perplexity:.1f}", "step ms": "{step_ms:.1f}",
+    "ratio": "{step_ratio:.2f}",
+    "layer alone ms": "{quantizer_ms:.2f}", "ratio, alone": "{quantizer_ratio:.2f}", "lines of its code": "{lines}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train every layer on Fashion-MNIST."""
+    parser = options(__doc__)
+    parser.add_argument(
+        "--size", type=positive, nargs=2, default=(4, 4), metavar=("L", "M"), help="L levels of M words"
+    )
+    parser.add_argument("--steps", type=positive, default=2000, metavar="N", help="of each layer (default: 2000)")
+    parser.add_argument("--batch", type=positive, default=128, metavar="N", help="images a step (default: 128)")
+    parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="test images (default: 10000)")
+    parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="calls of a layer alone (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    arguments = parser.parse_args(argv)
+    data = DATASETS.get("fashion-mnist").config
+    rows = bench_layer(
+        data, *arguments.size, arguments.steps, arguments.batch, arguments.seed, arguments.images, arguments.rounds
+    )
+    finish(rows, COLUMNS, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

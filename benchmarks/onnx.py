@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Timing, side_by_side
+from benchmarks.common import Row, as_script, options, positive, print_json, show, side_by_side
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
@@ -24,7 +25,7 @@ _BATCH = 100
 
 def bench_onnx(
     run: str | Path, *, images: int = 1000, data: str | None = None, batches: Sequence[int] = (1, 100), rounds: int = 20
-) -> tuple[Agreement, list[Timing]]:
+) -> tuple[Agreement, list[Row]]:
     """Compare on so many test images, and time both sides by turns: rows with task, batch, method, seconds_per_image.
 
     Both have as many threads as torch. ratio is torch's time over that of the row.
@@ -53,7 +54,7 @@ def _so_many(images: Tensor, count: int) -> Tensor:
     return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
 
-def _timed(model: Autoencoder, graphs: GraphModel, images: Tensor, rounds: int) -> list[Timing]:
+def _timed(model: Autoencoder, graphs: GraphModel, images: Tensor, rounds: int) -> list[Row]:
     levels = model.prefixes[-1]
     with torch.inference_mode():
         codes = model.encode(images)
@@ -74,10 +75,27 @@ def _timed(model: Autoencoder, graphs: GraphModel, images: Tensor, rounds: int) 
     return rows
 
 
-def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
-    """The rows for a person, with a head."""
-    table: list[tuple[object, ...]] = [("task", "batch", "method", "ms an image", "ratio")]
-    for row in rows:
-        spent, ratio = f"{row['seconds_per_image'] * 1e3:.3f}", f"{row['ratio']:.2f}"
-        table.append((row["task"], row["batch"], row["method"], spent, ratio))
-    return table
+COLUMNS = {
+    "task": "{task}", "batch": "{batch}", "method": "{method}", "ms per image": "{ms_per_image:.3f}",
+    "ratio": "{ratio:.2f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export a run, compare and time it."""
+    parser = options(__doc__)
+    parser.add_argument("run", nargs="?", default="mnist", metavar="RUN", help="default: the model in the package")
+    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
+    parser.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="calls of each row (default: 20)")
+    arguments = parser.parse_args(argv)
+    agreement, rows = bench_onnx(arguments.run, images=arguments.images, data=arguments.data, rounds=arguments.rounds)
+    if arguments.json:
+        print_json({"agreement": dataclasses.asdict(agreement), "rows": rows})
+        return
+    print(f"{agreement}\n")
+    show(rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    as_script(main)

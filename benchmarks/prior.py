@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.timing import seconds
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, seconds
 from hrvqvae.config import Config, Levels
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
@@ -20,6 +19,7 @@ from hrvqvae.priors.causal import Attention, CausalConv2d
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState, count_parameters
 from hrvqvae.utils.device import Compute
+from hrvqvae.utils.errors import InputError
 
 
 class MaskedConv2d(nn.Module):
@@ -122,8 +122,9 @@ class PriorSide:
         return spent
 
 
-def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[dict[str, Any]]:
-    """Rows with method, preset, level, batch, parameters, images_per_second (median step), for random codes.
+def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[Row]:
+    """Rows with method, preset, level, batch, parameters, images_per_second (median step), ratio, for random
+    codes.
 
     All forms take turns, a step each. Each adds one change to the one above it; the last replaces one.
     """
@@ -139,6 +140,30 @@ def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[dict[st
         {
             "method": name, "preset": config.name, "level": level + 1, "batch": batch, "parameters": side.parameters,
             "images_per_second": batch / median(steps[name]),
+            "ratio": median(steps["plain"]) / median(steps[name]),
         }
         for name, side in sides.items()
     ]  # fmt: skip
+
+
+COLUMNS = {
+    "method": "{method}", "batch": "{batch}", "parameters": "{parameters:,}", "images/s": "{images_per_second:.1f}",
+    "ratio": "{ratio:.2f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time the training of a preset's prior; `--section.field VALUE` changes the preset."""
+    parser = options(__doc__)
+    parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
+    parser.add_argument("--level", type=positive, default=1, metavar="L", help="1 is the coarsest (default)")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="steps of each form (default: 5)")
+    given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "18"}
+    arguments, config = preset_of(parser, argv, given=given)
+    if arguments.level > len(config.model.num_symbols):
+        raise InputError(f"--level is {arguments.level}; this model has levels 1 to {len(config.model.num_symbols)}")
+    finish(bench_prior(config, arguments.level - 1, arguments.rounds), COLUMNS, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

@@ -5,20 +5,19 @@ What is run are the commands that people run, one after the other, on images tha
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from hrvqvae.comparison.systems import with_leaves
+from benchmarks.common import Row, as_script, options, positive, print_json, show
+from benchmarks.study import with_leaves
 from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
@@ -58,16 +57,16 @@ def exchanged(config: Config) -> tuple[int, int]:
     return _BYTES * gradients, _BYTES * sum(statistics)
 
 
-def exchanged_by_leaves() -> list[dict[str, Any]]:
+def exchanged_by_leaves() -> list[Row]:
     """Rows with leaves, codewords, gradients and codebooks (bytes a step) of hrvqvae/mnist with other codebooks."""
     config = presets.get("hrvqvae/mnist").config
     rows = []
     for branching, levels in LEAVES:
-        model = with_leaves(config.model, branching, levels)
-        gradients, codebooks = exchanged(dataclasses.replace(config, model=model))
+        other = with_leaves(config, branching, levels)
+        gradients, codebooks = exchanged(other)
         rows.append(
             {
-                "leaves": branching**levels, "codewords": sum(model.num_codewords), "gradients": gradients,
+                "leaves": branching**levels, "codewords": sum(other.model.num_codewords), "gradients": gradients,
                 "codebooks": codebooks,
             }
         )  # fmt: skip
@@ -76,7 +75,7 @@ def exchanged_by_leaves() -> list[dict[str, Any]]:
 
 def bench_processes(
     count: int = 2, steps: int = 60, systems: Sequence[str] = (), say: Callable[[str], None] = note
-) -> dict[str, Any]:
+) -> Row:
     """Measure what `count` processes on this machine do as one does, on the CPU, a thread each.
 
     Args:
@@ -85,8 +84,8 @@ def bench_processes(
 
     Returns:
         "systems": rows with system, first (largest relative difference of the loss in the first ten steps), all,
-        restarted (in one process, in several), gradients and codebooks (bytes a step). "scaling": images a second of one
-        process, of `count` with a batch of the same size each, and their ratio. "leaves": `exchanged_by_leaves`.
+        restarted (in one process, in several), gradients and codebooks (bytes a step). "scaling": images a second of
+        one process, of `count` with a batch of the same size each, and their ratio. "leaves": `exchanged_by_leaves`.
 
     Raises:
         InputError: a training failed; what it said last is in the message.
@@ -125,7 +124,7 @@ def _small(system: str, folder: Path, batch_size: int, steps: int) -> Config:
     return override(config, {**given, "training.max_steps": str(steps)})
 
 
-def _train(config: Config, folder: Path, count: int) -> list[dict[str, Any]]:
+def _train(config: Config, folder: Path, count: int) -> list[Row]:
     """Train by command in so many processes; -> the records of its steps."""
     run = folder / f"{config.name.replace('/', '-')}-{config.training.batch_size}-{count}"
     file = run.with_suffix(".yaml")
@@ -141,7 +140,7 @@ def _train(config: Config, folder: Path, count: int) -> list[dict[str, Any]]:
     return [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"]
 
 
-def _compare(config: Config, folder: Path, count: int) -> dict[str, Any]:
+def _compare(config: Config, folder: Path, count: int) -> Row:
     one, several = (_train(config, folder, number) for number in (1, count))
     losses = np.array([[record["loss"] for record in records] for records in (one, several)])
     apart = np.abs(losses[1] / losses[0] - 1)
@@ -153,7 +152,7 @@ def _compare(config: Config, folder: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scaling(folder: Path, count: int) -> dict[str, Any]:
+def _scaling(folder: Path, count: int) -> Row:
     """Images a second of hrvqvae/mnist as it is, 32 images a process, the best of several windows of five steps."""
     found = []
     for number in (1, count):
@@ -164,20 +163,36 @@ def _scaling(folder: Path, count: int) -> dict[str, Any]:
     return {"processes": count, "one": found[0], "several": found[1], "ratio": found[1] / found[0]}
 
 
-def as_tables(found: dict[str, Any]) -> list[list[Sequence[object]]]:
-    """What `bench_processes` gave, as tables with heads."""
-    systems: list[Sequence[object]] = [
-        ("system", "first 10 losses", "all losses", "restarted", "gradients, kB", "codebooks, kB")
-    ]
-    for row in found["systems"]:
-        restarted = "{}, {}".format(*row["restarted"])
-        sizes = (f"{row[name] / 1e3:.1f}" for name in ("gradients", "codebooks"))
-        systems.append((row["system"], f"{row['first']:.1e}", f"{row['all']:.1e}", restarted, *sizes))
-    leaves: list[Sequence[object]] = [("leaves", "codewords", "gradients, kB", "codebooks, kB")]
-    for row in found["leaves"]:
-        sizes = (f"{row[name] / 1e3:.1f}" for name in ("gradients", "codebooks"))
-        leaves.append((f"{row['leaves']:,}", f"{row['codewords']:,}", *sizes))
-    scaling = found["scaling"]
-    speed: list[Sequence[object]] = [("processes", "images/s", "ratio"), (1, f"{scaling['one']:.0f}", "")]
-    speed.append((scaling["processes"], f"{scaling['several']:.0f}", f"{scaling['ratio']:.2f}"))
-    return [systems, leaves, speed]
+SIZES = {"gradients, bytes": "{gradients:,}", "codebooks, bytes": "{codebooks:,}"}
+SYSTEM_COLUMNS = {
+    "system": "{system}", "first 10 losses": "{first:.1e}", "all losses": "{all:.1e}",
+    "restarted": "{restarted[0]}, {restarted[1]}", **SIZES,
+}  # fmt: skip
+SCALING_COLUMNS = {
+    "processes": "{processes}",
+    "images/s, one": "{one:.0f}",
+    "all": "{several:.0f}",
+    "ratio": "{ratio:.2f}",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train by command, in one process and in several."""
+    parser = options(__doc__)
+    parser.add_argument("--processes", type=positive, default=2, metavar="N", help="on this machine (default: 2)")
+    parser.add_argument("--steps", type=positive, default=60, metavar="N", help="of each training (default: 60)")
+    parser.add_argument("--systems", nargs="+", default=(), metavar="NAME", help="default: all")
+    arguments = parser.parse_args(argv)
+    found = bench_processes(arguments.processes, arguments.steps, arguments.systems)
+    if arguments.json:
+        print_json(found)
+        return
+    show(found["systems"], SYSTEM_COLUMNS)
+    print()
+    show(found["leaves"], {"leaves": "{leaves:,}", "codewords": "{codewords:,}", **SIZES})
+    print()
+    show([found["scaling"]], SCALING_COLUMNS)
+
+
+if __name__ == "__main__":
+    as_script(main)

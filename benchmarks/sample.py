@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.common import Row, as_script, finish, median_seconds, options, positive
 from benchmarks.search import machine_rates
-from benchmarks.timing import Timing, median_seconds
 from hrvqvae.config import Grid, presets
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import Level, build_prior
@@ -22,9 +22,6 @@ from hrvqvae.training.state import count_parameters
 
 # 2.7 million parameters at 16x16, as the best-known public sampler has, which takes 57 s for one level on 2 such cores
 _REFERENCE_SIZE = PixelSNAILConfig(hidden_units=96, residual_units=96, residual_blocks=15)
-
-# Presets and batches of which whole images are drawn.
-_WHOLE = (("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64), ("hrvqvae/cifar10", 1))
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def _plain(case: SampledPrior, batch: int, positions: int) -> float:
     return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
 
 
-def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Timing:
+def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
     return {
         "method": method, "network": case.name, "grid": list(case.prior.level.grid), "levels": 1, "batch": batch,
         "parameters": count_parameters(case.prior), "seconds_per_image": seconds / batch,
@@ -91,7 +88,7 @@ def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: floa
     }  # fmt: skip
 
 
-def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
+def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
     """All levels of a preset, decoded."""
     config = presets.get(preset).config
     model = build(config).eval().requires_grad_(False)
@@ -115,18 +112,22 @@ def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Timing:
 
 
 def bench_sample(
-    *, rounds: int = 3, plain_positions: int = 24, batches: Sequence[int] = (1, 4, 16, 64),
-    whole: Sequence[tuple[str, int]] = _WHOLE, grids: Sequence[int] = (8, 16, 32), ffhq: str = "hrvqvae/ffhq",
-) -> list[Timing]:  # fmt: skip
+    *, rounds: int, plain_positions: int, batches: Sequence[int], whole: Sequence[tuple[str, int]],
+    grids: Sequence[int], beside_plain: Sequence[tuple[str, int]],
+) -> list[Row]:  # fmt: skip
     """Rows with method, network, grid, levels, batch, parameters, seconds_per_image, floor_seconds.
 
     The plain sampler makes one forward pass for each position, all alike: it is timed on `plain_positions` of them, the
     median scaled to all, and the row says so (timed_positions). ratio is the plain time over the cached. The floor is
     the multiply-adds of one forward pass of an image at the rate of a large float32 matrix product in the same run.
+
+    Args:
+        whole: presets and batches of which whole images are drawn.
+        beside_plain: presets and levels (1 is the coarsest) that both samplers draw.
     """
     rate = machine_rates()[0]
-    rows: list[Timing] = []
-    for case in (preset_case("hrvqvae/mnist", 0), preset_case(ffhq, 1)):
+    rows: list[Row] = []
+    for case in (preset_case(preset, level - 1) for preset, level in beside_plain):
         plain, cached = _plain(case, 1, plain_positions), _cached(case, 1, rounds)
         rows.append(_row(case, "plain", 1, plain, rate, timed_positions=plain_positions))
         rows.append(_row(case, "cached", 1, cached, rate, ratio=plain / cached))
@@ -143,17 +144,41 @@ def bench_sample(
     return rows
 
 
-def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
-    """The rows for a person, with a head."""
-    head = "method,network,grid,levels,batch,parameters,s an image,ratio,one forward pass at best"
-    table: list[tuple[object, ...]] = [tuple(head.split(","))]
-    for row in rows:
-        scaled = f" (from {row['timed_positions']} positions)" if "timed_positions" in row else ""
-        table.append(
-            (
-                row["method"], row["network"], "x".join(map(str, row["grid"])), row["levels"], row["batch"],
-                f"{row['parameters']:,}", f"{row['seconds_per_image']:.4f}{scaled}",
-                f"{row['ratio']:.1f}" if "ratio" in row else "", f"{row['floor_seconds']:.4f}",
-            )
-        )  # fmt: skip
-    return table
+COLUMNS = {
+    "method": "{method}", "network": "{network}", "grid": "{grid[0]}x{grid[1]}", "levels": "{levels}",
+    "batch": "{batch}", "parameters": "{parameters:,}", "s per image": "{seconds_per_image:.4f}",
+    "from positions": "{timed_positions}", "ratio": "{ratio:.1f}", "one forward pass at best": "{floor_seconds:.4f}",
+}  # fmt: skip
+
+
+def _numbered(text: str) -> tuple[str, int]:
+    """The type of PRESET:NUMBER."""
+    preset, _, number = text.rpartition(":")
+    return preset, positive(number)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time the samplers of presets, with random weights."""
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="calls of each row (default: 3)")
+    parser.add_argument(
+        "--positions", type=positive, default=24, metavar="N", help="of the plain sampler that are timed"
+    )
+    parser.add_argument("--batches", type=positive, nargs="*", default=(1, 4, 16, 64), metavar="N")
+    parser.add_argument("--grids", type=positive, nargs="*", default=(8, 16, 32), metavar="SIDE")
+    usual = [("hrvqvae/mnist", 1), ("hrvqvae/ffhq", 2)]
+    what = "priors that the plain sampler draws, too"
+    parser.add_argument("--plain", type=_numbered, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what)
+    usual = [("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64), ("hrvqvae/cifar10", 1)]
+    what = "presets of which whole images are drawn"
+    parser.add_argument("--whole", type=_numbered, nargs="*", default=usual, metavar="PRESET:BATCH", help=what)
+    arguments = parser.parse_args(argv)
+    rows = bench_sample(
+        rounds=arguments.rounds, plain_positions=arguments.positions, batches=arguments.batches, whole=arguments.whole,
+        grids=arguments.grids, beside_plain=arguments.plain,
+    )  # fmt: skip
+    finish(rows, COLUMNS, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

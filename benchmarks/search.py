@@ -7,16 +7,18 @@ timed on a share of the vectors and scaled; its row says so.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.timing import Timing
+from benchmarks.common import Row, as_script, finish, options, positive, seconds
+from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize.search import search_tree_fastest
 from hrvqvae.quantize.search.compiled import search_flat_compiled
 from hrvqvae.utils.errors import InputError
@@ -96,7 +98,7 @@ def _libraries(case: SearchProblem, levels: int, codewords: int) -> dict[str, Me
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize
     except ImportError as error:
         raise InputError(
-            "bench search compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]', or --no-libraries"
+            "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]', or --no-libraries"
         ) from error
     width, leaves = case.latents.shape[1], len(case.flat)
     flat = VectorQuantize(dim=width, codebook_size=leaves).eval()
@@ -130,32 +132,25 @@ def _methods(case: SearchProblem, levels: int, codewords: int, libraries: bool) 
     return methods | (_libraries(case, levels, codewords) if libraries else {})
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
-
-
 def machine_rates() -> tuple[float, float]:
     """(multiply-adds a second of a large float32 matrix product, bytes a second of a copy: read and written)."""
     one, other = torch.rand(1536, 1536), torch.rand(1536, 1536)
     source = torch.rand(2**24)
     target = torch.empty_like(source)
-    product = median([_seconds(lambda: one @ other) for _ in range(9)][1:])
-    copy = median([_seconds(lambda: target.copy_(source)) for _ in range(9)][1:])
+    product = median([seconds(lambda: one @ other) for _ in range(9)][1:])
+    copy = median([seconds(lambda: target.copy_(source)) for _ in range(9)][1:])
     return 1536**3 / product, 2 * source.nbytes / copy
 
 
 @torch.inference_mode()
 def bench_search(
     grid: Sequence[tuple[int, int]] | None = None, vectors: int = VECTORS, width: int = WIDTH, libraries: bool = True
-) -> list[Timing]:
-    """Rows with method, vectors, width, levels, codewords, leaves, seconds and what follows from them.
+) -> list[Row]:
+    """Rows with method, vectors, width, levels, codewords, leaves, distances (that a vector costs), seconds, ratio.
 
-    Also: distances (a vector), bytes (that must move: vectors and codewords in, codes and, for the tree, sums out),
-    floor (seconds that the multiply-adds take at the machine's rate in the same run) and times_floor, peak_share and
-    copy_share (of that rate, and of the copy speed), agreement (with the oracle), timed_on (vectors that were timed;
-    fewer than `vectors` where the time is scaled).
+    Also: bytes (that must move), floor (seconds that the multiply-adds take at the machine's rate in the same run) and
+    times_floor, peak_share and copy_share (of that rate, and of the copy speed), agreement (with the oracle), timed_on
+    (vectors that were timed; fewer than `vectors` where the time is scaled).
 
     Raises:
         InputError: vector-quantize-pytorch is missing and `libraries` is asked for.
@@ -174,16 +169,20 @@ def bench_search(
             if method.check:
                 agreement[name] = method.check(some[: max(32, min(2_048, 2**26 // leaves))])
         assert agreement["tree"] == agreement["flat"] == 1, f"a search disagrees with the oracle: {agreement}"
-        rates = machine_rates()
-        for name, seconds in _interleaved(runs).items():
+        products, copied = machine_rates()
+        spent = {name: time * vectors / timed_on[name] for name, time in _interleaved(runs).items()}
+        for name, method in methods.items():
+            moved = _bytes_moved(name, vectors, width, levels, codewords, method.distances)
+            floor = vectors * method.distances * width / products
             rows.append(
                 {
                     "method": name, "vectors": vectors, "width": width, "levels": levels, "codewords": codewords,
-                    "leaves": leaves, "seconds": seconds * vectors / timed_on[name], "agreement": agreement.get(name),
-                    "timed_on": timed_on[name],
+                    "leaves": leaves, "distances": method.distances, "seconds": spent[name],
+                    "ratio": spent[name] / spent["tree"], "timed_on": timed_on[name], "bytes": moved,
+                    "floor": floor, "times_floor": spent[name] / floor, "peak_share": floor / spent[name],
+                    "copy_share": moved / copied / spent[name], "agreement": agreement.get(name),
                 }
             )  # fmt: skip
-            rows[-1] |= _derived(rows[-1], methods[name].distances, *rates)
     return rows
 
 
@@ -194,44 +193,71 @@ def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     threads, and memory that was handed back to the system.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    slow = {name for name, run in runs.items() if _seconds(run) > _TURN}
+    slow = {name for name, run in runs.items() if seconds(run) > _TURN}
     for _ in range(_ROUNDS):
         for name, run in runs.items():
             if len(times[name]) < 3 or sum(times[name]) < _SECONDS:
                 if name not in slow:
                     run()
-                times[name] += [_seconds(run) for _ in range(1 if name in slow else _CALLS)]
+                times[name] += [seconds(run) for _ in range(1 if name in slow else _CALLS)]
     return {name: median(some) for name, some in times.items()}
 
 
-def _derived(row: Timing, distances: int, products_a_second: float, bytes_a_second: float) -> Timing:
-    """What follows from a row's time, the distances that a vector costs, and the machine's rates."""
-    tree, vectors, width = row["method"] == "tree", row["vectors"], row["width"]
-    flat_like = distances == row["leaves"]
-    entries = row["leaves"] if flat_like else sum(row["codewords"] ** level for level in range(1, row["levels"] + 1))
-    moved = 4 * width * (vectors + entries) + 8 * vectors * (row["levels"] if tree else 1)
-    moved += 4 * width * vectors if tree else 0
-    floor = vectors * distances * width / products_a_second
-    return {
-        "distances": distances, "bytes": moved, "floor": floor, "times_floor": row["seconds"] / floor,
-        "peak_share": floor / row["seconds"], "copy_share": moved / bytes_a_second / row["seconds"],
-    }  # fmt: skip
+def _bytes_moved(method: str, vectors: int, width: int, levels: int, codewords: int, distances: int) -> int:
+    """Bytes that must move: vectors and codewords in, codes and, for the tree, sums out."""
+    leaves, tree = codewords**levels, method == "tree"
+    entries = leaves if distances == leaves else sum(codewords**level for level in range(1, levels + 1))
+    moved = 4 * width * (vectors + entries) + 8 * vectors * (levels if tree else 1)
+    return moved + 4 * width * vectors if tree else moved
 
 
-def as_table(rows: Sequence[Timing]) -> list[tuple[object, ...]]:
-    """The rows for a person, with a head; times in milliseconds."""
-    trees = {(row["levels"], row["codewords"]): row["seconds"] for row in rows if row["method"] == "tree"}
-    head = "method,L,m,leaves,distances,ms,tree is faster,x floor,of copy speed,MB,oracle"
-    table: list[tuple[object, ...]] = [tuple(head.split(","))]
-    for row in rows:
-        ratio = row["seconds"] / trees[row["levels"], row["codewords"]]
-        scaled = "" if row["timed_on"] == row["vectors"] else f" (from {row['timed_on']:,} vectors)"
-        agreement = "-" if row["agreement"] is None else f"{row['agreement']:.4f}"
-        table.append(
-            (
-                row["method"], row["levels"], row["codewords"], f"{row['leaves']:,}", f"{row['distances']:,}",
-                f"{row['seconds'] * 1e3:,.2f}{scaled}", f"{ratio:,.1f}", f"{row['times_floor']:.1f}",
-                f"{row['copy_share']:.1%}", f"{row['bytes'] / 1e6:.1f}", agreement,
-            )
-        )  # fmt: skip
-    return table
+_STYLES = {
+    "tree": ("tree of linked codebooks", "o-"), "flat": ("flat, ours", "s-"), "cdist": ("torch.cdist + argmin", "x:"),
+    "vector_quantize": ("flat, vector-quantize-pytorch", "^--"),
+    "residual_vq": ("unlinked residual, vector-quantize-pytorch", "v--"),
+}  # fmt: skip
+
+
+def plot_growth(rows: Sequence[Row], path: Path) -> None:
+    """Draw the cost of a search against the number of leaves: m = 8 left, L = 3 right."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = (("codewords", 8, "m = 8, L = 1 to 6"), ("levels", 3, "L = 3, m = 4 to 64"))
+    for axes, (fixed, value, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        some = sorted((row for row in rows if row[fixed] == value), key=lambda row: row["leaves"])
+        for method, (label, style) in _STYLES.items():
+            points = [(row["leaves"], row["seconds"] * 1e3) for row in some if row["method"] == method]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label)
+        floor = [(row["leaves"], row["floor"] * 1e3) for row in some if row["method"] == "tree"]
+        if floor:
+            axes.plot(*zip(*floor, strict=True), "k:", linewidth=1, label="arithmetic floor of the tree")
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
+    figure.axes[0].set_ylabel(f"milliseconds for {rows[0]['vectors']:,} vectors of width {rows[0]['width']}")
+    save_figure(figure, path)
+
+
+COLUMNS = {
+    "method": "{method}", "L": "{levels}", "m": "{codewords}", "leaves": "{leaves:,}", "distances": "{distances:,}",
+    "ms": "{ms:,.2f}", "timed on": "{timed_on:,}", "tree is faster": "{ratio:,.1f}", "x floor": "{times_floor:.1f}",
+    "of copy speed": "{copy_share:.1%}", "MB": "{MB:.1f}", "oracle": "{agreement:.4f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time every method at one size, or at all of `GRID`."""
+    parser = options(__doc__)
+    parser.add_argument("--vectors", type=positive, default=VECTORS, metavar="N", help=f"default: {VECTORS}")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("L", "M"), help="only L levels of M codewords")
+    parser.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")
+    parser.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
+    arguments = parser.parse_args(argv)
+    grid = None if arguments.size is None else [tuple(arguments.size)]
+    rows = bench_search(grid, arguments.vectors, libraries=not arguments.no_libraries)
+    if arguments.plot:
+        plot_growth(rows, arguments.plot)
+    finish(rows, COLUMNS, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

@@ -1,4 +1,4 @@
-"""What the first search of a process costs: compiled where the cache is cold, loaded from it later."""
+"""The first search of a process: compiled where the cache is cold, loaded from it later."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from collections.abc import Sequence
+
+from benchmarks.common import Row, as_script, finish, options, positive
 
 _FIRST_CALL = """
 import time
@@ -24,7 +26,7 @@ for name, call in calls.items():
 """
 
 
-def bench_start(later: int = 3) -> list[dict[str, Any]]:
+def bench_start(later: int = 3) -> list[Row]:
     """Rows with cache (cold, warm), method and seconds of the first call, imports left out; warm: the slowest process.
 
     Args:
@@ -40,3 +42,16 @@ def bench_start(later: int = 3) -> list[dict[str, Any]]:
     cold, *warm = [dict(zip(words[::2], map(float, words[1::2]), strict=True)) for words in outputs]
     rows = [{"cache": "cold", "method": name, "seconds": seconds} for name, seconds in cold.items()]
     return rows + [{"cache": "warm", "method": name, "seconds": max(one[name] for one in warm)} for name in cold]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time the first search in new processes."""
+    parser = options(__doc__)
+    parser.add_argument("--later", type=positive, default=3, metavar="N", help="processes with a warm cache")
+    arguments = parser.parse_args(argv)
+    columns = {"cache": "{cache}", "method": "{method}", "s": "{seconds:.2f}"}
+    finish(bench_start(arguments.later), columns, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

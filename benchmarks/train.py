@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
-from benchmarks.timing import seconds
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, seconds
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
@@ -76,8 +76,8 @@ class AutoencoderSide:
         return seconds(both_ways, self.compute.device)
 
 
-def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> list[dict[str, Any]]:
-    """Rows with method, preset, batch, images_per_second (median step), for random images of the preset's size.
+def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> list[Row]:
+    """Rows with method, preset, batch, images_per_second (median step), ratio, for random images of its size.
 
     "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search; "hrvqvae" is
     what `train` does. With `profile`, also step_seconds, quantizer_seconds and quantizer_share of a step.
@@ -102,8 +102,31 @@ def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> l
     for name in sides:
         step = median(steps[name])
         row = {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / step}
+        row["ratio"] = median(steps["plain"]) / step
         if profile:
             spent = median(quantizer[name])
             row |= {"step_seconds": step, "quantizer_seconds": spent, "quantizer_share": spent / step}
         rows.append(row)
     return rows
+
+
+COLUMNS = {
+    "method": "{method}", "preset": "{preset}", "batch": "{batch}", "images/s": "{images_per_second:.1f}",
+    "ratio": "{ratio:.2f}",
+}  # fmt: skip
+PROFILE = {"ms a step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}", "its share": "{quantizer_share:.1%}"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time the training of a preset's autoencoder; `--section.field VALUE` changes the preset."""
+    parser = options(__doc__)
+    parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
+    parser.add_argument("--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)")
+    parser.add_argument("--profile", action="store_true", help="also the quantizer's share of a step")
+    arguments, config = preset_of(parser, argv)
+    columns = {**COLUMNS, **PROFILE} if arguments.profile else COLUMNS
+    finish(bench_train(config, arguments.rounds, profile=arguments.profile), columns, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)

@@ -1,13 +1,15 @@
-"""Bytes against error: a codec measured at all its settings, and what it reaches within a budget of bytes.
+"""A way to write images into files, measured: bytes against error at all its settings, and what fits in a budget.
 
-PSNR is that of the mean squared error over all images, as everywhere in this package. It is below the mean over images
-of each one's PSNR, which images of one flat colour dominate.
+Images are (N, C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB). PSNR is that of the mean squared error over all images, as
+everywhere in this package. It is below the mean over images of each one's PSNR, which images of one flat colour
+dominate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,52 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from benchmarks.files.contract import FileCodec, Images
 from hrvqvae.utils.quantities import psnr
+
+Images = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+"""(C, Y, X) of one image."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """One way to count the bytes of a file.
+
+    Attributes:
+        title: of the curve that it gives.
+        size: file -> bytes that count.
+        whole: every byte that a reader needs beside its program counts. Not so where headers are left out, or where
+            the size is an ideal code length and no file of that size was written.
+    """
+
+    title: str
+    size: Callable[[bytes], float] = len
+    whole: bool = True
+
+
+class FileCodec(ABC):
+    """Writes images into files and reads them, at each of its settings.
+
+    Attributes:
+        counts: the curves that it gives, one for each way to count the bytes of its files.
+        settings: in any order; each has a readable `str`.
+        model_bytes: what a reader needs beside its program and the file, such as weights.
+        learned: whether it is a trained model of this package.
+    """
+
+    counts: tuple[Count, ...]
+    settings: tuple[Any, ...]
+    model_bytes: int = 0
+    learned: bool = False
+
+    @abstractmethod
+    def encode(self, images: Images, setting: Any) -> list[bytes]:
+        """A file for each image. `setting` is one of `settings`."""
+
+    @abstractmethod
+    def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
+        """Images of that shape from files, in order."""
+
 
 Floats = NDArray[np.float64]
 _BATCH, _SSIM_WINDOW = 250, 11

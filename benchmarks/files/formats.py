@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.files.contract import Count, FileCodec, Images, Shape
+from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.utils.errors import InputError
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.files.contract import Count, FileCodec, Images, Shape
+from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.utils.errors import InputError
 
 Floats = NDArray[np.float32]

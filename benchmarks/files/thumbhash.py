@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.files.contract import Count, FileCodec, Images, Shape
+from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from benchmarks.files.formats import as_image
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.files.contract import Count, FileCodec, Images, Shape
+from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.checkpoints.folder import RunFolder, locate, progressive_folder
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.rate_distortion import why_no_lambda

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.common import Row
 from benchmarks.search import make_problem
-from benchmarks.timing import Timing
 from hrvqvae.quantize.search import Beam, TreeSearch, TreeSearcher, search_flat_fastest, search_tree_fastest
 from hrvqvae.quantize.search.beam import search_beam
 from hrvqvae.quantize.search.chunked import search_flat_chunked, search_tree_chunked
@@ -167,7 +167,7 @@ SEARCHES = {
 }  # fmt: skip
 
 
-def codes_rows(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Timing]:
+def codes_rows(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Row]:
     """Rows with search, levels, codewords, width, vectors, equal (a share), ties, errors, worst, tolerance.
 
     On a CPU it is the tensor operations that are compared with the compiled loops.

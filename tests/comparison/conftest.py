@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrvqvae.comparison.compare import available_systems
+from hrvqvae.comparison.systems import available_systems
 from hrvqvae.config import Config, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation import classifier
@@ -37,7 +37,7 @@ def make_tiny(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def get(name: str) -> presets.Preset:
         if name not in tiny:
             return original(name)
-        return presets.Preset(config=tiny[name], sources={}, about="")
+        return presets.Preset(config=tiny[name], sources={}, printed={}, about="")
 
     def train(config: object, say: object) -> TrainedClassifier:
         torch.manual_seed(0)

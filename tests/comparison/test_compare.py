@@ -13,9 +13,9 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
-from hrvqvae.comparison.compare import COLUMNS, Comparison, available_systems, compare
 from hrvqvae.comparison.folder import Folder
-from hrvqvae.comparison.harness import _require_same, as_markdown
+from hrvqvae.comparison.report import COLUMNS, as_markdown, compare
+from hrvqvae.comparison.systems import Comparison, available_systems
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
@@ -220,7 +220,7 @@ def test_a_single_test_image_is_refused_before_anything_is_trained(
 def test_a_folder_keeps_the_perceptual_loss_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = presets.get("vqgan/mnist").config
     left_open = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, perceptual="auto"))  # type: ignore[type-var]
-    monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=left_open, sources={}, about=""))
+    monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=left_open, sources={}, printed={}, about=""))
     command = ["compare", "mnist", "--systems", "vqgan", "--max-steps", "4", "--out", str(tmp_path)]
     monkeypatch.setattr(
         "hrvqvae.models.perceptual.choose_perceptual", lambda name="auto": "none" if name == "auto" else name
@@ -271,7 +271,7 @@ def test_fields_reach_every_system(tmp_path: Path, capsys: pytest.CaptureFixture
         Comparison(**only_vqvae, fields={"vqvae.data.size": "64"})  # type: ignore[arg-type]
     command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--vqgan.model.adversarial_strat", "2"]
     line = refused(command, capsys)
-    assert "'model.adversarial_strat' of vqgan; did you mean model.adversarial_start" in line
+    assert "'--model.adversarial_strat' of vqgan/mnist; did you mean --model.adversarial_start" in line
     command = ["compare", "mnist", "--max-steps", "1", "--out", tmp_path, "--model.quantizer.levels", "2"]
     assert "--model.quantizer.levels" in refused(command, capsys), "only some systems have it"
 

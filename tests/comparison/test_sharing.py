@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.compare import Comparison, compare
+from hrvqvae.comparison.report import compare
+from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.files import TEMPORARY, locked
@@ -86,7 +87,7 @@ def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What a folder's first run leaves to the machine is what later ones are made with, wherever they run."""
     open_fields = {"training.precision": "auto", "prior.training.precision": "auto", "training.device": "auto"}
     tiny = override(presets.get("vqvae/mnist").config, open_fields)
-    monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=tiny, sources={}, about=""))
+    monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=tiny, sources={}, printed={}, about=""))
     for bf16, seed in ((True, 0), (False, 1)):
         monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device, bf16=bf16: bf16)
         comparison = Comparison(dataset="mnist", systems=("vqvae",), first_seed=seed, max_steps=3, prior_steps=3)

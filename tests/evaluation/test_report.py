@@ -22,7 +22,6 @@ from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
-from hrvqvae.evaluation.nearest import nearest_training_images
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import measure_samples
 from hrvqvae.utils.errors import InputError
@@ -111,17 +110,6 @@ def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: p
     path = tmp_path / "run" / "priors" / "level-2" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-2])
     assert "is damaged" in refused(["evaluate", tmp_path / "run", "--device", "cpu"], capsys)
-
-
-def test_nearest_training_images(run: Path) -> None:
-    config = RunFolder(run).read_config()
-    train = load_images(config.data, "train")
-    assert isinstance(train, MemoryImages)
-    images = torch.from_numpy(train.images[[5, 60]]) / 255
-    moved = (images * 0.9 + 0.01).clamp(0, 1)
-    found, errors = nearest_training_images(moved, config)
-    assert torch.equal(found, images)
-    assert errors == pytest.approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)
 
 
 def test_the_classifier_learns(mnist_root: Path) -> None:

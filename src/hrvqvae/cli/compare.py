@@ -1,4 +1,4 @@
-"""The comparison of systems, and the study of codebooks."""
+"""The comparison of systems."""
 
 from __future__ import annotations
 
@@ -8,37 +8,30 @@ from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, print_json, warn_of_faults
 
-_STUDIES = {name: f"hrvqvae.comparison.{name}_study:STUDY" for name in ("codebook", "rate")}
-
 
 def _compare(arguments: Arguments) -> int:
-    from hrvqvae.comparison import compare as systems_compared
-    from hrvqvae.comparison.systems import STUDIED
-    from hrvqvae.config.registry import SYSTEMS, imported
+    from hrvqvae.comparison.report import compare, table
+    from hrvqvae.comparison.systems import Comparison, available_systems
+    from hrvqvae.config.registry import SYSTEMS
 
     warn_of_faults(SYSTEMS)
-    study = imported(_STUDIES[arguments.study]) if arguments.study else None
-    default = STUDIED if study else systems_compared.available_systems()
-    named = ",".join(default) if arguments.systems is None else arguments.systems
-    systems = tuple(name.strip() for name in named.split(",") if name.strip())
-    comparison = systems_compared.Comparison(
-        dataset=arguments.dataset, systems=systems, seeds=arguments.seeds, first_seed=arguments.first_seed,
-        max_steps=arguments.max_steps, max_minutes=arguments.max_minutes, priors=arguments.priors,
-        prior_steps=arguments.prior_steps,
+    named = ",".join(available_systems()) if arguments.systems is None else arguments.systems
+    comparison = Comparison(
+        dataset=arguments.dataset, systems=tuple(name.strip() for name in named.split(",") if name.strip()),
+        seeds=arguments.seeds, first_seed=arguments.first_seed, max_steps=arguments.max_steps,
+        max_minutes=arguments.max_minutes, priors=arguments.priors, prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
         fields=arguments.fields,
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        chosen = study.run if study else systems_compared.compare
-        rows, signal = chosen(comparison, Path(arguments.out))
+        rows, signal = compare(comparison, Path(arguments.out))
     if signal:
         print("stopped, saved; the same command goes on", file=sys.stderr)
         return 128 + signal
     if arguments.json:
         print_json(rows)
         return 0
-    table = study.table(rows) if study else systems_compared.table(rows)
-    print(f"\n{table}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
+    print(f"\n{table(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
     return 0
 
 
@@ -46,9 +39,7 @@ def add(commands: Group) -> None:
     """compare."""
     compare = command(commands, "compare", "systems side by side: same data, order, budget and test images", _compare)
     compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
-    compare.add_argument(
-        "--systems", metavar="A,B", help="which (default: all that are installed, or that a study is of)"
-    )
+    compare.add_argument("--systems", metavar="A,B", help="which (default: all that are installed)")
     compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
     compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
     compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")
@@ -61,10 +52,6 @@ def add(commands: Group) -> None:
     compare.add_argument(
         "--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system, shared by its levels"
     )
-    compare.add_argument(
-        "--study", choices=tuple(_STUDIES), help="instead, of 64, 512 and 4,096 leaves: codebook: with and without "
-        "k-means start and dead-code restart; rate: as trees of different depth and as a flat codebook",
-    )  # fmt: skip
     compare.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.add_argument("--json", action="store_true", help="for programs")

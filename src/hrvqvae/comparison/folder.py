@@ -1,38 +1,43 @@
-"""The folder of a comparison, written so that a kill leaves it whole, and several processes can work in it.
-
-What lies in it directly is written under its lock, and a run under the lock of the run.
+"""The folder of a comparison: its cases are trained and measured one after the other, and taken up where they stopped.
 
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder for each case
     rows/NAME.json       what was measured of it
     rows/NAME-KIND.png   a few of its images side by side: reconstructions, samples
-    results.json, results.md, of all rows
+    results.json, results.md, and pictures, of all rows
 
-All but the runs is small, and enough to go on elsewhere: a row that is there is not measured again. Its "configuration"
-are digests of what decides its results, so that a row of another preset is told.
+All but the runs is small, and enough to go on elsewhere: a row that is there is not measured again. More systems, seeds
+or priors can be added later, and several processes can share the cases: what lies in DIR is written under its lock, and
+a run under the lock of the run. Every file is whole or not there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.comparison.instruments import Instruments, Measured, Say
+from hrvqvae.comparison.systems import Case
+from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of
+from hrvqvae.data.images import read_image
 from hrvqvae.plots.sheets import to_pil
+from hrvqvae.plots.training import draw_training
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import resolve_priors, train_priors
+from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import TEMPORARY, locked, remove_temporaries, write_atomic
-
-Measured = dict[str, Any]
-"""What was measured of a run, by name; its labels first."""
+from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporaries, write_atomic
+from hrvqvae.utils.quantities import clock, counted
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -61,7 +66,7 @@ class Folder:
         """The run of a case."""
         return RunFolder(self.path / "runs" / name)
 
-    def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    def locked(self, say: Say) -> AbstractContextManager[None]:
         """Work in the folder as the only process, made if need be. Another one is waited for, and `say` gets a line.
 
         Raises:
@@ -69,101 +74,190 @@ class Folder:
         """
         return locked(self.path, wait=say)
 
-    def chosen(self, about: Mapping[str, Any]) -> dict[str, str]:
-        """What was decided when the comparison began (dotted name -> text), if it has begun.
+    def claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """What is compared ("about") and what it leaves to the machine ("chosen"), with what the folder has of both.
 
         Raises:
             InputError: the folder holds another comparison; what differs is named.
         """
-        if not self._claim.is_file():
-            return {}
-        claim = _read(self._claim)
-        there, here = claim.get("about", claim), json.loads(json.dumps(about))
+        found = _read(self._claim) if self._claim.is_file() else {"about": about}
+        here, there = json.loads(json.dumps(about)), found["about"]
+        here["priors"] = here["priors"] or there.get("priors")  # priors may be added to autoencoders
+        there["priors"] = there.get("priors") or here["priors"]
         for name in {**there, **here}:
             if there.get(name) != here.get(name):
                 raise InputError(
                     f"{self.path} holds another comparison: {name} is {there.get(name)} there, {here.get(name)} here; "
                     "choose another --out"
                 )
-        return dict(claim.get("chosen", {}))
+        return {"about": there, "chosen": dict(found.get("chosen", {}))}
 
-    def measured_by(self) -> dict[str, Any]:
-        """Names of what rows are measured by, since there have been any; empty where the rows were deleted."""
-        if not (self._claim.is_file() and self._rows.is_dir()):
-            return {}
-        return dict(_read(self._claim).get("measured_by", {}))
-
-    def begin(self, about: Mapping[str, Any], chosen: Mapping[str, str], measured_by: Mapping[str, Any]) -> None:
-        """Write down what is compared and measured by what, and clear what killed writers left.
-
-        Only whoever has the lock may do so.
-        """
+    def begin(self, claim: Mapping[str, Any]) -> None:
+        """Write down what is compared, and clear what killed writers left."""
         self._rows.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self._rows):
             remove_temporaries(folder)
-        _write(self._claim, {"about": dict(about), "chosen": dict(chosen), "measured_by": dict(measured_by)})
+        _write(self._claim, claim)
 
     def row(self, name: str) -> Measured:
         """What was measured of a case; empty where nothing was."""
         path = self._rows / f"{name}.json"
         return _read(path) if path.is_file() else {}
 
-    def write_row(self, name: str, row: Measured) -> None:
-        """Keep what was measured of a case. Only whoever has the lock may do so."""
-        _write(self._rows / f"{name}.json", row)
+    def rows(self) -> list[Measured]:
+        """All rows."""
+        return [_read(path) for path in sorted(self._rows.glob("*.json")) if not path.name.startswith(TEMPORARY)]
 
-    def write_images(self, name: str, kind: str, images: Tensor) -> None:
-        """Keep a few images of a case, (B, C, Y, X) in [0, 1]. Only whoever has the lock may do so."""
-        strip = to_pil(torch.cat(list(images), dim=2))
+    def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
+        """Keep what was measured of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1]."""
         stream = BytesIO()
-        strip.save(stream, "png")
-        write_atomic(self._images(name, kind), stream.getvalue())
+        to_pil(torch.cat(list(images), dim=2)).save(stream, "png")
+        write_atomic(self._rows / f"{name}-{kind}.png", stream.getvalue())
+        _write(self._rows / f"{name}.json", row)  # last: what it says is measured is there
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
-        """The images of that kind that are kept of a case, (C, Y, Y) uint8 each, C = 3; none where none are.
-
-        Raises:
-            DamagedFileError: the file is no such picture.
-        """
-        path = self._images(name, kind)
+        """The images of that kind that are kept of a case, (3, Y, Y) uint8 each; none where none are."""
+        path = self._rows / f"{name}-{kind}.png"
         if not path.is_file():
             return ()
-        try:
-            with Image.open(path) as strip:
-                pixels = torch.from_numpy(np.array(strip.convert("RGB"))).permute(2, 0, 1)
-        except OSError as error:
-            raise DamagedFileError(f"{path} is damaged; delete it, and the pictures leave it out") from error
+        pixels = torch.from_numpy(read_image(path, 3))
         return pixels.split(pixels.shape[1], dim=2)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _images(self, name: str, kind: str) -> Path:
-        return self._rows / f"{name}-{kind}.png"
-
-    def rows(self) -> Iterator[Measured]:
-        """All rows."""
-        for path in self._row_files():
-            yield _read(path)
-
-    def _row_files(self) -> list[Path]:
-        return sorted(path for path in self._rows.glob("*.json") if not path.name.startswith(TEMPORARY))
-
-    def require(self, names: Collection[str]) -> None:
-        """Make sure that each row has these columns, which one of an earlier version may lack.
-
-        Raises:
-            InputError: one has not; the row and what to do is named.
-        """
-        for path in self._row_files():
-            if lacking := sorted(set(names) - _read(path).keys()):
-                raise InputError(
-                    f"{path} is of an earlier version (it has no {', '.join(lacking)}); delete it to have its run "
-                    "measured again (it is not trained again)"
-                )
-
-    def sorted_rows(self, order: Callable[[Measured], Any]) -> list[Measured]:
-        """All rows in that order."""
-        return sorted(self.rows(), key=order)
-
     def write_results(self, rows: Sequence[Measured], table: str) -> None:
-        """The rows as JSON, and as the table. Only whoever has the lock may do so."""
+        """The rows as JSON, and as the table."""
         _write(self.path / "results.json", list(rows))
         write_atomic(self.path / "results.md", table.encode())
+
+
+def run_cases(
+    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say,
+    more: Callable[[RunFolder], Measured] = lambda _: {},
+) -> int:  # fmt: skip
+    """Train and measure every case; -> the signal that stopped it (0: none).
+
+    What is there already is not made again: a run goes on where it stopped, a measured one is taken as it is. A case
+    that another process makes is passed over, and taken up if that one stops.
+
+    Args:
+        about: what is compared, as `Comparison.about`; a folder that holds something else is refused.
+        more: further columns of a run.
+
+    Raises:
+        InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
+            that were made otherwise.
+    """
+    with folder.locked(say):
+        claim = folder.claim(about)
+        cases = [_decided(case, claim["chosen"]) for case in cases]
+        rows = folder.rows()
+        for case in cases:
+            _require_same(case, folder, rows)
+        left = [case for case in cases if _is_open(case, folder.row(case.name))]
+        if not left:
+            return 0
+        using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
+        using.require_same(rows, folder.path)
+        folder.begin(claim)
+    training = left[0].config.training
+    limits = (training.max_steps and counted(training.max_steps, "step"), training.max_minutes)
+    each = " or ".join(text for text in (limits[0], limits[1] and f"{limits[1]:g} min") if text)
+    priors = ", and its priors" if any(case.prior for case in left) else ""
+    before = measured = len(cases) - len(left)
+    say(f"{counted(len(left), 'case')} to train and measure besides {before:,}; each is trained for {each}{priors}")
+    maker, begun = _Maker(folder, using, say, more), time.monotonic()
+    while left:
+        in_use = []
+        for case in left:
+            try:
+                signal = maker.make(case)
+            except InUseError as error:
+                say(f"{error}".partition(";")[0])
+                in_use.append(case)
+                continue
+            if signal:
+                return signal
+            measured += 1
+            remaining = (time.monotonic() - begun) / (measured - before) * (len(cases) - measured)
+            say(f"{measured} of {counted(len(cases), 'case')} measured, {clock(remaining)} left")
+        if in_use == left:
+            say(f"still being made elsewhere: {len(left)} of {len(cases)} cases; whoever ends last completes the table")
+            break
+        left = in_use
+    return 0
+
+
+def _decided(case: Case, chosen: dict[str, str]) -> Case:
+    """The case with what it leaves to the machine as it was chosen; what is chosen now is added to `chosen`."""
+    config, of_autoencoder = decide_autoencoder(case.config, chosen)
+    config, of_priors = decide_priors(config, chosen)
+    chosen |= of_autoencoder | of_priors
+    return dataclasses.replace(case, config=config)
+
+
+def _is_open(case: Case, row: Measured) -> bool:
+    """Whether anything of a case is not measured yet."""
+    return not row or bool(case.prior and not row["prior"])
+
+
+def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
+    """Raises InputError where the run of that case, or a row of its labels, whatever its seed, has another digest.
+
+    A row of an earlier version keeps no digests, and is taken as it is.
+    """
+    run, here = folder.run(case.name), case.digests()
+    parts = ("data", "model", "training")
+    if run.begun() and digest_of(run.read_config(), *parts) != digest_of(case.config, *parts):
+        raise InputError(f"{run.path} was trained with another configuration; choose another --out")
+    for row in rows:
+        if all(row[name] == value for name, value in case.labels.items() if name != "seed"):
+            for part, there in row.get("digests", {}).items():
+                if here.get(part, there) != there:
+                    raise InputError(
+                        f"the {part} of {case.name} has another configuration than the row of seed {row['seed']} in "
+                        f"{folder.path}; choose another --out"
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """Trains and measures one case after another."""
+
+    folder: Folder
+    using: Instruments
+    say: Say
+    more: Callable[[RunFolder], Measured]
+
+    def make(self, case: Case) -> int:
+        """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
+        run = self.folder.run(case.name)
+        with run.locked():
+            row = self.folder.row(case.name)  # another process may have been here since
+            if not _is_open(case, row):
+                return 0
+            digests = case.digests()
+            self.say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
+            if not row:
+                task = AutoencoderTask(case.config, run)
+                outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=self.say).train()
+                if outcome.signal is not None:
+                    return outcome.signal
+                measured, shown = self.using.measure(run)
+                row = {
+                    **case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured, **self.more(run),
+                    "digests": {"autoencoder": digests["autoencoder"]},
+                }  # fmt: skip
+                self._keep(case, row, "reconstructions", shown)
+            if case.prior:
+                configs = resolve_priors(str(run.path), None, case.prior, resume=False)
+                options: Any = {"resume": True, "callbacks": [draw_training], "say": self.say}
+                for prior in train_priors(run.path, configs, **options).values():
+                    if prior.signal is not None:
+                        return prior.signal
+                measured, shown = self.using.measure_priors(run)
+                self._keep(case, row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown)
+        return 0
+
+    def _keep(self, case: Case, row: Measured, kind: str, images: Tensor) -> None:
+        with self.folder.locked(self.say):
+            self.using.require_same(self.folder.rows(), self.folder.path)
+            self.folder.write_row(case.name, row, kind, images)

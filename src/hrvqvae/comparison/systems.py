@@ -1,23 +1,43 @@
-"""What a comparison says of systems beyond the contract of models: it knows ours, and takes others as they are."""
+"""What is compared: systems, each from its preset, with the same data, budget and seeds."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from hrvqvae.config import ModelConfig
+from hrvqvae.config import Config, ModelConfig, presets
+from hrvqvae.config.parsing import digest_of, override, prior_config
+from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.models.build import system_of
+from hrvqvae.utils.errors import InputError
 
-STUDIED = ("hrvqvae", "treevq", "vqvae")
-"""Systems with a codebook whose size the studies vary."""
+_STYLES = {
+    "hrvqvae": ("o", "#4477aa"), "treevq": ("*", "#222255"), "vqvae": ("s", "#cc6677"), "vqvae2": ("^", "#228833"),
+    "vqgan": ("D", "#aa8800"), "rqvae": ("v", "#aa3377"), "fsq": ("P", "#66ccee"), "vqpytorch": ("X", "#555555"),
+}  # fmt: skip
 
-_SEARCHING = ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "vqpytorch")
+# The printed batch sizes of priors are for a GPU: every system's get the same small batch here.
+_SMALL_PRIOR = {
+    "prior.training.batch_size": "32", "prior.training.learning_rate": "2e-3",
+    "prior.training.warmup_steps": "50", "prior.training.evaluate_every": "200",
+    "prior.training.checkpoint_every": "200",
+}  # fmt: skip
+
+# Fields that options of a comparison decide, for every system alike.
+_DECIDED = {
+    "data.root": "--data", "training.seed": "--seeds", "training.max_steps": "--max-steps",
+    "training.max_minutes": "--max-minutes", "training.epochs": "--max-steps",
+    **{f"prior.training.{name}": "--prior-steps" for name in ("max_steps", "max_minutes", "epochs")},
+    "prior.training.seed": "--seeds",
+}  # fmt: skip
 
 
-def with_leaves(model: ModelConfig, branching: int, levels: int) -> ModelConfig:
-    """The model of a studied system with branching^levels codewords at its finest level: vqvae's are one codebook."""
-    size = {"codewords": branching**levels} if model.system == "vqvae" else {"codewords": branching, "levels": levels}
-    quantizer: Any = model.quantizer  # type: ignore[attr-defined]
-    return dataclasses.replace(model, quantizer=dataclasses.replace(quantizer, **size))  # type: ignore[call-arg]
+def style(system: str) -> tuple[str, str]:
+    """Marker and colour of a system's curves, as matplotlib names them; a grey circle for a system of others."""
+    return _STYLES.get(system, ("o", "#777777"))
 
 
 def codewords_searched(model: ModelConfig) -> int | None:
@@ -28,25 +48,178 @@ def codewords_searched(model: ModelConfig) -> int | None:
     quantizer = getattr(model, "quantizer", None)
     if model.system == "fsq" or getattr(quantizer, "name", "") == "lfq":
         return 0
-    if model.system not in _SEARCHING:
+    if model.system not in _STYLES:
         return None
     kept = getattr(quantizer, "beam", 1)  # paths, fewer where a level has fewer
     levels = zip(model.num_symbols, model.num_codewords, strict=True)
     return sum(min(kept * symbols, codewords) for symbols, codewords in levels)
 
 
-def remarks(model: ModelConfig, steps: int) -> list[str]:
-    """What a person should know before that many steps of training, a line each."""
-    start = getattr(model, "adversarial_start", 0)
+def remark(config: Config) -> str | None:
+    """What a person should know before a training, if anything: a discriminator that its budget does not reach."""
+    start, steps = getattr(config.model, "adversarial_start", 0), config.training.max_steps
     if not 0 < steps <= start:
-        return []
-    return [
-        f"note: {model.system}'s discriminator begins at step {start:,}, which this budget does not reach; "
+        return None
+    return (
+        f"note: {config.model.system}'s discriminator begins at step {start:,}, which this budget does not reach; "
         "model.adversarial_start lets it begin earlier"
-    ]
+    )
 
 
-def phases(model: ModelConfig, steps: int) -> dict[str, int]:
-    """Steps that parts of a training of so many steps took, by name: columns of a comparison."""
-    start = getattr(model, "adversarial_start", None)
-    return {} if start is None else {"steps with a discriminator": max(0, steps - start)}
+def phases(config: Config, steps: int) -> dict[str, int]:
+    """Steps that parts of a training of so many steps took, by name: columns of the table."""
+    if not hasattr(config.model, "adversarial_start"):
+        return {}
+    return {"steps with a discriminator": max(0, steps - config.model.adversarial_start)}
+
+
+def available_systems() -> tuple[str, ...]:
+    """Names of the systems whose packages are on this machine."""
+    return tuple(system.name for system in SYSTEMS.entries() if system.available)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that is trained and measured.
+
+    Attributes:
+        name: of its folder.
+        labels: what its row begins with; "seed" is one of them.
+        config: its whole configuration.
+        prior: dotted name -> text, in what its priors' training differs from `config` (empty: no priors).
+    """
+
+    name: str
+    labels: Mapping[str, Any]
+    config: Config
+    prior: Mapping[str, str] = field(default_factory=dict)
+
+    def digests(self) -> dict[str, str]:
+        """Of all but the seed that decides the results of its autoencoder, and of its priors where it has some."""
+        training = dataclasses.replace(self.config.training, seed=0)
+        config = dataclasses.replace(self.config, training=training)
+        found = {"autoencoder": digest_of(config, "data", "model", "training")}
+        if self.prior:
+            seedless = {**self.prior, "prior.training.seed": "0"}
+            found["prior"] = digest_of(prior_config(self.config, seedless), "prior")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        dataset: the part of the preset's name after the system.
+        systems: their names.
+        seeds: how many; each trains every system.
+        first_seed: they are first_seed .. first_seed + seeds - 1.
+        max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
+        priors: whether each system's priors are trained too, for the budget of the autoencoder, shared equally among
+            its levels.
+        prior_steps: the same for so many updates instead (0: not so).
+        root: folder of the data.
+        fields: dotted name -> text, of fields that every system gets; "vqgan." before a name: of that system's model.
+
+    Raises:
+        InputError: no such preset, no budget, no such system, a field of a system that is not compared or that an
+            option decides.
+    """
+
+    dataset: str
+    systems: tuple[str, ...]
+    seeds: int = 1
+    first_seed: int = 0
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    priors: bool = False
+    prior_steps: int = 0
+    root: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (self.max_steps > 0 or self.max_minutes > 0):
+            raise InputError("no budget: give --max-steps or --max-minutes")
+        for name in self.systems or ("none",):
+            if name not in SYSTEMS:
+                raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
+        for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0)):
+            if getattr(self, option) < least:
+                raise InputError(
+                    f"--{option.replace('_', '-')} is {getattr(self, option)}; it must be at least {least}"
+                )
+        for name in self.fields:
+            first, *rest = name.split(".")
+            if name in _DECIDED:
+                raise InputError(f"--{name} is decided by the comparison: give {_DECIDED[name]}")
+            if first in SYSTEMS and (first not in self.systems or rest[0] != "model"):
+                raise InputError(f"--{name} must be a field of the model of {', '.join(self.systems)}")
+        for system in self.systems:  # before any training: its package is missing, a field or value of it is none
+            system_of(self.config(system, self.first_seed))
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def remarks(self) -> list[str]:
+        """What a person should know before it begins, a line each."""
+        found = [remark(self.config(system, 0)) for system in self.systems]
+        return [line for line in found if line is not None]
+
+    def config(self, system: str, seed: int) -> Config:
+        """The preset of a system with the budget and seed of this comparison."""
+        config = self._configs[system]
+        return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
+
+    @cached_property
+    def _configs(self) -> dict[str, Config]:
+        """System -> its configuration, but for the seed."""
+        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes}
+        given = {f"training.{name}": str(value) for name, value in budget.items()}
+        found = {}
+        for system in self.systems:
+            preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
+            prefix = f"{system}."
+            own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
+            found[system] = override(preset, {**self._shared_fields(), **own, **given})
+        return found
+
+    def _shared_fields(self) -> dict[str, str]:
+        return {name: value for name, value in self.fields.items() if name.split(".")[0] not in SYSTEMS}
+
+    def cases(self) -> list[Case]:
+        """Every system, seed after seed."""
+        return [
+            Case(
+                name=f"{system}-{seed}", labels={"system": system, "seed": seed}, config=self.config(system, seed),
+                prior=self._prior_of(self.config(system, seed)),
+            )
+            for seed in self.seed_numbers
+            for system in self.systems
+        ]  # fmt: skip
+
+    def prior_budget(self) -> dict[str, float] | None:
+        """Steps and minutes of a system's priors in all (0: no such limit); None without priors."""
+        if self.prior_steps:
+            return {"max_steps": self.prior_steps, "max_minutes": 0.0}
+        return {"max_steps": self.max_steps, "max_minutes": self.max_minutes} if self.priors else None
+
+    def _prior_of(self, config: Config) -> dict[str, str]:
+        """In what each prior differs from its configuration: budget, seed, and what suits few images a step."""
+        budget = self.prior_budget()
+        if budget is None:
+            return {}
+        priors = len(config.prior_levels)
+        given = {
+            "epochs": 0, "max_steps": max(1, int(budget["max_steps"]) // priors) if budget["max_steps"] else 0,
+            "max_minutes": budget["max_minutes"] / priors, "seed": config.training.seed,
+        }  # fmt: skip
+        asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
+        return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
+
+    def about(self) -> dict[str, Any]:
+        """What may not change when more systems, seeds or priors are added; "priors" may be decided later."""
+        names = ("dataset", "max_steps", "max_minutes", "root")
+        plain = {name: getattr(self, name) for name in names}
+        return {"study": None, **plain, "fields": self._shared_fields(), "priors": self.prior_budget()}

@@ -21,7 +21,6 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.entropy_model import Geometry, geometry_of
 from hrvqvae.data.images import FORMATS, decode_image
 from hrvqvae.plots import hierarchy
-from hrvqvae.plots.figures import tree_at
 from hrvqvae.priors.generative import KnownCodes
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import ResidualQuantizer
@@ -202,4 +201,4 @@ def hierarchy_at(model: TrainedModel, image: Tensor, x: int, y: int) -> Figure:
     where = geometry(model)
     position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
-    return hierarchy.draw(tree_at(model.autoencoder, model.config.model.system, image, position, name))
+    return hierarchy.draw(hierarchy.tree_at(model.autoencoder, model.config.model.system, image, position, name))

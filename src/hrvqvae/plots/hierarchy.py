@@ -14,12 +14,16 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic
 
@@ -69,6 +73,29 @@ def _sums(codebooks: Sequence[Points]) -> list[Points]:
         above = (above[:, None] + book).reshape(-1, book.shape[-1])
         sums.append(above)
     return sums
+
+
+def codebooks_of(model: Autoencoder, system: str) -> list[Points]:
+    """The linked codebooks of a model. Raises InputError where the model, which is of that system, has none."""
+    if not isinstance(model, SingleGridAutoencoder) or not model.linked_codebooks:
+        raise InputError(f"this is a model of {system}: it has no linked codebooks")
+    return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
+
+
+@torch.inference_mode()
+def tree_at(model: Autoencoder, system: str, image: Tensor, position: tuple[int, int], name: str) -> Tree:
+    """The linked codebooks, and the vector at a position (row, column) of the latent grid of an image (C, Y, X) uint8.
+
+    Raises:
+        InputError: the model, which is of that system, has no linked codebooks; the position is not on the grid.
+    """
+    books = codebooks_of(model, system)
+    assert isinstance(model, SingleGridAutoencoder)
+    latents = model.latents(image[None].to(model.linked_codebooks[0].device).float() / 255)[0]
+    row, column = position
+    if not (0 <= row < latents.shape[0] and 0 <= column < latents.shape[1]):
+        raise InputError(f"position {row} {column} is not on the latent grid of {latents.shape[0]}x{latents.shape[1]}")
+    return Tree(books, latents[row, column].cpu().numpy().astype(np.float64), name)
 
 
 def nearest_path(tree: Tree) -> list[int]:

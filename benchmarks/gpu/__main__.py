@@ -1,26 +1,25 @@
-"""All that is checked and timed of a GPU, in minutes; the small form of it, which is run on a CPU."""
+"""Codes, training, search, sampling and memory of a GPU in minutes; without one, a small form on the CPU.
+
+The exit code is 1 where the codes of its searches are not the CPU's.
+"""
 
 from __future__ import annotations
 
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from benchmarks.common import Row, as_script, options, print_json, show
 from benchmarks.gpu.codes import TOLERANCE, codes_rows
-from benchmarks.gpu.sampling import sampling_rows
-from benchmarks.gpu.speed import matrix_rate, search_rows
-from benchmarks.gpu.training import autoencoder_rows, prior_rows
-from benchmarks.timing import Timing
+from benchmarks.gpu.timings import autoencoder_rows, matrix_rate, prior_rows, sampling_rows, search_rows
 from hrvqvae.config import Grid, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.utils.device import computes_bf16
+from hrvqvae.utils.device import computes_bf16, resolve_device
 from hrvqvae.utils.progress import waiting
-
-Table = list[tuple[object, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def form_of(device: torch.device) -> Form:
     return FULL if device.type == "cuda" else SMALL
 
 
-def bench_gpu(device: torch.device, form: Form) -> dict[str, Any]:
+def bench_gpu(device: torch.device, form: Form) -> Row:
     """Check and time a device.
 
     Returns:
@@ -102,7 +101,7 @@ def bench_gpu(device: torch.device, form: Form) -> dict[str, Any]:
     config = override(presets.get(name).config, {**fields, "prior.utils.device": place})
     waiting(f"training priors of {name}")
     priors = prior_rows(config, form.prior_levels, form.steps, rate)
-    training = list[Timing]()
+    training = list[Row]()
     for name, fields in form.trained.items():
         waiting(f"training {name}")
         config = override(presets.get(name).config, {**fields, "utils.device": place})
@@ -119,7 +118,7 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
-def _fault(row: Timing) -> str:
+def _fault(row: Row) -> str:
     size = f"{row['levels']} levels of {row['codewords']}, width {row['width']}"
     return (
         f"{row['search']} ({size}): {row['errors']:,} of {row['vectors']:,} vectors are not coded as on the CPU, "
@@ -127,67 +126,52 @@ def _fault(row: Timing) -> str:
     )
 
 
-def as_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """What `bench_gpu` found, for a person: titles, and tables with heads."""
-    parts: list[tuple[str, str, Callable[[Timing], tuple[object, ...]]]] = [
-        (f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)", "codes", _codes_line),
-        ("search beside a copy of the same bytes", "search", _search_line),
-        (f"training (share: of the rate of matrix products in {found['precision']})", "training", _training_line),
-        ("sampling of one level", "sampling", _sampling_line),
-    ]
-    return [(title, [_HEADS[part], *map(line, found[part])]) for title, part, line in parts]
+_SIZE = {"search": "{search}", "L": "{levels}", "m": "{codewords}", "D": "{width}", "vectors": "{vectors:,}"}
+COLUMNS = {
+    "codes": {**_SIZE, "equal": "{equal:.4%}", "ties": "{ties}", "errors": "{errors}", "farthest": "{worst:.1e}"},
+    "search": {
+        **_SIZE, "MB": "{MB:.1f}", "ms": "{ms:,.3f}", "copy ms": "{copy_ms:,.3f}", "ratio": "{ratio:.1f}",
+        "peak MB": "{peak_MB:,.0f}",
+    },
+    "training": {
+        "trained": "{trained}", "torch.compile": "{compiled}", "batch": "{batch}", "ms a step": "{step_ms:,.1f}",
+        "images/s": "{images_per_second:,.1f}", "FLOP a step": "{flop:.3e}", "share": "{matrix_share:.1%}",
+        "peak MB": "{peak_MB:,.0f}", "compiled in, s": "{compile_seconds:.0f}",
+        "first loss off by": "{loss_difference:.1e}", "does not work here": "{failure}",
+    },
+    "sampling": {
+        "sampler": "{sampler}", "device": "{device}", "batch": "{batch}", "grid": "{grid[0]}x{grid[1]}",
+        "ms per image": "{ms_per_image:,.2f}", "ratio": "{ratio:.2f}", "equal codes": "{equal:.2%}",
+        "peak MB": "{peak_MB:,.0f}",
+    },
+}  # fmt: skip
 
 
-_HEADS: dict[str, tuple[object, ...]] = {
-    part: tuple(heads.split(","))
-    for part, heads in {
-        "codes": "search,L,m,D,vectors,equal,ties,errors,farthest",
-        "search": "search,L,m,D,vectors,MB,ms,copy ms,ratio,peak MB",
-        "training": "trained,torch.compile,batch,ms a step,images/s,GFLOP a step,share,peak MB,",
-        "sampling": "sampler,device,batch,grid,ms an image,ratio,equal codes,peak MB",
-    }.items()
-}
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and time this machine's GPU."""
+    arguments = options(__doc__).parse_args(argv)
+    device = resolve_device("auto")
+    found = bench_gpu(device, form_of(device))
+    if arguments.json:
+        print_json(found)
+    else:
+        if device.type != "cuda":
+            print("no GPU here: a small form of the measurements, on the CPU")
+        rate = f"{found['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in {found['precision']}"
+        print(f"{found['device_name']}, torch {found['torch']}: {rate}; {found['seconds']:.0f} s in all")
+        for part, title in (
+            ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
+            ("search", "search beside a copy of the same bytes"),
+            ("training", f"training (share: of the rate of matrix products in {found['precision']})"),
+            ("sampling", "sampling of one level"),
+        ):
+            print(f"\n{title}")
+            show(found[part], COLUMNS[part])
+    for fault in found["faults"]:
+        print(fault, file=sys.stderr)
+    if found["faults"]:
+        sys.exit(1)
 
 
-def _peak(row: Timing) -> str:
-    return f"{row['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in row else "-"
-
-
-def _size(row: Timing) -> tuple[object, ...]:
-    return row["search"], row["levels"], row["codewords"], row["width"], f"{row['vectors']:,}"
-
-
-def _codes_line(row: Timing) -> tuple[object, ...]:
-    return *_size(row), f"{row['equal']:.4%}", row["ties"], row["errors"], f"{row['worst']:.1e}"
-
-
-def _search_line(row: Timing) -> tuple[object, ...]:
-    times = f"{row['seconds'] * 1e3:,.3f}", f"{row['copy_seconds'] * 1e3:,.3f}", f"{row['ratio']:.1f}"
-    return *_size(row), f"{row['bytes'] / 1e6:.1f}", *times, _peak(row)
-
-
-def _training_line(row: Timing) -> tuple[object, ...]:
-    what = row["trained"], "on" if row["compiled"] else "off", row["batch"]
-    if "failure" in row:
-        return *what, "-", "-", "-", "-", "-", f"does not work here: {row['failure']}"
-    told = ""
-    if row["compiled"]:
-        told = f"compiled in {row['compile_seconds']:.0f} s; first loss off by {row['loss_difference']:.1e}"
-    return (
-        *what, f"{row['step_seconds'] * 1e3:,.1f}", f"{row['images_per_second']:,.1f}", f"{row['flop'] / 1e9:,.1f}",
-        f"{row['matrix_share']:.1%}", _peak(row), told,
-    )  # fmt: skip
-
-
-def _sampling_line(row: Timing) -> tuple[object, ...]:
-    beside = (f"{row['ratio']:.2f}", f"{row['equal']:.2%}") if "ratio" in row else ("", "")
-    grid = "x".join(map(str, row["grid"]))
-    return (
-        row["sampler"],
-        row["device"],
-        row["batch"],
-        grid,
-        f"{row['seconds_per_image'] * 1e3:,.2f}",
-        *beside,
-        _peak(row),
-    )
+if __name__ == "__main__":
+    as_script(main)

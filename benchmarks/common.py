@@ -1,0 +1,130 @@
+"""What the measurements share: calls timed by turns, rows shown as a table, and the frame of a script."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from hrvqvae.cli.console import print_json, print_table, split_fields
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import base_config, override
+from hrvqvae.utils.errors import InputError
+
+Row = dict[str, Any]
+"""What was measured of one thing, by name."""
+Columns = Mapping[str, str]
+"""Head of a column -> format of what it shows of a row, such as "images/s" -> "{images_per_second:.1f}"."""
+
+CPU = torch.device("cpu")
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def seconds(call: Callable[[], object], device: torch.device = CPU) -> float:
+    """Seconds of a call until its device has done the work: a GPU is waited for before and after."""
+    _wait(device)
+    begun = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - begun
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def side_by_side(
+    calls: Mapping[str, Callable[[], object]], rounds: int = 5, device: torch.device = CPU
+) -> dict[str, float]:
+    """Median seconds of each call, all of them by turns, so that a busy machine meets each alike.
+
+    A first round does not count: it allocates, and loads compiled code.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 + rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return {name: median(spent[1:]) for name, spent in times.items()}
+
+
+def median_seconds(call: Callable[[], object], rounds: int = 5, device: torch.device = CPU) -> float:
+    """Median seconds of one call, timed as by `side_by_side`."""
+    return side_by_side({"": call}, rounds, device)[""]
+
+
+def positive(text: str) -> int:
+    """The type of an option that takes a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """The parser of a script, with --json; `about` is its module's docstring."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print all that was measured, for programs")
+    return parser
+
+
+def preset_of(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    prefix: str = "",
+    given: Mapping[str, str] = _NONE,
+) -> tuple[Any, Config]:
+    """(options, configuration of the preset that they name).
+
+    Args:
+        prefix: of the preset's name, where a part of it is named.
+        given: dotted name -> text, of fields of the configuration; `--section.field VALUE` wins over them.
+
+    Raises:
+        InputError: no such preset or field.
+    """
+    others, fields = split_fields(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(others)
+    return arguments, override(base_config(prefix + arguments.preset), {**given, **fields})
+
+
+def show(rows: Sequence[Row], columns: Columns) -> None:
+    """Print rows as a table; a cell whose values a row lacks is "-".
+
+    A format may also use times in milliseconds and sizes in megabytes: "step_ms" for "step_seconds", "peak_MB" for
+    "peak_bytes".
+    """
+    print_table([tuple(columns), *(tuple(_cell(row, form) for form in columns.values()) for row in rows)])
+
+
+def _cell(row: Row, form: str) -> str:
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    derived = {name.replace("seconds", "ms"): 1e3 * value for name, value in numbers.items()}
+    derived |= {name.replace("bytes", "MB"): value / 1e6 for name, value in numbers.items()}
+    try:
+        return form.format(**{**derived, **row})
+    except (KeyError, TypeError):
+        return "-"
+
+
+def finish(rows: Sequence[Row], columns: Columns, as_json: bool) -> None:
+    """Print rows, for programs or as a table."""
+    if as_json:
+        print_json(rows)
+    else:
+        show(rows, columns)
+
+
+def as_script(main: Callable[[], None]) -> None:
+    """Call the main function of a script. What a user can cause is one line on stderr and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

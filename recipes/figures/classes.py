@@ -1,0 +1,54 @@
+"""Figure 14: a row of samples for each class, under its name.
+
+python recipes/figures/classes.py RUN -o FIG.png [-n N] [--guidance W] [--seed S]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.plots import sheets
+from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.utils.errors import InputError
+
+
+def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
+    """Write the figure; -> how many classes there are.
+
+    Raises:
+        InputError: as `TrainedModel`; the priors know no classes, or can't be guided; the file can't be written.
+    """
+    sheets.check_name(out)
+    model, params = TrainedModel(run), SamplingParams(guidance=guidance)
+    if not model.classes:
+        raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
+    rows = [
+        sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name, params=params).images))
+        for number, name in enumerate(model.classes)
+    ]
+    sheets.save(sheets.draw(rows), out)
+    return len(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
+    parser.add_argument("-n", dest="count", type=int, default=8, metavar="N", help="of each class (default: 8)")
+    what = "above 1: samples closer to their class, of priors trained with class dropout"
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    arguments = parser.parse_args(argv)
+    try:
+        classes = draw(arguments.run, arguments.out, arguments.count, arguments.guidance, arguments.seed)
+    except InputError as error:
+        parser.error(str(error))
+    print(f"{arguments.count} samples of each of {classes} classes: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The comparison by command: what was measured as a table, sheets and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from matplotlib.figure import Figure
+
+from hrvqvae.comparison.folder import Folder, run_cases
+from hrvqvae.comparison.instruments import Measured, Say, shown_images
+from hrvqvae.comparison.systems import Comparison, available_systems, style
+from hrvqvae.plots import sheets
+from hrvqvae.plots.curves import save_figure
+
+_SHOWN_SIZE = 96  # pixels of a side on the sheets, about
+_LINES = ("-", "--", ":", "-.")  # of seeds
+
+# column of results.json -> (head of results.md, how its values are shown)
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "bits_per_image": ("bits per image", "{:,.0f}"),
+    "compression_ratio": ("compression", "{:.2f}"),
+    "mse": ("MSE", "{:.3e}"),
+    "psnr": ("PSNR, dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "perceptual_distance": ("{perceptual}", "{:.4f}"),
+    "frechet_reconstructions": ("{frechet}", "{:.3f}"),
+    "usage": ("codewords used", "{:.1%}"),
+    "perplexity": ("perplexity, finest", "{:.1f}"),
+    "codewords_searched": ("searched per position", "{:,.0f}"),
+    "training_seconds": ("training, s", "{:,.0f}"),
+    "encode_images_per_second": ("encode, images/s", "{:,.0f}"),
+    "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
+    "prior_bits_per_image": ("prior, bits per image", "{:.1f}"),
+    "frechet_samples": ("samples: {frechet}", "{:.3f}"),
+    "kernel_samples": ("samples: {kernel}", "{:.4f}"),
+    "precision_samples": ("samples: precision", "{:.3f}"),
+    "recall_samples": ("samples: recall", "{:.3f}"),
+    "seconds_per_sample": ("s per sample", "{:.3f}"),
+}
+
+
+def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Measured], int]:
+    """Train, measure and draw every system and seed; -> all rows of the folder, the signal that stopped it (0: none).
+
+    Raises InputError as `run_cases`.
+    """
+    folder = Folder(out)
+    for remark in comparison.remarks():
+        say(remark)
+    signal = run_cases(comparison.cases(), comparison.about(), folder, say)
+    here = list(available_systems())
+    with folder.locked(say):
+        order = {name: place for place, name in enumerate(here)}
+        rows = sorted(folder.rows(), key=lambda row: (row["seed"], order.get(row["system"], len(here)), row["system"]))
+        if rows and not signal:
+            folder.write_results(rows, table(rows))
+            _sheets(comparison, rows, folder, say)
+            _curves(rows, out / "curves.png")
+    return rows, signal
+
+
+def table(rows: Sequence[Measured]) -> str:
+    """The comparison as Markdown, a row a system."""
+    phases = dict.fromkeys(name for row in rows for name in row.get("phases", {}))
+    columns = {**COLUMNS, **{name: (name, "{:,.0f}") for name in phases}}
+    return as_markdown([{**row, **row.get("phases", {})} for row in rows], ("system",), columns)
+
+
+def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:
+    """A table with a row for each set of labels: means over the rest, with standard deviations where there are several.
+
+    Args:
+        columns: name -> (head, format of its values); a name in braces in a head stands for the rows' value of it.
+    """
+    shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    heads = [*labels, "seeds", *(columns[name][0].format(**rows[0]) for name in shown)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for key in dict.fromkeys(tuple(row[label] for label in labels) for row in rows):
+        some = [row for row in rows if tuple(row[label] for label in labels) == key]
+        cells = [*map(str, key), str(len(some))]
+        for name in shown:
+            values = [row[name] for row in some if row.get(name) is not None]
+            form = columns[name][1]
+            cell = form.format(mean(values)) if values else "-"
+            if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
+                cell += f" ± {form.format(stdev(values))}"
+            if 0 < len(values) < len(some):
+                cell += f" (n={len(values)})"
+            cells.append(cell)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, say: Say) -> None:
+    """The same test images by each system, and samples of each, of its first seed whose images are kept."""
+    original = shown_images(comparison.config(comparison.systems[0], 0))
+    zoom = max(1, round(_SHOWN_SIZE / original.shape[-1]))
+    reconstructions, samples = [sheets.SheetRow("original", list(original))], []
+    for system in dict.fromkeys(row["system"] for row in rows):
+        some = [(row, f"{system}-{row['seed']}") for row in rows if row["system"] == system]
+        row, name = next((one for one in some if folder.images(one[1], "reconstructions")), some[0])
+        decoded, drawn = (folder.images(name, kind) for kind in ("reconstructions", "samples"))
+        if not decoded:
+            say(f"the sheets leave out {system}: none of its images is kept in {folder.path / 'rows'}")
+            continue
+        reconstructions.append(sheets.SheetRow(f"{system}: MSE {row['mse']:.2e}, all test images", decoded))
+        if drawn:
+            half = len(drawn) // 2
+            samples += [sheets.SheetRow(system, drawn[:half]), sheets.SheetRow("", drawn[half:])]
+    sheets.save(sheets.draw(reconstructions, zoom), folder.path / "reconstructions.png")
+    if samples:
+        sheets.save(sheets.draw(samples, zoom), folder.path / "samples.png")
+
+
+def _curves(rows: Sequence[Measured], path: Path) -> None:
+    """Test MSE against steps, and at the end against bits per image."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    over_steps, over_bits = figure.subplots(1, 2)
+    first = {row["system"]: row["seed"] for row in reversed(rows)}
+    for row in rows:
+        marker, colour = style(row["system"])
+        label = row["system"] if row["seed"] == first[row["system"]] else None
+        steps, errors = zip(*row["test_errors"], strict=True)
+        line = _LINES[row["seed"] % len(_LINES)]
+        over_steps.plot(steps, errors, line, color=colour, marker=marker, markersize=3, label=label)
+        over_bits.plot(row["bits_per_image"], row["mse"], marker, color=colour, label=label)
+        if row["prior_bits_per_image"] is not None:
+            bits = row["prior_bits_per_image"], row["bits_per_image"]
+            over_bits.plot(bits, [row["mse"]] * 2, ":", color=colour, linewidth=1)
+            over_bits.plot(bits[0], row["mse"], marker, color=colour, fillstyle="none")
+    over_steps.set(title="test MSE during training", xlabel="step", yscale="log")
+    priors = any(row["prior_bits_per_image"] is not None for row in rows)
+    title = "test MSE" + ("; open: bits under the priors" if priors else "")
+    over_bits.set(title=title, xlabel="bits per image", yscale="log")
+    over_bits.set_xlim(0, 1.05 * max(row["bits_per_image"] for row in rows))
+    for axes in (over_steps, over_bits):
+        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)

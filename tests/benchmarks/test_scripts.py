@@ -1,0 +1,232 @@
+"""Every script in its smallest form: what it prints, and that a row holds what its docstring says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hrvqvae
+from benchmarks import processes, study_codebook, study_rate
+from benchmarks.beam import bench_beam
+from benchmarks.common import as_script, show
+from benchmarks.search import bench_search, plot_growth
+from benchmarks.study import SYSTEMS, with_leaves
+from hrvqvae.checkpoints.loading import save_model
+from hrvqvae.comparison.systems import Comparison
+from hrvqvae.config import Config, presets
+from hrvqvae.config.registry import SYSTEMS as REGISTERED
+from hrvqvae.data.images import read_image
+from hrvqvae.data.loading import load_images
+from hrvqvae.models.build import build
+from tests.benchmarks.pictures import fashion_mnist
+from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_run_with_priors
+
+SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
+SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.batch_size 2"
+RUN = "{run}"
+
+
+def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a script prints."""
+    capsys.readouterr()
+    importlib.import_module(f"benchmarks.{name}").main(arguments.split())
+    return capsys.readouterr().out
+
+
+SCRIPTS = {
+    "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
+    "start": ("--later 1", ("cache", "method", "s"), 4),
+    "layer": ("--size 2 3 --steps 2 --batch 8 --images 20 --rounds 1", ("layer", "MSE", "MAE"), 5),
+    "train": (f"--rounds 1 --profile {SMALL}", ("method", "preset", "batch"), 2),
+    "prior": (f"--rounds 1 --level 2 {SMALL_PRIOR}", ("method", "batch", "parameters"), 7),
+    "depth": (f"--rounds 1 --batches 2 --data.size 8 {SMALL_PRIOR}", ("measured", "batch", "method"), 4),
+    "sample": (
+        "--rounds 1 --positions 1 --batches 3 --grids 4 --plain hrvqvae/cifar10:2 --whole hrvqvae/mnist:2",
+        ("method", "network", "grid"), 6,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_rows_and_columns(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fashion_mnist(tmp_path, monkeypatch)
+    arguments, heads, count = SCRIPTS[name]
+    lines = printed(name, arguments, capsys).splitlines()
+    assert tuple(lines[0].split()[:3]) == heads
+    assert len(lines) == 1 + count
+    column = lines[0].find("ratio")
+    ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
+    assert all(one == "-" or float(one) > 0 for one in ratios)
+    assert ratios.count("1.00") == (name in ("train", "prior", "layer"))
+
+
+@pytest.mark.parametrize("system", [system.name for system in REGISTERED.entries() if system.available])
+def test_training_of_every_system(system: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = SMALL.partition(" --model.quantizer")[0] + (" --model.adversarial_start 0" if system == "vqgan" else "")
+    rows = json.loads(printed("train", f"--preset {system}/mnist --rounds 1 --json {fields}", capsys))
+    assert [(row["method"], row["batch"]) for row in rows] == [("plain", 4), ("hrvqvae", 4)]
+    assert rows[1]["ratio"] == pytest.approx(rows[1]["images_per_second"] / rows[0]["images_per_second"])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "field"),
+    [
+        ("prior", "--preset vqgan/mnist", "residual_blocks' of vqgan/mnist"), ("prior", "--level 4", "--level is 4"),
+        ("depth", "--preset vqvae2/mnist", "one grid"), ("train", "--preset nothing", "nothing"),
+        ("beam", RUN, "no linked codebooks"), ("files", "emoji32 --formats gif", "no format gif"),
+        ("processes", "--steps 1 --systems nothing", "nothing"),
+        ("study_rate", "mnist --max-steps 1 --systems vqvae2 --out x", "leave vqvae2 out"),
+        ("study_codebook", "mnist --max-steps 1 --model.quantizer.init_vectors 9 --out x", "is what this study varies"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_measured_is_a_line(
+    name: str, arguments: str, field: str, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments == RUN:
+        config = tiny_systems(mnist_root)["vqvae"]
+        save_model(tmp_path / "model.safetensors", config, build(config).state_dict(), 0)
+    main = importlib.import_module(f"benchmarks.{name}" + (".__main__" if name == "files" else "")).main
+    with pytest.raises(SystemExit) as ended:
+        as_script(lambda: main(arguments.format(run=tmp_path).split()))
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert field in line.splitlines()[-1]
+
+
+def test_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"a_seconds": 0.0125, "peak_bytes": 2_500_000, "none": None, "grid": [2, 3]}
+    columns = {"ms": "{a_ms:.1f}", "MB": "{peak_MB:.1f}", "x": "{none:.1f}", "y": "{absent}", "z": "{grid[1]}"}
+    show([row], columns)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["12.5", "2.5", "-", "-", "3"]
+
+
+def test_rows_of_the_search(tmp_path: Path) -> None:
+    rows = bench_search([(1, 3), (2, 3)], vectors=600, width=5)
+    assert {row["method"] for row in rows} == {"tree", "flat", "cdist", "vector_quantize", "residual_vq"}
+    for row in rows:
+        assert row["leaves"] == 3 ** row["levels"]
+        assert row["distances"] == (3 * row["levels"] if row["method"] in ("tree", "residual_vq") else row["leaves"])
+        assert row["agreement"] in (1.0, None)
+        assert row["times_floor"] == pytest.approx(row["seconds"] / row["floor"])
+    tree, flat = (next(row for row in rows if (row["method"], row["levels"]) == (name, 2)) for name in ("tree", "flat"))
+    assert tree["bytes"] == 4 * 5 * (600 + 3 + 9) + 8 * 600 * 2 + 4 * 5 * 600
+    assert flat["ratio"] == flat["seconds"] / tree["seconds"]
+    plot_growth([{**row, "codewords": 8} for row in rows], tmp_path / "growth.png")
+    assert read_image(tmp_path / "growth.png", 3).shape[0] == 3
+
+
+def test_beams_are_what_encoding_gives(mnist_root: Path) -> None:
+    run = tiny_run_with_priors(mnist_root)
+    rows, rates = bench_beam(run, images=20, widths=(1, 9), weights=(0.0, 5.0), rates=(None, 0.0), rounds=1)
+    assert [(row["width"], row["coarse_weight"]) for row in rows] == [(1, 0.0), (9, 0.0), (9, 5.0)]
+    assert rows[0]["ratio"] == 1
+    assert rows[2]["level_mse"] != rows[1]["level_mse"]
+    data = load_images(hrvqvae.load(run).config.data, "test")
+    images = torch.stack([torch.from_numpy(data.read(number, None)) for number in range(0, 40, 2)])
+    for row, weight in ((rows[0], None), (rows[1], None), (rates[0], None), (rates[1], 0.0)):
+        model = hrvqvae.load(run, beam=row.get("width"))
+        codes = model.encode(images, weight)
+        for levels, error in enumerate(row["level_mse"], start=1):
+            expected = (model.decode(codes, levels, (12, 12)) - images / 255).square().mean()
+            assert error == pytest.approx(float(expected), rel=1e-4)
+    assert rates[1]["level_mse"][-1] < rates[0]["level_mse"][-1]
+    assert rates[0]["bytes_per_image"] * 20 == sum(map(len, hrvqvae.load(run).compress(images)))
+
+
+def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"{tiny_run_with_priors(mnist_root)} --images 64 --archived 200 --damaged 300"
+    found = json.loads(printed("codec", f"{command} --json", capsys))
+    assert found["images"] == 40, "all test images that there are"
+    assert found["bytes"] == pytest.approx(sum(found["parts"]))
+    assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
+    assert found["archive"]["lost in ten kills"] == 0
+    assert 0 < found["archive"]["overhead an image"] < 3
+    assert sum(found["damage"][name] for name in ("refused", "told", "not noticed", "not damaged")) == 300
+    lines = printed("codec", command, capsys).splitlines()
+    assert lines[0].startswith(f"{found['bytes']:.1f} bytes per image (header 5.0, level 1")
+    assert any(line.startswith("network, to codes") for line in lines)
+
+
+def test_graphs_beside_torch(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"{tiny_run_with_priors(mnist_root)} --images 4 --rounds 1"
+    lines = printed("onnx", command, capsys).splitlines()
+    rows = [line.split() for line in lines[-8:]]
+    assert [row[:3] for row in rows[:2]] == [["encode", "1", "torch"], ["encode", "1", "onnxruntime"]]
+    assert [row[-1] for row in rows if row[2] == "torch"] == ["1.00"] * 4
+
+
+def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained(config: Config, folder: Path, count: int) -> list[Mapping[str, Any]]:
+        """Records as two processes leave them that are 0.1% off, and 10% from step 12 on."""
+        assert config.training.batch_size % count == 0
+        assert (folder / "mnist" / "train-images-idx3-ubyte.gz").is_file()
+        off = [0.0 if count == 1 else 0.1 if step > 12 else 0.001 for step in range(1, 21)]
+        return [{"loss": 2.0 * (1 + part), "restarted": count, "images_per_second": 100.0 * count} for part in off]
+
+    monkeypatch.setattr(processes, "_train", trained)
+    lines = printed("processes", "--steps 20 --systems hrvqvae vqgan fsq", capsys).splitlines()
+    assert [line.split()[:5] for line in lines[1:4]] == [
+        [system, "1.0e-03", "1.0e-01", "20,", "40"] for system in ("hrvqvae", "vqgan", "fsq")
+    ]
+    assert lines[-1].split() == ["2", "100", "200", "2.00"]
+
+
+@pytest.mark.usefixtures("systems")
+def test_the_study_of_codebooks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = study_codebook.cases(Comparison(dataset="mnist", systems=SYSTEMS, max_steps=1))
+    configs = {case.name: case.config.model.quantizer for case in cases}
+    assert configs["hrvqvae-4096-neither-0"].codewords == 16
+    assert configs["vqvae-4096-neither-0"].codewords == 4096
+    flat = [one for name, one in configs.items() if name.startswith("vqvae-64-")]  # in the order of HELPS
+    helped = [(one.init_vectors > 0, one.restart_every > 0) for one in flat]
+    assert helped == [(True, True), (True, False), (False, True), (False, False)]
+    monkeypatch.setattr(study_codebook, "BRANCHING", (3,))
+    command = f"mnist --max-steps 4 --systems hrvqvae vqvae --out {tmp_path / 'out'} --json"
+    rows = json.loads(printed("study_codebook", command, capsys))
+    assert [(row["system"], row["leaves"], row["with"]) for row in rows] == [
+        (system, 27, helped) for helped in study_codebook.HELPS for system in ("hrvqvae", "vqvae")
+    ]
+    assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
+    assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
+    assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
+
+
+@pytest.mark.usefixtures("systems")
+def test_the_study_of_rate_and_distortion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = study_rate.cases(Comparison(dataset="mnist", systems=("hrvqvae", "vqvae"), max_steps=1, seeds=2))
+    assert len({case.name for case in cases}) == len(cases) == 2 * (len(study_rate.SHAPES) + 3)
+    assert {case.config.model.num_codewords[-1] for case in cases} == {64, 512, 4096}
+    monkeypatch.setattr(study_rate, "SHAPES", ((2, 2), (4, 1), (3, 2)))
+    command = f"mnist --max-steps 3 --systems hrvqvae vqvae --out {tmp_path / 'out'}"
+    rows = json.loads(printed("study_rate", f"{command} --json", capsys))
+    assert [(row["system"], row["leaves"], row["levels"], row["codewords"]) for row in rows] == [
+        ("hrvqvae", 4, 1, 4), ("vqvae", 4, 1, 4), ("hrvqvae", 4, 2, 2), ("vqvae", 9, 1, 9), ("hrvqvae", 9, 2, 3),
+    ]  # fmt: skip
+    positions = rows[0]["bits_per_image"] / log2(4)
+    for row in rows:
+        assert row["bits_per_image"] == pytest.approx(positions * log2(row["leaves"])), "equal leaves, equal bits"
+        assert len(row["level_mse"]) == row["levels"]
+        assert row["level_mse"][-1] == row["test_errors"][-1][1]
+    assert "| hrvqvae | 9 | 2 | 3 | 1 |" in printed("study_rate", command, capsys), "measured once"
+    assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
+    with pytest.raises(hrvqvae.InputError, match="study is rate there, codebook here"):
+        study_codebook.main(command.split())
+
+
+def test_leaves() -> None:
+    for system, codewords in (("hrvqvae", (4, 16, 64)), ("vqvae", (64,))):
+        assert with_leaves(presets.get(f"{system}/mnist").config, 4, 3).model.num_codewords == codewords
