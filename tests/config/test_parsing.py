@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import yaml
@@ -236,6 +238,24 @@ def test_an_edited_file_is_told_where_a_run_goes_on(tmp_path: Path, caplog: pyte
 def test_too_many_leaves() -> None:
     with pytest.raises(InputError, match=r"2\^30"):
         QuantizerConfig(levels=12, codewords=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TheirData(DataConfig):
+    """Types that a third party's configuration may have."""
+
+    ratio: Optional[float] = None  # noqa: UP045
+    deep: bool | None = None
+    names: tuple[str, ...] = ()
+
+
+def test_types_of_a_third_party() -> None:
+    config = dataclasses.replace(mnist(), data=TheirData())
+    given = {"data.ratio": "0.5", "data.deep": "true", "data.names": "a, b"}
+    data = to_dict(override(config, given).data)
+    assert (data["ratio"], data["deep"], data["names"]) == (0.5, True, ("a", "b"))
+    with pytest.raises(InputError, match="data.ratio is 'wide'; it must be a number or null"):
+        override(config, {"data.ratio": "wide"})
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -50,6 +50,7 @@ _DATA = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "ma
 # Stored under these names by earlier versions.
 _RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "start_from": "init_from"}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_UNIONS = (Union, types.UnionType)
 
 
 def _hints(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,6 +64,11 @@ def _hints(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + one.name, hints[one.name]
 
 
+def _of_union(hint: Any) -> Any:
+    """The type beside None of one that may be None."""
+    return next(part for part in get_args(hint) if part is not type(None))
+
+
 def _in_words(hint: Any) -> str:
     """A type for people, such as "stop or skip" or "a whole number"."""
     origin, parts = get_origin(hint), get_args(hint)
@@ -70,7 +76,7 @@ def _in_words(hint: Any) -> str:
         return " or ".join(map(str, parts))
     if origin is tuple:
         return f"{_in_words(parts[0])}, or one for each level"
-    if isinstance(hint, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(map(_in_words, parts))
     return _WORDS.get(hint) or str(hint)
 
@@ -78,8 +84,8 @@ def _in_words(hint: Any) -> str:
 def _converted(value: Any, hint: Any) -> Any:
     """A plain value as the type of a field. Raises ValueError or TypeError where it is none of that type."""
     origin, parts = get_origin(hint), get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _converted(value, parts[0])
+    if origin in _UNIONS:
+        return value if value is None and type(None) in parts else _converted(value, _of_union(hint))
     if origin is tuple:
         return tuple(_converted(one, parts[0]) for one in (value if isinstance(value, (list, tuple)) else [value]))
     if origin is Literal and value in parts:
@@ -93,7 +99,9 @@ def _converted(value: Any, hint: Any) -> Any:
 
 def _plain(text: str, hint: Any) -> Any:
     """What a text on the command line stands for, as a file would hold it. Raises YAMLError."""
-    if hint is str or get_origin(hint) is Literal or (isinstance(hint, types.UnionType) and text != "null"):
+    if get_origin(hint) in _UNIONS:
+        return None if text == "null" else _plain(text, _of_union(hint))
+    if hint is str or get_origin(hint) is Literal:
         return text
     several = get_origin(hint) is tuple and not text.lstrip().startswith("[")
     return yaml.safe_load(f"[{text}]" if several else text)
@@ -202,15 +210,12 @@ def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyTyp
         InputError: nothing that is needed is on this machine.
     """
     config.model.check_images(config.data.size)
-    model, of_model = decide(config.model, made, "model.")
-    training, of_training = decide(config.training, made, "training.")
-    return dataclasses.replace(config, model=model, training=training), of_model | of_training
+    return decide(config, made, ("model.", "training."))
 
 
 def decide_priors(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
     """The same for the priors' training."""
-    prior, found = decide(config.prior, made, "prior.")
-    return dataclasses.replace(config, prior=prior), found
+    return decide(config, made, ("prior.",))
 
 
 def begin_autoencoder(name: str, given: Mapping[str, str]) -> Config:
@@ -271,8 +276,7 @@ def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = 
 
 def progressive_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
     """The same for the progressive decoder. Raises as `prior_config`."""
-    config = _later_stage("progressive", run, given, stored, "progressive decoder")
-    return dataclasses.replace(config, progressive=decide(config.progressive)[0])
+    return decide(_later_stage("progressive", run, given, stored, "progressive decoder"), only=("progressive.",))[0]
 
 
 def digest_of(config: Config, *sections: str) -> str:

@@ -27,12 +27,15 @@ BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
 
 
-def decide(config: C, made: Mapping[str, str] = MappingProxyType({}), prefix: str = "") -> tuple[C, dict[str, str]]:
+def decide(
+    config: C, made: Mapping[str, str] = MappingProxyType({}), only: tuple[str, ...] = ("",), prefix: str = ""
+) -> tuple[C, dict[str, str]]:
     """A configuration with every "auto" decided, and what was decided, by dotted name.
 
     Args:
         config: a dataclass.
         made: dotted name -> value, of decisions that were made before; they are kept.
+        only: how the names of the fields begin that are decided.
         prefix: dotted name of `config`, with a dot at its end.
 
     Raises:
@@ -42,9 +45,9 @@ def decide(config: C, made: Mapping[str, str] = MappingProxyType({}), prefix: st
     for one in dataclasses.fields(config):  # type: ignore[arg-type]
         name, value = prefix + one.name, getattr(config, one.name)
         if dataclasses.is_dataclass(value):
-            value, inner = decide(value, made, f"{name}.")
+            value, inner = decide(value, made, only, f"{name}.")
             found |= inner
-        elif "decided by" in one.metadata and value == AUTO:
+        elif "decided by" in one.metadata and value == AUTO and name.startswith(only):
             value = found[name] = made.get(name) or imported(one.metadata["decided by"])(config)
         config = dataclasses.replace(config, **{one.name: value})  # type: ignore[type-var]
     return config, found
