@@ -57,7 +57,7 @@ def test_every_command(system: str, runs: Path, tmp_path: Path, capsys: pytest.C
     assert len(report["levels"]) == len(RunFolder(runs / system).read_config().model.num_symbols)
     for command in (
         ["reconstruct", run, image], ["sample", run, "-n", "3"], ["sample", run, "-n", "2", "--class", "4"],
-        ["complete", run, image, "--class", "4", "-n", "2"], ["figure", "classes", run, "-n", "1"],
+        ["complete", run, image, "--class", "4", "-n", "2"],
     ):  # fmt: skip
         out.unlink(missing_ok=True)
         assert main([*command, "-o", str(out)]) == 0, command
