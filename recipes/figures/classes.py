@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.data.images import check_writable, write_image
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
@@ -21,7 +22,7 @@ def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
     Raises:
         InputError: as `TrainedModel`; the priors know no classes, or can't be guided; the file can't be written.
     """
-    sheets.check_name(out)
+    check_writable(out)
     model, params = TrainedModel(run), SamplingParams(guidance=guidance)
     if not model.classes:
         raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
@@ -29,7 +30,7 @@ def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
         sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name, params=params).images))
         for number, name in enumerate(model.classes)
     ]
-    sheets.save(sheets.draw(rows), out)
+    write_image(sheets.draw(rows), out)
     return len(rows)
 
 

@@ -16,6 +16,7 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.plots import hierarchy
+from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.utils.errors import InputError
 
@@ -42,7 +43,7 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
         else:
             assert isinstance(model, SingleGridAutoencoder)
             tree, path = hierarchy.Tree(books, None, f"{config.name}, most used path"), most_used(model)
-    hierarchy.save(hierarchy.draw(tree, path), out)
+    save_figure(hierarchy.draw(tree, path), out)
     return tree.name
 
 

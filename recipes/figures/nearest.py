@@ -15,6 +15,7 @@ from torch import Tensor
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.images import check_writable, write_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.plots import sheets
 from hrvqvae.utils.errors import InputError
@@ -43,12 +44,12 @@ def draw(run: str, out: Path, count: int, seed: int, root: str | None) -> list[f
     Raises:
         InputError: as `TrainedModel`; the data is not there; the file can't be written.
     """
-    sheets.check_name(out)
+    check_writable(out)
     model = TrainedModel(run)
     samples = model.sample(count, seed=seed)
     found, errors = nearest_training_images(samples, model.config.with_root(root))
     pairs = [torch.cat([sample, near], dim=2) for sample, near in zip(samples, found, strict=True)]
-    sheets.save(sheets.grid(pairs), out)
+    write_image(sheets.grid(pairs), out)
     return errors
 
 

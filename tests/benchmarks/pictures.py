@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hrvqvae.data.files import gzip_bytes, idx_bytes
+from hrvqvae.data.sets.mnist import write_idx
 from numpy.typing import NDArray
 
 from tests.conftest import drawn_digits
@@ -18,8 +18,8 @@ def fashion_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     for part, count, seed in (("train", 40, 1), ("t10k", 20, 2)):
         images, labels = drawn_digits(count, seed, 28)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(images)))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip_bytes(idx_bytes(labels)))
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
 
 

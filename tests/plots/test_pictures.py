@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.data.images import read_image
+from hrvqvae.data.images import read_image, write_image
 from hrvqvae.plots import curves, hierarchy, sheets
-from hrvqvae.plots.training import draw_training
+from hrvqvae.plots.curves import draw_training
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
 from tests.trained_run import train_autoencoder
@@ -33,7 +33,7 @@ def test_a_sheet_holds_every_image_at_its_pixels() -> None:
 def test_a_sheet_that_can_not_be_written(tmp_path: Path) -> None:
     sheet = sheets.draw([sheets.SheetRow("x", [torch.zeros(1, 8, 8)])])
     with pytest.raises(InputError, match="can't be written"):
-        sheets.save(sheet, tmp_path / "nowhere" / "sheet.png")
+        write_image(sheet, tmp_path / "nowhere" / "sheet.png")
 
 
 def test_curves_of_a_run_that_has_just_begun(tmp_path: Path) -> None:

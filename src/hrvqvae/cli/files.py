@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_table, whole
+from hrvqvae.data.images import check_writable
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -42,7 +43,6 @@ def _inspect(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import model_of_file
     from hrvqvae.compression.folders import content_of, is_archive
     from hrvqvae.compression.hrv import read, read_header
-    from hrvqvae.plots import sheets
     from hrvqvae.plots.images import draw_levels
 
     path: Path = arguments.file
@@ -51,7 +51,7 @@ def _inspect(arguments: Arguments) -> int:
             raise InputError("-o draws the levels of one file (.hrv), not of an archive")
         return _inspect_archive(path)
     if arguments.out is not None:
-        sheets.check_name(arguments.out)
+        check_writable(arguments.out)
     model = model_of_file(path, arguments.model)
     content = content_of(path)
     codes = read(model.codec, [content], names=[str(path)])[0]

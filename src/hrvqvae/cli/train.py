@@ -76,7 +76,7 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import RunFolder
         from hrvqvae.checkpoints.stale import stale_notice
-        from hrvqvae.plots.training import draw_training
+        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.autoencoder import AutoencoderTask, resolve_autoencoder
         from hrvqvae.training.trainer import Trainer
 
@@ -96,7 +96,7 @@ def _train_prior(arguments: Arguments) -> int:
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import prior_folder
         from hrvqvae.config import level_names
-        from hrvqvae.plots.training import draw_training
+        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.prior import resolve_priors, train_priors
 
         def configured(resume: bool) -> dict[Levels, Config]:
@@ -119,7 +119,7 @@ def _train_progressive(arguments: Arguments) -> int:
     with _together():
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import progressive_folder
-        from hrvqvae.plots.training import draw_training
+        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
         from hrvqvae.training.trainer import Trainer
 
@@ -133,7 +133,7 @@ def _train_progressive(arguments: Arguments) -> int:
 def _refresh(arguments: Arguments) -> int:
     with _together():
         from hrvqvae.checkpoints.stale import stale_notice
-        from hrvqvae.plots.training import draw_training
+        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.refresh import refresh
 
         signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=[draw_training])

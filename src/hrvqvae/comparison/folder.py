@@ -29,9 +29,8 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case
 from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of
-from hrvqvae.data.images import read_image
-from hrvqvae.plots.sheets import to_pil
-from hrvqvae.plots.training import draw_training
+from hrvqvae.data.images import read_image, to_pil
+from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer

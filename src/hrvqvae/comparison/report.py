@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from hrvqvae.comparison.folder import Folder, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
 from hrvqvae.comparison.systems import Comparison, available_systems, style
+from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
 
@@ -111,9 +112,9 @@ def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, sa
         if drawn:
             half = len(drawn) // 2
             samples += [sheets.SheetRow(system, drawn[:half]), sheets.SheetRow("", drawn[half:])]
-    sheets.save(sheets.draw(reconstructions, zoom), folder.path / "reconstructions.png")
+    write_image(sheets.draw(reconstructions, zoom), folder.path / "reconstructions.png")
     if samples:
-        sheets.save(sheets.draw(samples, zoom), folder.path / "samples.png")
+        write_image(sheets.draw(samples, zoom), folder.path / "samples.png")
 
 
 def _curves(rows: Sequence[Measured], path: Path) -> None:

@@ -18,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.data.images import to_pil
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, Picture
-from hrvqvae.plots import hierarchy, sheets
+from hrvqvae.plots import sheets
+from hrvqvae.plots.curves import png
 from hrvqvae.utils.errors import InputError
 
 _SIDE = 360  # pixels on the screen of an image's longer side, about
@@ -108,12 +110,12 @@ class Page:
             x, y = (int(value) // _zoom(image) for value in where.index)
         except (TypeError, ValueError) as error:
             raise InputError("no position was clicked") from error
-        return Image.open(BytesIO(hierarchy.png(tasks.hierarchy_at(self.model, image, x, y))))
+        return Image.open(BytesIO(png(tasks.hierarchy_at(self.model, image, x, y))))
 
     def _canvas(self, picture: Picture) -> str:
         """What the painter shows: an image, and nothing painted."""
         stream = BytesIO()
-        sheets.to_pil(picture.square).save(stream, "PNG")
+        to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
         return json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
 
@@ -226,5 +228,5 @@ def _zoom(image: Tensor) -> int:
 
 def _enlarged(image: Tensor) -> Image.Image:
     """An image whose pixels can be seen."""
-    picture, zoom = sheets.to_pil(image), _zoom(image)
+    picture, zoom = to_pil(image), _zoom(image)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""Training curves and codeword usage, as PNG."""
+"""What is drawn of a training: curves, codeword usage, reconstructions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,42 @@ from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.data.images import write_image
+from hrvqvae.plots import sheets
+from hrvqvae.plots.images import level_captions, level_rows
+from hrvqvae.training.loggers import Record
+from hrvqvae.training.trainer import Evaluation
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     stream = BytesIO()
     FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
-    write_atomic(path, stream.getvalue())
+    return stream.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the name's suffix, whole or not at all.
+
+    Raises:
+        InputError: another suffix, or the file can't be written.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"{path} must end in .png or .svg")
+    stream = BytesIO()
+    if path.suffix == ".svg":
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    try:
+        write_atomic(path, stream.getvalue() or png(figure))
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
 
 _LINES = ("-", "--", ":", "-.")
@@ -84,3 +109,15 @@ def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
         )
         axes.set_yscale("symlog", linthresh=0.1)
     save_figure(figure, path)
+
+
+def draw_training(run: RunFolder, records: Sequence[Record], found: Evaluation) -> None:
+    """Write a run's curves; of an autoencoder, a sheet of reconstructions and the usage of its codewords as well."""
+    if found.report is None or found.model is None or found.images is None:
+        prior_curves(records, run.pictures / "curves.png")
+        return
+    levels = found.report.levels
+    rows = level_rows(found.model, found.images(), level_captions(levels))
+    write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
+    training_curves(records, run.pictures / "curves.png")
+    codeword_usage([level.counts for level in levels], run.pictures / "usage.png")

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,7 +21,6 @@ from torch import Tensor
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import write_atomic
 
 Points = NDArray[np.float64]
 
@@ -178,7 +173,7 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     margin = 0.08 * np.ptp(everything, axis=0).max()
     low, high = everything.min(0) - margin, everything.max(0) + margin
     shape = min(1.2, max(0.4, float((high - low)[1] / (high - low)[0])))
-    figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), layout="constrained")
+    figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), dpi=110, layout="constrained")
     previous, place = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
         _panel(axes, level, flat[level], path, size, previous)
@@ -195,30 +190,3 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     if projection:
         figure.supxlabel(projection, fontsize=9)
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    stream = BytesIO()
-    figure.set_dpi(110)
-    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
-    return stream.getvalue()
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the name's suffix, whole or not at all.
-
-    Raises:
-        InputError: another suffix, or the file can't be written.
-    """
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"{path} must end in .png or .svg")
-    stream = BytesIO()
-    if path.suffix == ".png":
-        stream.write(png(figure))
-    else:
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    try:
-        write_atomic(path, stream.getvalue())
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
-from hrvqvae.data.images import conversions, decode_image
+from hrvqvae.data.images import check_writable, conversions, decode_image, to_pil, write_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
@@ -50,7 +50,7 @@ def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
         if level in model.autoencoder.prefixes:
             caption = f"levels 1-{level}: {total} bytes" if level > 1 else f"level 1: {total} bytes"
             rows.append(sheets.SheetRow(caption, decode_images(model.autoencoder, [codes], model.device, level)))
-    sheets.save(sheets.draw(rows), out)
+    write_image(sheets.draw(rows), out)
 
 
 def reconstruct(
@@ -89,7 +89,7 @@ def reconstruct(
         say(converted)
     used = levels or most
     caption = "reconstruction, " + ("level 1" if used == 1 else f"levels 1-{used} of {most}")
-    sheets.save(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
+    write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
     return errors
 
 
@@ -102,7 +102,7 @@ def sample(
     Raises:
         InputError: as `TrainedModel`; a file can't be written.
     """
-    sheets.check_name(out)
+    check_writable(out)
     model = TrainedModel(run)
     if save_dir is not None:
         try:
@@ -110,12 +110,12 @@ def sample(
         except OSError as error:
             raise InputError(f"{save_dir} can't be made ({error.strerror or error})") from error
     drawn = model.draw(count, seed=seed, class_name=class_name, params=params)
-    sheets.save(sheets.grid(list(drawn.images)), out)
+    write_image(sheets.grid(list(drawn.images)), out)
     if save_dir is not None:
         digits = max(4, len(str(count - 1)))
         for number, (image, name) in enumerate(zip(drawn.images, drawn.classes, strict=True)):
             prefix = f"{name}-" if name else ""
-            sheets.save(sheets.to_pil(image), save_dir / f"{prefix}{number:0{digits}d}.png")
+            write_image(to_pil(image), save_dir / f"{prefix}{number:0{digits}d}.png")
 
 
 def complete(
@@ -130,7 +130,7 @@ def complete(
     Raises:
         InputError: as `TrainedModel`; the image can't be read; `keep` is none of top, left, a fraction.
     """
-    sheets.check_name(out)
+    check_writable(out)
     model = TrainedModel(run)
     data = model.config.data
     size = data.size
@@ -146,4 +146,4 @@ def complete(
     images = list(drawn.images)
     for start in range(0, count, _COMPLETIONS_A_ROW):
         rows.append(sheets.SheetRow("" if start else "completions", images[start : start + _COMPLETIONS_A_ROW]))
-    sheets.save(sheets.draw(rows), out)
+    write_image(sheets.draw(rows), out)

@@ -1,4 +1,4 @@
-"""Sheets of images: rows with a caption each, written as PNG.
+"""Sheets of images: rows with a caption each.
 
 Shapes: an image is (C, Y, X) uint8 or float in [0, 1]; a row may hold images of different sizes.
 """
@@ -8,16 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.data.images import to_pil
 
 _GAP, _BACKGROUND, _INK = 4, (255, 255, 255), (40, 40, 40)
 
@@ -28,14 +23,6 @@ class SheetRow:
 
     caption: str
     images: Sequence[Tensor]
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """(C, Y, X), uint8 or float in [0, 1], C = 1 or 3 -> an RGB image."""
-    if image.is_floating_point():
-        image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    pixels = image.cpu().permute(1, 2, 0).numpy()
-    return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
@@ -77,26 +64,3 @@ def grid(images: Sequence[Tensor], columns: int | None = None) -> Image.Image:
         place = (_GAP + width * (number % across), _GAP + height * (number // across))
         sheet.paste(picture.resize((width - _GAP, height - _GAP), Image.Resampling.NEAREST), place)
     return sheet
-
-
-def check_name(path: Path) -> None:
-    """Raises InputError where a picture can't get that name, before any work is done for it."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path} must end in .png")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} can't be written: there is no folder {path.absolute().parent}")
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, whole or not at all.
-
-    Raises:
-        InputError: the name does not end in .png, the folder does not exist or can't be written.
-    """
-    check_name(path)
-    stream = BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    try:
-        write_atomic(path, stream.getvalue())
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error

@@ -14,9 +14,8 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.compression import images as compression
 from hrvqvae.data.batches import same_size
-from hrvqvae.data.images import SUFFIXES
+from hrvqvae.data.images import SUFFIXES, to_pil
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.plots import sheets
 from hrvqvae.tokens.shards import Rows, Shards, open_shards
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import writing
@@ -106,10 +105,10 @@ def _name(key: str, shards: Path) -> PurePosixPath:
 
 def _write(path: Path, image: Tensor) -> None:
     """A PNG with the channels of the image, 8 bits each."""
-    picture = sheets.to_pil(image)
+    picture = to_pil(image)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path, flush=False) as temporary:
-            (picture.convert("L") if image.shape[0] == 1 else picture).save(temporary, "PNG")
+            picture.save(temporary, "PNG")
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror or error}); give another folder") from error
