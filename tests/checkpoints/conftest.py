@@ -1,16 +1,51 @@
-"""A run with a trained autoencoder."""
+"""Runs to look at: of an autoencoder alone, with all that can lie beside one, and with all of that stale."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from hrvqvae.config import Config
-from tests.tiny_priors import trained_copy
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.loading import load_with_digest, save_progressive_decoder
+from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
+from hrvqvae.models.build import build_progressive_decoder, several_levels
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture
-def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    """A run folder with a trained autoencoder and no prior."""
-    return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
+def run(mnist_root: Path, tmp_path: Path) -> Path:
+    """A run folder with a trained autoencoder alone."""
+    ignored = shutil.ignore_patterns("priors", "checkpoints")
+    return shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=ignored)
+
+
+@pytest.fixture
+def whole(mnist_root: Path, tmp_path: Path) -> Path:
+    """A run folder with priors, a progressive decoder that is another than the autoencoder's, and an entropy model."""
+    run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
+    model, config, digest = load_with_digest(run)
+    weights = build_progressive_decoder(several_levels(model, config), config).state_dict()
+    weights = {name: tensor + 0.05 * torch.ones_like(tensor) for name, tensor in weights.items()}
+    progressive_folder(run).path.mkdir()
+    save_progressive_decoder(progressive_folder(run).model, config, weights, step=5, autoencoder=digest)
+    of_weights, symbols = storage.weights_digest(model.state_dict()), config.model.num_symbols
+    entropy_model = EntropyModel("tiny", of_weights, geometry_of(config.model.latent_grids), symbols)
+    RunFolder(run).tables.write_bytes(entropy_model.content)
+    return run
+
+
+def change(run: Path) -> None:
+    """Make the autoencoder of a run another one."""
+    weights, meta = storage.read(RunFolder(run).model)
+    storage.write(RunFolder(run).model, {**weights, "decoder.0.bias": weights["decoder.0.bias"] + 1}, meta)
+
+
+@pytest.fixture
+def changed(whole: Path) -> Path:
+    """The same run whose autoencoder is another one now."""
+    change(whole)
+    return whole

@@ -1,69 +1,80 @@
-"""What others need of a run: small, without paths, whole or not at all."""
+"""What others need of a run: small, without paths, whole or not at all, with a card that says what it is."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from hrvqvae import TrainedModel
+import hrvqvae
+from hrvqvae import Autoencoder, TrainedModel
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.loading import load_priors
 from hrvqvae.cli import main
+from hrvqvae.config import Config
 from hrvqvae.utils.errors import InputError
-from tests.conftest import write_picture
-from tests.tiny_priors import train_levels
+from tests.conftest import with_training, write_picture
+
+IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def test_an_exported_run_is_small_knows_no_paths_and_says_the_same(run: Path, tmp_path: Path) -> None:
-    train_levels(run)
-    files = export(run, tmp_path / "out")
-    assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") < 0.7 * sum(
-        path.stat().st_size for path in (RunFolder(run).model, *(prior_folder(run, level).model for level in range(2)))
-    )
-    assert not any(str(run).encode() in path.read_bytes() for path in files)
-    for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(run).networks, strict=True):
+def front_matter(card: str) -> Any:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path, tmp_path: Path) -> None:
+    files = export(whole, tmp_path / "out")
+    assert files == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    parts = ["prefixes", *(f"priors/level-{level}" for level in (1, 2, 3))]
+    assert [str(path.relative_to(tmp_path / "out")) for path in files] == [
+        "README.md", "config.json", "model.safetensors", *(f"{part}/model.safetensors" for part in parts), "tables.hrvt"
+    ]  # fmt: skip
+    prior = prior_folder(whole, 1).model
+    assert (tmp_path / "out" / prior.relative_to(whole)).stat().st_size < 0.7 * prior.stat().st_size
+    root = str(whole.parent.parent).encode()
+    assert not any(root in path.read_bytes() for path in files)
+    for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(whole).networks, strict=True):
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
+    there, here = hrvqvae.load(tmp_path / "out"), hrvqvae.load(whole)
+    assert torch.equal(there.decode(there.encode(IMAGES)[:1], 1), here.decode(here.encode(IMAGES)[:1], 1))
+    assert there.compress(IMAGES) == here.compress(IMAGES)
     with pytest.raises(InputError, match="exists already"):
-        export(run, tmp_path / "out")
+        export(whole, tmp_path / "out")
 
 
-def test_the_card_shows_commands_that_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export(run, tmp_path / "my model")
-    card = (tmp_path / "my model" / "README.md").read_text()
-    (line,) = re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)
-    write_picture(tmp_path / "x.png", 1, (12, 12), "L")
-    monkeypatch.chdir(tmp_path)
-    assert main(shlex.split(line)) == 0
-    assert 'from_pretrained("my model")' in card
-    assert TrainedModel.from_pretrained("my model").config.data.size == 12
-    assert set(re.findall(r"(\d+x\d+) pixels", card)) == {"12x12"}
-    assert "28x28" not in card, "of the published set, not of this training"
+def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:
+    for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
+        training = dataclasses.replace(tiny.prior.training, init_from=name)
+        decoder = dataclasses.replace(tiny.progressive.training, init_from=name)
+        config = dataclasses.replace(
+            with_training(tiny, init_from=name), prior=dataclasses.replace(tiny.prior, codes=name, training=training),
+            progressive=dataclasses.replace(tiny.progressive, training=decoder),
+        )  # fmt: skip
+        left = without_paths(config)
+        assert (left.data.root, left.prior.codes) == (None, None)
+        assert {left.training.init_from, left.prior.training.init_from, left.progressive.training.init_from} == {kept}
 
 
-def test_what_is_stale_is_left_out_with_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train_levels(run)
-    tensors, meta = storage.read(RunFolder(run).model)
-    storage.write(RunFolder(run).model, tensors | {"decoder.0.bias": tensors["decoder.0.bias"] + 1}, meta)
-    files = export(run, tmp_path / "out")
+def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = export(changed, tmp_path / "out")
     assert [path.name for path in files] == ["README.md", "config.json", "model.safetensors"]
-    assert f"left out of {tmp_path / 'out'}: priors/level-1, priors/level-2" in capfd.readouterr().err
-    for _ in range(2):
-        with pytest.raises(InputError, match="level-1 was made for another state"):
-            train_levels(run, 1, resume=True, training__max_steps="13")
-        prior_folder(run, 0).source.unlink(missing_ok=True)  # as `export` writes it: the weights say whose it is
+    assert "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt" in caplog.text
+    assert f"hrvqvae refresh {changed}" in caplog.text
+    assert "| priors | none |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_full_disk_leaves_no_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_levels(run)
+def test_a_full_disk_leaves_no_export(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = storage.write
 
     def full(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
@@ -73,6 +84,89 @@ def test_a_full_disk_leaves_no_export(run: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(storage, "write", full)
     with pytest.raises(InputError, match="can't be written"):
-        export(run, tmp_path / "out")
-    monkeypatch.undo()
-    assert len(export(run, tmp_path / "out")) == 5
+        export(whole, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_names_of_exports_keep_their_dots(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run.rename("exp.v1")
+    assert main(["export", "exp.v1"]) == 0
+    assert Path("exp.v1-exported/model.safetensors").is_file()
+
+
+def test_the_card_says_what_it_is_and_what_it_shows_runs(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(whole, Path("my model"), licence="cc-by-4.0")
+    card = Path("my model/README.md").read_text()
+    assert front_matter(card)["license"] == "cc-by-4.0"
+    assert front_matter(card)["library_name"] == "hrvqvae"
+    assert front_matter(card)["tags"][-2:] == ["hrvqvae", "mnist"]
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "evaluation"][-1]
+    bits = [storage.read_meta(prior_folder(whole, level).model)["bits_per_code"] for level in range(3)]
+    for said in (
+        "# Model card: my model", "| data | MNIST", "12x12 pixels, greyscale", "batches of 16", "60 steps",
+        "7x7 of 3, 7x7 of 3", ", ".join(f"{one:.3f}" for one in bits), "PixelSNAIL of level 1; ", "trained 5 steps",
+        "| licence | cc-by-4.0 |", f"MSE {last['mse']:.4e}, PSNR {last['psnr']:.2f} dB",
+    ):  # fmt: skip
+        assert said in card
+    assert set(re.findall(r"(\d+x\d+) pixels", card)) == {"12x12"}
+    assert "28x28" not in card, "of the published set, not of this training"
+    (line,) = re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)
+    write_picture(tmp_path / "x.png", 1, (12, 12), "L")
+    assert main(shlex.split(line)) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {"images": IMAGES}
+    exec(code, names)
+    assert names["new"].shape == (16, 1, 12, 12)
+    assert names["decoded"].shape == IMAGES.shape
+
+
+def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
+    (run / "README.md").write_text("# Mine\n")
+    export(run, tmp_path / "one")
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert card.endswith("---\n\n# Mine\n")
+    assert "license" not in front_matter(card)
+    export(tmp_path / "one", tmp_path / "two", licence="mit")
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert card.endswith("---\n\n# Mine\n")
+    assert front_matter(card)["license"] == "mit"
+    Autoencoder.from_pretrained("mnist").save_pretrained(tmp_path / "two")
+    assert (tmp_path / "two" / "README.md").read_text() == card
+    (tmp_path / "two" / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(InputError, match="not YAML"):
+        export(tmp_path / "two", tmp_path / "three", licence="mit")
+
+
+def test_an_autoencoder_is_saved_with_its_progressive_decoder_and_its_beam(whole: Path, tmp_path: Path) -> None:
+    wide, greedy = hrvqvae.load(whole, beam=9).encode(IMAGES), hrvqvae.load(whole).encode(IMAGES)
+    assert any((one != other).any() for one, other in zip(wide, greedy, strict=True))
+    alone = Autoencoder.from_pretrained(whole, beam=9)
+    alone.save_pretrained(tmp_path / "alone")
+    saved = Autoencoder.from_pretrained(tmp_path / "alone")
+    for model in (TrainedModel.from_pretrained(whole, beam=9), alone, saved):
+        assert all(torch.equal(one, other) for one, other in zip(wide, model.encode(IMAGES), strict=True))
+    assert torch.equal(saved.decode(wide[:1], 1), alone.decode(wide[:1], 1))
+    bare = Autoencoder.from_pretrained("mnist")
+    bare.save_pretrained(tmp_path / "alone")
+    assert not RunFolder(tmp_path / "alone" / "prefixes").model.exists()
+    with pytest.raises(InputError, match="beam is 0; it must be at least 1"):
+        Autoencoder.from_pretrained(whole, beam=0)
+    with pytest.raises(InputError, match="is a run folder; choose another one"):
+        alone.save_pretrained(whole)
+
+
+def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Path) -> None:
+    Autoencoder.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["data"]["root"] is None
+    (tmp_path / "saved" / "config.json").write_text(json.dumps({**config, "name": "another"}))
+    Autoencoder.from_pretrained(tmp_path / "saved")
+    config["model"]["padding"] = 2
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="config.json describes another model than model.safetensors"):
+        Autoencoder.from_pretrained(tmp_path / "saved")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,21 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import hrvqvae
 from hrvqvae import Autoencoder, InputError, TrainedModel
 from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
 from hrvqvae.models.vqvae2 import VQVAE2
-from hrvqvae.utils.errors import DamagedFileError
+from tests.checkpoints.test_export import IMAGES, front_matter
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
 from tests.hub_server import TOKEN, Hub, point_to, running_hub
-from tests.tiny_priors import train_levels
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own uploads
-IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -37,27 +33,22 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def front_matter(card: str) -> Any:
-    return yaml.safe_load(card.split("---\n")[1])
-
-
 def commands(card: str) -> list[list[str]]:
     """The commands of this package that a card shows."""
     return [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
 
 
 def test_a_run_with_priors_there_and_back(
-    run: Path, tmp_path: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_levels(run)
-    capfd.readouterr()
+    run = whole
     assert main(["hub", "push", str(run), "someone/digits", "--licence", "mit", "--private"]) == 0
     assert capfd.readouterr().out.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
     assert pushed.private
     assert sorted(pushed.files) == [
-        "README.md", "config.json", "model.safetensors", "priors/level-1/model.safetensors",
-        "priors/level-2/model.safetensors",
+        "README.md", "config.json", "model.safetensors", "prefixes/model.safetensors",
+        *(f"priors/level-{level}/model.safetensors" for level in (1, 2, 3)), "tables.hrvt",
     ]  # fmt: skip
     assert front_matter(pushed.files["README.md"].decode())["license"] == "mit"
     assert not any(str(run).encode() in content for content in pushed.files.values())
@@ -92,17 +83,6 @@ def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> N
     assert there.run_config.data.size == 12
     with pytest.raises(InputError, match="someone/changed is a SingleGridAutoencoder; VQVAE2 can't be made of it"):
         VQVAE2.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
-
-
-def test_a_beam_of_what_is_got(run: Path, tmp_path: Path) -> None:
-    wide, greedy = hrvqvae.load(run, beam=9).encode(IMAGES), hrvqvae.load(run).encode(IMAGES)
-    assert any((one != other).any() for one, other in zip(wide, greedy, strict=True))
-    alone = Autoencoder.from_pretrained(run, beam=9)
-    alone.save_pretrained(tmp_path / "alone")
-    for model in (TrainedModel.from_pretrained(run, beam=9), alone, Autoencoder.from_pretrained(tmp_path / "alone")):
-        assert all(torch.equal(one, other) for one, other in zip(wide, model.encode(IMAGES), strict=True))
-    with pytest.raises(InputError, match="beam is 0; it must be at least 1"):
-        Autoencoder.from_pretrained(run, beam=0)
 
 
 def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, hub: Hub) -> None:
@@ -161,77 +141,10 @@ def test_without_a_network(
     assert "the hub can't be reached for someone/new" in refused(["hub", "push", run, "someone/new"], capfd)
 
 
-def test_a_damaged_file_of_the_hub_is_found(run: Path, tmp_path: Path, hub: Hub) -> None:
-    TrainedModel(run).push_to_hub("someone/digits")
-    content = bytearray(hub.repositories["someone/digits"].files["model.safetensors"])
-    content[-50] ^= 8
-    hub.repositories["someone/digits"].files["model.safetensors"] = bytes(content)
-    with pytest.raises(DamagedFileError, match="its content does not match its checksum"):
-        TrainedModel.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
-
-
 def test_a_push_that_breaks_off_leaves_nothing(run: Path, hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
     hub.refuse_uploads = True
     assert "the hub can't be reached for someone/digits" in refused(["hub", "push", run, "someone/digits"], capfd)
     assert hub.repositories["someone/digits"].files == {}
-
-
-def test_the_card_says_what_it_is_and_its_code_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_levels(run)
-    monkeypatch.chdir(tmp_path)
-    export(run, Path("exported"), licence="cc-by-4.0")
-    card = Path("exported/README.md").read_text()
-    assert front_matter(card) == {
-        "license": "cc-by-4.0", "library_name": "hrvqvae",
-        "tags": [*front_matter(card)["tags"][:5], "hrvqvae", "mnist"],
-    }  # fmt: skip
-    evaluation = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in evaluation if row["kind"] == "evaluation"][-1]
-    for said in (
-        "# Model card: exported", "| data | MNIST", "12x12 pixels, greyscale", "`tiny`, batches of 16", "60 steps",
-        "7x7 of 3, 7x7 of 3", "| licence | cc-by-4.0 |", f"MSE {last['mse']:.4e}, PSNR {last['psnr']:.2f} dB",
-    ):  # fmt: skip
-        assert said in card
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    names: dict[str, Any] = {"images": IMAGES}
-    exec(code, names)
-    assert names["new"].shape == (16, 1, 12, 12)
-    assert names["decoded"].shape == IMAGES.shape
-
-
-def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
-    (run / "README.md").write_text("# Mine\n")
-    export(run, tmp_path / "one")
-    card = (tmp_path / "one" / "README.md").read_text()
-    assert card.endswith("---\n\n# Mine\n")
-    assert "license" not in front_matter(card)
-    export(tmp_path / "one", tmp_path / "two", licence="mit")
-    card = (tmp_path / "two" / "README.md").read_text()
-    assert card.endswith("---\n\n# Mine\n")
-    assert front_matter(card)["license"] == "mit"
-    Autoencoder.from_pretrained("mnist").save_pretrained(tmp_path / "two")
-    assert (tmp_path / "two" / "README.md").read_text() == card
-    (tmp_path / "two" / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(InputError, match="not YAML"):
-        export(tmp_path / "two", tmp_path / "three", licence="mit")
-
-
-def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Path) -> None:
-    model = Autoencoder.from_pretrained(run)
-    model.save_pretrained(tmp_path / "saved")
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert config["data"]["root"] is None
-    (tmp_path / "saved" / "config.json").write_text(json.dumps({**config, "name": "another"}))
-    Autoencoder.from_pretrained(tmp_path / "saved")
-    config["model"]["padding"] = 2
-    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="config.json describes another model than model.safetensors was trained as"):
-        Autoencoder.from_pretrained(tmp_path / "saved")
-    (tmp_path / "saved" / "config.json").write_text("{")
-    with pytest.raises(DamagedFileError, match="config.json is damaged: not JSON"):
-        Autoencoder.from_pretrained(tmp_path / "saved")
-    with pytest.raises(InputError, match="is a run folder; choose another one"):
-        model.save_pretrained(run)
 
 
 def test_the_page(tmp_path: Path, hub: Hub) -> None:

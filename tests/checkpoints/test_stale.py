@@ -1,55 +1,81 @@
-"""What lies beside a model and was made for another state of it is named, with the command that renews it."""
+"""What lies beside a model and was made for another state of it: named with one command, never used, never deleted."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.loading import load_priors
 from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
 from hrvqvae.cli import main
-from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import resolve_priors, train_priors
+from hrvqvae.utils.errors import InputError
+from tests.checkpoints.conftest import change
 from tests.trained_run import tiny_run_with_priors
 from tests.undrawn import undrawn
 
 
-@pytest.fixture
-def run(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, "run" in the working folder, of a run with priors, a progressive decoder and tables."""
-    monkeypatch.chdir(tmp_path)
-    run = Path("run")
-    shutil.copytree(tiny_run_with_priors(mnist_root), run)
-    folder = RunFolder(run)
-    weights, _, digest = storage.read_with_digest(folder.model)
-    config = folder.read_config().model
-    progressive_folder(run).path.mkdir()
-    storage.write(progressive_folder(run).model, {"any": torch.zeros(1)}, {"kind": "prefixes", "autoencoder": digest})
-    symbols, own = config.num_symbols, storage.weights_digest(weights)
-    tables = EntropyModel("tiny", own, geometry_of(config.latent_grids), symbols, (None,) * len(symbols))
-    folder.tables.write_bytes(tables.content)
-    return run
+def priors(run: Path, *levels: int) -> list[StalePart]:
+    return [StalePart("prior", prior_folder(run, level).path, range(level, level + 1)) for level in levels]
 
 
-@pytest.fixture
-def changed(run: Path) -> Path:
-    """The same whose model is another one now."""
-    weights, meta = storage.read(RunFolder(run).model)
-    storage.write(RunFolder(run).model, {**weights, "decoder.0.bias": weights["decoder.0.bias"] + 1}, meta)
-    return run
+def test_only_what_is_of_another_state_is_stale(whole: Path) -> None:
+    folder, decoder = RunFolder(whole), progressive_folder(whole)
+    assert stale_parts(whole) == [] == stale_notice(whole)
+    change(whole)
+    others = [StalePart("progressive decoder", decoder.path), StalePart("entropy model", folder.tables)]
+    assert stale_parts(whole) == [*priors(whole, 0, 1, 2), *others]
+    weights, about = storage.read(prior_folder(whole, 0).model)
+    storage.write(prior_folder(whole, 0).model, weights, {**about, "autoencoder": storage.digest(folder.model)})
+    prior_folder(whole, 1).model.unlink()  # it has begun, and no more
+    folder.tables.unlink()
+    decoder.model.unlink()
+    assert stale_parts(whole) == priors(whole, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "use"),
+    [
+        ("level-1", load_priors),
+        ("tables.hrvt", lambda run: hrvqvae.load(run).codec),
+        ("level-1", lambda run: train_priors(run, resolve_priors(run, 1, {}, resume=True), resume=True)),
+    ],
+)
+def test_what_is_stale_is_not_used_and_stays(part: str, use: Callable[[Path], object], changed: Path) -> None:
+    before = {path: path.read_bytes() for path in changed.rglob("*.safetensors")}
+    with pytest.raises(InputError, match=rf"{part}.* was made for another state of the model.*hrvqvae refresh .*run"):
+        use(changed)
+    assert {path: path.read_bytes() for path in changed.rglob("*.safetensors")} == before
+
+
+def test_prefixes_fall_back_to_the_decoder_of_all_levels(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(3))
+    progressive = hrvqvae.load(whole).decode(codes[:1], 1)
+    change(whole)
+    fallen_back = hrvqvae.load(whole).decode(codes[:1], 1)
+    assert f"{whole / 'prefixes'} was made for another state" in caplog.text
+    assert f"hrvqvae refresh {whole}" in caplog.text
+    shutil.rmtree(whole / "prefixes")
+    assert torch.equal(fallen_back, hrvqvae.load(whole).decode(codes[:1], 1))
+    assert not torch.equal(fallen_back, progressive)
 
 
 def test_training_that_goes_on_tells_it(
-    run: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    whole: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(whole.parent)
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
     going_on = ["train", str(file), "--out", "run", "--resume", "--max-steps"]
     original = AutoencoderTask.step
@@ -65,7 +91,6 @@ def test_training_that_goes_on_tells_it(
     for steps, code, last, expected in (
         ("60", 0, "pictures in run/pictures", []),
         ("62", 128 + signal.SIGTERM, "stopped at step 61, saved", told),
-        ("61", 0, "pictures in run/pictures", told),
     ):
         with undrawn():
             assert main([*going_on, steps]) == code
@@ -74,36 +99,13 @@ def test_training_that_goes_on_tells_it(
         assert printed[place + 1 :] == expected
 
 
-def priors(run: Path, *levels: int) -> list[StalePart]:
-    return [StalePart("prior", prior_folder(run, level).path, range(level, level + 1)) for level in levels]
-
-
-def test_only_what_is_of_another_state_is_stale(run: Path, changed: Path) -> None:
-    folder, decoder = RunFolder(run), progressive_folder(run)
-    all_parts = [
-        *priors(run, 0, 1, 2), StalePart("progressive decoder", decoder.path), StalePart("entropy model", folder.tables)
-    ]  # fmt: skip
-    assert stale_parts(run) == all_parts
-    weights, about = storage.read(prior_folder(run, 0).model)
-    storage.write(prior_folder(run, 0).model, weights, {**about, "autoencoder": storage.digest(folder.model)})
-    prior_folder(run, 1).model.unlink()  # it has begun, and no more
-    folder.tables.unlink()
-    decoder.model.unlink()
-    assert stale_parts(run) == priors(run, 1, 2)
-
-
-def test_nothing_is_stale_at_first(run: Path) -> None:
-    assert stale_parts(run) == [] == stale_notice(run)
-
-
-def test_what_can_not_be_read_raises_nothing(changed: Path) -> None:
-    run, decoder = changed, progressive_folder(changed).model
+def test_what_can_not_be_read_is_left_to_who_uses_it(changed: Path) -> None:
+    decoder = progressive_folder(changed).model
     decoder.write_bytes(decoder.read_bytes()[:20])
-    RunFolder(run).tables.unlink()
-    RunFolder(run).tables.mkdir()
-    shutil.rmtree(prior_folder(run, 2).path)
-    assert stale_parts(run) == priors(run, 0, 1)
+    RunFolder(changed).tables.unlink()
+    RunFolder(changed).tables.mkdir()
+    assert stale_parts(changed) == priors(changed, 0, 1, 2)
     save_file({"any": torch.zeros(1)}, decoder, {"format": "pt", "meta": json.dumps([]), "digest": ""})
-    assert stale_parts(run) == priors(run, 0, 1)
-    RunFolder(run).model.unlink()
-    assert stale_parts(run) == []
+    assert stale_parts(changed) == priors(changed, 0, 1, 2)
+    RunFolder(changed).model.unlink()
+    assert stale_parts(changed) == []

@@ -115,20 +115,6 @@ def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.Tem
         assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
-@pytest.mark.parametrize("place", ["tensor", "length", "header", "end"])
-def test_damage_is_named(place: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    storage.write(path, TENSORS, META)
-    content = bytearray(path.read_bytes())
-    if place == "end":
-        content = content[:-1]
-    else:
-        content[{"tensor": len(content) - 9, "length": 1, "header": content.index(b"weight")}[place]] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):
-        storage.read(path)
-
-
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         storage.read(tmp_path / "x.safetensors")

@@ -93,7 +93,10 @@ class RunFolder:
             DamagedFileError: a file does not tell.
         """
         if self.model.is_file():
-            return bool(storage.read_meta(self.model).get("autoencoder") != autoencoder)
+            about = storage.read_meta(self.model)
+            if "autoencoder" not in about:
+                raise DamagedFileError(f"{self.model} does not say which autoencoder it is of")
+            return bool(about["autoencoder"] != autoencoder)
         return self.begun() and self.source.is_file() and self.source.read_bytes() != autoencoder.encode()
 
     def write_config(self, config: Config) -> None:
