@@ -18,7 +18,7 @@ from tests.tiny_priors import GIVEN, trained_copy
 PAGE = (Path(__file__).parents[2] / "docs" / "tokens.md").read_text()
 SMALLER = (
     (r"--max-minutes [^\0]+", "--max-steps 1"),
-    (r"^(hrvqvae train-prior .*)", r"\1 " + " ".join(f"--{name} {value}" for name, value in GIVEN.items())),
+    (r"^(hrvqvae train-prior .*)", r"\1 " + " ".join(f"--{name} {value}" for name, value in GIVEN.items() if "max_steps" not in name)),
     (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
 )
 

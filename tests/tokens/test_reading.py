@@ -104,7 +104,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has a key that leads out of a folder: '../",
     ),
     "twice": (
-        lambda path: _rewritten(path, _with("key", lambda old: ["a.png", "a.jpg", *old.to_pylist()[2:]])),
+        lambda path: _rewritten(path, _with("key", lambda old: ["a.png"] * 3 + old.to_pylist()[3:])),
         "would both be",
     ),
     "gone": (lambda path: path.unlink(), "lacks part-000001.parquet: 2 of 3 shards are there; run the same"),

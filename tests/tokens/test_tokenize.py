@@ -22,8 +22,7 @@ import torch
 import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
-from hrvqvae.tokens.coding import Coder
-from hrvqvae.tokens.shards import ShardWriter
+from hrvqvae.tokens.tokenize import Tokenizer
 from hrvqvae.utils.files import TEMPORARY
 from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
@@ -76,7 +75,8 @@ def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeyp
     killer = Kills(5)
     with monkeypatch.context() as patched:
         killer.watch(patched, (
-            (os, "fsync"), (Path, "replace"), (ShardWriter, "write"), (ShardWriter, "tell"), (Coder, "encode"),
+            (os, "fsync"), (Path, "replace"), (pq.ParquetWriter, "write_table"),
+            (pq.ParquetWriter, "add_key_value_metadata"), (Tokenizer, "_coded"),
         ))  # fmt: skip
         kills = 0
         while kills < 30:
@@ -129,7 +129,7 @@ def test_broken_images_are_listed_and_can_be_tried_again(
     assert "broken images left out: 22 of 90, listed in" in capsys.readouterr().err
     listed = [json.loads(line) for line in (out / "_broken.jsonl").read_text().splitlines()]
     assert [one["key"] for one in listed] == broken
-    assert all("is not a readable PNG" in one["error"] for one in listed)
+    assert all(one["error"] == "is not a readable PNG, JPEG or WebP image" for one in listed)
     parts = files(out)
     assert table(out).column("key").to_pylist() == [name for name in names if name not in broken]
     for name in broken[:2]:
@@ -167,13 +167,13 @@ def _no_plan(out: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (_begun_with_another_model, (), "was begun with the model 000000000000, this one is"),
-        (_cut, (), "part-000001.parquet is damaged or cut short; delete it, and the same command makes it anew"),
+        (_begun_with_another_model, (), "was begun with the model 000000000000, not with"),
+        (_cut, (), "part-000001.parquet is damaged or cut short"),
         (_without_plan, (), "holds .parquet files, but no _manifest.json; choose another folder"),
         (_no_plan, (), "_manifest.json is damaged ('model'); begin anew in another folder"),
-        (None, ("--shard-size", 30), "was begun with --shard-size 20, not 30"),
-        (None, ("--full-size",), "was begun with 28x28 pixels, not with images at their own sizes"),
-        (None, ("--shard-size", 0), "--shard-size is 0; it must be at least 1"),
+        (None, ("--shard-size", 30), "was begun with --shard-size 20, not with --shard-size 30"),
+        (None, ("--full-size",), "was begun with images of size 28"),
+        (None, ("--shard-size", 0), "it must be at least 1"),
     ],
 )
 def test_a_folder_that_was_begun_otherwise(
@@ -194,7 +194,7 @@ def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path, capsy
     shutil.copytree(digits, more)
     write_picture(more / "0" / "more.png", 1)
     said = refused(["tokenize", "mnist", more, shards], capsys)
-    assert "was begun with 90 images of other names or labels than these 91; choose another folder" in said
+    assert "was begun with 90 images, not with 91 images; choose another folder" in said
     (tmp_path / "empty").mkdir()
     assert "has no image" in refused(["tokenize", "mnist", tmp_path / "empty", tmp_path / "out"], capsys)
     (tmp_path / "none.txt").write_text("\n\n")
@@ -218,15 +218,15 @@ def test_a_full_disk(
 ) -> None:
     out, rows = tmp_path / "out", [0]
 
-    def full(self: ShardWriter, some: Any) -> None:
+    def full(self: pq.ParquetWriter, some: Any, **options: Any) -> None:
         rows[0] += len(some)
         if rows[0] > 40:
             raise OSError(28, "No space left on device")
-        write(self, some)
+        write(self, some, **options)
 
-    write = ShardWriter.write
+    write = pq.ParquetWriter.write_table
     with monkeypatch.context() as patched:
-        patched.setattr(ShardWriter, "write", full)
+        patched.setattr(pq.ParquetWriter, "write_table", full)
         said = refused(["tokenize", "mnist", digits, out, "--shard-size", 20, "--workers", 0], capsys)
     assert "can't be written (No space left on device); finished shards stay, and the same command goes on" in said
     assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".lock")) == [

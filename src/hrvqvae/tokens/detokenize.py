@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,47 +14,54 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.compression import images as compression
 from hrvqvae.data.batches import same_size
-from hrvqvae.data.images import SUFFIXES, to_pil
+from hrvqvae.data.images import SUFFIXES, check_writable, to_pil, write_image
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.tokens.shards import Rows, Shards, open_shards
+from hrvqvae.tokens.shards import Rows, Shards, named_shards
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import writing
 from hrvqvae.utils.progress import task
 
 _PIXELS = 1 << 18  # of the images that are decoded together
-_Load = Callable[[str], Autoencoder]
 
 
 def detokenize(
-    shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu"
-) -> int:
+    shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu",
+    force: bool = False,
+) -> int:  # fmt: skip
     """Write the image of each row of shards as PNG; -> how many.
 
     Args:
         shards: a folder of shards, or one.
-        out: a folder, which gets each image at the path that is its key; its suffix becomes .png.
+        out: a folder, which gets each image at the path that is its key; its suffix becomes .png, or .png is appended
+            where two keys differ by that alone.
         model: by which they were made; None finds that one inside the package.
         levels: how many levels to use, coarse first; None uses all.
         device: of the model.
+        force: write over files that are there.
 
     Raises:
-        InputError: shards of another model, levels out of range, two images with one name, or `out` can't be written.
+        InputError: shards of another model, levels out of range, two images with one name, or a file that is there or
+            can't be written.
         DamagedFileError: a shard is damaged, or a key leads out of the folder.
     """
-    opened = open_shards(shards)
+    opened = named_shards(shards)
     painter = _model_of(opened, shards, model, device)
     used = compression.check_levels(painter, levels)
     written = set[PurePosixPath]()
     with task("detokenize", opened.count) as advance:
         for rows in opened.rows(used):
+            names = list[PurePosixPath]()
+            for key in rows.keys:
+                names.append(_name(key, shards, written))
+                written.add(names[-1])
+                if (out / names[-1]).exists():
+                    check_writable(out / names[-1], force)
             for place, image in _painted(painter, rows, used, str(shards)):
-                name = _name(rows.keys[place], shards)
-                if name in written:
-                    raise InputError(
-                        f"two images of {shards} would both be {out / name}; detokenize their shards apart"
-                    )
-                written.add(name)
-                _write(out / name, image)
+                path = out / names[place]
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise InputError(f"{path} can't be written ({error.strerror}); give another folder") from error
+                write_image(to_pil(image), path, force=force, optimize=False)
                 advance(1)
     return len(written)
 
@@ -95,20 +102,14 @@ def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterato
         yield from zip(some, images, strict=True)
 
 
-def _name(key: str, shards: Path) -> PurePosixPath:
-    """Where an image belongs, below the folder that is asked for and nowhere else."""
+def _name(key: str, shards: Path, written: set[PurePosixPath]) -> PurePosixPath:
+    """Where an image belongs, below the folder that is asked for and nowhere else, and in the place of no other."""
     path = PurePosixPath(key)
     if path.is_absolute() or ".." in path.parts or not path.name or "\\" in key or "\0" in key:
         raise DamagedFileError(f"{shards} has a key that leads out of a folder: {key!r}")
-    return path.with_suffix(".png") if path.suffix.lower() in SUFFIXES else path.with_name(f"{path.name}.png")
-
-
-def _write(path: Path, image: Tensor) -> None:
-    """A PNG with the channels of the image, 8 bits each."""
-    picture = to_pil(image)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path, flush=False) as temporary:
-            picture.save(temporary, "PNG")
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error}); give another folder") from error
+    appended = path.with_name(f"{path.name}.png")
+    name = path.with_suffix(".png") if path.suffix.lower() in SUFFIXES else appended
+    name = appended if name in written else name  # a.png beside a.jpg
+    if name in written:
+        raise InputError(f"two images of {shards} would both be {name}; detokenize their shards apart")
+    return name

@@ -12,7 +12,7 @@ The order of the images is that of the shards by name, and of their rows. A row 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +62,9 @@ def maps_of_shards(
 
 def _laid_out(folder: Path, path: Path, model: Autoencoder, config: Config) -> dict[str, Any]:
     """Lay the codes of shards out, unless they lie there; -> what tells these from others."""
-    from hrvqvae.tokens.shards import open_shards
+    from hrvqvae.tokens.shards import named_shards
 
-    shards = open_shards(path)
+    shards = named_shards(path)
     digest = weights_digest(model.state_dict())
     if shards.about.model != digest:
         raise InputError(
@@ -88,24 +88,28 @@ def _laid_out(folder: Path, path: Path, model: Autoencoder, config: Config) -> d
 def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any]) -> None:
     symbols, size = config.model.num_symbols, config.data.size
     grids = config.model.latent_grids(size, size)
-    kinds = [np.min_scalar_type(number - 1) for number in symbols]
-    labels = _Labels(shards, config.data.labels)
+    numbers, known, count = np.full(shards.count, -1, np.int64), dict[str | int, int](), 0
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))
-        streams = []
+        streams, kinds = [], [np.min_scalar_type(number - 1) for number in symbols]
         for level, (grid, kind) in enumerate(zip(grids, kinds, strict=True), start=1):
             temporary = stack.enter_context(writing(folder / f"{_NAME}-level-{level}.npy"))
             streams.append(stack.enter_context(temporary.open("xb")))
-            header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (shards.count, *grid)}
+            header = {"descr": kind.str, "fortran_order": False, "shape": (shards.count, *grid)}
             np.lib.format.write_array_header_1_0(streams[-1], header)
         for rows in shards.rows(len(symbols)):
+            some = slice(count, count := count + len(rows))
             for level, stream in enumerate(streams):
                 codes = _checked(rows, level, grids[level], symbols[level], size)
                 stream.write(codes.astype(kinds[level]).tobytes())
-            labels.add(rows)
+            if config.data.labels:
+                numbers[some] = [-1 if one is None else known.setdefault(one, len(known)) for one in rows.labels]
             advance(len(rows))
-        numbers, classes = labels.found()
-    write_atomic(folder / f"{_NAME}-labels.npy", array_bytes(numbers))
+        without = int((numbers < 0).sum())
+        if known and without:
+            raise InputError(f"{without:,} of {count:,} images have no label; label all of them, or none")
+        classes, order = _classes(list(known), shards.about.classes)
+    write_atomic(folder / f"{_NAME}-labels.npy", array_bytes(order[numbers] if known else np.zeros(count, np.int64)))
     write_about(folder, _NAME, source, len(symbols), classes)
 
 
@@ -124,39 +128,15 @@ def _checked(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: 
     return codes
 
 
-class _Labels:
-    """Labels of all images, as numbers of classes."""
+def _classes(labels: Sequence[str | int], named: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """(names of the classes, the number of each label): numbers index the names that the shards say, if they do.
 
-    def __init__(self, shards: Shards, wanted: bool) -> None:
-        self.named, self.wanted = shards.classes, wanted
-        self._parts: list[NDArray[np.int64]] = []
-        self._known: dict[str | int, int] = {}
-        self._without = 0
-
-    def add(self, rows: Rows) -> None:
-        """The labels of some images."""
-        labels = rows.labels if self.wanted else [None] * len(rows)
-        self._without += sum(label is None for label in labels)
-        numbers = [-1 if label is None else self._known.setdefault(label, len(self._known)) for label in labels]
-        self._parts.append(np.array(numbers, np.int64))
-
-    def found(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """(N,) numbers of classes, zeros where there are none, and the names."""
-        numbers = np.concatenate(self._parts) if self._parts else np.zeros(0, np.int64)
-        if self._without == len(numbers):
-            return np.zeros_like(numbers), ()
-        if self._without:
-            raise InputError(f"{self._without:,} of {len(numbers):,} images have no label; label all of them, or none")
-        classes = self._classes()
-        place = {name: number for number, name in enumerate(classes)}
-        order = np.array([place[str(label)] for label in self._known], np.int64)
-        return order[numbers], classes
-
-    def _classes(self) -> tuple[str, ...]:
-        """Names in the order that the shards say; else in their own order, and numbers as names from 0 on."""
-        if self.named and {str(label) for label in self._known} <= set(self.named):
-            return self.named
-        whole = [label for label in self._known if isinstance(label, int)]
-        if len(whole) == len(self._known) and min(whole) >= 0:
-            return tuple(map(str, range(max(whole) + 1)))
-        return tuple(sorted({str(label) for label in self._known}))
+    Names that they don't say are in their own order, and numbers are names from 0 on.
+    """
+    whole = [label for label in labels if isinstance(label, int)]
+    if labels and len(whole) == len(labels) and min(whole) >= 0 and (not named or max(whole) < len(named)):
+        return named or tuple(map(str, range(max(whole) + 1))), np.array(whole, np.int64)
+    names = {str(label) for label in labels}
+    classes = named if names <= set(named) else tuple(sorted(names))
+    place = {name: number for number, name in enumerate(classes)}
+    return classes if labels else (), np.array([place[str(label)] for label in labels], np.int64)

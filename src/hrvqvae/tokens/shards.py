@@ -1,10 +1,17 @@
 """Shards of codes: Parquet files of one format, written whole or not at all, and read row group by row group.
 
-docs/tokens.md is the page of the format; others may write such files too.
+docs/tokens.md is the page of the format; others may write such files too. What `tokenize` makes is cut by the sorted
+keys of the images alone: shard i holds the images i * S to (i + 1) * S - 1 of them, whoever makes it and whenever.
+
+OUT/_manifest.json        the plan
+    part-000000.parquet   the first S images, and so on
+    retry-000000.parquet  images that were broken at first and could be read later
+    _broken.jsonl         key and error of each image that is in no shard
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +26,83 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hrvqvae.config import Grid
-from hrvqvae.tokens.plan import SUFFIX, require_finished
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import writing
+from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.quantities import counted
 
 FORMAT = "1"
-ROWS = 1_000  # of a row group
+SUFFIX = ".parquet"
+MANIFEST = "_manifest.json"  # tools that read a folder of Parquet pass over names that begin so
 _PREFIX = "hrvqvae."
 _KINDS = (pa.uint8(), pa.uint16(), pa.uint32())
-Codes = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a folder of shards is made of.
+
+    Attributes:
+        model: digest of the model's weights.
+        image_size: height and width that every image is brought to; None keeps each image's own.
+        keys: how many images there are.
+        keys_digest: of their keys and labels, in order.
+        shard_size: images of a shard.
+        beam: paths that the search keeps at each level; None keeps as many as in training.
+    """
+
+    model: str
+    image_size: int | None
+    keys: int
+    keys_digest: str
+    shard_size: int
+    beam: int | None = None
+
+    @property
+    def parts(self) -> dict[str, range]:
+        """The file of each shard, and the places of its images in the order of the keys."""
+        starts = range(0, self.keys, self.shard_size)
+        places = [range(start, min(self.keys, start + self.shard_size)) for start in starts]
+        return {f"part-{number:06d}{SUFFIX}": some for number, some in enumerate(places)}
+
+    @staticmethod
+    def of(folder: Path) -> Plan | None:
+        """The plan of a folder; None where there is none. Raises DamagedFileError."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            values.setdefault("beam", None)  # folders of before there was one
+            plan = Plan(**{one.name: values[one.name] for one in dataclasses.fields(Plan)})
+            if plan.keys < 1 or plan.shard_size < 1:
+                raise ValueError("it has no images")
+            return plan
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
+
+    def begin(self, folder: Path) -> None:
+        """Write the plan of a new folder, or see that the folder's own is the same.
+
+        Raises:
+            InputError: the folder was begun otherwise, or holds shards without a plan.
+            OSError: the folder can't be written.
+        """
+        found = Plan.of(folder)
+        if found is None:
+            if any(folder.glob(f"*{SUFFIX}")):
+                raise InputError(f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder")
+            write_atomic(folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode())
+            return
+        said = {
+            "model": "the model {:.12}", "beam": "--beam {}", "image_size": "images of size {} (None: their own)",
+            "keys": "{} images", "keys_digest": "images of other names or labels ({:.12})",
+            "shard_size": "--shard-size {}",
+        }  # fmt: skip
+        for name, text in said.items():
+            there, here = getattr(found, name), getattr(self, name)
+            if there != here:
+                there, here = text.format(there), text.format(here)
+                raise InputError(f"{folder} was begun with {there}, not with {here}; choose another folder")
 
 
 @dataclass(frozen=True)
@@ -63,10 +138,8 @@ class About:
     @staticmethod
     def of(metadata: Mapping[bytes, bytes] | None, path: Path) -> About:
         """What the metadata of a file says. Raises InputError where it is not of this format."""
-        plain = {
-            name.decode(errors="replace"): value.decode(errors="replace") for name, value in (metadata or {}).items()
-        }
-        values = {name.removeprefix(_PREFIX): value for name, value in plain.items() if name.startswith(_PREFIX)}
+        plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
+        values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
         if "format" not in values or "model" not in values:
             raise InputError(
                 f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model (docs/tokens.md)"
@@ -79,10 +152,10 @@ class About:
             broken = [(str(one["key"]), str(one["error"])) for one in json.loads(values.get("broken", "[]"))]
             size = json.loads(values.get("image_size", "null"))
             return About(
-                values["model"], json.loads(values.get("config", "{}")), None if size is None else int(size),
+                values["model"], dict(json.loads(values.get("config", "{}"))), None if size is None else int(size),
                 tuple(map(str, json.loads(values.get("classes", "[]")))), values.get("version", ""), tuple(broken),
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
 
 
@@ -102,10 +175,24 @@ class Rows:
     labels: Sequence[str | int | None]
     sizes: Sequence[Grid]
     grids: Sequence[Sequence[Grid]]
-    codes: Sequence[Sequence[Codes]]
+    codes: Sequence[Sequence[NDArray[Any]]]
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def table(self, columns: pa.Schema) -> pa.Table:
+        """The rows as a table of the columns that `schema` gives."""
+        heights, widths = zip(*self.sizes, strict=True)
+        own = (self.keys, self.labels, heights, widths)
+        arrays = [pa.array(one, columns.field(at).type) for at, one in enumerate(own)]
+        for grids, codes in zip(self.grids, self.codes, strict=True):
+            heights, widths = zip(*grids, strict=True)
+            kind = columns.field(len(arrays) + 2).type
+            offsets = np.cumsum([0, *(len(one) for one in codes)], dtype=np.int32)
+            values = pa.array(np.concatenate(codes).astype(kind.value_type.to_pandas_dtype(), copy=False))
+            arrays += [pa.array(heights, pa.int32()), pa.array(widths, pa.int32())]
+            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values, kind))
+        return pa.Table.from_arrays(arrays, schema=columns)
 
 
 def kinds_of(symbols: Sequence[int]) -> list[pa.DataType]:
@@ -121,44 +208,6 @@ def schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
     return pa.schema(columns)
 
 
-def _table(rows: Rows, columns: pa.Schema) -> pa.Table:
-    heights, widths = zip(*rows.sizes, strict=True)
-    arrays = [pa.array(one, columns.field(at).type) for at, one in enumerate((rows.keys, rows.labels, heights, widths))]
-    for grids, codes in zip(rows.grids, rows.codes, strict=True):
-        heights, widths = zip(*grids, strict=True)
-        kind = columns.field(len(arrays) + 2).type
-        offsets = np.cumsum([0, *(len(one) for one in codes)], dtype=np.int32)
-        values = pa.array(np.concatenate(codes).astype(kind.value_type.to_pandas_dtype(), copy=False))
-        arrays += [pa.array(heights, pa.int32()), pa.array(widths, pa.int32())]
-        arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values, kind))
-    return pa.Table.from_arrays(arrays, schema=columns)
-
-
-class ShardWriter:
-    """Takes rows; what the file says of itself is given at its end."""
-
-    def __init__(self, writer: pq.ParquetWriter, columns: pa.Schema) -> None:
-        self._writer, self._columns = writer, columns
-
-    def write(self, rows: Rows) -> None:
-        """Append a row group."""
-        self._writer.write_table(_table(rows, self._columns), row_group_size=len(rows))
-
-    def tell(self, about: About) -> None:
-        """What the file says of itself."""
-        self._writer.add_key_value_metadata(about.metadata())
-
-
-@contextmanager
-def new_shard(path: Path, columns: pa.Schema) -> Iterator[ShardWriter]:
-    """Write a shard, whole or not at all. Raises OSError where the disk is full or can't be written."""
-    with (
-        writing(path) as temporary,
-        pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        yield ShardWriter(writer, columns)
-
-
 @dataclass(frozen=True)
 class Shards:
     """Shards that belong together, in order.
@@ -167,16 +216,13 @@ class Shards:
         paths: of the files.
         about: of the first; the model is that of all of them.
         count: images in all.
+        broken: key -> why, of the images that could not be read.
     """
 
     paths: tuple[Path, ...]
     about: About
     count: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the labels, where the shards say them."""
-        return self.about.classes
+    broken: Mapping[str, str]
 
     def rows(self, levels: int) -> Iterator[Rows]:
         """Every row group, with the codes of the first `levels` levels.
@@ -184,50 +230,48 @@ class Shards:
         Raises:
             DamagedFileError: a file is damaged, has not the columns of the format, or codes that fill no grid.
         """
+        names = ["key", "label", "height", "width"]
+        for level in range(1, levels + 1):
+            names += [f"height_{level}", f"width_{level}", f"codes_{level}"]
         for path in self.paths:
             with _opened(path) as file:
                 for number in range(file.num_row_groups):
                     with _damage(path):
-                        table = file.read_row_group(number, columns=_names(levels))
+                        table = file.read_row_group(number, columns=names)
                     if len(table):
-                        yield _rows(table, path, levels)
+                        yield _rows(table, path, names)
 
 
-def _names(levels: int) -> list[str]:
-    names = ["key", "label", "height", "width"]
-    for level in range(1, levels + 1):
-        names += [f"height_{level}", f"width_{level}", f"codes_{level}"]
-    return names
+def _rows(table: pa.Table, path: Path, names: Sequence[str]) -> Rows:
+    for name in names:
+        if name not in table.column_names:
+            raise DamagedFileError(f"{path} has no column {name}; docs/tokens.md says which there are")
+        column, is_list = table.column(name), name.startswith("codes_")
+        kind = column.type
+        if name != "label" and column.null_count:
+            raise DamagedFileError(f"{path}: the column {name} has nulls; only labels may be null")
+        if is_list and not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            raise DamagedFileError(f"{path}: the column {name} is {kind}; it must be a list of whole numbers")
+        if name not in ("key", "label") and not pa.types.is_integer(kind.value_type if is_list else kind):
+            raise DamagedFileError(f"{path}: the column {name} holds something else than whole numbers")
 
-
-def _rows(table: pa.Table, path: Path, levels: int) -> Rows:
-    missing = [name for name in _names(levels) if name not in table.column_names]
-    if missing:
-        raise DamagedFileError(f"{path} has no column {missing[0]}; docs/tokens.md says which there are")
-    holes = [name for name in table.column_names if name != "label" and table.column(name).null_count]
-    if holes:
-        raise DamagedFileError(f"{path}: the column {holes[0]} has nulls; only labels may be null")
-
-    def pairs(first: str, second: str) -> list[Grid]:
-        return list(zip(table.column(first).to_pylist(), table.column(second).to_pylist(), strict=True))
+    def pairs(end: str) -> list[Grid]:
+        columns = (table.column(f"{side}{end}").to_pylist() for side in ("height", "width"))
+        return list(zip(*columns, strict=True))
 
     grids, codes = [], []
-    for level in range(1, levels + 1):
-        grids.append(pairs(f"height_{level}", f"width_{level}"))
+    for level in range(1, len(names[4:]) // 3 + 1):
         column = table.column(f"codes_{level}").combine_chunks()
-        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            raise DamagedFileError(f"{path}: codes_{level} is {column.type}; it must be a list of whole numbers")
-        if not pa.types.is_integer(column.type.value_type) or column.values.null_count:
-            raise DamagedFileError(f"{path}: codes_{level} holds something else than whole numbers")
-        offsets = column.offsets.to_numpy()
+        if column.values.null_count:
+            raise DamagedFileError(f"{path}: codes_{level} has nulls; only labels may be null")
         values = column.values.to_numpy()
-        codes.append([values[start:end] for start, end in pairwise(offsets)])
+        grids.append(pairs(f"_{level}"))
+        codes.append([values[start:end] for start, end in pairwise(column.offsets.to_numpy())])
         for place, ((height, width), one) in enumerate(zip(grids[-1], codes[-1], strict=True)):
             if min(height, width) < 1 or len(one) != height * width:
                 key = table.column("key")[place].as_py()
                 raise DamagedFileError(f"{path}: {key} has {len(one)} codes of level {level} for {height}x{width}")
-    labels = table.column("label").to_pylist()
-    return Rows(table.column("key").to_pylist(), labels, pairs("height", "width"), grids, codes)
+    return Rows(table.column("key").to_pylist(), table.column("label").to_pylist(), pairs(""), grids, codes)
 
 
 @contextmanager
@@ -236,7 +280,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())[:100]
-        raise DamagedFileError(f"{path} is damaged or cut short ({text}); make it anew, or get it again") from error
+        raise DamagedFileError(f"{path} is damaged or cut short ({text}); delete it, and make it anew") from error
 
 
 @contextmanager
@@ -249,32 +293,43 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def read_about(path: Path) -> tuple[About, int]:
-    """What a shard says of itself, and how many images it holds. Raises InputError where it is none, or damaged."""
-    with _opened(path) as file:
-        return About.of(file.metadata.metadata, path), file.metadata.num_rows
+def open_shards(paths: Sequence[Path]) -> Shards:
+    """These files as shards that belong together.
+
+    Raises:
+        InputError: one is none, of another version of the format, or of another model than the first.
+        DamagedFileError: one is damaged or cut short.
+    """
+    told, count = list[About](), 0
+    for path in paths:
+        with _opened(path) as file:
+            told.append(About.of(file.metadata.metadata, path))
+            count += file.metadata.num_rows
+        if told[-1].model != told[0].model:
+            raise InputError(
+                f"{path} is of the model {told[-1].model[:12]}, {paths[0].name} of {told[0].model[:12]}; "
+                "shards of one model belong together"
+            )
+    return Shards(tuple(paths), told[0], count, {key: why for about in told for key, why in about.broken})
 
 
-def open_shards(path: Path) -> Shards:
+def named_shards(path: Path) -> Shards:
     """The shards of a folder, in the order of their names, or one file.
 
     Raises:
-        InputError: there are none, they are of several models, of another version of the format, or a folder that
-            `tokenize` has begun is not finished.
+        InputError: as `open_shards`; there are none, or a folder that `tokenize` has begun is not finished.
         DamagedFileError: one is damaged or cut short.
     """
-    if path.is_dir():
-        require_finished(path)
-        paths = sorted(one for one in path.glob(f"*{SUFFIX}") if not one.name.startswith("."))
-        if not paths:
-            raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
-    else:
-        paths = [path]
-    told = [read_about(one) for one in paths]
-    for one, (about, _) in zip(paths, told, strict=True):
-        if about.model != told[0][0].model:
-            raise InputError(
-                f"{one} is of the model {about.model[:12]}, {paths[0].name} of {told[0][0].model[:12]}; "
-                "shards of one model belong together"
-            )
-    return Shards(tuple(paths), told[0][0], sum(count for _, count in told))
+    if not path.is_dir():
+        return open_shards([path])
+    plan = Plan.of(path)
+    left = [name for name in plan.parts if not (path / name).is_file()] if plan else []
+    if plan and left:
+        raise InputError(
+            f"{path} lacks {left[0]}: {len(plan.parts) - len(left):,} of {counted(len(plan.parts), 'shard')} are "
+            "there; run the same hrvqvae tokenize again, which makes the rest"
+        )
+    paths = sorted(one for one in path.glob(f"*{SUFFIX}") if not one.name.startswith("."))
+    if not paths:
+        raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
+    return open_shards(paths)

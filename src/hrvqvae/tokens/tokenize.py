@@ -1,32 +1,290 @@
 """Images to a folder of shards of codes, in as many goes as it takes.
 
-A shard that is there is never touched again; what was not finished is made anew. So the command may be ended at any
-moment, in any way, and run again: no image is in two shards, and none is missing.
+Shards are independent: each is a function of the sorted keys of the images, so one machine writes them one after the
+other, or Ray shares them out, and the files are the same. A shard that is there is never touched again; what was not
+finished is made anew. So the command may be ended at any moment, in any way, and run again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from hrvqvae.tokens.coding import Coder, Done, Tokenizer, Unit
-from hrvqvae.tokens.images import KeyedImages, keyed_images
-from hrvqvae.tokens.plan import SHARD_SIZE, Plan, begin, missing, part_name, read_plan, retry_name
-from hrvqvae.tokens.shards import read_about
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
+from hrvqvae import __version__
+from hrvqvae.checkpoints.export import without_paths
+from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.loading import described_config, load_with_config
+from hrvqvae.checkpoints.storage import weights_digest
+from hrvqvae.config import Grid, to_dict
+from hrvqvae.data.batches import in_workers, same_size
+from hrvqvae.data.images import SUFFIXES, decode
+from hrvqvae.data.loading import open_whole
+from hrvqvae.data.sources.base import WORDS, Names, Source
+from hrvqvae.data.sources.files import FolderSource, names_below
+from hrvqvae.tokens.shards import SUFFIX, About, Plan, Rows, kinds_of, open_shards, schema
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
-from hrvqvae.utils.quantities import counted
 
+LISTS = (".txt", ".list", ".tsv")
 BROKEN = "_broken.jsonl"
-Engine = Literal["local", "ray"]
-Broken = dict[str, str]
-"""Key -> why the image could not be read."""
+SHARD_SIZE = 10_000
+ROWS = 1_000  # of a row group
+_READ, _READ_PIXELS = 256, 1 << 20  # most images, and most of their pixels, that a worker decodes at once
+_READ_OWN = 8  # the same, of images whose sizes are not known
+_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # that the model gets at once: on a CPU its activations stay in the cache
+_Row = tuple[int, Grid, list[NDArray[Any]]]  # place of an image, its height and width, its codes of each level
+
+
+# The images
+
+
+@dataclass(frozen=True)
+class KeyedImages:
+    """Images in the order of their keys.
+
+    Attributes:
+        source: where they lie, with their labels.
+        keys: (N,) sorted, each once.
+        rows: (N,) the place of each in the source.
+        classes: names of the labels, in the order of their numbers; empty where they have no names.
+    """
+
+    source: Source
+    keys: Names
+    rows: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def label(self, place: int) -> str | int | None:
+        """The class name of an image, or its number where classes have no names; None where it has none."""
+        if self.source.labels is None:
+            return None
+        value = self.source.labels[self.rows[place]]
+        if self.source.class_names:
+            return self.source.class_names[int(value)]
+        plain: str | int | None = value.item() if isinstance(value, np.generic) else value
+        return plain
+
+    @property
+    def label_type(self) -> pa.DataType:
+        """The type of the labels in a shard."""
+        numbers = self.source.labels is not None and self.source.labels.dtype.kind in "iu"
+        return pa.int64() if numbers and not self.source.class_names else pa.string()
+
+    def digest(self) -> str:
+        """A name for these keys and labels, in this order."""
+        state = hashlib.blake2b(digest_size=16)
+        for place, key in enumerate(self.keys):
+            state.update(f"{key}\0{self.label(place)!r}\0".encode())
+        return state.hexdigest()
+
+
+def keyed_images(path: Path) -> KeyedImages:
+    """The images of a folder, of a list of images, or of tars, Parquet files or arrays as training takes them.
+
+    A folder's keys are the paths below it; its labels are its class folders, where every image lies in one. A list has
+    a path a line, from its own folder, and after a tab a label; its paths are the keys. In tars and the like the keys
+    are the names that the images have there.
+
+    Raises:
+        InputError: nothing is there, no image is in it, or two images have one key.
+    """
+    path = path.absolute()
+    source: Source
+    classes = None
+    if path.is_dir() and (names := list(names_below(path, SUFFIXES))):
+        source = FolderSource(path, names)
+        above = 1 if {name.split("/")[0] for name in names} <= set(WORDS) else 0  # classes lie below a given split
+        if all(name.count("/") > above for name in names):
+            source.labels = np.array([name.split("/")[above] for name in names])
+            classes = tuple(map(str, np.unique(source.labels)))
+    elif path.is_file() and path.suffix.lower() in LISTS:
+        listed, labels = _listed(path)
+        source = FolderSource(path.parent, listed)
+        if any(labels):
+            source.labels = np.array([label or None for label in labels], object)
+        names = [re.sub(r"^(\.\./|/)+", "", name) for name in listed]
+    else:
+        source = open_whole(path)
+        names = [source.name(row) for row in range(len(source))]
+    rows = sorted(range(len(names)), key=names.__getitem__)
+    for one, other in itertools.pairwise(rows):
+        if names[one] == names[other]:
+            raise InputError(f"{path} has two images named {names[one]}; every image needs a name of its own")
+    keys = Names(names[row] for row in rows)
+    return KeyedImages(source, keys, np.array(rows), source.class_names if classes is None else classes)
+
+
+def _listed(path: Path) -> tuple[list[str], list[str]]:
+    """(names, labels) of a list: a name a line, and after a tab its label."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a list of images in UTF-8") from error
+    parted = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
+    found = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in parted if name]
+    if not found:
+        raise InputError(f"{path} names no image; it has a path a line")
+    return [name for name, _ in found], [label for _, label in found]
+
+
+# From images to a shard
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of the images of a shard.
+
+    Attributes:
+        images: how many are in its file.
+        broken: key -> why it could not be read, of the others.
+        lost: what each image lost that lost something.
+    """
+
+    images: int
+    broken: dict[str, str]
+    lost: list[str]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Some images. Groups of one size: their places, and their pixels (B, C, Y, X)."""
+
+    groups: list[tuple[list[int], Tensor]]
+    broken: dict[str, str]
+    lost: list[str]
+
+
+class _Reader(Dataset[_Read]):
+    """Decodes images, some at a time."""
+
+    def __init__(self, images: KeyedImages, channels: int, size: int | None, max_pixels: int) -> None:
+        self.images, self.channels, self.size, self.max_pixels = images, channels, size, max_pixels
+
+    def __getitem__(self, places: Sequence[int]) -> _Read:
+        by_size: dict[Grid, tuple[list[int], list[NDArray[np.uint8]]]] = {}
+        broken, losses = dict[str, str](), list[str]()
+        source = self.images.source
+        for place in places:
+            row = int(self.images.rows[place])
+            where = source.where(row)
+            try:
+                pixels, lost = decode(partial(source.open, row), where, self.channels, self.max_pixels, self.size)
+            except InputError as error:  # the reason is the same on every machine: without paths and addresses
+                broken[self.images.keys[place]] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
+                continue
+            numbers, images = by_size.setdefault((pixels.shape[1], pixels.shape[2]), ([], []))
+            numbers.append(place)
+            images.append(pixels)
+            losses += [lost] if lost else []
+        groups = [(numbers, torch.from_numpy(np.stack(images))) for numbers, images in by_size.values()]
+        return _Read(groups, broken, losses)
+
+
+class Tokenizer:
+    """Writes shards of the codes that a model gives images.
+
+    Attributes:
+        images: all of them.
+        device: of the model.
+        size: height and width that images are brought to; None keeps their own.
+        digest: of the model's weights.
+    """
+
+    def __init__(
+        self, model: str, images: KeyedImages, full_size: bool, workers: int | None, device: str, beam: int | None
+    ) -> None:
+        """Takes what `tokenize` does. Raises InputError as `load_with_config`."""
+        self.model, config = load_with_config(model, device, beam)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.images, self.device = images, next(self.model.parameters()).device
+        self.size = None if full_size else config.data.size
+        self.digest = weights_digest(self.model.state_dict())
+        self._described, self._symbols = to_dict(without_paths(described_config(model))), config.model.num_symbols
+        self._kinds = [kind.to_pandas_dtype() for kind in kinds_of(self._symbols)]
+        self._workers = config.data.workers if workers is None else workers
+        self._reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
+
+    def write(
+        self, path: Path, places: Sequence[int], *, name_broken: bool = True, advance: Advance = lambda number: None
+    ) -> Done:
+        """Write the shard of some images.
+
+        Args:
+            places: of the images, among all of them.
+            name_broken: say in the shard which images could not be read.
+            advance: takes how many more images are coded.
+
+        Raises:
+            OSError: the disk is full. Nothing is left of the shard.
+            InputError: a process that decodes was ended from outside.
+        """
+        at_once = _READ_OWN if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
+        chunks = (places[start : start + at_once] for start in range(0, len(places), at_once))
+        columns = schema(self._symbols, self.images.label_type)
+        rows, done = list[_Row](), Done(0, {}, [])
+        with (
+            writing(path) as temporary,
+            pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
+        ):
+            for read in in_workers(self._reader, chunks, self._workers):
+                coded = self._coded(read)
+                rows += coded
+                done = Done(done.images + len(coded), done.broken | read.broken, done.lost + read.lost)
+                while len(rows) >= ROWS:
+                    self._append(file, rows[:ROWS], columns)
+                    rows = rows[ROWS:]
+                advance(len(coded) + len(read.broken))
+            if rows:
+                self._append(file, rows, columns)
+            broken = tuple(done.broken.items()) if name_broken else ()
+            about = About(self.digest, self._described, self.size, self.images.classes, __version__, broken)
+            file.add_key_value_metadata(about.metadata())
+        return done
+
+    @torch.inference_mode()
+    def _coded(self, read: _Read) -> list[_Row]:
+        """The rows of some images, in the order of their places."""
+        found = list[_Row]()
+        for places, images in read.groups:
+            size = (images.shape[-2], images.shape[-1])
+            for some in same_size([size] * len(images), _PIXELS.get(self.device.type, _PIXELS["cpu"])):
+                codes = self.model.encode(images[some].to(self.device))
+                levels = [one.cpu().numpy().astype(kind) for one, kind in zip(codes, self._kinds, strict=True)]
+                found += [(places[number], size, [*own]) for number, *own in zip(some, *levels, strict=True)]
+        return sorted(found, key=lambda row: row[0])
+
+    def _append(self, file: pq.ParquetWriter, some: Sequence[_Row], columns: pa.Schema) -> None:
+        """Append a row group."""
+        levels = [[codes[level] for _, _, codes in some] for level in range(len(self._symbols))]
+        rows = Rows(
+            keys=[self.images.keys[place] for place, _, _ in some],
+            labels=[self.images.label(place) for place, _, _ in some],
+            sizes=[size for _, size, _ in some],
+            grids=[[(one.shape[0], one.shape[1]) for one in level] for level in levels],
+            codes=[[one.ravel() for one in level] for level in levels],
+        )
+        file.write_table(rows.table(columns), row_group_size=len(rows))
+
+
+# All shards
 
 
 @dataclass(frozen=True)
@@ -48,14 +306,14 @@ class Tokenized:
 
 def tokenize(
     model: str, source: Path, out: Path, *, shard_size: int | None = None, full_size: bool = False,
-    workers: int | None = None, device: str = "cpu", engine: Engine = "local", retry_broken: bool = False,
-    beam: int | None = None, say: Callable[[str], None] = note,
+    workers: int | None = None, device: str = "cpu", engine: Literal["local", "ray"] = "local",
+    retry_broken: bool = False, beam: int | None = None, say: Callable[[str], None] = note,
 ) -> Tokenized:  # fmt: skip
     """Write the codes of images to the shards of a folder, or go on where that was stopped.
 
     Args:
         model: a run, or the name of a model inside the package.
-        source: a folder of images, a list of images, tars, Parquet files or arrays (`images.keyed_images`).
+        source: a folder of images, a list of images, tars, Parquet files or arrays (`keyed_images`).
         out: the folder of the shards.
         shard_size: images of a shard; None takes the folder's own, or 10,000.
         full_size: code images at their own sizes; else each is cropped to a square and brought to the size of training.
@@ -64,129 +322,121 @@ def tokenize(
         engine: "local", or "ray" for Ray, which shares the shards out over its machines.
         retry_broken: try images again that were broken before.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
-        say: is told of what is broken, and of conversions.
+        say: takes lines about broken and converted images.
 
     Raises:
         InputError: no such model or source, no image, the folder is in use, was begun otherwise or can't be written.
         DamagedFileError: a shard of the folder is damaged.
     """
-    coder = Coder(model, device, beam)
+    if not (model in shipped() and not Path(model).exists()):
+        model = str(Path(model).absolute())  # other processes may work elsewhere
     images = keyed_images(source)
-    size = None if full_size else coder.config.data.size
+    tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
     try:
         with locked(out):
             remove_temporaries(out)
-            before = read_plan(out)
-            chosen = shard_size or (before.shard_size if before else SHARD_SIZE)
+            before = Plan.of(out)
             plan = Plan(
-                model=coder.digest, image_size=size, keys=len(images), keys_digest=images.digest(), shard_size=chosen,
-                beam=beam,
+                model=tokenizer.digest, image_size=tokenizer.size, keys=len(images.keys), keys_digest=images.digest(),
+                shard_size=shard_size or (before.shard_size if before else SHARD_SIZE), beam=beam,
             )  # fmt: skip
-            begin(out, plan)
-            count = coder.config.data.workers if workers is None else workers
-            tokenizer = Tokenizer(coder, images, out, size, images.classes, count)
-            return _work(tokenizer, plan, engine, retry_broken, str(source), say)
+            plan.begin(out)
+            on_ray = partial(_on_ray, model=model, full_size=full_size, workers=workers, beam=beam)
+            return _finish(tokenizer, plan, out, on_ray if engine == "ray" else _in_turn, retry_broken, say)
     except OSError as error:
         raise InputError(
             f"{out} can't be written ({error.strerror or error}); finished shards stay, and the same command goes on"
         ) from error
 
 
-def _work(
-    tokenizer: Tokenizer, plan: Plan, engine: Engine, retry: bool, source: str, say: Callable[[str], None]
-) -> Tokenized:
-    folder, images = tokenizer.folder, tokenizer.images
-    left = missing(folder, plan)
-    there = [folder / part_name(shard) for shard in range(plan.shards) if shard not in set(left)]
-    found, broken = _found(there, plan)
-    mended = _mended(folder, plan)
-    made = converted = 0
-    first = ""
-    units = [Unit(part_name(shard), plan.images(shard)) for shard in left]
-    with task("tokenize", len(images), done=found + len(broken)) as advance:
-        for done in _engine(tokenizer, engine)(units, advance):
-            broken |= done.broken
-            made += done.images
-            converted, first = converted + done.converted[0], first or done.converted[1]
-    broken = {key: error for key, error in broken.items() if key not in mended}
+def _finish(
+    tokenizer: Tokenizer, plan: Plan, out: Path, write: Callable[..., Iterator[Done]], retry: bool,
+    say: Callable[[str], None],
+) -> Tokenized:  # fmt: skip
+    """Write the shards that are missing, and those of images that were broken if they are to be tried again."""
+    parts = {out / name: places for name, places in plan.parts.items()}
+    left = {path: places for path, places in parts.items() if not path.is_file()}
+    retries = sorted(out.glob(f"retry-*{SUFFIX}"))
+    there = [*(path for path in parts if path not in left), *retries]
+    shards = open_shards(there) if there else None
+    if shards and shards.about.model != plan.model:
+        raise InputError(f"{out} holds shards of another model ({shards.about.model[:12]}); delete them")
+    broken = dict(shards.broken) if shards else {}
+    made, lost = 0, list[str]()
+    with task("tokenize", plan.keys, done=shards.count + len(broken) if shards else 0) as advance:
+        for done in write(tokenizer, left, advance):
+            made, broken, lost = made + done.images, broken | done.broken, lost + done.lost
+    for rows in open_shards(retries).rows(0) if retries else ():
+        broken = {key: why for key, why in broken.items() if key not in set(rows.keys)}
     if retry and broken:
-        made += len(again := _retried(tokenizer, broken, plan.shard_size))
-        mended |= again
-        broken = {key: error for key, error in broken.items() if key not in again}
-    _write_broken(folder / BROKEN, broken)
-    if converted:
-        say(f"images converted: {converted:,} ({first})")
-    if len(broken) == len(images):
-        say(f"every image of {source} is broken, {next(iter(broken.values()))}")
-    elif broken:
-        say(f"broken images left out: {len(broken):,} of {len(images):,}, listed in {folder / BROKEN}")
-    files = plan.shards + len(list(folder.glob(retry_name(0).replace("000000", "*"))))
-    return Tokenized(len(images) - len(broken), len(broken), files, made)
+        keys = tokenizer.images.keys
+        places = [place for place, key in enumerate(keys) if key in broken]
+        with task("retry", len(places)) as advance:
+            for start in range(0, len(places), plan.shard_size):
+                some = places[start : start + plan.shard_size]
+                names = (out / f"retry-{number:06d}{SUFFIX}" for number in itertools.count())
+                path = next(path for path in names if not path.exists())
+                done = tokenizer.write(path, some, name_broken=False, advance=advance)
+                if done.images:
+                    retries.append(path)
+                else:
+                    path.unlink()
+                made += done.images
+                tried = {keys[place] for place in some} - done.broken.keys()
+                broken = {key: why for key, why in broken.items() if key not in tried}
+    if broken:
+        lines = [json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n" for key in sorted(broken)]
+        write_atomic(out / BROKEN, "".join(lines).encode())
+        say(f"broken images left out: {len(broken):,} of {plan.keys:,}, listed in {out / BROKEN}: {lines[0].strip()}")
+    else:
+        (out / BROKEN).unlink(missing_ok=True)
+    if lost:
+        say(f"images converted: {len(lost):,} ({lost[0]})")
+    return Tokenized(plan.keys - len(broken), len(broken), len(parts) + len(retries), made)
 
 
-def _engine(tokenizer: Tokenizer, engine: Engine) -> Callable[[Sequence[Unit], Advance], Iterator[Done]]:
-    if engine == "local":
-        return tokenizer.write
-    from hrvqvae.tokens.ray_engine import on_ray
-
-    return on_ray(tokenizer)
+def _in_turn(tokenizer: Tokenizer, left: dict[Path, range], advance: Advance) -> Iterator[Done]:
+    """Write these shards, one after the other."""
+    for path, places in left.items():
+        yield tokenizer.write(path, places, advance=advance)
 
 
-def _found(there: Sequence[Path], plan: Plan) -> tuple[int, Broken]:
-    """(images, broken ones) of the shards that are there. Raises where one is damaged or of another model."""
-    images, broken = 0, Broken()
-    for path in there:
-        try:
-            about, count = read_about(path)
-        except DamagedFileError as error:
-            raise DamagedFileError(
-                f"{path} is damaged or cut short; delete it, and the same command makes it anew"
-            ) from error
-        if about.model != plan.model:
-            raise InputError(f"{path} is of another model ({about.model[:12]}, not {plan.model[:12]}); delete it")
-        images += count
-        broken |= about.broken
-    return images, broken
+def _on_ray(
+    tokenizer: Tokenizer, left: dict[Path, range], advance: Advance, *, model: str, full_size: bool,
+    workers: int | None, beam: int | None,
+) -> Iterator[Done]:  # fmt: skip
+    """Write these shards on the cluster that RAY_ADDRESS names, else on this machine.
 
+    Each actor holds the model, on a GPU of its own where the cluster has some. The folder, the images and the model
+    must lie under the same paths on every machine. Nothing is reported to Ray's makers, and what Ray logs stays in its
+    own files, but for errors.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # these are read when ray is imported
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    from ray.util import ActorPool
 
-def _mended(folder: Path, plan: Plan) -> set[str]:
-    """Keys of the images that were read later."""
-    keys = set[str]()
-    for path in sorted(folder.glob(retry_name(0).replace("000000", "*"))):
-        _found([path], plan)
-        keys |= set(pq.read_table(path, columns=["key"]).column("key").to_pylist())
-    return keys
-
-
-def _retried(tokenizer: Tokenizer, broken: Broken, shard_size: int) -> set[str]:
-    """Try broken images again, in shards of their own; -> keys of those that could be read."""
-    images, folder = tokenizer.images, tokenizer.folder
-    places = _places(images, broken)
-    first = len(list(folder.glob(retry_name(0).replace("000000", "*"))))
-    mended, number = set[str](), first
-    with task("retry", len(places)) as advance:
-        for start in range(0, len(places), shard_size):
-            some = places[start : start + shard_size]
-            for done in tokenizer.write([Unit(retry_name(number), some, if_any=True)], advance):
-                mended |= {images.key(place) for place in some} - {key for key, _ in done.broken}
-                number += done.images > 0
-    return mended
-
-
-def _places(images: KeyedImages, keys: Broken) -> list[int]:
-    return [place for place in range(len(images)) if images.key(place) in keys]
-
-
-def _write_broken(path: Path, broken: Broken) -> None:
-    """A line for each image that is in no shard; no file where there is none."""
-    if not broken:
-        path.unlink(missing_ok=True)
-        return
-    lines = [json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n" for key in sorted(broken)]
-    write_atomic(path, "".join(lines).encode())
-
-
-def summary(found: Tokenized, out: Path) -> str:
-    """What a person is told at the end."""
-    shards = counted(found.shards, "shard")
-    return f"{counted(found.images, 'image')} in {shards}, {found.made:,} of them made now: {out}"
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    begun = not ray.is_initialized()
+    if begun:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        on_gpu = tokenizer.device.type == "cuda" and has.get("GPU", 0) > 0
+        workers = (workers or 0) if on_gpu else 0
+        most = max(1, int(has.get("GPU" if on_gpu else "CPU", 1)))
+        actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
+        images, device = ray.put(tokenizer.images), tokenizer.device.type
+        actors = [actor.remote(model, images, full_size, workers, device, beam) for _ in range(min(most, len(left)))]
+        made = ActorPool(actors).map_unordered(
+            lambda one, shard: one.write.remote(shard[0].resolve(), shard[1]), list(left.items())
+        )
+        for done in made:
+            advance(done.images + len(done.broken))
+            yield done
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]
+        raise InputError(f"Ray stopped ({reason}); finished shards stay, and the same command goes on") from error
+    finally:
+        if begun:
+            ray.shutdown()
