@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from hrvqvae.training.state import count_parameters
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.vqvae2 import VQVAE2
+from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 from tests.models.small import TREE, config_of, model_of
 
