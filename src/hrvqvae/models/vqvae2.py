@@ -11,7 +11,7 @@ from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
-from hrvqvae.quantize import Codes, ResidualQuantizer, check_codes, random_latents
+from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes, random_latents
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -59,61 +59,51 @@ class VQVAE2(Autoencoder):
     def prefixes(self) -> tuple[int, ...]:
         return (self.config.grids,)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """Features (B, hidden, H_l, W_l) of each grid, coarse first, of images in [0, 1]."""
+    def _top_down(self, images: Tensor, quantize: Callable[[ResidualQuantizer, Tensor], Tensor]) -> list[Tensor]:
+        """Codewords (B, H_l, W_l, D) of each grid of images in [0, 1], coarse first, as `quantize` gives them of z."""
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
-        features = framed(images, self.config.padding, rows * stride, columns * stride)
-        found = []
+        features = [framed(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
-            features = encoder(features)
-            found.append(features)
-        return found[::-1]
-
-    def _top_down(self, images: Tensor, quantize: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-        """Go from the coarsest grid to the finest: quantize(level, z (B, H, W, D)) -> e; -> e of each, coarse first."""
-        quantized: list[Tensor] = []
-        for level, features in enumerate(self._features(images)):
+            features.append(encoder(features[-1]))
+        found: list[Tensor] = []
+        for level, (quantizer, seen) in enumerate(zip(self._quantizers, features[:0:-1], strict=True)):
             if level:
-                above = self.conditions[level - 1](quantized[-1].permute(0, 3, 1, 2))
-                features = torch.cat([features, above], dim=1)
-            quantized.append(quantize(level, self.projections[level](features).permute(0, 2, 3, 1).float()))
-        return quantized
+                seen = torch.cat([seen, self.conditions[level - 1](found[-1].permute(0, 3, 1, 2))], dim=1)
+            latents = self.projections[level](seen).permute(0, 2, 3, 1).float()
+            found.append(quantize(quantizer, latents))
+        return found
+
+    @property
+    def _quantizers(self) -> list[ResidualQuantizer]:
+        return [one for one in self.quantizers if isinstance(one, ResidualQuantizer)]
 
     def _pixels(self, quantized: list[Tensor], size: Grid | None) -> Tensor:
         """Codewords (B, H_l, W_l, D) of every grid -> (B, C, Y, X) in [-1, 1], not clamped."""
         raised = [up(one.permute(0, 3, 1, 2)) for up, one in zip(self.upsamplings, quantized, strict=True)]
         return cropped(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
 
-    def _quantizer(self, level: int) -> ResidualQuantizer:
-        quantizer = self.quantizers[level]
-        assert isinstance(quantizer, ResidualQuantizer)
-        return quantizer
-
     def forward(self, images: Tensor) -> Reconstructed:
         """Reconstruction error, and each grid's commitment and codebook terms, over the batch's pixel values."""
         unit = unit_images(images, self.channels)
-        codes: list[Tensor] = []
-        losses: dict[str, Tensor] = {}
+        results: list[Quantized] = []
 
-        def quantize(level: int, latents: Tensor) -> Tensor:
-            result = self._quantizer(level)(latents)
-            codes.extend(result.codes)
-            losses.update({f"{name}_{level + 1}": loss / unit.numel() for name, loss in result.losses.items()})
-            latents = result.latents
-            assert isinstance(latents, Tensor)
-            return latents
+        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
+            results.append(quantizer(latents))
+            return results[-1].latents
 
         output = self._pixels(self._top_down(unit, quantize), (unit.shape[-2], unit.shape[-1]))
-        error = (output - (unit * 2 - 1)).square().mean()
-        return Reconstructed((output + 1) / 2, tuple(codes), {"reconstruction": error, **losses})
+        losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
+        for level, result in enumerate(results, start=1):
+            losses |= {f"{name}_{level}": loss / unit.numel() for name, loss in result.losses.items()}
+        return Reconstructed((output + 1) / 2, tuple(result.codes[0] for result in results), losses)
 
     def encode(self, images: Tensor) -> Codes:
         codes: list[Tensor] = []
 
-        def quantize(level: int, latents: Tensor) -> Tensor:
-            codes.extend(self._quantizer(level).encode(latents))
-            return self._quantizer(level).lookup((codes[-1],))
+        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
+            codes.extend(quantizer.encode(latents))
+            return quantizer.lookup((codes[-1],))
 
         self._top_down(unit_images(images, self.channels), quantize)
         return tuple(codes)
@@ -127,15 +117,15 @@ class VQVAE2(Autoencoder):
         for level, code in enumerate(codes):
             shape = (top[0], top[1] * 2**level, top[2] * 2**level)
             check_codes(code, shape, self.config.quantizer.codewords, level + 1)
-        quantized = [self._quantizer(level).lookup((code,)) for level, code in enumerate(codes)]
+        quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, codes, strict=True)]
         return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """Each grid's features, given the codewords of the coarser ones, and its own codewords."""
         found: list[tuple[Tensor, Tensor]] = []
 
-        def quantize(level: int, latents: Tensor) -> Tensor:
-            found.append((latents, self._quantizer(level).lookup((codes[level],))))
+        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
+            found.append((latents, quantizer.lookup((codes[len(found)],))))
             return found[-1][1]
 
         self._top_down(unit_images(images, self.channels), quantize)
@@ -143,13 +133,12 @@ class VQVAE2(Autoencoder):
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
-        def quantize(level: int, latents: Tensor) -> Tensor:
-            quantizer = self._quantizer(level)
-            if not self.config.quantizer.init_vectors:
-                noise = random_latents(self.config.quantizer.codewords, latents.shape[-1], generator)
-                quantizer.initialize(noise.to(latents.device), generator)
-            else:
+        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
+            if quantizer.config.init_vectors:
                 quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
+            else:
+                noise = random_latents(quantizer.config.codewords, latents.shape[-1], generator)
+                quantizer.initialize(noise.to(latents.device), generator)
             return quantizer.lookup(quantizer.encode(latents))
 
         self._top_down(unit_images(images, self.channels), quantize)
@@ -158,10 +147,9 @@ class VQVAE2(Autoencoder):
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
         restarted = 0
 
-        def quantize(level: int, latents: Tensor) -> Tensor:
+        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
             nonlocal restarted
-            quantizer = self._quantizer(level)
-            codewords = quantizer.lookup(quantizer.encode(latents))
+            codewords = quantizer.lookup(quantizer.encode(latents))  # before any codeword moves
             restarted += quantizer.restart_dead_codes(latents, generator)
             return codewords
 
