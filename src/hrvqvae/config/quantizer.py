@@ -90,8 +90,3 @@ class QuantizerConfig:
     def num_codewords(self) -> tuple[int, ...]:
         """Codewords of each level in all: m for each of its codebooks."""
         return tuple(self.codewords * books for books in self.num_codebooks)
-
-    @property
-    def codewords_searched(self) -> int:
-        """Distances that the search computes for each vector: m for each path that it keeps at the level before."""
-        return sum(self.codewords * min(self.beam, books) for books in self.num_codebooks)
