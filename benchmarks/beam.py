@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, options, positive, print_json, show, side_by_side
+from benchmarks.common import Row, as_script, options, positive, show, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.cli.console import print_json
 from hrvqvae.compression.hrv import write
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.data.batches import evaluation_batches

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, options, positive, print_json, show, side_by_side
+from benchmarks.common import Row, as_script, options, positive, show, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.cli.console import print_json
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read, write

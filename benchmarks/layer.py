@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
-from hrvqvae.config import DataConfig
-from hrvqvae.config.registry import DATASETS
+from hrvqvae.config import DataConfig, presets
 from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import ranks, tensors
@@ -207,7 +206,7 @@ def bench_layer(
             side.step(scaled)
     times = _alone(sides, scaled, rounds)
     held_out = torch.stack([torch.from_numpy(test.decode(index, None).pixels) for index in range(test_images)])
-    rows = []
+    rows: list[Row] = []
     for name, side in sides.items():
         squared, absolute, leaf = side.measure(held_out.float() / 127.5 - 1, codewords)
         count = vq.counts(leaf, codewords**levels)
@@ -251,9 +250,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="calls of a layer alone (default: 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args(argv)
-    data = DATASETS.get("fashion-mnist").config
+    data = presets.get("hrvqvae/fashion-mnist").config.data
+    levels, codewords = arguments.size
     rows = bench_layer(
-        data, *arguments.size, arguments.steps, arguments.batch, arguments.seed, arguments.images, arguments.rounds
+        data, levels, codewords, arguments.steps, arguments.batch, arguments.seed, arguments.images, arguments.rounds
     )
     finish(rows, COLUMNS, arguments.json)
 

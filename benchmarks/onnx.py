@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, options, positive, print_json, show, side_by_side
+from benchmarks.common import Row, as_script, options, positive, show, side_by_side
 from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.cli.console import print_json
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.export.export import Agreement, compare, export_graphs

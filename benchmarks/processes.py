@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.common import Row, as_script, options, positive, print_json, show
+from benchmarks.common import Row, as_script, options, positive, show
 from benchmarks.study import with_leaves
+from hrvqvae.cli.console import print_json
 from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS

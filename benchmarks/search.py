@@ -205,7 +205,7 @@ def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 def _bytes_moved(method: str, vectors: int, width: int, levels: int, codewords: int, distances: int) -> int:
     """Bytes that must move: vectors and codewords in, codes and, for the tree, sums out."""
-    leaves, tree = codewords**levels, method == "tree"
+    leaves, tree = int(codewords**levels), method == "tree"
     entries = leaves if distances == leaves else sum(codewords**level for level in range(1, levels + 1))
     moved = 4 * width * (vectors + entries) + 8 * vectors * (levels if tree else 1)
     return moved + 4 * width * vectors if tree else moved

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Row, options, positive, print_json
+from benchmarks.common import Row, options, positive
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.cli.console import split_fields
+from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.comparison.folder import Folder, run_cases
 from hrvqvae.comparison.report import as_markdown
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import locked
 
 SYSTEMS = ("hrvqvae", "treevq", "vqvae")
 """Those with a codebook whose codewords are the leaves, or the one codebook that stands for them."""
@@ -74,7 +75,7 @@ class Study:
         if signal:
             print("stopped, saved; the same command goes on", file=sys.stderr)
             sys.exit(128 + signal)
-        with folder.locked(print):
+        with locked(out, wait=print):
             rows = sorted(folder.rows(), key=lambda row: (row["seed"], *self.order(row)))
             if rows:
                 folder.write_results(rows, self.table(rows))

@@ -14,18 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.common import Row, as_script, options, positive, preset_of, print_json, show
+from benchmarks.common import Row, as_script, options, positive, preset_of, show
 from benchmarks.files.curves import Curve, FileCodec, Images, Point, against, measure
 from benchmarks.files.formats import formats
 from benchmarks.files.linear import Linear
 from benchmarks.files.thumbhash import ThumbHash
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.cli.console import print_json
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.images import write_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.plots.curves import save_figure
-from hrvqvae.plots.sheets import SheetRow, draw, save
+from hrvqvae.plots.sheets import SheetRow, draw
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import psnr
@@ -154,7 +156,7 @@ def write_pictures(compared: FilesCompared, folder: Path) -> list[Path]:
     curves, sheet = folder / "curves.png", folder / "sheet.png"
     curves_of_files(compared, curves)
     middle = len(compared.budgets) // 2
-    save(draw(rows_at_equal_bytes(compared, compared.budgets[middle : middle + 2])), sheet)
+    write_image(draw(rows_at_equal_bytes(compared, compared.budgets[middle : middle + 2])), sheet)
     return [curves, sheet]
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.common import Row, as_script, options, print_json, show
+from benchmarks.common import Row, as_script, options, show
 from benchmarks.gpu.codes import TOLERANCE, codes_rows
 from benchmarks.gpu.timings import autoencoder_rows, matrix_rate, prior_rows, sampling_rows, search_rows
+from hrvqvae.cli.console import print_json
 from hrvqvae.config import Grid, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.device import computes_bf16, resolve_device

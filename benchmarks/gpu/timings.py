@@ -167,7 +167,7 @@ def prior_rows(config: Config, levels: Sequence[int], steps: int, rate: float) -
         forget_peak(device)
         side = PriorSide(config, range(level, level + 1), Form(bf16=computes_bf16(device)))
         flop = flop_of_step(side)
-        batch = len(side.batch)
+        batch = len(side.batch.codes[0])
         trained = f"{config.name}, prior of level {level + 1} ({counted(side.parameters, 'parameter')})"
         rows.append(_row(side, trained, batch, steps, flop, rate))
     return rows

@@ -17,8 +17,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case
 from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of
-from hrvqvae.data.images import read_image, to_pil
+from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
@@ -40,14 +38,11 @@ from hrvqvae.utils.quantities import clock, counted
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Raises DamagedFileError where it is no JSON object."""
+    """Of JSON; empty where there is no file. Raises DamagedFileError."""
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (ValueError, TypeError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); delete it to have it made again") from error
-    if not isinstance(found, dict):
-        raise DamagedFileError(f"{path} is damaged (no JSON object); delete it to have it made again")
-    return found
 
 
 def _write(path: Path, value: Any) -> None:
@@ -59,19 +54,11 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._claim, self._rows = path / "comparison.json", path / "rows"
+        self.rows_path = path / "rows"
 
     def run(self, name: str) -> RunFolder:
         """The run of a case."""
         return RunFolder(self.path / "runs" / name)
-
-    def locked(self, say: Say) -> AbstractContextManager[None]:
-        """Work in the folder as the only process, made if need be. Another one is waited for, and `say` gets a line.
-
-        Raises:
-            InputError: the folder can't be made or written.
-        """
-        return locked(self.path, wait=say)
 
     def claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """What is compared ("about") and what it leaves to the machine ("chosen"), with what the folder has of both.
@@ -79,10 +66,10 @@ class Folder:
         Raises:
             InputError: the folder holds another comparison; what differs is named.
         """
-        found = _read(self._claim) if self._claim.is_file() else {"about": about}
-        here, there = json.loads(json.dumps(about)), found["about"]
-        here["priors"] = here["priors"] or there.get("priors")  # priors may be added to autoencoders
-        there["priors"] = there.get("priors") or here["priors"]
+        found = _read(self.path / "comparison.json") or {"about": about}
+        here, there = json.loads(json.dumps(about)), dict(found["about"])
+        there["priors"] = there.get("priors") or here["priors"]  # priors may be added to autoencoders
+        here["priors"] = here["priors"] or there["priors"]
         for name in {**there, **here}:
             if there.get(name) != here.get(name):
                 raise InputError(
@@ -93,34 +80,29 @@ class Folder:
 
     def begin(self, claim: Mapping[str, Any]) -> None:
         """Write down what is compared, and clear what killed writers left."""
-        self._rows.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, self._rows):
+        self.rows_path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.rows_path):
             remove_temporaries(folder)
-        _write(self._claim, claim)
+        _write(self.path / "comparison.json", claim)
 
     def row(self, name: str) -> Measured:
         """What was measured of a case; empty where nothing was."""
-        path = self._rows / f"{name}.json"
-        return _read(path) if path.is_file() else {}
+        return _read(self.rows_path / f"{name}.json")
 
     def rows(self) -> list[Measured]:
         """All rows."""
-        return [_read(path) for path in sorted(self._rows.glob("*.json")) if not path.name.startswith(TEMPORARY)]
+        return [_read(path) for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
         """Keep what was measured of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1]."""
-        stream = BytesIO()
-        to_pil(torch.cat(list(images), dim=2)).save(stream, "png")
-        write_atomic(self._rows / f"{name}-{kind}.png", stream.getvalue())
-        _write(self._rows / f"{name}.json", row)  # last: what it says is measured is there
+        write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
+        _write(self.rows_path / f"{name}.json", row)  # last: what it says is measured is there
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
         """The images of that kind that are kept of a case, (3, Y, Y) uint8 each; none where none are."""
-        path = self._rows / f"{name}-{kind}.png"
-        if not path.is_file():
-            return ()
-        pixels = torch.from_numpy(read_image(path, 3))
-        return pixels.split(pixels.shape[1], dim=2)  # type: ignore[no-any-return, no-untyped-call]
+        path = self.rows_path / f"{name}-{kind}.png"
+        pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
+        return pixels.split(pixels.shape[1], dim=2) if pixels.numel() else ()  # type: ignore[no-untyped-call]
 
     def write_results(self, rows: Sequence[Measured], table: str) -> None:
         """The rows as JSON, and as the table."""
@@ -145,10 +127,9 @@ def run_cases(
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
             that were made otherwise.
     """
-    with folder.locked(say):
-        claim = folder.claim(about)
+    with locked(folder.path, wait=say):
+        claim, rows = folder.claim(about), folder.rows()
         cases = [_decided(case, claim["chosen"]) for case in cases]
-        rows = folder.rows()
         for case in cases:
             _require_same(case, folder, rows)
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
@@ -157,18 +138,14 @@ def run_cases(
         using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
         using.require_same(rows, folder.path)
         folder.begin(claim)
-    training = left[0].config.training
-    limits = (training.max_steps and counted(training.max_steps, "step"), training.max_minutes)
-    each = " or ".join(text for text in (limits[0], limits[1] and f"{limits[1]:g} min") if text)
-    priors = ", and its priors" if any(case.prior for case in left) else ""
     before = measured = len(cases) - len(left)
-    say(f"{counted(len(left), 'case')} to train and measure besides {before:,}; each is trained for {each}{priors}")
-    maker, begun = _Maker(folder, using, say, more), time.monotonic()
+    say(f"{counted(len(left), 'case')} to train and measure besides {before:,}; {_budget(left[0])} each")
+    begun = time.monotonic()
     while left:
         in_use = []
         for case in left:
             try:
-                signal = maker.make(case)
+                signal = _make(case, folder, using, say, more)
             except InUseError as error:
                 say(f"{error}".partition(";")[0])
                 in_use.append(case)
@@ -198,6 +175,14 @@ def _is_open(case: Case, row: Measured) -> bool:
     return not row or bool(case.prior and not row["prior"])
 
 
+def _budget(case: Case) -> str:
+    """Of a case's training, for a person."""
+    training = case.config.training
+    steps, minutes = counted(training.max_steps, "step"), f"{training.max_minutes:g} min"
+    limits = [text for text, limit in ((steps, training.max_steps), (minutes, training.max_minutes)) if limit]
+    return " or ".join(limits) + (", and priors," if case.prior else "")
+
+
 def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
     """Raises InputError where the run of that case, or a row of its labels, whatever its seed, has another digest.
 
@@ -217,46 +202,36 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
                     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Maker:
-    """Trains and measures one case after another."""
+def _make(case: Case, folder: Folder, using: Instruments, say: Say, more: Callable[[RunFolder], Measured]) -> int:
+    """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
 
-    folder: Folder
-    using: Instruments
-    say: Say
-    more: Callable[[RunFolder], Measured]
+    def keep(row: Measured, kind: str, images: Tensor) -> None:
+        with locked(folder.path, wait=say):
+            using.require_same(folder.rows(), folder.path)
+            folder.write_row(case.name, row, kind, images)
 
-    def make(self, case: Case) -> int:
-        """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
-        run = self.folder.run(case.name)
-        with run.locked():
-            row = self.folder.row(case.name)  # another process may have been here since
-            if not _is_open(case, row):
-                return 0
-            digests = case.digests()
-            self.say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
-            if not row:
-                task = AutoencoderTask(case.config, run)
-                outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=self.say).train()
+    run = folder.run(case.name)
+    with run.locked():
+        row = folder.row(case.name)  # another process may have been here since
+        if not _is_open(case, row):
+            return 0
+        digests = case.digests()
+        say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
+        if not row:
+            task = AutoencoderTask(case.config, run)
+            outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=say).train()
+            if outcome.signal is not None:
+                return outcome.signal
+            measured, shown = using.measure(run)
+            row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured, **more(run)}
+            row["digests"] = {"autoencoder": digests["autoencoder"]}
+            keep(row, "reconstructions", shown)
+        if case.prior:
+            configs = resolve_priors(str(run.path), None, case.prior, resume=False)
+            outcomes = train_priors(run.path, configs, resume=True, callbacks=[draw_training], say=say).values()
+            for outcome in outcomes:
                 if outcome.signal is not None:
                     return outcome.signal
-                measured, shown = self.using.measure(run)
-                row = {
-                    **case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured, **self.more(run),
-                    "digests": {"autoencoder": digests["autoencoder"]},
-                }  # fmt: skip
-                self._keep(case, row, "reconstructions", shown)
-            if case.prior:
-                configs = resolve_priors(str(run.path), None, case.prior, resume=False)
-                options: Any = {"resume": True, "callbacks": [draw_training], "say": self.say}
-                for prior in train_priors(run.path, configs, **options).values():
-                    if prior.signal is not None:
-                        return prior.signal
-                measured, shown = self.using.measure_priors(run)
-                self._keep(case, row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown)
-        return 0
-
-    def _keep(self, case: Case, row: Measured, kind: str, images: Tensor) -> None:
-        with self.folder.locked(self.say):
-            self.using.require_same(self.folder.rows(), self.folder.path)
-            self.folder.write_row(case.name, row, kind, images)
+            measured, shown = using.measure_priors(run)
+            keep(row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown)
+    return 0

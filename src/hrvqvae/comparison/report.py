@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 
 from hrvqvae.comparison.folder import Folder, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
-from hrvqvae.comparison.systems import Comparison, available_systems, style
+from hrvqvae.comparison.systems import Comparison, available_systems, remarks, style
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
+from hrvqvae.utils.files import locked
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 _LINES = ("-", "--", ":", "-.")  # of seeds
@@ -50,13 +52,12 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     Raises InputError as `run_cases`.
     """
     folder = Folder(out)
-    for remark in comparison.remarks():
-        say(remark)
+    for line in remarks([comparison.config(system, 0) for system in comparison.systems]):
+        say(line)
     signal = run_cases(comparison.cases(), comparison.about(), folder, say)
-    here = list(available_systems())
-    with folder.locked(say):
-        order = {name: place for place, name in enumerate(here)}
-        rows = sorted(folder.rows(), key=lambda row: (row["seed"], order.get(row["system"], len(here)), row["system"]))
+    here = [*available_systems(), *SYSTEMS]
+    with locked(out, wait=say):
+        rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*here, row["system"]).index(row["system"])))
         if rows and not signal:
             folder.write_results(rows, table(rows))
             _sheets(comparison, rows, folder, say)

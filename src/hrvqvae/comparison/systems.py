@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from hrvqvae.config import Config, ModelConfig, presets
@@ -55,15 +53,14 @@ def codewords_searched(model: ModelConfig) -> int | None:
     return sum(min(kept * symbols, codewords) for symbols, codewords in levels)
 
 
-def remark(config: Config) -> str | None:
-    """What a person should know before a training, if anything: a discriminator that its budget does not reach."""
-    start, steps = getattr(config.model, "adversarial_start", 0), config.training.max_steps
-    if not 0 < steps <= start:
-        return None
-    return (
+def remarks(configs: Sequence[Config]) -> list[str]:
+    """What a person should know before trainings, a line each: a discriminator that the budget does not reach."""
+    return [
         f"note: {config.model.system}'s discriminator begins at step {start:,}, which this budget does not reach; "
         "model.adversarial_start lets it begin earlier"
-    )
+        for config in configs
+        if 0 < config.training.max_steps <= (start := getattr(config.model, "adversarial_start", 0))
+    ]
 
 
 def phases(config: Config, steps: int) -> dict[str, int]:
@@ -96,12 +93,11 @@ class Case:
 
     def digests(self) -> dict[str, str]:
         """Of all but the seed that decides the results of its autoencoder, and of its priors where it has some."""
-        training = dataclasses.replace(self.config.training, seed=0)
-        config = dataclasses.replace(self.config, training=training)
+        config = override(self.config, {"training.seed": "0"})
         found = {"autoencoder": digest_of(config, "data", "model", "training")}
         if self.prior:
-            seedless = {**self.prior, "prior.training.seed": "0"}
-            found["prior"] = digest_of(prior_config(self.config, seedless), "prior")
+            prior = prior_config(self.config, {**self.prior, "prior.training.seed": "0"})
+            found["prior"] = digest_of(prior, "prior")
         return found
 
 
@@ -162,28 +158,13 @@ class Comparison:
         """The seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
-    def remarks(self) -> list[str]:
-        """What a person should know before it begins, a line each."""
-        found = [remark(self.config(system, 0)) for system in self.systems]
-        return [line for line in found if line is not None]
-
     def config(self, system: str, seed: int) -> Config:
         """The preset of a system with the budget and seed of this comparison."""
-        config = self._configs[system]
-        return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-
-    @cached_property
-    def _configs(self) -> dict[str, Config]:
-        """System -> its configuration, but for the seed."""
-        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes}
+        budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
         given = {f"training.{name}": str(value) for name, value in budget.items()}
-        found = {}
-        for system in self.systems:
-            preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
-            prefix = f"{system}."
-            own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
-            found[system] = override(preset, {**self._shared_fields(), **own, **given})
-        return found
+        own = {name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")}
+        preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
+        return override(preset, {**self._shared_fields(), **own, **given})
 
     def _shared_fields(self) -> dict[str, str]:
         return {name: value for name, value in self.fields.items() if name.split(".")[0] not in SYSTEMS}
@@ -199,7 +180,7 @@ class Comparison:
             for system in self.systems
         ]  # fmt: skip
 
-    def prior_budget(self) -> dict[str, float] | None:
+    def _prior_budget(self) -> dict[str, float] | None:
         """Steps and minutes of a system's priors in all (0: no such limit); None without priors."""
         if self.prior_steps:
             return {"max_steps": self.prior_steps, "max_minutes": 0.0}
@@ -207,14 +188,12 @@ class Comparison:
 
     def _prior_of(self, config: Config) -> dict[str, str]:
         """In what each prior differs from its configuration: budget, seed, and what suits few images a step."""
-        budget = self.prior_budget()
+        budget, priors = self._prior_budget(), len(config.prior_levels)
         if budget is None:
             return {}
-        priors = len(config.prior_levels)
-        given = {
-            "epochs": 0, "max_steps": max(1, int(budget["max_steps"]) // priors) if budget["max_steps"] else 0,
-            "max_minutes": budget["max_minutes"] / priors, "seed": config.training.seed,
-        }  # fmt: skip
+        steps = max(1, int(budget["max_steps"]) // priors) if budget["max_steps"] else 0
+        given = {"epochs": 0, "max_steps": steps, "max_minutes": budget["max_minutes"] / priors}
+        given["seed"] = config.training.seed
         asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
         return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
 
@@ -222,4 +201,4 @@ class Comparison:
         """What may not change when more systems, seeds or priors are added; "priors" may be decided later."""
         names = ("dataset", "max_steps", "max_minutes", "root")
         plain = {name: getattr(self, name) for name in names}
-        return {"study": None, **plain, "fields": self._shared_fields(), "priors": self.prior_budget()}
+        return {"study": None, **plain, "fields": self._shared_fields(), "priors": self._prior_budget()}
