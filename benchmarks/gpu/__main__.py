@@ -99,13 +99,13 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     waiting("sampling")
     sampling = sampling_rows(device, name, grid, batches)
     name, fields = form.prior
-    config = override(presets.get(name).config, {**fields, "prior.utils.device": place})
+    config = override(presets.get(name).config, {**fields, "prior.training.device": place})
     waiting(f"training priors of {name}")
     priors = prior_rows(config, form.prior_levels, form.steps, rate)
     training = list[Row]()
     for name, fields in form.trained.items():
         waiting(f"training {name}")
-        config = override(presets.get(name).config, {**fields, "utils.device": place})
+        config = override(presets.get(name).config, {**fields, "training.device": place})
         training += autoencoder_rows(config, form.steps, rate, compiled=name in form.compiled)
     return {
         "device": device.type, "device_name": _name(device), "form": form.name, "torch": torch.__version__,
