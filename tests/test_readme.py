@@ -36,7 +36,7 @@ CUTS: tuple[Cut, ...] = (
     (r"^(hrvqvae compare .*)", rf"\1 {SMALL} --data.size 64"),
 )  # fmt: skip
 FEWER = ("sample mnist -n 64", "sample mnist -n 4")  # as the page's output is read, too
-ELSEWHERE = {"hrvqvae export --onnx mnist": "graphs/test_graphs.py"}  # that test runs it as it stands, and looks closer
+ELSEWHERE = {"hrvqvae export --onnx mnist": "export/test_graphs.py"}  # that test runs it as it stands, and looks closer
 
 
 def commands() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Models and priors from disk, and what is none. Damage to their files: test_damage.py; what is stale: test_stale.py."""
+"""Models and priors from disk, and what is none. Damage: test_damage.py; what is stale: test_stale.py."""
 
 from __future__ import annotations
 

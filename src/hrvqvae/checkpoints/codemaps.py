@@ -64,9 +64,6 @@ def extract(
         limit: of so many images only, spread evenly over the split.
         part: of these images, which one of several processes codes.
         encode: gives the codes of images on the device in place of the model.
-
-    Raises:
-        InputError: the data is not there, or no image can be read.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")

@@ -13,6 +13,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,11 +74,12 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
             prefix_step = about["step"]
         if beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())
-        card = kept_card(beside.path, config, licence) or card_of(
+        new = card_of(
             config, name=name or out.name, step=meta.get("step"), priors=priors, prefix_step=prefix_step,
-            figures=last_figures(beside), licence=licence,
+            figures=_last_figures(beside), licence=licence,
         )  # fmt: skip
-        write_atomic(target.card, card.encode())
+        card = beside.card.read_text() if beside.card.is_file() else new
+        write_atomic(target.card, _with_front_matter(card, config, licence))
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
@@ -141,7 +143,8 @@ def save_autoencoder(
             loading.save_progressive_decoder(prefixes.model, config, decoder.state_dict(), step=0, autoencoder=digest)
         _write_config(target, config)
         if not target.card.is_file():
-            write_atomic(target.card, card_of(config, name=name or target.path.name).encode())
+            card = card_of(config, name=name or target.path.name)
+            write_atomic(target.card, _with_front_matter(card, config, None))
     except OSError as error:
         raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
 
@@ -158,20 +161,6 @@ def push_run(run: str | Path, name: str, *, licence: str | None = None, **option
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder) / "model", name=name, licence=licence)
         return hub.push(Path(folder) / "model", name, **options)
-
-
-# The model card, with the front matter that the hub reads.
-
-
-def _front_matter(about: Mapping[str, Any]) -> str:
-    """The lines of YAML that a hub reads."""
-    return f"{_FRONT}{yaml.safe_dump(dict(about), sort_keys=False)}{_FRONT}"
-
-
-def _about(config: Config, licence: str | None) -> dict[str, Any]:
-    """What the hub wants to know; no licence is said where none is given."""
-    said = {} if licence is None else {"license": licence}
-    return {**said, "library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
 
 
 def card_of(
@@ -202,14 +191,23 @@ def card_of(
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(priors or {}),
         **({} if prefix_step is None else {"progressive decoder": f"trained {prefix_step:,} steps"}),
+        "measured": "not in training; `hrvqvae evaluate` measures it" if figures is None else _measured(figures),
         "licence": licence or "not stated; ask whoever trained it",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
+    folder = shlex.quote(name.rpartition("/")[2] if is_hub_name(name) else name)
+    got = f"$ hrvqvae hub get {name}\n" if is_hub_name(name) else ""
     return (
-        f"{_front_matter(_about(config, licence))}\n# Model card: {name}\n\n"
+        f"# Model card: {name}\n\n"
         f"{system_of(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
         f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
-        f"{_measured(figures)}\n{_use(name, bool(priors))}"
+        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import TrainedModel\n\n"
+        f'model = TrainedModel.from_pretrained("{name}")\n'
+        "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
+        "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
+        f"{drawn}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
+        f"```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
     )
 
 
@@ -223,59 +221,36 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     return said if priors else "none"
 
 
-def _measured(figures: Mapping[str, Any] | None) -> str:
-    if figures is None:
-        return "No figures are kept with this model; `hrvqvae evaluate` measures them.\n"
+def _measured(figures: Mapping[str, Any]) -> str:
     ssim = "" if figures.get("ssim") is None else f", SSIM {figures['ssim']:.4f}"
     usage = ", ".join(f"{share:.1%}" for share in figures.get("usage", ()))
     return (
-        f"Measured at step {figures['step']:,} of the training, on {figures['images']:,} test images: MSE "
-        f"{figures['mse']:.4e}, PSNR {figures['psnr']:.2f} dB{ssim}; codewords in use, level by level: {usage}.\n"
+        f"at step {figures['step']:,}, on {figures['images']:,} test images: MSE {figures['mse']:.4e}, PSNR "
+        f"{figures['psnr']:.2f} dB{ssim}; codewords in use, level by level: {usage}"
     )
 
 
-def _use(name: str, priors: bool) -> str:
-    drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
-    folder = shlex.quote(name.rpartition("/")[2] if is_hub_name(name) else name)
-    got = f"$ hrvqvae hub get {name}\n" if is_hub_name(name) else ""
-    return (
-        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import TrainedModel\n\n"
-        f'model = TrainedModel.from_pretrained("{name}")\n'
-        "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
-        "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
-        f"{drawn}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
-        f"```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
-    )
-
-
-def last_figures(run: RunFolder) -> dict[str, Any] | None:
+def _last_figures(run: RunFolder) -> dict[str, Any] | None:
     """The last evaluation in a run's metrics.jsonl, or None where there is none."""
     found = None
-    try:
+    with suppress(OSError, ValueError, AttributeError):  # there is none, or its last line was cut by a kill
         for line in run.metrics.read_text().splitlines():
             row = json.loads(line)
             found = row if row.get("kind") == "evaluation" else found
-    except (OSError, ValueError, AttributeError):  # there is none, or its last line was cut by a kill
-        pass
     return found if found is not None and {"step", "images", "mse", "psnr"} <= found.keys() else None
 
 
-def kept_card(folder: Path, config: Config, licence: str | None) -> str | None:
-    """The card that lies in a folder, or None; front matter is put before it if it has none, and the licence into it.
-
-    Raises:
-        InputError: its front matter is no YAML.
-    """
-    path = RunFolder(folder).card
-    if not path.is_file():
-        return None
-    text = path.read_text()
-    if not text.startswith(_FRONT):
-        return f"{_front_matter(_about(config, licence))}\n{text}"
-    if licence is None:
-        return text
-    try:
-        _, head, body = text.split(_FRONT, 2)
-        return _front_matter({**yaml.safe_load(head), "license": licence}) + body
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise InputError(f"the lines at the top of {path} are not YAML") from error
+def _with_front_matter(card: str, config: Config, licence: str | None) -> bytes:
+    """A card with the lines of YAML that a hub reads, and the licence in them; those that are there are kept."""
+    about = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
+    body = f"\n{card}"
+    if card.startswith(_FRONT):
+        if licence is None:
+            return card.encode()
+        try:
+            _, head, body = card.split(_FRONT, 2)
+            about = dict(yaml.safe_load(head))
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise InputError("the lines at the top of the model card are not YAML") from error
+    about |= {} if licence is None else {"license": licence}
+    return f"{_FRONT}{yaml.safe_dump(about, sort_keys=False)}{_FRONT}{body}".encode()

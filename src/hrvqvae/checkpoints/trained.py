@@ -54,11 +54,7 @@ class TrainedModel:
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
         """As `load`, and from the hub where `name` is none of those and has the form user/name.
 
-        Args:
-            options: of the hub: revision, cache_dir, token, local_files_only, force_download.
-
-        Raises:
-            InputError: as `load`, or the hub can't be reached.
+        Options are those of the hub: revision, cache_dir, token, local_files_only, force_download.
         """
         return cls(hub.found_or_fetched(name, **options), device, beam)
 
@@ -69,9 +65,7 @@ class TrainedModel:
     def push_to_hub(self, name: str, *, licence: str | None = None, **options: Any) -> str:
         """Put what `save_pretrained` writes on the hub as user/name; -> where it is. Raises InputError.
 
-        Args:
-            licence: as the hub names licences: mit, cc-by-4.0, ...
-            options: private, token, commit_message, branch, create_pr.
+        Options are those of the hub: private, token, commit_message, branch, create_pr.
         """
         return push_run(self.run, name, licence=licence, **options)
 
@@ -106,14 +100,7 @@ class TrainedModel:
         return self.encoder(lmbda)(images.to(self.device))
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """What `encode` turns images on the device into codes by.
-
-        Args:
-            levels: how many levels will be written, None for all: a lambda weighs error and bits of these alone.
-
-        Raises:
-            InputError: on a lambda, as `encode`; levels out of range.
-        """
+        """What `encode` turns images on the device into codes by; a lambda weighs so many levels alone, None all."""
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
@@ -199,12 +186,7 @@ class TrainedModel:
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
         known: KnownCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
-        """As `sample`, with the class and the codes of each image.
-
-        Args:
-            known: codes of one image that each sample keeps.
-            sampler: the cached one, or the plain one that it must agree with.
-        """
+        """As `sample`, with the class and the codes of each image; each keeps the known codes of one image."""
         size = self.config.data.size
         return sample_images(
             self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
@@ -215,9 +197,6 @@ class TrainedModel:
         """Codes of an image (C, size, size) and which of them a completion keeps: "top", "left", or a fraction.
 
         Codes at the border of the kept part have seen a few pixels beyond it, as far as the encoder's filters reach.
-
-        Raises:
-            InputError: another image size than was trained on, or `keep` is none of these.
         """
         size = self.config.data.size
         if image.shape[-2:] != (size, size):
@@ -232,7 +211,7 @@ class TrainedModel:
         """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.
 
         Raises:
-            InputError: as `sample` and `known_part`.
+            InputError: as `sample`; another image size than was trained on, or `keep` is none of `known_part`.
         """
         unit_images(image[None], self.autoencoder.channels)
         known = self.known_part(image, keep)
