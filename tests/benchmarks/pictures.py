@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hrvqvae.data.sets.mnist import write_idx
 from numpy.typing import NDArray
 
+from hrvqvae.data.sets.mnist import write_idx
 from tests.conftest import drawn_digits
 
 

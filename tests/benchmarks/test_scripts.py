@@ -81,7 +81,7 @@ def test_training_of_every_system(system: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("name", "arguments", "field"),
     [
-        ("prior", "--preset vqgan/mnist", "residual_blocks' of vqgan/mnist"), ("prior", "--level 4", "--level is 4"),
+        ("prior", "--preset vqgan/mnist", "residual_blocks' of vqgan"), ("prior", "--level 4", "--level is 4"),
         ("depth", "--preset vqvae2/mnist", "one grid"), ("train", "--preset nothing", "nothing"),
         ("beam", RUN, "no linked codebooks"), ("files", "emoji32 --formats gif", "no format gif"),
         ("processes", "--steps 1 --systems nothing", "nothing"),

@@ -37,7 +37,7 @@ def make_tiny(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def get(name: str) -> presets.Preset:
         if name not in tiny:
             return original(name)
-        return presets.Preset(config=tiny[name], sources={}, printed={}, about="")
+        return presets.Preset(config=tiny[name], sources={}, about="")
 
     def train(config: object, say: object) -> TrainedClassifier:
         torch.manual_seed(0)

@@ -1,0 +1,287 @@
+"""Bytes against error of files: formats, curves and codecs, against plain searches and other implementations."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from PIL import Image
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from benchmarks.files.__main__ import main
+from benchmarks.files.curves import Count, Curve, FileCodec, Images, Shape, against, measure, squared_errors
+from benchmarks.files.formats import Avif, Jpeg, JpegScan, JpegXL, Setting, WebP, frame_bytes, scan_bytes
+from benchmarks.files.linear import Linear, from_blocks, to_blocks
+from benchmarks.files.thumbhash import ThumbHash, preview, thumbhash
+from benchmarks.files.trained import TrainedFiles
+from hrvqvae.checkpoints.folder import locate
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.extras import extra_of
+from hrvqvae.utils.quantities import psnr
+from tests.benchmarks.pictures import smooth_images
+from tests.conftest import drawn_digits
+
+KINDS = {WebP: "WEBP", Avif: "AVIF", Jpeg: "JPEG", JpegScan: "JPEG", JpegXL: "JXL"}
+
+
+def test_by_command(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["emoji32", "--data", str(picture_folder), "--data.size", "16", "--formats", "webp", "jpeg"]
+    command += ["--images", "2", "--bytes", "60", "400"]
+    main([*command, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["shape"], found["ahead"]) == (2, [3, 16, 16], {})
+    assert [curve["title"] for curve in found["curves"]] == ["WebP", "JPEG", "ThumbHash", "PCA, ideal codes"]
+    assert found["curves"][1]["budgets"][0] == {"budget": 60, "fixed": None, "fitted": None}
+    main([*command, "--no-linear", "-o", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "emoji32: 2 test images, 3 x 16 x 16"
+    assert lines[3].split() == ["file", "model,", "MB", "smallest", "60", "B", "400", "B"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
+
+
+def test_the_shipped_model_beside_others(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["mnist", "--data", str(mnist_root), "--data.size", "12", "--images", "3", "--formats", "jpeg-scan"]
+    main([*command, "--no-linear"])
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("hrvqvae mnist: dB above (below: -) the others at the same mean bytes")
+    assert lines[start + 1].split()[:4] == ["setting", "bytes", "PSNR", "SSIM"]
+    rows = [line.split() for line in lines[start + 2 :]]
+    sizes = [float(row[row.index("weight") + 2]) for row in rows if "weight" in row]
+    assert len(sizes) > 1
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 21, 34)])
+def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
+    codec, images = kind(qualities=(5, 90), reductions=(1, 2)), smooth_images(2, *shape)
+    errors, sizes = {}, {}
+    for setting in codec.settings:
+        files = codec.encode(images, setting)
+        opened = Image.open(BytesIO(files[0]))
+        assert (opened.format, opened.height) == (KINDS[kind], shape[1] // setting.reduced)
+        decoded = codec.decode(files, shape)
+        assert (decoded.shape, decoded.dtype) == (images.shape, np.uint8)
+        errors[str(setting)], sizes[str(setting)] = squared_errors(images, decoded).mean(), sum(map(len, files))
+    assert sizes["quality 90 at 1/2 size"] < sizes["quality 90"]
+    assert sizes["quality 5"] < sizes["quality 90"]
+    assert errors["quality 90"] < min(errors["quality 5"], 1e-3)
+    assert errors["quality 90 at 1/2 size"] < 0.02
+
+
+def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
+    codec = JpegScan(qualities=(40,), reductions=(1,))
+    for file in codec.encode(smooth_images(3), Setting(40)):
+        scan = file[file.rindex(b"\xff\xda") + 2 + 12 : -2]  # the header of a scan of three components has 12 bytes
+        assert codec.counts[0].size(file) == scan_bytes(file) == len(scan)
+        assert scan.replace(b"\xff\x00", b"").count(b"\xff") == 0  # and the scan no further marker
+    avif = Avif(qualities=(0, 30, 60), speed=6)
+    files = [file for setting in avif.settings for file in avif.encode(smooth_images(3), setting)]
+    beside = [len(file) - frame_bytes(file) for file in files]
+    assert max(map(len, files)) > min(map(len, files)) + 20
+    assert max(beside) - min(beside) <= 2, "lengths of 127 bytes and more take a second byte"
+    assert min(beside) > 200
+    one, other = files[3], files[4]  # of one quality
+    heads = one[: -frame_bytes(one)], other[: -frame_bytes(other)]
+    assert sum(a != b for a, b in zip(*heads, strict=True)) <= 12, "lengths of boxes, and of the frame"
+    assert [count.whole for count in (*codec.counts, *avif.counts)] == [False, True, False]
+
+
+@pytest.mark.parametrize(("kind", "module"), [(WebP, "webp"), (JpegXL, "pillow_jxl")])
+def test_a_missing_package_is_named(kind: type[WebP], module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as raised:
+        kind()
+    assert extra_of(raised.value.name or "") == "files"
+
+
+def curve_of(sizes: np.ndarray, errors: np.ndarray, title: str = "some", whole: bool = True) -> Curve:
+    names = tuple(f"setting {number}" for number in range(len(sizes)))
+    return Curve(title, whole, False, 0, names, sizes.astype(float), errors, 1 - 10 * errors)
+
+
+class Shaved(FileCodec):
+    """Pixels without their last bits, after one byte that says how many."""
+
+    counts = (Count("all"), Count("pixels", lambda file: len(file) - 1, whole=False))
+    settings = (0, 3, 5)
+    model_bytes = 7
+
+    def encode(self, images: Images, setting: int) -> list[bytes]:
+        return [bytes([setting]) + (image >> setting).tobytes() for image in images]
+
+    def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
+        return np.stack([np.frombuffer(file[1:], np.uint8).reshape(shape) << file[0] for file in files])
+
+
+@settings(max_examples=60, deadline=None)
+@given(some.integers(0, 10_000), some.integers(1, 6), some.integers(1, 5), some.floats(0, 120))
+def test_budgets_against_plain_searches(seed: int, count: int, images: int, budget: float) -> None:
+    generator = np.random.default_rng(seed)
+    curve = curve_of(generator.integers(1, 100, (count, images)), generator.uniform(1e-4, 0.09, (count, images)))
+    sizes, errors = curve.sizes.mean(1), curve.errors.mean(1)
+    mixtures = [
+        errors[one] + share * (errors[other] - errors[one])
+        for one in range(count)
+        for other in range(count)
+        for share in np.linspace(0, 1, 201)
+        if sizes[one] + share * (sizes[other] - sizes[one]) <= budget
+    ]
+    within = curve.within(budget)
+    assert (within is None) == (not mixtures)
+    if within is not None:
+        best = 10 ** (-within.psnr / 10)
+        assert min(mixtures) - 0.09 / 200 * 2 <= best <= min(mixtures) * (1 + 1e-9)
+        assert within.bytes <= budget
+        assert within.ssim == pytest.approx(1 - 10 * best)
+    fitting = [
+        min((curve.errors[s, i], curve.sizes[s, i]) for s in range(count) if curve.sizes[s, i] <= budget)
+        for i in range(images)
+        if (curve.sizes[:, i] <= budget).any()
+    ]
+    fitted = curve.fitted(budget)
+    assert (fitted is None) == (len(fitting) < images)
+    if fitted is not None:
+        assert fitted.psnr == pytest.approx(psnr(float(np.mean([error for error, _ in fitting]))))
+        assert fitted.bytes == pytest.approx(np.mean([size for _, size in fitting]))
+
+
+def test_measured_is_what_torchmetrics_finds() -> None:
+    images = smooth_images(6, 3, 16, 16)
+    whole, pixels = measure(Shaved(), images)
+    assert (whole.sizes == 769).all()
+    assert (pixels.sizes == 768).all()
+    assert (whole.whole, pixels.whole, whole.model_bytes) == (True, False, 7)
+    assert whole.points[0].psnr == math.inf
+    given_ = torch.from_numpy(images).float() / 255
+    for setting, point in zip(Shaved.settings[1:], whole.points[1:], strict=True):
+        shaved = torch.from_numpy(images >> setting << setting).float() / 255
+        assert point.psnr == pytest.approx(float(PeakSignalNoiseRatio(data_range=1.0)(shaved, given_)), abs=1e-3)
+        metric = StructuralSimilarityIndexMeasure(data_range=1.0)
+        assert point.ssim == pytest.approx(float(metric(shaved, given_)), abs=1e-4)
+    assert measure(Shaved(), smooth_images(2, 1, 8, 8))[0].points[1].ssim is None
+
+
+def test_a_curve_beside_others() -> None:
+    ours = curve_of(np.array([[90], [50], [100]]), np.array([[0.05], [0.04], [0.01]]), "ours")
+    good = curve_of(np.array([[80], [120]]), np.array([[0.02], [0.02]]), "good")
+    poor = curve_of(np.array([[10], [120]]), np.array([[0.08], [0.08]]), "poor")
+    ideal = curve_of(np.array([[1]]), np.array([[0.001]]), "ideal", whole=False)
+    small, large = against(ours, [good, poor, ideal])
+    assert (small["setting"], large["setting"]) == ("setting 1", "setting 2"), "what others beat is left out"
+    assert (small["best_file"], large["best_file"]) == ("poor", "good")
+    assert small["ahead"] == pytest.approx(10 * math.log10(2))
+    assert large["ahead"] == pytest.approx(10 * math.log10(2))
+    assert small["ahead_of"]["good"] is None
+    assert large["ahead_of"]["ideal"] == pytest.approx(-10)
+
+
+@cache
+def linear() -> Linear:
+    return Linear(smooth_images(400, 3, 16, 16, seed=1), steps=(0.05, 0.2, 0.8))
+
+
+def test_blocks_and_components_of_the_linear_transform() -> None:
+    images = smooth_images(3, 3, 16, 24)
+    blocks = to_blocks(images, 8)
+    assert (blocks[1, 4].reshape(3, 8, 8) == images[1, :, 8:16, 8:16]).all()
+    assert (from_blocks(blocks, (3, 16, 24)) == images).all()
+    for setting in linear().settings:
+        components = setting.components
+        assert np.allclose(components.basis.T @ components.basis, np.eye(len(components.mean)), atol=1e-4)
+        strength = components.held_out.var(0)
+        assert strength[:4].sum() > 0.8 * strength.sum()
+    values = max(len(setting.components.mean) for setting in linear().settings)
+    assert 2 * values < linear().model_bytes < 2 * values * (values + 1) + 4 * values * 1000
+    with pytest.raises(InputError, match="2 images of 13x13 pixels.*--no-linear"):
+        Linear(smooth_images(2, 3, 13, 13))
+
+
+def test_code_lengths_are_those_of_held_out_counts() -> None:
+    codec, images = linear(), smooth_images(2, 3, 16, 16, seed=2)
+    for setting in codec.settings:
+        components = setting.components
+        held_out = setting.quantize(components.held_out)
+        for image, file in zip(images, codec.encode(images, setting), strict=True):
+            bits = 0.0
+            for block in to_blocks(image[None], components.side)[0]:
+                numbers = setting.quantize((block / 255 - components.mean) @ components.basis)
+                for column, number in zip(held_out.T, numbers, strict=True):
+                    largest = int(np.abs(column).max())
+                    count = Counter(column.tolist())[int(np.clip(number, -largest, largest))] + 0.05
+                    bits -= math.log2(count / (len(column) + 0.05 * (2 * largest + 1)))
+            assert codec.ideal_bytes(file) == pytest.approx(bits / 8, rel=1e-3)
+    finest = next(setting for setting in codec.settings if setting.step == 0.05)
+    decoded = codec.decode(codec.encode(images, finest), (3, 16, 16))
+    assert squared_errors(images, decoded).mean() < 0.05**2 / 2  # a step of 0.05 errs by 0.05^2 / 12 a number at most
+
+
+def ramps(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    planes = (x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) * 97 % 256)
+    return np.stack(planes).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((32, 32), "e0070a3f1a80878770878778887888878787080888808f07"),
+        ((60, 31), "df070a3c1a800777788777877778708008f878"),
+        ((1, 7), "93f62a59be7567888888088aa6874f8808"),
+    ],
+)
+def test_hashes_are_those_of_the_python_package(size: tuple[int, int], expected: str) -> None:
+    """The package thumbhash 0.1.2, whose encoder is right; and thumbhash-python 1.0.1, at its own size."""
+    assert thumbhash(ramps(*size)).hex() == expected
+    if size == (32, 32):
+        drawn = preview(bytes.fromhex(expected), (3, 32, 32))
+        assert drawn.sum((1, 2)).tolist() == [132329, 128455, 135393]
+        assert drawn[:, 3, 28].tolist() == [255, 12, 135]
+
+
+def test_images_of_every_size_have_a_preview_near_them() -> None:
+    codec = ThumbHash()
+    for shape, most in (((3, 32, 32), 24), ((3, 40, 160), 17), ((1, 28, 28), 24)):
+        images = smooth_images(3, *shape)
+        files = codec.encode(images, "standard")
+        assert max(map(len, files)) <= most
+        decoded = codec.decode(files, shape)
+        flat = np.broadcast_to(images.mean((2, 3), keepdims=True), images.shape)
+        assert (squared_errors(images, decoded) < squared_errors(images, flat)).all()
+
+
+def test_files_of_a_trained_model(tmp_path: Path) -> None:
+    codec, images = TrainedFiles("mnist"), drawn_digits(3, seed=3, size=28)[0][:, None]
+    codec.settings = tuple(one for one in codec.settings if one.lmbda in (None, 0, 1 / 64, 1 / 4))
+    (curve,) = measure(codec, images)
+    assert (curve.learned, curve.whole, curve.title) == (True, True, "hrvqvae mnist")
+    model, given_ = codec.model, torch.from_numpy(images)
+    codes = model.encode(given_)
+    for levels, written in enumerate(("level 1", "levels 1-2", "levels 1-3"), start=1):
+        usual, none, *weighed = [at for at, name in enumerate(curve.settings) if name.startswith(written)]
+        assert curve.sizes[usual].tolist() == [len(file) for file in model.compress(given_, levels=levels)]
+        decoded = (model.decode(codes, levels, (28, 28)) * 255).round() / 255
+        expected = (decoded - given_ / 255).square().mean((1, 2, 3)).numpy()
+        assert curve.errors[usual] == pytest.approx(expected, rel=1e-3)
+        assert (curve.errors[none] <= curve.errors[usual] * 1.01).all()  # before pixels are rounded to 8 bits, no more
+        sizes = curve.sizes[[none, *weighed]].mean(1)
+        assert (np.diff(sizes) <= 0).all()
+        assert sizes[-1] < 0.95 * curve.sizes[usual].mean()
+    shutil.copy(locate("mnist"), tmp_path)
+    alone = TrainedFiles(tmp_path / "model.safetensors").settings
+    assert [one.lmbda for one in alone] == [None, 0.0] * 3, "without an entropy model the error alone is weighed"
+    folder = locate("treevq-cifar10").parent
+    needed = [folder / "model.safetensors", folder / "prefixes" / "model.safetensors", *folder.glob("*.hrvt")]
+    assert TrainedFiles("treevq-cifar10").model_bytes == sum(path.stat().st_size for path in needed)
