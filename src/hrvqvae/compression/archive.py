@@ -6,6 +6,7 @@ blocks that were there before. Where a block is damaged, those behind it are fou
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -93,10 +94,12 @@ class Archive:
                 raise InputError(f"{self.path} has no image named {name!r}")
         return [known[name] for name in names]
 
-    def read(self, numbers: Sequence[int], levels: int | None = None) -> list[ImageCodes]:
+    def read(
+        self, numbers: Sequence[int], levels: int | None = None, max_pixels: int = MOST_PIXELS
+    ) -> list[ImageCodes]:
         """The codes of these images, in order. `lengths` of levels count no checks: a record has one.
 
-        An image whose record is damaged has no codes, and a `fault`.
+        An image whose record is damaged, or that has more pixels than are admitted, has no codes, and a `fault`.
 
         Raises:
             InputError: there is no image of such a number.
@@ -108,8 +111,11 @@ class Archive:
         with self.path.open("rb") as stream:
             records = [_read_at(stream, entry) for entry in entries]
         for some in same_size([(*entry.size, entry.levels) for entry in entries], MOST_PIXELS):
-            first = entries[some[0]]
-            decoded = _decode_records(self.codec, [records[one] for one in some], first.size, first.levels, levels)
+            size, stored = entries[some[0]].size, entries[some[0]].levels
+            if math.prod(size) > max_pixels:
+                decoded = [ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")] * len(some)
+            else:
+                decoded = _decode_records(self.codec, [records[one] for one in some], size, stored, levels)
             found.update(zip([chosen[one] for one in some], decoded, strict=True))
         return [found[number] for number in numbers]
 

@@ -228,22 +228,17 @@ def decompress_files(
     check_levels(model.autoencoder, levels)
     jobs, faults, count = [_job(model, path, out, names) for path in paths], list[str](), 0
     _check_targets(jobs, out, force)
-    for job in jobs:
-        if job.archive and job.archive.damaged:
-            faults.append(f"{job.path}: {counted(job.archive.damaged, 'byte')} are damaged, with the images in them")
-        elif job.archive and job.archive.left_over:
-            say(f"{job.path} ends with {counted(job.archive.left_over, 'byte')} of no whole block")
-    batches = (batch for job in jobs for batch in _decoded(model, job, levels, faults, say))
-    for target, image in tracked(batches, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
+    images = (pair for job in jobs for pair in _decoded(model, job, levels, faults, say))
+    for target, image in tracked(images, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{target} can't be written ({error.strerror or error})") from error
         write_image(to_pil(image), target, force=force)
         count += 1
+    for fault in faults[:-1]:
+        say(fault)
     if faults:
-        for fault in faults[:-1]:
-            say(fault)
         raise DamagedFileError(f"{faults[-1]}; {counted(count, 'image')} written" if count else faults[-1])
     return count
 
@@ -284,31 +279,32 @@ def _check_targets(jobs: Sequence[_Job], out: Path, force: bool) -> None:
 
 def _decoded(model: Model, job: _Job, levels: int | None, faults: list[str], say: Say) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
-    max_pixels = model.config.data.max_pixels
-    if job.archive is None:
-        name = str(job.path)
-        try:
-            codes = hrv.read(model.codec, [content_of(job.path)], levels, [name], max_pixels)
-            images = decode_images(model.autoencoder, codes, model.device, levels, [name])
-        except DamagedFileError as error:
-            faults.append(str(error))
-            return
-        if codes[0].fault:
-            say(f"{name}: {codes[0].fault}; decoded from {counted(len(codes[0].codes), 'whole level')}")
-        yield job.targets[0], images[0]
-        return
-    entries = job.archive.entries
-    for some in _together(zip(job.numbers, job.targets, strict=True), lambda one: math.prod(entries[one[0]].size)):
+    opened, least = job.archive, model.autoencoder.prefixes[0]
+    if opened and opened.damaged:
+        faults.append(f"{job.path}: {counted(opened.damaged, 'byte')} are damaged, with the images in them")
+    elif opened and opened.left_over:
+        say(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
+    wanted = zip(job.numbers, job.targets, strict=True)
+    for some in _together(wanted, lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
         good = list[tuple[Path, ImageCodes]]()
-        for (number, target), codes_of in zip(
-            some, job.archive.read([number for number, _ in some], levels), strict=True
-        ):
-            fault = codes_of.fault
-            if math.prod(codes_of.size) > max_pixels:
-                fault = f"it has more than {max_pixels} pixels"
-            if fault:
-                faults.append(f"{job.path}: image {job.archive.names[number]}: {fault}")
-            else:
-                good.append((target, codes_of))
+        for (number, target), one in zip(some, _codes(model, job, [number for number, _ in some], levels), strict=True):
+            name = f"{job.path}: image {opened.names[number]}" if opened else str(job.path)
+            if len(one.codes) < least:
+                faults.append(f"{name}: {one.fault or 'it ends too early'}")
+                continue
+            if one.fault:
+                say(f"{name}: {one.fault}; decoded from {counted(len(one.codes), 'whole level')}")
+            good.append((target, one))
         images = decode_images(model.autoencoder, [one for _, one in good], model.device, levels)
         yield from zip((target for target, _ in good), images, strict=True)
+
+
+def _codes(model: Model, job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes]:
+    """Images of a file, as far as they can be read."""
+    max_pixels = model.config.data.max_pixels
+    if job.archive:
+        return job.archive.read(numbers, levels, max_pixels)
+    try:
+        return hrv.read(model.codec, [content_of(job.path)], levels, [str(job.path)], max_pixels)
+    except DamagedFileError as error:
+        return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]

@@ -218,7 +218,7 @@ def read(
 
     Raises:
         InputError: a file was made by another model; with its name.
-        DamagedFileError: a file has no whole level, is of a later version or too large; with its name.
+        DamagedFileError: a file is none, is of a later version or too large; with its name.
     """
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]
     headers = [read_header(one, name, max_pixels) for one, name in zip(files, names, strict=True)]
@@ -228,9 +228,6 @@ def read(
     for numbers in same_size([(*header.size, header.by_tables) for header in headers], MOST_PIXELS):
         some = _read(codec, [files[number] for number in numbers], headers[numbers[0]], levels)
         found.update(zip(numbers, some, strict=True))
-    for number, name in enumerate(names):
-        if not found[number].codes:
-            raise DamagedFileError(f"{name} has no whole level: {found[number].fault}")
     return [found[number] for number in range(len(files))]
 
 

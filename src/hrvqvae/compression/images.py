@@ -11,7 +11,6 @@ Shapes: B images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -83,25 +82,19 @@ def _files_of(codec: EntropyModel, codes: Codes, images: Tensor, levels: int) ->
     return [b"".join(parts) for parts in write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)]
 
 
-@dataclass
-class _Found:
-    """The best files so far.
+class _Best:
+    """The files of the least error so far that fit.
 
     Attributes:
         most: bytes that a file may have.
         files: of each image; None where none fits.
-        errors: of each image, infinite where none fits.
-        smallest: bytes of the smallest file that was tried.
+        smallest: bytes of the smallest file of each image that was tried.
     """
 
-    most: int
-    files: list[bytes | None]
-    errors: NDArray[np.float64]
-    smallest: NDArray[np.int64]
-
-    @classmethod
-    def none(cls, most: int, count: int) -> _Found:
-        return cls(most, [None] * count, np.full(count, np.inf), np.full(count, np.iinfo(np.int64).max))
+    def __init__(self, most: int, count: int) -> None:
+        self.most = most
+        self.files: list[bytes | None] = [None] * count
+        self.errors, self.smallest = np.full(count, np.inf), np.full(count, np.iinfo(np.int64).max)
 
     def take(self, numbers: NDArray[np.int64], files: list[bytes], errors: NDArray[np.float64]) -> NDArray[np.int64]:
         """Keep the files of these images that fit and are better; -> their sizes."""
@@ -122,33 +115,27 @@ def _fitted(
     """
     if most < 1:
         raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
-    every = np.arange(len(images))
-    found = _Found.none(most, len(images))
-    admitted = [one for one in reversed(model.prefixes) if one <= levels]
-    if why_no_lambda(model, levels):
-        codes = model.encode(images)
-        for place, number in enumerate(admitted):  # an error that falls with the levels
-            found.take(every, _files_of(codec, codes, images, number), np.full(len(images), float(place)))
-    else:
-        going = every
-        for number in admitted:
-            if len(going):
-                going = going[_weighed(RateDistortion.of(model, codec, number), images, going, found)]
-    files = [file for file in found.files if file is not None]
-    if len(files) < len(images):
-        image = found.files.index(None)
-        raise InputError(f"{names[image]} takes {found.smallest[image]} bytes at the least; {most} are admitted")
-    return files
+    going, best = np.arange(len(images)), _Best(most, len(images))
+    codes = model.encode(images) if why_no_lambda(model, levels) else None
+    for place, number in enumerate(one for one in reversed(model.prefixes) if one <= levels):
+        if codes is not None:  # the error falls with the levels
+            best.take(going, _files_of(codec, codes, images, number), np.full(len(images), float(place)))
+        elif len(going):
+            going = going[_weighed(RateDistortion.of(model, codec, number), images, going, best)]
+    for file, smallest, name in zip(best.files, best.smallest, names, strict=True):
+        if file is None:
+            raise InputError(f"{name} takes {smallest} bytes at the least; {most} are admitted")
+    return [file for file in best.files if file is not None]
 
 
-def _weighed(encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], found: _Found) -> NDArray[np.bool_]:
+def _weighed(encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], best: _Best) -> NDArray[np.bool_]:
     """Look for the best files of these images with the encoder's levels; -> which do not fit with lambda 0."""
-    most = found.most
+    most = best.most
 
     def sizes(some: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
         batch = images[torch.from_numpy(some).to(images.device)]
         codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
-        return found.take(some, _files_of(encoder.codec, codes, batch, encoder.levels), errors.numpy())
+        return best.take(some, _files_of(encoder.codec, codes, batch, encoder.levels), errors.numpy())
 
     large = sizes(numbers, np.zeros(len(numbers))) > most
     if not encoder.codec.networks:
@@ -192,8 +179,8 @@ def decode_images(
         if not there:
             name = names[number] if names else f"file {number + 1}"
             raise DamagedFileError(
-                f"{name} has {counted(len(one.codes), 'whole level')}; this model decodes {model.prefixes[0]} or more "
-                "together"
+                f"{name} has {counted(len(one.codes), 'whole level')}, and this model decodes {model.prefixes[0]} or "
+                f"more together: {one.fault}"
             )
         used.append(there[-1])
     images: dict[int, Tensor] = {}

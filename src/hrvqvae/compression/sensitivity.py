@@ -23,43 +23,25 @@ _HALO = 12
 _PROJECTIONS = 2  # for the curvature
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Rows and columns of the grid.
-
-    Attributes:
-        core: whose gradients are wanted.
-        around: what is decoded for it.
-    """
-
-    core: tuple[slice, slice]
-    around: tuple[slice, slice]
-
-    @property
-    def inside(self) -> tuple[slice, slice]:
-        """The core, counted from where `around` begins."""
-        rows, columns = (
-            slice(core.start - around.start, core.stop - around.start)
-            for core, around in zip(self.core, self.around, strict=True)
-        )
-        return rows, columns
+Area = tuple[slice, slice]
+"""Rows and columns of a grid or of an image."""
 
 
-def tiles(grid: Grid) -> Iterator[Tile]:
-    """Tiles of about the same size whose cores are the grid."""
-    cores = [_parts(length) for length in grid]
-    for rows in cores[0]:
-        for columns in cores[1]:
-            yield Tile((rows, columns), (_grown(rows, grid[0]), _grown(columns, grid[1])))
+def tiles(grid: Grid) -> Iterator[tuple[Area, Area, Area]]:
+    """Tiles of about the same size whose cores are the grid: core, what is decoded for it, and the core in that."""
+    for rows in _parts(grid[0]):
+        for columns in _parts(grid[1]):
+            core, around, inside = zip(rows, columns, strict=True)
+            yield core, around, inside
 
 
-def _parts(length: int) -> list[slice]:
+def _parts(length: int) -> Iterator[tuple[slice, slice, slice]]:
+    """The same of one side."""
     count = -(-length // _CORE)
-    return [slice(length * one // count, length * (one + 1) // count) for one in range(count)]
-
-
-def _grown(core: slice, length: int) -> slice:
-    return slice(max(0, core.start - _HALO), min(length, core.stop + _HALO))
+    for one in range(count):
+        first, last = length * one // count, length * (one + 1) // count
+        begin, end = max(0, first - _HALO), min(length, last + _HALO)
+        yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
 
 
 @dataclass(frozen=True)
@@ -84,10 +66,11 @@ class Decoding:
     def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
         """Of the squared error of each image (B, C, Y, X), to its codewords (B, H, W, D)."""
         found = torch.empty_like(vectors)
-        for tile, at, decoded, where in self._decoded_tiles(vectors, unit):
+        for core, around, inside in tiles((vectors.shape[1], vectors.shape[2])):
+            at, decoded, where = self._decoded(vectors, around, unit)
             error = (decoded.clamp(0, 1) - unit[..., *where]).square().sum()
             (back,) = torch.autograd.grad(error, at)
-            found[:, *tile.core] = back[:, *tile.inside]
+            found[:, *core] = back[:, *inside]
         return found
 
     @torch.enable_grad()
@@ -95,28 +78,25 @@ class Decoding:
         """The mean of J^T J over the positions of each image: (B, D, D). An image's does not depend on the others."""
         total = torch.zeros((), device=vectors.device)
         generator = torch.Generator().manual_seed(0)
-        for tile, at, decoded, _ in self._decoded_tiles(vectors, unit):
+        for _, around, inside in tiles((vectors.shape[1], vectors.shape[2])):
+            at, decoded, _ = self._decoded(vectors, around, unit)
             for number in range(_PROJECTIONS):
                 direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
                 last = number == _PROJECTIONS - 1
                 (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=not last)
-                rows = back[:, *tile.inside].flatten(1, 2)
+                rows = back[:, *inside].flatten(1, 2)
                 total = total + rows.mT @ rows
         return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
 
-    def _decoded_tiles(
-        self, vectors: Tensor, unit: Tensor
-    ) -> Iterator[tuple[Tile, Tensor, Tensor, tuple[slice, slice]]]:
-        """Each tile with its codewords, what is decoded from them, and where in the image that lies."""
-        grid, stride = (vectors.shape[1], vectors.shape[2]), self.model.config.stride
-        padding = self.model.config.padding
-        for tile in tiles(grid):
-            # `padding` pixels are cropped from the first side of a tile as from the first side of an image
-            begin = [stride * side.start for side in tile.around]
-            largest = [stride * (side.stop - side.start) - 2 * padding for side in tile.around]
-            rows, columns = (
-                min(most, whole - first) for most, whole, first in zip(largest, unit.shape[-2:], begin, strict=True)
-            )
-            at = vectors[:, *tile.around].detach().requires_grad_()
-            where = (slice(begin[0], begin[0] + rows), slice(begin[1], begin[1] + columns))
-            yield tile, at, self(at, (rows, columns)), where
+    def _decoded(self, vectors: Tensor, around: Area, unit: Tensor) -> tuple[Tensor, Tensor, Area]:
+        """The codewords of a part of the grid, what is decoded from them, and where in the image that lies."""
+        stride, padding = self.model.config.stride, self.model.config.padding
+        # `padding` pixels are cropped from the first side of a part as from the first side of an image
+        begin = [stride * side.start for side in around]
+        largest = [stride * (side.stop - side.start) - 2 * padding for side in around]
+        rows, columns = (
+            min(most, whole - first) for most, whole, first in zip(largest, unit.shape[-2:], begin, strict=True)
+        )
+        at = vectors[:, *around].detach().requires_grad_()
+        where = (slice(begin[0], begin[0] + rows), slice(begin[1], begin[1] + columns))
+        return at, self(at, (rows, columns)), where
