@@ -1,23 +1,26 @@
-"""Integer models: contexts, frequencies as the page has them, tables as a file, and learning them."""
+"""Entropy models: contexts, the file, the grids they state, and how they are fitted."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hrvqvae.compression import learning
+from hrvqvae.compression import entropy_model, learning
+from hrvqvae.compression.archive import appending
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of, read_entropy_model
-from hrvqvae.compression.learning import learn_level
+from hrvqvae.compression.hrv import read
+from hrvqvae.compression.learning import fit, learn_level
 from hrvqvae.compression.levels import Layout, encode_level
 from hrvqvae.compression.network import Contexts, Network, usual_contexts
 from hrvqvae.config import presets
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import ALL, TREE, made_network
+from tests.compression.made import ALL, GRIDS, TREE, bare, files_of, made_network
 
 
 def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: Network | None) -> float:
@@ -59,57 +62,82 @@ def test_the_path_selects_what_neighbours_mean() -> None:
     for x in range(8):
         before = fine[:, :, x - 1] if x else random.integers(0, 4, (400, 8))
         fine[:, :, x] = (before + coarse[:, :, x]) % 4
-    _, bits = learn_level((coarse, fine), (4, 4))
-    assert bits < 0.35, "a quarter of a bit is the first column's"
+    assert learn_level((coarse, fine), (4, 4))[1] < 0.35, "a quarter of a bit is the first column's"
 
 
-def test_learned_models_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
+def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
     maps = blobs(400, 5, 0)
     network, bits = learn_level((maps[:300],), (5,))
     assert bits < 0.8 * np.log2(5)
     assert bits_of((maps[300:],), (5,), network) == pytest.approx(bits + 8 * 0.6 / 64, rel=0.06)
 
 
-def test_few_images_never_cost_more_than_no_model() -> None:
+def test_learning_is_the_same_again_and_never_costs_more_than_no_network() -> None:
     maps = np.random.default_rng(0).integers(0, 3, (3, 4, 4))
-    network, bits = learn_level((maps,), (3,))
+    (one, bits), (other, _) = (learn_level((maps,), (3,)) for _ in range(2))
     assert bits <= np.log2(3) + 1e-6
-    assert bits_of((maps,), (3,), network) < 4
+    assert bits_of((maps,), (3,), one) < 4
+    assert np.array_equal(one.table, other.table)
+    assert not np.array_equal(one.table, learn_level((maps,), (3,), seed=1)[0].table)
     with pytest.raises(InputError, match="at least 2 images; there are 1"):
         learn_level((maps[:1],), (3,))
 
 
-def test_learning_is_the_same_again() -> None:
-    maps = blobs(40, 3, 2)
-    one, other = (learn_level((maps,), (3,))[0] for _ in range(2))
-    assert np.array_equal(one.table, other.table)
-    assert not np.array_equal(one.table, learn_level((maps,), (3,), seed=1)[0].table)
+def test_effort_is_how_much_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, learn = list[int](), learning._learn
+    monkeypatch.setattr(learning, "_learn", lambda *args: (seen.append(args[2].size), learn(*args))[1])
+    for effort in (1, 0.25):
+        learn_level((blobs(40, 3, 0),), (3,), effort * 0.03)
+    assert sum(seen[: len(seen) // 2]) > sum(seen[len(seen) // 2 :]), "but for what is held out"
 
 
-def test_a_file_of_tables_holds_them_all() -> None:
-    for codec in ALL.values():
-        assert codec.networks
-        found = read_entropy_model(codec.content)
-        assert found.content == codec.content
-        for one, other in zip(found.networks, codec.networks, strict=True):
-            if one is None or other is None:
-                assert one is other
-                continue
-            assert (one.contexts, one.shift) == (other.contexts, other.shift)
-            for name in ("table", "bias", "weights", "offsets"):
-                assert np.array_equal(getattr(one, name), getattr(other, name))
+def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
+    said = list[str]()
+    codes = (blobs(20, 3, 0), blobs(20, 5, 0))
+    fitted = fit(EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5)), codes, 0.01, said.append)
+    assert [network is None for network in fitted.networks] == [False, True]
+    assert said[1] == "level 2 has 5 symbols, more than 4: coded in log2 5 bits a code"
 
 
-def test_damaged_tables_are_refused() -> None:
-    assert TREE.networks
+@pytest.mark.parametrize("codec", ALL.values(), ids=list(ALL))
+def test_a_file_holds_all_of_it(codec: EntropyModel) -> None:
+    found = read_entropy_model(codec.content)
+    assert (found.model, found.geometry, found.symbols) == (codec.model, codec.geometry, codec.symbols)
+    for one, other in zip(found.networks, codec.networks, strict=True):
+        if one is None or other is None:
+            assert one is other
+            continue
+        assert (one.contexts, one.shift) == (other.contexts, other.shift)
+        for name in ("table", "bias", "weights", "offsets"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another zlib writes other bytes: what was made by a file of tables is read by that file on any machine."""
+    files = files_of(TREE, (8, 8), 2)
+    with appending(tmp_path / "x.hrva", bare(TREE)):
+        pass
+    compress = zlib.compress
+    monkeypatch.setattr(entropy_model.zlib, "compress", lambda content, level: compress(content, 1))
+    found = read_entropy_model(TREE.content)
+    assert dataclasses.replace(found).content != TREE.content
+    assert found.content == TREE.content
+    assert not any(one.fault for one in read(found, files))
+    with appending(tmp_path / "x.hrva", dataclasses.replace(bare(TREE))) as writer:
+        assert writer.grown == 0
+
+
+def test_damaged_files_are_refused() -> None:
     content = TREE.content
     for place in range(0, len(content), 7):
         damaged = bytearray(content)
         damaged[place] ^= 4
-        with pytest.raises(DamagedFileError):
-            read_entropy_model(bytes(damaged))
-        with pytest.raises(DamagedFileError):
-            read_entropy_model(content[:place])
+        for some in (bytes(damaged), content[:place]):
+            with pytest.raises(DamagedFileError):
+                read_entropy_model(some)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +149,7 @@ def test_damaged_tables_are_refused() -> None:
         ('"symbols":[3,', '"symbols":[3,3,'), ('"selecting":-1', '"selecting":0'),
     ],
 )  # fmt: skip
-def test_tables_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
-    assert TREE.networks
+def test_files_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
     content = TREE.content
     length = int.from_bytes(content[8:12], "little")
     text, body = content[12 : 12 + length].decode(), zlib.decompress(content[12 + length :])
@@ -133,21 +160,21 @@ def test_tables_that_say_what_can_not_be_are_refused(old: str, new: str) -> None
         read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
-def test_models_that_could_overflow_or_look_ahead_are_refused() -> None:
+def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
     contexts = usual_contexts(1, (3, 3), (True, True))
     network = made_network(contexts, 4, np.random.default_rng(0))
-    with pytest.raises(DamagedFileError, match="do not fit 32 bits"):
+    with pytest.raises(DamagedFileError, match="32 bits"):
         dataclasses.replace(network, bias=np.full(4, 2**30, np.int32))
-    with pytest.raises(DamagedFileError, match="not the shape"):
+    with pytest.raises(DamagedFileError, match="shape"):
         dataclasses.replace(network, bias=network.bias[:3])
     for feature in ((0, 0, 0), (0, 0, 1), (0, 1, -1), (0, -5, 0)):
-        with pytest.raises(DamagedFileError, match=re.escape(f"lies at {feature[1:]}, which is not known")):
+        with pytest.raises(DamagedFileError, match=re.escape(f"lies at {feature[1:]}")):
             Contexts(1, (3, 3), ((1, 1),), (feature,), -1)
     with pytest.raises(DamagedFileError, match="not there"):
         Contexts(1, (3, 3), ((0, 1),), (), 0)
 
 
-def test_contexts_are_as_many_as_tables_can_hold() -> None:
+def test_contexts_are_as_many_as_a_network_can_hold() -> None:
     tree = usual_contexts(2, (8, 8, 8), (True,) * 3)
     assert (tree.values(0), tree.sets) == (512, 64)
     flat = usual_contexts(3, (512,) * 4, (True,) * 4)
@@ -167,17 +194,4 @@ def test_the_grids_of_every_preset_follow_the_rule(name: str) -> None:
 def test_grids_without_a_rule_are_refused() -> None:
     with pytest.raises(InputError, match="follow no rule"):
         geometry_of(lambda height, width: ((height**2 // 7 + 1, width),))
-
-
-def test_effort_is_how_much_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    learn = learning._learn
-    monkeypatch.setattr(learning, "_learn", lambda *args: seen.append(args[2].size) or learn(*args))
-    for effort in (1, 0.25):
-        learn_level((blobs(40, 3, 0),), (3,), effort * 0.03)
-    assert sum(seen[: len(seen) // 2]) > sum(seen[len(seen) // 2 :]), "but for what is held out"
-
-
-def test_tables_of_one_level_alike() -> None:
-    tables = EntropyModel("x", "00" * 16, Geometry(2, 0, (1,)), (5000,), (None,))
-    assert read_entropy_model(tables.content).networks == (None,)
+    assert GRIDS.geometry == geometry_of(GRIDS.geometry.grids)

@@ -1,13 +1,17 @@
-"""From images to files of codes and back, for every system."""
+"""From images to files of codes and back, for every system; files of at most so many bytes."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
@@ -15,77 +19,73 @@ from hrvqvae.checkpoints.entropy_model import fit_entropy_model, load_entropy_mo
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config, save_model
 from hrvqvae.cli import main
+from hrvqvae.compression import images as compression
 from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import compress, decode_images
+from hrvqvae.compression.rate_distortion import RateDistortion
+from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from tests.compression.trained import digits, run, squared_errors
 from tests.tiny_systems import tiny_systems
-from tests.trained_run import tiny_run_with_entropy_model
+
+__all__ = ["run"]
 
 NAMES = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def run(mnist_root: Path) -> Path:
-    """A trained run with tables."""
-    return tiny_run_with_entropy_model(mnist_root)
-
-
-def pictures(count: int, size: tuple[int, int]) -> torch.Tensor:
+def pictures(count: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(256, (count, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def bare(config: Config) -> EntropyModel:
+    return EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path) -> None:
     config = tiny_systems(mnist_root)[name]
     torch.manual_seed(0)
-    model = build(config).eval()
-    codec = EntropyModel(name, "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    model, codec = build(config).eval(), bare(config)
     for size in ((12, 12), (5, 21)):
         images = pictures(3, size)
         files = compress(model, codec, images, CPU)
         with torch.inference_mode():
             expected = model.decode(model.encode(images), size=size)
-        read_again = read(codec, files)
-        found = decode_images(model, read_again, CPU)
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-        assert not any(one.fault for one in read_again)
+        found = read(codec, files)
+        assert torch.equal(torch.stack(decode_images(model, found, CPU)), expected)
+        assert not any(one.fault for one in found)
         lengths = [len(one) for one in files]
         assert max(lengths) - min(lengths) <= len(codec.symbols), "a byte at the end of each level"
 
 
-def test_a_run_with_tables_writes_fewer_bytes_and_the_same_images(run: Path) -> None:
-    model = hrvqvae.load(run)
-    with_tables = model.compress(digits := pictures(4, (12, 12)) // 64)
-    plain = compress(model.autoencoder, dataclasses.replace(model.codec, networks=()), digits, CPU)
-    assert sum(map(len, with_tables)) < sum(map(len, plain))
-    assert {read_header(one).by_tables for one in with_tables} == {True}
-    expected = model.decode(model.encode(digits), size=(12, 12))
-    assert all(torch.equal(one, other) for one, other in zip(model.decompress(with_tables), expected, strict=True))
-    coarse = model.decode(model.encode(digits), levels=1, size=(12, 12))
-    for files in (model.compress(digits, levels=1), with_tables):
-        found = model.decompress(files, levels=1)
-        assert all(torch.equal(one, other) for one, other in zip(found, coarse, strict=True))
+def test_an_entropy_model_makes_smaller_files_of_the_same_images(run: Path) -> None:
+    model, images = hrvqvae.load(run), digits(4)
+    fitted = model.compress(images)
+    plain = compress(model.autoencoder, dataclasses.replace(model.codec, networks=()), images, CPU)
+    assert sum(map(len, fitted)) < sum(map(len, plain))
+    assert {read_header(one).by_tables for one in fitted} == {True}
+    codes = model.encode(images)
+    assert torch.equal(torch.stack(model.decompress(fitted)), model.decode(codes, size=(12, 12)))
+    coarse = model.decode(codes, levels=1, size=(12, 12))
+    for files in (model.compress(images, levels=1), fitted):
+        assert torch.equal(torch.stack(model.decompress(files, levels=1)), coarse)
+    with pytest.raises(DamagedFileError, match="12x12 pixels; at most 100"):
+        model.decompress(fitted, max_pixels=100)
 
 
 def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
     model = hrvqvae.load(run)
     images = [pictures(1, size)[0] for size in ((12, 12), (3, 40), (12, 12), (1, 1))]
-    found = model.decompress(model.compress(images))
-    for image, decoded in zip(images, found, strict=True):
+    for image, decoded in zip(images, model.decompress(model.compress(images)), strict=True):
         size = (image.shape[-2], image.shape[-1])
         torch.testing.assert_close(decoded, model.decode(model.encode(image[None]), size=size)[0])
-
-
-@pytest.mark.parametrize("names", [[], ["one"], ["one", "two", "three"]])
-def test_each_image_has_a_name_or_none_has(names: list[str], run: Path) -> None:
-    model, images = hrvqvae.load(run), pictures(2, (12, 12))
-    with pytest.raises(InputError, match=f"^there are 2 images and {len(names)} names?; give one each$"):
-        model.compress(images, max_bytes=1, names=names)
-    assert model.compress(images, names=["one", "two"]) == model.compress(images)
+    for names in ([], ["one"], ["one", "two", "three"]):
+        with pytest.raises(InputError, match=f"2 images and {len(names)} names?"):
+            model.compress(images[:2], names=names)
 
 
 def test_levels_are_prefixes_of_a_file(run: Path) -> None:
@@ -100,28 +100,28 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     config = tiny_systems(mnist_root)["vqvae2"]
-    model = build(config).eval()
-    codec = EntropyModel("vqvae2", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    model, codec = build(config).eval(), bare(config)
     content = compress(model, codec, pictures(1, (12, 12)), CPU)[0]
-    with pytest.raises(DamagedFileError, match="file 1 has 1 whole level; this model decodes 2 or more together"):
+    with pytest.raises(DamagedFileError, match=r"file 1 has 1 whole level, .* 2 or more together: level 2 is cut"):
         decode_images(model, read(codec, [content[:-1]]), CPU)
     with pytest.raises(InputError, match="bytes at the least"):
         compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
-def test_exported_tables_read_the_files_of_the_run(run: Path, tmp_path: Path) -> None:
-    files = hrvqvae.load(run).compress(pictures(2, (12, 12)))
+def test_the_entropy_model_belongs_to_the_weights(run: Path, tmp_path: Path) -> None:
+    """It reads the files of the run where that is exported or moved, and nothing of other weights."""
+    files = hrvqvae.load(run).compress(digits(2))
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
     exported = hrvqvae.load(tmp_path / "out")
-    assert exported.compress(pictures(2, (12, 12))) == files
+    assert exported.compress(digits(2)) == files
     assert len(exported.decompress(files)) == 2
-
-
-def test_tables_of_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
     model, config = load_with_config(run)
-    weights = {name: one + 1 if one.is_floating_point() else one for name, one in model.state_dict().items()}
-    save_model(RunFolder(tmp_path / "run").model, config, weights, 1)
+    moved = override(config, {"data.root": "/elsewhere"})
+    weights = dict(model.state_dict())
+    assert load_entropy_model(run, model, moved).model == storage.weights_digest(weights) == exported.codec.model
+    shutil.copytree(run, tmp_path / "run")
+    other = {name: one + 1 if one.is_floating_point() else one for name, one in weights.items()}
+    save_model(RunFolder(tmp_path / "run").model, config, other, 1)
     with pytest.raises(InputError, match="hrvqvae refresh"):
         _ = hrvqvae.load(tmp_path / "run").codec
     RunFolder(tmp_path / "run").tables.write_bytes(b"HRVQTAB1")
@@ -129,29 +129,58 @@ def test_tables_of_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
         _ = hrvqvae.load(tmp_path / "run").codec
 
 
-def test_the_name_of_weights_does_not_depend_on_their_configuration(run: Path) -> None:
-    model, config = load_with_config(run)
-    moved = override(config, {"data.root": "/elsewhere"})
-    assert load_entropy_model(run, model, config).model == load_entropy_model(run, model, moved).model
-    weights = dict(model.state_dict())
-    assert storage.weights_digest(weights) == load_entropy_model(run, model, config).model
-    name = next(iter(weights))
-    assert storage.weights_digest({**weights, name: weights[name] + 1}) != load_entropy_model(run, model, config).model
+def test_an_entropy_model_of_these_weights_is_kept(run: Path) -> None:
+    path, said = RunFolder(run).tables, list[str]()
+    kept = path.read_bytes()
+    assert fit_entropy_model(run, say=said.append) == path
+    assert "is of these weights already" in said[0], "files that were made by it are read by no other"
+    assert path.read_bytes() == kept
 
 
-def test_levels_with_too_many_symbols_for_tables_are_coded_alike(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hrvqvae.compression import learning
+def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:
+    model, images, most = hrvqvae.load(run), digits(8), 26
 
-    monkeypatch.setattr(learning, "MOST_SYMBOLS", 2)
-    said: list[str] = []
-    run = shutil.copytree(run, tmp_path / "run")
-    kept = RunFolder(run).tables.read_bytes()
-    assert fit_entropy_model(run, say=said.append) == RunFolder(run).tables
-    assert "tables.hrvt is of these weights already" in said[0], "files that were made by it are read by no other"
-    assert RunFolder(run).tables.read_bytes() == kept
-    RunFolder(run).tables.unlink()
-    said.clear()
-    assert fit_entropy_model(run, say=said.append) == RunFolder(run).tables
-    assert said[0] == "level 1 has 3 symbols, more than 2: coded in log2 3 bits a code"
+    def errors(files: list[bytes]) -> Tensor:
+        return squared_errors(torch.stack(model.decompress(files)), images)
+
+    found = model.compress(images, max_bytes=most)
+    assert max(map(len, found)) <= most
+    least = torch.full((8,), torch.inf)
+    for levels in (1, 2, 3):
+        for lmbda in (None, *(2.0**power for power in range(-7, 4, 2))):
+            files = model.compress(images, levels, lmbda=lmbda)
+            fits = torch.tensor([len(file) <= most for file in files])
+            least = torch.where(fits, torch.minimum(least, errors(files)), least)
+        assert model.compress(images[:4], levels, max_bytes=1000) == model.compress(images[:4], levels, lmbda=0)
+    assert least.isfinite().all()
+    assert errors(found).sum() <= 1.005 * least.sum()
+    several = [images[0], images[1, :, :, :7], images[2]]
+    found = model.compress(several, max_bytes=24)
+    assert found == [model.compress(image[None], max_bytes=24)[0] for image in several]
+
+
+def test_what_does_not_fit_is_named(run: Path) -> None:
+    model, large = hrvqvae.load(run), pictures(1, (40, 40))[0]
+    with pytest.raises(InputError, match=r"^image 2 takes (\d+) bytes at the least; 12 are admitted$") as refused:
+        model.compress([digits(1)[0, :, :2, :2], large], max_bytes=12)
+    assert int(str(refused.value).split()[3]) > 12
+    with pytest.raises(InputError, match="files of 0 bytes"):
+        model.compress(digits(1), max_bytes=0)
+
+
+@pytest.mark.parametrize("least", [0.001, 0.03, 0.3, 6.0])
+def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 31 bytes up to that lambda, where 30 are admitted: it lies far from where their size says."""
+
+    def weigh(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
+        return (lmbdas,), lmbdas
+
+    def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
+        return [bytes(28 if lmbda >= least else 31) for lmbda in codes[0].tolist()]
+
+    monkeypatch.setattr(compression, "_files_of", files)
+    encoder = cast(RateDistortion, SimpleNamespace(weigh=weigh, codec=SimpleNamespace(networks=(None,)), levels=1))
+    best = compression._Best(30, 1)
+    assert compression._weighed(encoder, torch.zeros(1, 1), np.arange(1), best).all()
+    assert best.files == [bytes(28)]
+    assert least <= best.errors[0] <= 4 * least, "the error is lambda here"

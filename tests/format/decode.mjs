@@ -107,9 +107,15 @@ function readArchive(bytes) {
   refuseUnless(bytes.readUInt32LE(end) === crc32(bytes.subarray(0, end)), "the check of the archive's head fails");
   const tables = readTables(bytes.subarray(9, end));
   const images = [];
-  let at = end + 4;
-  for (let block; (block = readBlock(tables, bytes, at)); at = block.next) images.push(...block.images);
-  return { images, fault: at < bytes.length ? "bytes after the last whole block are passed over" : null };
+  let whole = end + 4; // where the last whole block ends
+  let passed = false;
+  for (let at = whole; at >= 0 && at < bytes.length; ) {
+    const block = readBlock(tables, bytes, at);
+    if (block) images.push(...block.images);
+    passed ||= block && at > whole;
+    at = block ? (whole = block.next) : bytes.indexOf("HRVB", at + 1);
+  }
+  return { images, fault: passed || whole < bytes.length ? "bytes that are no whole block are passed over" : null };
 }
 
 let tables = null;

@@ -326,7 +326,8 @@ class ArchiveWriter:
         named = dict[str, Entry | None]()
         for number, name in enumerate(names):
             entry = self._known.get(name)
-            if entry is not None and _read_at(self._stream, entry) == records[number]:
+            same = entry is not None and (entry.size, entry.levels) == (sizes[number], levels)
+            if entry is not None and same and _read_at(self._stream, entry) == records[number]:
                 continue
             if name and (name in self._known or name in named):
                 raise InputError(f"{self.archive.path} has another image named {name!r}; choose another name or file")
