@@ -12,6 +12,7 @@ from PIL import Image
 
 import hrvqvae
 from hrvqvae.cli import main
+from hrvqvae.compression import folders
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from tests.cli.helpers import refused
@@ -149,7 +150,10 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["decompress", file, "-o", tmp_path / "y.png", "--model", "mnist"], "was made by another model"),
         (["decompress", image, "-o", tmp_path / "y.png", *named], "is not a file of codes"),
         (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "there is no such file"),
-        (["decompress", file, file, "-o", tmp_path / "y.png", *named], "takes one image, and there are 2; name a folder"),
+        (
+            ["decompress", file, file, "-o", tmp_path / "y.png", *named],
+            "takes one image, and there are 2; name a folder",
+        ),
         (["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"], "has no image named '9'"),
         (["inspect", archive, "-o", tmp_path / "s.png"], "draws the levels of one file"),
         (["fit-entropy-model", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
@@ -179,9 +183,56 @@ def test_no_image_takes_the_place_of_another(
     for file, image in zip(files, ("0.png", "1.png"), strict=True):
         file.parent.mkdir()
         assert main(["compress", str(run), str(images / image), "-o", str(file), "--device", "cpu"]) == 0
-    capsys.readouterr()
-    line = refused(["decompress", *map(str, files), "-o", str(tmp_path / "out"), "--model", str(run)], capsys)
-    assert "two images would be written to" in line
+    out = tmp_path / "out"
+    assert "two images would be written to" in refused(["decompress", *files, "-o", out, "--model", run], capsys)
+    write_picture(out / "x.png", 5, (12, 12), "L")
+    original = (out / "x.png").read_bytes()
+    again = ["decompress", files[0], "-o", out, "--model", run]
+    assert "--force" in refused(again, capsys)
+    assert (out / "x.png").read_bytes() == original
+    assert main([*map(str, again), "--force"]) == 0
+    assert (out / "x.png").read_bytes() != original
+
+
+def test_what_is_damaged_stops_no_other_image(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A record and a block of an archive, and a file among others: the others are written, and the exit code is 2."""
+    archive, codes, out = tmp_path / "X.HRVA", tmp_path / "codes", tmp_path / "out"
+    shutil.copytree(images / "more", tmp_path / "in" / "more")
+    for some in ([images / "0.png"], [images / "1.png", images / "2.png"], [tmp_path / "in"]):
+        assert main(["compress", str(run), *map(str, some), "-o", str(archive)]) == 0
+    assert [entry.name for entry in open_archive(archive).entries] == ["0", "1", "2", "more/0"]
+    content = bytearray(archive.read_bytes())
+    content[open_archive(archive).entries[2].place] ^= 1
+    archive.write_bytes(content)
+    arguments = ["decompress", archive, "-o", out, "--model", run]
+    assert f"{archive}: image 2: its record is damaged; 3 images written" in refused(arguments, capsys)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == ["0.png", "1.png", "more/0.png"]
+    content[open_archive(archive).entries[1].place - 1] ^= 1  # the index of the second block
+    archive.write_bytes(content)
+    assert "are damaged, with the images in them; 2 images written" in refused([*arguments, "--force"], capsys)
+    assert main(["inspect", str(archive)]) == 0
+    assert "bytes between whole blocks are damaged" in capsys.readouterr().out
+    assert main(["compress", str(run), str(images), "-o", str(codes)]) == 0
+    (codes / "0.hrv").write_bytes(b"none")
+    files = [codes / f"{number}.hrv" for number in range(3)]
+    arguments = ["decompress", *files, "-o", out, "--model", run, "--force"]
+    assert f"{files[0]}: is not a file of codes" in refused(arguments, capsys)
+    assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "2.png", "more"}
+
+
+def test_images_are_worked_on_by_pixels(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 144, 144, 210 and 144 pixels: a block has no more than are admitted, but one image at least."""
+    monkeypatch.setattr(folders, "_PIXELS", 300)
+    assert main(["compress", str(run), str(images), "-o", str(tmp_path / "x.hrva")]) == 0
+    assert (tmp_path / "x.hrva").read_bytes().count(b"HRVB") == 3
+    decoded, decode = list[int](), folders.decode_images
+    monkeypatch.setattr(folders, "decode_images", lambda *some: (decoded.append(len(some[1])), decode(*some))[1])
+    assert main(["decompress", str(tmp_path / "x.hrva"), "-o", str(tmp_path / "out"), "--model", str(run)]) == 0
+    assert decoded == [2, 1, 1]
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
