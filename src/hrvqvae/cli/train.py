@@ -14,7 +14,7 @@ from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
     from hrvqvae.config import Config, Levels
-    from hrvqvae.training.trainer import Outcome
+    from hrvqvae.training.trainer import Callback, Outcome
 
 _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")
 
@@ -41,6 +41,13 @@ def _together() -> AbstractContextManager[None]:
     from hrvqvae.distributed import process_group
 
     return process_group()
+
+
+def _callbacks() -> list[Callback]:
+    """What draws a training; imported after the trainer, so that who lacks both extras is told of the greater one."""
+    from hrvqvae.plots.curves import draw_training
+
+    return [draw_training]
 
 
 def _ended(outcome: Outcome, what: str, done: str) -> int:
@@ -76,14 +83,13 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import RunFolder
         from hrvqvae.checkpoints.stale import stale_notice
-        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.autoencoder import AutoencoderTask, resolve_autoencoder
         from hrvqvae.training.trainer import Trainer
 
         run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
         resume = arguments.resume or distributed.is_restarted(run.of_this_job)
         config = distributed.on_rank_zero(lambda: resolve_autoencoder(arguments.preset, given, run, resume=resume))
-        outcome = Trainer(AutoencoderTask(config, run), resume=resume, callbacks=[draw_training]).train()
+        outcome = Trainer(AutoencoderTask(config, run), resume=resume, callbacks=_callbacks()).train()
         code = _ended(outcome, "", f": {run.model}\npictures in {run.pictures}")
         for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):
             print(line)
@@ -96,7 +102,6 @@ def _train_prior(arguments: Arguments) -> int:
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import prior_folder
         from hrvqvae.config import level_names
-        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.prior import resolve_priors, train_priors
 
         def configured(resume: bool) -> dict[Levels, Config]:
@@ -107,7 +112,7 @@ def _train_prior(arguments: Arguments) -> int:
 
         resume = arguments.resume or distributed.is_restarted(began)
         configs = distributed.on_rank_zero(lambda: configured(resume))
-        outcomes = train_priors(arguments.run, configs, resume=resume, callbacks=[draw_training])
+        outcomes = train_priors(arguments.run, configs, resume=resume, callbacks=_callbacks())
         codes = [_ended(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
         if not codes[-1]:
             print(f"priors in {Path(arguments.run) / 'priors'}")
@@ -119,24 +124,22 @@ def _train_progressive(arguments: Arguments) -> int:
     with _together():
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import progressive_folder
-        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
         from hrvqvae.training.trainer import Trainer
 
         folder = progressive_folder(arguments.run)
         resume = arguments.resume or distributed.is_restarted(folder.of_this_job)
         config = distributed.on_rank_zero(lambda: resolve_progressive(arguments.run, given, resume=resume))
-        outcome = Trainer(ProgressiveTask(arguments.run, config), resume=resume, callbacks=[draw_training]).train()
+        outcome = Trainer(ProgressiveTask(arguments.run, config), resume=resume, callbacks=_callbacks()).train()
         return _ended(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
 
 def _refresh(arguments: Arguments) -> int:
     with _together():
         from hrvqvae.checkpoints.stale import stale_notice
-        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training.refresh import refresh
 
-        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=[draw_training])
+        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_callbacks())
         if signal is not None:
             print("stopped, saved; the same command goes on")
             return 128 + signal

@@ -232,11 +232,13 @@ def continue_autoencoder(name: str, given: Mapping[str, str], stored: Config, wh
     base = base_config(name)
     if stored.name != base.name:
         raise InputError(f"{where} holds a run of {stored.name}, not of {base.name}")
+    config = decide_autoencoder(_continued(stored, given, "training"))[0]
     own = dict(flatten(to_dict(stored)))
     for field, value in flatten(to_dict(base)) if Path(name).is_file() else ():
-        if value not in (AUTO, own.get(field)) and field.startswith(("data.", "model.", "training.")):
+        known = field in given or value in (AUTO, own.get(field))
+        if not known and field.startswith(("data.", "model.", "training.")):
             told_once(f"{where} goes on with {field} {own.get(field)}, as it began; {name} has {value}")
-    return decide_autoencoder(_continued(stored, given, "training"))[0]
+    return config
 
 
 def _continued(stored: Config, given: Mapping[str, str], stage: str) -> Config:
