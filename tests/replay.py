@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
 
 
 def replay(words: Sequence[str]) -> None:
-    """Run `hrvqvae ...`, which must succeed."""
+    """Run `hrvqvae ...`, or `python SCRIPT ...`, which must succeed."""
+    if words[0] == "python":
+        runpy.run_path(words[1])["main"](words[2:])
+        return
     assert words[0] == "hrvqvae"
     assert main(words[1:]) == 0, words

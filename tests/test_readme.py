@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import sample
 from tests.conftest import write_picture
 from tests.replay import Cut, cut, drawn_mnist, replay
 
@@ -29,10 +27,6 @@ CUTS: tuple[Cut, ...] = (
     (r"^(hrvqvae train .*--init-from.*)", r"\1 --training.batch_size 2 --training.evaluation_images 2"),
     ("--class bird -n 16", "--class bird -n 2"),
     (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
-    (r"^(hrvqvae bench train)", rf"\1 --rounds 1 {SMALL}"),
-    (r"^(hrvqvae bench prior)", rf"\1 --rounds 1 {SMALL_PRIOR}"),
-    (r"^(hrvqvae bench sample)", r"\1 --rounds 1"),
-    (r"^(hrvqvae bench search)", r"\1 --size 2 8"),
     (r"^(hrvqvae compare .*)", rf"\1 {SMALL} --data.size 64"),
 )  # fmt: skip
 FEWER = ("sample mnist -n 64", "sample mnist -n 4")  # as the page's output is read, too
@@ -60,8 +54,6 @@ def test_every_command_and_the_code(
     write_picture(tmp_path / "photo.jpg", 1, (120, 90))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    few: dict[str, Any] = {"batches": (1,), "whole": [("hrvqvae/mnist", 1)], "grids": (8,), "ffhq": "hrvqvae/cifar10"}
-    monkeypatch.setattr(sample, "bench_sample", partial(sample.bench_sample, plain_positions=1, **few))
     compared, left = 0, dict(ELSEWHERE)
     for command, shown in commands():
         words = shlex.split(command)

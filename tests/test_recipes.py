@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
+from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from tests.conftest import write_picture
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
+from tests.trained_run import tiny_run_with_priors
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
@@ -28,16 +32,16 @@ OF_FIGURE = {
     "11": PIXELSNAIL, "12": PIXELSNAIL, "13": "--prior.network.layers 1 --model.discriminator_layers 1",
     "14": PIXELSNAIL, "15": PIXELSNAIL,
 }  # fmt: skip
-RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "hrvqvae\t$*") >> "$RECORD"\n'
+RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
 
 def recipe(name: str, folder: Path, *arguments: str, fields: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a recipe with a command `hrvqvae` that does nothing but record what it is asked for."""
+    """Run a recipe with commands that do nothing but record what they are asked for."""
     (folder / "bin").mkdir(exist_ok=True)
-    recorder = folder / "bin" / "hrvqvae"
-    recorder.write_text(RECORDER)
-    recorder.chmod(0o755)
-    environment = {"PATH": f"{recorder.parent}{os.pathsep}{os.environ['PATH']}", "RECORD": str(folder / "record")}
+    for command in ("hrvqvae", "python"):
+        (folder / "bin" / command).write_text(RECORDER)
+        (folder / "bin" / command).chmod(0o755)
+    environment = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "RECORD": str(folder / "record")}
     return subprocess.run(
         [RECIPES / name, *arguments], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, **environment, "HRVQVAE_FIELDS": fields},
@@ -97,6 +101,7 @@ def test_a_shipped_model(
     assert recipe(name, tmp_path, "out").returncode == 0
     cuts = [
         (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
+        (r"^(python .*/nearest.py .*)", r"\1 -n 4"),
         (r"^(hrvqvae train-progressive out) --resume$", r"\1 --resume --max-steps 2"),
         (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"),
         (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
@@ -127,3 +132,59 @@ def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         replay(words)
     data = presets.get("hrvqvae/cifar10").config.data
     assert classifier.read_classifier(tmp_path / "runs" / "classifier-cifar10.safetensors", data).classes[2] == "bird"
+
+
+def figure(name: str, *arguments: object) -> None:
+    replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
+
+
+def test_the_figure_of_the_hierarchy(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tiny_run_with_priors(mnist_root), tmp_path / "figure.png"
+    for arguments, drawn in (
+        (["-o", out], "3 levels of 4 codewords, synthetic"),
+        (["-o", tmp_path / "figure.svg", "--path", "2,1,3"], "synthetic"),
+        ([run, "-o", out], "tiny, most used path"), ([run, "-o", out, "--path", "1,2,0"], "tiny, the path given"),
+        ([run, "-o", out, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
+    ):  # fmt: skip
+        capsys.readouterr()
+        figure("hierarchy", *arguments)
+        assert drawn in capsys.readouterr().out
+    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
+    assert read_image(out, 3).shape[2] > 500
+    for arguments, message in (
+        (["-o", tmp_path / "figure.pdf"], "must end in .png or .svg"),
+        (["-o", out, "--position", "1", "1"], "name a RUN"), (["-o", out, "--path", "1,x"], "--path"),
+        ([run, "-o", out, "--position", "9", "0"], "position 9 0 is not on the latent grid of 7x7"),
+        ([run, "-o", out, "--position", "1", "1", "--path", "0,0"], "not allowed with"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            figure("hierarchy", *arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_a_row_of_samples_for_each_class(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tiny_run_with_priors(mnist_root), tmp_path / "classes.png"
+    figure("classes", run, "-n", "3", "-o", out)
+    assert "3 samples of each of 10 classes" in capsys.readouterr().out
+    assert read_image(out, 3).shape[1] > 10 * 60
+    unguided = out.read_bytes()
+    with pytest.raises(SystemExit):
+        figure("classes", run, "-o", out, "--guidance", "2")
+    assert "class_dropout" in capsys.readouterr().err
+    assert out.read_bytes() == unguided
+
+
+def test_nearest_training_images(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tiny_run_with_priors(mnist_root), tmp_path / "near.png"
+    figure("nearest", run, "-n", "4", "-o", out)
+    assert "4 samples, MSE" in capsys.readouterr().out
+    _, height, width = read_image(out, 3).shape
+    assert width > 1.7 * height, "pairs side by side"
+    config = RunFolder(run).read_config()
+    train = load_images(config.data, "train")
+    images = torch.stack([torch.from_numpy(train.read(number, None)) for number in (5, 60)]) / 255
+    moved = (images * 0.9 + 0.01).clamp(0, 1)
+    nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
+    found, errors = nearest(moved, config)
+    assert torch.equal(found, images)
+    assert errors == pytest.approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)

@@ -1,0 +1,172 @@
+"""Pictures show what they claim: pixels where they belong, every codeword drawn, the right ones in colour."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import hrvqvae
+from hrvqvae.cli import main
+from hrvqvae.data.images import read_image
+from hrvqvae.plots import curves, hierarchy, sheets
+from hrvqvae.plots.images import complete, reconstruct
+from hrvqvae.quantize.search import search_tree
+from hrvqvae.utils.errors import InputError
+from tests.cli.helpers import refused
+from tests.conftest import write_picture
+from tests.trained_run import tiny_run_with_priors
+
+
+@pytest.fixture
+def run(mnist_root: Path) -> Path:
+    return tiny_run_with_priors(mnist_root)
+
+
+def test_a_sheet_holds_every_image_at_its_pixels() -> None:
+    images = [torch.full((1, 8, 8), value) for value in (0.2, 0.8)]
+    colour = torch.zeros(3, 5, 12, dtype=torch.uint8)
+    colour[0] = 200
+    sheet = np.asarray(sheets.draw([sheets.SheetRow("grey", images), sheets.SheetRow("red", [colour])], zoom=2))
+    colours = {tuple(pixel): int(count) for pixel, count in zip(*np.unique(
+        sheet.reshape(-1, 3), axis=0, return_counts=True), strict=True)}  # fmt: skip
+    assert colours[(51, 51, 51)] == colours[(204, 204, 204)] == 16 * 16
+    assert colours[(200, 0, 0)] == 10 * 24
+
+
+def test_curves_of_a_run_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves.training_curves([], tmp_path / "curves.png")
+    curves.codeword_usage([torch.tensor([3, 0, 1]), torch.zeros(9, dtype=torch.long)], tmp_path / "usage.png")
+    assert read_image(tmp_path / "curves.png", 3).shape[0] == read_image(tmp_path / "usage.png", 3).shape[0] == 3
+    with pytest.raises(InputError, match="can't be written"):
+        curves.training_curves([], tmp_path / "nowhere" / "curves.png")
+    figures = list[Figure]()
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+    records = [
+        {"kind": "train", "step": step, "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0} for step in (9, 18)
+    ]
+    for some in (records[:1], records):
+        curves.training_curves(some, tmp_path / "curves.png")
+        curves.prior_curves(some, tmp_path / "curves.png")
+    markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
+    assert markers == [{"."}, {"."}, {""}, {""}], "a single point is seen"
+
+
+def test_figure_10_has_its_codewords() -> None:
+    tree = hierarchy.synthetic_tree()
+    figure = hierarchy.draw(tree, [2, 1, 3])
+    total, place = np.zeros(2), 0
+    for level, axes in enumerate(figure.axes):
+        sizes = [len(points.get_offsets()) for points in axes.collections]
+        assert sizes[:2] == [4 ** (level + 1) - 4, 4], "out of reach in grey, within reach in colour"
+        assert f"4 of {4 ** (level + 1)} codewords" in axes.get_title()
+        within = np.asarray(axes.collections[1].get_offsets())
+        np.testing.assert_allclose(within, total + tree.codebooks[level][place])
+        child = [2, 1, 3][level]
+        total, place = total + tree.codebooks[level][place, child], place * 4 + child
+    reachable = [axes.collections[1] for axes in figure.axes]
+    assert len({tuple(points.get_facecolor()[0]) for points in reachable}) == 3
+    assert len({len(points.get_paths()[0].vertices) for points in reachable}) == 3, "shapes differ without colour"
+    assert tree.target is not None
+    found = search_tree(torch.from_numpy(tree.target)[None], [torch.from_numpy(book) for book in tree.codebooks])
+    assert hierarchy.nearest_path(tree) == [int(path) % 4 for path in found.paths[:, 0]]
+    books = [np.random.default_rng(0).normal(size=(3**level, 3, 6)) for level in range(2)]
+    projected = hierarchy.draw(hierarchy.Tree(books, None, "six"), [0, 2])
+    assert "first two principal components" in projected.get_supxlabel()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [([0, 1], "2 levels; this tree has 3"), ([0, 1, 4], "child 4 at level 3"), ([0, -1, 0], "child -1 at level 2")],
+)
+def test_paths_out_of_range(path: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hierarchy.draw(hierarchy.synthetic_tree(), path)
+
+
+def test_samples_by_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, single = tmp_path / "sheet.png", tmp_path / "single"
+    command = ["sample", str(run), "-n", "6", "--class", "7", "--seed", "3"]
+    assert main([*command, "-o", str(out), "--save-dir", str(single)]) == 0
+    assert "6 samples" in capsys.readouterr().out
+    assert sorted(path.name for path in single.iterdir()) == [f"7-{number:04d}.png" for number in range(6)]
+    expected = sheets.grid(list(hrvqvae.load(run).sample(6, class_name="7", seed=3)))
+    assert np.array_equal(read_image(out, 3), np.asarray(expected).transpose(2, 0, 1))
+    again = tmp_path / "again.png"
+    assert main([*command, "-o", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row with the original and the part that is kept, then the completions, five times as large."""
+    write_picture(tmp_path / "image.png", 3, (12, 12), "L")
+    out = tmp_path / "sheet.png"
+    command = ["complete", str(run), str(tmp_path / "image.png"), "--class", "1", "-n", "3", "-o", str(out)]
+    assert main([*command, "--keep", "top"]) == 0
+    assert "3 completions" in capsys.readouterr().out
+    sheet, image = read_image(out, 1), read_image(tmp_path / "image.png", 1)
+    zoom, gap, caption = 5, 4, 20
+    top, side = gap + caption, 12 * zoom
+    shown = sheet[0, top : top + side : zoom, gap : 2 * gap + 2 * side]
+    assert np.array_equal(shown[:, :side:zoom], image[0])
+    kept = shown[:, side + gap :: zoom]
+    assert np.array_equal(kept[:7], image[0, :7]), "four of the seven rows of codes"
+    assert (kept[7:] == 128).all()
+    completed = hrvqvae.load(run).complete(torch.from_numpy(image), 3, class_name="1")
+    below = sheet[0, 2 * top + side : 2 * top + 2 * side : zoom]
+    for number, one in enumerate(completed):
+        left = gap + number * (side + gap)
+        assert np.array_equal(below[:, left : left + side : zoom], (one[0] * 255).round().byte().numpy())
+    for keep in ("bottom", "1.0", "0"):
+        assert "--keep is" in refused([*command, "--keep", keep], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--class", "11"], "class '11' is not one of 0, 1, 2"), (["--temperature", "0"], "temperature is 0"),
+        (["--top-k", "4"], "top-k is 4, but a code has only 3"), (["--top-k", "0"], "0; it must be at least 1"),
+        (["--top-p", "2"], "top-p is 2"), (["-n", "0"], "is 0"), (["--seed", "-1"], "seed is -1"),
+        (["-o", "sheet.gif"], "must end in .png"), (["-o", "nowhere/sheet.png"], "there is no folder"),
+        (["--save-dir", "file"], "can't be made"),
+    ],
+)  # fmt: skip
+def test_bad_sampling(
+    arguments: list[str], field: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert field in refused(["sample", run, "-o", "sheet.png", *arguments], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_without_priors_says_how_they_are_trained(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("priors"))
+    assert f"hrvqvae train-prior {bare}" in refused(["sample", bare, "-o", tmp_path / "sheet.png"], capsys)
+
+
+def test_colours_for_a_greyscale_model_are_converted_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A colour PNG was refused where the same picture with a palette was taken."""
+    paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
+    for path in paths:
+        write_picture(path, 1, (28, 28), path.stem)
+    said: list[str] = []
+    found = reconstruct("mnist", paths, tmp_path / "sheet.png", say=said.append)
+    assert [path for path, _ in found] == paths
+    assert said == [f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"]
+    assert found[1][1] == found[3][1], "an opaque RGBA image is the RGB image"
+    reconstruct("mnist", paths[:1], tmp_path / "sheet.png", say=said.append)
+    assert len(said) == 1
+    capsys.readouterr()
+    complete("mnist", paths[1], "top", 1, tmp_path / "completed.png")
+    assert f"1 of 1 (colour to greyscale), the first is {paths[1]}" in capsys.readouterr().err
