@@ -11,6 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hrvqvae.config import DataConfig
+
+
+def folder_config(folder: Path, **changes: object) -> DataConfig:
+    """The configuration of images in a folder, or of what else is named."""
+    return DataConfig(
+        **{"dataset": "pictures", "root": str(folder), "size": 16, "channels": 3, "workers": 0, **changes}  # type: ignore[arg-type]
+    )
+
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     """A tar of files, in the order in which they are given."""

@@ -14,7 +14,7 @@ from hrvqvae.data.batches import Stream, batches, evaluation_batches, worker_err
 from hrvqvae.data.image_sets import MemoryImages, stream
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
-from tests.data.folders import folder_config
+from tests.data.stored import folder_config
 
 
 def test_an_epoch_shows_every_image_once() -> None:
@@ -132,10 +132,10 @@ def test_every_image_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_conversion_is_told_once(workers: int, picture_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = load_images(folder_config(picture_folder, channels=1, crop="random"), "train")
     first = list(islice(batches(images, batch_size=8, seed=0, workers=workers), 5))
     assert [len(batch.converted) for batch in first] == [8] * 5
     assert all(batch.images.shape == (8, 1, 16, 16) for batch in first)
     list(evaluation_batches(images, batch_size=8))
-    assert capsys.readouterr() == ("", "images are converted (colour to greyscale); this is told once\n")
+    assert caplog.messages == ["images are converted (colour to greyscale); this is told once"]

@@ -1,11 +1,14 @@
-"""Image files to pixels, and folders of them to splits."""
+"""Image files to pixels and back."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hrvqvae.data.images import (
@@ -13,7 +16,10 @@ from hrvqvae.data.images import (
     conversions,
     decode_image,
     read_image,
+    to_pil,
+    write_image,
 )
+from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 
 
@@ -86,10 +92,31 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "x.png")
+    Image.fromarray(np.array([[0, 257 * 100, 257 * 100 + 200, 65535]], np.uint16)).save(tmp_path / "x.png")
     pixels, lost = decode_image(tmp_path / "x.png", 1)
-    assert pixels.tolist() == [[[0, 100, 255]]]
+    assert pixels.tolist() == [[[0, 100, 101, 255]]], "they are rounded"
     assert lost == "16 bits to 8"
+    (tmp_path / "rgb.png").write_bytes(_rgb16())
+    assert decode_image(tmp_path / "rgb.png", 3).lost == "16 bits to 8"
+
+
+def _rgb16() -> bytes:
+    """A PNG of one pixel of 3 x 16 bits, which Pillow writes in no mode."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" + b"\1\2" * 3)) + chunk(b"IEND", b"")
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("x.png", "x.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        pixels, lost = decode_image(tmp_path / name, 3)
+        assert pixels[:, 0, 0].tolist() == [255, 0, 0]
+        assert lost == "further frames"
 
 
 def test_conversions_are_counted() -> None:
@@ -114,3 +141,20 @@ def test_crops_are_where_they_are_drawn(tmp_path: Path) -> None:
 def test_extreme_shapes_are_cropped_before_they_are_resized(tmp_path: Path) -> None:
     Image.new("L", (1, 60_000), 7).save(tmp_path / "x.png")
     assert (decode_image(tmp_path / "x.png", 1, size=256).pixels == 7).all()
+
+
+# Writing
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_written_images_are_read_back(channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (channels, 5, 7)).astype(np.uint8)
+    for image in (pixels, torch.from_numpy(pixels), torch.from_numpy(pixels) / 255):
+        write_image(to_pil(image), tmp_path / "x.png")
+        np.testing.assert_array_equal(read_image(tmp_path / "x.png", channels), pixels)
+    with pytest.raises(InputError, match="is there already; --force"):
+        write_image(to_pil(pixels), tmp_path / "x.png", force=False)
+    for path, message in ((tmp_path / "x.jpg", "must end in .png"), (tmp_path / "no" / "x.png", "there is no folder")):
+        with pytest.raises(InputError, match=message):
+            write_image(to_pil(pixels), path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

@@ -108,7 +108,7 @@ def test_what_is_refused(picture_folder: Path, tmp_path: Path, capsys: pytest.Ca
 
     assert "p-000001.tar is there and is not of this packing; choose another OUT" in told(picture_folder, out / "p")
     assert f"{out} is a folder; name how the shards begin, such as {out}/pictures" in told(picture_folder, out)
-    assert "there are tar and parquet" in told(picture_folder, out / "p", "--format", "zip")
+    assert "invalid choice" in told(picture_folder, out / "p", "--format", "zip")
     assert "--shard-size is 0" in told(picture_folder, out / "p", "--shard-size", 0)
     assert "has no PNG, JPEG or WebP image" in told(out, tmp_path / "nothing")
     write_picture(picture_folder / "birds" / "b.png", 3)

@@ -73,8 +73,6 @@ def pack(
     Raises:
         InputError: the folder has no image, or other files are where the shards would be.
     """
-    if format not in FORMATS:
-        raise InputError(f"--format is {format}; there are {' and '.join(FORMATS)}")
     if out.is_dir():
         raise InputError(f"{out} is a folder; name how the shards begin, such as {out / folder.name}")
     sources = folder_sources(folder)

@@ -34,7 +34,6 @@ FORMAT = "1"
 SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # tools that read a folder of Parquet pass over names that begin so
 _PREFIX = "hrvqvae."
-_KINDS = (pa.uint8(), pa.uint16(), pa.uint32())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,31 +179,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def table(self, columns: pa.Schema) -> pa.Table:
-        """The rows as a table of the columns that `schema` gives."""
-        heights, widths = zip(*self.sizes, strict=True)
-        own = (self.keys, self.labels, heights, widths)
-        arrays = [pa.array(one, columns.field(at).type) for at, one in enumerate(own)]
-        for grids, codes in zip(self.grids, self.codes, strict=True):
-            heights, widths = zip(*grids, strict=True)
-            kind = columns.field(len(arrays) + 2).type
-            offsets = np.cumsum([0, *(len(one) for one in codes)], dtype=np.int32)
-            values = pa.array(np.concatenate(codes).astype(kind.value_type.to_pandas_dtype(), copy=False))
-            arrays += [pa.array(heights, pa.int32()), pa.array(widths, pa.int32())]
-            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values, kind))
-        return pa.Table.from_arrays(arrays, schema=columns)
-
-
-def kinds_of(symbols: Sequence[int]) -> list[pa.DataType]:
-    """The smallest type that holds the symbols of each level."""
-    return [next(kind for kind in _KINDS if number <= 1 << kind.bit_width) for number in symbols]
-
 
 def schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
-    """The columns of the shards of a model with so many symbols a level."""
+    """The columns of the shards of a model with so many symbols a level: codes have the smallest type that holds them."""
     columns = [("key", pa.string()), ("label", label), ("height", pa.int32()), ("width", pa.int32())]
-    for level, kind in enumerate(kinds_of(symbols), start=1):
-        columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", pa.list_(kind))]
+    for level, number in enumerate(symbols, start=1):
+        codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(number - 1)))
+        columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", codes)]
     return pa.schema(columns)
 
 
@@ -236,9 +217,7 @@ class Shards:
         for path in self.paths:
             with _opened(path) as file:
                 for number in range(file.num_row_groups):
-                    with _damage(path):
-                        table = file.read_row_group(number, columns=names)
-                    if len(table):
+                    if len(table := file.read_row_group(number, columns=names)):
                         yield _rows(table, path, names)
 
 
@@ -275,22 +254,15 @@ def _rows(table: pa.Table, path: Path, names: Sequence[str]) -> Rows:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        text = " ".join(str(error).split())[:100]
-        raise DamagedFileError(f"{path} is damaged or cut short ({text}); delete it, and make it anew") from error
-
-
-@contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
-    with _damage(path):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    with file:
-        yield file
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        text = " ".join(str(error).split())[:100]
+        raise DamagedFileError(f"{path} is damaged or cut short ({text}); delete it, and make it anew") from error
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:

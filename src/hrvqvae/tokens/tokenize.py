@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from hrvqvae import __version__
@@ -34,11 +33,11 @@ from hrvqvae.checkpoints.loading import described_config, load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
-from hrvqvae.data.images import SUFFIXES, decode
+from hrvqvae.data.images import SUFFIXES, Pixels, decode
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources.base import WORDS, Names, Source
 from hrvqvae.data.sources.files import FolderSource, names_below
-from hrvqvae.tokens.shards import SUFFIX, About, Plan, Rows, kinds_of, open_shards, schema
+from hrvqvae.tokens.shards import SUFFIX, About, Plan, open_shards, schema
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
@@ -50,7 +49,8 @@ ROWS = 1_000  # of a row group
 _READ, _READ_PIXELS = 256, 1 << 20  # most images, and most of their pixels, that a worker decodes at once
 _READ_OWN = 8  # the same, of images whose sizes are not known
 _PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # that the model gets at once: on a CPU its activations stay in the cache
-_Row = tuple[int, Grid, list[NDArray[Any]]]  # place of an image, its height and width, its codes of each level
+Row = tuple[int, Grid, list[NDArray[np.int64]]]  # place of an image, its height and width, its codes of each level
+Read = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by place, broken ones by key, what others lost
 
 
 # The images
@@ -163,39 +163,25 @@ class Done:
     lost: list[str]
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Some images. Groups of one size: their places, and their pixels (B, C, Y, X)."""
-
-    groups: list[tuple[list[int], Tensor]]
-    broken: dict[str, str]
-    lost: list[str]
-
-
-class _Reader(Dataset[_Read]):
+class _Reader(Dataset[Read]):
     """Decodes images, some at a time."""
 
     def __init__(self, images: KeyedImages, channels: int, size: int | None, max_pixels: int) -> None:
         self.images, self.channels, self.size, self.max_pixels = images, channels, size, max_pixels
 
-    def __getitem__(self, places: Sequence[int]) -> _Read:
-        by_size: dict[Grid, tuple[list[int], list[NDArray[np.uint8]]]] = {}
-        broken, losses = dict[str, str](), list[str]()
+    def __getitem__(self, places: Sequence[int]) -> Read:
+        read, broken, losses = dict[int, Pixels](), dict[str, str](), list[str]()
         source = self.images.source
         for place in places:
             row = int(self.images.rows[place])
             where = source.where(row)
             try:
-                pixels, lost = decode(partial(source.open, row), where, self.channels, self.max_pixels, self.size)
+                opens = partial(source.open, row)
+                read[place], lost = decode(opens, where, self.channels, self.max_pixels, self.size)
+                losses += [lost] if lost else []
             except InputError as error:  # the reason is the same on every machine: without paths and addresses
                 broken[self.images.keys[place]] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
-                continue
-            numbers, images = by_size.setdefault((pixels.shape[1], pixels.shape[2]), ([], []))
-            numbers.append(place)
-            images.append(pixels)
-            losses += [lost] if lost else []
-        groups = [(numbers, torch.from_numpy(np.stack(images))) for numbers, images in by_size.values()]
-        return _Read(groups, broken, losses)
+        return read, broken, losses
 
 
 class Tokenizer:
@@ -218,7 +204,6 @@ class Tokenizer:
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
         self._described, self._symbols = to_dict(without_paths(described_config(model))), config.model.num_symbols
-        self._kinds = [kind.to_pandas_dtype() for kind in kinds_of(self._symbols)]
         self._workers = config.data.workers if workers is None else workers
         self._reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
 
@@ -239,49 +224,46 @@ class Tokenizer:
         at_once = _READ_OWN if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
         chunks = (places[start : start + at_once] for start in range(0, len(places), at_once))
         columns = schema(self._symbols, self.images.label_type)
-        rows, done = list[_Row](), Done(0, {}, [])
+        rows, done = list[Row](), Done(0, {}, [])
         with (
             writing(path) as temporary,
             pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
         ):
-            for read in in_workers(self._reader, chunks, self._workers):
-                coded = self._coded(read)
-                rows += coded
-                done = Done(done.images + len(coded), done.broken | read.broken, done.lost + read.lost)
+            for read, broken, lost in in_workers(self._reader, chunks, self._workers):
+                rows += self._coded(read)
+                done = Done(done.images + len(read), done.broken | broken, done.lost + lost)
                 while len(rows) >= ROWS:
                     self._append(file, rows[:ROWS], columns)
                     rows = rows[ROWS:]
-                advance(len(coded) + len(read.broken))
+                advance(len(read) + len(broken))
             if rows:
                 self._append(file, rows, columns)
-            broken = tuple(done.broken.items()) if name_broken else ()
-            about = About(self.digest, self._described, self.size, self.images.classes, __version__, broken)
+            named = tuple(done.broken.items()) if name_broken else ()
+            about = About(self.digest, self._described, self.size, self.images.classes, __version__, named)
             file.add_key_value_metadata(about.metadata())
         return done
 
     @torch.inference_mode()
-    def _coded(self, read: _Read) -> list[_Row]:
-        """The rows of some images, in the order of their places."""
-        found = list[_Row]()
-        for places, images in read.groups:
-            size = (images.shape[-2], images.shape[-1])
-            for some in same_size([size] * len(images), _PIXELS.get(self.device.type, _PIXELS["cpu"])):
-                codes = self.model.encode(images[some].to(self.device))
-                levels = [one.cpu().numpy().astype(kind) for one, kind in zip(codes, self._kinds, strict=True)]
-                found += [(places[number], size, [*own]) for number, *own in zip(some, *levels, strict=True)]
+    def _coded(self, read: dict[int, Pixels]) -> list[Row]:
+        """The codes of some images, in the order of their places."""
+        found, places = list[Row](), list(read)
+        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in read.values()]
+        for some in same_size(sizes, _PIXELS.get(self.device.type, _PIXELS["cpu"])):
+            images = torch.from_numpy(np.stack([read[places[number]] for number in some]))
+            codes = [level.cpu().numpy() for level in self.model.encode(images.to(self.device))]
+            found += [(places[number], sizes[number], [*own]) for number, *own in zip(some, *codes, strict=True)]
         return sorted(found, key=lambda row: row[0])
 
-    def _append(self, file: pq.ParquetWriter, some: Sequence[_Row], columns: pa.Schema) -> None:
+    def _append(self, file: pq.ParquetWriter, rows: Sequence[Row], columns: pa.Schema) -> None:
         """Append a row group."""
-        levels = [[codes[level] for _, _, codes in some] for level in range(len(self._symbols))]
-        rows = Rows(
-            keys=[self.images.keys[place] for place, _, _ in some],
-            labels=[self.images.label(place) for place, _, _ in some],
-            sizes=[size for _, size, _ in some],
-            grids=[[(one.shape[0], one.shape[1]) for one in level] for level in levels],
-            codes=[[one.ravel() for one in level] for level in levels],
-        )
-        file.write_table(rows.table(columns), row_group_size=len(rows))
+        places, sizes, codes = zip(*rows, strict=True)
+        values = [[self.images.keys[place] for place in places], [self.images.label(place) for place in places]]
+        values += [list(side) for side in zip(*sizes, strict=True)]
+        for level in zip(*codes, strict=True):
+            values += [list(side) for side in zip(*(one.shape for one in level), strict=True)]
+            values.append([one.ravel() for one in level])
+        arrays = [pa.array(some, column.type) for some, column in zip(values, columns, strict=True)]
+        file.write_table(pa.Table.from_arrays(arrays, schema=columns), row_group_size=len(rows))
 
 
 # All shards
