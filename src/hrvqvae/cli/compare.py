@@ -6,10 +6,21 @@ import contextlib
 import sys
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, print_json, warn_of_faults
+from hrvqvae.cli.console import (
+    Arguments,
+    Group,
+    command,
+    flag,
+    import_training,
+    option,
+    print_json,
+    take_fields,
+    warn_of_faults,
+)
 
 
 def _compare(arguments: Arguments) -> int:
+    import_training()
     from hrvqvae.comparison.report import compare, table
     from hrvqvae.comparison.systems import Comparison, available_systems
     from hrvqvae.config.registry import SYSTEMS
@@ -37,26 +48,22 @@ def _compare(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """compare."""
-    compare = command(commands, "compare", "systems side by side: same data, order, budget and test images", _compare)
-    compare.add_argument("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets")
-    compare.add_argument("--systems", metavar="A,B", help="which (default: all that are installed)")
-    compare.add_argument("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps")
-    compare.add_argument("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes")
-    compare.add_argument("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)")
-    compare.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)")
-    compare.add_argument(
-        "--priors",
-        action="store_true",
-        help="also priors: a system's get the budget of its autoencoder, shared by levels",
-    )
-    compare.add_argument(
-        "--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system, shared by its levels"
-    )
-    compare.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
-    compare.add_argument("--out", required=True, metavar="DIR")
-    compare.add_argument("--json", action="store_true", help="for programs")
-    compare.set_defaults(takes_fields=True)
-    compare.epilog = (
+    compare = command(
+        commands, "compare", "systems side by side: same data, order, budget and test images", _compare,
+        option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),
+        option("--systems", metavar="A,B", help="which (default: all that are installed)"),
+        option("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps"),
+        option("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes"),
+        option("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)"),
+        option("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)"),
+        flag("--priors", "also priors: a system's get the budget of its autoencoder, shared by levels"),
+        option("--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system in all"),
+        option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
+        option("--out", required=True, metavar="DIR"),
+        "--json",
+    )  # fmt: skip
+    take_fields(
+        compare,
         "--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field VALUE of "
-        "one, such as --vqgan.model.adversarial_start 500"
+        "one, such as --vqgan.model.adversarial_start 500",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import re
@@ -95,6 +96,11 @@ def take_fields(added: Any, epilog: str) -> None:
 def group(under: Group, name: str, about: str, what: str = "ACTION") -> Group:
     """Add a command that has commands of its own; -> what they are added to."""
     return under.add_parser(name, help=about).add_subparsers(metavar=what, required=True, parser_class=Parser)
+
+
+def import_training() -> None:
+    """Import what needs the extra `train`, which has that of figures: so it is what a person is told to install."""
+    importlib.import_module("hrvqvae.training.trainer")
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

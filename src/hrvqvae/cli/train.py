@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, option, take_fields
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, import_training, option, take_fields
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -44,7 +44,8 @@ def _together() -> AbstractContextManager[None]:
 
 
 def _callbacks() -> list[Callback]:
-    """What draws a training; imported after the trainer, so that who lacks both extras is told of the greater one."""
+    """What draws a training."""
+    import_training()
     from hrvqvae.plots.curves import draw_training
 
     return [draw_training]
@@ -177,6 +178,7 @@ def _demo(arguments: Arguments) -> int:
     """Run the commands that a newcomer would type, each shown before it runs; again, they go on."""
     from hrvqvae.cli import run
 
+    _callbacks()  # what is missing is told before anything is got
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
