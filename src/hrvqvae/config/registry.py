@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -179,18 +179,15 @@ class Registry(Generic[E]):
         self._loaded: dict[str, E] = {}
 
     @cached_property
-    def _announced(self) -> dict[str, list[EntryPoint]]:
-        """Name -> the entry points of that name: one, unless packages contradict each other."""
-        found: dict[str, list[EntryPoint]] = {}
-        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point))):
-            found.setdefault(point.name, []).append(point)
-        return found
+    def _announced(self) -> list[EntryPoint]:
+        """What other packages announce, by name."""
+        return sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point)))
 
     def __iter__(self) -> Iterator[str]:
-        yield from dict.fromkeys([*self.built_in, *self._announced])
+        return iter(dict.fromkeys([*self.built_in, *(point.name for point in self._announced)]))
 
     def __contains__(self, name: object) -> bool:
-        return name in self.built_in or name in self._announced
+        return name in set(self)
 
     def get(self, name: str) -> E:
         """The entry of that name.
@@ -204,7 +201,7 @@ class Registry(Generic[E]):
         return self._loaded[name]
 
     def _load(self, name: str) -> E:
-        points = self._announced.get(name, [])
+        points = [point for point in self._announced if point.name == name]
         if name in self.built_in and not points:
             entry: E = imported(self.built_in[name])
             return entry
@@ -243,28 +240,18 @@ class Registry(Generic[E]):
         return [fault for fault in map(self._fault, self) if fault]
 
 
-def _in_package(folder: str, names: Sequence[str], attribute: str) -> dict[str, str]:
-    return {name: f"hrvqvae.{folder}.{name.replace('-', '_')}:{attribute}" for name in names}
+def _in(module: str, *names: str) -> dict[str, str]:
+    """Name -> where our entry of that name stands."""
+    return {name: f"hrvqvae.{module}:{name.upper().replace('-', '_')}" for name in names}
 
 
-SYSTEMS: Registry[System] = Registry(
-    System, "system", "hrvqvae.systems",
-    {
-        name: f"hrvqvae.models.systems:{name.upper()}"
-        for name in ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
-    },
-)  # fmt: skip
-PRIORS: Registry[PriorNetwork] = Registry(
-    PriorNetwork, "network of priors", "hrvqvae.priors",
-    {name: f"hrvqvae.priors.configs:{name.upper()}" for name in ("pixelsnail", "transformer", "depth")},
-)  # fmt: skip
-DATASETS: Registry[Dataset] = Registry(
-    Dataset, "data set", "hrvqvae.datasets",
-    {"mnist": "hrvqvae.data.sets.mnist:MNIST", "fashion-mnist": "hrvqvae.data.sets.mnist:FASHION_MNIST",
-     "cifar10": "hrvqvae.data.sets.cifar10:CIFAR10"}
-    | {name: f"hrvqvae.data.sets.folders:{name.upper()}" for name in ("imagenet", "ffhq", "emoji32", "photos")},
-)  # fmt: skip
-LOGGERS: Registry[Logger] = Registry(
-    Logger, "logger", "hrvqvae.loggers",
-    {name: f"hrvqvae.training.loggers:{name.upper()}" for name in ("tensorboard", "wandb")},
-)  # fmt: skip
+_SYSTEMS = ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
+_FOLDERS = ("imagenet", "ffhq", "emoji32", "photos")
+_ARRAYS = _in("data.sets.mnist", "mnist", "fashion-mnist") | _in("data.sets.cifar10", "cifar10")
+
+SYSTEMS = Registry(System, "system", "hrvqvae.systems", _in("models.systems", *_SYSTEMS))
+PRIORS = Registry(
+    PriorNetwork, "network of priors", "hrvqvae.priors", _in("priors.configs", "pixelsnail", "transformer", "depth")
+)
+DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _ARRAYS | _in("data.sets.folders", *_FOLDERS))
+LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", _in("training.loggers", "tensorboard", "wandb"))

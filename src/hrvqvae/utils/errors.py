@@ -25,9 +25,5 @@ def require(holds: bool, name: str, value: object, what: str) -> None:
 
 
 def near_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known names that are most like an unknown one, such as "kernel or stride"; "" where none is.
-
-    Args:
-        cutoff: how like a name must be, from 0 (not at all) to 1 (the same).
-    """
+    """The known names that are at least so like an unknown one (0 to 1), such as "kernel or stride"; "" for none."""
     return " or ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff))

@@ -1,7 +1,4 @@
-"""Extras: groups of packages that parts of this one need, and that pip installs when it is asked to.
-
-They are written in pyproject.toml alone, and are read from what pip has kept of it.
-"""
+"""Extras: groups of packages that parts of this one need, as pip has kept them of pyproject.toml."""
 
 from __future__ import annotations
 

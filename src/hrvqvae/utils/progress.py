@@ -7,6 +7,7 @@ standard error, so that results stay alone on standard output.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 import time
@@ -48,13 +49,11 @@ def told_once(line: str) -> None:
 
 def _bar(stream: TextIO) -> Progress | None:
     """A bar, where the stream is a terminal and rich is there (the extra `train` has it)."""
-    if not stream.isatty():
+    if not stream.isatty() or importlib.util.find_spec("rich") is None:
         return None
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-    except ModuleNotFoundError:
-        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
     return Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console(file=stream),
         transient=True, auto_refresh=False,  # a thread of its own would take turns with those that compute
@@ -79,14 +78,7 @@ class Meter:
             self._bar.stop()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
-        """Show a new state.
-
-        Args:
-            head: what stands before the bar.
-            fraction: how much is done, 0 to 1.
-            text: what stands after the bar.
-            last: nothing comes after it: without a bar its line is printed now.
-        """
+        """Show a fraction, 0 to 1, with what stands before and after the bar; the last one without waiting."""
         now = time.monotonic()
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=head, completed=fraction, text=text, refresh=True)
@@ -126,11 +118,11 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             if now - shown_at < _REFRESH_SECONDS:
                 return
             shown_at = now
-            rate = count / max(now - begun, 1e-9)
-            left = f"{clock((total - done - count) / rate)} left" if count else ""
-            fraction = (done + count) / total if total else 1.0
+            rate, made = count / max(now - begun, 1e-9), done + count
+            left = f"{clock((total - made) / rate)} left" if count else ""
             per = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-            meter.show(title, fraction, f"{done + count:,} of {total:,} {unit}  {per} {unit}/s  {left}")
+            text = f"{made:,} of {total:,} {unit}  {per} {unit}/s  {left}"
+            meter.show(title, made / total if total else 1.0, text)
 
         _running.append(title)
         try:
