@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.search import search_flat_fastest
+from hrvqvae.quantize.search import search
 
 ITERATIONS = 20
 
@@ -48,5 +48,5 @@ def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> tu
 
 def _sizes(vectors: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors of each cluster (num_clusters,), and the cluster of each vector (N,)."""
-    nearest = search_flat_fastest(vectors, centers)
+    (nearest,) = search(vectors, [centers.unsqueeze(0)])
     return vq.counts(nearest, len(centers)).to(vectors.dtype), nearest

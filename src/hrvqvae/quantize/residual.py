@@ -13,7 +13,7 @@ the groups before it left, and its paths begin at its own root.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -25,13 +25,10 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import CODEBOOKS, Codebook, follow
 from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized, check_codes
+from hrvqvae.quantize.search import Search
 from hrvqvae.quantize.search import search as fastest
 from hrvqvae.quantize.search.reference import require_finite
 from hrvqvae.utils.errors import InputError, NonFiniteError
-
-Search = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""(N, D) vectors and the codebooks of linked levels, (m^l, m, D) each -> the path of each level, (levels, N) int64."""
-
 
 class ResidualQuantizer(nn.Module):
     """L levels on one latent grid: VQ with one level, RQ where none are linked, HR-VQVAE where all are.

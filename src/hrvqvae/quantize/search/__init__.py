@@ -1,39 +1,53 @@
-"""Which codeword is nearest: a plain reference, loops compiled for the CPU, tensor operations for a GPU.
+"""Which codewords are nearest, through a group of linked levels: the greedy search, and a beam of several paths.
 
-Ties go to the lowest index everywhere.
+The greedy search, which the paper has, takes the nearest child at each level. The leaf that it ends in need not be the
+nearest of all, since a codeword that is a little farther may have better children. A beam keeps the `width` paths of
+the least cost at each level; one as wide as the level before the last has codewords finds the leaf of the least cost.
+
+    cost of a path = ||r_L||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{L-1}||^2)
+
+With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest; a little weight keeps prefixes
+of the levels good (docs/method.md). A beam of one path is the greedy search, and one level is a flat codebook.
+
+There are three forms with the same answers: `reference` is plain, `compiled` runs on a CPU, `tensors` on a GPU and in
+graphs. Of equal costs the path is taken whose parent costs less, then the one with the lower child.
+
+Shapes: N vectors, D their width, L levels, m codewords a codebook; level l's codebooks are (m^(l-1), m, D).
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor
 
-from hrvqvae.quantize.search.beam import Beam
-from hrvqvae.quantize.search.fastest import search_flat_fastest, search_tree_fastest
-from hrvqvae.quantize.search.reference import FlatSearcher, TreeSearch, TreeSearcher, search_flat, search_tree
-
-__all__ = [
-    "Beam",
-    "FlatSearcher",
-    "TreeSearch",
-    "TreeSearcher",
-    "search",
-    "search_flat",
-    "search_flat_fastest",
-    "search_tree",
-    "search_tree_fastest",
-]
+Search = Callable[[Tensor, Sequence[Tensor]], Tensor]
+"""(N, D) vectors and the codebooks of L levels -> paths (L, N) int64; row l is p_l in [0, m^l)."""
 
 
 def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
-    """Paths (L, N) of vectors (N, D) in L levels of linked codebooks, (m^l, m, D) each, on their device.
+    """The paths of vectors, by the form that is fastest on their device.
+
+    numba is imported by the first search on a CPU, since it takes most of a second.
 
     Args:
-        width: paths that a beam keeps at each level; 1 is the greedy search.
-        coarse_weight: weight of the squared residuals of all levels but the last in what a beam minimizes.
+        latents: (N, D) float32.
+        codebooks: of all levels or of the first ones, on the same device.
+        width: paths that are kept at each level, as far as there are so many.
+        coarse_weight: weight of the squared residuals of all levels but the last one that is searched.
+
+    Returns:
+        (L, N) int64; row l is p_l in [0, m^l), so the child index is p_l mod m.
 
     Raises:
-        NonFiniteError: a latent or a codeword is NaN or infinite; on a GPU, which is not waited for, nothing is raised.
+        NonFiniteError: a latent or a codeword is NaN or infinite. A GPU is not waited for, and graphs hold no check: NaN
+            goes into the loss there, which stops the training step.
     """
-    if len(codebooks) == 1:
-        return search_flat_fastest(latents, codebooks[0][0]).unsqueeze(0)
-    return Beam(width, coarse_weight)(latents, codebooks).paths
+    if latents.device.type != "cpu" or torch.compiler.is_compiling():
+        from hrvqvae.quantize.search.tensors import search_tensors
+
+        return search_tensors(latents, codebooks, width, coarse_weight)
+    from hrvqvae.quantize.search.compiled import search_compiled
+
+    return search_compiled(latents, codebooks, width, coarse_weight)

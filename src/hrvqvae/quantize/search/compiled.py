@@ -1,23 +1,19 @@
-"""The searches as loops compiled by numba: same signatures and same answers as the plain ones in `reference.py`.
+"""The search as loops compiled by numba, for a CPU, which the innermost loops of `vectors.py` serve.
 
-Tree: all levels in one pass over the vectors. A residual (D floats) and the m codewords of one codebook stay in the
-innermost cache, nothing of size (N, m, D) exists, the input is not copied, and only the paths and the sum are written.
-Codebooks that lie in memory are asked for a few vectors ahead. The work is N * L * m * D subtractions and
-multiply-adds, m filled up to a multiple of 8 and D to one of 16. Distances are summed in the direct form
-sum((r - c)^2), which keeps its accuracy where codewords lie far from the origin.
+All levels are searched in one pass over the vectors. A residual (D floats) and the m codewords of one codebook stay in
+the innermost cache, nothing of size (N, m, D) exists, and only the paths are written. The work is N * L * m * D
+subtractions and multiply-adds, with a beam N * (1 + (L - 1) * W) * m * D; m is filled up to a multiple of 8 and D to
+one of 16. Distances are summed in the direct form sum((r - c)^2), which keeps its accuracy where codewords lie far from
+the origin.
 
-Flat: the same distances, 32 codewords against a block of vectors at a time, so that both stay in cache; they lie side
-by side in a copy of the codebook that each call makes.
-
-The innermost loops are those of `vectors.py`.
-
-Compiled code is kept on disk (`jit/cache.py`), so only the first process pays: about a second for each number of
-levels and memory layout of the latents, some three for the flat search.
+Compiled code is kept on disk (`utils/compiled.py`), so only the first process pays: about a second for each number of
+levels and memory layout of the latents, some three for one level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hrvqvae.quantize.search.reference import TreeSearch, require_finite
-from hrvqvae.quantize.search.vectors import GROUP, LANES, ROWS, SIDE_BY_SIDE, key_of_nearest, meet, prefetch, take
+from hrvqvae.quantize.search.reference import require_finite
+from hrvqvae.quantize.search.vectors import (
+    GROUP, LANES, ROWS, SIDE_BY_SIDE, key_of_nearest, meet, meet_eight, prefetch, subtract,
+)  # fmt: skip
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import NonFiniteError
 from hrvqvae.utils.threads import in_parts
@@ -44,17 +42,16 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 
 
 @compiled(**OPTIONS)
-def _tree(latents: Floats, books: Any, first: int, last: int, size: int, paths: Integers, quantized: Floats) -> float:
-    """Search latents[first:last] (N, D); books of each level, (m^l * G, W), are filled up to groups of eight codewords
-    a codebook and to whole vectors of sixteen numbers; -> sum of the squared residuals that are left.
+def _greedy(latents: Floats, books: Any, size: int, paths: Integers, first: int, last: int) -> float:
+    """Search latents[first:last] (N, D); books of each level are (m^l * G, W), as `_filled` gives them; -> sum of the
+    squared residuals that are left.
 
     A few vectors go down together, so that the codebook of a later one can be on its way while one is searched.
     """
     dim, width = latents.shape[1], books[0].shape[1]
-    filled = -(-size // SIDE_BY_SIDE) * SIDE_BY_SIDE
-    residual, total = np.zeros((_TOGETHER, width), np.float32), np.empty((_TOGETHER, width), np.float32)
-    path = np.empty(_TOGETHER, np.int64)
-    group_bytes, book_bytes = 4 * width * SIDE_BY_SIDE, 4 * width * filled
+    filled = len(books[0])
+    residual, path = np.zeros((_TOGETHER, width), np.float32), np.empty(_TOGETHER, np.int64)
+    row, book_bytes = 4 * width, 4 * width * filled
     left = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
@@ -62,41 +59,92 @@ def _tree(latents: Floats, books: Any, first: int, last: int, size: int, paths: 
             path[i] = 0
             for d in range(dim):
                 residual[i, d] = latents[start + i, d]
-        total[:] = 0.0
         for level in range(len(books)):
             book = books[level]
-            address = np.int64(book.ctypes.data)
-            vector, sum_ = np.int64(residual.ctypes.data), np.int64(total.ctypes.data)
+            address, vector = np.int64(book.ctypes.data), np.int64(residual.ctypes.data)
             far = book.size > _NEAR_VALUES
             for i in range(count):
                 if far and i + _AHEAD < count:
                     for line in range(0, book_bytes, 64):
                         prefetch(address + path[i + _AHEAD] * book_bytes + line)
-                group = address + path[i] * book_bytes
-                key = key_of_nearest(vector, group, width)
+                chosen = address + path[i] * book_bytes
+                key = key_of_nearest(vector, chosen, width)
                 for k in range(SIDE_BY_SIDE, filled, SIDE_BY_SIDE):
-                    group += group_bytes
-                    key = min(key, key_of_nearest(vector, group, width) + k)
+                    key = min(key, key_of_nearest(vector, chosen + k * row, width) + k)
                 child = min(key & 0xFFFFFFFF, size - 1)  # a filled-up place where the latent is not finite
-                take(vector, sum_, address + path[i] * book_bytes + 4 * width * child, width // LANES)
                 path[i] = path[i] * size + child
                 paths[level, start + i] = path[i]
-                vector += 4 * width
-                sum_ += 4 * width
                 if level == len(books) - 1:
                     left += float(np.int32(key >> 32).view(np.float32))
-        for i in range(count):
-            for d in range(dim):
-                quantized[start + i, d] = total[i, d]
+                else:
+                    subtract(vector, chosen + child * row, vector, width)
+                vector += row
     return left
 
 
 @compiled(**OPTIONS)
-def _flat(latents: Floats, book: Floats, first: int, last: int, nearest: Integers) -> float:
-    """Search latents[first:last] (N, D); book (K / `GROUP`, D, `GROUP`), codewords of a group side by side, infinity
-    where there is none; -> sum of the squared distances of the nearest.
+def _beam(
+    latents: Floats, books: Any, size: int, paths: Integers, width: int, weight: np.float32, first: int, last: int
+) -> float:
+    """As `_greedy`, with a beam of `width` paths and the weight of coarser levels."""
+    dim, wide, levels = latents.shape[1], books[0].shape[1], len(books)
+    filled = len(books[0])
+    row, book_bytes = 4 * wide, 4 * wide * filled
+    book_at = np.empty(levels, np.int64)
+    for level in range(levels):  # here, since taking an array out of a tuple counts references
+        book_at[level] = np.int64(books[level].ctypes.data)
+    residual = np.zeros((2, width, wide), np.float32)  # of the paths so far, and of the longer ones; so the next two
+    path, before = np.zeros((2, width), np.int64), np.zeros((2, width), np.float32)
+    distances, keys = np.zeros(width * filled, np.float32), np.zeros(width * filled, np.int64)
+    residual_at, distances_at = np.int64(residual.ctypes.data), np.int64(distances.ctypes.data)
+    keys_at = np.int64(keys.ctypes.data)
+    left = 0.0
+    for i in range(first, last):
+        now = 0
+        for d in range(dim):
+            residual[0, 0, d] = latents[i, d]
+        path[0, 0], before[0, 0], count = 0, np.float32(0), 1
+        for level in range(levels):
+            book, then = book_at[level], 1 - now
+            vector, next_vector = residual_at + now * width * row, residual_at + then * width * row
+            for w in range(count):
+                group = book + path[now, w] * book_bytes
+                for place in range(w * filled, (w + 1) * filled, SIDE_BY_SIDE):
+                    meet_eight(
+                        vector + w * row, group, wide, before[now, w], place,
+                        distances_at + 4 * place, keys_at + 8 * place,
+                    )  # fmt: skip
+                    group += row * SIDE_BY_SIDE
+            finest = level == levels - 1
+            kept = 1 if finest else min(width, count * size)
+            for k in range(kept):
+                key: Any = _LARGEST_KEY
+                for place in range(count * filled):
+                    key = min(key, keys[place])
+                place = key & 0xFFFFFFFF
+                keys[place] = _LARGEST_KEY
+                w = place // filled
+                child = min(place - w * filled, size - 1)  # a filled-up place where the latent is not finite
+                path[then, k] = path[now, w] * size + child
+                if finest:
+                    left += float(distances[place])
+                else:
+                    before[then, k] = weight * distances[place] + before[now, w]
+                    codeword = book + path[now, w] * book_bytes + child * row
+                    subtract(vector + w * row, codeword, next_vector + k * row, wide)
+            count, now = kept, then
+        leaf = path[now, 0]
+        for level in range(levels - 1, -1, -1):
+            paths[level, i] = leaf
+            leaf //= size
+    return left
 
-    A group in cache meets all vectors of a block, so that the codebook is read once a block.
+
+@compiled(**OPTIONS)
+def _flat(latents: Floats, book: Floats, nearest: Integers, first: int, last: int) -> float:
+    """As `_greedy`, for one level, by blocks of vectors that each codeword is read once for.
+
+    book (K / `GROUP`, D, `GROUP`): codewords of a group side by side, infinity where there is none.
     """
     dim = latents.shape[1]
     vectors = np.zeros((_BLOCK, dim), np.float32)
@@ -123,50 +171,40 @@ def _flat(latents: Floats, book: Floats, first: int, last: int, nearest: Integer
     return left
 
 
-def filled_up(codebooks: Tensor) -> Tensor:
-    """(books, m, D) filled up to multiples of 8 codewords, infinitely far away, and of 16 numbers, zero."""
+def _filled(codebooks: Tensor) -> Floats:
+    """(books, m, D) filled up to multiples of 8 codewords, infinitely far away, and of 16 numbers, zero, in rows."""
     _, size, dim = codebooks.shape
     wide = pad(codebooks, (0, -dim % LANES)) if dim % LANES else codebooks
     many = pad(wide, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else wide
-    return many.contiguous()
+    return many.flatten(0, 1).contiguous().numpy()  # type: ignore[no-any-return]
 
 
-def search_tree_compiled(latents: Tensor, codebooks: Sequence[Tensor]) -> TreeSearch:
-    """As `reference.search_tree`, for float32 tensors on the CPU.
+def _side_by_side(codebook: Tensor) -> Floats:
+    """(K, D) as `_flat` takes it."""
+    missing = -len(codebook) % GROUP
+    filled = pad(codebook, (0, 0, 0, missing), value=torch.inf) if missing else codebook
+    return filled.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()  # type: ignore[no-any-return]
+
+
+def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
+    """As `search`, for tensors on the CPU.
 
     Raises:
         NonFiniteError: a latent or a codeword that is met is NaN, infinite, or too large to be squared.
     """
-    count, dim = latents.shape
-    books = tuple(filled_up(codebook.detach()).flatten(0, 1).numpy() for codebook in codebooks)
-    vectors, size = latents.detach().numpy(), codebooks[0].shape[1]
-    paths, quantized = torch.empty(len(books), count, dtype=torch.long), torch.empty(count, dim)
-    out = paths.numpy(), quantized.numpy()
-    left = sum(in_parts(count, lambda first, last: float(_tree(vectors, books, first, last, size, *out)), alone=ALONE))
-    require_finite_sum(left, latents, codebooks)
-    return TreeSearch(paths, quantized)
-
-
-def search_flat_compiled(latents: Tensor, codebook: Tensor) -> Tensor:
-    """As `reference.search_flat`, for float32 tensors on the CPU.
-
-    Raises:
-        NonFiniteError: a latent or the codewords are NaN, infinite, or too large to be squared.
-    """
-    missing, dim = -len(codebook) % GROUP, codebook.shape[1]
-    filled = pad(codebook.detach(), (0, 0, 0, missing), value=torch.inf) if missing else codebook.detach()
-    book = filled.reshape(-1, GROUP, dim).transpose(1, 2).contiguous().numpy()
-    vectors = latents.detach().numpy()
-    nearest = torch.empty(len(latents), dtype=torch.long)
-    out = nearest.numpy()
-    alone = max(1, ALONE // len(book))
-    left = sum(in_parts(len(latents), lambda first, last: float(_flat(vectors, book, first, last, out)), alone=alone))
-    require_finite_sum(left, latents, [codebook])
-    return nearest
-
-
-def require_finite_sum(left: float, latents: Tensor, codebooks: Sequence[Tensor]) -> None:
-    """Raises NonFiniteError: the least distances are finite unless a latent or codeword is not; so is their sum."""
-    if not np.isfinite(left):
+    size, width, alone = codebooks[0].shape[1], min(width, len(codebooks[-1])), ALONE
+    paths = torch.empty(len(codebooks), len(latents), dtype=torch.long)
+    vectors, out = latents.detach().float().numpy(), paths.numpy()
+    if len(codebooks) == 1:
+        book = _side_by_side(codebooks[0][0].detach().float())
+        alone = max(1, ALONE // len(book))
+        run = partial(_flat, vectors, book, out[0])
+    else:
+        books = tuple(_filled(codebook.detach().float()) for codebook in codebooks)
+        beam = () if width == 1 else (width, np.float32(coarse_weight))
+        run = partial(_beam if beam else _greedy, vectors, books, size, out, *beam)
+    left = sum(in_parts(len(latents), lambda first, last: float(run(first, last)), alone=alone))
+    if not np.isfinite(left):  # the least distances are finite unless a latent or codeword is not; so is their sum
         require_finite(latents, codebooks)
         raise NonFiniteError("latents or codewords are too large for their distances to be squared in float32")
+    return paths

@@ -162,34 +162,6 @@ def _meet_eight(
     return types.void(*[types.int64] * 3, types.float32, *[types.int64] * 3), emit
 
 
-def _next_key(_: Any, keys: Any, groups: Any, last: Any) -> Any:
-    """Address of groups of eight keys, how many groups, and a key: the least key that is greater than that one."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        long = ir.IntType(64)
-        eight = ir.VectorType(long, SIDE_BY_SIDE)
-        start, stop, last = arguments
-        known, largest = _everywhere(builder, eight, last), ir.Constant(eight, [2**63 - 1] * SIDE_BY_SIDE)
-        before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        index, least = builder.phi(long), builder.phi(eight)
-        address = builder.add(start, builder.mul(index, long(8 * SIDE_BY_SIDE)))
-        some = builder.load(builder.inttoptr(address, eight.as_pointer()), align=8)
-        some = builder.select(builder.icmp_signed(">", some, known), some, largest)
-        least_now = builder.select(builder.icmp_signed("<", some, least), some, least)
-        following = builder.add(index, long(1))
-        for phi, first, next_ in ((index, long(0), following), (least, largest, least_now)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(next_, loop)
-        builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
-        builder.position_at_end(after)
-        kind = ir.FunctionType(long, [eight])
-        return builder.call(_function(builder, kind, f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i64"), [least_now])
-
-    return types.int64(types.int64, types.int64, types.int64), emit
-
-
 def _subtract_codeword(_: Any, residual: Any, codeword: Any, out: Any, width: Any) -> Any:
     """Addresses of three vectors, floats of each: out = residual - codeword."""
 
@@ -204,29 +176,9 @@ def _subtract_codeword(_: Any, residual: Any, codeword: Any, out: Any, width: An
     return types.void(types.int64, types.int64, types.int64, types.int64), emit
 
 
-def _take_codeword(_: Any, residual: Any, total: Any, codeword: Any, width: Any) -> Any:
-    """Addresses of three vectors, floats of each (a multiple of sixteen): residual -= codeword, total += codeword."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        floats, long = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
-        with for_range(builder, arguments[3], intp=long) as loop:
-            at = builder.mul(loop.index, long(4 * LANES))
-            left, sum_, word = (
-                builder.inttoptr(builder.add(start, at), floats.as_pointer()) for start in arguments[:3]
-            )
-            chosen = builder.load(word, align=4)
-            builder.store(builder.fsub(builder.load(left, align=4), chosen), left, align=4)
-            builder.store(builder.fadd(builder.load(sum_, align=4), chosen), sum_, align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.int64), emit
-
-
 key_of_nearest: Any = intrinsic(_nearest_of_eight)
 meet_eight: Any = intrinsic(_meet_eight)
-next_key: Any = intrinsic(_next_key)
 subtract: Any = intrinsic(_subtract_codeword)
-take: Any = intrinsic(_take_codeword)
 
 
 def _meet_group(_: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, number: Any) -> Any:

@@ -1,0 +1,97 @@
+"""The search by few and large tensor operations, for a GPU, and in the form that a graph can hold.
+
+A GPU is not waited for, and values are not known while a graph is traced, so NaN is no error here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+_CHUNK_VALUES = 2**24  # of the largest tensor: 64 MiB
+
+
+def search_tensors(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
+    """As `search`, in chunks of the vectors; in a graph, where their number is not known, in one piece."""
+    _, size, dim = codebooks[0].shape
+    width = min(width, len(codebooks[-1]))  # the paths that there are before the last level
+    find: Callable[[Tensor], Tensor]
+    if len(codebooks) == 1:
+        values, find = size, partial(_flat, codebook=codebooks[0][0])
+    elif width == 1:
+        values, find = size * dim, partial(_greedy, codebooks=codebooks)
+    else:
+        values = width * size * dim
+        find = partial(_beam, codebooks=codebooks, width=width, coarse_weight=coarse_weight)
+    if torch.compiler.is_compiling():
+        return find(latents)
+    with torch.autocast(latents.device.type, enabled=False):  # which would round matrix products to bfloat16
+        return torch.cat([find(some) for some in latents.split(max(1, _CHUNK_VALUES // values))], 1)
+
+
+def _flat(latents: Tensor, codebook: Tensor) -> Tensor:
+    """argmin of |c|^2 - 2 r c, by a matrix product: (n, D) and (K, D) -> (1, n)."""
+    return torch.addmm(codebook.square().sum(-1), latents, codebook.T, alpha=-2).argmin(-1).unsqueeze(0)
+
+
+def _descend(residual: Tensor, path: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """One level: residuals (n, D) and paths (n,) -> the same, one level on."""
+    code = (residual.unsqueeze(1) - codebook[path]).square().sum(-1).argmin(-1)
+    path = path * codebook.shape[1] + code
+    return residual - codebook.flatten(0, 1)[path], path
+
+
+@cache
+def _descend_compiled(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """One level as one compiled function; as it is, with a warning, where torch can't compile for that device.
+
+    torch looks for its compilers, one for the GPU and one for C, when a function is first called: so a call is tried.
+    """
+    compiled = torch.compile(_descend, dynamic=True)
+    vectors, codebook = torch.zeros(3, 5, device=device), torch.zeros(2, 4, 5, device=device)
+    try:
+        compiled(vectors, torch.zeros(3, dtype=torch.long, device=device), codebook)
+    except Exception as error:  # whatever the compilers raise
+        reason = " ".join(str(error).split())[:160]
+        warnings.warn(f"torch.compile does not work here ({reason}): the search is slower", stacklevel=2)
+        return _descend
+    return compiled
+
+
+def _greedy(latents: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
+    step = _descend_compiled(latents.device) if latents.is_cuda and not torch.compiler.is_compiling() else _descend
+    residual, path, paths = latents, torch.zeros_like(latents[:, 0], dtype=torch.long), []
+    for codebook in codebooks:
+        residual, path = step(residual, path, codebook)
+        paths.append(path)
+    return torch.stack(paths)
+
+
+def _beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float) -> Tensor:
+    residual = latents.unsqueeze(1)  # (n, w, D), w paths so far
+    path = torch.zeros_like(residual[..., 0], dtype=torch.long)
+    before = torch.zeros_like(residual[..., 0])  # what the levels before add to the cost
+    count, size = len(codebooks), codebooks[0].shape[1]
+    for level, codebook in enumerate(codebooks, start=1):
+        distance = (residual.unsqueeze(2) - codebook[path]).square().sum(-1)  # (n, w, m)
+        earlier = before.unsqueeze(-1)
+        cost = (distance + earlier).flatten(1)
+        kept = _least(cost, min(width, cost.shape[1]) if level < count else 1)
+        parent = kept // size
+        before = (coarse_weight * distance + earlier).flatten(1).gather(1, kept)
+        path = path.gather(1, parent) * size + kept % size
+        codeword = codebook.flatten(0, 1)[path]
+        residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
+    leaf = path[:, 0]
+    return torch.stack([leaf // size ** (count - level) for level in range(1, count + 1)])
+
+
+def _least(cost: Tensor, number: int) -> Tensor:
+    """Places of so many least values of each row, in order, the first of equals: (n, k) -> (n, number)."""
+    if torch.compiler.is_compiling():  # graphs have no stable sort; of equals, which one is left to what runs them
+        return cost.topk(number, dim=1, largest=False).indices
+    return cost.sort(dim=1, stable=True).indices[:, :number]
