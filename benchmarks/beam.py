@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
-from hrvqvae.quantize.search import Beam
+from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import InputError
 
 WIDTHS, WEIGHTS = (1, 2, 4, 8, 16, 32, 64), (0.0, 0.1, 0.3)
@@ -52,16 +53,16 @@ def bench_beam(
     books = model.linked_codebooks
     latents = [_flat(model, unit) for unit in units]
     seconds = side_by_side(
-        {str(width): lambda width=width: Beam(width)(latents[0], books) for width in widths},  # type: ignore[misc]
+        {str(width): lambda width=width: search(latents[0], books, width) for width in widths},  # type: ignore[misc]
         rounds,
     )
     errors = {weight: [_Errors(model, unit) for unit in units] for weight in weights}
     rows = []
     for width in widths:
         for weight in weights if width > 1 else weights[:1]:
-            search = Beam(width, weight)
+            by_beam = partial(search, width=width, coarse_weight=weight)
             for one, flat in zip(errors[weight], latents, strict=True):
-                one.measure(_codes(model, search, flat, one.unit))
+                one.measure(_codes(model, by_beam, flat, one.unit))
             spent = seconds[str(width)]
             rows.append(
                 {
@@ -80,11 +81,11 @@ def _flat(model: SingleGridAutoencoder, unit: Tensor) -> Tensor:
         return model.latents(unit).flatten(0, -2).clone()
 
 
-def _codes(model: SingleGridAutoencoder, search: Beam, flat: Tensor, unit: Tensor) -> Codes:
+def _codes(model: SingleGridAutoencoder, find: Search, flat: Tensor, unit: Tensor) -> Codes:
     """Of images, by their latents."""
     grid = (len(unit), *model.config.grid(unit.shape[-2], unit.shape[-1]))
     size = model.linked_codebooks[0].shape[1]
-    return tuple((path % size).view(grid) for path in search(flat, model.linked_codebooks).paths)
+    return tuple((path % size).view(grid) for path in find(flat, model.linked_codebooks))
 
 
 class _Errors:

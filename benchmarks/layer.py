@@ -38,7 +38,7 @@ from hrvqvae.utils import threads
 from hrvqvae.utils.errors import InputError
 
 WIDTH, WEIGHT, RATE = 32, 10.0, 3e-4
-_SEARCHES = ("reference", "fastest", "chunked", "compiled", "traced")
+_SEARCHES = ("reference", "compiled", "vectors", "tensors")
 
 Make = Callable[[], nn.Module]
 
@@ -108,21 +108,8 @@ def layers(levels: int, codewords: int) -> dict[str, Layer]:
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize, residual_vq, vector_quantize_pytorch
     except ImportError as error:
         raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
-    searches = [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
-    ours = [
-        layer,
-        quantizer,
-        codebook,
-        kmeans,
-        losses,
-        functional,
-        ranks,
-        tensors,
-        quantized,
-        cache,
-        threads,
-        *searches,
-    ]
+    ours = [layer, quantizer, codebook, kmeans, losses, functional, quantized, ranks, tensors, cache, threads]
+    ours += [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
     flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
 
     def residual(**options: Any) -> nn.Module:

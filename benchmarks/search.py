@@ -19,8 +19,7 @@ from torch import Tensor
 
 from benchmarks.common import Row, as_script, finish, options, positive, seconds
 from hrvqvae.plots.curves import save_figure
-from hrvqvae.quantize.search import search_tree_fastest
-from hrvqvae.quantize.search.compiled import search_flat_compiled
+from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
 VECTORS, WIDTH = 32 * 32 * 32, 32  # (B, H, W, D) = (32, 32, 32, 32)
@@ -117,12 +116,12 @@ def _methods(case: SearchProblem, levels: int, codewords: int, libraries: bool) 
     leaves = len(case.flat)
     methods = {
         "tree": Method(
-            lambda some: search_tree_fastest(some, case.books), levels * codewords, False,
-            lambda some: tree_agreement(some, case.books, search_tree_fastest(some, case.books).paths),
+            lambda some: search(some, case.books), levels * codewords, False,
+            lambda some: tree_agreement(some, case.books, search(some, case.books)),
         ),
         "flat": Method(
-            lambda some: search_flat_compiled(some, case.flat), leaves, False,
-            lambda some: flat_agreement(some, case.flat, search_flat_compiled(some, case.flat)),
+            lambda some: search(some, [case.flat.unsqueeze(0)]), leaves, False,
+            lambda some: flat_agreement(some, case.flat, search(some, [case.flat.unsqueeze(0)])[0]),
         ),
         "cdist": Method(
             lambda some: torch.cdist(some, case.flat).argmin(-1), leaves, True,
@@ -204,11 +203,10 @@ def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _bytes_moved(method: str, vectors: int, width: int, levels: int, codewords: int, distances: int) -> int:
-    """Bytes that must move: vectors and codewords in, codes and, for the tree, sums out."""
+    """Bytes that must move: vectors and codewords in, codes out."""
     leaves, tree = int(codewords**levels), method == "tree"
     entries = leaves if distances == leaves else sum(codewords**level for level in range(1, levels + 1))
-    moved = 4 * width * (vectors + entries) + 8 * vectors * (levels if tree else 1)
-    return moved + 4 * width * vectors if tree else moved
+    return 4 * width * (vectors + entries) + 8 * vectors * (levels if tree else 1)
 
 
 _STYLES = {

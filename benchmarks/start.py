@@ -13,11 +13,11 @@ from benchmarks.common import Row, as_script, finish, options, positive
 _FIRST_CALL = """
 import time
 import torch
-from hrvqvae.quantize.search import compiled
+from hrvqvae.quantize.search.compiled import search_compiled
 books = [torch.randn(8**level, 8, 32) for level in range(3)]
 calls = {
-    "tree": lambda: compiled.search_tree_compiled(torch.randn(100, 32), books),
-    "flat": lambda: compiled.search_flat_compiled(torch.randn(100, 32), books[2][0]),
+    "tree": lambda: search_compiled(torch.randn(100, 32), books),
+    "flat": lambda: search_compiled(torch.randn(100, 32), [books[2][:1]]),
 }
 for name, call in calls.items():
     begun = time.perf_counter()

@@ -15,7 +15,7 @@ from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
 from hrvqvae.quantize import ResidualQuantizer
-from hrvqvae.quantize.search import search_tree
+from hrvqvae.quantize.search.reference import search_reference
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
@@ -33,7 +33,7 @@ class AutoencoderSide:
         self.model = self.compute.place_model(build(config))
         self.quantizers = [one for one in self.model.modules() if isinstance(one, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:
-            quantizer.search = lambda latents, books: search_tree(latents, books).paths
+            quantizer.search = search_reference
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import Row
 from benchmarks.search import make_problem
-from hrvqvae.quantize.search import Beam, TreeSearch, TreeSearcher, search_flat_fastest, search_tree_fastest
-from hrvqvae.quantize.search.beam import search_beam
-from hrvqvae.quantize.search.chunked import search_flat_chunked, search_tree_chunked
+from hrvqvae.quantize.search import Search
+from hrvqvae.quantize.search.compiled import search_compiled
+from hrvqvae.quantize.search.tensors import search_tensors
 
 TOLERANCE = 1e-5
 """Relative difference of two squared distances, in float64, up to which they are a tie."""
-BEAM = Beam(4, 0.1)
+BEAM, WEIGHT = 4, 0.1
 _SOME = 1024  # vectors that are judged at once
 
 Excess = Callable[[Tensor, Sequence[Tensor], Tensor], Tensor]
@@ -35,7 +36,7 @@ class Agreement:
         vectors: N.
         equal: vectors whose codes are equal at every level.
         ties: vectors whose codes differ, and both are within the tolerance of the best.
-        errors: all other vectors, and those whose z_q is not the sum of their codewords.
+        errors: all other vectors.
         worst: the largest relative excess of a vector whose codes differ; 0 where there is none.
     """
 
@@ -46,31 +47,19 @@ class Agreement:
     worst: float
 
 
-def compare(
-    latents: Tensor, books: Sequence[Tensor], expected: TreeSearch, found: TreeSearch, excess: Excess
-) -> Agreement:
-    """Compare what two searches found, on the CPU; where codes differ, both paths are judged in float64."""
-    differ = (expected.paths != found.paths).any(0)
-    wrong = _sums_wrong(books, found) & ~differ
+def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, found: Tensor, excess: Excess) -> Agreement:
+    """Compare paths (L, N) that two searches found, on the CPU; where codes differ, both are judged in float64."""
+    differ = (expected != found).any(0)
     exact = [book.double() for book in books]
     spans = [
-        torch.maximum(*(excess(latents[some].double(), exact, one.paths[:, some]) for one in (expected, found)))
+        torch.maximum(*(excess(latents[some].double(), exact, one[:, some]) for one in (expected, found)))
         for some in differ.nonzero().flatten().split(_SOME)  # type: ignore[no-untyped-call]
     ]
     span = torch.cat([torch.zeros(0, dtype=torch.double), *spans])
     ties = int((span <= TOLERANCE).sum())
-    different, sums = len(span), int(wrong.sum())
+    different = len(span)
     worst = float(span.max()) if different else 0.0
-    return Agreement(len(latents), len(latents) - different, ties, different - ties + sums, worst)
-
-
-def _sums_wrong(books: Sequence[Tensor], found: TreeSearch) -> Tensor:
-    """(N,) bool: where z_q is not the sum of the path's codewords, up to rounding; NaN never is."""
-    known = _is_path(books, found.paths)
-    chosen = [book.flatten(0, 1)[path.where(known, 0)].double() for book, path in zip(books, found.paths, strict=True)]
-    scale = torch.stack([codeword.square().sum(-1) for codeword in chosen]).sum(0).sqrt()
-    off = (found.quantized.double() - torch.stack(chosen).sum(0)).square().sum(-1).sqrt()
-    return ~(known & (off <= TOLERANCE * scale))
+    return Agreement(len(latents), len(latents) - different, ties, different - ties, worst)
 
 
 def _is_path(books: Sequence[Tensor], paths: Tensor) -> Tensor:
@@ -133,37 +122,24 @@ def _above(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(one > other, (one - other) / one, 0.0)
 
 
-def flat_as_tree(latents: Tensor, codebook: Tensor, search: Callable[[Tensor, Tensor], Tensor]) -> TreeSearch:
-    """A flat search as one of a single level: codes and codewords."""
-    nearest = search(latents, codebook)
-    return TreeSearch(nearest.unsqueeze(0), codebook[nearest])
-
-
-def _beam_of_a_gpu(latents: Tensor, books: Sequence[Tensor]) -> TreeSearch:
-    return search_beam(latents, books, BEAM.width, BEAM.coarse_weight)
-
-
 @dataclass(frozen=True)
 class Searched:
     """One kind of search: what the CPU runs, the tensor operations that a GPU runs, and how a path is judged."""
 
-    cpu: TreeSearcher
-    gpu: TreeSearcher
+    cpu: Search
+    gpu: Search
     excess: Excess
     flat: bool = False
 
 
 SEARCHES = {
-    "greedy": Searched(search_tree_fastest, search_tree_chunked, greedy_excess),
-    f"beam of {BEAM.width}": Searched(
-        BEAM, _beam_of_a_gpu,
-        lambda latents, books, paths: beam_excess(latents, books, paths, BEAM.width, BEAM.coarse_weight),
+    "greedy": Searched(search_compiled, search_tensors, greedy_excess),
+    f"beam of {BEAM}": Searched(
+        partial(search_compiled, width=BEAM, coarse_weight=WEIGHT),
+        partial(search_tensors, width=BEAM, coarse_weight=WEIGHT),
+        partial(beam_excess, width=BEAM, weight=WEIGHT),
     ),
-    "flat": Searched(
-        lambda latents, books: flat_as_tree(latents, books[0][0], search_flat_fastest),
-        lambda latents, books: flat_as_tree(latents, books[0][0], search_flat_chunked),
-        greedy_excess, flat=True,
-    ),
+    "flat": Searched(search_compiled, search_tensors, greedy_excess, flat=True),
 }  # fmt: skip
 
 
@@ -181,8 +157,7 @@ def codes_rows(device: torch.device, vectors: int, trees: Sequence[tuple[int, in
         case = make_problem(levels, codewords, vectors, width)
         for name, kind in SEARCHES.items():
             books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
-            there = kind.gpu(case.latents.to(device), [book.to(device) for book in books])
-            found = TreeSearch(there.paths.cpu(), there.quantized.cpu())
+            found = kind.gpu(case.latents.to(device), [book.to(device) for book in books]).cpu()
             agreement = compare(case.latents, books, kind.cpu(case.latents, books), found, kind.excess)
             rows.append(
                 {

@@ -54,7 +54,7 @@ def _repeated(call: Callable[[], object], times: int) -> None:
 def search_rows(device: torch.device, vectors: int, tree: tuple[int, int, int], rounds: int, calls: int) -> list[Row]:
     """Rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds, ratio; peak_bytes on a GPU.
 
-    bytes are those that must move: latents (N, D) float32 in, codes (L, N) int64 and z_q (N, D) float32 out.
+    bytes are those that must move: latents (N, D) float32 in, codes (L, N) int64 out.
     copy_seconds is what they take at the rate of a copy of the latents, timed by turns with the searches.
 
     Args:
@@ -78,7 +78,7 @@ def search_rows(device: torch.device, vectors: int, tree: tuple[int, int, int], 
     spent = side_by_side({name: partial(_repeated, run, calls) for name, run in runs.items()}, rounds, device)
     rows = []
     for name, used in searched.items():
-        moved = 2 * latents.nbytes + 8 * len(used) * vectors
+        moved = latents.nbytes + 8 * len(used) * vectors
         copy = spent["copy"] / calls * moved / (2 * latents.nbytes)
         rows.append(
             {

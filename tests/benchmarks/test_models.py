@@ -25,8 +25,7 @@ from benchmarks.train import AutoencoderSide
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.base import Level
-from hrvqvae.quantize.search import TreeSearch, search_tree
-from hrvqvae.quantize.search.beam import search_beam
+from hrvqvae.quantize.search.reference import search_reference
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 
 VECTORS, SIZE, WIDTH = 200, 4, 5
@@ -76,12 +75,11 @@ def problem(levels: int = 3) -> tuple[Tensor, list[Tensor]]:
     return torch.randn(VECTORS, WIDTH, generator=generator), books
 
 
-def with_path(found: TreeSearch, books: list[Tensor], vector: int, path: list[int]) -> TreeSearch:
-    """The same, with that path of one vector, and its sum."""
-    paths, quantized = found.paths.clone(), found.quantized.clone()
+def with_path(found: Tensor, vector: int, path: list[int]) -> Tensor:
+    """The same paths (L, N), with that one of one vector."""
+    paths = found.clone()
     paths[:, vector] = torch.tensor(path)
-    quantized[vector] = torch.stack([book.flatten(0, 1)[k] for book, k in zip(books, path, strict=True)]).sum(0)
-    return TreeSearch(paths, quantized)
+    return paths
 
 
 def distances(latents: Tensor, books: list[Tensor], vector: int, path: list[int]) -> list[float]:
@@ -97,25 +95,25 @@ def distances(latents: Tensor, books: list[Tensor], vector: int, path: list[int]
 def test_a_wrong_code_is_found_at_every_level(level: int) -> None:
     """Below the wrong code the path is what a search finds from there, so nothing else is wrong."""
     latents, books = problem()
-    right = search_tree(latents, books)
-    path = right.paths[:level, 7].tolist()
+    right = search_reference(latents, books)
+    path = right[:level, 7].tolist()
     ordered = distances(latents, books, 7, path)
     nearest, second = np.argsort(ordered)[:2]
     path.append((path[-1] if path else 0) * SIZE + int(second))
     while len(path) < 3:
         path.append(path[-1] * SIZE + int(np.argmin(distances(latents, books, 7, path))))
-    found = compare(latents, books, right, with_path(right, books, 7, path), greedy_excess)
+    found = compare(latents, books, right, with_path(right, 7, path), greedy_excess)
     assert (found.vectors, found.equal, found.ties, found.errors) == (VECTORS, VECTORS - 1, 0, 1)
     assert found.worst == pytest.approx(1 - ordered[nearest] / ordered[second])
-    swapped = compare(latents, books, with_path(right, books, 7, path), right, greedy_excess)
+    swapped = compare(latents, books, with_path(right, 7, path), right, greedy_excess)
     assert swapped.errors == 1, "whichever of the two is wrong"
 
 
 def test_a_tie_is_no_error() -> None:
     """Two equal codewords, of which a search takes either, and a beam of one keeps either, with unequal children."""
     books = [torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[0.5], [3.0]], [[0.9], [3.0]]])]
-    one = TreeSearch(torch.tensor([[0], [0]]), torch.tensor([[1.5]]))
-    other = TreeSearch(torch.tensor([[1], [2]]), torch.tensor([[1.9]]))
+    one = torch.tensor([[0], [0]])
+    other = torch.tensor([[1], [2]])
     latents = torch.tensor([[2.0]])
     for excess, ties in (
         (greedy_excess, 1), (partial(beam_excess, width=1, weight=0.0), 1), (partial(beam_excess, width=2, weight=0.0), 0),
@@ -124,7 +122,6 @@ def test_a_tie_is_no_error() -> None:
         assert (found.ties, found.errors) == (ties, 1 - ties)
     for apart, ties in ((0.1 * TOLERANCE, 1), (10 * TOLERANCE, 0)):
         books[0][0, 1] = 1 - apart / 2  # further from 2 by that, relative, in the square
-        other = TreeSearch(torch.tensor([[1], [2]]), torch.tensor([[1.9 - apart / 2]]))
         found = compare(latents, books, one, other, greedy_excess)
         assert (found.ties, found.errors) == (ties, 1 - ties)
         assert found.worst == pytest.approx(apart, rel=0.1, abs=1e-6)
@@ -134,15 +131,9 @@ def test_a_tie_is_no_error() -> None:
 @pytest.mark.parametrize("path", [[0, 0, 63], [0, 4, 16], [-1, -4, -16], [4, 16, 64]])
 def test_what_is_no_path_of_the_tree_is_an_error(excess: codes.Excess, path: list[int]) -> None:
     latents, books = problem()
-    right = search_tree(latents, books)
-    paths, quantized = right.paths.clone(), right.quantized.clone()
-    paths[:, 3] = torch.tensor(path)
-    found = compare(latents, books, right, TreeSearch(paths, right.quantized), excess)
+    right = search_reference(latents, books)
+    found = compare(latents, books, right, with_path(right, 3, path), excess)
     assert (found.errors, found.worst) == (1, math.inf)
-    for value in (1e-2, math.nan, math.inf):  # and a sum that is not of its codewords
-        quantized[5, 2] = right.quantized[5, 2] + value
-        found = compare(latents, books, right, TreeSearch(right.paths, quantized), excess)
-        assert (found.equal, found.errors, found.worst) == (VECTORS, 1, 0)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
@@ -166,9 +157,9 @@ def test_a_beam_is_judged_by_the_cost_of_its_path(weight: float) -> None:
     np.testing.assert_allclose(judged(best, SIZE**2), 0, atol=1e-12)
     np.testing.assert_allclose(judged(worst, SIZE**2), 1 - costs[rows, best] / costs[rows, worst])
     for width in (1, 2, 3):
-        found = search_beam(latents, books, width, weight)
-        assert (judged(found.paths[-1].numpy(), width) < TOLERANCE).all(), "what the search finds is right"
-        better = costs[rows, best] < costs[rows, found.paths[-1].numpy()] * (1 - 1e-4)
+        found = search_reference(latents, books, width, weight)
+        assert (judged(found[-1].numpy(), width) < TOLERANCE).all(), "what the search finds is right"
+        better = costs[rows, best] < costs[rows, found[-1].numpy()] * (1 - 1e-4)
         assert better.any(), "a narrow beam misses the best path"
         assert (judged(best, width)[better] > TOLERANCE).all(), "which it can't have found"
 
@@ -237,9 +228,9 @@ def test_wrong_codes_end_it_and_a_compiler_that_fails_does_not(
     def no_compiler(_: nn.Module) -> None:
         raise RuntimeError("no compiler\nof C++ here")
 
-    def rounded(latents: Tensor, books: list[Tensor]) -> TreeSearch:
+    def rounded(latents: Tensor, books: list[Tensor]) -> Tensor:
         """In bfloat16, as a GPU would by mistake."""
-        return search_tree(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
+        return search_reference(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(report, "SMALL", TINY)

@@ -15,7 +15,7 @@ from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.plots import curves, hierarchy, sheets
 from hrvqvae.plots.images import complete, reconstruct
-from hrvqvae.quantize.search import search_tree
+from hrvqvae.quantize.search.reference import search_reference
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
@@ -72,8 +72,8 @@ def test_figure_10_has_its_codewords() -> None:
     assert len({tuple(points.get_facecolor()[0]) for points in reachable}) == 3
     assert len({len(points.get_paths()[0].vertices) for points in reachable}) == 3, "shapes differ without colour"
     assert tree.target is not None
-    found = search_tree(torch.from_numpy(tree.target)[None], [torch.from_numpy(book) for book in tree.codebooks])
-    assert hierarchy.nearest_path(tree) == [int(path) % 4 for path in found.paths[:, 0]]
+    found = search_reference(torch.from_numpy(tree.target)[None], [torch.from_numpy(book) for book in tree.codebooks])
+    assert hierarchy.nearest_path(tree) == [int(path) % 4 for path in found[:, 0]]
     books = [np.random.default_rng(0).normal(size=(3**level, 3, 6)) for level in range(2)]
     projected = hierarchy.draw(hierarchy.Tree(books, None, "six"), [0, 2])
     assert "first two principal components" in projected.get_supxlabel()

@@ -1,67 +1,82 @@
-"""The tree quantizer in numpy and float64, one vector at a time, written from the equations and not from the code."""
+"""Residual quantization in numpy and float64, one vector at a time, written from the equations and not from the code.
+
+books[l]: (number, m, D) of each level; `linked` levels make a group, whose paths begin anew. A shared codebook is the
+same array at every level.
+"""
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 import numpy as np
 
 
-def search(vector, books):
-    """(path of each level, residual before each level, sum of codewords). books[l]: (m^l, m, D)."""
-    path, residual, total = 0, np.array(vector, np.float64), np.zeros(len(vector))
-    paths, residuals = [], []
-    for book in books:
-        residuals.append(residual.copy())
-        distances = [float(((residual - codeword) ** 2).sum()) for codeword in book[path].astype(np.float64)]
+def search(vector, books, linked):
+    """(path of each level, residuals r_0 to r_L)."""
+    path, paths, residuals = 0, [], [np.array(vector, np.float64)]
+    for level, book in enumerate(books):
+        path = 0 if level % linked == 0 else path
+        distances = [float(((residuals[-1] - codeword) ** 2).sum()) for codeword in book[path].astype(np.float64)]
         child = distances.index(min(distances))
-        codeword = book[path, child].astype(np.float64)
+        residuals.append(residuals[-1] - book[path, child].astype(np.float64))
         path = path * book.shape[1] + child
-        residual = residual - codeword
-        total = total + codeword
         paths.append(path)
-    return paths, residuals, total
+    return paths, residuals
 
 
-def losses(vectors, books, beta):
-    """The terms of the printed loss after the reconstruction error, values only, summed over vectors."""
-    terms = {f"{kind}_{level}": 0.0 for kind in ("codebook", "commitment") for level in range(1, len(books) + 1)}
-    terms |= {"codebook": 0.0, "commitment": 0.0}
+def losses(vectors, books, linked, beta, level_betas):
+    """The terms of the printed loss after the reconstruction error, summed over vectors; of one level those of VQ."""
+    terms = {}
     for vector in vectors:
-        paths, residuals, total = search(vector, books)
-        for level, (path, residual) in enumerate(zip(paths, residuals, strict=True), start=1):
-            codeword = books[level - 1].reshape(-1, len(vector))[path]
-            error = ((residual - codeword) ** 2).sum()
-            terms[f"codebook_{level}"] += error
-            terms[f"commitment_{level}"] += beta * error
-        error = ((np.asarray(vector, np.float64) - total) ** 2).sum()
-        terms["codebook"] += error
-        terms["commitment"] += beta * error
+        _, residuals = search(vector, books, linked)
+        errors = [float((residual**2).sum()) for residual in residuals[1:]]
+        named = [("", errors[-1], beta)]
+        if len(books) > 1:
+            named += [(f"_{level}", *each) for level, each in enumerate(zip(errors, level_betas, strict=True), start=1)]
+        for name, error, weight in named:
+            terms[f"codebook{name}"] = terms.get(f"codebook{name}", 0) + error
+            if weight:
+                terms[f"commitment{name}"] = terms.get(f"commitment{name}", 0) + weight * error
     return terms
 
 
-def latent_gradient(vectors, books, beta):
-    """d(all commitment terms)/dz: each level's residual after it, and the last once more, times 2 beta."""
-    gradient = np.zeros(np.shape(vectors))
+def gradients(vectors, books, linked, beta, level_betas):
+    """Of all terms: by the vectors (through the commitments), and by the codewords of each level (through the rest)."""
+    of_vectors, of_books = np.zeros(np.shape(vectors)), [np.zeros(book.shape) for book in books]
     for row, vector in enumerate(vectors):
-        paths, residuals, total = search(vector, books)
-        for level, (path, residual) in enumerate(zip(paths, residuals, strict=True)):
-            gradient[row] += 2 * beta * (residual - books[level].reshape(-1, len(vector))[path])
-        gradient[row] += 2 * beta * (vector - total)
-    return gradient
+        paths, residuals = search(vector, books, linked)
+        of_vectors[row] += 2 * beta * residuals[-1]
+        for level, path in enumerate(paths):
+            own = of_books[level].reshape(-1, len(vector))[path]
+            own -= 2 * residuals[-1]
+            if len(books) > 1:
+                of_vectors[row] += 2 * level_betas[level] * residuals[level + 1]
+                own -= 2 * residuals[level + 1]
+    return of_vectors, of_books
 
 
-def moving_averages(vectors, books, counts, totals, decay):
-    """(codewords, counts, totals) of each level after one batch; counts[l]: (m^l, m), totals[l]: (m^l, m, D)."""
-    books, counts, totals = ([np.array(x, np.float64) for x in xs] for xs in (books, counts, totals))
-    batch_counts = [np.zeros_like(count) for count in counts]
-    batch_totals = [np.zeros_like(total) for total in totals]
+def batch_sums(vectors, books, linked):
+    """(how often each codeword was chosen, the sum of what chose it) of each level: (number, m), (number, m, D)."""
+    counts, totals = [np.zeros(book.shape[:2]) for book in books], [np.zeros(book.shape) for book in books]
     for vector in vectors:
-        paths, residuals, _ = search(vector, books)
-        for level, (path, residual) in enumerate(zip(paths, residuals, strict=True)):
-            parent, child = divmod(path, books[level].shape[1])
-            batch_counts[level][parent, child] += 1
-            batch_totals[level][parent, child] += residual
-    for level in range(len(books)):
-        counts[level] = decay * counts[level] + (1 - decay) * batch_counts[level]
-        totals[level] = decay * totals[level] + (1 - decay) * batch_totals[level]
-        books[level] = totals[level] / counts[level][..., None]
-    return books, counts, totals
+        paths, residuals = search(vector, books, linked)
+        for level, path in enumerate(paths):
+            counts[level].reshape(-1)[path] += 1
+            totals[level].reshape(-1, len(vector))[path] += residuals[level]
+    return counts, totals
+
+
+def beam(vector, books, width, weight):
+    """The path of each linked level that a beam ends in, from whole numbers, so that equal costs are equal."""
+    size = len(books[0][0])
+    kept = [(Fraction(0), 0, tuple(vector))]  # what the levels before add, path, residual
+    for level, book in enumerate(books, start=1):
+        longer = []
+        for before, path, residual in kept:
+            for child, codeword in enumerate(book[path]):
+                left = tuple(r - c for r, c in zip(residual, codeword, strict=True))
+                distance = sum(x * x for x in left)
+                longer.append((distance + before, weight * distance + before, path * size + child, left))
+        longer.sort(key=lambda one: one[0])  # stable
+        kept = [one[1:] for one in longer[: width if level < len(books) else 1]]
+    return [kept[0][1] // size ** (len(books) - level) for level in range(1, len(books) + 1)]

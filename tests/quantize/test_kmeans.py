@@ -10,9 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import kmeans as module
-from hrvqvae.quantize.codebook import EMACodebook
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
-from hrvqvae.quantize.search import search_flat
+from hrvqvae.quantize.search.reference import search_reference
 
 
 def vectors_of(count: int, dim: int, seed: int = 0) -> Tensor:
@@ -26,7 +25,7 @@ def generator() -> torch.Generator:
 def test_sizes_are_those_of_the_clusters() -> None:
     vectors = vectors_of(500, 3)
     centers, sizes = kmeans(vectors, 12, generator())
-    assert torch.equal(sizes.long(), torch.bincount(search_flat(vectors, centers), minlength=12))
+    assert torch.equal(sizes.long(), torch.bincount(search_reference(vectors, [centers[None]])[0], minlength=12))
     assert sizes.min() >= 1
 
 
@@ -37,19 +36,6 @@ def test_of_duplicates_one_gets_all_vectors() -> None:
     centers, sizes = kmeans(vectors, 5, generator())
     assert sorted(sizes.tolist()) == [0, 0, 0, 2, 5]
     assert {tuple(center) for center in centers.tolist()} == {(1.0, 0.0), (0.0, 3.0)}
-
-
-@pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_codewords_begin_with_the_counts_of_a_training_batch(update: str) -> None:
-    """Four batches of vectors start the tree, so a codeword's count is a quarter of its vectors, at every level."""
-    config = QuantizerConfig(levels=3, codewords=3, dim=4, update=update)  # type: ignore[arg-type]
-    quantizer, latents = ResidualQuantizer(config), vectors_of(800, 4).view(1, 20, 40, 4)
-    quantizer.initialize(latents, generator(), 0.25)
-    for codebook, path in zip(quantizer.levels, quantizer.paths(quantizer.encode(latents)), strict=True):
-        expected = torch.bincount(path.flatten(), minlength=codebook.num_codewords) / 4
-        torch.testing.assert_close(codebook.count.flatten(), expected)
-        if isinstance(codebook, EMACodebook):
-            torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
 
 
 def test_the_first_batch_refines_codewords_and_does_not_replace_them() -> None:
@@ -106,17 +92,6 @@ def test_4096_clusters_of_many_vectors_need_no_matrix(monkeypatch: pytest.Monkey
     assert max(seen.largest, of_seeds.largest) <= vectors.numel()
     assert centers.shape == (4096, 2)
     assert sizes.sum() == 20_000
-
-
-def test_a_matrix_of_distances_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_matrix(vectors: Tensor, centers: Tensor) -> Tensor:
-        return torch.cdist(vectors, centers).argmin(-1)
-
-    vectors = vectors_of(300, 2)
-    monkeypatch.setattr(module, "search_flat_fastest", by_matrix)
-    with LargestTensor() as seen:
-        kmeans(vectors, 10, generator())
-    assert seen.largest == 3000
 
 
 def test_seeds_are_vectors_and_distinct_where_they_can_be() -> None:

@@ -303,7 +303,7 @@ def test_gradient_codebooks_learn_with_the_model() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
 def test_compiled_as_a_part_of_a_model() -> None:
-    """Whole graph in evaluation mode; in training mode the same steps as without compilation, start and dead-code restart too."""
+    """Whole graph in evaluation mode; in training mode the same steps as uncompiled, start and restarts too."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2))
     other = copy.deepcopy(model)

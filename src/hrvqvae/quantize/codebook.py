@@ -23,7 +23,7 @@ def random_latents(num_leaves: int, dim: int, generator: torch.Generator) -> Ten
 
     So codewords begin apart from each other, in a tree and in a flat codebook alike, but not where latents are.
     """
-    return torch.randn(max(1024, 4 * num_leaves), dim, generator=generator)
+    return torch.randn(max(1024, 4 * num_leaves), dim, generator=generator, dtype=torch.float32)
 
 
 class Codebook(nn.Module, ABC):
@@ -38,7 +38,7 @@ class Codebook(nn.Module, ABC):
     def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("count", torch.ones(num_books, size))
+        self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
 
     @property
     def num_codewords(self) -> int:
@@ -86,8 +86,8 @@ class Codebook(nn.Module, ABC):
         num_books, size = self.count.shape
         dim = residual.shape[-1]
         scale = residual.std(0, correction=0) * 0.1
-        start = torch.randn(num_books * size, dim, generator=generator).to(residual.device) * scale
-        count = torch.zeros(num_books * size, device=residual.device)
+        start = torch.randn(num_books * size, dim, generator=generator, dtype=torch.float32).to(residual.device) * scale
+        count = torch.zeros(num_books * size, device=residual.device, dtype=torch.float32)
         for book, members in vq.nodes(parent, num_books):
             children = slice(book * size, (book + 1) * size)
             start[children], count[children] = kmeans(residual[members], size, generator)
@@ -148,8 +148,8 @@ class EMACodebook(Codebook):
 
     def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
         super().__init__(num_books, size, dim, decay)
-        self.register_buffer("codewords", torch.zeros(num_books, size, dim))
-        self.register_buffer("total", torch.zeros(num_books, size, dim))
+        self.register_buffer("codewords", torch.zeros(num_books, size, dim, dtype=torch.float32))
+        self.register_buffer("total", torch.zeros(num_books, size, dim, dtype=torch.float32))
 
     def codebook_loss(self, residual: Tensor, codeword: Tensor) -> None:
         return None
@@ -175,7 +175,7 @@ class GradientCodebook(Codebook):
 
     def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
         super().__init__(num_books, size, dim, decay)
-        self.codewords = nn.Parameter(torch.zeros(num_books, size, dim))
+        self.codewords = nn.Parameter(torch.zeros(num_books, size, dim, dtype=torch.float32))
 
     def codebook_loss(self, residual: Tensor, codeword: Tensor) -> Tensor:
         return vq.squared_error(residual.detach(), codeword)

@@ -30,6 +30,7 @@ from hrvqvae.quantize.search import search as fastest
 from hrvqvae.quantize.search.reference import require_finite
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
+
 class ResidualQuantizer(nn.Module):
     """L levels on one latent grid: VQ with one level, RQ where none are linked, HR-VQVAE where all are.
 

@@ -41,8 +41,8 @@ def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_
         (L, N) int64; row l is p_l in [0, m^l), so the child index is p_l mod m.
 
     Raises:
-        NonFiniteError: a latent or a codeword is NaN or infinite. A GPU is not waited for, and graphs hold no check: NaN
-            goes into the loss there, which stops the training step.
+        NonFiniteError: a latent or a codeword is NaN or infinite. A GPU is not waited for, and graphs hold no check:
+            NaN goes into the loss there, which stops the training step.
     """
     if latents.device.type != "cpu" or torch.compiler.is_compiling():
         from hrvqvae.quantize.search.tensors import search_tensors

@@ -24,7 +24,15 @@ from torch.nn.functional import pad
 
 from hrvqvae.quantize.search.reference import require_finite
 from hrvqvae.quantize.search.vectors import (
-    GROUP, LANES, ROWS, SIDE_BY_SIDE, key_of_nearest, meet, meet_eight, prefetch, subtract,
+    GROUP,
+    LANES,
+    ROWS,
+    SIDE_BY_SIDE,
+    key_of_nearest,
+    meet,
+    meet_eight,
+    prefetch,
+    subtract,
 )  # fmt: skip
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import NonFiniteError
@@ -176,14 +184,14 @@ def _filled(codebooks: Tensor) -> Floats:
     _, size, dim = codebooks.shape
     wide = pad(codebooks, (0, -dim % LANES)) if dim % LANES else codebooks
     many = pad(wide, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else wide
-    return many.flatten(0, 1).contiguous().numpy()  # type: ignore[no-any-return]
+    return many.flatten(0, 1).contiguous().numpy()
 
 
 def _side_by_side(codebook: Tensor) -> Floats:
     """(K, D) as `_flat` takes it."""
     missing = -len(codebook) % GROUP
     filled = pad(codebook, (0, 0, 0, missing), value=torch.inf) if missing else codebook
-    return filled.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()  # type: ignore[no-any-return]
+    return filled.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
 
 
 def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:

@@ -19,7 +19,9 @@ def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
             raise NonFiniteError(f"{name}: {int((~finite).sum())} of {values.numel()} values are NaN or infinite")
 
 
-def search_reference(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
+def search_reference(
+    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0
+) -> Tensor:
     """As `search`: at each level, the cost of every child of the paths that are kept, one child after the other."""
     require_finite(latents, codebooks)
     size, rows = codebooks[0].shape[1], torch.arange(len(latents), device=latents.device).unsqueeze(1)

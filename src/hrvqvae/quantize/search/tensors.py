@@ -30,7 +30,8 @@ def search_tensors(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1,
     if torch.compiler.is_compiling():
         return find(latents)
     with torch.autocast(latents.device.type, enabled=False):  # which would round matrix products to bfloat16
-        return torch.cat([find(some) for some in latents.split(max(1, _CHUNK_VALUES // values))], 1)
+        chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
+        return torch.cat([find(some) for some in chunks], 1)
 
 
 def _flat(latents: Tensor, codebook: Tensor) -> Tensor:

@@ -1,0 +1,532 @@
+"""The quantizer in every form, from one flat codebook to a tree: codes, losses, averages, starts, restarts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize import ResidualQuantizer
+from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.codebook import Codebook, EMACodebook
+from hrvqvae.quantize.search.reference import search_reference
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from tests.devices import on_each_device
+from tests.quantize import oracle
+
+DIM, FAR = 5, 50.0
+_COMMON: dict[str, Any] = {"dim": DIM, "beta": 0.4, "decay": 0.9}
+VARIANTS = {
+    "flat": QuantizerConfig(levels=1, codewords=7, **_COMMON),
+    "shared": QuantizerConfig(levels=3, codewords=4, linked=1, shared=True, level_betas=(0.5, 0.0, 0.2), **_COMMON),
+    "unlinked": QuantizerConfig(levels=3, codewords=4, linked=1, **_COMMON),
+    "groups": QuantizerConfig(
+        levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON
+    ),  # the last one is shorter
+    "linked": QuantizerConfig(levels=3, codewords=4, **_COMMON),
+}
+every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
+TREE = VARIANTS["linked"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_quantizer(config: QuantizerConfig, seed: int = 0, **other: Any) -> ResidualQuantizer:
+    quantizer, random = ResidualQuantizer(dataclasses.replace(config, **other)), generator(seed)
+    for level, book in enumerate(dict.fromkeys(quantizer.levels)):
+        vectors = torch.randn(book.num_codewords, config.dim, generator=random) * 0.6**level
+        book.set_codewords(torch.arange(len(vectors)), vectors, torch.rand(len(vectors), generator=random) + 1)
+    return quantizer
+
+
+def started(config: QuantizerConfig, z: Tensor, seed: int = 0, **other: Any) -> ResidualQuantizer:
+    quantizer = ResidualQuantizer(dataclasses.replace(config, **other))
+    quantizer.initialize(z, generator(seed))
+    return quantizer
+
+
+def latents(*shape: int, seed: int = 1, dim: int = DIM) -> Tensor:
+    return torch.randn(*shape, dim, generator=generator(seed))
+
+
+def books_of(quantizer: ResidualQuantizer) -> list[np.ndarray]:
+    return [book.codewords.detach().numpy().copy() for book in quantizer.levels]
+
+
+def flat(tensor: Tensor) -> np.ndarray:
+    return tensor.reshape(-1, tensor.shape[-1]).detach().numpy().astype(np.float64)
+
+
+def state_of(quantizer: ResidualQuantizer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+
+
+# Codes, losses, gradients
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    levels=st.integers(1, 5), size=st.integers(2, 5), dim=st.integers(1, 7), linked=st.integers(0, 5),
+    shared=st.booleans(), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_codes_and_paths_agree_with_the_oracle(
+    levels: int, size: int, dim: int, linked: int, shared: bool, seed: int
+) -> None:
+    config = QuantizerConfig(levels=levels, codewords=size, dim=dim, linked=1 if shared else linked, shared=shared)
+    quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
+    codes = quantizer.encode(z)
+    assert [(tuple(code.shape), code.dtype) for code in codes] == [((2, 2, 3), torch.int64)] * levels
+    expected = [oracle.search(vector, books_of(quantizer), config.group_size)[0] for vector in flat(z)]
+    assert torch.stack([path.flatten() for path in quantizer.paths(codes)], -1).tolist() == expected
+    assert torch.stack([code.flatten() for code in codes], -1).tolist() == (np.array(expected) % size).tolist()
+    assert all(int(path.max()) < n for path, n in zip(quantizer.paths(codes), config.num_codewords, strict=True))
+
+
+@every_variant
+def test_codes_of_a_prefix_give_its_sum(config: QuantizerConfig) -> None:
+    quantizer, z = random_quantizer(config).eval(), latents(2, 3, 4)
+    codes, found = quantizer.encode(z), [oracle.search(one, books_of(quantizer), config.group_size) for one in flat(z)]
+    for levels in range(1, config.levels + 1):
+        expected = np.stack([residuals[0] - residuals[levels] for _, residuals in found])
+        assert quantizer.lookup(codes[:levels]).shape == z.shape
+        np.testing.assert_allclose(flat(quantizer.lookup(codes[:levels])), expected, atol=1e-5)
+    result = quantizer(z)
+    np.testing.assert_allclose(flat(result.latents), expected, atol=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(result.codes, codes, strict=True))
+
+
+@every_variant
+@both_updates
+def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, update: str) -> None:
+    quantizer, z = random_quantizer(config, update=update).eval(), latents(2, 3, 4).requires_grad_()
+    about = flat(z), books_of(quantizer), config.group_size, config.beta, config.beta_of_levels
+    losses, expected = quantizer(z).losses, oracle.losses(*about)
+    if update == "ema":
+        expected = {name: value for name, value in expected.items() if name.startswith("commitment")}
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+    torch.stack(list(losses.values())).sum().backward()
+    of_vectors, of_books = oracle.gradients(*about)
+    assert z.grad is not None
+    np.testing.assert_allclose(flat(z.grad), of_vectors, atol=1e-4)
+    for book, gradient in zip(dict.fromkeys(quantizer.levels), _by_book(config, of_books), strict=True):
+        if update == "gradient":
+            assert book.codewords.grad is not None
+            np.testing.assert_allclose(book.codewords.grad.numpy(), gradient, rtol=1e-4, atol=1e-4)
+
+
+def _by_book(config: QuantizerConfig, of_levels: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.sum(of_levels, axis=0)] if config.shared else of_levels
+
+
+@every_variant
+def test_the_gradient_passes_straight_through_once(config: QuantizerConfig) -> None:
+    z = latents(1, 2, 2).requires_grad_()
+    quantized = random_quantizer(config).eval()(z).latents
+    weight = torch.arange(quantized.numel(), dtype=torch.float32).view_as(quantized)
+    (gradient,) = torch.autograd.grad((quantized * weight).sum(), z)
+    assert torch.equal(gradient, weight)
+
+
+@every_variant
+def test_low_precision_never_reaches_the_quantizer(config: QuantizerConfig) -> None:
+    quantizer, z = random_quantizer(config).eval(), latents(2, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = quantizer(z.bfloat16())
+    torch.set_default_dtype(torch.float64)
+    try:
+        twin = ResidualQuantizer(config).eval()
+        twin.load_state_dict(quantizer.state_dict())
+        outside = twin(z.bfloat16().double())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert inside.latents.dtype == outside.latents.dtype == torch.float32
+    assert torch.equal(inside.latents, outside.latents)
+
+
+# Moving averages
+
+
+@every_variant
+def test_moving_averages_agree_with_the_oracle_and_evaluation_changes_nothing(config: QuantizerConfig) -> None:
+    """A shared codebook follows the vectors of all levels in one update."""
+    quantizer, z = random_quantizer(config), latents(2, 5, 6)
+    before, kept = state_of(quantizer), list(dict.fromkeys(quantizer.levels))
+    codes = quantizer.eval().encode(z)
+    quantizer(z)
+    quantizer.lookup(codes)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
+    counts, totals = (
+        _by_book(config, sums) for sums in oracle.batch_sums(flat(z), books_of(quantizer), config.group_size)
+    )
+    expected = [
+        (0.9 * book.count.double().numpy() + 0.1 * count, 0.9 * book.total.double().numpy() + 0.1 * total)
+        for book, count, total in zip(kept, counts, totals, strict=True)
+        if isinstance(book, EMACodebook)
+    ]
+    quantizer.train()(z)
+    for book, (count, total) in zip(kept, expected, strict=True):
+        assert isinstance(book, EMACodebook)
+        np.testing.assert_allclose(book.count.numpy(), count, rtol=1e-5)
+        np.testing.assert_allclose(book.total.numpy(), total, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(book.codewords.numpy(), total / count[..., None], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("levels", "behind"), [(1, 10.0), (2, 0.0), (3, 0.0)])
+def test_sums_of_moving_averages_keep_up_and_overshoot(levels: int, behind: float) -> None:
+    """docs/what-we-changed.md: at a decay of 0.9 a codeword stays 10 steps behind a latent that moves evenly.
+
+    The sum of several levels catches up, and runs on when the latent stops: how far, by the recursion of one number.
+    """
+    quantizer = random_quantizer(dataclasses.replace(TREE, levels=levels)).train()
+    for codebook in quantizer.levels:  # one codeword of each codebook follows; the others never come near
+        far = torch.full((codebook.num_codewords, DIM), 1e3)
+        far[0] = 0
+        codebook.set_codewords(torch.arange(len(far)), far, torch.ones(len(far)))
+    lags, expected, average = [], [], np.zeros(levels)
+    for step in range(240):
+        z = torch.full((1, 1, 1, DIM), float(min(step, 150)))
+        codes = tuple(torch.zeros(1, 1, 1, dtype=torch.long) for _ in range(levels))
+        lags.append(float((z - quantizer.lookup(codes)).mean()))  # what the commitment sees
+        quantizer(z)
+        residuals = min(step, 150) - np.cumsum(average)  # r_1, r_2, ..., before any of them moves
+        expected.append(residuals[-1])
+        average = 0.9 * average + 0.1 * np.array([min(step, 150), *residuals[:-1]])
+    np.testing.assert_allclose(lags, expected, atol=1e-3)
+    assert lags[149] == pytest.approx(behind, abs=0.01)
+    assert (min(lags) < -2) == (levels > 1)
+
+
+def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
+    z = latents(1, 50, 60)
+    quantizer = started(TREE, z, beam=4, coarse_weight=0.1, decay=0.0)
+    greedy = ResidualQuantizer(TREE)
+    greedy.load_state_dict(quantizer.state_dict())
+    paths = [path.flatten() for path in quantizer.paths(quantizer.encode(z))]
+    assert not torch.equal(paths[-1], greedy.paths(greedy.encode(z))[-1].flatten())
+    residual, expected = z.flatten(0, -2), []
+    for codebook, path in zip(quantizer.levels, paths, strict=True):
+        means = codebook.codewords.flatten(0, 1).clone()
+        for codeword in path.unique():
+            means[codeword] = residual[path == codeword].mean(0)
+        expected.append(means)
+        residual = residual - codebook.lookup(path)
+    quantizer.train()(z)
+    for codebook, means in zip(quantizer.levels, expected, strict=True):
+        torch.testing.assert_close(codebook.codewords.flatten(0, 1), means, atol=1e-5, rtol=1e-4)
+
+
+# What is refused, what is stored
+
+
+@on_each_device
+def test_what_is_not_finite_is_named_or_reaches_the_loss(device: str) -> None:
+    """A CPU says so at once, and nothing has moved; a GPU is not waited for, and the loss tells."""
+    for config in VARIANTS.values():
+        quantizer, z = random_quantizer(config).to(device), latents(1, 2, 2).to(device)
+        z[0, 1, 1, 2] = float("nan")
+        before = state_of(quantizer)
+        if device != "cpu":
+            assert any(bool(loss.isnan()) for loss in quantizer.eval()(z).losses.values())
+            continue
+        with pytest.raises(NonFiniteError, match="latents: 1 of 20 values"):
+            quantizer.train()(z)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
+        quantizer.levels[-1].codewords[:] = float("inf")
+        with pytest.raises(NonFiniteError, match=f"level {1 if config.shared else config.levels}: "):
+            quantizer(latents(1, 2, 2))
+
+
+@every_variant
+def test_bad_codes_are_refused(config: QuantizerConfig) -> None:
+    quantizer, code = random_quantizer(config), torch.zeros(1, 2, 2, dtype=torch.long)
+    for codes, message in (
+        ((), "0 levels of codes given"),
+        ((code,) * (config.levels + 1), f"this model has 1 to {config.levels}"),
+        ((code + config.codewords,), f"level 1 has code {config.codewords}; codes lie in 0..{config.codewords - 1}"),
+        ((code - 1,), "level 1 has code -1"),
+        ((code.float(),), "float32"),
+        ((code, code[:, :1])[: config.levels], r"\(1, 1, 2\)"),
+    ):
+        if len(codes) != 1 or message != r"\(1, 1, 2\)":
+            with pytest.raises(InputError, match=message):
+                quantizer.lookup(codes)
+
+
+def test_names_of_weights_are_those_of_files() -> None:
+    """A flat codebook's too, also where a tree of one level was written as a list."""
+    flat_one, tree = random_quantizer(VARIANTS["flat"]), random_quantizer(TREE)
+    assert list(flat_one.state_dict()) == ["codebook.count", "codebook.codewords", "codebook.total"]
+    assert {name.split(".")[1] for name in tree.state_dict()} == {"0", "1", "2"}
+    assert next(iter(random_quantizer(VARIANTS["shared"]).state_dict())).startswith("codebooks.0.")
+    listed = {f"part.{name.replace('codebook.', 'codebooks.0.')}": one for name, one in flat_one.state_dict().items()}
+    twin = torch.nn.ModuleDict({"part": ResidualQuantizer(VARIANTS["flat"])})
+    twin.load_state_dict(listed)
+    assert torch.equal(twin.state_dict()["part.codebook.codewords"], flat_one.codebook.codewords)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"levels": 0}, "levels"), ({"codewords": 1}, "codewords"), ({"dim": 0}, "dim"), ({"decay": 1.0}, "decay"),
+        ({"linked": -1}, "linked"), ({"beam": 0}, "beam"), ({"coarse_weight": float("nan")}, "coarse_weight"),
+        ({"level_betas": (0.1, 0.2)}, "level_betas is .*none, one or 3 values"), ({"beta": -1.0}, "beta"),
+        ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"), ({"restart_below": -1.0}, "restart_below"),
+        ({"shared": True}, "shared"), ({"linked": 1, "beam": 2}, "beam"), ({"levels": 14}, r"2\^30"),
+    ],
+)  # fmt: skip
+def test_configurations_that_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^model.quantizer.{message}" if "30" not in message else message):
+        dataclasses.replace(TREE, **fields)
+
+
+def test_figures_of_a_configuration() -> None:
+    groups = dataclasses.replace(TREE, levels=5, codewords=3, linked=2, beam=2)
+    assert (groups.num_codewords, groups.codewords_searched) == ((3, 9, 3, 9, 3), 3 + 6 + 3 + 6 + 3)
+    assert (dataclasses.replace(groups, linked=9).num_codewords, TREE.group_size) == ((3, 9, 27, 81, 243), 3)
+    assert VARIANTS["shared"].num_codewords == (4, 4, 4)
+    assert dataclasses.replace(groups, linked=1, levels=20, beam=1).num_codewords == (3,) * 20, "no tree of 3^20"
+    assert TREE.beta_of_levels == (0.4,) * 3
+
+
+# The start
+
+
+@every_variant
+@both_updates
+def test_every_level_starts_with_the_means_and_counts_of_what_is_left_to_it(
+    config: QuantizerConfig, update: str
+) -> None:
+    """Four batches start it, so a codeword's count is a quarter of its vectors; distortion falls with every level."""
+    quantizer, z = ResidualQuantizer(dataclasses.replace(config, update=update)), latents(4, 16, 16)  # type: ignore[arg-type]
+    quantizer.initialize(z, generator(), 0.25)
+    codes = quantizer.encode(z)
+    errors = [(quantizer.lookup(codes[:n]) - z).detach().square().sum() for n in range(1, config.levels + 1)]
+    assert errors == sorted(errors, reverse=True)
+    if not config.shared:
+        for codebook, path in zip(quantizer.levels, quantizer.paths(codes), strict=True):
+            expected = torch.bincount(path.flatten(), minlength=codebook.num_codewords) / 4
+            torch.testing.assert_close(codebook.count.flatten(), expected)
+    for codebook in quantizer.levels:
+        if isinstance(codebook, EMACodebook):
+            torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("linked", [0, 1])
+def test_the_start_is_near_the_best_of_a_known_mixture(linked: int) -> None:
+    """Offsets that are the same around every center, which codebooks code without loss, linked or not."""
+    random = generator(3)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    offsets = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
+    choice = torch.randint(4, (2, 4_000), generator=random)
+    z = (centers[choice[0]] + offsets[choice[1]] + 0.01 * torch.randn(4_000, 2, generator=random)).view(1, 1, -1, 2)
+    quantizer = started(QuantizerConfig(levels=2, codewords=4, dim=2, linked=linked), z)
+    assert float((quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).mean()) < 0.001
+
+
+def test_a_shared_start_fits_what_every_level_has_to_code() -> None:
+    """A codebook fitted to the latents alone has no codeword as short as the finer levels' residuals."""
+    z = latents(4, 20, 20, dim=2) + torch.tensor([8.0, 0.0])
+    config = QuantizerConfig(linked=1, levels=3, codewords=8, dim=2, shared=True)
+    quantizer, first_alone = ResidualQuantizer(config), ResidualQuantizer(config)
+    quantizer.initialize(z, generator(), weight=0.25)
+    first_alone.levels[0].load_state_dict(started(config, z, levels=1).levels[0].state_dict())
+    one, other = (float((each.lookup(each.encode(z)) - z).square().mean()) for each in (quantizer, first_alone))
+    assert one < other / 2
+    assert float(quantizer.levels[0].count.sum()) == pytest.approx(0.25 * 3 * 1600), "a vector a level"
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("linked", [0, 2])
+def test_every_level_starts_from_what_the_search_left_it(
+    beam: int, linked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beam may change its mind about the coarser levels; those of an earlier group are settled."""
+    z, seen, start = latents(3000), [], EMACodebook.initialize
+
+    def watched(self: EMACodebook, residual: Tensor, parent: Tensor, *rest: Any) -> None:
+        seen.append((residual.clone(), parent.clone()))
+        start(self, residual, parent, *rest)
+
+    monkeypatch.setattr(EMACodebook, "initialize", watched)
+    quantizer = started(TREE, z, levels=4, linked=linked, beam=beam, coarse_weight=0.1)
+    group = linked or 4
+    settled = torch.zeros_like(z)
+    for level, (residual, parent) in enumerate(seen):
+        first = level - level % group
+        if first and level == first:
+            paths = quantizer.search(z - settled, [book.codewords for book in quantizer.levels[first - group : first]])
+            for book, path in zip(quantizer.levels[first - group : first], paths, strict=True):
+                settled = settled + book.lookup(path)
+        coded = settled
+        for above in range(first, level):
+            coded = coded + quantizer.levels[above].lookup(parent // 4 ** (level - 1 - above))
+        torch.testing.assert_close(residual, z - coded)
+        assert int(parent.max()) < quantizer.config.num_codebooks[level]
+
+
+# Dead-code restart
+
+
+def starved(config: QuantizerConfig, update: str = "ema") -> tuple[ResidualQuantizer, Tensor]:
+    """A quantizer whose codewords 2 of every codebook lie where nothing is, and the latents that starved them."""
+    quantizer, z = random_quantizer(config, update=update), latents(4, 8, 8)
+    for codebook in dict.fromkeys(quantizer.levels):
+        where = torch.arange(len(codebook.count)) * config.codewords + 2
+        codebook.set_codewords(where, torch.full((len(where), DIM), FAR), torch.full((len(where),), 1e-4))
+    return quantizer, z
+
+
+@every_variant
+@both_updates
+def test_dead_codewords_move_to_data_and_stay(config: QuantizerConfig, update: str) -> None:
+    """Those of codebooks that get data; which vectors they move to depends on the seed alone."""
+    states = []
+    for seed in (7, 7, 8):
+        quantizer, z = starved(config, update)
+        visited = [
+            torch.div(path, config.codewords, rounding_mode="floor").unique().tolist()
+            for path in quantizer.paths(quantizer.encode(z))
+        ]
+        assert quantizer.restart_dead_codes(z, generator(seed)) >= 1
+        for level, codebook in enumerate(dict.fromkeys(quantizer.levels)):
+            for node, far in enumerate((codebook.codewords.detach()[:, 2].abs().amax(-1) >= FAR).tolist()):
+                assert far == (node not in visited[level]), (level, node)
+        moved = quantizer.levels[0].codewords.detach()[0, 2].clone()
+        assert (moved - z.reshape(-1, DIM)).abs().sum(1).min() == 0 or config.shared
+        states.append(moved)
+        quantizer.train()(torch.zeros(1, 1, 1, DIM))
+        assert float((quantizer.levels[0].codewords.detach()[0, 2] - moved).norm()) < 0.5
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@every_variant
+def test_nothing_is_restarted_where_all_is_alive(config: QuantizerConfig) -> None:
+    z = latents(4, 16, 16)
+    assert started(config, z).restart_dead_codes(z, generator()) == 0
+
+
+def with_a_dead_subtree(root: int = 0, **fields: Any) -> tuple[ResidualQuantizer, Tensor]:
+    """A tree that fits its latents, but for codeword 2 of level `root`: it, and all below it, lies where nothing is."""
+    z = latents(8, 16, 16, dim=2)
+    quantizer = started(TREE, z, dim=2, **fields)
+    for finer, codebook in enumerate(quantizer.levels[root : root + quantizer.config.group_size]):
+        below = torch.arange(4**finer) + 2 * 4**finer
+        codebook.set_codewords(below, torch.full((len(below), 2), FAR), torch.full((len(below),), 1e-4))
+    return quantizer, z
+
+
+def errors_of(quantizer: ResidualQuantizer, z: Tensor) -> Tensor:
+    """Squared error of each vector (N,)."""
+    return (quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).flatten()
+
+
+@both_updates
+def test_a_restarted_subtree_codes_what_is_left_as_well_as_its_source_did(update: str) -> None:
+    quantizer, z = with_a_dead_subtree(update=update)
+    before = errors_of(quantizer, z)
+    assert quantizer.restart_dead_codes(z, generator(3)) == 1
+    near = quantizer.encode(z)[0].flatten() == 2
+    assert near.sum() > 20
+    after = errors_of(quantizer, z)
+    assert after[near].mean() < 1.5 * before[near].mean()
+    assert torch.equal(after[~near], before[~near])
+    # The fault that this was: the codeword alone was moved, and below it lay what belonged to the place that it left.
+    alone, _ = with_a_dead_subtree(update=update)
+    moved = quantizer.levels[0].codewords.detach()[0, 2:3]
+    alone.levels[0].set_codewords(torch.tensor([2]), moved, torch.tensor([100.0]))
+    assert errors_of(alone, z)[near].mean() > 100 * before[near].mean()
+
+
+@pytest.mark.parametrize("fields", [{}, {"update": "gradient"}, {"levels": 4, "linked": 2}])
+def test_a_subtree_is_copied_with_its_counts_in_proportion(fields: dict[str, Any]) -> None:
+    """In groups of levels: within the group of the codeword that was restarted, here the second."""
+    root = 2 if "linked" in fields else 0
+    quantizer, z = with_a_dead_subtree(root, **fields)
+    group = quantizer.levels[root : root + quantizer.config.group_size]
+    codes, others = quantizer.encode(z), [book.codewords.clone() for book in quantizer.levels[:root]]
+    left = (z - quantizer.lookup(codes[:root])).reshape(-1, 2) if root else z.reshape(-1, 2)
+    mean = float(group[0].count.mean())
+    quantizer.restart_dead_codes(z, generator(3))
+    assert all(torch.equal(one, book.codewords) for one, book in zip(others, quantizer.levels, strict=False))
+    nearest = (left - group[0].codewords.detach()[0, 2]).abs().sum(1).argmin()
+    source = int(codes[root].flatten()[nearest])
+    assert source != 2
+    weight = group[0].count[0, 2] / group[0].count[0, source]
+    assert float(group[0].count[0, 2]) == pytest.approx(mean)
+    for finer, codebook in enumerate(group[1:]):
+        copies = codebook.codewords.detach().view(4, 4**finer, 4, 2)
+        assert torch.equal(copies[2], copies[source])
+        counts = codebook.count.view(4, 4**finer, 4)
+        torch.testing.assert_close(counts[2], counts[source] * weight)
+        if isinstance(codebook, EMACodebook):
+            torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
+
+
+def test_several_levels_are_restarted_at_once() -> None:
+    """Dead at level 1, and at level 2 below codewords that live: all are placed by what is left there."""
+    quantizer, z = with_a_dead_subtree()
+    level = quantizer.levels[1]
+    dead = torch.tensor([0 * 4 + 1, 1 * 4 + 3, 3 * 4 + 0])
+    third = (dead[:, None] * 4 + torch.arange(4)).flatten()
+    for codebook, paths in ((level, dead), (quantizer.levels[2], third)):
+        codebook.set_codewords(paths, torch.full((len(paths), 2), FAR), torch.full((len(paths),), 1e-4))
+    assert quantizer.restart_dead_codes(z, generator(3)) == 4
+    for moved in dead.tolist():
+        assert level.codewords.view(-1, 2)[moved].abs().max() < 10
+        assert quantizer.levels[2].codewords[moved].abs().max() < 10
+    assert errors_of(quantizer, z).max() < 10
+
+
+def test_vectors_of_dead_codewords_are_not_drawn() -> None:
+    """A codeword that is moved would leave its vectors, or be moved to where it is, with the subtree that it had."""
+    quantizer, z = with_a_dead_subtree()
+    z[:, :, :2] = FAR + 1  # an eighth of the vectors, and the dead codeword's only ones
+    for seed in range(20):
+        twin = ResidualQuantizer(quantizer.config)
+        twin.load_state_dict(quantizer.state_dict())
+        twin.restart_dead_codes(z, generator(seed))
+        assert twin.levels[0].codewords[0, 2].abs().max() < 10, "drawn from the living"
+    quantizer.levels[0].count.zero_()
+    assert quantizer.restart_dead_codes(z, generator()) >= 0, "a codebook without any count is left alone"
+    assert quantizer.levels[0].codewords[0, 2].min() == FAR
+
+
+def test_as_many_are_restarted_as_there_are_vectors() -> None:
+    quantizer = started(QuantizerConfig(codewords=8, dim=2), latents(100, dim=2))
+    quantizer.levels[0].set_codewords(torch.arange(1, 8), torch.full((7, 2), FAR), torch.zeros(7))
+    given = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    assert quantizer.restart_dead_codes(given, generator()) == 3
+    moved = {tuple(one.tolist()) for one in quantizer.levels[0].codewords[0] if one.max() < 1}
+    assert {tuple(one) for one in given.tolist()} <= moved
+
+
+def test_nodes_are_the_vectors_of_each_parent() -> None:
+    path = torch.tensor([2, 0, 2, 5, 0, 2])
+    found = {book: sorted(members.tolist()) for book, members in vq.nodes(path, 6)}
+    assert found == {0: [1, 4], 2: [0, 2, 5], 5: [3]}
+
+
+def test_another_search_may_be_handed_in() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def search(vectors: Tensor, books: Any) -> Tensor:
+        seen.append((len(vectors), len(books)))
+        return search_reference(vectors, books)
+
+    config, z = VARIANTS["groups"], latents(1, 3, 4)
+    quantizer = ResidualQuantizer(config, search)
+    quantizer.load_state_dict(random_quantizer(config).state_dict())
+    assert all(torch.equal(*pair) for pair in zip(quantizer.encode(z), random_quantizer(config).encode(z), strict=True))
+    assert seen == [(12, 2), (12, 2), (12, 1)]
+    assert all(isinstance(book, Codebook) for book in quantizer.levels)
