@@ -1,9 +1,9 @@
 """Compiled functions, kept on disk until the source that they were compiled from changes.
 
-numba's own cache of a function watches the file of that function alone. What it calls in other files is compiled into
-it, and so are the constants it reads there: after a change of those the old code would run on. Here the name of a
-cached file holds a digest of the function's file and of all that it imports from its own package and from this one,
-file after file, so that other source finds no compiled code and is compiled.
+numba's own cache of a function watches the file of that function alone, but what it calls and the constants that it
+reads in other files are compiled into it: after a change of those the old code would run on, and no test would tell.
+Here the name of a cached file holds a digest of all source files of the function's folder, and **what a compiled
+function calls and reads lies in its own folder** (a test holds this).
 """
 
 from __future__ import annotations
@@ -27,48 +27,11 @@ from hrvqvae.utils.progress import waiting
 Function = Callable[..., Any]
 
 
-_IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([\w.]+)(?:[ \t]+import[ \t]+(\([^)]*\)|.+))?", re.MULTILINE)
-
-
 @cache
-def _file_of(module: str) -> Path | None:
-    """The source file of a module whose package is imported."""
-    package, *names = module.split(".")
-    for folder in getattr(sys.modules.get(package), "__path__", ()):
-        place = Path(folder, *names)
-        for path in (place.with_suffix(".py"), place / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
-
-
-@cache
-def _imports_of(path: Path, packages: tuple[str, ...]) -> list[Path]:
-    """Files of those packages that a source file imports from. Import statements are written with whole names."""
-    found = set[Path]()
-    for module, names in _IMPORT.findall(path.read_text(encoding="utf-8")):
-        if module.partition(".")[0] in packages:
-            candidates = [module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))]
-            found.update(file for file in map(_file_of, candidates) if file is not None)
-    return sorted(found)
-
-
-def sources_of(function: Function) -> list[Path]:
-    """The file of a function and all that it imports, directly or not, from its package or from this one."""
-    packages = (function.__module__.partition(".")[0], __name__.partition(".")[0])
-    found, left = set[Path](), [Path(inspect.getfile(function))]
-    while left:
-        path = left.pop()
-        if path not in found:
-            found.add(path)
-            left += _imports_of(path, packages)
-    return sorted(found)
-
-
-def _digest_of(function: Function) -> str:
-    """Of all that its compiled code depends on, but for the types of what it is called with and the processor."""
+def _digest_of(folder: Path) -> str:
+    """Of all that code of a folder depends on, but for the types of what it is called with and the processor."""
     found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
-    for path in sources_of(function):
+    for path in sorted(folder.glob("*.py")):
         source = path.read_bytes()
         found.update(f"\n{path.name} {len(source)}\n".encode() + source)
     return found.hexdigest()[:16]
@@ -87,12 +50,14 @@ class _Files(IndexDataCacheFile):
     """
 
     def __init__(self, folder: str, function: Function) -> None:
-        module = re.sub(r"[<>]", "", f"{function.__module__}.{function.__qualname__}")
-        self._function, self._digest = f"{module}-{sys.implementation.cache_tag}", _digest_of(function)
-        super().__init__(folder, f"{self._function}-{self._digest}", self._digest)  # type: ignore[no-untyped-call]
+        name = re.sub(r"[<>]", "", f"{function.__module__}.{function.__qualname__}")
+        self._function = f"{name}-{sys.implementation.cache_tag}"
+        digest = _digest_of(Path(inspect.getfile(function)).parent)
+        self._current = f"{self._function}-{digest}"
+        super().__init__(folder, self._current, digest)  # type: ignore[no-untyped-call]
 
     def _name(self, key: object) -> str:
-        return f"{self._function}-{self._digest}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
+        return f"{self._current}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
 
     def load(self, key: object) -> Any:
         try:
@@ -103,29 +68,9 @@ class _Files(IndexDataCacheFile):
 
     def save(self, key: object, data: Any) -> None:
         self._save_data(self._name(key), data)  # type: ignore[no-untyped-call]  # to a temporary name, then renamed
-        for path in self._of_function():
-            if not path.name.startswith(f"{self._function}-{self._digest}-"):
+        for path in Path(self._cache_path).glob(f"{self._function}-*.nbc"):
+            if not path.name.startswith(self._current):
                 path.unlink(missing_ok=True)
-
-    def flush(self) -> None:
-        for path in self._of_function():
-            path.unlink(missing_ok=True)
-
-    def _of_function(self) -> list[Path]:
-        return list(Path(self._cache_path).glob(f"{self._function}-*.nbc"))
-
-
-class _Cache(FunctionCache):
-    """numba's cache of a function, with files as above."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__(function)  # type: ignore[no-untyped-call]
-        self._cache_file = _Files(self._cache_path, function)
-
-
-def cache_folder(dispatcher: Any) -> Path | None:
-    """Where the code of a compiled function is kept; None where no folder can be written."""
-    return Path(dispatcher._cache.cache_path) if isinstance(dispatcher._cache, _Cache) else None
 
 
 def compiled(**options: Any) -> Callable[[Function], Any]:
@@ -138,7 +83,9 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
     def compile_function(function: Function) -> Any:
         dispatcher: Any = numba.njit(nogil=True, **options)(function)
         with suppress(RuntimeError):  # no folder can be written: each process compiles for itself
-            dispatcher._cache = _Cache(function)
+            found = FunctionCache(function)  # type: ignore[no-untyped-call]
+            found._cache_file = _Files(found._cache_path, function)
+            dispatcher._cache = found
         return dispatcher
 
     return compile_function
