@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_table, whole
-from hrvqvae.data.images import check_writable
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -43,6 +42,7 @@ def _inspect(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import model_of_file
     from hrvqvae.compression.folders import content_of, is_archive
     from hrvqvae.compression.hrv import read, read_header
+    from hrvqvae.data.images import check_writable
     from hrvqvae.plots.images import draw_levels
 
     path: Path = arguments.file

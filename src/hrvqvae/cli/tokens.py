@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_json, whole
@@ -18,7 +17,7 @@ def _tokenize(arguments: Arguments) -> int:
         retry_broken=arguments.retry_broken, beam=arguments.beam,
     )  # fmt: skip
     if arguments.json:
-        print_json(dataclasses.asdict(found))
+        print_json(vars(found))
     else:
         shards = counted(found.shards, "shard")
         print(f"{counted(found.images, 'image')} in {shards}, {found.made:,} of them made now: {arguments.out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -149,6 +148,8 @@ def _refresh(arguments: Arguments) -> int:
 
 
 def _train_classifier(arguments: Arguments) -> int:
+    from dataclasses import replace
+
     from hrvqvae.config.presets import data_config
     from hrvqvae.config.registry import DATASETS
     from hrvqvae.evaluation.classifier import train_classifier, write_classifier
@@ -158,7 +159,7 @@ def _train_classifier(arguments: Arguments) -> int:
         raise InputError(f"{out} exists already; choose another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     root = arguments.data and _absolute(arguments.data)
-    data = dataclasses.replace(data_config(DATASETS.get(arguments.dataset)), root=root)
+    data = replace(data_config(DATASETS.get(arguments.dataset)), root=root)
     trained = train_classifier(data, seed=arguments.seed)
     write_classifier(out, trained)
     print(f"{out}: accuracy {trained.accuracy:.2%} on the test images, {out.stat().st_size / 1e6:.2f} MB")
