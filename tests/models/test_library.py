@@ -101,13 +101,8 @@ def test_codes_give_what_training_decodes(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         codes, result = quantizer.encode(z), quantizer(z)
         found = quantizer.lookup(codes)
-    assert [(code.dtype, tuple(code.shape)) for code in codes] == [(torch.long, (2, 3, 4))] * len(quantizer.sizes)
-    assert all(
-        0 <= int(code.min()) <= int(code.max()) < size for code, size in zip(codes, quantizer.sizes, strict=True)
-    )
     assert all(torch.equal(one, other) for one, other in zip(codes, result.codes, strict=True))
-    assert found.shape == z.shape
-    assert (found.dtype, result.latents.dtype) == (torch.float32, torch.float32)
+    assert (found.shape, found.dtype, result.latents.dtype) == (z.shape, torch.float32, torch.float32)
     torch.testing.assert_close(found, result.latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found, quantizer.lookup(quantizer.encode(z)))
 

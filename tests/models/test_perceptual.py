@@ -125,34 +125,25 @@ def _written(value: object) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil()), _written({"a": Evil()}), _written({"a": "text"}),
-        _written([torch.ones(2)]), _written({"a": torch.ones(9)})[:-5],
+        None, b"", b"no pickle", pickle.dumps(1) * 3 + pickle.dumps(Evil()), _written({"a": Evil()}),
+        _written({"a": "text"}), _written([torch.ones(2)]), _written({"a": torch.ones(9)})[:-5],
+        _written({"a": torch.ones(6)}).replace(struct.pack("<q", 6), struct.pack("<q", 7)),
     ],
 )  # fmt: skip
-def test_files_that_hold_something_else_are_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(
-        DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package anew$"
-    ) as told:
+def test_files_that_are_missing_or_hold_something_else_are_refused(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package") as told:
         read_tensors(tmp_path / "x.pth")
     assert "\n" not in str(told.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DamagedFileError, match=r"can't be read as tensors \(.*No such file"):
-        read_tensors(tmp_path / "x.pth")
-
-
 def test_tensors_are_read_as_torch_wrote_them(tmp_path: Path) -> None:
     values = {"a": torch.arange(6.0).view(2, 3).t(), "b.c": torch.tensor([3, 4])}
-    content = _written(values)
-    (tmp_path / "x.pth").write_bytes(content)
+    (tmp_path / "x.pth").write_bytes(_written(values))
     found = read_tensors(tmp_path / "x.pth")
     assert found.keys() == values.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
-    (tmp_path / "x.pth").write_bytes(content.replace(struct.pack("<q", 6), struct.pack("<q", 7)))
-    with pytest.raises(DamagedFileError):
-        read_tensors(tmp_path / "x.pth")
 
 
 # LPIPS
