@@ -255,7 +255,7 @@ def test_what_can_not_be_exported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = saved("vqpytorch", tmp_path)
-    assert "--beam is for graphs: add --onnx or --torch" in refused(["export", run, "--beam", 2], capsys)
+    assert "--beam is of graphs (--onnx, --torch)" in refused(["export", run, "--beam", 2], capsys)
     line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
     assert "torch.export can't trace the system vqpytorch" in line
     assert "not allowed with argument" in refused(["export", run, "--onnx", "--torch"], capsys)
