@@ -6,17 +6,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Group,
-    command,
-    flag,
-    import_training,
-    option,
-    print_json,
-    take_fields,
-    warn_of_faults,
-)
+from hrvqvae.cli.console import Arguments, Group, command, flag, import_training, option, print_json, warn_of_faults
 
 
 def _compare(arguments: Arguments) -> int:
@@ -48,7 +38,7 @@ def _compare(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """compare."""
-    compare = command(
+    command(
         commands, "compare", "systems side by side: same data, order, budget and test images", _compare,
         option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),
         option("--systems", metavar="A,B", help="which (default: all that are installed)"),
@@ -61,9 +51,6 @@ def add(commands: Group) -> None:
         option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
         option("--out", required=True, metavar="DIR"),
         "--json",
+        fields="--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field "
+        "VALUE of one, such as --vqgan.model.adversarial_start 500",
     )  # fmt: skip
-    take_fields(
-        compare,
-        "--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field VALUE of "
-        "one, such as --vqgan.model.adversarial_start 500",
-    )

@@ -73,24 +73,19 @@ COMMON: Mapping[str, Option] = {
 """What several commands take."""
 
 
-def command(under: Group, name: str, about: str, call: Call, *options: Option | str) -> Any:
+def command(under: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = "") -> Any:
     """Add a command that calls `call` with its arguments and gives its exit code; -> its parser.
 
     Args:
         options: its arguments, or names of `COMMON` ones.
+        fields: of a command that takes `--section.field VALUE`: what its help says of them.
     """
-    added = under.add_parser(name, help=about, description=about, allow_abbrev=False)
-    added.set_defaults(call=call, takes_fields=False, prog=added.prog)
+    added = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
+    added.set_defaults(call=call, takes_fields=bool(fields), prog=added.prog)
     for one in options:
         names, settings = COMMON[one] if isinstance(one, str) else one
         added.add_argument(*names, **settings)
     return added
-
-
-def take_fields(added: Any, epilog: str) -> None:
-    """Let a command take `--section.field VALUE`, as its help then says."""
-    added.set_defaults(takes_fields=True)
-    added.epilog = epilog
 
 
 def group(under: Group, name: str, about: str, what: str = "ACTION") -> Group:

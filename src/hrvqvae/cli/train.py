@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, import_training, option, take_fields
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, import_training, option
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -217,26 +217,24 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 
 def add(commands: Group) -> None:
     """train, train-prior, train-progressive, refresh, train-classifier, demo."""
-    train = command(
+    command(
         commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train,
         option("preset", metavar="PRESET", help="to go on, the run folder will do"),
         option("--out", metavar="RUN", help="run folder (default: runs/PRESET)"),
         flag("--print_config", "print the resolved configuration and stop"),
-        *_TRAINING,
+        *_TRAINING, fields=_FIELDS.format("--model.quantizer.codewords 8"),
     )  # fmt: skip
-    take_fields(train, _FIELDS.format("--model.quantizer.codewords 8"))
-    prior = command(
+    command(
         commands, "train-prior", "train the priors of a run, one a level or one of all; budgets are a prior's",
         _train_prior,
         "run",
         option("--level", type=int, metavar="L", help="the prior of this level only, 1 is the coarsest"),
         option("--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not the run's images"),
-        *_TRAINING,
+        *_TRAINING, fields=_FIELDS.format("--prior.network.hidden_units 128"),
     )  # fmt: skip
-    take_fields(prior, _FIELDS.format("--prior.network.hidden_units 128"))
     about = "train the decoder of a run's first levels on the frozen autoencoder"
-    progressive = command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING)
-    take_fields(progressive, _FIELDS.format("--progressive.network.hidden_units 32"))
+    fields = _FIELDS.format("--progressive.network.hidden_units 32")
+    command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=fields)
     about = "train or fit anew what was made for another state of a run's model"
     command(commands, "refresh", about, _refresh, "run", "--data")
     command(
