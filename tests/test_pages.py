@@ -1,0 +1,238 @@
+"""The README and the pages: commands and code run with small budgets; links lead somewhere; the site is built."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.distributed.run import get_args_parser
+
+from hrvqvae.cli import _parser, main
+from hrvqvae.cli.console import split_fields
+from hrvqvae.config import Config, presets
+from hrvqvae.config.registry import LOGGERS
+from tests.conftest import write_picture
+from tests.replay import Cut, cut, drawn_mnist, replay
+from tests.tiny_priors import GIVEN, trained_copy
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8 --model.quantizer.init_vectors 4096"
+SMALL_PRIOR = (
+    "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.evaluation_images 50 "
+    "--prior.training.batch_size 8"
+)
+CUTS: tuple[Cut, ...] = (
+    (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
+    (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),
+    (r"^(hrvqvae train .*--init-from.*)", r"\1 --training.batch_size 2 --training.evaluation_images 2"),
+    (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
+    (r"^(hrvqvae compare .*)", rf"\1 {SMALL} --data.size 64"),
+)
+FEWER: tuple[Cut, ...] = (
+    (r"^(hrvqvae train \w+/photos .*)", r"\1 --data.size 32"),
+    (r"^(hrvqvae train .*)", r"\1 --data.workers 0"),
+    (r"^(hrvqvae sample mnist) -n 64", r"\1 -n 2"),
+    (r"^(hrvqvae sample mnist) -n 20", r"\1 -n 10"),
+    (r"^(hrvqvae sample runs/photos) -n 16", r"\1 -n 1"),
+    (r"^(hrvqvae complete .*) -n 8", r"\1 -n 1"),
+    (r"\{000000..000099\}", "{000000..000000}"),
+)
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """(language, content) of a page's blocks of code."""
+    yield from re.findall(r"```(console|python|toml|bash)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def commands(page: str) -> Iterator[tuple[list[str], str]]:
+    """(words, what the page shows below it) of a page's console blocks."""
+    for language, block in blocks(page):
+        if language == "console":
+            for command, shown in re.findall(r"^\$ ([^#\n]*).*\n((?:[^$].*\n|\n)*)", block, re.MULTILINE):
+                yield shlex.split(command), shown
+
+
+def run(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints; `> FILE` writes that. Pictures that it names are there afterwards."""
+    capsys.readouterr()
+    target = Path(words[-1]) if ">" in words else None
+    replay(words[: words.index(">")] if target else words)
+    printed = capsys.readouterr().out
+    if target:
+        target.write_text(printed)
+        assert yaml.safe_load(printed)["name"] in presets.names()
+    assert not [word for word in words if word.endswith(".png") and not Path(word).is_file()], words
+    return printed
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the images that pages name, and drawn digits for MNIST."""
+    for index in range(12):
+        write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
+    write_picture(tmp_path / "x.png", 1, (28, 28), "L")
+    write_picture(tmp_path / "photo.jpg", 1, (120, 90))
+    drawn_mnist(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compared = 0
+    for words, shown in commands("README.md"):
+        if words[0] == "make":
+            subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, check=True)
+        elif "--onnx" not in words:  # tests/export runs that one as it stands
+            few = (*CUTS, (r"^hrvqvae sample mnist -n 64", "hrvqvae sample mnist -n 4"))
+            printed = run(cut(words, few), capsys)
+            if shown and words[1] in ("presets", "sample"):
+                expected = re.escape(shown).replace(re.escape("...\n"), "(?:.*\n)*").replace("64", "4")
+                assert re.fullmatch(expected, printed), f"{words}\n{printed}"
+                compared += 1
+    assert compared == 3
+    names: dict[str, Any] = {"images": torch.zeros(2, 1, 28, 28)}
+    for language, block in blocks("README.md"):
+        if language == "python":
+            exec(block, names)
+    assert names["indices"].shape == (1, 1024, 3)
+    assert names["coarse"].shape == (2, 1, 28, 28)
+    assert names["digits"].shape == (16, 1, 28, 28)
+    assert names["digits"].mean() > 0.02, "digits are drawn"
+
+
+@pytest.mark.parametrize("page", ["docs/start.md", "docs/own-data.md"])
+@pytest.mark.usefixtures("folder")
+def test_a_guide(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for language, block in blocks(page):
+        if language == "python":
+            exec(block, names)
+        for line in block.splitlines() if language == "console" else ():
+            if line.startswith("$ hrvqvae "):
+                run(cut(shlex.split(line[2:]), (*CUTS, *FEWER)), capsys)
+    if page == "docs/start.md":
+        assert names["digits"].shape == names["images"].shape == names["coarse"].shape == (4, 1, 28, 28)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of datasets
+def test_the_page_of_tokens(
+    tiny: Config, tmp_path_factory: pytest.TempPathFactory, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for number in range(12):
+        kind = folder / "my-photos" / ("cats", "dogs")[number % 2]
+        kind.mkdir(exist_ok=True)
+        (folder / "my-photos" / f"{number:02d}.jpg").rename(kind / f"{number}.jpg")
+    trained_copy(tiny, tmp_path_factory, folder / "runs" / "photos")
+    given = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
+    smaller = (
+        (r"--max-minutes [^\0]+", "--max-steps 1"), (r"^(hrvqvae train-prior .*)", rf"\1 {given}"),
+        (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
+    )  # fmt: skip
+    names: dict[str, Any] = {}
+    for language, block in blocks("docs/tokens.md"):
+        if language == "python":
+            exec(block, names)
+        for line in block.splitlines() if language == "console" else ():
+            if "ray" not in line:  # it has a test of its own
+                replay(cut(shlex.split(line.removeprefix("$ ")), smaller))
+    assert names["first"].shape == (16, 16)
+    assert set(names["counts"]["label"]) == {"cats", "dogs"}
+    assert int(names["counts"]["times"].sum()) == 12 * 256
+    assert names["images"].shape == (4, 3, 32, 32)
+    assert len(list((folder / "decoded").rglob("*.png"))) == 12
+    assert len(list((folder / "noise").rglob("*.png"))) == 5
+    assert torch.equal(names["batch"]["codes_1"][0].view(16, 16), torch.from_numpy(names["first"].astype("int64")))
+
+
+def test_the_page_of_the_layer() -> None:
+    names: dict[str, Any] = {}
+    for _, block in blocks("docs/layer.md"):
+        exec(block, names)
+    assert names["coarse"].shape == (4, 64, 14, 14)
+    assert names["leaf"].shape == (4, 14, 14)
+    quantize, step, state = names["quantize"], names["step"], names["optimizer"].state
+    quantize.start_vectors, quantize.restart_every = 256, 3
+    counts = [one for name, one in quantize.named_buffers() if name.endswith("count")]
+    generator, moved_rows = torch.Generator().manual_seed(0), 0
+    for number in range(6):
+        before = [one.detach().clone() for one in quantize.parameters()]
+        for count in counts:
+            count[:, 0] = 0  # a codeword of each codebook is dead
+        step(torch.randn(1, 256, 64, generator=generator))
+        for old, new in zip(before, quantize.parameters(), strict=True):
+            moved = (old - new).norm(dim=-1) > 0.1  # further than a step of Adam leads
+            if number and moved.any():  # its moments are those of this one step
+                moved_rows += int(moved.sum())
+                torch.testing.assert_close(state[new]["exp_avg"][moved], 0.1 * new.grad[moved])
+                torch.testing.assert_close(state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2)
+    assert moved_rows > 0
+
+
+def test_a_logger_of_ones_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's training with the page's logger, registered as a package would register it."""
+    found = dict(blocks("docs/loggers.md"))
+    (folder / "my_package.py").write_text(found["python"])
+    monkeypatch.syspath_prepend(folder)
+    import my_package  # type: ignore[import-not-found]
+
+    assert 'print = "my_package:LOGGER"' in found["toml"]
+    monkeypatch.setitem(LOGGERS._loaded, "print", my_package.LOGGER)
+    (words,) = [words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]]
+    replay([word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))])
+    assert "mnist 2 {'train/" in capsys.readouterr().out
+    assert list((folder / "runs" / "mnist" / "tensorboard").iterdir())
+
+
+def test_commands_for_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    """torchrun takes them, this package takes what follows, and the processes can share the batch."""
+    lines = [
+        line.removeprefix("$ ").removeprefix("srun ") for line in (ROOT / "docs/scale.md").read_text().splitlines()
+    ]
+    for line in [line for line in lines if line.startswith("torchrun ")]:
+        words = shlex.split(line.replace("$head", "node1").replace("$SLURM_JOB_ID", "7"))
+        found = get_args_parser().parse_args(words[1:])
+        assert found.training_script == "hrvqvae"
+        arguments = found.training_script_args
+        if arguments[0] == "train":
+            assert main([*arguments, "--print_config"]) == 0
+            batch = int(re.findall(r"batch_size: (\d+)", capsys.readouterr().out)[-1])
+            least, *_, most = [*found.nnodes.split(":"), *found.nnodes.split(":")]
+            for machines in range(int(least), int(most) + 1):
+                assert batch % (machines * int(found.nproc_per_node)) == 0
+        else:
+            _parser().parse_args(split_fields(arguments)[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
+    modules = [name for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text) if "binary_codes" not in name]
+    assert not [name for name in modules if not (ROOT / "src" / "hrvqvae" / name).exists() and not (ROOT / name).exists()]
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
+    done = subprocess.run([*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "class_name" in (tmp_path / "api.html").read_text(), "signatures are read from the code"
+    loads = r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"(?:https?:)?//"
+    pages = [page.read_text() for page in tmp_path.rglob("*.html")]
+    assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
+    assert not [found for page in pages for found in re.findall(loads, page)]
+    sheets = [path.read_text() for path in tmp_path.rglob("*.css")]
+    assert not [one for one in sheets if re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", one)]
