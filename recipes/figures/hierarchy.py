@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 
 from hrvqvae.checkpoints.loading import load_with_config
@@ -28,7 +29,7 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
         InputError: the run has no linked codebooks, the position or path is out of range, the file can't be written.
     """
     if run is None:
-        tree = hierarchy.synthetic_tree()
+        tree = synthetic_tree()
         if path is not None:
             tree = hierarchy.Tree(tree.codebooks, None, tree.name)
     else:
@@ -45,6 +46,22 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
             tree, path = hierarchy.Tree(books, None, f"{config.name}, most used path"), most_used(model)
     save_figure(hierarchy.draw(tree, path), out)
     return tree.name
+
+
+def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> hierarchy.Tree:
+    """Codebooks in the plane that shrink from level to level, and a vector near one of their leaves."""
+    generator = np.random.default_rng(seed)
+    books = []
+    for level in range(levels):
+        shape = (codewords**level, codewords)
+        angle = 2 * np.pi * (np.arange(codewords) / codewords + generator.uniform(0, 1, (shape[0], 1)))
+        angle = angle + generator.normal(0, 0.18, shape)
+        radius = generator.uniform(0.75, 1.1, shape) * 0.42**level
+        books.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1))
+    leaf = hierarchy.sums_of(books)[-1][generator.integers(codewords**levels)]
+    return hierarchy.Tree(
+        books, leaf + generator.normal(0, 0.02, 2), f"{levels} levels of {codewords} codewords, synthetic"
+    )
 
 
 def most_used(model: SingleGridAutoencoder) -> list[int]:

@@ -15,7 +15,6 @@ from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.plots import curves, hierarchy, sheets
 from hrvqvae.plots.images import complete, reconstruct
-from hrvqvae.quantize.search.reference import search_reference
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
@@ -56,8 +55,14 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path: Path, monkeypatch: pytest
     assert markers == [{"."}, {"."}, {""}, {""}], "a single point is seen"
 
 
+def tree_of(width: int, codewords: int) -> hierarchy.Tree:
+    generator = np.random.default_rng(0)
+    books = [generator.normal(size=(codewords**level, codewords, width)) * 0.4**level for level in range(3)]
+    return hierarchy.Tree(books, generator.normal(size=width), "random")
+
+
 def test_figure_10_has_its_codewords() -> None:
-    tree = hierarchy.synthetic_tree()
+    tree = tree_of(2, 4)
     figure = hierarchy.draw(tree, [2, 1, 3])
     total, place = np.zeros(2), 0
     for level, axes in enumerate(figure.axes):
@@ -71,12 +76,11 @@ def test_figure_10_has_its_codewords() -> None:
     reachable = [axes.collections[1] for axes in figure.axes]
     assert len({tuple(points.get_facecolor()[0]) for points in reachable}) == 3
     assert len({len(points.get_paths()[0].vertices) for points in reachable}) == 3, "shapes differ without colour"
-    assert tree.target is not None
-    found = search_reference(torch.from_numpy(tree.target)[None], [torch.from_numpy(book) for book in tree.codebooks])
-    assert hierarchy.nearest_path(tree) == [int(path) % 4 for path in found[:, 0]]
-    books = [np.random.default_rng(0).normal(size=(3**level, 3, 6)) for level in range(2)]
-    projected = hierarchy.draw(hierarchy.Tree(books, None, "six"), [0, 2])
-    assert "first two principal components" in projected.get_supxlabel()
+    residual, place = tree.target, 0
+    for book, child in zip(tree.codebooks, hierarchy.nearest_path(tree), strict=True):
+        assert child == np.square(residual - book[place]).sum(-1).argmin()
+        residual, place = residual - book[place, child], place * 4 + child
+    assert "first two principal components" in hierarchy.draw(tree_of(6, 3), [0, 2, 1]).get_supxlabel()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_figure_10_has_its_codewords() -> None:
 )
 def test_paths_out_of_range(path: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        hierarchy.draw(hierarchy.synthetic_tree(), path)
+        hierarchy.draw(tree_of(2, 4), path)
 
 
 def test_samples_by_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,27 +138,24 @@ def run_cases(
         using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
         using.require_same(rows, folder.path)
         folder.begin(claim)
-    before = measured = len(cases) - len(left)
-    say(f"{counted(len(left), 'case')} to train and measure besides {before:,}; {_budget(left[0])} each")
-    begun = time.monotonic()
-    while left:
-        in_use = []
-        for case in left:
-            try:
-                signal = _make(case, folder, using, say, more)
-            except InUseError as error:
-                say(f"{error}".partition(";")[0])
-                in_use.append(case)
-                continue
-            if signal:
-                return signal
-            measured += 1
-            remaining = (time.monotonic() - begun) / (measured - before) * (len(cases) - measured)
-            say(f"{measured} of {counted(len(cases), 'case')} measured, {clock(remaining)} left")
-        if in_use == left:
-            say(f"still being made elsewhere: {len(left)} of {len(cases)} cases; whoever ends last completes the table")
-            break
-        left = in_use
+    measured, passed = len(cases) - len(left), 0
+    say(f"{counted(len(left), 'case')} to train and measure besides {measured:,}; {_budget(left[0])} each")
+    for case in left:
+        begun = time.monotonic()
+        try:
+            signal = _make(case, folder, using, say, more)
+        except InUseError as error:
+            say(f"{error}".partition(";")[0])
+            passed += 1
+            continue
+        if signal:
+            return signal
+        measured += 1
+        say(f"{measured} of {counted(len(cases), 'case')} measured, this one in {clock(time.monotonic() - begun)}")
+    if 0 < passed < len(left):
+        return run_cases(cases, about, folder, say, more)  # some may have been given up since
+    if passed:
+        say(f"still being made elsewhere: {passed} of {len(cases)} cases; whoever ends last completes the table")
     return 0
 
 

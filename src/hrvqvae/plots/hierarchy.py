@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
 Points = NDArray[np.float64]
@@ -46,21 +47,7 @@ class Tree:
     name: str
 
 
-def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> Tree:
-    """Codebooks in the plane that shrink from level to level, and a vector near one of their leaves."""
-    generator = np.random.default_rng(seed)
-    books = []
-    for level in range(levels):
-        shape = (codewords**level, codewords)
-        angle = 2 * np.pi * (np.arange(codewords) / codewords + generator.uniform(0, 1, (shape[0], 1)))
-        angle = angle + generator.normal(0, 0.18, shape)
-        radius = generator.uniform(0.75, 1.1, shape) * 0.42**level
-        books.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1))
-    leaf = _sums(books)[-1][generator.integers(codewords**levels)]
-    return Tree(books, leaf + generator.normal(0, 0.02, 2), f"{levels} levels of {codewords} codewords, synthetic")
-
-
-def _sums(codebooks: Sequence[Points]) -> list[Points]:
+def sums_of(codebooks: Sequence[Points]) -> list[Points]:
     """Vector that each path of each level stands for: (m^l, D) a level."""
     sums: list[Points] = []
     above: Points = np.zeros((1, codebooks[0].shape[-1]))
@@ -96,12 +83,9 @@ def tree_at(model: Autoencoder, system: str, image: Tensor, position: tuple[int,
 def nearest_path(tree: Tree) -> list[int]:
     """Child indices that the tree search chooses for the target."""
     assert tree.target is not None
-    residual, path, choice = tree.target, 0, []
-    for book in tree.codebooks:
-        child = int(np.square(residual - book[path]).sum(-1).argmin())
-        residual, path = residual - book[path, child], path * book.shape[1] + child
-        choice.append(child)
-    return choice
+    books = [torch.from_numpy(book).float() for book in tree.codebooks]
+    paths = search(torch.from_numpy(tree.target).float()[None], books)[:, 0]
+    return [int(path) % book.shape[1] for path, book in zip(paths, books, strict=True)]
 
 
 def _plane(leaves: Points) -> tuple[Points, Points, str]:
@@ -146,8 +130,7 @@ def _panel(axes: Axes, level: int, points: Points, path: Sequence[int], size: in
         bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
     )  # fmt: skip
     axes.scatter(previous[0], previous[1], s=30, marker="+", color="black", zorder=4)
-    number = f"{len(reach)} of {len(points)} codewords within reach"
-    axes.set_title(f"level {level + 1}: {number}", fontsize=11)
+    axes.set_title(f"level {level + 1}: {len(reach)} of {len(points)} codewords within reach", fontsize=11)
 
 
 def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
@@ -166,7 +149,7 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     for level, child in enumerate(path, start=1):
         if not 0 <= child < size:
             raise InputError(f"the path takes child {child} at level {level}; children are 0..{size - 1}")
-    sums = _sums(tree.codebooks)
+    sums = sums_of(tree.codebooks)
     origin, plane, projection = _plane(sums[-1])
     flat = [(points - origin) @ plane.T for points in sums]
     everything = np.concatenate(flat)
@@ -183,10 +166,8 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
             target = (tree.target - origin) @ plane.T
             axes.scatter(target[0], target[1], s=70, marker="x", color="black", linewidths=2, zorder=6)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
-    marks = "ring: chosen; +: chosen so far; grey: out of reach" + (
-        "; x: the vector z" if tree.target is not None else ""
-    )
-    figure.suptitle(f"{tree.name}   ({marks})", fontsize=11)
+    vector = "" if tree.target is None else "; x: the vector z"
+    figure.suptitle(f"{tree.name}   (ring: chosen; +: chosen so far; grey: out of reach{vector})", fontsize=11)
     if projection:
         figure.supxlabel(projection, fontsize=9)
     return figure
