@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
-from hrvqvae.plots import curves, hierarchy, sheets
+from hrvqvae.plots import curves, hierarchy, images, sheets
 from hrvqvae.plots.images import complete, reconstruct
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
@@ -27,10 +27,10 @@ def run(mnist_root: Path) -> Path:
 
 
 def test_a_sheet_holds_every_image_at_its_pixels() -> None:
-    images = [torch.full((1, 8, 8), value) for value in (0.2, 0.8)]
+    grey = [torch.full((1, 8, 8), value) for value in (0.2, 0.8)]
     colour = torch.zeros(3, 5, 12, dtype=torch.uint8)
     colour[0] = 200
-    sheet = np.asarray(sheets.draw([sheets.SheetRow("grey", images), sheets.SheetRow("red", [colour])], zoom=2))
+    sheet = np.asarray(sheets.draw([sheets.SheetRow("grey", grey), sheets.SheetRow("red", [colour])], zoom=2))
     colours = {tuple(pixel): int(count) for pixel, count in zip(*np.unique(
         sheet.reshape(-1, 3), axis=0, return_counts=True), strict=True)}  # fmt: skip
     assert colours[(51, 51, 51)] == colours[(204, 204, 204)] == 16 * 16
@@ -158,7 +158,7 @@ def test_a_run_without_priors_says_how_they_are_trained(
 
 
 def test_colours_for_a_greyscale_model_are_converted_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A colour PNG was refused where the same picture with a palette was taken."""
     paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
@@ -171,6 +171,6 @@ def test_colours_for_a_greyscale_model_are_converted_and_counted(
     assert found[1][1] == found[3][1], "an opaque RGBA image is the RGB image"
     reconstruct("mnist", paths[:1], tmp_path / "sheet.png", say=said.append)
     assert len(said) == 1
-    capsys.readouterr()
+    monkeypatch.setattr(images, "note", said.append)
     complete("mnist", paths[1], "top", 1, tmp_path / "completed.png")
-    assert f"1 of 1 (colour to greyscale), the first is {paths[1]}" in capsys.readouterr().err
+    assert said[1:] == [f"images converted: 1 of 1 (colour to greyscale), the first is {paths[1]}"]
