@@ -47,7 +47,7 @@ def test_by_command(picture_folder: Path, tmp_path: Path, capsys: pytest.Capture
     main([*command, "--no-linear", "-o", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "emoji32: 2 test images, 3 x 16 x 16"
-    assert lines[3].split() == ["file", "model,", "MB", "smallest", "60", "B", "400", "B"]
+    assert lines[4].split() == ["file", "model,", "MB", "smallest", "60", "B", "400", "B"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
 
 
