@@ -116,7 +116,8 @@ def test_a_tie_is_no_error() -> None:
     other = torch.tensor([[1], [2]])
     latents = torch.tensor([[2.0]])
     for excess, ties in (
-        (greedy_excess, 1), (partial(beam_excess, width=1, weight=0.0), 1), (partial(beam_excess, width=2, weight=0.0), 0),
+        (greedy_excess, 1), (partial(beam_excess, width=1, weight=0.0), 1),
+        (partial(beam_excess, width=2, weight=0.0), 0),
     ):  # fmt: skip
         found = compare(latents, books, one, other, excess)
         assert (found.ties, found.errors) == (ties, 1 - ties)
