@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
+from hrvqvae import distributed
 from hrvqvae.config import DataConfig, presets
 from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.distributed import ranks, tensors
 from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize import residual as quantizer
@@ -108,7 +108,7 @@ def layers(levels: int, codewords: int) -> dict[str, Layer]:
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize, residual_vq, vector_quantize_pytorch
     except ImportError as error:
         raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
-    ours = [layer, quantizer, codebook, kmeans, losses, functional, quantized, ranks, tensors, cache, threads]
+    ours = [layer, quantizer, codebook, kmeans, losses, functional, quantized, distributed, cache, threads]
     ours += [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
     flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
 

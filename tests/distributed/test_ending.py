@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, to_dict
-from hrvqvae.distributed import joining
+from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
@@ -76,7 +75,7 @@ def test_a_training_goes_on_where_torchrun_has_begun_it(
     run.prepare(tiny)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-    assert distributed.is_restarted(run.of_this_job) == goes_on
+    assert launch.is_restarted(run.of_this_job) == goes_on
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert not run.of_this_job()
 
@@ -90,4 +89,4 @@ def test_a_training_goes_on_where_torchrun_has_begun_it(
     ],
 )
 def test_errors_of_lost_processes_are_told_from_others(error: Exception, lost: bool) -> None:
-    assert joining._is_lost(error) == lost
+    assert launch._is_lost(error) == lost

@@ -25,6 +25,7 @@ from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data.batches import Batch
+from hrvqvae.distributed.launch import process_group
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
@@ -109,7 +110,7 @@ def fail(config: Config, folder: Path, rank: int, how: str) -> str:
 
 def main(folder: Path, systems: list[str]) -> None:
     torch.set_num_threads(1)
-    with distributed.process_group():
+    with process_group():
         seen: dict[str, Any] = dict(train_all(folder, systems))
         config = with_training(from_file(folder / f"{systems[0]}.yaml"), checkpoint_every=2)
         seen["failures"] = {how: fail(config, folder, 1, how) for how in ("nan", "drift")}

@@ -31,7 +31,7 @@ from torch import Tensor
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_dict
-from hrvqvae.distributed import job_id
+from hrvqvae.distributed.launch import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
 

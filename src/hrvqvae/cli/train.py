@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def _together() -> AbstractContextManager[None]:
     """Join the processes that torchrun started, where it did; alone this needs no torch."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
-    from hrvqvae.distributed import process_group
+    from hrvqvae.distributed.launch import process_group
 
     return process_group()
 
@@ -48,6 +49,13 @@ def _callbacks() -> list[Callback]:
     from hrvqvae.plots.curves import draw_training
 
     return [draw_training]
+
+
+def _resumes(arguments: Arguments, began: Callable[[], bool]) -> bool:
+    """Whether a training goes on: it is asked to, or torchrun started it again."""
+    from hrvqvae.distributed.launch import is_restarted
+
+    return arguments.resume or is_restarted(began)
 
 
 def _ended(outcome: Outcome, what: str, done: str) -> int:
@@ -87,7 +95,7 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae.training.trainer import Trainer
 
         run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
-        resume = arguments.resume or distributed.is_restarted(run.of_this_job)
+        resume = _resumes(arguments, run.of_this_job)
         config = distributed.on_rank_zero(lambda: resolve_autoencoder(arguments.preset, given, run, resume=resume))
         outcome = Trainer(AutoencoderTask(config, run), resume=resume, callbacks=_callbacks()).train()
         code = _ended(outcome, "", f": {run.model}\npictures in {run.pictures}")
@@ -110,7 +118,7 @@ def _train_prior(arguments: Arguments) -> int:
         def began() -> bool:
             return any(prior_folder(arguments.run, *levels).of_this_job() for levels in configured(False))
 
-        resume = arguments.resume or distributed.is_restarted(began)
+        resume = _resumes(arguments, began)
         configs = distributed.on_rank_zero(lambda: configured(resume))
         outcomes = train_priors(arguments.run, configs, resume=resume, callbacks=_callbacks())
         codes = [_ended(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
@@ -128,7 +136,7 @@ def _train_progressive(arguments: Arguments) -> int:
         from hrvqvae.training.trainer import Trainer
 
         folder = progressive_folder(arguments.run)
-        resume = arguments.resume or distributed.is_restarted(folder.of_this_job)
+        resume = _resumes(arguments, folder.of_this_job)
         config = distributed.on_rank_zero(lambda: resolve_progressive(arguments.run, given, resume=resume))
         outcome = Trainer(ProgressiveTask(arguments.run, config), resume=resume, callbacks=_callbacks()).train()
         return _ended(outcome, "", f": {folder.model}\npictures in {folder.pictures}")

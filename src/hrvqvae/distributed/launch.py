@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 import uuid
@@ -16,7 +17,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from hrvqvae.distributed.objects import all_gather_numbers, on_rank_zero
+from hrvqvae.distributed import all_gather_numbers, on_rank_zero
 from hrvqvae.utils.errors import InputError
 
 TIMEOUT = timedelta(minutes=30)  # for which the others are waited for; those that end are noticed at once
@@ -118,14 +119,21 @@ def _is_lost(error: Exception) -> bool:
 def is_restarted(began: Callable[[], bool]) -> bool:
     """Whether these processes go on with a training that torchrun began with others, and ended when one of them did.
 
+    Machines that come or go are no restarts that torchrun counts; then the name of the job tells.
+
     Args:
-        began: whether the run bears the name of this job already (`job_id`); asked in rank 0.
+        began: whether the run bears the mark of this job already (`job_id`); asked in rank 0.
     """
+    named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return any(restarts for (restarts,) in all_gather_numbers(count)) or on_rank_zero(began)
+    restarted = any(restarts for (restarts,) in all_gather_numbers(count))
+    return (named or restarted) and on_rank_zero(began)
 
 
 def job_id() -> str:
-    """The name that torchrun's --rdzv-id gave this training; empty where it has none. It outlives a machine's loss."""
+    """A mark of this training that torchrun's restarts share; empty where torchrun did not start it.
+
+    It is the name that --rdzv-id gave, which outlives a machine's loss, or else the number of torchrun's process.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return "" if name == "none" else name
+    return f"{platform.node()} {os.getppid()}" if name == "none" else name
