@@ -80,8 +80,8 @@ def _train(arguments: Arguments) -> int:
     folder = Path(arguments.preset)
     if arguments.resume and (folder / "config.yaml").is_file():  # a run folder says itself what it is
         arguments.preset, arguments.out = str(folder / "config.yaml"), arguments.out or str(folder)
-    given = _given(arguments, "training")
     with _together():
+        given = _given(arguments, "training")
         config = override(base_config(arguments.preset), given)  # a mistake is told before torch is imported
         if arguments.print_config:
             import yaml
@@ -105,8 +105,8 @@ def _train(arguments: Arguments) -> int:
 
 
 def _train_prior(arguments: Arguments) -> int:
-    given = _given(arguments, "prior.training")
     with _together():
+        given = _given(arguments, "prior.training")
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import prior_folder
         from hrvqvae.config import level_names
@@ -128,8 +128,8 @@ def _train_prior(arguments: Arguments) -> int:
 
 
 def _train_progressive(arguments: Arguments) -> int:
-    given = _given(arguments, "progressive.training")
     with _together():
+        given = _given(arguments, "progressive.training")
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import progressive_folder
         from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.loading import save_model
+from hrvqvae.checkpoints.loading import load_with_digest, save_model
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.config.parsing import begin_autoencoder, continue_autoencoder
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
@@ -23,9 +23,8 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
-from hrvqvae.training.init_from import init_model_from
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, count_parameters, generator
+from hrvqvae.training.state import TrainState, count_parameters, fill, generator
 from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
@@ -116,8 +115,11 @@ class AutoencoderTask(ImageTask):
         return build(self.config)
 
     def init_from(self, model: nn.Module) -> str:
-        assert isinstance(model, Autoencoder)
-        return init_model_from(model, self.training.init_from)
+        """Codebooks begin with their counts."""
+        name = self.training.init_from
+        source, config, _ = load_with_digest(name, progressive=False)
+        fill(model, source.state_dict(), name)
+        return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
     def initialize(self, model: nn.Module) -> None:
         assert isinstance(model, Autoencoder)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
+from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import load_with_digest, save_prior
+from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders
+from hrvqvae.checkpoints.loading import load_with_digest, read_prior, save_prior
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
 from hrvqvae.data.batches import Stream
@@ -31,9 +32,8 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, bits, build_prior, code_loss, total_bits
 from hrvqvae.tokens.maps import maps_of_shards
-from hrvqvae.training.init_from import init_prior_from
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, count_parameters
+from hrvqvae.training.state import TrainState, count_parameters, fill
 from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, saving
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
@@ -148,8 +148,32 @@ class PriorTask(Task[CodeBatch]):
         return build_prior(self.config, self.levels, len(self.maps.classes))
 
     def init_from(self, model: nn.Module) -> str:
+        """From the prior of the same levels.
+
+        Where the classes differ, what belongs to a class begins anew, and the rest is kept. Where only one of the two
+        knows the codes without a class, "no class" is left out, or begins as the mean of the classes.
+        """
         assert isinstance(model, Prior)
-        return init_prior_from(model, self.config, self.levels, self.maps.classes, self.training.init_from)
+        name, own, path = self.training.init_from, model.state_dict(), locate(self.training.init_from)
+        file = prior_folder(path.parent, *self.levels).model
+        weights, about = read_prior(file, storage.digest(path), name, self.levels)
+        anew = list[str]()
+        for of_classes in self._of_classes():
+            if self.maps.classes != tuple(about["classes"]):
+                anew.append(of_classes)
+            elif of_classes in weights and weights[of_classes].shape != own[of_classes].shape:
+                rows, labels = weights[of_classes], model.level.labels
+                more = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
+                weights[of_classes] = torch.cat([rows, more])[:labels]
+        fill(model, weights, f"{name}, {level_names(self.levels)},", anew)
+        told = f"beginning with the prior of {level_names(self.levels)} of {name}"
+        return told + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
+
+    def _of_classes(self) -> list[str]:
+        """Names of the tensors whose shapes depend on the number of classes."""
+        with torch.device("meta"):
+            one, two = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
+        return [name for name, tensor in two.items() if tensor.shape != one[name].shape]
 
     def about(self, model: nn.Module) -> str:
         return (

@@ -24,8 +24,7 @@ from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, several_levels
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
-from hrvqvae.training.init_from import init_progressive_decoder_from
-from hrvqvae.training.state import TrainState, count_parameters
+from hrvqvae.training.state import TrainState, count_parameters, fill
 from hrvqvae.training.trainer import Say
 from hrvqvae.utils.quantities import counted
 
@@ -60,8 +59,12 @@ class ProgressiveTask(ImageTask):
         return build_progressive_decoder(self.model, self.config)
 
     def init_from(self, model: nn.Module) -> str:
-        assert isinstance(model, ProgressiveDecoder)
-        return init_progressive_decoder_from(model, self.training.init_from)
+        name = self.training.init_from
+        source = getattr(load_with_digest(name)[0], "progressive_decoder", None)
+        if source is None:
+            raise InputError(f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}")
+        fill(model, source.state_dict(), f"the progressive decoder of {name}")
+        return f"beginning with the progressive decoder of {name}"
 
     def about(self, model: nn.Module) -> str:
         count, parameters = counted(len(self.images), "training image"), count_parameters(model)

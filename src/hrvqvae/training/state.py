@@ -7,7 +7,7 @@ their moving average, the optimizer, the step, and the seconds spent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from hrvqvae.config import TrainingConfig, training_steps
 from hrvqvae.models.objective import MODEL
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
-from hrvqvae.utils.errors import DamagedFileError, NonFiniteError
+from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -35,6 +35,17 @@ def count_parameters(model: nn.Module) -> int:
     """Trained values of a model: its parameters, and codewords that moving averages lead."""
     codewords = (buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords")
     return sum(values.numel() for values in (*model.parameters(), *codewords))
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
+    """Copy weights into a model but those named `anew`. Raises InputError at the first that does not fit."""
+    own = model.state_dict()
+    given = {name: tensor for name, tensor in weights.items() if name not in anew}
+    for name in sorted({*own, *given} - set(anew)):
+        here, there = (str(list(one[name].shape)) if name in one else "absent" for one in (own, given))
+        if here != there:
+            raise InputError(f"{source} does not fit: {name} is {there} there, {here} here; choose the same shapes")
+    model.load_state_dict(given, strict=False)
 
 
 @dataclass(frozen=True)
