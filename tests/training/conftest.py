@@ -1,30 +1,51 @@
-"""A run with a trained autoencoder."""
+"""A run with a trained autoencoder, and the tasks of the trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hrvqvae.config import Config
 from tests.tiny_priors import trained_copy
-from tests.undrawn import undrawn
-
-
-@pytest.fixture
-def drawn() -> None:
-    """Has curves drawn in a test of this folder."""
-
-
-@pytest.fixture(autouse=True)
-def _drawn_where_asked_for(request: pytest.FixtureRequest) -> Iterator[None]:
-    with nullcontext() if "drawn" in request.fixturenames else undrawn():
-        yield
+from tests.training.tasks import SECTIONS, Case
 
 
 @pytest.fixture
 def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     """A run folder with a trained autoencoder and no prior."""
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
+
+
+@pytest.fixture(params=SECTIONS)
+def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
+    """One task after the other, nothing of it trained yet."""
+    if request.param == "autoencoder":
+        shutil.rmtree(run)
+    return Case(request.param, run, tiny)
+
+
+@pytest.fixture
+def other(case: Case, tmp_path: Path) -> Case:
+    """The same task in another folder, from the same autoencoder."""
+    path = tmp_path / "other"
+    if case.path.is_dir():
+        shutil.copytree(case.path, path)
+    return case.at(path)
+
+
+_WHOLE: dict[tuple[str, str], Case] = {}
+
+
+@pytest.fixture
+def whole(case: Case, tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Case:
+    """The same task trained in one go, which is not to be written to."""
+    key = (case.name, str(mnist_root))
+    if key not in _WHOLE:
+        path = tmp_path_factory.mktemp("whole") / "run"
+        if case.path.is_dir():
+            shutil.copytree(case.path, path)
+        _WHOLE[key] = case.at(path)
+        _WHOLE[key].train()
+    return _WHOLE[key]

@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config.parsing import from_file
 from tests.trained_run import train_autoencoder
 
@@ -23,7 +22,7 @@ def child(config_path: Path, folder: Path) -> int:
     if pid == 0:
         code = 1
         try:
-            train_autoencoder(from_file(config_path), RunFolder(folder), resume=True, say=lambda _: None)
+            train_autoencoder(from_file(config_path), folder, resume=True)
             code = 0
         finally:
             os._exit(code)

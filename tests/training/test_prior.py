@@ -1,10 +1,10 @@
-"""Priors trained on the codes of a run: killed, damaged and resumed to the same weights; the best state is kept."""
+"""Priors of a run: the best state is kept, several are trained by one call, one may cover all levels, or be guided."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
 import shutil
 import signal
 from contextlib import ExitStack
@@ -13,44 +13,59 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints import codemaps, storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.checkpoints.loading import load_priors, load_with_config
-from hrvqvae.config import PriorConfig, PriorTrainingConfig
+from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
+from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_config
+from hrvqvae.checkpoints.trained import TrainedModel, load
+from hrvqvae.cli import main
+from hrvqvae.config import Config, PriorConfig, PriorTrainingConfig
+from hrvqvae.config.parsing import override
+from hrvqvae.distributed import Part
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import train_classifier
+from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.models.objective import Metrics
-from hrvqvae.priors.base import code_loss
-from hrvqvae.priors.configs import PixelSNAILConfig
-from hrvqvae.training.loggers import MetricsLog
-from hrvqvae.training.prior import CodeBatch, PriorTask, held_out_split, read_codes, resolve_priors, train_priors
+from hrvqvae.plots.training import draw_training
+from hrvqvae.priors.base import Level, code_loss
+from hrvqvae.priors.configs import PixelSNAILConfig, TransformerConfig
+from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.sampling import sample_plain
+from hrvqvae.priors.transformer import Transformer
+from hrvqvae.training.loggers import read_records
+from hrvqvae.training.prior import (
+    CodeBatch,
+    PriorTask,
+    held_out_split,
+    read_codes,
+    resolve_priors,
+    train_priors,
+    withheld,
+)
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.other_process import in_another_process
-from tests.kills import Killed, Kills
-from tests.tiny_priors import GIVEN, silent, train_levels
+from tests.cli.helpers import refused
+from tests.tiny_priors import GIVEN, train_levels
+from tests.trained_run import silent
+from tests.training.tasks import Case, same
+
+DEPTH = {"network__kind": "depth", "network__head_units": "8"}
+STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
 
-def weights(path: Path, level: int) -> dict[str, Tensor]:
-    folder = prior_folder(path, level)
-    kept = storage.read(folder.model)[0]
-    return storage.read(folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
+def evaluations(path: Path, *levels: int) -> list[dict[str, float]]:
+    return [one for one in read_records(prior_folder(path, *levels).metrics) if one["kind"] == "evaluation"]
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def records(path: Path, level: int, kind: str) -> list[dict[str, float]]:
-    lines = prior_folder(path, level).metrics.read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
-@pytest.mark.usefixtures("drawn")
 def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
-    train_levels(run, training__max_steps="60", training__learning_rate="0.01", training__evaluate_every="20")
+    given = GIVEN | {f"prior.training.{name}": value for name, value in {
+        "max_steps": "60", "learning_rate": "0.01", "evaluate_every": "20"}.items()}  # fmt: skip
+    configs = resolve_priors(run, None, given, resume=False)
+    train_priors(run, configs, callbacks=[draw_training], say=silent)
     for level in range(2):
-        found = records(run, level, "evaluation")
+        found = evaluations(run, level)
         assert [record["step"] for record in found] == [20, 40, 60]
         assert found[-1]["bits_per_code"] < np.log2(3) - 0.1
         assert found[0]["bits_per_image"] == pytest.approx(found[0]["bits_per_code"] * 49)
@@ -62,81 +77,46 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     assert not any(prior.training for prior in priors.networks)
 
 
-def test_the_best_held_out_state_is_what_is_loaded(run: Path) -> None:
+def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_levels(run, 1)
     model, config = load_with_config(run)
+    maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
+    assert maps is not None
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
-    np.save(RunFolder(run).codes / "train-level-2.npy", noise)  # what can only be learned by heart
+    maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))  # what can only be learned by heart
+    monkeypatch.setattr("hrvqvae.training.prior.stored_or_extracted", lambda *_: maps)
     train_levels(run, 2, training__max_steps="90", training__learning_rate="0.02", network__dropout="0.0")
-    found = records(run, 1, "evaluation")
-    best = min(found, key=lambda record: record["bits_per_code"])
+    best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
     assert best["step"] < 90, "this one overfits, or there is nothing to keep"
     _, meta = storage.read(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
-    maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
-    assert maps is not None
-    _, held_out = held_out_split(len(maps), 0.05, 0)
-    batch = read_codes(maps, model, range(1, 2), held_out)
+    batch = read_codes(maps, model, range(1, 2), held_out_split(len(maps), 0.05, 0)[1])
     with torch.inference_mode():
         nats = float(code_loss(load_priors(run).networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stopping_and_resuming_changes_nothing(precision: str, run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "parts")
-    common = {"training__precision": precision, "training__schedule": "constant"}
-    train_levels(run, 2, **common)
-    for steps in ("5", "7", "12"):
-        train_levels(tmp_path / "parts", 2, resume=steps != "5", **{**common, "training__max_steps": steps})
-    assert same(weights(run, 1), weights(tmp_path / "parts", 1))
+def test_held_out_images_are_never_trained_on() -> None:
+    kept, held_out = held_out_split(97, 0.1, 5)
+    assert len(held_out) == 10
+    assert sorted([*kept, *held_out]) == list(range(97))
+    assert not np.array_equal(held_out, held_out_split(97, 0.1, 6)[1])
+    assert [len(part) for part in held_out_split(2, 0.01, 0)] == [1, 1]
+    with pytest.raises(InputError, match="at least 2"):
+        held_out_split(1, 0.1, 0)
 
 
-def test_twenty_random_kills(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(run, tmp_path / "whole")
-    train_levels(tmp_path / "whole", 2)
-    killer = Kills(3)
-    killer.watch(monkeypatch, (
-        (PriorTask, "step"), (os, "fsync"), (Path, "replace"), (Path, "unlink"), (MetricsLog, "write"),
-        (torch.optim.Adam, "step"),
-    ))  # fmt: skip
-    kills = 0
-    while kills < 20:
-        killer.arm(40)
-        try:
-            train_levels(run, 2, resume=True)
-        except Killed:
-            kills += 1
-    killer.left = 0
-    train_levels(run, 2, resume=True)
-    assert same(weights(run, 1), weights(tmp_path / "whole", 1))
-    assert records(run, 1, "evaluation") == records(tmp_path / "whole", 1, "evaluation")
-
-
-def test_a_prior_that_is_there_is_not_overwritten(run: Path) -> None:
+def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
+    with in_another_process(prior_folder(run, 1).path), pytest.raises(InputError, match="level-2 is in use"):
+        train_levels(run)
     train_levels(run, 2)
-    before = weights(run, 1)
     with pytest.raises(InputError, match=r"level-2 holds a run already: continue it with --resume, or delete"):
         train_levels(run)
-    assert not prior_folder(run, 0).begun(), "nothing is begun that can't be finished"
-    assert same(weights(run, 1), before)
-
-
-def test_a_resumed_prior_stays_the_same_prior(run: Path) -> None:
-    train_levels(run, 1)
+    assert not prior_folder(run, 0).begun()
     with pytest.raises(InputError, match=r"--prior.network.hidden_units is 8 there, 16 here"):
-        train_levels(run, 1, resume=True, network__hidden_units="16")
-    train_levels(run, 1, resume=True, training__max_steps="13")
-    assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 13
-
-
-def test_another_process_that_trains_a_level_is_named(run: Path) -> None:
-    with in_another_process(prior_folder(run, 1).path) as pid:
-        with pytest.raises(InputError, match=rf"level-2 is in use by another process \(pid {pid}\)"):
-            train_levels(run)
-        assert not prior_folder(run, 0).begun(), "nothing is begun that can't be finished"
-        train_levels(run, 1)
-    train_levels(run, 2)
+        train_levels(run, 2, resume=True, network__hidden_units="16")
+    train_levels(run, resume=True, training__max_steps="13")
+    assert storage.read(prior_folder(run, 1).saved()[0])[1]["step"] == 13
 
 
 def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
@@ -150,7 +130,7 @@ def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
             if "waiting" in line:
                 held.close()
 
-        train_priors(run, configs, resume=False, say=say)
+        train_priors(run, configs, say=say)
     assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
     assert prior_folder(run, 0).begun()
 
@@ -175,27 +155,6 @@ def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
         assert storage.read(prior_folder(run, level).saved()[0])[1]["step"] == 12
 
 
-def test_a_full_disk_while_the_best_state_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("hrvqvae.training.prior.save_prior", full)
-    with pytest.raises(
-        InputError, match=r"step 4 could not be saved \(No space.*last good checkpoint is .*step-000000003"
-    ):
-        train_levels(run, 1)
-
-
-def test_held_out_images_are_never_trained_on() -> None:
-    kept, held_out = held_out_split(97, 0.1, 5)
-    assert len(held_out) == 10
-    assert sorted([*kept, *held_out]) == list(range(97))
-    assert not np.array_equal(held_out, held_out_split(97, 0.1, 6)[1])
-    assert [len(part) for part in held_out_split(2, 0.01, 0)] == [1, 1]
-    with pytest.raises(InputError, match="at least 2"):
-        held_out_split(1, 0.1, 0)
-
-
 def test_values_by_level() -> None:
     training = PriorTrainingConfig(batch_size=(8, 4))
     prior = PriorConfig(training=training, network=PixelSNAILConfig(dropout=(0.1, 0.2), attention_layers=(0, 2)))
@@ -206,3 +165,196 @@ def test_values_by_level() -> None:
     for fields in ({"attention_layers": (9, 1), "residual_blocks": 8}, {"hidden_units": 12, "attention_heads": 8}):
         with pytest.raises(InputError, match="prior.network"):
             PixelSNAILConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_one_prior_of_all_levels_does_all_that_priors_do(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_levels(run, **DEPTH, training__max_steps="60", training__learning_rate="0.01", training__evaluate_every="20")
+    assert list(prior_folders(run)) == [range(2)]
+    folder = prior_folder(run, 0, 1)
+    _, about = storage.read(folder.model)
+    assert about["bits_per_code"] < math.log2(3) - 0.1
+    assert sum(about["level_bits_per_code"]) / 2 == pytest.approx(about["bits_per_code"])
+    assert [len(prior.levels) for prior in load_priors(run).networks] == [2]
+    rate = evaluate_run(run).rate
+    assert rate is not None
+    assert [level.prior < math.log2(3) for level in rate.levels] == [True, True]
+    assert rate.prior_bits_per_image == pytest.approx(49 * sum(level.prior for level in rate.levels))
+    model = load(run)
+    cached, plain = (model.draw(3, seed=1, sampler=sampler).codes for sampler in (sample_cached, sample_plain))
+    assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
+    known = model.known_part(torch.zeros(1, 12, 12), "top")
+    completed = model.draw(2, seed=1, known=known).codes
+    for codes, given, where in zip(completed, known.codes, known.where, strict=True):
+        assert torch.equal(codes[:, where], given[:, where].expand(2, -1))
+    export(run, tmp_path / "out")
+    bits = ", ".join(f"{one:.3f}" for one in about["level_bits_per_code"])
+    assert bits in (tmp_path / "out" / "README.md").read_text()
+    assert load(tmp_path / "out").sample(1).shape == (1, 1, 12, 12)
+    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
+    fields = [text for name, value in GIVEN.items() if "max_steps" not in name for text in (f"--{name}", value)]
+    fields += ["--prior.network.kind", "depth", "--prior.network.head_units", "8", "--init-from", str(run)]
+    assert (
+        main(["train-prior", str(other), *fields, "--prior.training.learning_rate", "1e-12", "--max-steps", "1"]) == 0
+    )
+    assert "levels 1 to 2: trained 1 step" in capsys.readouterr().out
+    assert main(["train-prior", str(other), "--resume", "--max-steps", "2"]) == 0, "it knows its network"
+    begun = storage.read(prior_folder(other, 0, 1).model)[0]
+    for name, tensor in storage.read(folder.model)[0].items():
+        torch.testing.assert_close(begun[name], tensor, msg=name, atol=1e-4, rtol=1e-4)
+
+
+def test_a_level_has_one_prior(run: Path) -> None:
+    train_levels(run, training__max_steps="1")
+    told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train one of levels 1 to 2"
+    with pytest.raises(InputError, match=told):
+        train_levels(run, **DEPTH)
+    assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
+    shutil.move(prior_folder(run, 0).path, run / "aside")
+    shutil.rmtree(prior_folder(run, 1).path)
+    train_levels(run, **DEPTH, training__max_steps="1")
+    assert has_priors(run)
+    with pytest.raises(InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
+        train_levels(run, 2)
+    shutil.move(run / "aside", prior_folder(run, 0).path)
+    with pytest.raises(InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):
+        load_priors(run)
+
+
+def test_levels_that_are_left_get_priors_of_their_own(run: Path) -> None:
+    train_levels(run, 2, training__max_steps="1")
+    configs = resolve_priors(run, None, GIVEN, resume=True)
+    assert list(configs) == [range(1), range(1, 2)]
+    train_priors(run, configs, resume=True, say=silent)
+    assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12]
+
+
+def test_a_comparison_gives_one_prior_the_whole_budget() -> None:
+    from hrvqvae.comparison.compare import Comparison
+
+    fields = {"prior.network.kind": "depth"}
+    whole, shared = (
+        Comparison(dataset="mnist", systems=("hrvqvae",), max_steps=30, prior_steps=30, fields=some).cases()[0].prior
+        for some in (fields, {})
+    )
+    assert (whole["prior.training.max_steps"], shared["prior.training.max_steps"]) == ("30", "10")
+
+
+# Class dropout
+
+_LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
+
+
+def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    label = torch.arange(64) % 4
+    drawn = [withheld(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)]
+    gone = torch.stack([one == 4 for one in drawn if one is not None])
+    assert float(gone.double().mean()) == pytest.approx(0.25, abs=0.02)
+    assert all(torch.equal(one[~of], label[~of]) for one, of in zip(drawn, gone, strict=True) if one is not None)
+    assert len({tuple(row) for row in gone.tolist()}) == 200, "other images at every step"
+    halves = []
+    for number in range(2):
+        monkeypatch.setattr("hrvqvae.distributed.part", lambda number=number: Part(number, 2))
+        halves.append(withheld(label[number * 32 : number * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
+    assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"  # type: ignore[arg-type]
+    assert withheld(None, _LEVEL, 0.5, 0, 0) is None
+
+
+def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = load_with_config(run)
+    maps = dataclasses.replace(codemaps.extract(model, config, "train"), classes=())
+    monkeypatch.setattr("hrvqvae.training.prior.stored_or_extracted", lambda *_: maps)
+    with pytest.raises(InputError, match="prior.class_dropout is 0.3, but the training images have no classes"):
+        train_levels(run, 1, class_dropout="0.3")
+    with pytest.raises(InputError, match="prior.class_dropout is 1"):
+        PriorConfig(network=PixelSNAILConfig(), class_dropout=1.0)
+
+
+def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
+    torch.manual_seed(0)
+    prior = Transformer(TransformerConfig(hidden_units=8, layers=1, heads=1, dropout=0), _LEVEL, 0)
+    fields = {"learning_rate": "0.02", "warmup_steps": "1", "schedule": "constant", "polyak_decay": "0.95",
+              "precision": "fp32", "device": "cpu", "batch_size": "256"}  # fmt: skip
+    config = override(tiny, {f"prior.training.{name}": value for name, value in fields.items()})
+    config = override(config, {"prior.class_dropout": "0.5"})
+    task = PriorTask("", range(1), config, (prior, config, ""))  # type: ignore[arg-type]
+    state = TrainState.start(prior, task.training)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(150):
+        label = torch.multinomial(torch.tensor([0.1, 0.2, 0.3, 0.4]), 256, replacement=True, generator=generator)
+        codes = torch.where(label == 3, 2, label % 2)[:, None, None]  # the class says it: 0, 1, 0, 2
+        state.step = number
+        task.step(state, CodeBatch((codes,), (), label))
+    learned = state.averaged.module.eval()
+    found = learned.logits(torch.zeros(5, 1, 1, dtype=torch.long), [], torch.arange(5)).softmax(1)[:, :, 0, 0]
+    for label, code in enumerate((0, 1, 0, 2)):
+        assert found[label, code] > 0.95
+    assert found[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
+
+
+def test_a_run_with_class_dropout_resumes_and_is_guided_and_one_without_is_refused(
+    run: Path, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided, parts = (shutil.copytree(run, tmp_path / name) for name in ("guided", "parts"))
+    train_levels(guided, class_dropout="0.3", training__schedule="constant")
+    for steps in ("5", "12"):
+        fields = {"class_dropout": "0.3", "training__schedule": "constant", "training__max_steps": steps}
+        train_levels(parts, resume=steps != "5", **fields)
+    assert same(Case("prior", guided, tiny).state(), Case("prior", parts, tiny).state())
+    shapes = [tuple(prior.state_dict()["classes.weight"].shape) for prior in load_priors(guided).networks]
+    assert shapes == [(11, 8)] * 2
+    model = TrainedModel(guided)
+    weak, strong = (model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, 4.0))
+    assert not torch.equal(weak, strong)
+    out = tmp_path / "sheet.png"
+    assert main(["sample", str(guided), "-n", "2", "--guidance", "1.5", "-o", str(out)]) == 0
+    monkeypatch.setattr(
+        classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say)
+    )  # fmt: skip
+    capsys.readouterr()
+    told = ["evaluate", str(guided), "--samples", "20", "--guidance", "1", "3", "--device", "cpu"]
+    assert main([*told, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["guidance"] for one in report["by_guidance"]] == [1, 3]
+    assert report["by_guidance"][0]["frechet"] != report["by_guidance"][1]["frechet"]
+    assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"], capsys)
+    train_levels(run)
+    for command in (["sample", run, "-o", tmp_path / "none.png"], ["evaluate", run, "--samples", "2"]):
+        line = refused([*command, "--guidance", "1.5"], capsys)
+        assert "prior of level 1 was trained without class dropout: train it with --prior.class_dropout 0.1" in line
+        assert "guidance is -1; it must be from 0 to 1000" in refused([*command, "--guidance", "-1"], capsys)
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [("0", "0.3"), ("0.3", "0")])
+def test_a_prior_begins_with_one_that_knows_no_class_or_without(
+    run: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    train_levels(run, 1, class_dropout=before)
+    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
+    given = GIVEN | STILL | {"prior.training.init_from": str(run), "prior.class_dropout": after}
+    train_priors(other, resolve_priors(other, 1, given, resume=False), say=silent)
+    first, second = (storage.read(prior_folder(path, 0).model)[0] for path in (run, other))
+    rows, found = first.pop("classes.weight"), second.pop("classes.weight")
+    expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prior_keeps_its_trunk_where_the_classes_differ(run: Path, tmp_path: Path) -> None:
+    train_levels(run, 1)
+    path = prior_folder(run, 0).model
+    tensors, about = storage.read(path)
+    tensors["classes.weight"] = torch.cat([tensors["classes.weight"], torch.zeros(1, 8)])
+    storage.write(path, tensors, about | {"classes": [*about["classes"], "more"]})  # as if there had been one more
+    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
+    told: list[str] = []
+    configs = resolve_priors(other, 1, GIVEN | STILL | {"prior.training.init_from": str(run)}, resume=False)
+    train_priors(other, configs, say=told.append)
+    assert f"beginning with the prior of level 1 of {run}, classes.weight anew: other classes" in told
+    second = storage.read(prior_folder(other, 0).model)[0]
+    assert second["classes.weight"].shape == (10, 8)
+    for name in tensors.keys() - {"classes.weight"}:
+        torch.testing.assert_close(second[name], tensors[name], msg=name, atol=1e-4, rtol=1e-4)

@@ -257,7 +257,7 @@ def train_priors(
     Raises:
         InputError: no trained autoencoder; as `Trainer.train`, before any of them begins where that is known before.
     """
-    trained = load_with_digest(path)
+    trained = load_with_digest(path, progressive=False)
     trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
     for levels, config in configs.items():
         task = PriorTask(path, levels, config, trained)

@@ -8,7 +8,7 @@ from pathlib import Path
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.entropy_model import fit_entropy_model
-from hrvqvae.checkpoints.folder import RunFolder, prior_folders, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import stale_parts
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict
@@ -33,6 +33,7 @@ def refresh(
     Raises:
         InputError: as `Trainer.train` and `fit_entropy_model`.
     """
+    locate(run)  # raises where there is no model
     stale = {part.path for part in distributed.on_rank_zero(lambda: stale_parts(run))}
     priors = {levels: folder.path for levels, folder in prior_folders(run).items()}
     for levels, path in [*priors.items(), (None, progressive_folder(run).path)]:

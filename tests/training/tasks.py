@@ -1,0 +1,98 @@
+"""The three tasks of the trainer, each small, as the tests that hold for all of them run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.loading import load_with_digest
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import override
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.loggers import read_records
+from hrvqvae.training.prior import PriorTask
+from hrvqvae.training.progressive import ProgressiveTask
+from hrvqvae.training.trainer import Callback, Outcome, Say, Task, Trainer
+from tests.tiny_priors import GIVEN as PRIOR
+from tests.trained_run import silent
+
+PROGRESSIVE = {
+    "progressive.network.hidden_units": "8", "progressive.network.residual_blocks": "2",
+    "progressive.training.device": "cpu", "progressive.training.max_steps": "12",
+    "progressive.training.precision": "fp32", "progressive.training.warmup_steps": "2",
+    "progressive.training.evaluate_every": "4", "progressive.training.checkpoint_every": "3",
+    "progressive.training.log_every": "4", "progressive.training.polyak_decay": "0.5",
+}  # fmt: skip
+AUTOENCODER = {"training.max_steps": "12", "training.evaluate_every": "4"}
+SECTIONS = {"autoencoder": "training", "prior": "prior.training", "progressive": "progressive.training"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task in a run folder, which holds a trained autoencoder where the task is not to train one.
+
+    Attributes:
+        name: autoencoder, prior (of level 2) or progressive.
+        path: the run folder.
+        base: its configuration.
+    """
+
+    name: str
+    path: Path
+    base: Config
+
+    @property
+    def kind(self) -> type[Task[Any]]:
+        return {"autoencoder": AutoencoderTask, "prior": PriorTask, "progressive": ProgressiveTask}[self.name]
+
+    @property
+    def folder(self) -> RunFolder:
+        """What is trained into."""
+        folders = {"autoencoder": RunFolder(self.path), "prior": prior_folder(self.path, 1)}
+        return folders.get(self.name, progressive_folder(self.path))
+
+    def config(self, **training: object) -> Config:
+        given = {**AUTOENCODER, **PRIOR, **PROGRESSIVE}
+        given |= {f"{SECTIONS[self.name]}.{name}": str(value) for name, value in training.items()}
+        return override(self.base, given)
+
+    def task(self, config: Config) -> Task[Any]:
+        if self.name == "autoencoder":
+            return AutoencoderTask(config, self.folder)
+        if self.name == "progressive":
+            return ProgressiveTask(self.path, config)
+        return PriorTask(self.path, range(1, 2), config, load_with_digest(self.path))
+
+    def train(
+        self, *, resume: bool = False, renew: bool = False, callbacks: tuple[Callback, ...] = (), say: Say = silent,
+        config: Config | None = None, **training: object,
+    ) -> Outcome:  # fmt: skip
+        """Train, with `max_steps=9` and the like changed."""
+        task = self.task(config or self.config(**training))
+        return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
+
+    def at(self, path: Path) -> Case:
+        """The same in another folder."""
+        return dataclasses.replace(self, path=path)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of the newest checkpoint, and of the file that others load."""
+        kept = storage.read(self.folder.model)[0]
+        return storage.read(self.folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
+
+    def records(self, kind: str = "") -> list[dict[str, Any]]:
+        """What the log holds, without what depends on the clock."""
+        found = [one for one in read_records(self.folder.metrics) if kind in ("", one["kind"])]
+        return [{name: value for name, value in one.items() if name != "images_per_second"} for one in found]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two states are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -1,0 +1,270 @@
+"""Training an autoencoder: what it learns and writes, codewords that are restarted, data in every form, real kills."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.config import Config, to_dict
+from hrvqvae.data.batches import Batch
+from hrvqvae.data.packing import pack
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build
+from hrvqvae.plots.training import draw_training
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.optimizers import learning_rate
+from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import TEMPORARY
+from tests.conftest import drawn_digits, with_data, with_quantizer, with_training
+from tests.trained_run import silent, train_autoencoder
+from tests.training.tasks import Case, same
+
+FAR = 50.0
+FIRST = "quantizer.codebooks.0.codewords"
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    return Case("autoencoder", folder, load_with_config(folder)[1]).state()
+
+
+def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
+    """The state after training to each number of steps in turn, at a rate that does not depend on them."""
+    for number, most in enumerate(steps):
+        train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=number > 0)
+    return state(folder)
+
+
+def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_path: Path) -> None:
+    config = with_quantizer(with_training(tiny, max_steps=150, evaluate_every=50), restart_below=1.0)
+    run = RunFolder(tmp_path / "run")
+    train_autoencoder(config, run, callbacks=[draw_training])
+    case = Case("autoencoder", run.path, tiny)
+    losses = [record["reconstruction"] for record in case.records("train")]
+    assert losses[-1] < 0.3 * losses[0]
+    evaluations = case.records("evaluation")
+    assert [record["step"] for record in evaluations] == [50, 100, 150]
+    assert evaluations[-1]["mse"] < evaluations[0]["mse"]
+    assert sum(record.get("restarted", 0) for record in case.records("train")) > 0
+    assert run.read_config() == config == load_with_config(run.path)[1]
+    assert [path.name for path in run.saved()] == ["step-000000150.safetensors", "step-000000147.safetensors"]
+    assert {path.name for path in run.pictures.iterdir()} == {"reconstructions.png", "curves.png", "usage.png"}
+    tensors = case.state()
+    for name in ("decoder.0.weight", "quantizer.codebooks.1.codewords"):
+        assert torch.equal(tensors[f"file.{name}"], tensors[f"averaged.module.{name}"]), "the model is the average"
+        assert not torch.equal(tensors[f"file.{name}"], tensors[f"model.{name}"])
+
+
+def test_polyak_averaging_is_the_printed_recursion(tiny: Config) -> None:
+    model = build(tiny)
+    state = TrainState.start(model, with_training(tiny, polyak_decay=0.9).training)
+    parameter, expected = next(model.parameters()), None
+    for value in (1.0, 2.0, 4.0):
+        parameter.data.fill_(value)
+        state.averaged.update_parameters(model)
+        expected = value if expected is None else 0.9 * expected + 0.1 * value
+    torch.testing.assert_close(next(state.averaged.module.parameters())[0, 0, 0, 0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "seconds"),
+    [
+        ({"max_steps": 10}, 10, None),
+        ({"max_steps": 0, "epochs": 3}, 18, None),
+        ({"max_steps": 20, "epochs": 3}, 18, None),
+        ({"max_steps": 0, "max_minutes": 0.5}, None, 30.0),
+    ],
+)
+def test_budgets(fields: dict[str, object], steps: int | None, seconds: float | None, tiny: Config) -> None:
+    assert Budget.of(with_training(tiny, **fields).training, 96) == Budget(steps, seconds)
+
+
+def test_learning_rates(tiny: Config) -> None:
+    cosine = with_training(tiny, learning_rate=1.0, warmup_steps=10, schedule="cosine").training
+    assert learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
+    assert learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
+    assert learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
+    assert learning_rate(with_training(tiny, learning_rate=1.0, schedule="constant").training, 0, 0.9) == 1.0
+
+
+class Started:
+    """A model after its start, which takes steps on one batch."""
+
+    def __init__(self, config: Config, budget: Budget) -> None:
+        torch.manual_seed(0)
+        model = build(config)
+        images = torch.randint(256, (8, 1, 12, 12), dtype=torch.uint8)
+        model.initialize(images, torch.Generator().manual_seed(0))
+        self.task = AutoencoderTask(config, RunFolder(Path()))
+        self.state = TrainState.start(model, config.training, budget=budget)
+        self.task.compute = self.state.compute
+        self.task.auxiliary(model)
+        self.model, self.batch = model, Batch(images, torch.zeros(8).long())
+
+    def train(self) -> dict[str, float]:
+        metrics = dict(self.task.step(self.state, self.batch))
+        self.state.step += 1
+        return metrics
+
+    def codewords(self, *, averaged: bool = False) -> list[Tensor]:
+        """Copies of each level's codewords (m^l, m, D)."""
+        model = self.state.averaged.module if averaged else self.model
+        return [one.clone() for one in model.linked_codebooks]  # type: ignore[union-attr]
+
+    def let_one_die(self) -> None:
+        """Codeword 1 of level 1, in the model and its average, where nothing is."""
+        for model in (self.model, self.state.averaged.module):
+            for name, rows in model.state_dict().items():
+                if name == FIRST:
+                    rows[0, 1] = FAR
+                elif name.startswith("quantizer.codebooks.0."):
+                    rows[0, 1] = 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(Budget(20, None), [2, 5, 8, 11, 14, 17]), (Budget(None, 30.0), [2, 5, 8, 11, 14, 17, 20])]
+)
+def test_nothing_is_restarted_in_the_last_tenth_of_the_budget(
+    budget: Budget, expected: list[int], tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third step, in a budget of 20 steps, or of 30 seconds of which each step takes 1.25."""
+    started, restarted = Started(with_quantizer(tiny, restart_every=3), budget), list[int]()
+
+    def restart_dead_codes(self: Autoencoder, images: Tensor, generator: torch.Generator) -> int:
+        restarted.append(started.state.step)
+        return 0
+
+    monkeypatch.setattr(type(started.model), "restart_dead_codes", restart_dead_codes)
+    while started.state.fraction < 1:
+        started.train()
+        started.state.seconds += 1.25
+    assert restarted == expected
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config) -> None:
+    """It and its subtree are taken over as they are, the others are averaged, and Adam has forgotten the old place."""
+    config = with_training(with_quantizer(tiny, update=update, restart_every=3), polyak_decay=0.75)
+    started = Started(config, Budget())
+    started.train()
+    expected = started.codewords()
+    started.train()
+    expected = [0.75 * old + 0.25 * new for old, new in zip(expected, started.codewords(), strict=True)]
+    for found, one in zip(started.codewords(averaged=True), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-6)
+    started.let_one_die()
+    before = started.codewords(averaged=True)
+    assert started.train()["restarted"] == 1
+    own, averaged = started.codewords(), started.codewords(averaged=True)
+    assert own[0][0, 1].abs().max() < FAR / 2
+    assert torch.equal(averaged[0][0, 1], own[0][0, 1])
+    assert torch.equal(averaged[1][1], own[1][1])
+    for level, others in ((0, (0, [0, 2])), (1, ([0, 2],))):
+        torch.testing.assert_close(averaged[level][others], 0.75 * before[level][others] + 0.25 * own[level][others])
+    if update == "gradient":
+        moments = started.state.optimizer.state[started.model.get_parameter(FIRST)]
+        assert moments["exp_avg"][0, 1].abs().max() == moments["exp_avg_sq"][0, 1].abs().max() == 0
+        assert moments["exp_avg"][0, 0].abs().max() > 0
+
+
+@pytest.fixture
+def pictures(tiny: Config, picture_folder: Path) -> Config:
+    return with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random")
+
+
+def test_a_folder_decoded_by_workers_resumes_as_well(pictures: Config, tmp_path: Path) -> None:
+    config = with_data(pictures, flip=True, workers=2)
+    assert same(trained(config, tmp_path / "whole", 8), trained(config, tmp_path / "parts", 4, 8))
+    assert multiprocessing.active_children() == [], "the workers have ended"
+
+
+def test_broken_images(pictures: Config, tmp_path: Path) -> None:
+    """They stop a run; where they are skipped they are counted, and do not move the data against the steps."""
+    folder = Path(str(pictures.data.root))
+    for path in sorted(folder.rglob("*.png"))[:3]:
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="--data.on_error skip"):
+        trained(pictures, tmp_path / "run", 3)
+    config = with_training(with_data(pictures, on_error="skip"), batch_size=1, checkpoint_every=7)
+    whole = trained(config, tmp_path / "run", 40)
+    assert same(whole, trained(config, tmp_path / "parts", 23, 40))
+    assert max(one.get("broken_images", 0) for one in Case("autoencoder", tmp_path / "run", config).records()) == 3
+    for path in folder.rglob("*.*"):
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="broken"):
+        trained(config, tmp_path / "none", 3)
+
+
+def test_every_form_of_data_trains_to_the_bits_of_a_folder(tiny: Config, tmp_path: Path) -> None:
+    """Live from where the images lie, with flips: 50 images and 7 steps of 16 are two epochs and more."""
+    roots, arrays = {name: tmp_path / name for name in ("folder", "tar", "parquet", "npy")}, {}
+    for split, count in (("train", 50), ("test", 20)):
+        images, _ = drawn_digits(count, count)
+        (roots["folder"] / split).mkdir(parents=True)
+        for number, pixels in enumerate(images):
+            Image.fromarray(pixels).save(roots["folder"] / split / f"{number:03d}.png")
+        arrays[f"{split}_images"] = images
+    for form in ("tar", "parquet"):
+        pack(roots["folder"], roots[form] / "digits", form, shard_bytes=2_000, say=silent)
+        assert len(list(roots[form].glob("*-train-*"))) > 1
+    roots["npy"].mkdir()
+    for name, array in arrays.items():
+        np.save(roots["npy"] / f"{name}.npy", array)
+    config = with_data(tiny, dataset="digits", crop="random", flip=True)
+    expected = trained(with_data(config, root=str(roots["folder"])), tmp_path / "runs" / "folder", 7)
+    for name, root, workers, steps in (
+        ("tar", roots["tar"] / "digits-{train,test}-00000*.tar", 2, (3, 7)),
+        ("parquet", roots["parquet"], 2, (7,)), ("npy", roots["npy"], 0, (7,)),
+    ):  # fmt: skip
+        found = trained(with_data(config, root=str(root), workers=workers), tmp_path / "runs" / name, *steps)
+        assert same(found, expected), name
+
+
+def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
+    """One image more in a folder is another order of all of them."""
+    folder = Path(str(pictures.data.root))
+    trained(pictures, tmp_path / "run", 3)
+    moved = folder.rename(tmp_path / "moved")
+    config = with_data(pictures, root=str(moved))
+    train_autoencoder(with_training(config, max_steps=4, schedule="constant"), tmp_path / "run", resume=True)
+    for number in range(3):  # not all of which are for test
+        (moved / "cats" / f"new-{number}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
+    with pytest.raises(InputError, match="trained on other images"):
+        train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True)
+
+
+def test_ten_random_kills_of_the_process(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(tiny)))
+    train_autoencoder(tiny, tmp_path / "undisturbed")
+    command = [sys.executable, "-m", "tests.training.killed_runs", tmp_path / "config.yaml", tmp_path / "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "10", "5"], capture_output=True, text=True, env=environment, check=False)
+    assert done.stderr == ""
+    folders = [Path(line) for line in done.stdout.splitlines() if line.startswith("/")]
+    assert folders
+    for ended in folders:
+        assert same(state(ended), state(tmp_path / "undisturbed"))
+        assert not list(ended.rglob(f"{TEMPORARY}*"))
+
+
+def test_codebooks_keep_their_counts_where_a_run_begins_with_another(run: Path, tiny: Config, tmp_path: Path) -> None:
+    config = with_training(tiny, learning_rate=1e-12, max_steps=1, init_from=str(run))
+    train_autoencoder(config, tmp_path / "second")
+    first, second = (storage.read(RunFolder(path).model)[0] for path in (run, tmp_path / "second"))
+    counts = [name for name in first if name.endswith(".count")]
+    assert counts
+    for name in counts:  # one step adds what the batch holds
+        assert (second[name] >= first[name] * config.model.quantizer.decay - 1e-3).all()  # type: ignore[attr-defined]

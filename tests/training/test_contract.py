@@ -1,0 +1,323 @@
+"""What holds for every task of the trainer: killed, stopped, damaged or refused, it ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.config.parsing import override
+from hrvqvae.models.objective import Metrics
+from hrvqvae.training.loggers import MetricsLog
+from hrvqvae.training.state import TrainState
+from hrvqvae.training.trainer import Trainer
+from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
+from hrvqvae.utils.files import TEMPORARY, InUseError
+from tests.checkpoints.other_process import in_another_process
+from tests.kills import Killed, Kills
+from tests.training.tasks import Case, same
+
+
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, case: Case, number: int, do: Callable[[TrainState], object]
+) -> None:  # fmt: skip
+    """Have something done at the beginning of a step."""
+    original = case.kind.step
+
+    def step(self: object, state: TrainState, batch: object) -> Metrics:
+        if state.step == number:
+            do(state)
+        return original(self, state, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(case.kind, "step", step)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize(("precision", "memory_format"), [("fp32", "contiguous"), ("bf16", "channels_last")])
+def test_stopping_and_resuming_changes_nothing(
+    case: Case, other: Case, precision: str, memory_format: str, optimizer: str
+) -> None:
+    form = {"precision": precision, "memory_format": memory_format, "optimizer": optimizer, "schedule": "constant"}
+    case.train(**form)
+    for steps in (5, 8, 12):
+        torch.manual_seed(steps)  # another process has drawn other numbers
+        assert other.train(resume=steps > 5, max_steps=steps, **form).step == steps
+    assert same(case.state(), other.state())
+    evaluated = [one["step"] for one in other.records("evaluation")]
+    assert evaluated == [4, 5, 8, 12], "each once, and at each end"
+
+
+def test_the_seed_decides(case: Case, other: Case, whole: Case) -> None:
+    case.train()
+    other.train(seed=1)
+    assert same(case.state(), whole.state())
+    assert case.records() == whole.records()
+    assert not same(other.state(), whole.state())
+
+
+def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    killer = Kills(3)
+    killer.watch(monkeypatch, (
+        (case.kind, "step"), (case.kind, "evaluate"), (case.kind, "save"), (os, "fsync"), (Path, "replace"),
+        (Path, "unlink"), (MetricsLog, "write"), (TrainState, "update"),
+    ))  # fmt: skip
+    kills = 0
+    while kills < 20:
+        killer.arm(60)
+        try:
+            case.train(resume=True)
+        except Killed:
+            kills += 1
+    killer.left = 0
+    case.train(resume=True)
+    assert same(case.state(), whole.state())
+    assert case.records("evaluation") == whole.records("evaluation")
+    steps = [record["step"] for record in case.records()]
+    assert steps == sorted(steps)
+    assert not list(case.folder.path.rglob(f"{TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_it_after_the_step(
+    case: Case, whole: Case, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(number)
+    at_step(monkeypatch, case, 6, lambda _: signal.raise_signal(number))
+    outcome = case.train()
+    assert (outcome.step, outcome.signal) == (7, number)
+    assert signal.getsignal(number) == handler, "as it was before"
+    monkeypatch.undo()
+    assert case.train(resume=True).signal is None
+    assert same(case.state(), whole.state())
+
+
+def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, case, 1, lambda _: signal.raise_signal(signal.SIGHUP))
+        assert case.train(max_steps=3).signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_in_the_last_evaluation_is_told(case: Case) -> None:
+    outcome = case.train(callbacks=(lambda *_: signal.raise_signal(signal.SIGTERM),), evaluate_every=100)
+    assert (outcome.step, outcome.signal) == (12, signal.SIGTERM)
+
+
+def test_an_evaluation_that_fails_loses_no_step(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EACCES, "a picture")
+
+    with pytest.raises(OSError, match="a picture"):
+        case.train(callbacks=(fails,))
+    assert [path.stem for path in case.folder.saved()] == ["step-000000004", "step-000000003"]
+    monkeypatch.setattr(case.kind, "evaluate", fails)
+    with pytest.raises((OSError, InputError)):
+        case.train(resume=True)
+    assert case.folder.saved()[0].stem == "step-000000008"
+    monkeypatch.undo()
+    case.train(resume=True)
+    assert same(case.state(), whole.state())
+    assert case.records("evaluation") == whole.records("evaluation")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "weight"])
+def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Tensor]] = []
+    take_gradient = TrainState.take_gradient
+
+    def keep(state: TrainState) -> None:
+        seen.append({name: tensor.clone() for name, tensor in state.tensors().items()})
+
+    def spoiled(self: TrainState, losses: dict[str, Tensor], of: str = "model") -> dict[str, float]:
+        if self.step == 7 and where == "loss":
+            losses = {name: one * math.inf for name, one in losses.items()}
+        if self.step == 7 and where == "gradient":
+            next(self.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+        try:
+            return take_gradient(self, losses, of)
+        finally:
+            if self.step == 7:
+                keep(self)
+
+    def spoil(state: TrainState) -> None:
+        if where == "weight":
+            next(state.model.parameters()).data.fill_(math.nan)
+        keep(state)
+
+    monkeypatch.setattr(TrainState, "take_gradient", spoiled)
+    at_step(monkeypatch, case, 7, spoil)
+    with pytest.raises(NonFiniteError, match=r"step 7: .*last good checkpoint is .*step-000000006"):
+        case.train()
+    trained = [name for name in seen[0] if "codebooks" not in name]
+    assert all(torch.equal(seen[0][name].nan_to_num(), seen[-1][name].nan_to_num()) for name in trained)
+    kept = storage.read(case.folder.saved()[0])[0]
+    assert all(bool(torch.isfinite(one).all()) for one in kept.values())
+
+
+def test_a_full_disk(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = storage.write
+
+    def full(path: Path, tensors: object, meta: object) -> None:
+        if path.stem == "step-000000009":
+            raise OSError(errno.ENOSPC, "full")
+        original(path, tensors, meta)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.raises(InputError, match=r"step 9 could not be saved \(No space left.*step-000000008.*--resume"):
+        case.train()
+    monkeypatch.undo()
+    assert [path.stem for path in case.folder.saved()] == ["step-000000008", "step-000000006"]
+    case.train(resume=True)
+    assert same(case.state(), whole.state())
+
+
+def test_a_full_disk_while_the_model_is_written(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = storage.write
+
+    def full(path: Path, tensors: object, meta: object) -> None:
+        if path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, "full")
+        original(path, tensors, meta)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.raises(InputError, match=r"could not be saved .*last good checkpoint is .*step-00000000[34]"):
+        case.train()
+
+
+def test_a_run_is_not_overwritten(case: Case) -> None:
+    case.train(max_steps=3)
+    before = case.state()
+    with pytest.raises(InputError, match=r"holds a run already: .*--resume"):
+        case.train()
+    assert same(case.state(), before)
+
+
+def test_a_finished_run_stays_as_it_is(case: Case) -> None:
+    case.train()
+    files = {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")}
+    records = case.records()
+    case.train(resume=True)
+    assert {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")} == files
+    assert case.records() == records
+
+
+def test_a_model_without_checkpoints_is_not_trained_over(case: Case) -> None:
+    case.train()
+    shutil.rmtree(case.folder.checkpoints)
+    model, log = case.folder.model.read_bytes(), case.folder.metrics.read_bytes()
+    with pytest.raises(InputError, match="no checkpoint to go on from.*--init-from"):
+        case.train(resume=True, max_steps=4)
+    assert (case.folder.model.read_bytes(), case.folder.metrics.read_bytes()) == (model, log)
+
+
+def test_other_data_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.train(max_steps=4)
+    tensors, meta = storage.read(case.folder.saved()[0])
+    monkeypatch.setattr(case.kind, "data", "another digest")
+    with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
+        case.train(resume=True)
+    del meta["data"]  # as versions before wrote it
+    storage.write(case.folder.saved()[0], tensors, meta)
+    assert case.train(resume=True).step == 12
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header", "text"])
+def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str) -> None:
+    said = list[str]()
+    case.train(max_steps=8, schedule="constant")
+    newest, older = case.folder.saved()
+    content = bytearray(newest.read_bytes())
+    content[{"flip": -100, "header": 10}.get(damage, -1)] ^= 255
+    newest.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"none"}.get(damage, content))
+    case.train(resume=True, schedule="constant", say=said.append)
+    assert f"{newest.name} is damaged" in said[0]
+    assert older.name in said[1]
+    assert len(case.folder.saved()) == 2
+    assert all(storage.read(path) for path in case.folder.saved())
+    for path in case.folder.saved():
+        path.write_bytes(b"")
+    with pytest.raises(DamagedFileError, match=r"every checkpoint in .* is damaged"):
+        case.train(resume=True)
+    assert len(case.folder.saved()) == 2, "nothing is renamed or lost"
+
+
+@pytest.mark.parametrize("write", [1, 2])
+def test_a_kill_between_checkpoint_and_model(
+    case: Case, whole: Case, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the last two files may stay behind the other."""
+    original, last = storage.write, [0]
+
+    def mortal(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
+        last[0] += meta["step"] == 12
+        if last[0] == write and meta["step"] == 12:
+            raise Killed
+        original(path, tensors, meta)
+
+    monkeypatch.setattr(storage, "write", mortal)
+    with pytest.raises(Killed):
+        case.train()
+    monkeypatch.undo()
+    case.train(resume=True)
+    assert same(case.state(), whole.state())
+    assert case.records("evaluation") == whole.records("evaluation")
+
+
+def test_another_process_that_trains_there_is_named(case: Case) -> None:
+    with (
+        in_another_process(case.folder.path) as pid,
+        pytest.raises(InUseError, match=rf"in use by another process \(pid {pid}\)"),
+    ):
+        case.train()
+    assert not case.folder.begun()
+
+
+def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whole: Case) -> None:
+    """Weights that hardly move in one step show what they were; what does not fit is named, and nothing written."""
+    source = whole.path
+    said = list[str]()
+    case.train(init_from=source, max_steps=1, learning_rate=1e-12, say=said.append)
+    assert any(line.startswith("beginning with") and str(source) in line for line in said)
+    first, second = (storage.read(one.folder.model)[0] for one in (whole, case))
+    for name in first:
+        if name.rsplit(".", 1)[-1] not in ("codewords", "count", "total"):  # which averages lead
+            torch.testing.assert_close(second[name], first[name], msg=name, atol=1e-5, rtol=1e-4)
+    shutil.copytree(source, other.path.parent / "gone")
+    other.train(init_from=other.path.parent / "gone", max_steps=3)
+    shutil.rmtree(other.path.parent / "gone")
+    assert other.train(init_from=other.path.parent / "gone", resume=True, max_steps=5).step == 5
+    shutil.rmtree(other.folder.path)
+    with pytest.raises(InputError, match="there is no such run folder"):
+        other.train(init_from=other.path.parent / "gone")
+    narrow = {"autoencoder": "model", "prior": "prior.network", "progressive": "progressive.network"}[case.name]
+    config = override(other.config(init_from=source), {f"{narrow}.hidden_units": "4"})
+    with pytest.raises(InputError, match=r"does not fit: .* there, .* here"):
+        other.train(config=config)
+    assert not other.folder.begun()
+
+
+def test_a_folder_that_can_not_be_written(case: Case) -> None:
+    blocked = case.path.parent / "file"
+    blocked.write_text("")
+    task = case.task(case.config())
+    task.run = type(task.run)(blocked / "run")
+    with pytest.raises(InputError, match="can't be written"):
+        Trainer(task).train()
+
+
+def test_a_budget_in_minutes_ends(case: Case) -> None:
+    outcome = case.train(max_steps=0, epochs=0, max_minutes=1 / 60)
+    assert outcome.step > 3
+    assert outcome.seconds >= 1
+    assert outcome.peak_bytes > 10**7

@@ -1,0 +1,161 @@
+"""The progressive decoder: what it changes and what not, how it learns, and where it goes."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae import load
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.loading import save_model
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.cli import main
+from hrvqvae.config import Config
+from hrvqvae.data.batches import Batch
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build
+from hrvqvae.training.progressive import ProgressiveTask
+from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import DamagedFileError
+from tests.tiny_systems import tiny_systems
+from tests.training.tasks import PROGRESSIVE, Case
+
+
+@pytest.fixture
+def case(run: Path, tiny: Config) -> Case:
+    return Case("progressive", run, tiny)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Bars such as the training images have."""
+    drawn = torch.zeros(16, 1, 12, 12)
+    for number in range(16):
+        drawn[number, :, 2:10, 2 + number % 8] = 1
+        drawn[number, :, 2 + number // 2, 2:-2] = 0.7
+    return drawn
+
+
+def error(model: TrainedModel, images: Tensor, levels: int) -> float:
+    decoded = model.decode(model.encode(images), levels=levels, size=(12, 12))
+    return float((decoded - images).square().mean())
+
+
+def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, images: Tensor) -> None:
+    run = case.path
+    before, digest = load(run), storage.digest(RunFolder(run).model)
+    file = before.compress(images[:1])[0]
+    case.train(max_steps=150, learning_rate=0.01, evaluate_every=75)
+    after = load(run)
+    codes = before.encode(images)
+    assert all(torch.equal(one, other) for one, other in zip(codes, after.encode(images), strict=True))
+    whole = len(codes)
+    for levels in (None, whole):
+        assert torch.equal(before.decode(codes, levels), after.decode(codes, levels))
+    assert storage.digest(RunFolder(run).model) == digest
+    assert before.autoencoder.state_dict().keys() == after.autoencoder.state_dict().keys()
+    assert file == after.compress(images[:1])[0]
+    for levels in range(1, whole):
+        assert error(after, images, levels) < 0.9 * error(before, images, levels)
+        coarse = after.decompress([file], levels=levels)[0]
+        alone = after.decode(tuple(code[:1] for code in codes[:levels]), size=(12, 12))
+        assert torch.allclose(coarse, alone[0], atol=1e-6), "codes of the first levels alone are that prefix"
+    evaluated = [record["level_mse"] for record in case.records("evaluation")]
+    assert len(evaluated) == 2
+    assert evaluated[1][-1] == evaluated[0][-1]
+    for levels in range(1, whole + 1):
+        for one in (after.autoencoder, copy.deepcopy(after.autoencoder)):  # the form that a graph holds, and copies
+            found = one.decode_prefix(codes, torch.tensor(levels))
+            assert torch.allclose(after.decode(codes, levels), found, atol=1e-6)
+    decoder = after.autoencoder.double().progressive_decoder  # type: ignore[attr-defined]
+    assert {one.dtype for one in decoder.parameters()} == {torch.float64}, "it goes where its model goes"
+
+
+@pytest.mark.parametrize("system", ["hrvqvae", "rqvae"])
+def test_each_image_of_a_batch_is_cut_to_a_prefix_in_turn(
+    system: str, mnist_root: Path, tmp_path: Path, images: Tensor
+) -> None:
+    config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
+    model = build(config)
+    model.initialize(images, torch.Generator().manual_seed(0))
+    run.prepare(config)
+    save_model(run.model, config, model.state_dict(), 0)
+    task = ProgressiveTask(run.path, Case("progressive", run.path, config).config())
+    state = TrainState.start(task.build(), task.training)
+    pixels = (images * 255).round().to(torch.uint8)
+    codes = model.eval().encode(pixels)
+    with torch.no_grad():
+        plain = [model.decode(codes, levels, (12, 12)) - pixels / 255 for levels in (1, 2)]
+    found = task.step(state, Batch(pixels[:15], torch.zeros(15, dtype=torch.long)))
+    for number in (1, 2):  # nothing is learned yet; decoded images are clamped, those that are learned from are not
+        cut = plain[number - 1][number - 1 : 15 : 2]
+        assert found[f"reconstruction_{number}"] == pytest.approx(4 * float(cut.square().mean()), rel=0.05)
+    assert found["gradient_norm"] > 0
+    state.step = 1
+    one = task.step(state, Batch(pixels[:1], torch.zeros(1, dtype=torch.long)))
+    assert "reconstruction_2" in one
+    assert "reconstruction_1" not in one, "a batch smaller than the number of prefixes has some of them"
+
+
+def test_an_untrained_one_changes_nothing_and_a_damaged_one_is_told(case: Case, images: Tensor) -> None:
+    before = load(case.path)
+    case.train(max_steps=1, learning_rate=1e-30)
+    after = load(case.path)
+    codes = before.encode(images)
+    for levels in range(1, len(codes) + 1):
+        assert torch.allclose(before.decode(codes, levels), after.decode(codes, levels), atol=1e-6)
+    whole = case.folder.model.read_bytes()
+    case.folder.model.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedFileError, match="damaged"):
+        load(case.path)
+    case.train(max_steps=2, learning_rate=1e-30, resume=True)  # written anew
+    load(case.path)
+
+
+def test_it_goes_with_the_model(case: Case, tmp_path: Path, images: Tensor) -> None:
+    case.train(learning_rate=0.01)
+    model = load(case.path)
+    model.save_pretrained(tmp_path / "exported")
+    assert "12 steps" in RunFolder(tmp_path / "exported").card.read_text()
+    Autoencoder.from_pretrained(case.path).save_pretrained(tmp_path / "alone")
+    codes = model.encode(images)
+    for folder in ("exported", "alone"):
+        assert torch.equal(model.decode(codes, 1), load(tmp_path / folder).decode(codes, 1))
+    shutil.rmtree(progressive_folder(tmp_path / "exported").path)
+    bare = Autoencoder.from_pretrained(tmp_path / "exported")
+    bare.save_pretrained(tmp_path / "alone")  # what lay there of the other is cleared
+    assert torch.equal(bare.decode(codes, 1), load(tmp_path / "alone").decode(codes, 1))
+
+
+@pytest.mark.parametrize("system", ["vqvae", "vqvae2"])
+def test_other_systems_are_refused_in_one_line(
+    system: str, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
+    run.prepare(config)
+    save_model(run.model, config, build(config).state_dict(), 0)
+    assert main(["train-progressive", str(run.path)]) == 2
+    told = capsys.readouterr().err
+    assert "no prefixes for a decoder of their own" in told
+    assert told.count("\n") == 1
+    assert not progressive_folder(run.path).path.exists()
+
+
+def test_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = [part for name, value in PROGRESSIVE.items() if "max_steps" not in name for part in (f"--{name}", value)]
+    assert main(["train-progressive", "mnist", "--max-steps", "1"]) == 2
+    assert "hrvqvae export mnist DIR" in capsys.readouterr().err
+    assert main(["train-progressive", str(run), "--model.stride", "4"]) == 2
+    assert "--model.stride" in capsys.readouterr().err
+    assert main(["train-progressive", str(run), *fields, "--max-steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "step 2  test level 1: MSE" in printed
+    assert "trained 2 steps" in printed
+    assert main(["train-progressive", str(run), "--max-steps", "3", "--resume"]) == 0
+    assert "resuming" in capsys.readouterr().out

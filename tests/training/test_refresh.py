@@ -1,0 +1,109 @@
+"""What is of another state of the autoencoder is refused, named, and renewed by one command, which may be stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrvqvae import load
+from hrvqvae.checkpoints.entropy_model import fit_entropy_model
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.stale import stale_parts
+from hrvqvae.cli import main
+from hrvqvae.config import Config
+from hrvqvae.models.objective import Metrics
+from hrvqvae.training.prior import PriorTask
+from hrvqvae.training.progressive import ProgressiveTask
+from hrvqvae.training.refresh import refresh
+from hrvqvae.training.trainer import Task
+from hrvqvae.utils.errors import InputError
+from tests.conftest import with_training
+from tests.tiny_priors import train_levels
+from tests.trained_run import silent, train_autoencoder
+from tests.training.tasks import Case, same
+
+
+@pytest.fixture
+def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run, "run" in the working folder, whose autoencoder was trained on after everything that lies beside it."""
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr("hrvqvae.training.refresh.fit_entropy_model", partial(fit_entropy_model, effort=0.05))
+    with pytest.raises(InputError, match="nowhere"):
+        refresh("nowhere", say=silent)
+    assert refresh("run", say=silent) is None, "nothing is to be done"
+    Case("progressive", run, tiny).train()
+    train_levels(run)
+    fit_entropy_model(run, effort=0.05, say=silent)
+    train_autoencoder(with_training(tiny, max_steps=62), run, resume=True)
+    assert [part.kind for part in stale_parts(run)] == ["prior", "prior", "progressive decoder", "entropy model"]
+    return Path("run")
+
+
+def test_what_is_stale_is_neither_trained_on_nor_deleted_and_is_renewed(
+    stale: Path, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [Case(name, stale, tiny) for name in ("prior", "progressive")]
+    for case in cases:
+        kept = case.state()
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"another state of the model; renew with: hrvqvae refresh run"):
+                case.train(resume=resume)
+        with pytest.raises(InputError):
+            case.train(renew=True, init_from="nowhere")
+        assert same(case.state(), kept), "it makes way when the next one begins, and not before"
+    anew = shutil.copytree(stale, tmp_path / "anew", ignore=shutil.ignore_patterns("priors", "prefixes", "tables*"))
+    capsys.readouterr()
+    assert main(["refresh", "run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("everything in run")
+    assert stale_parts(stale) == []
+    model = load(stale)
+    model.compress(model.sample(1))
+    train_levels(anew)
+    for case in cases:
+        if case.name == "progressive":
+            case.at(anew).train()
+        assert same(case.state(), case.at(anew).state()), "with the fields of before, and nothing that was learned"
+        assert (case.folder.pictures / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("task", [PriorTask, ProgressiveTask])
+def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path: Path, task: type[Task[object]]) -> None:
+    whole = shutil.copytree(stale, tmp_path / "whole")
+    assert refresh(whole, say=silent) is None
+    original = task.step
+
+    def step(self: Task[object], state: object, batch: object) -> Metrics:
+        if state.step == 5:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, state, batch)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(task, "step", step)
+        assert refresh(stale, say=silent) == signal.SIGTERM
+    said = list[str]()
+    assert refresh(stale, say=said.append) is None
+    assert sum("resuming" in line for line in said) == 1
+    assert stale_parts(stale) == []
+    for name in ("prior", "progressive"):
+        assert same(Case(name, stale, tiny).state(), Case(name, whole, tiny).state())
+
+
+def test_what_was_exported_is_renewed_by_what_its_weights_say(run: Path, tiny: Config, tmp_path: Path) -> None:
+    Case("progressive", run, tiny).train()
+    train_levels(run)
+    load(run).save_pretrained(tmp_path / "exported")
+    train_autoencoder(with_training(tiny, max_steps=62), run, resume=True)
+    shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "exported").model)
+    assert refresh(tmp_path / "exported", str(tiny.data.root), say=silent) is None
+    assert stale_parts(tmp_path / "exported") == []
+    assert refresh(run, say=silent) is None
+    for folder in (prior_folder, lambda path, _: progressive_folder(path)):
+        one, other = (Case("prior", path, tiny) for path in (run, tmp_path / "exported"))
+        assert torch.equal(load(one.path).sample(1), load(other.path).sample(1))
+        assert folder(one.path, 1).saved()[0].name == folder(other.path, 1).saved()[0].name
