@@ -23,7 +23,7 @@ from hrvqvae.data.batches import Batch
 from hrvqvae.data.packing import pack
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
-from hrvqvae.plots.training import draw_training
+from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.optimizers import learning_rate
 from hrvqvae.training.state import Budget, TrainState

@@ -27,7 +27,7 @@ from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.models.objective import Metrics
-from hrvqvae.plots.training import draw_training
+from hrvqvae.plots.curves import draw_training
 from hrvqvae.priors.base import Level, code_loss
 from hrvqvae.priors.configs import PixelSNAILConfig, TransformerConfig
 from hrvqvae.priors.generative import sample_cached

@@ -26,6 +26,7 @@ from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, count_parameters, fill
 from hrvqvae.training.trainer import Say
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 
