@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ["header", *(f"level {number}" for number in range(1, len(found["parts"])))]
     parts = ", ".join(f"{name} {length:.1f}" for name, length in zip(names, found["parts"], strict=True))
     print(f"{found['bytes']:.1f} bytes per image ({parts}): {found['share']:.1%} of the raw {found['raw']:.0f}")
-    print(f"{found['images']:,} test images; tables of {found['tables'] / 1e3:.0f} kB")
+    print(f"{found['images']:,} test images; an entropy model of {found['tables'] / 1e3:.0f} kB")
     for title in ("speed", "archive", "damage"):
         print()
         rows = [{"name": name, "value": value} for name, value in found[title].items()]

@@ -31,7 +31,7 @@ class TrainedSetting:
 class TrainedFiles(FileCodec):
     """Files of codes (docs/format.md), for each prefix of the levels that the model decodes.
 
-    Each has the usual codes, the lambda 0 (the least error) and, where the model has tables, powers of two: files
+    Each has the usual codes, the lambda 0 (the least error) and, where it has an entropy model, powers of two: files
     shrink by some 5 to 10% from one to the next. That is 10 settings a prefix, of which 9 take some hundred times the
     work of the usual codes. A model that takes no lambda has the usual codes alone.
     """

@@ -179,10 +179,10 @@ def _opened(path: Path, stream: BinaryIO) -> Archive:
         )
     length = int.from_bytes(start[5:], "little")
     if length > min(size, _MOST_TABLES):
-        raise DamagedFileError(f"{path} is damaged: its tables are cut short")
+        raise DamagedFileError(f"{path} is damaged: its entropy model is cut short")
     tables, check = stream.read(length), stream.read(4)
     if zlib.crc32(start + tables).to_bytes(4, "little") != check:
-        raise DamagedFileError(f"{path} is damaged: its tables do not match their checksum")
+        raise DamagedFileError(f"{path} is damaged: its entropy model does not match its checksum")
     codec = read_entropy_model(tables, str(path))
     entries = list[Entry]()
     end = place = stream.tell()

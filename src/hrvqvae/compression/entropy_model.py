@@ -150,7 +150,7 @@ def _described(network: Network) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_entropy_model(content: bytes, name: str = "the file of tables") -> EntropyModel:
+def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:
     """The entropy model in a file.
 
     Raises:
@@ -158,7 +158,7 @@ def read_entropy_model(content: bytes, name: str = "the file of tables") -> Entr
     """
     try:
         if content[:8] != MAGIC:
-            raise DamagedFileError(f"{name} is no file of tables of this version")
+            raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
         length = int.from_bytes(content[8:12], "little")
         text = content[12 : 12 + length]
         unpack = zlib.decompressobj()
@@ -190,7 +190,7 @@ def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
         and 1 <= len(symbols) == len(geometry.times) == len(levels) <= 255
     )
     if not sound or any(about and one > MOST_SYMBOLS for about, one in zip(levels, symbols, strict=True)):
-        raise DamagedFileError("the header of the tables is not sound")
+        raise DamagedFileError("the header of the entropy model is not sound")
     networks, place = list[Network | None](), 0
     for level, about in enumerate(levels):
         if about is None:
@@ -208,5 +208,5 @@ def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
             arrays.append(np.array(array.reshape(shape), np.dtype(kind).newbyteorder("=")))
         networks.append(Network(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(about["shift"])))
     if place != len(body):
-        raise DamagedFileError("the tables are longer than their header says")
+        raise DamagedFileError("the entropy model is longer than its header says")
     return EntropyModel(str(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))
