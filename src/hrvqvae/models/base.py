@@ -9,15 +9,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hrvqvae.config import Grid, ModelConfig
-from hrvqvae.models.pretrained import Pretrained
+from hrvqvae.config import Config, Grid, ModelConfig
+from hrvqvae.config.registry import imported
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+
+_HUB = "hrvqvae.checkpoints.export:"  # a room above this one, so it is imported when it is asked for
 
 Encode = Callable[[Tensor], Codes]
 """Images (B, C, Y, X) to codes."""
@@ -84,13 +88,18 @@ def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
 
-class Autoencoder(Pretrained, nn.Module, ABC):
+class Autoencoder(nn.Module, ABC):
     """A system that turns images into codes and back.
 
     Args:
         config: of the model.
         channels: of its images.
+
+    Attributes:
+        run_config: the configuration of the run that the model was loaded from; None where it was made in another way.
     """
+
+    run_config: Config | None = None
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
@@ -161,6 +170,46 @@ class Autoencoder(Pretrained, nn.Module, ABC):
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
         """Restart dead codewords from a training batch; returns how many. None, unless a system has codewords."""
         return 0
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, beam: int | None = None, **options: Any) -> Self:
+        """The autoencoder of a folder, of a model inside the package, or of the hub; in evaluation mode, on the CPU.
+
+        Args:
+            name: a path, the name of a model inside the package, or user/name, which the hub is asked for.
+            beam: paths that its search keeps at each level when it encodes; None keeps as many as in training.
+            options: of the hub: revision, cache_dir, token, local_files_only, force_download.
+
+        Raises:
+            InputError: there is none such, it is of another class, it has no linked codebooks for a beam, or the hub
+                can't be reached.
+        """
+        model: Self = imported(f"{_HUB}load_autoencoder")(cls, name, beam, **options)
+        return model
+
+    def save_pretrained(self, folder: str | Path, *, config: Config | None = None) -> None:
+        """Write config.json, model.safetensors and, where there is none, a model card; no priors.
+
+        Args:
+            folder: made if it does not exist.
+            config: of the run; None takes `run_config`, or the defaults for this model.
+
+        Raises:
+            InputError: it is a run folder, or can't be written.
+        """
+        imported(f"{_HUB}save_autoencoder")(self, folder, config)
+
+    def push_to_hub(self, name: str, *, config: Config | None = None, **options: Any) -> str:
+        """Put what `save_pretrained` writes on the hub as user/name; -> where it is.
+
+        Args:
+            options: private, token, commit_message, branch, create_pr.
+
+        Raises:
+            InputError: no token, one that may not write there, or the hub can't be reached.
+        """
+        where: str = imported(f"{_HUB}push_autoencoder")(self, name, config, **options)
+        return where
 
 
 def chosen_prefix(found: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:

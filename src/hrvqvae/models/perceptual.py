@@ -104,8 +104,12 @@ class _EveryOther(nn.Module):
         return seen[:, :, ::2, ::2]
 
 
-def fold_normalization(network: Any) -> None:
-    """Fold each normalization's running statistics into the convolution before it, in place: the same function."""
+def fast_form(network: Any) -> nn.Module:
+    """The same function of images, changed in place, in a third of the time; its weights are not trained.
+
+    Each normalization is folded into the convolution before it. Depthwise convolutions with stride 2 become such with
+    stride 1, of which every other output is left out: on a CPU the gradient of stride 2 takes ten times as long.
+    """
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
@@ -115,23 +119,10 @@ def fold_normalization(network: Any) -> None:
             conv.weight, conv.bias, seen.running_mean, seen.running_var, seen.eps, seen.weight, seen.bias
         )
         setattr(owner, norm, nn.Identity())
-
-
-def replace_strided_depthwise(network: Any) -> None:
-    """Replace depthwise convolutions with stride 2 by such with stride 1, of which every other output is left out.
-
-    In place. The same function: on a CPU the gradient of a depthwise convolution takes ten times as long with stride 2.
-    """
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
             block._depthwise_conv = _EveryOther(block._depthwise_conv)
-
-
-def fast_form(network: Any) -> nn.Module:
-    """The same function of images by the same modules, in a third of the time; its weights are not trained."""
-    fold_normalization(network)
-    replace_strided_depthwise(network)
     fast: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
     return fast
 
