@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,27 +96,3 @@ def test_bad_data(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--data.on_error skip" in line
     channels = ["train", "hrvqvae/mnist", "--data.channels", "3", "--data", mnist_root, "--out", tmp_path / "run2"]
     assert "mnist has 1 channels, data.channels is 3" in refused(channels, capsys)
-
-
-def test_bad_output_folder(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "run", Path("/proc/run")):
-        size = ["--data.size", "12", "--max-steps", 1]
-        line = refused(["train", "hrvqvae/mnist", "--data", mnist_root, *size, "--out", out], capsys)
-        assert "can't be written" in line
-
-
-def test_a_full_disk_is_one_line(tiny_file: str, tmp_path: Path) -> None:
-    """Files may grow to 30 KB: the third kind of error that a disk gives, in the middle of a real write."""
-    command = [sys.executable, "-m", "hrvqvae", "train", tiny_file, "--out", "run", "--max-steps", "20"]
-
-    def limit(size: int) -> Callable[[], None]:
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit(30_000))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "could not be saved (File too large)" in done.stderr
-    assert not list((tmp_path / "run").rglob(".writing*"))
-    again = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stderr) == (0, "")

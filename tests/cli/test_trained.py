@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -74,27 +75,20 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(
     for level, code in enumerate(codes, start=1):
         assert rows.column(f"codes_{level}").to_pylist() == code.flatten(1).tolist()
     line = refused(["tokenize", run, tmp_path / "images", shards, "--workers", "0"], capsys)
-    assert line == f"hrvqvae: {shards} was begun with --beam 9, not with no --beam; choose another folder\n"
+    assert f"{shards} was begun with --beam 9" in line
     assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0], capsys)
 
 
-def test_a_rate_weight_is_that_of_the_levels_that_are_shown(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without tables it is the error alone that is minimized."""
+def test_lambda_is_of_the_levels_that_are_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an entropy model it is the error alone that is minimized."""
     write_picture(tmp_path / "image.png", 0, (12, 12), "L")
-    for levels in (1, 3):
+    sheet = ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels"]
+    for command in ([*sheet, 1], [*sheet, 3], ["evaluate", run, "--device", "cpu"]):
         errors = []
         for some in ([], ["--lmbda", "0"]):
-            made = [tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels", levels, *some]
-            assert main(["reconstruct", str(run), *map(str, made)]) == 0
-            errors.append(float(capsys.readouterr().out.split("MSE ")[1].split(",")[0]))
-        assert errors[1] < errors[0]
-    mse = []
-    for some in ([], ["--lmbda", "0"]):
-        assert main(["evaluate", str(run), "--json", "--device", "cpu", *some]) == 0
-        mse.append(json.loads(capsys.readouterr().out)["mse"])
-    assert mse[1] < mse[0]
+            assert main([*map(str, command), *some]) == 0
+            errors.append(float(re.findall(r"MSE ([\d.e+-]+)", capsys.readouterr().out)[0]))
+        assert errors[1] < errors[0], command
     for command in (["evaluate", run], ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "none.png"]):
         for weight, told in ((-1, "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
             line = refused([*command, "--lmbda", weight], capsys)
