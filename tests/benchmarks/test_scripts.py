@@ -21,7 +21,6 @@ from benchmarks.study import SYSTEMS, with_leaves
 from hrvqvae.checkpoints.loading import save_model
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import Config, presets
-from hrvqvae.config.registry import SYSTEMS as REGISTERED
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
@@ -70,8 +69,8 @@ def test_rows_and_columns(
     assert ratios.count("1.00") == (name in ("train", "prior", "layer"))
 
 
-@pytest.mark.parametrize("system", [system.name for system in REGISTERED.entries() if system.available])
-def test_training_of_every_system(system: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("system", ["vqvae2", "vqgan", "fsq"])
+def test_training_of_other_systems(system: str, capsys: pytest.CaptureFixture[str]) -> None:
     fields = SMALL.partition(" --model.quantizer")[0] + (" --model.adversarial_start 0" if system == "vqgan" else "")
     rows = json.loads(printed("train", f"--preset {system}/mnist --rounds 1 --json {fields}", capsys))
     assert [(row["method"], row["batch"]) for row in rows] == [("plain", 4), ("hrvqvae", 4)]
