@@ -26,6 +26,7 @@ from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_fol
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, DataConfig, Levels, StageConfig, bits_per_image, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
+from hrvqvae.config.schema import DEFAULT_PRIOR
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import system_of
 from hrvqvae.utils.errors import InputError
@@ -214,7 +215,7 @@ def card_of(
 def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     titles, bits = list[str](), list[str]()
     for levels, about in priors.items():
-        kind = about["config"]["prior"]["network"]["kind"]
+        kind = about["config"]["prior"]["network"].get("kind", DEFAULT_PRIOR)  # the first runs name none
         titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
         bits += [f"{one:.3f}" for one in about.get("level_bits_per_code", [about["bits_per_code"]])]
     said = f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
