@@ -44,6 +44,8 @@ def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "resuming" in printed
     assert printed.count("hint: 10 steps of training: little is learned beyond the start") == 1
     assert "hint: 14" not in printed
+    assert main(["train", "--resume", str(tmp_path / "run"), "--max-steps", "15"]) == 0
+    assert "trained 15 steps" in capsys.readouterr().out, "a run folder says itself what it is"
     assert main(["train", tiny_file, "--out", str(tmp_path / "short"), "--max-minutes", "0.0001"]) == 0
     assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", capsys.readouterr().out)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"], capsys)

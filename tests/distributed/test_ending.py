@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,30 @@ from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
-from tests.distributed.killed_ranks import logged, ranks, torchrun
 from tests.trained_run import train_autoencoder
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+def torchrun(count: int, *options: str) -> list[str]:
+    """The command line that starts so many processes of this package on this machine; what they run comes after it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return [*command, "--monitor-interval", "0.1", *options, "-m", "hrvqvae"]
+
+
+def ranks(launcher: int) -> list[int]:
+    """Numbers of the processes that torchrun has started, in the order of their ranks."""
+    found: list[int] = []
+    for children in Path(f"/proc/{launcher}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, children.read_text().split())
+    return sorted(found)
+
+
+def logged(folder: Path) -> int:
+    """Lines of the run's log."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def wait_for(holds: Callable[[], bool], launched: subprocess.Popen[str]) -> None:
@@ -65,19 +87,28 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, 
     assert steps == list(range(1, stopped + 4)), "each step once"
 
 
-@pytest.mark.parametrize(("restarts", "name", "goes_on"), [("0", "a", False), ("1", "b", True), ("0", "b", True)])
-def test_a_training_goes_on_where_torchrun_has_begun_it(
-    restarts: str, name: str, goes_on: bool, tmp_path: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a restart; and where machines came or went, which torchrun does not count, by the name of the job."""
+@pytest.mark.parametrize(
+    ("began", "restarts", "now", "goes_on"),
+    [("b", "0", "b", True), ("b", "1", "b", True), ("b", "1", "a", False), ("none", "1", "none", True),
+     ("none", "0", "none", False), (None, "1", "b", False), (None, "1", "none", False)],
+)  # fmt: skip
+def test_a_training_goes_on_where_this_job_has_begun_it(
+    began: str | None, restarts: str, now: str, goes_on: bool, tmp_path: Path, tiny: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By the job's name, where machines came or went too, which torchrun does not count; else after a restart."""
     run = RunFolder(tmp_path / "run")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if began is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", began)
     run.prepare(tiny)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", now)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
     assert launch.is_restarted(run.of_this_job) == goes_on
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert launch.is_restarted(run.of_this_job) == (goes_on and now != "none")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert not run.of_this_job()
+    assert not launch.is_restarted(run.of_this_job)
 
 
 @pytest.mark.parametrize(

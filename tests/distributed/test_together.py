@@ -111,6 +111,13 @@ def test_priors_and_the_extraction_of_codes_are_shared_out(folder: Path) -> None
             np.testing.assert_allclose(shared, alone, rtol=1e-5)
 
 
+def test_a_progressive_decoder_is_trained_on_the_same_prefixes(folder: Path) -> None:
+    """Of batches of 12, in two parts of six."""
+    alone, shared = (logged(folder / f"priors-{size}" / "prefixes", "loss") for size in (1, 2))
+    assert len(alone) == 5
+    np.testing.assert_allclose(shared, alone, rtol=1e-5)
+
+
 def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder: Path) -> None:
     first, second = (each["failures"] for each in seen(folder, 2))
     assert first == second

@@ -1,7 +1,8 @@
 """What each of the processes that train together does, or one that trains alone; started by torchrun.
 
-python -m tests.distributed.together FOLDER SYSTEM ...: trains each system of FOLDER/SYSTEM.yaml into FOLDER/SYSTEM-WORLD,
-then priors into the run FOLDER/priors-WORLD, and writes what it saw to FOLDER/seen-WORLD-RANK.json.
+python -m tests.distributed.together FOLDER SYSTEM ...: trains each system of FOLDER/SYSTEM.yaml into
+FOLDER/SYSTEM-WORLD, then priors and a progressive decoder into the run FOLDER/priors-WORLD, and writes what it saw to
+FOLDER/seen-WORLD-RANK.json.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
 from tests.tiny_priors import GIVEN
 from tests.trained_run import silent, train_autoencoder
+from tests.training.tasks import Case
 
 Seen = dict[str, Any]
 PRIOR = {
@@ -81,6 +83,8 @@ def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
     run = RunFolder(folder / f"priors-{size}")
     if run.path.is_dir():
         train_priors(run.path, resolve_priors(run.path, None, PRIOR, resume=False), say=silent)
+        case = Case("progressive", run.path, with_training(run.read_config(), batch_size=12))
+        case.train(max_steps=5, log_every=1)
     return found
 
 

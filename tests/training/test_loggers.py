@@ -69,6 +69,12 @@ def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Confi
     assert ("train/loss", 8) in shown(tmp_path)
 
 
+def test_what_a_system_can_not_measure_is_left_out() -> None:
+    """A prefix that VQ-VAE-2 does not decode, and the similarity of images below 11 pixels."""
+    record = {"kind": "evaluation", "step": 1, "mse": 0.5, "ssim": None, "level_mse": [None, 0.5]}
+    assert values(record) == {"evaluation/mse": 0.5, "evaluation/level_mse/level-2": 0.5}
+
+
 class Door:
     """A proxy that lets nobody through and counts who knocks."""
 
