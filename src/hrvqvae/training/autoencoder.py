@@ -36,6 +36,8 @@ _SHEET_IMAGES = 8
 class ImageTask(Task[Batch]):
     """What is trained on images, and evaluated as an autoencoder is."""
 
+    what = ""  # of the run that its configuration names
+
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         super().__init__(run, config, training)
         self.broken: set[str] = set()
@@ -52,6 +54,10 @@ class ImageTask(Task[Batch]):
     @property
     def samples(self) -> int:
         return len(self.images)
+
+    def about(self, model: nn.Module) -> str:
+        count, parameters = counted(len(self.images), "training image"), count_parameters(model)
+        return f"{self.config.name}{self.what}: {count}, {parameters:,} parameters, {self.compute.precision}"
 
     @property
     def data(self) -> str:
@@ -143,10 +149,6 @@ class AutoencoderTask(ImageTask):
         assert isinstance(model, Autoencoder)
         self.objective = build_objective(model, self.config, self.compute.place_model)
         return self.objective.auxiliary
-
-    def about(self, model: nn.Module) -> str:
-        count, parameters = counted(len(self.images), "training image"), count_parameters(model)
-        return f"{self.config.name}: {count}, {parameters:,} parameters, {self.compute.precision}"
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         images, model = state.compute.place_images(batch.images), state.model

@@ -24,10 +24,9 @@ from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, several_levels
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
-from hrvqvae.training.state import TrainState, count_parameters, fill
+from hrvqvae.training.state import TrainState, fill
 from hrvqvae.training.trainer import Say
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.quantities import counted
 
 
 class ProgressiveTask(ImageTask):
@@ -45,6 +44,7 @@ class ProgressiveTask(ImageTask):
     """
 
     otherwise = "delete that folder to train it anew"
+    what = ", prefixes"
 
     def __init__(self, path: str | Path, config: Config) -> None:
         model, stored, self.autoencoder = load_with_digest(path, progressive=False)
@@ -66,10 +66,6 @@ class ProgressiveTask(ImageTask):
             raise InputError(f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}")
         fill(model, source.state_dict(), f"the progressive decoder of {name}")
         return f"beginning with the progressive decoder of {name}"
-
-    def about(self, model: nn.Module) -> str:
-        count, parameters = counted(len(self.images), "training image"), count_parameters(model)
-        return f"{self.config.name}, prefixes: {count}, {parameters:,} parameters, {self.compute.precision}"
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         decoder = state.model

@@ -268,29 +268,28 @@ class Trainer(Generic[B]):
         Raises:
             InputError: the folder holds what must not be overwritten, or the task can't be trained as it is asked for.
         """
-        task, training = self.task, self.task.training
+        task, run, training = self.task, self.task.run, self.task.training
         distributed.require_equal_parts(training.batch_size)
         loggers.require(training.loggers)
         task.compute = Compute.of(training)
         if distributed.is_distributed() and task.compute.device.index is not None:
             raise InputError(f"device is {training.device!r}, one GPU for all; with --device cuda each process has one")
-        return distributed.on_rank_zero(self._check_folder)
 
-    def _check_folder(self) -> bool:
-        """As `check`, in rank 0."""
-        task, run = self.task, self.task.run
-        task.check()
-        stale = task.part_of is not None and run.is_stale(task.autoencoder)
-        if stale and not self.renew:
-            raise InputError(f"{run.path} was {renewal(str(task.part_of))}")
-        if not stale and not self.resume and run.begun():
-            raise InputError(f"{run.path} holds a run already: continue it with --resume, or {task.otherwise}")
-        if not stale and run.model.is_file() and not run.saved():
-            raise InputError(
-                f"{run.path} holds a model, and no checkpoint to go on from: {task.otherwise}; --init-from begins with "
-                "the weights of a model"
-            )
-        return stale
+        def is_stale() -> bool:
+            task.check()
+            stale = task.part_of is not None and run.is_stale(task.autoencoder)
+            if stale and not self.renew:
+                raise InputError(f"{run.path} was {renewal(str(task.part_of))}")
+            if not stale and not self.resume and run.begun():
+                raise InputError(f"{run.path} holds a run already: continue it with --resume, or {task.otherwise}")
+            if not stale and run.model.is_file() and not run.saved():
+                raise InputError(
+                    f"{run.path} holds a model, and no checkpoint to go on from: {task.otherwise}; "
+                    "--init-from begins with the weights of a model"
+                )
+            return stale
+
+        return distributed.on_rank_zero(is_stale)
 
     def _begin(self) -> tuple[TrainState, bool]:
         """The state of the newest whole checkpoint where a run goes on, or that of a fresh model; -> whether it is."""
@@ -310,6 +309,8 @@ class Trainer(Generic[B]):
                 write_atomic(run.source, task.autoencoder.encode())
 
         distributed.on_rank_zero(prepare)
+        if stale:
+            self.say(f"{run.path} was made for another state of the model, and is trained anew")
         saved = distributed.on_rank_zero(lambda: run.newest(self.say)) if self.resume else None
         if self.resume and saved is None:
             self.say(f"no checkpoint in {run.path}: starting anew")
