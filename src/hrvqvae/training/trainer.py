@@ -213,10 +213,10 @@ class Trainer(Generic[B]):
             self.meter = stack.enter_context(Meter(sys.stdout))
             self.log = MetricsLog(run.metrics, state.step, sinks)
             saved = state.step if resumed else -1
-            mark = time.monotonic()
             if resumed and self._evaluates(state) and not self.log.evaluated(state.step):
                 self._evaluate(state)
             stop.agree()
+            mark = time.monotonic()
             while state.fraction < 1 and stop.agreed is None:
                 rate = learning_rate(training, state.step, state.fraction)
                 for network in state.networks.values():
