@@ -47,12 +47,16 @@ FILES = TENSORS | {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", FILES)
+# A configuration that is cut short may be one still; another model in it is refused, which is tested for itself.
+PAIRS = [
+    (kind, damage) for kind in FILES for damage in DAMAGES
+    if "configuration" not in kind or damage in ("empty", "text", "binary")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "damage"), PAIRS)
 def test_damage_is_one_line_that_names_the_file(kind: str, damage: str, whole: Path, tmp_path: Path) -> None:
     find, use = FILES[kind]
-    if "configuration" in kind and damage in ("cut", "bit", "header"):
-        pytest.skip("may be a configuration still; another model is refused, which is tested for itself")
     if kind == "exported configuration":
         export(whole, tmp_path / "exported")
         whole = tmp_path / "exported"

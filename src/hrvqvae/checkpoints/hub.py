@@ -33,17 +33,15 @@ def found_or_fetched(name: str | Path, **options: Any) -> Path:
 
 
 def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:
-    """Get the folder of a model from the hub, or from its cache on this machine; -> the folder.
+    """Get the folder of the model user/name from the hub, or from its cache on this machine; -> the folder.
 
     Args:
-        name: user/name.
         revision: branch, tag or commit; None is the newest.
         into: a new folder, instead of the library's cache.
         options: cache_dir, token, local_files_only, force_download.
 
     Raises:
-        InputError: the library is missing, there is no such model or revision, it needs a token, the hub can't be
-            reached and the model is not in the cache, or `into` exists.
+        InputError: it can't be got, for which the reason is told, or `into` exists.
     """
     if into is not None:
         with writing_folder(into) as partial:
@@ -63,11 +61,7 @@ def push(
     folder: Path, name: str, *, private: bool | None = None, token: str | bool | None = None,
     commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
 ) -> str:  # fmt: skip
-    """Put a folder that `export` wrote on the hub, and make the repository if need be; -> where it is.
-
-    Raises:
-        InputError: the library is missing, no token, one that may not write there, or the hub can't be reached.
-    """
+    """Put a folder that `export` wrote on the hub; -> where it is. Raises InputError where it is not allowed, or reached."""
     if not is_hub_name(name):
         raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     with _library(name, branch) as hub:

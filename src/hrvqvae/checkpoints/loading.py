@@ -152,11 +152,7 @@ def read_progressive_decoder(path: Path, autoencoder: str, run: str | Path) -> t
 def read_prior(
     path: Path, autoencoder: str, run: str | Path, levels: Levels
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, meta) of the prior of some levels.
-
-    Args:
-        autoencoder: digest of the autoencoder.
-        run: as a person named it.
+    """(weights, meta) of the prior of some levels, for the autoencoder of that digest.
 
     Raises:
         InputError: there is none, or it is stale.

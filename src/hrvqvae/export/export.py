@@ -34,21 +34,14 @@ longest such vector of the image: what float32 makes of a vector in another orde
 class Agreement:
     """What a comparison found; comparisons add up.
 
-    Attributes:
-        images: images compared.
-        codes: codes compared.
-        equal: codes that are the same.
-        errors: codes that differ and are no tie.
-        pixels: the largest difference between decoded images of the same codes, over all numbers of levels.
-
     A code that is neither equal nor an error is a tie, or a finer code of an image in which a coarser one is tied.
     """
 
     images: int = 0
     codes: int = 0
     equal: int = 0
-    errors: int = 0
-    pixels: float = 0.0
+    errors: int = 0  # codes that differ and are no tie
+    pixels: float = 0.0  # the largest difference between decoded images of the same codes, over all numbers of levels
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(

@@ -131,17 +131,11 @@ def _traced(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, .
 
 
 class GraphModel(ABC):
-    """The encoder and the decoder of a folder, read back and run; on the CPU, with as many threads as torch has.
+    """The encoder and the decoder of a folder, read back and run; on the CPU, with as many threads as torch has."""
 
-    Attributes:
-        name: of the form, for people.
-        suffix: of the files `encoder` and `decoder`.
-        needs: modules of other packages.
-    """
-
-    name: ClassVar[str]
-    suffix: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
+    name: ClassVar[str]  # of the form, for people
+    suffix: ClassVar[str]  # of the files `encoder` and `decoder`
+    needs: ClassVar[tuple[str, ...]] = ()  # modules of other packages
 
     @classmethod
     def require(cls) -> None:

@@ -152,11 +152,7 @@ def complete(
     model: TrainedModel, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
     seed: int, guidance: float = 1.0,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
-    """Draw images that keep the codes of an image where it is painted.
-
-    Args:
-        image: (C, size, size), of the size that was trained on.
-        painted: (Y, X) bool of any size, stretched over the image.
+    """Draw images that keep the codes of an image (C, size, size) where it is painted, (Y, X) bool stretched over it.
 
     Returns:
         The image with grey where nothing is kept, the share of the coarsest codes that are kept, and the images.
