@@ -112,7 +112,9 @@ def test_a_field_needs_a_value(after: list[str]) -> None:
         (["sample", "mnist", "--top-k", "x", "-o", "x.png"], "--top-k: invalid whole number value: 'x'"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
-        (["train-judge", "cifar10"], "hrvqvae train-classifier"),
+        (["train-judge", "cifar10"], "another name: train-classifier"),
+        (["train", "hrvqvae/mnist", "--start-from=mnist"], "it is called --init-from now"),
+        (["evaluate", "mnist", "--rate-weight", "0.1"], "it is called --lmbda now"),
     ],
 )  # fmt: skip
 def test_wrong_commands(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

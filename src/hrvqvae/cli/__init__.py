@@ -17,6 +17,7 @@ from hrvqvae.utils.progress import LOG
 
 _RENAMED = {
     "tables": "fit-entropy-model", "train-judge": "train-classifier", "train-prefixes": "train-progressive",
+    "--start-from": "--init-from", "--rate-weight": "--lmbda",
 }  # fmt: skip
 
 
@@ -33,11 +34,13 @@ def run(argv: Sequence[str]) -> int:
     """Run a command; -> exit code. Raises InputError, and whatever else it runs into."""
     others, fields = split_fields(argv)
     if others and others[0] in _RENAMED:
-        raise InputError(f"the command {others[0]} has another name: hrvqvae {_RENAMED[others[0]]}")
+        raise InputError(f"the command {others[0]} has another name: {_RENAMED[others[0]]}")
     arguments, unknown = _parser().parse_known_args(others)
     unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r} (see {arguments.prog} --help)")
+        new = _RENAMED.get(unknown[0].partition("=")[0])
+        hint = f"it is called {new} now" if new else f"see {arguments.prog} --help"
+        raise InputError(f"unknown argument {unknown[0]!r} ({hint})")
     arguments.fields = fields
     code: int = arguments.call(arguments)
     sys.stdout.flush()
