@@ -108,6 +108,8 @@ def test_the_budget_of_priors() -> None:
     asked = prior("hrvqvae", max_steps=90, priors=True)
     assert [asked[name] for name in ("epochs", "max_steps", "max_minutes", "seed")] == ["0", "30", "0.0", "0"]
     assert prior("vqgan", max_steps=90, priors=True)["max_steps"] == "90"
+    depth = prior("hrvqvae", max_steps=90, priors=True, fields={"prior.network.kind": "depth"})
+    assert depth["max_steps"] == "90", "one prior has the whole budget"
     minutes = prior("hrvqvae", max_minutes=6, priors=True)
     assert (minutes["max_steps"], minutes["max_minutes"]) == ("0", "2.0")
     assert prior("hrvqvae", max_minutes=6, prior_steps=33)["max_steps"] == "11"

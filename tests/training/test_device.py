@@ -10,11 +10,16 @@ import torch
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import continue_autoencoder, decide_autoencoder, decide_priors, override, prior_config
+from hrvqvae.models.build import build
+from hrvqvae.training.loggers import read_records
+from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import with_training
+from tests.devices import on_each_device
 from tests.trained_run import train_autoencoder
 
 
@@ -120,3 +125,26 @@ def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
     assert outcome.step == 4
     assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said
     assert storage.read(run.saved()[0])[1]["device"] == "cpu"
+
+
+@on_each_device
+def test_a_run_goes_on_where_it_stopped(device: str, tiny: Config, tmp_path: Path) -> None:
+    run, config = RunFolder(tmp_path / "run"), with_training(tiny, device=device, precision="auto", log_every=1)
+    train_autoencoder(with_training(config, max_steps=12), run)
+    assert train_autoencoder(with_training(config, max_steps=20), run, resume=True).step == 20
+    tensors, meta = storage.read(run.saved()[0])
+    assert meta["device"] == device
+    assert all(bool(torch.isfinite(values).all()) for values in tensors.values() if values.is_floating_point())
+    steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
+    assert steps == list(range(1, 21)), "no step twice, none left out"
+    model, _ = load_with_config(run.path)
+    assert next(model.parameters()).device.type == "cpu"
+    assert model.decode(model.encode(torch.zeros(1, 1, 12, 12)), size=(12, 12)).shape == (1, 1, 12, 12)
+
+
+@on_each_device
+def test_nan_is_noticed_before_the_update(device: str, tiny: Config) -> None:
+    compute = Compute.of(with_training(tiny, device=device).training)
+    state = TrainState.start(compute.place_model(build(tiny)), with_training(tiny, device=device).training)
+    with pytest.raises(NonFiniteError, match="is not finite"):
+        state.take_gradient({"loss": (next(state.model.parameters()) * torch.inf).sum() * 0})

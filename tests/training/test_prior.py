@@ -20,7 +20,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_config
 from hrvqvae.checkpoints.trained import TrainedModel, load
 from hrvqvae.cli import main
-from hrvqvae.config import Config, PriorConfig, PriorTrainingConfig
+from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.distributed import Part
 from hrvqvae.evaluation import classifier
@@ -155,13 +155,7 @@ def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
         assert storage.read(prior_folder(run, level).saved()[0])[1]["step"] == 12
 
 
-def test_values_by_level() -> None:
-    training = PriorTrainingConfig(batch_size=(8, 4))
-    prior = PriorConfig(training=training, network=PixelSNAILConfig(dropout=(0.1, 0.2), attention_layers=(0, 2)))
-    assert [prior.training_of(level).batch_size for level in range(2)] == [8, 4]
-    with pytest.raises(InputError, match="has 2 values; level 3 needs one"):
-        prior.training_of(2)
-    assert dataclasses.replace(prior, training=PriorTrainingConfig()).training_of(5).batch_size == 32
+def test_networks_that_can_not_be() -> None:
     for fields in ({"attention_layers": (9, 1), "residual_blocks": 8}, {"hidden_units": 12, "attention_heads": 8}):
         with pytest.raises(InputError, match="prior.network"):
             PixelSNAILConfig(**fields)  # type: ignore[arg-type]
@@ -228,17 +222,6 @@ def test_levels_that_are_left_get_priors_of_their_own(run: Path) -> None:
     assert list(configs) == [range(1), range(1, 2)]
     train_priors(run, configs, resume=True, say=silent)
     assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12]
-
-
-def test_a_comparison_gives_one_prior_the_whole_budget() -> None:
-    from hrvqvae.comparison.compare import Comparison
-
-    fields = {"prior.network.kind": "depth"}
-    whole, shared = (
-        Comparison(dataset="mnist", systems=("hrvqvae",), max_steps=30, prior_steps=30, fields=some).cases()[0].prior
-        for some in (fields, {})
-    )
-    assert (whole["prior.training.max_steps"], shared["prior.training.max_steps"]) == ("30", "10")
 
 
 # Class dropout
