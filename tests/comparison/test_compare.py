@@ -207,7 +207,7 @@ def test_fields_reach_every_system_or_the_model_of_one() -> None:
         ({"fields": {"vqgan.model.beta": "2"}}, "--vqgan.model.beta must be a field of the model of hrvqvae"),
         ({"fields": {"hrvqvae.data.size": "64"}}, "--hrvqvae.data.size must be a field of the model of hrvqvae"),
         ({"fields": {"hrvqvae.model.strid": "2"}}, "did you mean model.stride"),
-        ({"fields": {"model.adversarial_start": "2"}, "systems": ("hrvqvae", "vqgan")}, "adversarial_start' of hrvqvae"),
+        ({"fields": {"model.adversarial_start": "2"}, "systems": ("hrvqvae", "vqgan")}, "_start' of hrvqvae"),
         ({"dataset": "mnits"}, "hrvqvae/mnits"),
     ],
 )  # fmt: skip
