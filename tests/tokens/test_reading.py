@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -56,6 +57,29 @@ def test_back_to_images(levels: int | None, shards: Path, tmp_path: Path) -> Non
             assert np.array_equal(np.asarray(found), (image[0] * 255).round().to(torch.uint8).numpy())
 
 
+def test_what_exists_is_written_over_by_force_alone(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "back" / table(shards).column("key")[13].as_py()
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"an original")
+    assert f"{mine} is there already; --force" in refused(["detokenize", shards, tmp_path / "back"], capsys)
+    assert mine.read_bytes() == b"an original"
+    assert main(["detokenize", str(shards), str(tmp_path / "back"), "--force"]) == 0
+    assert mine.read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("L", (28, 28), 7).save(tmp_path / name)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "all.txt").write_text("../a.png\n../a.jpg\n../b.png\n")
+    tokenize("mnist", tmp_path / "lists" / "all.txt", tmp_path / "out")
+    assert table(tmp_path / "out").column("key").to_pylist() == ["a.jpg", "a.png", "b.png"]
+    assert main(["detokenize", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a.png", "a.png.png", "b.png"]
+
+
 def _rewritten(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str) -> None:
     """A shard as another tool might write it, with something changed."""
     with pq.ParquetFile(path) as file:
@@ -83,6 +107,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format; this package reads"),
     "models": (lambda path: _rewritten(path, model="0" * 32), "shards of one model belong together"),
     "metadata": (lambda path: _rewritten(path, broken="["), "has damaged metadata"),
+    "config": (lambda path: _rewritten(path, config="[1]"), "has damaged metadata"),
+    "text": (
+        lambda path: _rewritten(path, _with("height", lambda old: ["28"] * len(old))), "height holds something else",
+    ),
     "no shard": (lambda path: pq.write_table(pa.table({"a": [1]}), path), "is no shard of codes: its metadata has no"),
     "column": (lambda path: _rewritten(path, lambda rows: rows.drop_columns(["codes_2"])), "has no column codes_2"),
     "grid": (
@@ -217,6 +245,11 @@ def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> 
     found = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
     expected = maps_of_shards(tmp_path / "b", own_shards, model, config)
     assert all(np.array_equal(one, other) for one, other in zip(found.levels, expected.levels, strict=True))
+    names = json.dumps([f"digit {number}" for number in reversed(range(10))])
+    _rewritten(tmp_path / "other" / "all.parquet", classes=names)
+    named = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
+    assert named.classes == tuple(json.loads(names)), "numbers index the names"
+    assert named.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
     assert np.array_equal(found.labels, expected.labels)
     assert found.classes == expected.classes == tuple("0123456789")
 

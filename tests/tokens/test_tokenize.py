@@ -140,7 +140,9 @@ def test_broken_images_are_listed_and_can_be_tried_again(
         assert len((out / "_broken.jsonl").read_text().splitlines()) == 20
     for name in broken:
         shutil.copyfile(digits / name, folder / name)
+    first = (out / "retry-000000.parquet").rename(out / "retry-000001.parquet").read_bytes()
     tokenize("mnist", folder, out, "--retry-broken")
+    assert (out / "retry-000001.parquet").read_bytes() == first, "the first free number is taken"
     assert not (out / "_broken.jsonl").exists()
     assert {name: files(out)[name] for name in parts} == parts
     assert table(out).sort_by("key").equals(table(shards).sort_by("key"))
@@ -164,15 +166,21 @@ def _no_plan(out: Path) -> None:
     (out / "_manifest.json").write_text("{}")
 
 
+def _empty_plan(out: Path) -> None:
+    plan = json.loads((out / "_manifest.json").read_text())
+    (out / "_manifest.json").write_text(json.dumps(plan | {"shard_size": 0}))
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (_begun_with_another_model, (), "was begun with the model 000000000000, not with"),
+        (_begun_with_another_model, (), "was begun with another model: 000000000000"),
         (_cut, (), "part-000001.parquet is damaged or cut short"),
         (_without_plan, (), "holds .parquet files, but no _manifest.json; choose another folder"),
         (_no_plan, (), "_manifest.json is damaged ('model'); begin anew in another folder"),
-        (None, ("--shard-size", 30), "was begun with --shard-size 20, not with --shard-size 30"),
-        (None, ("--full-size",), "was begun with images of size 28"),
+        (_empty_plan, (), "_manifest.json is damaged"),
+        (None, ("--shard-size", 30), "was begun with another --shard-size: 20, not 30"),
+        (None, ("--full-size",), "was begun with images of another size"),
         (None, ("--shard-size", 0), "it must be at least 1"),
     ],
 )
@@ -194,7 +202,7 @@ def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path, capsy
     shutil.copytree(digits, more)
     write_picture(more / "0" / "more.png", 1)
     said = refused(["tokenize", "mnist", more, shards], capsys)
-    assert "was begun with 90 images, not with 91 images; choose another folder" in said
+    assert "was begun with other images: 90, not 91; choose another folder" in said
     (tmp_path / "empty").mkdir()
     assert "has no image" in refused(["tokenize", "mnist", tmp_path / "empty", tmp_path / "out"], capsys)
     (tmp_path / "none.txt").write_text("\n\n")

@@ -92,16 +92,16 @@ class Plan:
                 raise InputError(f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder")
             write_atomic(folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode())
             return
-        said = {
-            "model": "the model {:.12}", "beam": "--beam {}", "image_size": "images of size {} (None: their own)",
-            "keys": "{} images", "keys_digest": "images of other names or labels ({:.12})",
-            "shard_size": "--shard-size {}",
-        }  # fmt: skip
-        for name, text in said.items():
-            there, here = getattr(found, name), getattr(self, name)
+        for name, here in dataclasses.asdict(self).items():
+            there = getattr(found, name)
             if there != here:
-                there, here = text.format(there), text.format(here)
-                raise InputError(f"{folder} was begun with {there}, not with {here}; choose another folder")
+                raise InputError(f"{folder} was begun with {_SAID[name]}: {there}, not {here}; choose another folder")
+
+
+_SAID = {
+    "model": "another model", "image_size": "images of another size", "beam": "another --beam",
+    "keys": "other images", "keys_digest": "images of other names or labels", "shard_size": "another --shard-size",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Rows:
 
 
 def schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
-    """The columns of the shards of a model with so many symbols a level: codes have the smallest type that holds them."""
+    """The columns of the shards of a model with so many symbols a level, in the smallest type that holds them."""
     columns = [("key", pa.string()), ("label", label), ("height", pa.int32()), ("width", pa.int32())]
     for level, number in enumerate(symbols, start=1):
         codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(number - 1)))

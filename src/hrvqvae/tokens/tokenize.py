@@ -190,6 +190,7 @@ class Tokenizer:
     Attributes:
         images: all of them.
         device: of the model.
+        workers: processes that decode.
         size: height and width that images are brought to; None keeps their own.
         digest: of the model's weights.
     """
@@ -204,7 +205,7 @@ class Tokenizer:
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
         self._described, self._symbols = to_dict(without_paths(described_config(model))), config.model.num_symbols
-        self._workers = config.data.workers if workers is None else workers
+        self.workers = config.data.workers if workers is None else workers
         self._reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
 
     def write(
@@ -229,7 +230,7 @@ class Tokenizer:
             writing(path) as temporary,
             pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
         ):
-            for read, broken, lost in in_workers(self._reader, chunks, self._workers):
+            for read, broken, lost in in_workers(self._reader, chunks, self.workers):
                 rows += self._coded(read)
                 done = Done(done.images + len(read), done.broken | broken, done.lost + lost)
                 while len(rows) >= ROWS:
@@ -323,7 +324,7 @@ def tokenize(
                 shard_size=shard_size or (before.shard_size if before else SHARD_SIZE), beam=beam,
             )  # fmt: skip
             plan.begin(out)
-            on_ray = partial(_on_ray, model=model, full_size=full_size, workers=workers, beam=beam)
+            on_ray = partial(_on_ray, model=model, full_size=full_size, beam=beam)
             return _finish(tokenizer, plan, out, on_ray if engine == "ray" else _in_turn, retry_broken, say)
     except OSError as error:
         raise InputError(
@@ -349,7 +350,8 @@ def _finish(
         for done in write(tokenizer, left, advance):
             made, broken, lost = made + done.images, broken | done.broken, lost + done.lost
     for rows in open_shards(retries).rows(0) if retries else ():
-        broken = {key: why for key, why in broken.items() if key not in set(rows.keys)}
+        read = set(rows.keys)
+        broken = {key: why for key, why in broken.items() if key not in read}
     if retry and broken:
         keys = tokenizer.images.keys
         places = [place for place, key in enumerate(keys) if key in broken]
@@ -384,15 +386,16 @@ def _in_turn(tokenizer: Tokenizer, left: dict[Path, range], advance: Advance) ->
 
 
 def _on_ray(
-    tokenizer: Tokenizer, left: dict[Path, range], advance: Advance, *, model: str, full_size: bool,
-    workers: int | None, beam: int | None,
-) -> Iterator[Done]:  # fmt: skip
+    tokenizer: Tokenizer, left: dict[Path, range], advance: Advance, *, model: str, full_size: bool, beam: int | None
+) -> Iterator[Done]:
     """Write these shards on the cluster that RAY_ADDRESS names, else on this machine.
 
     Each actor holds the model, on a GPU of its own where the cluster has some. The folder, the images and the model
     must lie under the same paths on every machine. Nothing is reported to Ray's makers, and what Ray logs stays in its
     own files, but for errors.
     """
+    if not left:
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # these are read when ray is imported
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -405,7 +408,7 @@ def _on_ray(
     try:
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         on_gpu = tokenizer.device.type == "cuda" and has.get("GPU", 0) > 0
-        workers = (workers or 0) if on_gpu else 0
+        workers = tokenizer.workers if on_gpu else 0
         most = max(1, int(has.get("GPU" if on_gpu else "CPU", 1)))
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
         images, device = ray.put(tokenizer.images), tokenizer.device.type

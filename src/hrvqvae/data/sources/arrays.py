@@ -38,7 +38,7 @@ class ArraySource(Source):
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = tuple(parts)
-        self._first = np.cumsum([0, *map(len, self._arrays)])
+        super().__init__(map(len, self._arrays))
 
     @cached_property
     def _arrays(self) -> list[NDArray[np.uint8]]:
@@ -47,23 +47,16 @@ class ArraySource(Source):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_arrays"}  # pickled, a map is its content
 
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def _place(self, row: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._first, row, "right")) - 1
-        return number, row - int(self._first[number])
-
     def name(self, row: int) -> str:
-        number, within = self._place(row)
+        number, within = self.place(row)
         return f"{self._parts[number].name}/{within}"
 
     def where(self, row: int) -> str:
-        number, within = self._place(row)
+        number, within = self.place(row)
         return f"{_named(self._parts[number])}: image {within}"
 
     def open(self, row: int) -> Image.Image:
-        number, within = self._place(row)
+        number, within = self.place(row)
         pixels = np.ascontiguousarray(self._arrays[number][within])
         return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 

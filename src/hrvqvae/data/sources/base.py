@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ HELD_OUT = ("test", "val", "validation")  # names of a given test split, in the 
 WORDS = (TRAIN, *HELD_OUT)
 
 
-class Names(Sequence[str]):
+class Names:
     """Many names as one block of UTF-8, which takes a third of a list and is not copied by processes that are forked.
 
     Names in bytes that are no UTF-8 are kept as Python reads them, with surrogates.
@@ -30,34 +30,25 @@ class Names(Sequence[str]):
         for name in names:
             text += name.encode("utf-8", "surrogateescape")
             ends.append(len(text))
-        self.text, self.ends = np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64)
-
-    @classmethod
-    def of(cls, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> Names:
-        """The names of another's `text` and `ends`."""
-        found = cls(())
-        found.text, found.ends = text, ends
-        return found
+        self._text, self._ends = np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64)
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[one] for one in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        return self.text[self.ends[row] : self.ends[row + 1]].tobytes().decode("utf-8", "surrogateescape")
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, row: int) -> str:
+        return self._text[self._ends[row] : self._ends[row + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 class Source(ABC):
     """Stored images in a fixed order, read one by one by their number.
 
     It goes to the processes that decode, forked or pickled, so it holds nothing open.
+
+    Args:
+        counts: of images in each of the files, row groups or arrays that they lie in, one after the other.
 
     Attributes:
         labels: (N,) whole numbers or texts as they are stored; None where an image has none, or nobody asked.
@@ -67,8 +58,16 @@ class Source(ABC):
     labels: NDArray[Any] | None = None
     class_names: tuple[str, ...] = ()
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(self, counts: Iterable[int]) -> None:
+        self.first = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(number of the file, row group or array, place of the image in it)."""
+        number = int(np.searchsorted(self.first, row, "right")) - 1
+        return number, row - int(self.first[number])
 
     @abstractmethod
     def name(self, row: int) -> str:

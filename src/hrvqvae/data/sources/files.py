@@ -33,10 +33,8 @@ class FolderSource(Source):
     """
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        super().__init__([len(files)])
         self.folder, self.files = folder, Names(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def name(self, row: int) -> str:
         return normal(self.files[row])

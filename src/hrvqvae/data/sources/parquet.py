@@ -62,20 +62,12 @@ class ParquetSource(Source):
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
+        super().__init__(group.rows for group in groups)
         self.groups, self._window = tuple(groups), WINDOW_BYTES
-        self._first = np.cumsum([0, *(group.rows for group in groups)])
         self._read: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_read": OrderedDict()}
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def _place(self, row: int) -> tuple[int, int]:
-        """(row group, row in it)."""
-        group = int(np.searchsorted(self._first, row, "right")) - 1
-        return group, row - int(self._first[group])
 
     @cached_property
     def _paths(self) -> Names | None:
@@ -94,15 +86,15 @@ class ParquetSource(Source):
     def name(self, row: int) -> str:
         if self._paths is not None:
             return self._paths[row]
-        group, within = self._place(row)
-        return f"{self.groups[group].file.name}/{self.groups[group].before + within}"
+        number, within = self.place(row)
+        return f"{self.groups[number].file.name}/{self.groups[number].before + within}"
 
     def where(self, row: int) -> str:
-        group, within = self._place(row)
-        return f"{self.groups[group].file}: row {self.groups[group].before + within}"
+        number, within = self.place(row)
+        return f"{self.groups[number].file}: row {self.groups[number].before + within}"
 
     def open(self, row: int) -> Image.Image:
-        number, within = self._place(row)
+        number, within = self.place(row)
         if number in self._read:
             self._read.move_to_end(number)
         else:
@@ -116,7 +108,7 @@ class ParquetSource(Source):
         return opened_file(io.BytesIO(content))
 
     def order(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-        group_of = np.searchsorted(self._first, rows, "right") - 1
+        group_of = np.searchsorted(self.first, rows, "right") - 1
         there, counts = np.unique(group_of, return_counts=True)
         sizes = np.array([self.groups[number].bytes for number in there])
         if sizes.sum() <= self._window:

@@ -21,7 +21,6 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -41,52 +40,36 @@ from hrvqvae.utils.progress import note, waiting
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
 KEPT_FROM = 2_000  # images, from which an index is kept
-_FORMAT = 2
+_FORMAT = 2  # of a kept index
 _BLOCK = 512  # bytes, of which a tar is made
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # of a member's name, as WebDataset divides it
 
 parts = file_parts
 
 
-@dataclass(frozen=True)
-class TarIndex:
+class TarSource(Source):
     """The image members of tars, shard after shard.
 
-    Attributes:
-        counts: (S,) how many are in each shard.
-        places: (N, 2) where the content of each begins in its shard, and how many bytes it has.
-        labels: (N,), NO_LABEL where there is none.
+    Args:
+        files: the shards.
+        counts: how many images are in each.
+        places: (N, 2) where the content of each image begins in its shard, and how many bytes it has.
         names: of the members.
     """
 
-    counts: NDArray[np.int64]
-    places: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    names: Names
-
-
-class TarSource(Source):
-    """The image members of tars."""
-
-    def __init__(self, files: Sequence[Path], index: TarIndex) -> None:
-        self.files, self._index = tuple(files), index
-        self._ends = np.cumsum(index.counts)
-
-    def __len__(self) -> int:
-        return len(self._index.names)
-
-    def _file(self, row: int) -> Path:
-        return self.files[int(np.searchsorted(self._ends, row, "right"))]
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: Names) -> None:
+        super().__init__(counts)
+        self.files, self._places, self._names = tuple(files), places, names
 
     def name(self, row: int) -> str:
-        return normal(self._index.names[row])
+        return normal(self._names[row])
 
     def where(self, row: int) -> str:
-        return f"{self._file(row)}: {self._index.names[row]}"
+        return f"{self.files[self.place(row)[0]]}: {self._names[row]}"
 
     def open(self, row: int) -> Image.Image:
-        start, size = map(int, self._index.places[row])
-        with self._file(row).open("rb", buffering=0) as stream:
+        start, size = map(int, self._places[row])
+        with self.files[self.place(row)[0]].open("rb", buffering=0) as stream:
             stream.seek(start)
             content = stream.read(size)
         if len(content) != size:
@@ -102,14 +85,14 @@ def read(parts: Sequence[Part], labels: bool) -> TarSource:
     """
     files = [part.path for part in parts]
     try:
-        source = TarSource(files, index := _indexed(files))
+        source, found = _indexed(files)
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
         others = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
         raise InputError(f"{files[0]}{others}: no PNG, JPEG or WebP image is in it")
-    if labels and not (index.labels == NO_LABEL).any():
-        source.labels, source.class_names = index.labels, _class_names(files)
+    if labels and not (found == NO_LABEL).any():
+        source.labels, source.class_names = found, _class_names(files)
     return source
 
 
@@ -125,29 +108,29 @@ def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
     return ()
 
 
-def _indexed(files: Sequence[Path]) -> TarIndex:
-    """The index of shards: kept, or made now. Raises InputError as `scan` does."""
+def _indexed(files: Sequence[Path]) -> tuple[TarSource, NDArray[np.int64]]:
+    """Shards, and the label of each image: by a kept index, or one that is made now. Raises InputError as `scan`."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     known = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     kept = Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)) / "indexes" / f"{known}.npz"
     with contextlib.suppress(Exception), kept.open("rb") as stream:  # what is damaged raises whatever it runs into
         file = np.load(stream)
-        return TarIndex(file["counts"], file["places"], file["labels"], Names.of(file["text"], file["ends"]))
+        names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+        return TarSource(files, file["counts"].tolist(), file["places"], Names(names)), file["labels"]
     if len(files) > 1:
         waiting(f"reading what is in {len(files):,} shards")
-    counts, places, labels, names = list[int](), array("q"), array("q"), list[str]()
+    counts, starts, told, names = list[int](), array("q"), array("q"), list[str]()
     for path in files:
-        scan(path, places, labels, names)
+        scan(path, starts, told, names)
         counts.append(len(names) - sum(counts))
-    numbers = np.array(places, np.int64).reshape(-1, 2)
-    found = TarIndex(np.array(counts, np.int64), numbers, np.array(labels, np.int64), Names(names))
+    places, labels = np.array(starts, np.int64).reshape(-1, 2), np.array(told, np.int64)
     if len(names) >= KEPT_FROM:
-        content = io.BytesIO()
-        np.savez(content, **vars(found) | {"names": 0, "text": found.names.text, "ends": found.names.ends})
+        content, text = io.BytesIO(), np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
+        np.savez(content, counts=counts, places=places, labels=labels, names=text)
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(kept, content.getvalue())
-    return found
+    return TarSource(files, counts, places, Names(names)), labels
 
 
 def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
