@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from hrvqvae import InputError, TreeVQ
+from hrvqvae import InputError, QuantizerConfig, TreeVQ
 from hrvqvae.utils.errors import NonFiniteError
 from tests.quantize import oracle
 
@@ -71,13 +71,14 @@ def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: b
     assert indices.shape == (*positions, LEVELS)
     last = quantized if channel_last else quantized.movedim(1, -1)
     for vector, code, found in zip(x.flatten(0, -2), indices.flatten(0, -2), last.flatten(0, -2), strict=True):
-        paths, _, total = oracle.search(vector.numpy(), books(one))
+        paths, residuals = oracle.search(vector.numpy(), books(one), LEVELS)
         assert code.tolist() == [path % SIZE for path in paths]
-        np.testing.assert_allclose(found.detach().numpy(), total, atol=1e-5)
-    terms = oracle.losses(x.flatten(0, -2).numpy(), books(one), 0.25)
+        np.testing.assert_allclose(found.detach().numpy(), residuals[0] - residuals[-1], atol=1e-5)
+    terms = oracle.losses(x.flatten(0, -2).numpy(), books(one), LEVELS, 0.25, (0.25,) * LEVELS)
     commitment = sum(value for name, value in terms.items() if name.startswith("commitment"))
     assert float(loss) == pytest.approx(commitment / x.numel(), rel=1e-4)
-    assert one.paths(indices).flatten(0, -2)[0].tolist() == oracle.search(x.flatten(0, -2)[0].numpy(), books(one))[0]
+    first = oracle.search(x.flatten(0, -2)[0].numpy(), books(one), LEVELS)[0]
+    assert one.paths(indices).flatten(0, -2)[0].tolist() == first
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,7 +91,8 @@ def test_output_of_a_prefix_of_the_indices(levels: int, seed: int, channel_last:
     assert coarse.shape == quantized.shape
     last = coarse if channel_last else coarse.movedim(1, -1)
     vector, found = x[0, 0].numpy(), last[0, 0].detach().numpy()
-    np.testing.assert_allclose(found, oracle.search(vector, books(one)[:levels])[2], atol=1e-5)
+    residuals = oracle.search(vector, books(one), LEVELS)[1]
+    np.testing.assert_allclose(found, residuals[0] - residuals[levels], atol=1e-5)
     if levels == LEVELS:
         torch.testing.assert_close(coarse, quantized.detach())
 
@@ -103,48 +105,18 @@ def test_gradient_goes_straight_through_and_commitment_reaches_the_input() -> No
     (gradient,) = torch.autograd.grad((quantized * weight).sum(), x, retain_graph=True)
     assert torch.equal(gradient, weight)
     (gradient,) = torch.autograd.grad(loss, x)
-    expected = oracle.latent_gradient(x.detach().flatten(0, -2).numpy(), books(one), 0.25) / x.numel()
+    about = x.detach().flatten(0, -2).numpy(), books(one), LEVELS, 0.25, (0.25,) * LEVELS
+    expected = oracle.gradients(*about)[0] / x.numel()
     np.testing.assert_allclose(gradient.flatten(0, -2).numpy(), expected, atol=1e-6)
 
 
-def test_a_beam_as_wide_as_the_tree_finds_the_nearest_leaf() -> None:
-    greedy, wide = started(), started(beam=100)
-    vectors = features(200)
-    leaves = sum(
-        np.repeat(book.reshape(-1, book.shape[-1]), book.shape[1] ** (len(books(wide)) - level), 0)
-        for level, book in enumerate(books(wide), start=1)
-    )
-    distances = np.square(vectors.flatten(0, -2).numpy()[:, None] - leaves).sum(-1)
-    leaf = wide.paths(wide(vectors)[1])[..., -1].flatten().numpy()
-    np.testing.assert_allclose(distances[np.arange(len(leaf)), leaf], distances.min(1), rtol=1e-4)
-    assert (greedy.paths(greedy(vectors)[1])[..., -1].flatten().numpy() != leaf).any()
-
-
-def test_the_coarse_weight_keeps_prefixes_better() -> None:
-    vectors = features(200)
-    errors = []
-    for weight in (0.0, 10.0):
-        one = started(beam=4, coarse_weight=weight)
-        indices = one(vectors)[1]
-        coarse = one.get_output_from_indices(indices[..., :1])
-        errors.append(float((vectors - coarse).square().mean()))
-    assert errors[1] < errors[0]
-
-
-def test_each_level_has_its_own_weight_in_the_loss() -> None:
-    vectors = features(50)
-    alone, printed = started(beta=1.0, level_betas=(0,)), started(beta=1.0)
-    quantized, indices, loss = alone(vectors)
-    error = (vectors - quantized).square().mean()
-    torch.testing.assert_close(loss, error)
-    levels = len(books(alone))
-    by_level = [
-        (vectors - alone.get_output_from_indices(indices[..., :one])).square().mean() for one in range(1, levels + 1)
-    ]
-    torch.testing.assert_close(printed(vectors)[2], error + sum(by_level))
-    betas = [0.5 * number for number in range(levels)]
-    expected = error + sum(beta * one for beta, one in zip(betas, by_level, strict=True))
-    torch.testing.assert_close(started(beta=1.0, level_betas=betas)(vectors)[2], expected)
+def test_options_of_the_quantizer_arrive() -> None:
+    fields = {
+        "beta": 0.5, "level_betas": (0.0, 0.1, 0.2), "beam": 4, "coarse_weight": 0.1, "update": "gradient",
+        "decay": 0.9, "restart_every": 7, "restart_below": 0.1,
+    }  # fmt: skip
+    expected = QuantizerConfig(dim=DIM, codewords=SIZE, levels=LEVELS, **fields)  # type: ignore[arg-type]
+    assert layer(**fields).quantizer.config == expected
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
