@@ -105,7 +105,7 @@ def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             for name in names:
                 if name.lower().endswith(suffixes) and Path(where, name).is_file():
                     found = name if below == "." else f"{below}/{name}"
-                    if any("\ud800" <= letter <= "\udfff" for letter in found):
+                    if not (found.isascii() or found.encode("utf-8", "replace").decode() == found):
                         raise InputError(f"{found!r} in {folder} has a name that is not UTF-8; rename it")
                     yield found
 
