@@ -61,7 +61,7 @@ def push(
     folder: Path, name: str, *, private: bool | None = None, token: str | bool | None = None,
     commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
 ) -> str:  # fmt: skip
-    """Put a folder that `export` wrote on the hub; -> where it is. Raises InputError where it is not allowed, or reached."""
+    """Put a folder that `export` wrote on the hub; -> where it is. Raises InputError as `fetch`."""
     if not is_hub_name(name):
         raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     with _library(name, branch) as hub:
