@@ -49,17 +49,15 @@ def _evaluate(arguments: Arguments) -> int:
 
 
 def _print_rate(rate: Rate) -> None:
-    rows: list[Sequence[object]] = [("bits a code", "prior", "given path", "given path and neighbours")]
-    for number, one in enumerate(rate.levels, start=1):
-        rows.append((f"level {number}", f"{one.prior:.4f}", f"{one.path:.4f}", f"{one.neighbours:.4f}"))
-    totals = (rate.prior_bits_per_image, rate.path_bits_per_image, rate.neighbours_bits_per_image)
-    rows.append(("an image", *(f"{total:.1f}" for total in totals)))
+    columns = {"prior": rate.prior} | ({"file": rate.files} if rate.files else {})
+    rows: list[Sequence[object]] = [("bits a code", *columns)]
+    for level, positions in enumerate(rate.positions):
+        rows.append((f"level {level + 1}", *(f"{bits[level] / positions:.4f}" for bits in columns.values())))
+    rows.append(("an image", *(f"{sum(bits):.1f}" for bits in columns.values())))
     print()
     print_table(rows)
-    share = rate.prior_bits_per_image / rate.neighbours_bits_per_image
-    print(f"the priors need {share:.1%} of the bits that counts given path and neighbours need")
-    if rate.label_bits_per_image:
-        print(f"all given the class; it takes {rate.label_bits_per_image:.1f} bits an image where it is not known")
+    if rate.label:
+        print(f"the priors are given the class; it takes {rate.label:.1f} bits an image where it is not known")
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:

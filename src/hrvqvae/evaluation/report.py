@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoints.codemaps import CodeMaps, extract, stored
-from hrvqvae.checkpoints.folder import RunFolder, locate
-from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_digest
+from hrvqvae.checkpoints.codemaps import extract
+from hrvqvae.checkpoints.entropy_model import load_entropy_model
+from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_config
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.batches import evaluation_batches
@@ -36,13 +36,14 @@ class Evaluated:
     samples: tuple[SampleQuality, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: the rate's beside the report's, None where there are no priors."""
-        plain = self.report.to_dict()
-        names = [f"{name}_bits_per_image" for name in ("prior", "path", "neighbours", "label")]
-        plain |= {name: getattr(self.rate, name, None) for name in names}
+        """Plain values for JSON: the rate's beside the report's, None where there are no priors or no entropy model."""
+        plain, rate = self.report.to_dict(), self.rate
+        bits = {"prior": rate and rate.prior, "file": rate and rate.files}
+        plain |= {f"{name}_bits_per_image": sum(each) if each else None for name, each in bits.items()}
+        plain["label_bits_per_image"] = rate and rate.label
         for level, values in enumerate(plain["levels"]):
-            rate = self.rate.levels[level] if self.rate else None
-            values |= {f"{name}_bits_per_code": getattr(rate, name, None) for name in ("prior", "path", "neighbours")}
+            for name, each in bits.items():
+                values[f"{name}_bits_per_code"] = each[level] / rate.positions[level] if rate and each else None
         plain["no_priors"] = self.no_rate or None
         if self.samples:
             plain |= self.samples[0].to_dict()
@@ -64,16 +65,12 @@ def evaluate_run(
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
-    The yardsticks beside the priors count codes of the train split. On that split, therefore, the rate is measured on
-    every other image, and the rest are counted.
-
     Args:
         samples: draw so many and have them classified (0: none).
         guidance: so many with each of these.
         limit: measure on so many images, spread evenly over the split (None: all).
-        beam: paths that the search keeps when it encodes, the images that are counted too; None keeps as many as in
-            training.
-        lmbda: as for `TrainedModel.encode`, of the images that are counted too; None measures the usual codes.
+        beam: paths that the search keeps when it encodes; None keeps as many as in training.
+        lmbda: as for `TrainedModel.encode`; None measures the usual codes.
         rate: whether the priors are measured.
 
     Raises:
@@ -83,7 +80,7 @@ def evaluate_run(
         for weight in guidance:
             check_sampling_params(load_priors(run).networks, SamplingParams(guidance=weight))
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
-    model, config, digest = load_with_digest(run, beam=beam)
+    model, config = load_with_config(run, beam=beam)
     config = config.with_root(root)
     encode = None
     if lmbda is not None:
@@ -101,28 +98,15 @@ def evaluate_run(
         return Evaluated(report, None, "not asked for")
     if not samples and not has_priors(run):
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
-    priors, path = load_priors(run), locate(run)
-    folder = RunFolder(path.parent).codes
-    usual = beam is None and lmbda is None  # as what is stored
-    kept = stored(folder, digest, config, "train") if usual else None
-    train_maps = kept or extract(model, config, "train", compute.device, encode=encode)
-    if split == "train":
-        apart = 2 if limit is None else 2 * max(1, len(train_maps) // (2 * limit))
-        coded, counted = _every(apart, train_maps, 0, limit), _every(2, train_maps, 1)
-    else:
-        coded, counted = extract(model, config, split, compute.device, limit, encode=encode), train_maps
-    if priors.classes and not coded.classes == counted.classes == priors.classes:
+    priors = load_priors(run)
+    coded = extract(model, config, split, compute.device, limit, encode=encode)
+    if priors.classes and coded.classes != priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    found = measure_rate(priors.networks, model, coded, counted, compute.device)
+    codec = load_entropy_model(run, model, config)
+    found = measure_rate(priors, model, codec, coded, (config.data.size, config.data.size), compute.device)
     if not samples:
         return Evaluated(report, found, "")
     quality = measure_samples(
         TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, lmbda=lmbda, say=say
     )
     return Evaluated(report, found, "", quality)
-
-
-def _every(apart: int, maps: CodeMaps, first: int, limit: int | None = None) -> CodeMaps:
-    """Images first, first + apart, ..., and so many of them at most."""
-    some = slice(first, None if limit is None else first + apart * limit, apart)
-    return CodeMaps(tuple(level[some] for level in maps.levels), maps.labels[some], maps.classes)
