@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig, flatten, presets, to_dict
-from hrvqvae.config.parsing import continue_autoencoder, digest_of, from_dict, from_file, override, progressive_config
+from hrvqvae.config.parsing import (
+    continue_autoencoder,
+    digest_of,
+    from_dict,
+    from_file,
+    override,
+    prior_config,
+    progressive_config,
+)
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 
@@ -206,7 +214,10 @@ def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:
     assert budget(without.training) == (1, 0, 0)
     assert budget(override(without, {"training.max_steps": "500"}).training) == (0, 500, 0)
     assert budget(override(without, {"training.max_steps": "0", "training.max_minutes": "3"}).training) == (0, 0, 3)
-    assert budget(override(without, {"training.seed": "3"}).training) == (1, 0, 0)
+    for other in ("training.seed", "training.max_steps"):
+        assert budget(override(without, {other: "0"}).training) == (1, 0, 0)
+    with pytest.raises(InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
+        prior_config(mnist(), {"prior.training.evaluation_images": "9"}, mnist())
     assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (999, 500, 0), "not the default"
     assert budget(progressive_config(mnist(), {"progressive.training.max_minutes": "5"}).progressive.training) == (
         0,
@@ -225,10 +236,11 @@ def test_an_edited_file_is_told_where_a_run_goes_on(tmp_path: Path, caplog: pyte
     stored = from_file(path)
     assert continue_autoencoder(str(path), {}, stored, "run") == stored
     assert caplog.messages == []
-    path.write_text(path.read_text().replace("max_steps: 3", "max_steps: 3, seed: 5"))
+    path.write_text(path.read_text().replace("max_steps: 3", "max_steps: 3, seed: 5") + "\nprior: {held_out: 0.5}")
     told_once.cache_clear()
     assert continue_autoencoder(str(path), {}, stored, "run") == stored
-    assert "training.seed 0" in caplog.messages[0]
+    (told,) = caplog.messages
+    assert "training.seed 0" in told
     with pytest.raises(InputError, match=r"--training\.seed is 0 there, 5 here"):
         continue_autoencoder(str(path), {"training.seed": "5"}, stored, "run")
     on = continue_autoencoder(str(path), {"training.max_steps": "9", "data.on_error": "skip"}, stored, "run")

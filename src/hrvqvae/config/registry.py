@@ -186,9 +186,6 @@ class Registry(Generic[E]):
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self.built_in, *(point.name for point in self._announced)]))
 
-    def __contains__(self, name: object) -> bool:
-        return name in set(self)
-
     def get(self, name: str) -> E:
         """The entry of that name.
 
