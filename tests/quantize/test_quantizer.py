@@ -291,7 +291,7 @@ def test_configurations_that_are_refused(fields: dict[str, Any], message: str) -
 
 def test_figures_of_a_configuration() -> None:
     groups = dataclasses.replace(TREE, levels=5, codewords=3, linked=2, beam=2)
-    assert (groups.num_codewords, groups.codewords_searched) == ((3, 9, 3, 9, 3), 3 + 6 + 3 + 6 + 3)
+    assert (groups.num_codewords, groups.num_codebooks) == ((3, 9, 3, 9, 3), (1, 3, 1, 3, 1))
     assert (dataclasses.replace(groups, linked=9).num_codewords, TREE.group_size) == ((3, 9, 27, 81, 243), 3)
     assert VARIANTS["shared"].num_codewords == (4, 4, 4)
     assert dataclasses.replace(groups, linked=1, levels=20, beam=1).num_codewords == (3,) * 20, "no tree of 3^20"
