@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
 from hrvqvae import distributed
-from hrvqvae.config import DataConfig, presets
+from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="calls of a layer alone (default: 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args(argv)
-    data = presets.get("hrvqvae/fashion-mnist").config.data
+    data = DataConfig(dataset="fashion-mnist", size=28, channels=1)
     levels, codewords = arguments.size
     rows = bench_layer(
         data, levels, codewords, arguments.steps, arguments.batch, arguments.seed, arguments.images, arguments.rounds
