@@ -98,9 +98,12 @@ def test_a_second_writer_of_a_file_is_refused(tmp_path: Path) -> None:
                 pass
         finally:
             process.kill()
+    lock = tmp_path / ".x.hrva.lock"
     with locked_file(path):
-        pass
-    assert not (tmp_path / ".x.hrva.lock").exists()
+        with locked_file(path):
+            pass
+        assert lock.exists(), "the outer one has it still"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

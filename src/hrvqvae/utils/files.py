@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -104,7 +104,8 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
         InUseError: another process has it and is not waited for; its number is named.
         InputError: the folder can't be made or written.
     """
-    with _locked(folder, folder / LOCK, folder / HOLDER, wait):
+    holder = folder / HOLDER
+    with _locked(folder, folder / LOCK, holder, (holder,), wait):
         yield
 
 
@@ -112,16 +113,15 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
 def locked_file(path: Path) -> Iterator[None]:
     """Keep other processes from a file, which need not exist, if they ask as well. Raises InUseError, InputError."""
     lock = path.with_name(f".{path.name}.lock")
-    with _locked(path, lock, path.with_name(f"{lock.name}-holder"), None):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no open file
-                lock.unlink(missing_ok=True)
+    holder = path.with_name(f"{lock.name}-holder")
+    with _locked(path, lock, holder, (holder, lock), None):
+        yield
 
 
 @contextmanager
-def _locked(what: Path, file: Path, holder: Path, wait: Callable[[str], None] | None) -> Iterator[None]:
+def _locked(
+    what: Path, file: Path, holder: Path, removed: Iterable[Path], wait: Callable[[str], None] | None
+) -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, is_singleton=True)
@@ -143,8 +143,9 @@ def _locked(what: Path, file: Path, holder: Path, wait: Callable[[str], None] | 
         yield
     finally:
         if outermost:
-            with suppress(OSError):
-                holder.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows removes no open file
+                for path in removed:
+                    path.unlink(missing_ok=True)
         lock.release()
 
 
