@@ -61,10 +61,21 @@ def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path, capsys
     assert torch.equal(pixels(out), (expected * 255).round().byte())
 
 
-def test_a_folder_gets_a_file_for_each_image(run: Path, images: Path, tmp_path: Path) -> None:
+def test_a_folder_gets_a_file_for_each_image(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compress", str(run), str(images), "-o", str(tmp_path / "codes"), "--levels", "1"]) == 0
     files = sorted(path.relative_to(tmp_path / "codes").as_posix() for path in (tmp_path / "codes").rglob("*.hrv"))
     assert files == ["0.hrv", "1.hrv", "2.hrv", "more/0.hrv"]
+    again = ["compress", str(run), str(images), "-o", str(tmp_path / "codes")]
+    (tmp_path / "codes" / "0.hrv").unlink()
+    assert main([*again, "--levels", "1"]) == 0, "what is there already is what it writes"
+    before = (tmp_path / "codes" / "0.hrv").read_bytes()
+    (tmp_path / "codes" / "0.hrv").unlink()
+    assert "1.hrv exists already; choose another place, or write over it with --force" in refused(again, capsys)
+    assert not (tmp_path / "codes" / "0.hrv").exists()
+    assert main([*again, "--force"]) == 0
+    assert (tmp_path / "codes" / "0.hrv").read_bytes().startswith(before)
     some = [str(tmp_path / "codes" / name) for name in files[:3]]
     assert main(["decompress", *some, "-o", str(tmp_path / "back"), "--model", str(run)]) == 0
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["0.png", "1.png", "2.png"]
@@ -212,6 +223,14 @@ def test_what_is_damaged_stops_no_other_image(
     content[open_archive(archive).entries[1].place - 1] ^= 1  # the index of the second block
     archive.write_bytes(content)
     assert "are damaged, with the images in them; 2 images written" in refused([*arguments, "--force"], capsys)
+    last = bytearray(content)
+    last[open_archive(archive).entries[-1].place - 1] ^= 1
+    archive.write_bytes(last)
+    assert "are damaged, with the images in them; 1 image written" in refused([*arguments, "--force"], capsys)
+    archive.write_bytes(content[:-1])
+    assert main([*map(str, arguments), "--force"]) == 2, "the block before is damaged"
+    assert "ends with" in capsys.readouterr().err
+    archive.write_bytes(content)
     assert main(["inspect", str(archive)]) == 0
     assert "bytes between whole blocks are damaged" in capsys.readouterr().out
     assert main(["compress", str(run), str(images), "-o", str(codes)]) == 0

@@ -124,6 +124,7 @@ def test_a_cut_leaves_the_blocks_that_are_whole(tmp_path: Path) -> None:
             continue
         whole = sum(end <= length for end in ends)
         assert archive.left_over == length - ([archive.end, *ends][whole])
+        assert archive.cut
         assert [one.fault for one in archive.read(range(len(archive.entries)))] == [""] * 2 * whole
     path.write_bytes(content[: ends[1] + 9])
     add(path, GRIDS, [(6, 6)] * 2, ["4", "5"], 2, 20)
@@ -154,6 +155,7 @@ def test_appending_cuts_off_no_block_that_was_damaged(place: int, tmp_path: Path
     ends = three_blocks(path)
     flip(path, ends[1] + place)
     tail = path.read_bytes()[ends[1] :]
+    assert place in (8, 12) or not open_archive(path).cut, "lengths alone tell that it is whole"
     with appending(path, GRIDS) as writer:
         assert writer.set_aside is not None
         assert writer.set_aside.read_bytes() == tail

@@ -16,7 +16,10 @@ def _compress(arguments: Arguments) -> int:
     from hrvqvae.compression.folders import compress_files
 
     model = TrainedModel(arguments.model, arguments.device, arguments.beam)
-    written = compress_files(model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda)
+    written = compress_files(
+        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda,
+        force=arguments.force,
+    )  # fmt: skip
     if written.images:
         mean, share = written.bytes / written.images, written.bytes / written.pixels
         images, size = counted(written.images, "image"), counted(written.bytes, "byte")
@@ -118,6 +121,7 @@ def add(commands: Group) -> None:
         option("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
         option("--levels", type=int, metavar="K", help="write levels 1..K only"),
+        flag("--force", "write over other files (.hrv) that exist"),
         option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
         "--beam",
         "--lmbda",

@@ -38,15 +38,7 @@ _WINDOW = 1 << 20  # bytes that are searched at once
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an image is.
-
-    Attributes:
-        name: its name, or empty.
-        size: height and width in pixels.
-        levels: how many levels it has.
-        place: of its record in the file.
-        length: bytes of its record.
-    """
+    """An image: its name or "", height and width in pixels, its levels, and the place and bytes of its record."""
 
     name: str
     size: Grid
@@ -66,6 +58,7 @@ class Archive:
         end: where its last whole block ends.
         damaged: bytes between whole blocks, which were blocks.
         left_over: bytes after the last whole block.
+        cut: whether these can be the beginning of a block; otherwise they are damaged.
     """
 
     path: Path
@@ -74,6 +67,7 @@ class Archive:
     end: int
     damaged: int
     left_over: int
+    cut: bool
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -196,7 +190,11 @@ def _opened(path: Path, stream: BinaryIO) -> Archive:
         entries += block[0]
         damaged += place - end
         end = place = block[1]
-    return Archive(path, codec, tuple(entries), end, damaged, size - end)
+    stream.seek(end)
+    head = stream.read(_HEAD)
+    length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
+    cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
+    return Archive(path, codec, tuple(entries), end, damaged, size - end, cut)
 
 
 def _find_block(stream: BinaryIO, place: int, size: int) -> int:

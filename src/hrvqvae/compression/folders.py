@@ -127,7 +127,7 @@ def _read(model: Model, named: dict[str, Path], written: Written) -> Iterator[li
 
 def compress_files(
     model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, *, say: Say = note,
+    lmbda: float | None = None, *, force: bool = False, say: Say = note,
 ) -> Written:  # fmt: skip
     """Write the codes of image files.
 
@@ -138,10 +138,12 @@ def compress_files(
         levels: how many levels to write; None writes all.
         max_bytes: of a file, as for `TrainedModel.compress`.
         lmbda: as for `TrainedModel.compress`.
+        force: write over other files (.hrv) that exist.
         say: gets what was lost when images were converted to the channels of the model, and what is there already.
 
     Raises:
-        InputError: an image can't be read, levels are out of range, an image does not fit, or `out` can't be written.
+        InputError: an image can't be read, levels are out of range, an image does not fit, another file exists already,
+            or `out` can't be written.
     """
     named, written = _named(paths), Written()
     if is_archive(out):
@@ -162,8 +164,14 @@ def compress_files(
         for batch in _read(model, named, written):
             sources = [str(named[name]) for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
-            for (name, _), content in zip(batch, files, strict=True):
-                _write(out if single else out / f"{name}{hrv.SUFFIX}", content)
+            made = {
+                out if single else out / f"{name}{hrv.SUFFIX}": one for (name, _), one in zip(batch, files, strict=True)
+            }
+            for path, content in made.items():
+                if not force and path.is_file() and path.read_bytes() != content:
+                    raise InputError(f"{path} exists already; choose another place, or write over it with --force")
+            for path, content in made.items():
+                _write(path, content)
                 written.bytes += len(content)
     if converted := conversions(written.lost, written.images):
         say(converted)
@@ -280,9 +288,9 @@ def _check_targets(jobs: Sequence[_Job], out: Path, force: bool) -> None:
 def _decoded(model: Model, job: _Job, levels: int | None, faults: list[str], say: Say) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
     opened, least = job.archive, model.autoencoder.prefixes[0]
-    if opened and opened.damaged:
-        faults.append(f"{job.path}: {counted(opened.damaged, 'byte')} are damaged, with the images in them")
-    elif opened and opened.left_over:
+    if opened and (damaged := opened.damaged + (0 if opened.cut else opened.left_over)):
+        faults.append(f"{job.path}: {counted(damaged, 'byte')} are damaged, with the images in them")
+    if opened and opened.left_over and opened.cut:
         say(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
     wanted = zip(job.numbers, job.targets, strict=True)
     for some in _together(wanted, lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):

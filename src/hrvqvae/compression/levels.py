@@ -63,32 +63,43 @@ class Layout:
 
 
 @compiled(**_OPTIONS)
+def _workspace(level: int, layout: Any, network: Any) -> Any:
+    """Maps of the groups, a row for each feature, hidden units, and frequencies, all written to."""
+    grids, symbols = layout[1:]
+    groups = network[4]
+    maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
+    rows, hidden = np.empty(len(network[5]), np.int64), np.empty(len(network[1]), np.int32)
+    return maps, rows, hidden, np.empty(symbols[level], np.int64)
+
+
+@compiled(**_OPTIONS)
 def _encode(
     images: Codes, first: int, last: int, level: int, layout: Any, network: Any, out: Bytes, lengths: Integers
 ) -> int:
     """Write the streams of images[first:last] (N, all codes) to the rows of `out`, and their lengths."""
     begins, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift, alike = network
-    values, height, width = symbols[level], grids[level, 0], grids[level, 1]
-    maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
-    rows, hidden = np.empty(len(features), np.int64), np.empty(len(bias), np.int32)
-    frequencies, state = np.empty(values, np.int64), np.empty(4, np.int64)
+    values, height, width, state = symbols[level], grids[level, 0], grids[level, 1], np.empty(4, np.int64)
+    if network is not None:  # numba compiles the function for networks, and for none
+        table, bias, weights, offsets, groups, features, selecting, shift = network
+        maps, rows, hidden, frequencies = _workspace(level, layout, network)
     for image in range(first, last):
-        codes = images[image]
-        fill_maps(codes, begins, grids, symbols, groups, level, maps)
+        codes, stream = images[image], out[image]
+        own = codes[begins[level] : begins[level + 1]]
         coder.begin_encoding(state)
-        for y in range(height):
-            for x in range(width):
-                code = codes[begins[level] + y * width + x]
-                if alike:
-                    coder.encode(state, out[image], code, 1, values)
-                    continue
-                find_rows(maps, groups, grids, level, features, y, x, rows)
-                chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
-                coder.encode(state, out[image], frequencies[:code].sum(), frequencies[code], total)
-                put(maps, groups, level, values, y, x, code)
-        lengths[image] = coder.end_encoding(state, out[image])
+        if network is None:
+            for code in own:
+                coder.encode(state, stream, code, 1, values)
+        else:
+            fill_maps(codes, begins, grids, symbols, groups, level, maps)
+            for y in range(height):
+                for x in range(width):
+                    code = own[y * width + x]
+                    find_rows(maps, groups, grids, level, features, y, x, rows)
+                    chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                    total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
+                    coder.encode(state, stream, frequencies[:code].sum(), frequencies[code], total)
+                    put(maps, groups, level, values, y, x, code)
+        lengths[image] = coder.end_encoding(state, stream)
     return last - first
 
 
@@ -99,38 +110,42 @@ def _decode(
 ) -> int:  # fmt: skip
     """Write codes of images[first:last] from content[starts:stops], and where each stream ends (or NOT_WHOLE)."""
     begins, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift, alike = network
-    values, height, width = symbols[level], grids[level, 0], grids[level, 1]
-    maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
-    rows, hidden = np.empty(len(features), np.int64), np.empty(len(bias), np.int32)
-    frequencies, state = np.empty(values, np.int64), np.empty(4, np.int64)
+    values, height, width, state = symbols[level], grids[level, 0], grids[level, 1], np.empty(4, np.int64)
+    if network is not None:
+        table, bias, weights, offsets, groups, features, selecting, shift = network
+        maps, rows, hidden, frequencies = _workspace(level, layout, network)
     for image in range(first, last):
         codes, stream = images[image], content[starts[image] : stops[image]]
-        fill_maps(codes, begins, grids, symbols, groups, level, maps)
+        own = codes[begins[level] : begins[level + 1]]
         coder.begin_decoding(state, stream)
         whole = True
-        for y in range(height):
-            for x in range(width):
+        if network is None:
+            for number in range(len(own)):
+                place = coder.sought(state, values)
+                whole = place < values and state[2] <= len(stream)
                 if not whole:
-                    continue
-                total = values
-                if not alike:
+                    break
+                own[number] = place
+                coder.decode(state, stream, place, 1, values)
+        else:
+            fill_maps(codes, begins, grids, symbols, groups, level, maps)
+            for y in range(height):
+                for x in range(width):
+                    if not whole:
+                        continue
                     find_rows(maps, groups, grids, level, features, y, x, rows)
                     chosen = find_set(maps, groups, grids, level, selecting, y, x)
                     total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
-                place = coder.sought(state, total)
-                whole = place < total and state[2] <= len(stream)
-                if whole and alike:
-                    coder.decode(state, stream, place, 1, total)
-                    codes[begins[level] + y * width + x] = place
-                elif whole:
-                    code, before = 0, 0
-                    while before + frequencies[code] <= place:
-                        before += frequencies[code]
-                        code += 1
-                    coder.decode(state, stream, before, frequencies[code], total)
-                    codes[begins[level] + y * width + x] = code
-                    put(maps, groups, level, values, y, x, code)
+                    place = coder.sought(state, total)
+                    whole = place < total and state[2] <= len(stream)
+                    if whole:
+                        code, before = 0, 0
+                        while before + frequencies[code] <= place:
+                            before += frequencies[code]
+                            code += 1
+                        coder.decode(state, stream, before, frequencies[code], total)
+                        own[y * width + x] = code
+                        put(maps, groups, level, values, y, x, code)
         end = coder.end_decoding(state) if whole else NOT_WHOLE
         ends[image] = starts[image] + end if 0 <= end <= len(stream) else NOT_WHOLE
     return last - first
@@ -138,18 +153,8 @@ def _decode(
 
 def _arguments(layout: Layout, level: int, network: Network | None) -> tuple[Any, ...]:
     """`level`, `layout` and `network` as the compiled functions take them."""
-    arrays: tuple[Any, ...]
-    if network is None:
-        flat, pairs = np.zeros((0, 0), np.int8), np.zeros((0, 4), np.int64)
-        wide, narrow = np.zeros((0, 0, 0), np.int16), np.zeros((0, 0), np.int32)
-        arrays = (flat, narrow.reshape(0), wide, narrow, pairs[:, :2].copy(), pairs, -1, 0, True)
-    else:
-        contexts = network.contexts
-        arrays = (
-            network.table, network.bias, network.weights, network.offsets, contexts.group_array,
-            contexts.feature_array, contexts.selecting, network.shift, False,
-        )  # fmt: skip
-    return level, (layout.begins[: level + 1], layout.grids[: level + 1], layout.symbols), arrays
+    arrays = None if network is None else (*network.arrays, network.contexts.selecting, network.shift)
+    return level, (layout.begins[: level + 2], layout.grids[: level + 1], layout.symbols), arrays
 
 
 def encode_level(codes: Codes, layout: Layout, level: int, network: Network | None) -> list[bytes]:

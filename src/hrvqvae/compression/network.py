@@ -249,6 +249,12 @@ class Network:
         if not 0 <= self.shift < 31 or largest_score(self) > _LARGEST // 2:
             raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Table, bias, weights, offsets, groups and features, as the compiled functions take them."""
+        contexts = self.contexts
+        return self.table, self.bias, self.weights, self.offsets, contexts.group_array, contexts.feature_array
+
 
 def largest_score(network: Network) -> int:
     """What the absolute value of a score, or of a sum on the way to it, can't exceed."""
