@@ -151,7 +151,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["compress", run, tmp_path, "-o", tmp_path / "d"], "has no PNG, JPEG or WebP image"),
         (["compress", run, images / "none.png", "-o", file], "there is no such image"),
         (["compress", run, image, "-o", file, "--bytes", "6"], "bytes at the least; 6 are admitted"),
-        (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "give the bytes or the lambda"),
+        (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "max_bytes or a lambda"),
         (["compress", run, image, "-o", archive, "--bytes", "60"], "say how many instead of how many bytes"),
         (["compress", run, image, "-o", file, "--levels", "4"], "levels is 4; this model decodes 1, 2, 3"),
         (["compress", "mnist", image, "-o", archive], "was made by another model or another entropy model"),

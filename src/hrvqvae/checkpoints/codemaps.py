@@ -4,8 +4,8 @@ RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type
                  train-labels.npy    (N,) int64
                  train.json          what they were made from, the names of the classes, and digests of the arrays
 
-Images are coded as they are, without augmentation. Codes are taken again as long as the model and the description of
-the data are the same, and the arrays are what was written; where the images themselves have changed, delete the folder.
+Images are coded without augmentation. Codes are used again while the model and the description of the data are the
+same; where the images themselves have changed, delete the folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
+from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import tracked
 
 _BATCH = 128
@@ -40,9 +39,9 @@ _BATCH = 128
 class CodeMaps:
     """Codes of N images."""
 
-    levels: tuple[NDArray[Any], ...]  # (N, H_l, W_l) of each level, coarse first, in small unsigned integers
+    levels: tuple[NDArray[Any], ...]  # (N, H_l, W_l) of each level, coarse first, unsigned
     labels: NDArray[np.int64]  # (N,), zeros where there are no classes
-    classes: tuple[str, ...]  # names, empty where there are no classes
+    classes: tuple[str, ...]  # names; may be empty
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,12 +57,12 @@ def extract(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
     part: Part = WHOLE, encode: Encode | None = None,
 ) -> CodeMaps:  # fmt: skip
-    """Codes of the images of a split, in order, computed in float32; the model ends on the CPU.
+    """Codes of the images of a split, in order, in float32; the model ends on the CPU.
 
     Args:
-        limit: of so many images only, spread evenly over the split.
-        part: of these images, which one of several processes codes.
-        encode: gives the codes of images on the device in place of the model.
+        limit: so many images, spread evenly over the split.
+        part: of these images, for one of several processes.
+        encode: used in place of the model's.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
@@ -90,10 +89,10 @@ def stored_or_extracted(
     folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
     device: torch.device | None = None, say: Callable[[str], None] = print,
 ) -> CodeMaps:  # fmt: skip
-    """The codes of a split from the folder; extracted and written there first if need be, or if it can't be read.
+    """The codes of a split from the folder; extracted and written there first where they are missing or damaged.
 
-    Where another process extracts them, that is waited for, and `say` gets a line that says so. Processes that train
-    together extract a part each. Raises InputError as `extract`, and where the folder can't be written.
+    Another process that extracts them is waited for, with a line by `say`. Processes that train together extract a part
+    each. Raises InputError: no image can be read, or the folder can't be written.
     """
     with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: stored(folder, model_digest, config, split) is not None):
@@ -107,27 +106,25 @@ def stored_or_extracted(
 
 def _write(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
     """Write the code maps of several parts, one after the other."""
-    parts = zip(*((*share.levels, share.labels) for share in shares), strict=True)
-    arrays = [one[0] if len(one) == 1 else np.concatenate(one) for one in parts]
+    arrays = [np.concatenate(parts) for parts in zip(*((*one.levels, one.labels) for one in shares), strict=True)]
     try:
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)
         for path, array in zip(_paths(folder, name, len(arrays) - 1), arrays, strict=True):
-            write_atomic(path, array_bytes(array))
+            write_array(path, array)
         write_about(folder, name, source, len(arrays) - 1, shares[0].classes)
     except OSError as error:
         raise InputError(f"the codes can't be written to {folder} ({error.strerror or error})") from error
 
 
-def array_bytes(array: NDArray[Any]) -> bytes:
-    """An array as the content of an .npy file."""
-    stream = BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an .npy file, atomically. Raises OSError."""
+    with writing(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
 
 
 def write_about(folder: Path, name: str, source: Mapping[str, Any], levels: int, classes: Sequence[str]) -> None:
-    """Write the JSON of code maps whose arrays are written: from then on they count. Raises OSError."""
+    """Write the JSON that makes code maps of arrays that are written. Raises OSError."""
     arrays = _arrays(folder, name, levels)
     about = {
         "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
@@ -137,35 +134,36 @@ def write_about(folder: Path, name: str, source: Mapping[str, Any], levels: int,
 
 
 def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
-    """The codes of a split that lie in the folder, if they were made by that model from that data and are whole."""
+    """The codes of a split in the folder, if they are of that model and that data and are whole."""
     return read_maps(folder, split, _source(model_digest, config), config.model.num_symbols)
 
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
-    """The code maps of that name in a folder, if they were made from that source and are whole: mapped into memory.
+    """The code maps of that name in a folder, mapped into memory, if they are of that source and are whole.
 
-    Args:
-        symbols: of each level. Maps that an earlier version wrote have no digests, and only codes in range.
+    Maps that an earlier version wrote have no digests; of those, codes and labels are in range.
     """
     try:
         about = json.loads((folder / f"{name}.json").read_text())
         *levels, labels = arrays = _arrays(folder, name, len(symbols))
         classes, digests = tuple(map(str, about["classes"])), about.get("digests")
         kinds = [np.min_scalar_type(number - 1) for number in symbols]
-        whole = about["source"] == source and about["shapes"] == [list(level.shape) for level in levels]
-        whole = whole and {len(level) for level in levels} == {len(labels)} and labels.dtype == np.int64
-        whole = whole and [level.dtype for level in levels] == kinds
-        whole = whole and all(level.max() < number for level, number in zip(levels, symbols, strict=True))
-        whole = whole and labels.min() >= 0 and labels.max() < max(1, len(classes))
-        if not whole or digests not in (None, [_digest(array) for array in arrays]):
-            return None
-        return CodeMaps(tuple(levels), np.array(labels), classes)
+        whole = (
+            about["source"] == source
+            and about["shapes"] == [list(level.shape) for level in levels]
+            and {len(level) for level in levels} == {len(labels)}
+            and [array.dtype for array in arrays] == [*kinds, np.int64]
+            and all(level.max() < number for level, number in zip(levels, symbols, strict=True))
+            and 0 <= labels.min() <= labels.max() < max(1, len(classes))
+            and digests in (None, [_digest(array) for array in arrays])
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError):
         return None
+    return CodeMaps(tuple(levels), np.array(labels), classes) if whole else None
 
 
 def _source(model_digest: str, config: Config) -> dict[str, Any]:
-    """What codes depend on, as it stands in their JSON."""
+    """The state of what codes depend on, as it stands in their JSON."""
     fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
     return {"model": model_digest, "data": json.loads(json.dumps(fields))}
 

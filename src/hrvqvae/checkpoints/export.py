@@ -1,4 +1,4 @@
-"""What others need of a run, or of an autoencoder alone, as a folder and on the hub.
+"""A run, or an autoencoder alone, as a folder for others and on the hub.
 
 DIR/config.json         the configuration, without paths of this machine
     model.safetensors   the weights, with the same configuration inside
@@ -39,14 +39,13 @@ _Stage = TypeVar("_Stage", bound=StageConfig)
 
 
 def export(run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None) -> list[Path]:
-    """Write what others need of a run, and nothing else; -> the files. Written whole or not at all.
+    """Write the model of a run, its priors in half precision, and a model card; -> the files. Whole or not at all.
 
-    Priors are written in half precision. What is stale is left out, and a line on standard error says so. The model
-    card is the one in the run's folder, or else one is written from the configuration and the run's last evaluation.
+    What is stale is left out, with a line on standard error. A model card in the run's folder is kept.
 
     Args:
         name: of the model, for its card; None is the name of `out`.
-        licence: of the model, for its card.
+        licence: as the hub names licences: mit, cc-by-4.0, ...
 
     Raises:
         InputError: the run has no model, `out` exists or can't be written.
@@ -65,43 +64,44 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
         autoencoder = storage.digest(target.model)
         for levels, prior in loading.trained_priors(beside.path).items():
             if prior.path not in stale:
-                weights, priors[levels] = loading.read_prior(prior.model, digest, run, levels)
+                weights, priors[levels] = loading.read_part(prior.model, "prior", digest, run)
                 half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
                 _write_part(prior_folder(folder, *levels), half, priors[levels], autoencoder)
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
-            weights, about = loading.read_progressive_decoder(decoder.model, digest, run)
+            weights, about = loading.read_part(decoder.model, "prefixes", digest, run)
             _write_part(progressive_folder(folder), weights, about, autoencoder)
             prefix_step = about["step"]
         if beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())
-        new = card_of(
-            config, name=name or out.name, step=meta.get("step"), priors=priors, prefix_step=prefix_step,
-            figures=_last_figures(beside), licence=licence,
-        )  # fmt: skip
-        card = beside.card.read_text() if beside.card.is_file() else new
+        if beside.card.is_file():
+            card = beside.card.read_text()
+        else:
+            figures = _last_figures(beside)
+            card = _card(config, name or out.name, meta.get("step"), priors, prefix_step, figures, licence)
         write_atomic(target.card, _with_front_matter(card, config, licence))
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
 def _write_part(target: RunFolder, weights: Mapping[str, Tensor], about: dict[str, Any], autoencoder: str) -> None:
-    """Write a prior or a progressive decoder for the autoencoder of that digest."""
+    """Write a prior or a progressive decoder of the autoencoder with that digest."""
     config = without_paths(loading.config_of(about, target.model))
     target.path.mkdir(parents=True)
     storage.write(target.model, weights, {**about, "config": to_dict(config), "autoencoder": autoencoder})
 
 
 def without_paths(config: Config) -> Config:
-    """A configuration without where data, codes and first weights lie on this machine."""
+    """A configuration without the places of data, codes and first weights on this machine."""
 
-    def begun(training: _Stage) -> _Stage:
+    def cleared(training: _Stage) -> _Stage:
         return training if training.init_from in shipped() else replace(training, init_from="")
 
-    prior = replace(config.prior, codes=None, training=begun(config.prior.training))
-    progressive = replace(config.progressive, training=begun(config.progressive.training))
-    data, training = replace(config.data, root=None), begun(config.training)
-    return replace(config, data=data, training=training, prior=prior, progressive=progressive)
+    return replace(
+        config, data=replace(config.data, root=None), training=cleared(config.training),
+        prior=replace(config.prior, codes=None, training=cleared(config.prior.training)),
+        progressive=replace(config.progressive, training=cleared(config.progressive.training)),
+    )  # fmt: skip
 
 
 def _write_config(target: RunFolder, config: Config) -> None:
@@ -109,7 +109,7 @@ def _write_config(target: RunFolder, config: Config) -> None:
 
 
 def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None = None, **options: Any) -> Autoencoder:
-    """As `Autoencoder.from_pretrained`; it must be of that class."""
+    """As `Autoencoder.from_pretrained`, for a class."""
     model, config = loading.load_with_config(hub.found_or_fetched(name, **options), beam=beam)
     if not isinstance(model, kind):
         raise InputError(f"{name} is a {type(model).__name__}; {kind.__name__} can't be made of it")
@@ -120,18 +120,12 @@ def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None
 def save_autoencoder(
     model: Autoencoder, folder: str | Path, config: Config | None = None, *, name: str | None = None
 ) -> None:
-    """As `Autoencoder.save_pretrained`; what of it lies in the folder is replaced, a model card is kept.
-
-    Args:
-        name: of the model, for its card; None is the name of the folder.
-    """
+    """As `Autoencoder.save_pretrained`; `name` is for the model card, None takes that of the folder."""
     target = RunFolder(Path(folder))
     if target.config.is_file():
         raise InputError(f"{folder} is a run folder; choose another one")
-    config = config or model.run_config
-    if config is None:
-        config = Config(data=DataConfig(channels=model.channels), model=model.config)
-    config = without_paths(config)
+    made = Config(data=DataConfig(channels=model.channels), model=model.config)
+    config = without_paths(config or model.run_config or made)
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
     try:
         target.path.mkdir(parents=True, exist_ok=True)
@@ -144,8 +138,7 @@ def save_autoencoder(
             loading.save_progressive_decoder(prefixes.model, config, decoder.state_dict(), step=0, autoencoder=digest)
         _write_config(target, config)
         if not target.card.is_file():
-            card = card_of(config, name=name or target.path.name)
-            write_atomic(target.card, _with_front_matter(card, config, None))
+            write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name), config))
     except OSError as error:
         raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
 
@@ -164,20 +157,11 @@ def push_run(run: str | Path, name: str, *, licence: str | None = None, **option
         return hub.push(Path(folder) / "model", name, **options)
 
 
-def card_of(
-    config: Config, *, name: str, step: int | None = None, priors: Mapping[Levels, Mapping[str, Any]] | None = None,
+def _card(
+    config: Config, name: str, step: int | None = None, priors: Mapping[Levels, Mapping[str, Any]] | None = None,
     prefix_step: int | None = None, figures: Mapping[str, Any] | None = None, licence: str | None = None,
 ) -> str:  # fmt: skip
-    """A model card in Markdown: data, recipe, model, figures, licence, how to use it.
-
-    Args:
-        name: of the model, for people.
-        step: training steps of the autoencoder.
-        priors: what their files tell of them, by the levels that each covers.
-        prefix_step: training steps of the progressive decoder; None where there is none.
-        figures: of the last evaluation in training, as metrics.jsonl has them.
-        licence: as the hub names licences: mit, cc-by-4.0, ...
-    """
+    """A model card in Markdown: training steps, the meta of each prior, and the last evaluation are for its table."""
     data, training, model = config.data, config.training, config.model
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     known = re.sub(r",? \d+x\d+ \w+", "", known)  # a training may have other sizes than the data set
@@ -192,13 +176,14 @@ def card_of(
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(priors or {}),
         **({} if prefix_step is None else {"progressive decoder": f"trained {prefix_step:,} steps"}),
-        "measured": "not in training; `hrvqvae evaluate` measures it" if figures is None else _measured(figures),
-        "licence": licence or "not stated; ask whoever trained it",
+        "measured": _measured(figures),
+        "licence": licence or "not stated",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
-    folder = shlex.quote(name.rpartition("/")[2] if is_hub_name(name) else name)
-    got = f"$ hrvqvae hub get {name}\n" if is_hub_name(name) else ""
+    on_hub = is_hub_name(name)
+    folder = shlex.quote(name.rpartition("/")[2] if on_hub else name)
+    got = f"$ hrvqvae hub get {name}\n" if on_hub else ""
     return (
         f"# Model card: {name}\n\n"
         f"{system_of(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
@@ -213,16 +198,19 @@ def card_of(
 
 
 def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
+    if not priors:
+        return "none"
     titles, bits = list[str](), list[str]()
     for levels, about in priors.items():
         kind = about["config"]["prior"]["network"].get("kind", DEFAULT_PRIOR)  # the first runs name none
         titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
         bits += [f"{one:.3f}" for one in about.get("level_bits_per_code", [about["bits_per_code"]])]
-    said = f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
-    return said if priors else "none"
+    return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
 
 
-def _measured(figures: Mapping[str, Any]) -> str:
+def _measured(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return "not in training; `hrvqvae evaluate` measures it"
     ssim = "" if figures.get("ssim") is None else f", SSIM {figures['ssim']:.4f}"
     usage = ", ".join(f"{share:.1%}" for share in figures.get("usage", ()))
     return (
@@ -232,17 +220,17 @@ def _measured(figures: Mapping[str, Any]) -> str:
 
 
 def _last_figures(run: RunFolder) -> dict[str, Any] | None:
-    """The last evaluation in a run's metrics.jsonl, or None where there is none."""
+    """The last evaluation in a run's metrics.jsonl, or None."""
     found = None
-    with suppress(OSError, ValueError, AttributeError):  # there is none, or its last line was cut by a kill
+    with suppress(OSError, ValueError, AttributeError):  # no file, or its last line was cut by a kill
         for line in run.metrics.read_text().splitlines():
             row = json.loads(line)
             found = row if row.get("kind") == "evaluation" else found
     return found if found is not None and {"step", "images", "mse", "psnr"} <= found.keys() else None
 
 
-def _with_front_matter(card: str, config: Config, licence: str | None) -> bytes:
-    """A card with the lines of YAML that a hub reads, and the licence in them; those that are there are kept."""
+def _with_front_matter(card: str, config: Config, licence: str | None = None) -> bytes:
+    """A card with the lines of YAML that a hub reads, the licence among them; lines that it has are kept."""
     about = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
     body = f"\n{card}"
     if card.startswith(_FRONT):
@@ -253,5 +241,6 @@ def _with_front_matter(card: str, config: Config, licence: str | None) -> bytes:
             about = dict(yaml.safe_load(head))
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise InputError("the lines at the top of the model card are not YAML") from error
-    about |= {} if licence is None else {"license": licence}
+    if licence is not None:
+        about["license"] = licence
     return f"{_FRONT}{yaml.safe_dump(about, sort_keys=False)}{_FRONT}{body}".encode()

@@ -1,17 +1,17 @@
 """The run folder, and how one is found.
 
-RUN/config.yaml         the resolved configuration; config.json and README.md, the model card, in what is exported
+RUN/config.yaml         the resolved configuration (where exported: config.json, and README.md, the model card)
     metrics.jsonl       a line for each logged step and each evaluation
-    model.safetensors   averaged weights with the configuration inside: what everything else loads
-    tables.hrvt         the entropy model of its codes, by which files of codes are written (docs/format.md)
-    checkpoints/        the two newest resume states, step-00001000.safetensors
+    model.safetensors   averaged weights with the configuration inside
+    tables.hrvt         the entropy model (docs/format.md)
+    checkpoints/        the two newest resume states, step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
-    prefixes/           a run folder of its own: its model.safetensors is the progressive decoder
+    prefixes/           the run folder of the progressive decoder
     priors/codes/       the codes of the train split
-    priors/level-1/     a run folder of its own: its model.safetensors is the prior's best held-out state;
+    priors/level-1/     the run folder of a prior: its model.safetensors is the best held-out state;
                         priors/levels-1-3/ where one prior covers several levels
-    autoencoder.txt     in prefixes/ and in the folder of a prior: digest of the model that the training there is for
-    .lock               taken by the process that trains here
+    autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that is trained for
+    .lock               held by the process that trains here
     .job                torchrun's name of the training, by which its restarts know that they go on
 """
 
@@ -35,14 +35,12 @@ from hrvqvae.distributed.launch import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
 
-KEPT = 2
-
-SHIPPED = Path(__file__).parent.parent / "weights"
-"""Trained models inside the package, a folder each, in the form that `export` writes."""
+_KEPT = 2
+_SHIPPED = Path(__file__).parent.parent / "weights"  # a folder a model, in the form that `export` writes
 
 
 class RunFolder:
-    """Paths of a run, and its checkpoints. Nothing in it needs to exist."""
+    """Paths of a run, which need not exist, and its checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,13 +57,13 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Work in the folder as the only process, and make it if need be. Raises InUseError and InputError."""
+        """Keep other processes out of the folder; it is made if need be. Raises InUseError and InputError."""
         return locked(self.path)
 
     def prepare(self, config: Config) -> None:
         """Make the folders, clear what a killed writer left, and write the configuration and the name of the job.
 
-        Only whoever has the lock may do so. Raises InputError where the folder can't be made or written.
+        Only under the lock. Raises InputError where the folder can't be written.
         """
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
@@ -75,23 +73,19 @@ class RunFolder:
             if job_id():
                 write_atomic(self.job, job_id().encode())
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise InputError(f"the run folder {self.path} can't be written ({reason}); choose another --out") from error
+            line = f"the run folder {self.path} can't be written ({error.strerror or error}); choose another --out"
+            raise InputError(line) from error
 
     def of_this_job(self) -> bool:
-        """Whether the run began in this very training, which goes on with other processes now."""
+        """Whether the run began in this very job of torchrun, which was restarted."""
         return bool(job_id()) and self.job.is_file() and self.job.read_text() == job_id()
 
     def begun(self) -> bool:
-        """Whether there is anything here that a new run would overwrite."""
+        """Whether a new run would overwrite anything here."""
         return bool(self.saved()) or self.model.is_file()
 
     def is_stale(self, autoencoder: str) -> bool:
-        """Whether what is or will be trained here is for another autoencoder than that of the digest.
-
-        Raises:
-            DamagedFileError: a file does not tell.
-        """
+        """Whether what is trained here is for another autoencoder than that of the digest. Raises DamagedFileError."""
         if self.model.is_file():
             about = storage.read_meta(self.model)
             if "autoencoder" not in about:
@@ -104,7 +98,7 @@ class RunFolder:
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_plain(self, file: Path | None = None) -> Any:
-        """The configuration as plain values, from config.yaml or the file that is given. Raises InputError."""
+        """The configuration as plain values, from config.yaml or another file. Raises InputError."""
         file = file or self.config
         if not file.is_file():
             raise InputError(f"{self.path} is not a run folder (it has no {file.name})")
@@ -114,7 +108,7 @@ class RunFolder:
             raise DamagedFileError(f"{file} is damaged: not {file.suffix[1:].upper()}") from error
 
     def read_config(self) -> Config:
-        """The configuration. Raises InputError as `read_plain`, and where a field or a value is none."""
+        """The configuration. Raises InputError as `read_plain`, and where a field or a value is wrong."""
         return from_dict(self.read_plain(), str(self.config))
 
     def saved(self) -> list[Path]:
@@ -125,17 +119,14 @@ class RunFolder:
         """Write a checkpoint and drop all but the two newest. Raises OSError with the older ones untouched."""
         path = self.checkpoints / f"step-{step:09d}.safetensors"
         storage.write(path, tensors, meta)
-        for old in self.saved()[KEPT:]:
+        for old in self.saved()[_KEPT:]:
             old.unlink()
         return path
 
     def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """State of the newest checkpoint that is whole, or None where there is none at all.
+        """The newest checkpoint that is whole; None where there is none.
 
-        A damaged one is named and set aside (renamed to *.damaged), so that two good ones are kept from here on.
-
-        Raises:
-            DamagedFileError: there are checkpoints and every one is damaged.
+        Damaged ones are named and renamed to *.damaged. Raises DamagedFileError where every one is damaged.
         """
         damaged = list[Path]()
         for path in self.saved():
@@ -156,23 +147,22 @@ class RunFolder:
 
 
 def prior_folder(run: str | Path, *levels: int) -> RunFolder:
-    """The folder of the prior of a run's level (0 is the coarsest), or of the consecutive levels that one covers."""
+    """The folder of the prior of a run's consecutive levels, 0 the coarsest."""
     first, last = levels[0] + 1, levels[-1] + 1
     return RunFolder(Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}"))
 
 
 def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
-    """Folders of the priors in a run, begun or not, by the levels that each covers, coarse first.
+    """Folders of a run's priors, trained or not, by the levels that each covers, coarse first.
 
     Raises:
-        InputError: two of them cover the same level.
+        InputError: two cover the same level.
     """
     found = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
-        named = re.fullmatch(r"level-(\d+)|levels-(\d+)-(\d+)", path.name)
+        named = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
         if named and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
-            first, last = (named[1], named[1]) if named[1] else (named[2], named[3])
-            found.append(range(int(first) - 1, int(last)))
+            found.append(range(int(named[1]) - 1, int(named[2] or named[1])))
     found.sort(key=lambda levels: (levels.start, levels.stop))
     for one, other in pairwise(found):
         if other.start < one.stop:
@@ -190,48 +180,46 @@ def progressive_folder(run: str | Path) -> RunFolder:
 
 def shipped() -> list[str]:
     """Names of the trained models inside the package."""
-    return sorted(path.name for path in SHIPPED.glob("*") if RunFolder(path).model.is_file())
+    return sorted(path.name for path in _SHIPPED.glob("*") if RunFolder(path).model.is_file())
 
 
 def run_folder(run: str | Path) -> Path:
-    """What a person means by a name: a path as it is, or else the folder of a model inside the package."""
+    """A path as it is, or the folder of the model of that name inside the package, unless a run has that path."""
     path = Path(run)
     is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
-    return SHIPPED / path if str(run) in shipped() and not is_run else path
+    return _SHIPPED / path if str(run) in shipped() and not is_run else path
 
 
 def require_own(run: str | Path) -> None:
-    """Raises InputError where a model is of no folder of its own here, in which something can be trained beside it."""
+    """Raises InputError where a run is no folder, or inside the package: nothing can be trained beside it."""
     if run_folder(run) != Path(run) or not Path(run).is_dir():
-        raise InputError(f"{run} is no run folder here; write one of it and train there: hrvqvae export {run} DIR")
+        raise InputError(f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR")
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether it has the form user/name, as models of the hub are named; a path may have it too."""
+    """Whether it has the form user/name of models on the hub; a path may have it too."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is not None
 
 
 def locate(run: str | Path) -> Path:
-    """The weights file that a run folder, a path to a weights file, or the name of a shipped model stands for.
+    """The weights file of a run folder, of a path to one, or of the name of a model inside the package.
 
     Raises:
-        InputError: there is no such folder or file, or the folder holds no trained model.
+        InputError: there is none.
     """
     path = run_folder(run)
-    if path.is_file():
-        return path
     folder = RunFolder(path)
-    if folder.model.is_file():
-        return folder.model
+    if path.is_file() or folder.model.is_file():
+        return path if path.is_file() else folder.model
     if folder.config.is_file():
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
     if str(run) in presets.names():
-        train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
-        named = str(run).removeprefix("hrvqvae/").replace("/", "-")
-        known = f", or take {named}, which is inside the package" if named in shipped() else ""
+        named = str(run).replace("/", "-")
+        taken = named.removeprefix("hrvqvae-")
+        known = f", or take {taken}, which is inside the package" if taken in shipped() else ""
+        train = f"hrvqvae train {run} --out runs/{named}"
         raise InputError(f"{run} is a preset, not a trained model; train one: {train}{known}")
-    on_hub = is_hub_name(run) and not path.parent.is_dir()
-    get = f"; for one of the hub: hrvqvae hub get {run}" if on_hub else ""
+    get = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
     raise InputError(f"{path}: there is no such run folder; models inside the package: {', '.join(shipped())}{get}")

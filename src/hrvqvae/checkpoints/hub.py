@@ -1,4 +1,4 @@
-"""The model hub: folders got and put there, by the library huggingface_hub, and only where that is asked for."""
+"""Folders got from the model hub and put there, by the library huggingface_hub."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writing_folder
 
-_OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")
-"""What is put on the hub and got from there: no other file of a repository is wanted, and none of these could run."""
+_OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # no other file is put there or got: none of these could run
+_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def found_or_fetched(name: str | Path, **options: Any) -> Path:
-    """What a name stands for on this machine or inside the package, or else what `fetch` gets. Raises InputError."""
+    """The folder of a name on this machine or inside the package, or what `fetch` gets. Raises InputError."""
     folder = run_folder(name)
     if folder.exists():
         return folder
     if is_hub_name(name):
         return fetch(str(name), **options)
-    raise InputError(
-        f"{name} is no folder here, no model inside the package ({', '.join(shipped())}), and no name of the hub, "
-        "which has the form user/name"
-    )
+    known = ", ".join(shipped())
+    raise InputError(f"{name} is no folder here, no model inside the package ({known}), and no user/name of the hub")
 
 
 def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:
@@ -41,7 +39,7 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
         options: cache_dir, token, local_files_only, force_download.
 
     Raises:
-        InputError: it can't be got, for which the reason is told, or `into` exists.
+        InputError: it can't be got, or `into` exists.
     """
     if into is not None:
         with writing_folder(into) as partial:
@@ -49,12 +47,11 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
         return into
     with _library(name, revision) as hub:
-        found = hub.snapshot_download(
-            name, revision=revision, allow_patterns=[*_OURS], library_name="hrvqvae", **options
-        )  # fmt: skip
-    if not RunFolder(Path(found)).model.is_file():
+        wanted = {"allow_patterns": [*_OURS], "library_name": "hrvqvae"}
+        found = Path(hub.snapshot_download(name, revision=revision, **wanted, **options))
+    if not RunFolder(found).model.is_file():
         raise InputError(f"{name} of the hub is no model of hrvqvae (it has no model.safetensors)")
-    return Path(found)
+    return found
 
 
 def push(
@@ -69,15 +66,14 @@ def push(
         api.create_repo(name, private=private, exist_ok=True)
         files = sorted(path for pattern in _OURS for path in folder.rglob(pattern))
         added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        done = api.create_commit(
-            name, added, commit_message=commit_message, revision=branch, create_pr=create_pr
-        )  # fmt: skip  # one commit: all of it or nothing
+        told = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
+        done = api.create_commit(name, added, **told)  # one commit: all of it or nothing
     return str(done.pr_url or done.commit_url)
 
 
 @contextmanager
 def _library(name: str, revision: str | None) -> Iterator[Any]:
-    """huggingface_hub, without its chatter, and its errors as one line that says what to do."""
+    """huggingface_hub, without its chatter; its errors become one line that says what to do."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError("the hub needs huggingface_hub: pip install 'hrvqvae[hub]'")
     hub = importlib.import_module("huggingface_hub")
@@ -94,24 +90,17 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
             yield hub
     except Exception as error:
         line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
+        client = type(error).__module__.partition(".")[0]  # the HTTP client, by the library's version
         if line is None and isinstance(error, hub.errors.HfHubHTTPError):
             forbidden = getattr(error.response, "status_code", None) in (401, 403)
-            token_needed = f"the hub lets nobody write {name} without a token that may; log in: hf auth login"
+            token_needed = f"{name} needs a token that may write there; log in: hf auth login"
             line = token_needed if forbidden else f"the hub refuses {name}"
-        if line is None and (isinstance(error, (OSError, RuntimeError)) or _of_network(error)):
+        elif line is None and (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
             line = f"the hub can't be reached for {name}"
         if line is None:
             raise
-        raise InputError(f"{line} ({_reason(error)})") from error
-
-
-def _of_network(error: BaseException) -> bool:
-    """Whether it is an error of the HTTP client, which differs between versions of the library."""
-    return type(error).__module__.partition(".")[0] in ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of an error, or of what caused one that says only that something failed; in one line."""
-    while error.__cause__ is not None and isinstance(error, (FileNotFoundError, RuntimeError)):
-        error = error.__cause__
-    return " ".join(str(error).split()).split(". ")[0][:160] or type(error).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
+            cause = cause.__cause__  # an error that says only that something failed
+        reason = " ".join(str(cause).split()).split(". ")[0][:160] or type(cause).__name__
+        raise InputError(f"{line} ({reason})") from error

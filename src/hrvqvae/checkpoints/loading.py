@@ -1,20 +1,20 @@
-"""Models, priors and progressive decoders: written with their configuration, and read back on a device."""
+"""Models, priors and progressive decoders: written with their configuration, and loaded on a device."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import renewal, require_current
-from hrvqvae.config import Config, Levels, ModelConfig, SingleGridConfig, level_names, to_dict
+from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
@@ -24,10 +24,10 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import told_once
 
 _Network = TypeVar("_Network", bound=nn.Module)
-_TOLD = {
+_META = {
     "prior": {"config", "autoencoder", "step", "level", "classes", "class_counts", "bits_per_code"},
     "prefixes": {"config", "autoencoder", "step"},
-}  # what the meta of a file of that kind says
+}
 
 
 def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
@@ -38,7 +38,7 @@ def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: 
 def save_progressive_decoder(
     path: Path, config: Config, weights: Mapping[str, Tensor], *, step: int, autoencoder: str
 ) -> None:
-    """Write a progressive decoder with the digest of the autoencoder that it was trained for. Raises OSError."""
+    """Write a progressive decoder of the autoencoder with that digest. Raises OSError."""
     meta = {"kind": "prefixes", "config": to_dict(config), "step": step, "autoencoder": autoencoder}
     storage.write(path, weights, meta)
 
@@ -47,7 +47,7 @@ def save_prior(
     path: Path, config: Config, weights: Mapping[str, Tensor], *, levels: Levels, step: int, autoencoder: str,
     classes: Sequence[str], class_counts: Sequence[int], bits_per_code: Sequence[float],
 ) -> None:  # fmt: skip
-    """Write a prior of some levels with what it was trained on, and the bits per code of each level. Raises OSError."""
+    """Write a prior of some levels, with the bits per code of each. Raises OSError."""
     meta = {
         "kind": "prior", "config": to_dict(config), "level": levels.start, "step": step, "autoencoder": autoencoder,
         "classes": list(classes), "class_counts": list(class_counts), "bits_per_code": mean(bits_per_code),
@@ -65,7 +65,7 @@ def config_of(meta: Mapping[str, Any], path: Path) -> Config:
 
 
 def described_config(run: str | Path) -> Config:
-    """The configuration of a trained run: its config.yaml, or else the one inside its weights. Raises as `locate`."""
+    """The configuration of a trained run: its config.yaml, or else that inside its weights. Raises as `locate`."""
     path = locate(run)
     folder = RunFolder(path.parent)
     described = path == folder.model and folder.config.is_file()
@@ -73,29 +73,28 @@ def described_config(run: str | Path) -> Config:
 
 
 def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mapping[str, Any], path: Path) -> None:
-    """Raises InputError where a configuration beside the weights has another such part than the weights have."""
+    """Raises InputError where a configuration beside the weights differs from theirs in that part."""
     folder = RunFolder(path.parent)
     for file in (folder.config, folder.config_json):
         if path != folder.model or not file.is_file():
             continue
         described = folder.read_plain(file)
-        same = described == meta["config"]  # as a rule, and quicker than what follows
-        if not same and part(from_dict(described, str(file))) != part(config):
+        if described != meta["config"] and part(from_dict(described, str(file))) != part(config):
             raise InputError(
-                f"{file} describes another model than {path.name} was trained as: put back what was changed "
-                "there, or train anew in another folder"
+                f"{file} describes another model than {path.name} was trained as: put back what was changed there, or "
+                "train anew in another folder"
             )
 
 
-def _with_beam(model: ModelConfig, width: int) -> ModelConfig:
-    """The model with a search that keeps so many paths at each level. Raises InputError where no levels are linked."""
+def _with_beam(config: Config, width: int) -> Config:
+    model = config.model
     if not isinstance(model, SingleGridConfig) or model.quantizer.group_size == 1:
         raise InputError(f"{model.system} has no linked codebooks, which a beam searches")
-    return dataclasses.replace(model, quantizer=dataclasses.replace(model.quantizer, beam=width))
+    return replace(config, model=replace(model, quantizer=replace(model.quantizer, beam=width)))
 
 
 def _filled(network: _Network, weights: Mapping[str, Tensor], path: Path) -> _Network:
-    """A network with weights from a file, in evaluation mode. Raises DamagedFileError where they do not fit."""
+    """The network with weights from a file, in evaluation mode."""
     try:
         network.requires_grad_(False).load_state_dict(weights)
     except RuntimeError as error:
@@ -103,73 +102,56 @@ def _filled(network: _Network, weights: Mapping[str, Tensor], path: Path) -> _Ne
     return network.eval()
 
 
-@torch.inference_mode(False)  # weights that a lambda can take gradients through
+@torch.inference_mode(False)  # a rate-distortion search takes gradients through the weights
 def load_with_digest(
     run: str | Path, device: str = "cpu", beam: int | None = None, progressive: bool = True
 ) -> tuple[Autoencoder, Config, str]:
-    """The model of a run in evaluation mode, its configuration, and the digest of just these weights.
+    """The model of a run in evaluation mode, its configuration, and the digest of its file.
 
     Args:
-        beam: paths that its search keeps at each level; None keeps as many as it was trained with.
-        progressive: decode prefixes by the progressive decoder beside it, where there is one that is not stale.
+        beam: paths that its search keeps at each level; None keeps as many as in training.
+        progressive: decode prefixes by the progressive decoder beside it, unless it is stale.
 
     Raises:
-        InputError: it is no run, its config.yaml describes another model than the weights are of, it has no linked
-            codebooks for a beam, or there is no such device.
-        DamagedFileError: the weights, or those of the progressive decoder, are damaged or do not fit their
-            configuration.
+        InputError: no run, a config.yaml of another model, no linked codebooks for a beam, or no such device.
+        DamagedFileError: the weights, or those of the progressive decoder, are damaged or do not fit.
     """
     path = locate(run)
     weights, meta, digest = storage.read_with_digest(path)
     config = config_of(meta, path)
     _check_agreement(lambda one: one.model, config, meta, path)
     if beam is not None:
-        config = dataclasses.replace(config, model=_with_beam(config.model, beam))
+        config = _with_beam(config, beam)
     model = _filled(build(config), weights, path)
     decoder = progressive_folder(path.parent)
-    file = decoder.model
-    if progressive and path == RunFolder(path.parent).model and file.is_file():
+    if progressive and path == RunFolder(path.parent).model and decoder.model.is_file():
         if decoder.is_stale(digest):
             told_once(f"prefixes are decoded by the decoder of all levels: {decoder.path} was {renewal(run)}")
         else:
-            weights, about = read_progressive_decoder(file, digest, run)
-            config = dataclasses.replace(config, progressive=config_of(about, file).progressive)
+            weights, about = read_part(decoder.model, "prefixes", digest, run)
+            config = replace(config, progressive=config_of(about, decoder.model).progressive)
             whole = several_levels(model, config)
-            whole.use_progressive_decoder(_filled(build_progressive_decoder(whole, config), weights, file))
+            whole.use_progressive_decoder(_filled(build_progressive_decoder(whole, config), weights, decoder.model))
     return model.to(resolve_device(device)), config, digest
 
 
 def load_with_config(run: str | Path, device: str = "cpu", beam: int | None = None) -> tuple[Autoencoder, Config]:
-    """The model of a run in evaluation mode, with its configuration. Raises as `load_with_digest`."""
+    """The first two of `load_with_digest`. Raises as it does."""
     return load_with_digest(run, device, beam)[:2]
 
 
-def read_progressive_decoder(path: Path, autoencoder: str, run: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, meta) of a progressive decoder. Raises as `read_prior`."""
-    return _read_part(path, "prefixes", "progressive decoder", autoencoder, run)
-
-
-def read_prior(
-    path: Path, autoencoder: str, run: str | Path, levels: Levels
+def read_part(
+    path: Path, kind: Literal["prior", "prefixes"], autoencoder: str, run: str | Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, meta) of the prior of some levels, for the autoencoder of that digest.
+    """(weights, meta) of a prior or a progressive decoder (prefixes) of a run's autoencoder, which has that digest.
 
     Raises:
         InputError: there is none, or it is stale.
-        DamagedFileError: it is damaged, or no prior.
+        DamagedFileError: it is damaged, or of another kind.
     """
-    if not path.is_file():
-        train = f"hrvqvae train-prior {run} --level {levels.start + 1}"
-        raise InputError(f"{run} has no prior of {level_names(levels)}; train it: {train}")
-    return _read_part(path, "prior", "prior", autoencoder, run)
-
-
-def _read_part(
-    path: Path, kind: str, title: str, autoencoder: str, run: str | Path
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights, about = storage.read(path)
-    if about.get("kind") != kind or not _TOLD[kind] <= about.keys():
-        raise DamagedFileError(f"{path} is not a {title}")
+    if about.get("kind") != kind or not _META[kind] <= about.keys():
+        raise DamagedFileError(f"{path} is no file of the kind {kind}")
     require_current(path, about["autoencoder"], autoencoder, run)
     return weights, about
 
@@ -179,44 +161,43 @@ def trained_priors(run: Path) -> dict[Levels, RunFolder]:
     return {levels: folder for levels, folder in prior_folders(run).items() if folder.model.is_file()}
 
 
-def _without_prior(run: Path, config: Config) -> list[int]:
-    """The levels that no prior covers, 0 the coarsest."""
-    covered = {level for levels in trained_priors(run) for level in levels}
-    return [level for level in range(len(config.model.num_symbols)) if level not in covered]
+def _first_without(priors: Iterable[Levels], config: Config) -> int | None:
+    """The coarsest level (from 0) that no prior covers."""
+    covered = {level for levels in priors for level in levels}
+    return next((level for level in range(len(config.model.num_symbols)) if level not in covered), None)
 
 
 def has_priors(run: str | Path) -> bool:
     """Whether every level of a run has a prior. Reads no weights. Raises InputError where one has two."""
     path = locate(run)
-    return not _without_prior(path.parent, config_of(storage.read_meta(path), path))
+    return _first_without(trained_priors(path.parent), config_of(storage.read_meta(path), path)) is None
 
 
 def load_priors(run: str | Path) -> Priors:
     """The priors that cover every level of a run.
 
     Raises:
-        InputError: no such run, a level has no prior or two, one is stale, the levels know different classes, or a
-            config.yaml describes another network; what to do is named.
+        InputError: no such run, a level has no prior or two, one is stale, the levels have different classes, or a
+            config.yaml describes another network.
         DamagedFileError: a file is damaged, or does not fit its configuration.
     """
-    model_path = locate(run)
-    _, meta, autoencoder = storage.read_with_digest(model_path)
-    folders = trained_priors(model_path.parent)
+    path = locate(run)
+    _, meta, autoencoder = storage.read_with_digest(path)
+    folders = trained_priors(path.parent)
     if not folders:
         raise InputError(f"{run} has no priors; train them: hrvqvae train-prior {run}")
-    for level in _without_prior(model_path.parent, config_of(meta, model_path)):
-        folders[range(level, level + 1)] = prior_folder(model_path.parent, level)
+    missing = _first_without(folders, config_of(meta, path))
+    if missing is not None:
+        train = f"hrvqvae train-prior {run} --level {missing + 1}"
+        raise InputError(f"{run} has no prior of level {missing + 1}; train it: {train}")
     priors, known = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
-    for levels, folder in folders.items():
-        path = folder.model
-        weights, about = read_prior(path, autoencoder, run, levels)
+    for path in (folder.model for folder in folders.values()):
+        weights, about = read_part(path, "prior", autoencoder, run)
         config = config_of(about, path)
         _check_agreement(lambda one: one.prior.network, config, about, path)
-        own = range(about["level"], about["level"] + about.get("levels", 1))
-        priors.append(_filled(build_prior(config, own, len(about["classes"])), weights, path))
+        levels = range(about["level"], about["level"] + about.get("levels", 1))
+        priors.append(_filled(build_prior(config, levels, len(about["classes"])), weights, path))
         known.append((tuple(about["classes"]), tuple(about["class_counts"])))
         if known[-1][0] != known[0][0]:
-            raise InputError(
-                f"{path} was trained on other classes than level 1; delete {path.parent} and train it anew"
-            )
+            raise InputError(f"{path} was trained on other classes than level 1; delete {path.parent}, train it anew")
     return Priors(tuple(priors), *known[0])

@@ -1,7 +1,7 @@
 """Tensors on disk: safetensors with a checksum, written whole or not at all. Never pickle.
 
 The header carries `meta` (JSON) and `digest`, a BLAKE2 hash of the meta and of every tensor's name, type, shape and
-bytes, so that a flipped bit is noticed as well as a file cut short.
+bytes.
 """
 
 from __future__ import annotations
@@ -24,30 +24,32 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import write_atomic
 
 
-def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
     state = hashlib.blake2b(meta.encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in sorted(tensors.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         state.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
     return state.hexdigest()
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A name of these tensors alone, 32 hexadecimal digits: it stays what it is when their configuration changes."""
-    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
+    """The digest of these tensors without their configuration: 32 hexadecimal digits."""
+    return _digest(_plain(tensors))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able `meta`, atomically. Raises OSError as `write_atomic` does."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(meta, sort_keys=True)
+    """Write tensors and a JSON-able `meta`, atomically. Raises OSError."""
+    plain, text = _plain(tensors), json.dumps(meta, sort_keys=True)
     header = {"format": "pt", "meta": text, "digest": _digest(plain, text)}
     write_atomic(path, _ordered(save_tensors(plain, metadata=header)))
 
 
 def _ordered(content: bytes) -> bytes:
-    """The same file with the entries of its header in order: safetensors writes those of the metadata in any."""
+    """The same file with its header in order: safetensors writes the metadata in any, which differs each time."""
     length = int.from_bytes(content[:8], "little")
     text = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -75,11 +77,11 @@ def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """`meta` of a file that `write` made, from its header alone: no tensor is read, no checksum compared.
+    """`meta` of a file that `write` made, from its header alone: no checksum is compared.
 
     Raises:
         InputError: there is no such file.
-        DamagedFileError: the header is damaged, or not ours.
+        DamagedFileError: the header is damaged, or of another format.
     """
     with _damage(path), path.open("rb") as stream:
         start = stream.read(8)
@@ -87,11 +89,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """(tensors, meta, checksum) of one and the same state of a file that `write` made, on the CPU.
+    """(tensors, meta, digest) of one state of a file that `write` made, on the CPU.
 
     Raises:
         InputError: there is no such file.
-        DamagedFileError: it is cut short, changed, or not ours.
+        DamagedFileError: it is cut short, changed, or of another format.
     """
     with _damage(path):
         content = path.read_bytes()
@@ -108,5 +110,5 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def digest(path: Path) -> str:
-    """The checksum of a file: the name of its content. Raises as `read_with_digest`."""
+    """The digest of a file. Raises as `read_with_digest`."""
     return read_with_digest(path)[2]

@@ -32,15 +32,9 @@ from hrvqvae.utils.errors import InputError
 
 
 class TrainedModel:
-    """An autoencoder with its configuration and its priors, which are read when they are first needed.
+    """An autoencoder in evaluation mode with its configuration, and its priors, which are read when they are needed.
 
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
-
-    Attributes:
-        run: the run folder, weights file or name that it was loaded from.
-        autoencoder: in evaluation mode, on the device.
-        config: what it was trained with.
-        device: where its images are encoded and decoded.
     """
 
     def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
@@ -52,10 +46,7 @@ class TrainedModel:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
-        """As `load`, and from the hub where `name` is none of those and has the form user/name.
-
-        Options are those of the hub: revision, cache_dir, token, local_files_only, force_download.
-        """
+        """As `load`, and user/name from the hub, with its options: those of `hub.fetch`."""
         return cls(hub.found_or_fetched(name, **options), device, beam)
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
@@ -63,10 +54,7 @@ class TrainedModel:
         export(self.run, Path(folder), licence=licence)
 
     def push_to_hub(self, name: str, *, licence: str | None = None, **options: Any) -> str:
-        """Put what `save_pretrained` writes on the hub as user/name; -> where it is. Raises InputError.
-
-        Options are those of the hub: private, token, commit_message, branch, create_pr.
-        """
+        """Put what `save_pretrained` writes on the hub as user/name, with the options of `hub.push`; -> where it is."""
         return push_run(self.run, name, licence=licence, **options)
 
     @cached_property
@@ -76,12 +64,12 @@ class TrainedModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that the priors know."""
+        """Names of the classes of the priors."""
         return self.priors.classes
 
     @cached_property
     def codec(self) -> EntropyModel:
-        """What turns its codes into files and back. Raises InputError where the entropy model is stale or damaged."""
+        """The entropy model, by which files are written and read. Raises InputError where it is stale or damaged."""
         return load_entropy_model(self.run, self.autoencoder, self.config)
 
     @torch.inference_mode()
@@ -89,9 +77,9 @@ class TrainedModel:
         """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: rate-distortion trade-off: error + lmbda * bits is minimized, the error squared and summed over an
-                image's pixel values in [0, 1]. None gives the usual codes; a number takes a hundred times the work.
-                Without an entropy model all codes of a level cost the same bits, and the error alone decides.
+            lmbda: rate-distortion trade-off: squared error, summed over an image's pixel values in [0, 1], + lmbda *
+                bits is minimized, for a hundred times the work. None gives the usual codes. Without an entropy model
+                all codes of a level cost the same bits.
 
         Raises:
             InputError: other images; a lambda that is not from 0 to 1e6, or one for a model of several latent grids or
@@ -100,7 +88,7 @@ class TrainedModel:
         return self.encoder(lmbda)(images.to(self.device))
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """What `encode` turns images on the device into codes by; a lambda weighs so many levels alone, None all."""
+        """The function of `encode`, for images on the device; a lambda weighs the bits of so many levels, None all."""
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
@@ -110,11 +98,11 @@ class TrainedModel:
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Images (B, C, Y, X) float32 in [0, 1] from codes; of a prefix by the progressive decoder, if there is one.
+        """Images (B, C, Y, X) float32 in [0, 1] from codes, a prefix of levels by the progressive decoder if any.
 
         Args:
             codes: of every level, or of those that are used.
-            levels: how many levels to use, coarse first; None uses all.
+            levels: how many to use, coarse first; None uses all.
             size: height and width in pixels; None gives the largest image of that latent grid.
 
         Raises:
@@ -130,32 +118,28 @@ class TrainedModel:
 
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
-            levels: how many levels to write, coarse first; None writes all.
-            max_bytes: of a file: as many of these levels, and the codes, that give the least error in so many bytes,
-                for some hundred times the work. Where the model takes no lambda, the most levels that fit.
-            lmbda: as for `encode`, by the error and the bits of these levels alone.
-            names: of the images, one each, for messages; None counts them from 1.
+            levels: how many to write, coarse first; None writes all.
+            max_bytes: of a file: the levels of these and the codes with the least error in so many bytes, for some
+                hundred times the work. Where the model takes no lambda, the most levels that fit.
+            lmbda: as for `encode`, of these levels alone.
+            names: of the images, for messages; None counts them from 1.
 
         Raises:
-            InputError: images outside the contract, another number of names, levels out of range, an image that does
-                not fit, a lambda as for `encode`, or one beside `max_bytes`.
+            InputError: as `encode`; levels out of range, an image that does not fit, a lambda beside `max_bytes`.
         """
         if lmbda is not None and max_bytes is not None:
-            raise InputError("files of so many bytes have the lambda that fits: give the bytes or the lambda")
+            raise InputError("give max_bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
         return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode, names)
 
     def decompress(
         self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
     ) -> list[Tensor]:
-        """The image (C, Y, X) of each file of codes, float32 in [0, 1].
-
-        A file that was cut short or damaged gives the image of the levels that are whole; `compression.hrv.read`
-        says which.
+        """The image (C, Y, X) of each file of codes, float32 in [0, 1]; of a damaged file, of its whole levels.
 
         Args:
-            levels: how many levels to use, coarse first, as far as a file has them; None uses all that there are.
-            max_pixels: of an image; None admits as many as `data.max_pixels` of the configuration.
+            levels: how many to use at most, coarse first; None uses all.
+            max_pixels: of an image; None takes `data.max_pixels` of the configuration.
 
         Raises:
             InputError: levels out of range, or a file of another model.
@@ -169,12 +153,11 @@ class TrainedModel:
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
         top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on.
+        """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on; see `SamplingParams`.
 
         Args:
             class_name: name or number of a class; None draws classes as often as they come in training.
             seed: a sample depends on it and on its number alone.
-            temperature, top_k, top_p, guidance: as `SamplingParams` has them.
 
         Raises:
             InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
@@ -186,7 +169,7 @@ class TrainedModel:
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
         known: KnownCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
-        """As `sample`, with the class and the codes of each image; each keeps the known codes of one image."""
+        """As `sample`, with the class and the codes of each image; the known codes are kept."""
         size = self.config.data.size
         return sample_images(
             self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
@@ -194,10 +177,7 @@ class TrainedModel:
         )  # fmt: skip
 
     def known_part(self, image: Tensor, keep: str) -> KnownCodes:
-        """Codes of an image (C, size, size) and which of them a completion keeps: "top", "left", or a fraction.
-
-        Codes at the border of the kept part have seen a few pixels beyond it, as far as the encoder's filters reach.
-        """
+        """Codes of an image (C, size, size), and which of them a completion keeps: "top", "left", or a fraction."""
         size = self.config.data.size
         if image.shape[-2:] != (size, size):
             raise InputError(f"the image has {image.shape[-2]}x{image.shape[-1]} pixels; this model completes {size}")
@@ -210,8 +190,13 @@ class TrainedModel:
     ) -> Tensor:  # fmt: skip
         """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.
 
+        Codes at the border of that part have seen a few pixels beyond it.
+
+        Args:
+            keep: "top", "left", or the upper fraction in (0, 1).
+
         Raises:
-            InputError: as `sample`; another image size than was trained on, or `keep` is none of `known_part`.
+            InputError: as `sample`; an image of another size than was trained on, or another `keep`.
         """
         unit_images(image[None], self.autoencoder.channels)
         known = self.known_part(image, keep)
@@ -223,7 +208,7 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
 
     Args:
         beam: paths that its search keeps at each level when it encodes: less error, for more time (docs/results.md).
-            None keeps as many as it was trained with, as what is saved of it does.
+            None keeps as many as in training.
 
     Raises:
         InputError: there is none, or it has no linked codebooks, which a beam searches.
@@ -233,22 +218,17 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
 
 
 def model_of_file(path: Path, run: str | None) -> TrainedModel:
-    """The model that is named, or else that one inside the package by which a file was made.
-
-    Raises:
-        InputError: there is no such model; or none is named, and the file is of none inside the package.
-    """
+    """The model that is named, or that inside the package by which a file was made. Raises InputError."""
     if run is not None:
         return TrainedModel(run)
     if is_archive(path):
         codec = open_archive(path).codec
         wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
-        damaged = ""  # its checksum is right
     else:
         wanted = hrv.read_header(content_of(path), str(path)).fingerprint
-        whose, damaged = f"a model whose fingerprint is {wanted.hex()}", "; or the file is damaged"
+        whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
     for name in shipped():
         model = TrainedModel(name)
         if wanted in {bytes.fromhex(model.codec.model), *map(model.codec.fingerprint, (False, True))}:
             return model
-    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN{damaged}")
+    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")

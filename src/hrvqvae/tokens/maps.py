@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, array_bytes, read_maps, write_about
+from hrvqvae.checkpoints.codemaps import CodeMaps, read_maps, write_about, write_array
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
+from hrvqvae.utils.files import locked, remove_temporaries, writing
 from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any
         if known and without:
             raise InputError(f"{without:,} of {count:,} images have no label; label all of them, or none")
         classes, order = _classes(list(known), shards.about.classes)
-    write_atomic(folder / f"{_NAME}-labels.npy", array_bytes(order[numbers] if known else np.zeros(count, np.int64)))
+    write_array(folder / f"{_NAME}-labels.npy", order[numbers] if known else np.zeros(count, np.int64))
     write_about(folder, _NAME, source, len(symbols), classes)
 
 

@@ -23,7 +23,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import load_with_digest, read_prior, save_prior
+from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_prior
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
 from hrvqvae.data.batches import Stream
@@ -156,7 +156,9 @@ class PriorTask(Task[CodeBatch]):
         assert isinstance(model, Prior)
         name, own, path = self.training.init_from, model.state_dict(), locate(self.training.init_from)
         file = prior_folder(path.parent, *self.levels).model
-        weights, about = read_prior(file, storage.digest(path), name, self.levels)
+        if not file.is_file():
+            raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
+        weights, about = read_part(file, "prior", storage.digest(path), name)
         anew = list[str]()
         for of_classes in self._of_classes():
             if self.maps.classes != tuple(about["classes"]):
