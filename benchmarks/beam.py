@@ -51,34 +51,24 @@ def bench_beam(
     if not units:
         raise InputError(f"no test image of {run} could be read")
     books = model.linked_codebooks
-    latents = [_flat(model, unit) for unit in units]
-    seconds = side_by_side(
-        {str(width): lambda width=width: search(latents[0], books, width) for width in widths},  # type: ignore[misc]
-        rounds,
-    )
-    errors = {weight: [_Errors(model, unit) for unit in units] for weight in weights}
+    with torch.no_grad():
+        latents = [model.latents(unit).flatten(0, -2) for unit in units]
+    seconds = side_by_side({str(width): partial(search, latents[0], books, width) for width in widths}, rounds)
     rows = []
     for width in widths:
         for weight in weights if width > 1 else weights[:1]:
             by_beam = partial(search, width=width, coarse_weight=weight)
-            for one, flat in zip(errors[weight], latents, strict=True):
-                one.measure(_codes(model, by_beam, flat, one.unit))
+            codes = [_codes(model, by_beam, flat, unit) for flat, unit in zip(latents, units, strict=True)]
             spent = seconds[str(width)]
             rows.append(
                 {
-                    "width": width, "coarse_weight": weight, "level_mse": _means(errors[weight]),
+                    "width": width, "coarse_weight": weight, "level_mse": _level_mse(model, units, codes),
                     "milliseconds": spent * 1e3, "ratio": spent / seconds[str(widths[0])],
                 }
             )  # fmt: skip
     some = units[0][:_WEIGHED]
     trained.encode(some[:1], 0.0)  # what is compiled is compiled now
     return rows, [_weighed(trained, model, some, rate) for rate in rates]
-
-
-def _flat(model: SingleGridAutoencoder, unit: Tensor) -> Tensor:
-    """Latents (N, D) of images in [0, 1]."""
-    with torch.inference_mode():
-        return model.latents(unit).flatten(0, -2).clone()
 
 
 def _codes(model: SingleGridAutoencoder, find: Search, flat: Tensor, unit: Tensor) -> Codes:
@@ -88,32 +78,15 @@ def _codes(model: SingleGridAutoencoder, find: Search, flat: Tensor, unit: Tenso
     return tuple((path % size).view(grid) for path in find(flat, model.linked_codebooks))
 
 
-class _Errors:
-    """Errors of images (B, C, Y, X) by codes. What has the codes that were measured before is not decoded again."""
-
-    def __init__(self, model: SingleGridAutoencoder, unit: Tensor) -> None:
-        self.model, self.unit = model, unit
-        self.codes: Codes | None = None
-        self.by_level = torch.zeros(len(model.prefixes), len(unit), dtype=torch.float64)
-
-    @torch.inference_mode()
-    def measure(self, codes: Codes) -> None:
-        """Write the MSE of each prefix of the codes to `by_level` (L, B)."""
-        changed = torch.full((len(self.unit),), self.codes is None)
-        for place, levels in enumerate(self.model.prefixes):
-            for one, before in zip(codes[:levels], self.codes or (), strict=False):
-                changed |= (one != before).flatten(1).any(1)
-            if changed.any():
-                some = self.unit[changed]
-                size = (some.shape[-2], some.shape[-1])
-                decoded = self.model.decode(tuple(code[changed] for code in codes), levels, size)
-                self.by_level[place, changed] = (decoded - some).double().square().mean((1, 2, 3))
-        self.codes = codes
-
-
-def _means(errors: Sequence[_Errors]) -> list[float]:
-    """Test MSE of each prefix."""
-    return torch.cat([one.by_level for one in errors], 1).mean(1).tolist()
+@torch.inference_mode()
+def _level_mse(model: SingleGridAutoencoder, units: Sequence[Tensor], codes: Sequence[Codes]) -> list[float]:
+    """MSE of each prefix of the codes of batches of images (B, C, Y, X) in [0, 1]."""
+    totals = torch.zeros(len(model.prefixes), dtype=torch.float64)
+    for unit, some in zip(units, codes, strict=True):
+        size = (unit.shape[-2], unit.shape[-1])
+        for place, levels in enumerate(model.prefixes):
+            totals[place] += (model.decode(some, levels, size) - unit).double().square().mean() * len(unit)
+    return (totals / sum(map(len, units))).tolist()
 
 
 def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, weight: float | None) -> Row:
@@ -122,11 +95,9 @@ def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, 
     codes = trained.encode(unit, weight)
     spent = time.process_time() - begin
     files = write(trained.codec, flat_codes(codes), (unit.shape[-2], unit.shape[-1]))
-    errors = _Errors(model, unit)
-    errors.measure(codes)
     return {
         "lmbda": weight, "bytes_per_image": sum(len(b"".join(parts)) for parts in files) / len(unit),
-        "level_mse": _means([errors]), "milliseconds": spent * 1e3 / len(unit),
+        "level_mse": _level_mse(model, [unit], [codes]), "milliseconds": spent * 1e3 / len(unit),
     }  # fmt: skip
 
 

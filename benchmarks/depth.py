@@ -21,7 +21,12 @@ _ONE = {"prior.network.kind": "depth"}
 def _steps(config: Config) -> tuple[Callable[[], object], int]:
     """(a training step of each prior, on random codes; parameters of all)."""
     sides = [PriorSide(config, levels, Form()) for levels in config.prior_levels]
-    return lambda: [side.train() for side in sides], sum(side.parameters for side in sides)
+
+    def step() -> None:
+        for side in sides:
+            side.train()
+
+    return step, sum(side.parameters for side in sides)
 
 
 def _draws(config: Config, batch: int) -> Callable[[], object]:

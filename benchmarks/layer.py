@@ -12,7 +12,7 @@ import inspect
 import io
 import math
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -191,7 +191,9 @@ def bench_layer(
         scaled = batch.images.float() / 127.5 - 1
         for side in sides.values():
             side.step(scaled)
-    times = _alone(sides, scaled, rounds)
+    latents = {name: side.model.encoder(scaled).detach().requires_grad_() for name, side in sides.items()}
+    alone = {name: partial(side.quantize, latents[name]) for name, side in sides.items()}
+    times = side_by_side(alone, rounds)
     held_out = torch.stack([torch.from_numpy(test.decode(index, None).pixels) for index in range(test_images)])
     rows: list[Row] = []
     for name, side in sides.items():
@@ -209,12 +211,6 @@ def bench_layer(
         for name in ("step", "quantizer"):
             row[f"{name}_ratio"] = row[f"{name}_seconds"] / rows[0][f"{name}_seconds"]
     return rows
-
-
-def _alone(sides: Mapping[str, _Side], images: Tensor, rounds: int) -> dict[str, float]:
-    """Seconds of each layer alone, in training mode, on the latents that its own encoder makes."""
-    latents = {name: side.model.encoder(images).detach().requires_grad_() for name, side in sides.items()}
-    return side_by_side({name: partial(side.quantize, latents[name]) for name, side in sides.items()}, rounds)
 
 
 COLUMNS = {

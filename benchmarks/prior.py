@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.common import Row, as_script, finish, options, positive, preset_of, seconds
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from hrvqvae.config import Config, Levels
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
@@ -43,7 +42,7 @@ class MaskedConv2d(nn.Module):
 
 
 def matrix_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """Attention with its whole (N, N) matrix of scores, masked: as `nn.causal.attend`."""
+    """Attention with its whole (N, N) matrix of scores, masked: as `causal.attend`."""
     scores = queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -53,7 +52,7 @@ def matrix_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: b
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """torch's own fused attention: as `nn.causal.attend`."""
+    """torch's own fused attention: as `causal.attend`."""
     return nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
 
 
@@ -115,32 +114,25 @@ class PriorSide:
         paths = tuple(torch.randint(codewords, (size, *grid)) for codewords, grid in coarser)
         self.batch = CodeBatch(codes, paths, torch.randint(10, (size,)))
 
-    def train(self) -> float:
-        """Seconds of one training step."""
-        spent = seconds(lambda: self.step(self.state, self.batch), self.compute.device)
+    def train(self) -> None:
+        """One training step."""
+        self.step(self.state, self.batch)
         self.state.step += 1
-        return spent
 
 
 def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[Row]:
-    """Rows with method, preset, level, batch, parameters, images_per_second (median step), ratio, for random
-    codes.
+    """Rows with method, preset, level, batch, parameters, images_per_second (median step), ratio, for random codes.
 
     All forms take turns, a step each. Each adds one change to the one above it; the last replaces one.
     """
     sides = {name: PriorSide(config, range(level, level + 1), form) for name, form in FORMS.items()}
-    steps: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side.train()  # the first step allocates
-    for _ in range(rounds):
-        for name, side in sides.items():
-            steps[name].append(side.train())
+    device = sides["plain"].compute.device
+    spent = side_by_side({name: side.train for name, side in sides.items()}, rounds, device)
     batch = config.prior.training_of(level).batch_size
     return [
         {
             "method": name, "preset": config.name, "level": level + 1, "batch": batch, "parameters": side.parameters,
-            "images_per_second": batch / median(steps[name]),
-            "ratio": median(steps["plain"]) / median(steps[name]),
+            "images_per_second": batch / spent[name], "ratio": spent["plain"] / spent[name],
         }
         for name, side in sides.items()
     ]  # fmt: skip

@@ -28,7 +28,8 @@ _MATRIX_VALUES = 2**27  # of a distance matrix: 512 MiB
 _PRODUCTS = 2**33  # of distances that a method without a matrix may be timed on
 _CALLS, _TURN = 3, 0.05  # calls a turn; seconds of a call above which it is a turn of its own
 _ROUNDS, _SECONDS = 25, 1.5  # at most, and spent on a method and size, after its first round
-_TOLERANCE = 1e-5  # relative difference of the two best distances above which the oracle must be met
+TOLERANCE = 1e-5
+"""Relative difference of two costs, in float64, up to which they are a tie."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Method:
     """A search of the first `count` vectors.
 
     Attributes:
-        run: takes that many vectors.
+        run: vectors -> their leaves.
         distances: distances that a vector costs.
         full_matrix: whether it makes a matrix of vectors by codewords.
-        check: codes of some vectors against the oracle; None where the method has codebooks of its own.
+        books: whose leaves they are; None where the method has codebooks of its own, and is not checked.
     """
 
-    run: Callable[[Tensor], object]
+    run: Callable[[Tensor], Tensor]
     distances: int
     full_matrix: bool
-    check: Callable[[Tensor], float] | None
+    books: Sequence[Tensor] | None
 
 
 def make_problem(levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH) -> SearchProblem:
@@ -67,29 +68,49 @@ def make_problem(levels: int, codewords: int, vectors: int = VECTORS, width: int
     return SearchProblem(torch.randn(vectors, width, generator=generator), books, flat)
 
 
-def tree_agreement(latents: Tensor, books: Sequence[Tensor], paths: Tensor) -> float:
-    """Share of the vectors, of those that an oracle in float64 can tell apart, whose path is the oracle's."""
-    residual, path = latents.double(), torch.zeros(len(latents), dtype=torch.long)
-    clear = torch.ones(len(latents), dtype=torch.bool)
-    for book in books:
-        distances = (residual.unsqueeze(1) - book.double()[path]).square().sum(-1)
-        two = distances.topk(2, largest=False).values
-        clear &= (two[:, 1] - two[:, 0]) > _TOLERANCE * two[:, 1]
-        path = path * book.shape[1] + distances.argmin(-1)
-        residual = residual - book.double().flatten(0, 1)[path]
-    return float((paths[-1] == path)[clear].double().mean())
+def exact_search(
+    latents: Tensor, books: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """As `search`, in float64; -> (leaves (N,), how clear each is (N,)).
+
+    That is the least relative difference, over the levels, of the cost of the last path that is kept and of the next
+    one. Where it is at most `TOLERANCE`, rounding decides.
+    """
+    found = [
+        _exact(some.double(), books, width, coarse_weight)
+        for some in latents.split(128)  # type: ignore[no-untyped-call]
+    ]
+    leaves, clear = zip(*found, strict=True)
+    return torch.cat(leaves), torch.cat(clear)
 
 
-def flat_agreement(latents: Tensor, codebook: Tensor, nearest: Tensor) -> float:
-    """As `tree_agreement`, for one flat codebook."""
-    right = total = 0
-    for some, found in zip(latents.split(256), nearest.split(256), strict=True):  # type: ignore[no-untyped-call]
-        distances = torch.cdist(some.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
-        two = distances.topk(2, largest=False)
-        clear = (two.values[:, 1] - two.values[:, 0]) > _TOLERANCE * two.values[:, 1]
-        right += int((two.indices[:, 0] == found)[clear].sum())
-        total += int(clear.sum())
-    return right / max(total, 1)
+def _exact(latents: Tensor, books: Sequence[Tensor], width: int, weight: float) -> tuple[Tensor, Tensor]:
+    size, rows = books[0].shape[1], torch.arange(len(latents)).unsqueeze(1)
+    residuals, paths = latents.unsqueeze(1), torch.zeros(len(latents), 1, dtype=torch.long)
+    before, clear = torch.zeros_like(residuals[..., 0]), torch.full_like(latents[:, 0], torch.inf)
+    for level, book in enumerate(map(Tensor.double, books), start=1):
+        if level == 1:  # a flat codebook may be too large to be copied for each vector
+            distances = torch.cdist(latents, book[0], compute_mode="donot_use_mm_for_euclid_dist").square()
+        else:
+            distances = (residuals.unsqueeze(2) - book[paths]).square().sum(-1).flatten(1)
+        costs = distances + before.repeat_interleave(size, dim=1)
+        kept = min(width, costs.shape[1]) if level < len(books) else 1
+        least, best = costs.topk(min(kept + 1, costs.shape[1]), largest=False)
+        if least.shape[1] > kept:
+            gap = (least[:, kept] - least[:, kept - 1]) / least[:, kept]
+            clear = torch.minimum(clear, gap.nan_to_num(0.0))  # 0 / 0: two codewords are the vector
+        best = best[:, :kept]
+        parents = best // size
+        before = before[rows, parents] + weight * distances[rows, best]
+        paths = paths[rows, parents] * size + best % size
+        residuals = residuals[rows, parents] - book.flatten(0, 1)[paths]
+    return paths[:, 0], clear
+
+
+def agreement(latents: Tensor, books: Sequence[Tensor], leaves: Tensor) -> float:
+    """Share of the vectors whose leaf is that of `exact_search`, of those whose leaf is clear."""
+    expected, clear = exact_search(latents, books)
+    return float((leaves == expected)[clear > TOLERANCE].double().mean())
 
 
 def _libraries(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
@@ -104,30 +125,18 @@ def _libraries(case: SearchProblem, levels: int, codewords: int) -> dict[str, Me
     flat.codebook = case.flat
     residual = ResidualVQ(dim=width, num_quantizers=levels, codebook_size=codewords).eval()
     return {
-        "vector_quantize": Method(
-            lambda some: flat(some[None]), leaves, True,
-            lambda some: flat_agreement(some, case.flat, flat(some[None])[1][0]),
-        ),
+        "vector_quantize": Method(lambda some: flat(some[None])[1][0], leaves, True, [case.flat[None]]),
         "residual_vq": Method(lambda some: residual(some[None]), levels * codewords, False, None),
-    }  # fmt: skip
+    }
 
 
 def _methods(case: SearchProblem, levels: int, codewords: int, libraries: bool) -> dict[str, Method]:
-    leaves = len(case.flat)
+    leaves, flat = len(case.flat), [case.flat[None]]
     methods = {
-        "tree": Method(
-            lambda some: search(some, case.books), levels * codewords, False,
-            lambda some: tree_agreement(some, case.books, search(some, case.books)),
-        ),
-        "flat": Method(
-            lambda some: search(some, [case.flat.unsqueeze(0)]), leaves, False,
-            lambda some: flat_agreement(some, case.flat, search(some, [case.flat.unsqueeze(0)])[0]),
-        ),
-        "cdist": Method(
-            lambda some: torch.cdist(some, case.flat).argmin(-1), leaves, True,
-            lambda some: flat_agreement(some, case.flat, torch.cdist(some, case.flat).argmin(-1)),
-        ),
-    }  # fmt: skip
+        "tree": Method(lambda some: search(some, case.books)[-1], levels * codewords, False, case.books),
+        "flat": Method(lambda some: search(some, flat)[0], leaves, False, flat),
+        "cdist": Method(lambda some: torch.cdist(some, case.flat).argmin(-1), leaves, True, flat),
+    }
     return methods | (_libraries(case, levels, codewords) if libraries else {})
 
 
@@ -160,14 +169,15 @@ def bench_search(
         case = make_problem(levels, codewords, vectors, width)
         leaves = len(case.flat)
         methods = _methods(case, levels, codewords, libraries)
-        runs, timed_on, agreement = {}, {}, {}
+        runs, timed_on, agreed = {}, {}, {}
         for name, method in methods.items():
             most = (_MATRIX_VALUES if method.full_matrix else _PRODUCTS) // leaves
             some = case.latents[: max(32, min(vectors, most))]
             runs[name], timed_on[name] = partial(method.run, some), len(some)
-            if method.check:
-                agreement[name] = method.check(some[: max(32, min(2_048, 2**26 // leaves))])
-        assert agreement["tree"] == agreement["flat"] == 1, f"a search disagrees with the oracle: {agreement}"
+            if method.books:
+                some = some[: max(32, min(2_048, 2**26 // leaves))]
+                agreed[name] = agreement(some, method.books, method.run(some))
+        assert agreed["tree"] == agreed["flat"] == 1, f"a search disagrees with the oracle: {agreed}"
         products, copied = machine_rates()
         spent = {name: time * vectors / timed_on[name] for name, time in _interleaved(runs).items()}
         for name, method in methods.items():
@@ -179,7 +189,7 @@ def bench_search(
                     "leaves": leaves, "distances": method.distances, "seconds": spent[name],
                     "ratio": spent[name] / spent["tree"], "timed_on": timed_on[name], "bytes": moved,
                     "floor": floor, "times_floor": spent[name] / floor, "peak_share": floor / spent[name],
-                    "copy_share": moved / copied / spent[name], "agreement": agreement.get(name),
+                    "copy_share": moved / copied / spent[name], "agreement": agreed.get(name),
                 }
             )  # fmt: skip
     return rows

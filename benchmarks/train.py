@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 
 import torch
 
-from benchmarks.common import Row, as_script, finish, options, positive, preset_of, seconds
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
@@ -43,37 +42,32 @@ class AutoencoderSide:
         self.step = task.step
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 
-    def train(self) -> float:
-        """Seconds of one training step."""
-        spent = seconds(lambda: self.step(self.state, self.batch), self.compute.device)
+    def train(self) -> None:
+        """One training step."""
+        self.step(self.state, self.batch)
         self.state.step += 1
-        return spent
 
-    def _latents(self) -> list[torch.Tensor]:
-        """What each quantizer gets of the batch."""
-        seen: list[torch.Tensor] = []
+    def quantizing(self) -> Callable[[], object]:
+        """A call of what the quantizers add to a step: search, losses, their gradient, and the codebooks' update."""
+        seen: list[tuple[ResidualQuantizer, torch.Tensor]] = []
         hooks = [
-            quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-            for quantizer in self.quantizers
+            one.register_forward_pre_hook(lambda quantizer, inputs: seen.append((quantizer, inputs[0].detach())))
+            for one in self.quantizers
         ]
         with torch.no_grad(), self.compute.autocast():
             self.model.eval()(self.images)
         for hook in hooks:
             hook.remove()
         self.model.train()
-        return seen
-
-    def quantize(self) -> float:
-        """Seconds of what the quantizers add to a step: search, losses, their gradient, and the codebooks' update."""
-        latents = [one.requires_grad_() for one in self._latents()]
 
         def both_ways() -> None:
-            for quantizer, one in zip(self.quantizers, latents, strict=True):
-                quantized = quantizer(one)
+            for quantizer, latents in seen:
+                quantized = quantizer(latents.requires_grad_())
                 total = torch.stack(list(quantized.losses.values())).sum()
-                torch.autograd.backward([total, quantized.latents], [torch.ones_like(total), torch.ones_like(one)])
+                gradients = [torch.ones_like(total), torch.ones_like(latents)]
+                torch.autograd.backward([total, quantized.latents], gradients)
 
-        return seconds(both_ways, self.compute.device)
+        return both_ways
 
 
 def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> list[Row]:
@@ -89,23 +83,18 @@ def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> l
         "plain": AutoencoderSide(config, images, plain=True),
         "hrvqvae": AutoencoderSide(config, images, plain=False),
     }
-    steps: dict[str, list[float]] = {name: [] for name in sides}
-    quantizer: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side.train()  # the first step allocates and compiles
-    for _ in range(rounds):
-        for name, side in sides.items():
-            steps[name].append(side.train())
-            if profile:
-                quantizer[name].append(side.quantize())
+    calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
+    if profile:
+        calls |= {f"{name}, quantizer": side.quantizing() for name, side in sides.items()}
+    spent = side_by_side(calls, rounds, sides["plain"].compute.device)
     rows = []
     for name in sides:
-        step = median(steps[name])
+        step = spent[name]
         row = {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / step}
-        row["ratio"] = median(steps["plain"]) / step
+        row["ratio"] = spent["plain"] / step
         if profile:
-            spent = median(quantizer[name])
-            row |= {"step_seconds": step, "quantizer_seconds": spent, "quantizer_share": spent / step}
+            quantizer = spent[f"{name}, quantizer"]
+            row |= {"step_seconds": step, "quantizer_seconds": quantizer, "quantizer_share": quantizer / step}
         rows.append(row)
     return rows
 

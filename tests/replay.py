@@ -19,9 +19,9 @@ Cut = tuple[str, str]
 """A pattern of a command, and what replaces it."""
 
 
-def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make 28x28 drawn digits the MNIST of a root folder, which the commands take."""
-    folder = root / "mnist"
+def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
+    """Make 28x28 drawn digits the MNIST, or the set of that name, of a root folder, which the commands take."""
+    folder = root / name
     folder.mkdir(parents=True)
     for part, count, seed in (("train", 120, 1), ("t10k", 60, 2)):
         images, labels = drawn_digits(count, seed, size=28)

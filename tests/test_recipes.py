@@ -7,7 +7,6 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,6 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
 SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
 PIXELSNAIL = "--prior.network.residual_blocks 4"
-EACH = ("priors/level-1", "priors/level-2", "priors/level-3")
-OF_FIGURE = {
-    "11": PIXELSNAIL, "12": PIXELSNAIL, "13": "--prior.network.layers 1 --model.discriminator_layers 1",
-    "14": PIXELSNAIL, "15": PIXELSNAIL,
-}  # fmt: skip
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
 
@@ -52,16 +46,15 @@ def recorded(folder: Path) -> list[list[str]]:
     return [line.split("\t") for line in (folder / "record").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("number", ["11", "12", "13", "14", "15"])
+@pytest.mark.parametrize("number", ["11", "14", "15"])
 def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(24):
         write_picture(tmp_path / "images" / ("birds" if index % 2 else "cats") / f"{index}.png", index, (40, 36))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    fields = f"{SMALL} {SMALL_PRIOR} {OF_FIGURE[number]} --data.workers 0"
-    if number != "15":
-        fields += " --model.stride 8 --data.size 32 --data.split hash"
-    arguments = {"14": ["images", "birds"], "15": []}.get(number, ["images"])
+    small = "" if number == "15" else " --model.stride 8 --data.size 32 --data.split hash"
+    arguments = {"11": ["images"], "14": ["images", "birds"], "15": []}[number]
+    fields = f"{SMALL} {SMALL_PRIOR} {PIXELSNAIL} --data.workers 0{small}"
     done = recipe("figure", tmp_path, number, *arguments, "0.02", fields=fields)
     assert done.returncode == 0, done.stderr
     found = recorded(tmp_path)
@@ -75,40 +68,40 @@ def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatc
     assert read_image(sheet, 3).shape[2] > 4 * 28
 
 
+def test_the_figures_of_other_systems(tmp_path: Path) -> None:
+    for number in ("12", "13"):
+        assert recipe("figure", tmp_path, number, "images").returncode == 0
+    presets_used = [words[2] for words in recorded(tmp_path) if words[1] == "train"]
+    assert presets_used == ["vqvae2/ffhq", "vqgan/ffhq"]
+
+
 @pytest.mark.parametrize("arguments", [(), ("10",), ("11",), ("14", "images"), ("14", "images", "birdd")])
 def test_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = recipe("figure", tmp_path, *arguments)
     assert done.returncode == 2
     assert ("there is no class birdd" if len(arguments) == 3 else "recipes/figure 11 DATA") in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+    assert not (tmp_path / "record").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "draw", "fields", "beside"),
-    [
-        ("mnist", drawn_mnist, PIXELSNAIL, EACH),
-        ("cifar10", drawn_cifar10, "", EACH),
-        ("treevq-cifar10", drawn_cifar10, "", ("priors/levels-1-3", "prefixes")),
-        ("treevq-mnist", drawn_mnist, "", ("priors/levels-1-3", "prefixes")),
-    ],
-)
-def test_a_shipped_model(
-    name: str, draw: Callable[[Path, pytest.MonkeyPatch], None], fields: str, beside: tuple[str, ...], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    draw(tmp_path / "data", monkeypatch)
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
+def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (drawn_mnist if "mnist" in name else drawn_cifar10)(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert recipe(name, tmp_path, "out").returncode == 0
+    fields = PIXELSNAIL if name == "mnist" else ""
     cuts = [
         (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 20"), ("-n 64", "-n 4"),
         (r"^(python .*/nearest.py .*)", r"\1 -n 4"),
         (r"^(hrvqvae train-progressive out) --resume$", r"\1 --resume --max-steps 2"),
-        (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"),
-        (r"^(hrvqvae train .*)", rf"\1 {SMALL}"), (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
+        (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"), (r"^(hrvqvae train .*)", rf"\1 {SMALL}"),
+        (r" --prior.(training.batch_size|network.hidden_units) [^\0]+", ""),  # a field may be given once
+        (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]  # fmt: skip
     for words in recorded(tmp_path):
         replay([word for word in cut(words, cuts) if word])
     files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
+    each = ("priors/level-1", "priors/level-2", "priors/level-3")
+    beside = ("priors/levels-1-3", "prefixes") if name.startswith("treevq") else each
     others = {f"{folder}/model.safetensors" for folder in beside}
     assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *others}
     assert (tmp_path / "out" / "samples.png").is_file()
@@ -141,21 +134,16 @@ def figure(name: str, *arguments: object) -> None:
 def test_the_figure_of_the_hierarchy(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tiny_run_with_priors(mnist_root), tmp_path / "figure.png"
     for arguments, drawn in (
-        (["-o", out], "3 levels of 4 codewords, synthetic"),
-        (["-o", tmp_path / "figure.svg", "--path", "2,1,3"], "synthetic"),
+        (["-o", tmp_path / "figure.svg", "--path", "2,1,3"], "3 levels of 4 codewords, synthetic"),
         ([run, "-o", out], "tiny, most used path"), ([run, "-o", out, "--path", "1,2,0"], "tiny, the path given"),
         ([run, "-o", out, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
     ):  # fmt: skip
-        capsys.readouterr()
         figure("hierarchy", *arguments)
         assert drawn in capsys.readouterr().out
-    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
     assert read_image(out, 3).shape[2] > 500
     for arguments, message in (
-        (["-o", tmp_path / "figure.pdf"], "must end in .png or .svg"),
         (["-o", out, "--position", "1", "1"], "name a RUN"), (["-o", out, "--path", "1,x"], "--path"),
-        ([run, "-o", out, "--position", "9", "0"], "position 9 0 is not on the latent grid of 7x7"),
-        ([run, "-o", out, "--position", "1", "1", "--path", "0,0"], "not allowed with"),
+        ([run, "-o", out, "--position", "9", "0"], "latent grid of 7x7"),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             figure("hierarchy", *arguments)
@@ -167,11 +155,9 @@ def test_a_row_of_samples_for_each_class(mnist_root: Path, tmp_path: Path, capsy
     figure("classes", run, "-n", "3", "-o", out)
     assert "3 samples of each of 10 classes" in capsys.readouterr().out
     assert read_image(out, 3).shape[1] > 10 * 60
-    unguided = out.read_bytes()
     with pytest.raises(SystemExit):
         figure("classes", run, "-o", out, "--guidance", "2")
     assert "class_dropout" in capsys.readouterr().err
-    assert out.read_bytes() == unguided
 
 
 def test_nearest_training_images(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

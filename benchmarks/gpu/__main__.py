@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.common import Row, as_script, options, show
-from benchmarks.gpu.codes import TOLERANCE, codes_rows
+from benchmarks.gpu.codes import codes_rows
 from benchmarks.gpu.timings import autoencoder_rows, matrix_rate, prior_rows, sampling_rows, search_rows
+from benchmarks.search import TOLERANCE
 from hrvqvae.cli.console import print_json
 from hrvqvae.config import Grid, presets
 from hrvqvae.config.parsing import override
@@ -25,37 +26,21 @@ from hrvqvae.utils.progress import waiting
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How much is measured.
-
-    Attributes:
-        name: full or small.
-        matrix: rows of the matrices whose product gives the device's rate.
-        trees: (levels, codewords a codebook, width) whose codes are compared.
-        compared: vectors whose codes are compared.
-        searched: vectors of the timed search, with the tree that comes first.
-        calls: searches that are timed together.
-        trained: preset -> fields that differ from it.
-        compiled: presets that are trained with torch.compile as well.
-        prior: preset whose priors are trained, and fields that differ from it.
-        prior_levels: 0 is the coarsest.
-        steps: that are timed of each training.
-        sampled: preset whose coarsest level is sampled, on this grid and in these batches.
-        rounds: of other measurements.
-    """
+    """How much is measured."""
 
     name: str
-    matrix: int
-    trees: Sequence[tuple[int, int, int]]
-    compared: int
-    searched: int
-    calls: int
-    trained: Mapping[str, Mapping[str, str]]
-    compiled: Sequence[str]
-    prior: tuple[str, Mapping[str, str]]
-    prior_levels: Sequence[int]
-    steps: int
-    sampled: tuple[str, Grid, Sequence[int]]
-    rounds: int
+    matrix: int  # rows of the matrices whose product gives the device's rate
+    trees: Sequence[tuple[int, int, int]]  # (levels, codewords a codebook, width), whose codes are compared
+    compared: int  # vectors whose codes are compared
+    searched: int  # vectors of the timed search, with the first tree
+    calls: int  # searches that are timed together
+    trained: Mapping[str, Mapping[str, str]]  # preset -> fields that differ from it
+    compiled: Sequence[str]  # presets that are trained with torch.compile as well
+    prior: tuple[str, Mapping[str, str]]  # preset whose priors are trained, and fields that differ from it
+    prior_levels: Sequence[int]  # 0 is the coarsest
+    steps: int  # of each training that are timed
+    sampled: tuple[str, Grid, Sequence[int]]  # preset whose coarsest level is sampled, on this grid, in these batches
+    rounds: int  # of other measurements
 
 
 _TREES = ((3, 8, 32), (3, 8, 16), (6, 4, 16))  # the first two of the presets for FFHQ and CIFAR10
@@ -72,11 +57,6 @@ SMALL = Form(
     compiled=("hrvqvae/cifar10",), prior=("hrvqvae/cifar10", {"prior.training.batch_size": "8"}), prior_levels=(0,),
     steps=5, sampled=("hrvqvae/cifar10", (8, 8), (1, 16)), rounds=5,
 )  # fmt: skip
-
-
-def form_of(device: torch.device) -> Form:
-    """The whole of it on a GPU, the small form elsewhere."""
-    return FULL if device.type == "cuda" else SMALL
 
 
 def bench_gpu(device: torch.device, form: Form) -> Row:
@@ -107,29 +87,26 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
         waiting(f"training {name}")
         config = override(presets.get(name).config, {**fields, "training.device": place})
         training += autoencoder_rows(config, form.steps, rate, compiled=name in form.compiled)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "device": device.type, "device_name": _name(device), "form": form.name, "torch": torch.__version__,
+        "device": device.type, "device_name": name, "form": form.name, "torch": torch.__version__,
         "precision": "bf16" if bf16 else "fp32", "matrix_rate": rate, "codes": codes, "search": search,
         "training": [*training, *priors], "sampling": sampling,
         "faults": [_fault(row) for row in codes if row["errors"]], "seconds": time.perf_counter() - begun,
     }  # fmt: skip
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
 def _fault(row: Row) -> str:
     size = f"{row['levels']} levels of {row['codewords']}, width {row['width']}"
     return (
         f"{row['search']} ({size}): {row['errors']:,} of {row['vectors']:,} vectors are not coded as on the CPU, "
-        f"by more than {row['tolerance']:g} of a distance"
+        f"by more than {TOLERANCE:g} of a distance"
     )
 
 
 _SIZE = {"search": "{search}", "L": "{levels}", "m": "{codewords}", "D": "{width}", "vectors": "{vectors:,}"}
 COLUMNS = {
-    "codes": {**_SIZE, "equal": "{equal:.4%}", "ties": "{ties}", "errors": "{errors}", "farthest": "{worst:.1e}"},
+    "codes": {**_SIZE, "equal": "{equal:.4%}", "ties": "{ties}", "errors": "{errors}", "clearest": "{worst:.1e}"},
     "search": {
         **_SIZE, "MB": "{MB:.1f}", "ms": "{ms:,.3f}", "copy ms": "{copy_ms:,.3f}", "ratio": "{ratio:.1f}",
         "peak MB": "{peak_MB:,.0f}",
@@ -152,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check and time this machine's GPU."""
     arguments = options(__doc__).parse_args(argv)
     device = resolve_device("auto")
-    found = bench_gpu(device, form_of(device))
+    found = bench_gpu(device, FULL if device.type == "cuda" else SMALL)
     if arguments.json:
         print_json(found)
     else:

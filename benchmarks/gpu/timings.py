@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -22,8 +21,6 @@ from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.device import Compute, computes_bf16
 from hrvqvae.utils.quantities import counted
-
-_WARM_UP = 2  # steps that do not count: they allocate and choose kernels
 
 
 def matrix_rate(device: torch.device, side: int, bf16: bool, rounds: int) -> float:
@@ -105,15 +102,8 @@ def flop_of_step(side: AutoencoderSide | PriorSide) -> int:
     return int(counter.get_total_flops())
 
 
-def _timed(side: AutoencoderSide | PriorSide, steps: int) -> float:
-    """Median seconds of a step."""
-    for _ in range(_WARM_UP):
-        side.train()
-    return median(side.train() for _ in range(steps))
-
-
 def _row(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, flop: int, rate: float) -> Row:
-    spent = _timed(side, steps)
+    spent = median_seconds(side.train, steps, side.compute.device)
     return {
         "trained": trained, "compiled": False, "batch": batch, "step_seconds": spent,
         "images_per_second": batch / spent, "flop": flop, "matrix_share": flop / spent / rate,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import types
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +15,16 @@ from torch import Tensor, nn
 
 from benchmarks import layer as layer_script
 from benchmarks.gpu import __main__ as report
-from benchmarks.gpu import codes
-from benchmarks.gpu.codes import TOLERANCE, beam_excess, compare, greedy_excess
+from benchmarks.gpu.codes import SEARCHES, compare
 from benchmarks.gpu.timings import flop_of_step
 from benchmarks.prior import FORMS, MaskedConv2d, _replaced
+from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
 from benchmarks.train import AutoencoderSide
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.priors.base import Level
 from hrvqvae.quantize.search.reference import search_reference
 from tests.priors.test_pixelsnail import inputs, network, random_prior
-
-VECTORS, SIZE, WIDTH = 200, 4, 5
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -69,100 +65,40 @@ def test_error_and_leaves_of_a_layer_by_hand() -> None:
     assert leaves.unique().tolist() == [1, 7]
 
 
-def problem(levels: int = 3) -> tuple[Tensor, list[Tensor]]:
-    generator = torch.Generator().manual_seed(levels)
-    books = [torch.randn(SIZE**level, SIZE, WIDTH, generator=generator) * 0.6**level for level in range(levels)]
-    return torch.randn(VECTORS, WIDTH, generator=generator), books
-
-
-def with_path(found: Tensor, vector: int, path: list[int]) -> Tensor:
-    """The same paths (L, N), with that one of one vector."""
-    paths = found.clone()
-    paths[:, vector] = torch.tensor(path)
-    return paths
-
-
-def distances(latents: Tensor, books: list[Tensor], vector: int, path: list[int]) -> list[float]:
-    """To the codewords of the book that the path reaches last, by hand."""
-    residual = latents[vector].double().numpy()
-    for book, k in zip(books, path, strict=False):
-        residual = residual - book.flatten(0, 1)[k].double().numpy()
-    book = books[len(path)][path[-1] if path else 0].double().numpy()
-    return [float(np.square(residual - codeword).sum()) for codeword in book]
-
-
-@pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_wrong_code_is_found_at_every_level(level: int) -> None:
-    """Below the wrong code the path is what a search finds from there, so nothing else is wrong."""
-    latents, books = problem()
-    right = search_reference(latents, books)
-    path = right[:level, 7].tolist()
-    ordered = distances(latents, books, 7, path)
-    nearest, second = np.argsort(ordered)[:2]
-    path.append((path[-1] if path else 0) * SIZE + int(second))
-    while len(path) < 3:
-        path.append(path[-1] * SIZE + int(np.argmin(distances(latents, books, 7, path))))
-    found = compare(latents, books, right, with_path(right, 7, path), greedy_excess)
-    assert (found.vectors, found.equal, found.ties, found.errors) == (VECTORS, VECTORS - 1, 0, 1)
-    assert found.worst == pytest.approx(1 - ordered[nearest] / ordered[second])
-    swapped = compare(latents, books, with_path(right, 7, path), right, greedy_excess)
-    assert swapped.errors == 1, "whichever of the two is wrong"
-
-
-def test_a_tie_is_no_error() -> None:
-    """Two equal codewords, of which a search takes either, and a beam of one keeps either, with unequal children."""
-    books = [torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[0.5], [3.0]], [[0.9], [3.0]]])]
-    one = torch.tensor([[0], [0]])
-    other = torch.tensor([[1], [2]])
-    latents = torch.tensor([[2.0]])
-    for excess, ties in (
-        (greedy_excess, 1), (partial(beam_excess, width=1, weight=0.0), 1),
-        (partial(beam_excess, width=2, weight=0.0), 0),
-    ):  # fmt: skip
-        found = compare(latents, books, one, other, excess)
-        assert (found.ties, found.errors) == (ties, 1 - ties)
-    for apart, ties in ((0.1 * TOLERANCE, 1), (10 * TOLERANCE, 0)):
-        books[0][0, 1] = 1 - apart / 2  # further from 2 by that, relative, in the square
-        found = compare(latents, books, one, other, greedy_excess)
-        assert (found.ties, found.errors) == (ties, 1 - ties)
-        assert found.worst == pytest.approx(apart, rel=0.1, abs=1e-6)
-
-
-@pytest.mark.parametrize("excess", [greedy_excess, partial(beam_excess, width=2, weight=0.1)])
-@pytest.mark.parametrize("path", [[0, 0, 63], [0, 4, 16], [-1, -4, -16], [4, 16, 64]])
-def test_what_is_no_path_of_the_tree_is_an_error(excess: codes.Excess, path: list[int]) -> None:
-    latents, books = problem()
-    right = search_reference(latents, books)
-    found = compare(latents, books, right, with_path(right, 3, path), excess)
-    assert (found.errors, found.worst) == (1, math.inf)
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.3])
-def test_a_beam_is_judged_by_the_cost_of_its_path(weight: float) -> None:
-    latents, books = problem()
-    exact, levels = (latents.double(), [book.double() for book in books]), len(books)
-    costs = np.zeros((VECTORS, SIZE**levels))  # of all paths, one leaf after the other
-    for leaf in range(SIZE**levels):
-        residual = latents.double().numpy()
+@pytest.mark.parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
+def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
+    """Paths of each length are all kept in a sorted list, one vector after the other."""
+    case = make_problem(3, 4, vectors=40, width=5)
+    leaves, clear = exact_search(case.latents, case.books, width, weight)
+    books = [book.double().numpy() for book in case.books]
+    for vector, leaf, gap in zip(case.latents.double().numpy(), leaves.tolist(), clear.tolist(), strict=True):
+        kept, gaps = [(0.0, 0, vector)], []
         for level, book in enumerate(books, start=1):
-            residual = residual - book.flatten(0, 1)[leaf // SIZE ** (levels - level)].double().numpy()
-            costs[:, leaf] += (1 if level == levels else weight) * np.square(residual).sum(1)
-    best, worst = costs.argmin(1), costs.argmax(1)
+            found = []
+            for before, parent, residual in kept:
+                for child, codeword in enumerate(book[parent]):
+                    left = np.square(residual - codeword).sum()
+                    found.append((before + left, before + weight * left, parent * 4 + child, residual - codeword))
+            found.sort(key=lambda one: one[0])
+            number = width if level < 3 else 1
+            if len(found) > number:
+                gaps.append(1 - found[number - 1][0] / found[number][0])
+            kept = [one[1:] for one in found[:number]]
+        assert (leaf, gap) == (kept[0][1], pytest.approx(min(gaps)))
 
-    def judged(leaves: np.ndarray, width: int) -> np.ndarray:
-        leaf = torch.from_numpy(leaves)
-        paths = torch.stack([leaf // SIZE**2, leaf // SIZE, leaf])
-        return beam_excess(*exact, paths, width, weight).numpy()
 
-    rows = np.arange(VECTORS)
-    np.testing.assert_allclose(judged(best, SIZE**2), 0, atol=1e-12)
-    np.testing.assert_allclose(judged(worst, SIZE**2), 1 - costs[rows, best] / costs[rows, worst])
-    for width in (1, 2, 3):
-        found = search_reference(latents, books, width, weight)
-        assert (judged(found[-1].numpy(), width) < TOLERANCE).all(), "what the search finds is right"
-        better = costs[rows, best] < costs[rows, found[-1].numpy()] * (1 - 1e-4)
-        assert better.any(), "a narrow beam misses the best path"
-        assert (judged(best, width)[better] > TOLERANCE).all(), "which it can't have found"
+def test_vectors_that_rounding_decides_are_not_judged() -> None:
+    right, wrong = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long)
+    for first, second, vector, tie in (
+        (1, 1 - 0.05 * TOLERANCE, 2, True), (1, 1 - 5 * TOLERANCE, 2, False), (1, 1, 1, True), (1, 3, 1, False),
+    ):  # fmt: skip
+        vectors, books = torch.full((3, 1), float(vector)), [torch.tensor([[[float(first)], [float(second)]]])]
+        found = compare(vectors, books, right, wrong, SEARCHES["greedy"])
+        assert (found["equal"], found["ties"], found["errors"]) == (0, 3 * tie, 3 * (not tie))
+        assert (found["worst"] > TOLERANCE) != tie
+        same = compare(vectors, books, right, right, SEARCHES["greedy"])
+        assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
+    assert (agreement(vectors, books, right[0]), agreement(vectors, books, wrong[0])) == (1, 0)
 
 
 def test_flop_of_a_step_by_hand() -> None:
@@ -207,7 +143,7 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
     for row in found["codes"]:
         assert row["equal"] * 300 + row["ties"] == pytest.approx(300)
     for row in found["search"]:
-        assert row["bytes"] == 300 * (2 * 4 * 4 + 8 * row["levels"]), "latents in, codes and z_q out"
+        assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
     off, on, prior = found["training"]
     assert [off["compiled"], on["compiled"], prior["compiled"]] == [False, True, False]
@@ -236,7 +172,7 @@ def test_wrong_codes_end_it_and_a_compiler_that_fails_does_not(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(report, "SMALL", TINY)
     monkeypatch.setattr(nn.Module, "compile", no_compiler)
-    monkeypatch.setitem(codes.SEARCHES, "greedy", dataclasses.replace(codes.SEARCHES["greedy"], gpu=rounded))
+    monkeypatch.setitem(SEARCHES, "greedy", dataclasses.replace(SEARCHES["greedy"], gpu=rounded))
     with pytest.raises(SystemExit) as ended:
         report.main([])
     assert ended.value.code == 1

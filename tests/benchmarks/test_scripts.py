@@ -17,14 +17,14 @@ from benchmarks import processes, study_codebook, study_rate
 from benchmarks.beam import bench_beam
 from benchmarks.common import as_script, show
 from benchmarks.search import bench_search, plot_growth
-from benchmarks.study import SYSTEMS, with_leaves
+from benchmarks.study import SYSTEMS
 from hrvqvae.checkpoints.loading import save_model
 from hrvqvae.comparison.systems import Comparison
-from hrvqvae.config import Config, presets
+from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
-from tests.benchmarks.pictures import fashion_mnist
+from tests.replay import drawn_mnist
 from tests.tiny_systems import tiny_systems
 from tests.trained_run import tiny_run_with_priors
 
@@ -58,7 +58,7 @@ SCRIPTS = {
 def test_rows_and_columns(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fashion_mnist(tmp_path, monkeypatch)
+    drawn_mnist(tmp_path, monkeypatch, "fashion-mnist")
     arguments, heads, count = SCRIPTS[name]
     lines = printed(name, arguments, capsys).splitlines()
     assert tuple(lines[0].split()[:3]) == heads
@@ -224,8 +224,3 @@ def test_the_study_of_rate_and_distortion(
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
     with pytest.raises(hrvqvae.InputError, match="study is rate there, codebook here"):
         study_codebook.main(command.split())
-
-
-def test_leaves() -> None:
-    for system, codewords in (("hrvqvae", (4, 16, 64)), ("vqvae", (64,))):
-        assert with_leaves(presets.get(f"{system}/mnist").config, 4, 3).model.num_codewords == codewords

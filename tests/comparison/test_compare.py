@@ -44,13 +44,13 @@ def test_systems_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads((out / "results.json").read_text())
     assert [(row["system"], row["seed"]) for row in rows] == [(system, 0) for system in systems]
-    others = {"perceptual", "frechet", "kernel", "leaves_used", "prior", "phases", "test_errors", "digests"}
+    others = {"perceptual", "frechet", "kernel", "leaves_used", "prior", "test_errors", "digests"}
     for row in rows:
         assert set(row) == {"system", "seed", *others, *COLUMNS}
         assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
-        assert not [name for name in COLUMNS if row[name] is None]
+        assert [name for name in COLUMNS if row[name] is None] == ["adversarial_steps"] * (row["system"] != "vqgan")
         assert 0 < row["usage"] <= 1
-    assert [row["phases"] for row in rows if row["phases"]] == [{"steps with a discriminator": 2}]
+    assert rows[2]["adversarial_steps"] == 2
     table = (out / "results.md").read_text()
     assert all(f"| {system} | 1 |" in table for system in systems)
     assert "| steps with a discriminator |" in table
@@ -199,8 +199,8 @@ def test_fields_reach_every_system_or_the_model_of_one() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_steps": 0}, "--max-steps or --max-minutes"), ({"seeds": 0}, "--seeds is 0"),
-        ({"first_seed": -1}, "--first-seed is -1"), ({"systems": ()}, "--systems names none"),
+        ({"max_steps": 0}, "--max-steps or --max-minutes"), ({"seeds": 0}, "--seeds is below 1"),
+        ({"first_seed": -1}, "--first-seed is below 0"), ({"systems": ()}, "--systems names none"),
         ({"systems": ("vqgam",)}, "--systems names vqgam; there are hrvqvae, treevq"),
         ({"fields": {"training.seed": "7"}}, "--training.seed .*: give --seeds"),
         ({"fields": {"prior.training.max_steps": "7"}}, "--prior.training.max_steps .*: give --prior-steps"),

@@ -1,4 +1,4 @@
-"""The folder of a comparison: its cases are trained and measured one after the other, and taken up where they stopped.
+"""The folder of a comparison: its cases are trained and measured in turn, and go on where they stopped.
 
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder for each case
@@ -6,9 +6,8 @@ DIR/comparison.json      what is compared; another comparison is refused
     rows/NAME-KIND.png   a few of its images side by side: reconstructions, samples
     results.json, results.md, and pictures, of all rows
 
-All but the runs is small, and enough to go on elsewhere: a row that is there is not measured again. More systems, seeds
-or priors can be added later, and several processes can share the cases: what lies in DIR is written under its lock, and
-a run under the lock of the run. Every file is whole or not there.
+A row that is there is not measured again, so all but the runs is enough to go on elsewhere. Several processes can share
+the cases: what lies in DIR is written under its lock, and a run under the lock of the run.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 class Folder:
-    """A folder of that form, which need not exist yet. Whatever reads it raises DamagedFileError."""
+    """A folder of that form, which need not exist yet. Reading it raises DamagedFileError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,8 +62,7 @@ class Folder:
     def claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """What is compared ("about") and what it leaves to the machine ("chosen"), with what the folder has of both.
 
-        Raises:
-            InputError: the folder holds another comparison; what differs is named.
+        Raises InputError where the folder holds another comparison.
         """
         found = _read(self.path / "comparison.json") or {"about": about}
         here, there = json.loads(json.dumps(about)), dict(found["about"])
@@ -72,10 +70,8 @@ class Folder:
         here["priors"] = here["priors"] or there["priors"]
         for name in {**there, **here}:
             if there.get(name) != here.get(name):
-                raise InputError(
-                    f"{self.path} holds another comparison: {name} is {there.get(name)} there, {here.get(name)} here; "
-                    "choose another --out"
-                )
+                differs = f"{name} is {there.get(name)} there, {here.get(name)} here"
+                raise InputError(f"{self.path} holds another comparison: {differs}; choose another --out")
         return {"about": there, "chosen": dict(found.get("chosen", {}))}
 
     def begin(self, claim: Mapping[str, Any]) -> None:
@@ -94,18 +90,18 @@ class Folder:
         return [_read(path) for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
-        """Keep what was measured of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1]."""
+        """Keep the row of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1]."""
         write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
-        _write(self.rows_path / f"{name}.json", row)  # last: what it says is measured is there
+        _write(self.rows_path / f"{name}.json", row)  # last, so that the images of a row are there
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
-        """The images of that kind that are kept of a case, (3, Y, Y) uint8 each; none where none are."""
+        """The images of that kind that are kept of a case, (3, Y, Y) uint8 each; () without any."""
         path = self.rows_path / f"{name}-{kind}.png"
         pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
         return pixels.split(pixels.shape[1], dim=2) if pixels.numel() else ()  # type: ignore[no-untyped-call]
 
     def write_results(self, rows: Sequence[Measured], table: str) -> None:
-        """The rows as JSON, and as the table."""
+        """Write the rows, and the table of them."""
         _write(self.path / "results.json", list(rows))
         write_atomic(self.path / "results.md", table.encode())
 
@@ -114,18 +110,17 @@ def run_cases(
     cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say,
     more: Callable[[RunFolder], Measured] = lambda _: {},
 ) -> int:  # fmt: skip
-    """Train and measure every case; -> the signal that stopped it (0: none).
+    """Train and measure every case that is not measured yet; -> the signal that stopped it (0: none).
 
-    What is there already is not made again: a run goes on where it stopped, a measured one is taken as it is. A case
-    that another process makes is passed over, and taken up if that one stops.
+    A case that another process makes is passed over, and made here if that process stops.
 
     Args:
-        about: what is compared, as `Comparison.about`; a folder that holds something else is refused.
+        about: as `Comparison.about`.
         more: further columns of a run.
 
     Raises:
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
-            that were made otherwise.
+            of other configurations or distances.
     """
     with locked(folder.path, wait=say):
         claim, rows = folder.claim(about), folder.rows()
@@ -135,11 +130,11 @@ def run_cases(
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
         if not left:
             return 0
-        using = Instruments.of(left[0].config, folder.path, say)  # first: what it needs may be missing
+        using = Instruments.of(left[0].config, folder.path, say)
         using.require_same(rows, folder.path)
         folder.begin(claim)
     measured, passed = len(cases) - len(left), 0
-    say(f"{counted(len(left), 'case')} to train and measure besides {measured:,}; {_budget(left[0])} each")
+    say(f"{counted(len(left), 'case')} to train and measure; {measured:,} measured before")
     for case in left:
         begun = time.monotonic()
         try:
@@ -160,7 +155,7 @@ def run_cases(
 
 
 def _decided(case: Case, chosen: dict[str, str]) -> Case:
-    """The case with what it leaves to the machine as it was chosen; what is chosen now is added to `chosen`."""
+    """The case with precision and the like as `chosen` says; what is chosen now is added to it."""
     config, of_autoencoder = decide_autoencoder(case.config, chosen)
     config, of_priors = decide_priors(config, chosen)
     chosen |= of_autoencoder | of_priors
@@ -172,31 +167,20 @@ def _is_open(case: Case, row: Measured) -> bool:
     return not row or bool(case.prior and not row["prior"])
 
 
-def _budget(case: Case) -> str:
-    """Of a case's training, for a person."""
-    training = case.config.training
-    steps, minutes = counted(training.max_steps, "step"), f"{training.max_minutes:g} min"
-    limits = [text for text, limit in ((steps, training.max_steps), (minutes, training.max_minutes)) if limit]
-    return " or ".join(limits) + (", and priors," if case.prior else "")
-
-
 def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
-    """Raises InputError where the run of that case, or a row of its labels, whatever its seed, has another digest.
+    """Raises InputError where the run of that case, or a row of its labels with any seed, has another digest.
 
-    A row of an earlier version keeps no digests, and is taken as it is.
+    Rows of earlier versions have no digests, and are not checked.
     """
-    run, here = folder.run(case.name), case.digests()
-    parts = ("data", "model", "training")
+    run, here, parts = folder.run(case.name), case.digests(), ("data", "model", "training")
     if run.begun() and digest_of(run.read_config(), *parts) != digest_of(case.config, *parts):
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     for row in rows:
         if all(row[name] == value for name, value in case.labels.items() if name != "seed"):
             for part, there in row.get("digests", {}).items():
                 if here.get(part, there) != there:
-                    raise InputError(
-                        f"the {part} of {case.name} has another configuration than the row of seed {row['seed']} in "
-                        f"{folder.path}; choose another --out"
-                    )
+                    other = f"the row of seed {row['seed']} in {folder.path}"
+                    raise InputError(f"the {part} of {case.name} has another configuration than {other}")
 
 
 def _make(case: Case, folder: Folder, using: Instruments, say: Say, more: Callable[[RunFolder], Measured]) -> int:

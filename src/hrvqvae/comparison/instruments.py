@@ -15,7 +15,7 @@ from torch import Tensor
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.comparison.systems import codewords_searched, phases
+from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
@@ -46,23 +46,17 @@ def test_images(config: Config, count: int) -> list[Tensor]:
 
 
 def shown_images(config: Config) -> Tensor:
-    """The test images (B, C, Y, X) in [0, 1] whose reconstructions are kept of each run: those measured first."""
+    """The test images (B, C, Y, X) in [0, 1] whose reconstructions are kept of each run."""
     return test_images(config, _FEATURE_IMAGES)[0][:_SHOWN]
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """Test images, and distances between images and between sets of them by features.
+    """Test images, and distances between images and between sets of them by features."""
 
-    Attributes:
-        tests: batches of images in [0, 1].
-        real: the same images as features, from which sets of images have their distances.
-        perceptual: distance of reconstructions; None where no network for it is on this machine.
-    """
-
-    tests: Sequence[Tensor]
-    real: RealImages
-    perceptual: PerceptualDistance | None
+    tests: Sequence[Tensor]  # batches in [0, 1]
+    real: RealImages  # their features
+    perceptual: PerceptualDistance | None  # None where no network for it is on this machine
 
     @staticmethod
     def of(config: Config, folder: Path, say: Say) -> Instruments:
@@ -75,9 +69,8 @@ class Instruments:
         try:
             name = choose_perceptual()
         except InputError:  # none is here, and none is needed
-            perceptual = None
-        else:
-            perceptual = perceptual_distance(name)
+            name = None
+        perceptual = perceptual_distance(name) if name else None
         return Instruments(tests, RealImages(features_of(folder, config.data, say), tests), perceptual)
 
     def names(self) -> Measured:
@@ -98,10 +91,7 @@ class Instruments:
 
     @torch.inference_mode()
     def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """All that is measured of a trained autoencoder, and a few reconstructions (B, C, Y, X) in [0, 1].
-
-        What is measured of priors is in the row, as None.
-        """
+        """The row of a trained autoencoder, without priors; and a few reconstructions (B, C, Y, X) in [0, 1]."""
         report = evaluate_run(run.path, rate=False).report
         model, config = load_with_config(run.path)
         size = (config.data.size, config.data.size)
@@ -113,6 +103,7 @@ class Instruments:
             perceptual = total / sum(map(len, self.tests))
         timed = torch.cat(list(self.tests))[:_TIMED_IMAGES]
         codes = model.encode(timed)
+        start = getattr(config.model, "adversarial_start", None)
         evaluations = [one for one in read_records(run.metrics) if one["kind"] == "evaluation"]
         row = {
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
@@ -125,22 +116,21 @@ class Instruments:
             "encode_images_per_second": len(timed) / _median_seconds(lambda: model.encode(timed)),
             "decode_images_per_second": len(timed) / _median_seconds(lambda: model.decode(codes, size=size)),
             **dict.fromkeys(_OF_PRIORS), "test_errors": [(one["step"], one["mse"]) for one in evaluations],
-            "phases": phases(config, evaluations[-1]["step"]),
+            "adversarial_steps": None if start is None else max(0, evaluations[-1]["step"] - start),
         }  # fmt: skip
         return row, torch.cat(decoded)[:_SHOWN]
 
     @torch.inference_mode()
     def measure_priors(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """What is measured of a run's priors: bits of the test images, and as many samples; and a few samples."""
-        rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).rate
-        assert rate is not None
+        """The columns of a run's priors: bits of the test images, and as many samples; and a few samples."""
+        rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).to_dict()
         model, count = TrainedModel(run.path), sum(map(len, self.tests))
         begun = time.perf_counter()
         drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count
         batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
         found = {f"{name}_samples": value for name, value in vars(self.real.distances(batches)).items()}
-        row = {"prior_bits_per_image": rate.prior_bits_per_image, **found, "seconds_per_sample": seconds}
+        row = {"prior_bits_per_image": rate["prior_bits_per_image"], **found, "seconds_per_sample": seconds}
         return row, drawn[:_SHOWN_SAMPLES]
 
 

@@ -43,6 +43,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "precision_samples": ("samples: precision", "{:.3f}"),
     "recall_samples": ("samples: recall", "{:.3f}"),
     "seconds_per_sample": ("s per sample", "{:.3f}"),
+    "adversarial_steps": ("steps with a discriminator", "{:,.0f}"),
 }
 
 
@@ -67,9 +68,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 
 def table(rows: Sequence[Measured]) -> str:
     """The comparison as Markdown, a row a system."""
-    phases = dict.fromkeys(name for row in rows for name in row.get("phases", {}))
-    columns = {**COLUMNS, **{name: (name, "{:,.0f}") for name in phases}}
-    return as_markdown([{**row, **row.get("phases", {})} for row in rows], ("system",), columns)
+    return as_markdown(rows, ("system",), COLUMNS)
 
 
 def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:

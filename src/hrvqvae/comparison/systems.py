@@ -54,20 +54,13 @@ def codewords_searched(model: ModelConfig) -> int | None:
 
 
 def remarks(configs: Sequence[Config]) -> list[str]:
-    """What a person should know before trainings, a line each: a discriminator that the budget does not reach."""
+    """A line for each system whose discriminator begins after its budget."""
     return [
         f"note: {config.model.system}'s discriminator begins at step {start:,}, which this budget does not reach; "
         "model.adversarial_start lets it begin earlier"
         for config in configs
         if 0 < config.training.max_steps <= (start := getattr(config.model, "adversarial_start", 0))
     ]
-
-
-def phases(config: Config, steps: int) -> dict[str, int]:
-    """Steps that parts of a training of so many steps took, by name: columns of the table."""
-    if not hasattr(config.model, "adversarial_start"):
-        return {}
-    return {"steps with a discriminator": max(0, steps - config.model.adversarial_start)}
 
 
 def available_systems() -> tuple[str, ...]:
@@ -77,22 +70,15 @@ def available_systems() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is trained and measured.
+    """One thing that is trained and measured."""
 
-    Attributes:
-        name: of its folder.
-        labels: what its row begins with; "seed" is one of them.
-        config: its whole configuration.
-        prior: dotted name -> text, in what its priors' training differs from `config` (empty: no priors).
-    """
-
-    name: str
-    labels: Mapping[str, Any]
+    name: str  # of its folder
+    labels: Mapping[str, Any]  # what its row begins with; "seed" is one of them
     config: Config
-    prior: Mapping[str, str] = field(default_factory=dict)
+    prior: Mapping[str, str] = field(default_factory=dict)  # dotted name -> text, for its priors (empty: no priors)
 
     def digests(self) -> dict[str, str]:
-        """Of all but the seed that decides the results of its autoencoder, and of its priors where it has some."""
+        """Of what decides the results, but for the seed: of its autoencoder, and of its priors where it has some."""
         config = override(self.config, {"training.seed": "0"})
         found = {"autoencoder": digest_of(config, "data", "model", "training")}
         if self.prior:
@@ -105,33 +91,21 @@ class Case:
 class Comparison:
     """What is compared.
 
-    Attributes:
-        dataset: the part of the preset's name after the system.
-        systems: their names.
-        seeds: how many; each trains every system.
-        first_seed: they are first_seed .. first_seed + seeds - 1.
-        max_steps, max_minutes: the budget of each autoencoder (0: no such limit; one is needed).
-        priors: whether each system's priors are trained too, for the budget of the autoencoder, shared equally among
-            its levels.
-        prior_steps: the same for so many updates instead (0: not so).
-        root: folder of the data.
-        fields: dotted name -> text, of fields that every system gets; "vqgan." before a name: of that system's model.
-
     Raises:
         InputError: no such preset, no budget, no such system, a field of a system that is not compared or that an
             option decides.
     """
 
-    dataset: str
+    dataset: str  # the part of a preset's name after the system
     systems: tuple[str, ...]
-    seeds: int = 1
+    seeds: int = 1  # how many; each trains every system
     first_seed: int = 0
-    max_steps: int = 0
+    max_steps: int = 0  # budget of each autoencoder; 0: no such limit, but one is needed
     max_minutes: float = 0.0
-    priors: bool = False
-    prior_steps: int = 0
-    root: str | None = None
-    fields: Mapping[str, str] = field(default_factory=dict)
+    priors: bool = False  # train each system's priors too, in the same budget, shared equally among them
+    prior_steps: int = 0  # the same in so many updates instead; 0: not so
+    root: str | None = None  # folder of the data
+    fields: Mapping[str, str] = field(default_factory=dict)  # for every system; "vqgan.model.NAME" for one
 
     def __post_init__(self) -> None:
         if not (self.max_steps > 0 or self.max_minutes > 0):
@@ -141,16 +115,14 @@ class Comparison:
                 raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
         for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0)):
             if getattr(self, option) < least:
-                raise InputError(
-                    f"--{option.replace('_', '-')} is {getattr(self, option)}; it must be at least {least}"
-                )
+                raise InputError(f"--{option.replace('_', '-')} is below {least}")
         for name in self.fields:
             first, *rest = name.split(".")
             if name in _DECIDED:
                 raise InputError(f"--{name} is decided by the comparison: give {_DECIDED[name]}")
             if first in SYSTEMS and (first not in self.systems or rest[0] != "model"):
                 raise InputError(f"--{name} must be a field of the model of {', '.join(self.systems)}")
-        for system in self.systems:  # before any training: its package is missing, a field or value of it is none
+        for system in self.systems:  # checks its package and fields before any training
             system_of(self.config(system, self.first_seed))
 
     @property
@@ -164,22 +136,23 @@ class Comparison:
         given = {f"training.{name}": str(value) for name, value in budget.items()}
         own = {name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")}
         preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
-        return override(preset, {**self._shared_fields(), **own, **given})
+        return override(preset, {**self._shared_fields, **own, **given})
 
+    @property
     def _shared_fields(self) -> dict[str, str]:
         return {name: value for name, value in self.fields.items() if name.split(".")[0] not in SYSTEMS}
 
     def cases(self) -> list[Case]:
         """Every system, seed after seed."""
-        return [
-            Case(
-                name=f"{system}-{seed}", labels={"system": system, "seed": seed}, config=self.config(system, seed),
-                prior=self._prior_of(self.config(system, seed)),
-            )
-            for seed in self.seed_numbers
-            for system in self.systems
-        ]  # fmt: skip
+        found = []
+        for seed in self.seed_numbers:
+            for system in self.systems:
+                config, labels = self.config(system, seed), {"system": system, "seed": seed}
+                prior = self._prior_of(config) if self._prior_budget else {}
+                found.append(Case(name=f"{system}-{seed}", labels=labels, config=config, prior=prior))
+        return found
 
+    @property
     def _prior_budget(self) -> dict[str, float] | None:
         """Steps and minutes of a system's priors in all (0: no such limit); None without priors."""
         if self.prior_steps:
@@ -188,17 +161,14 @@ class Comparison:
 
     def _prior_of(self, config: Config) -> dict[str, str]:
         """In what each prior differs from its configuration: budget, seed, and what suits few images a step."""
-        budget, priors = self._prior_budget(), len(config.prior_levels)
-        if budget is None:
-            return {}
+        budget, priors = self._prior_budget or {}, len(config.prior_levels)
         steps = max(1, int(budget["max_steps"]) // priors) if budget["max_steps"] else 0
-        given = {"epochs": 0, "max_steps": steps, "max_minutes": budget["max_minutes"] / priors}
-        given["seed"] = config.training.seed
+        minutes = budget["max_minutes"] / priors
+        given = {"epochs": 0, "max_steps": steps, "max_minutes": minutes, "seed": config.training.seed}
         asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
         return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
 
     def about(self) -> dict[str, Any]:
         """What may not change when more systems, seeds or priors are added; "priors" may be decided later."""
-        names = ("dataset", "max_steps", "max_minutes", "root")
-        plain = {name: getattr(self, name) for name in names}
-        return {"study": None, **plain, "fields": self._shared_fields(), "priors": self._prior_budget()}
+        plain = {name: getattr(self, name) for name in ("dataset", "max_steps", "max_minutes", "root")}
+        return {"study": None, **plain, "fields": self._shared_fields, "priors": self._prior_budget}
