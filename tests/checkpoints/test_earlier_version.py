@@ -1,0 +1,56 @@
+"""Runs and an archive that the version before wrote: they load, sample, resume and are decompressed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hrvqvae
+from hrvqvae.cli import main
+from hrvqvae.compression.archive import open_archive
+from hrvqvae.training.loggers import read_records
+from tests.conftest import drawn_digits
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "runs"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of the golden runs; the data that they were trained on."""
+    shutil.copytree(GOLDEN, tmp_path / "runs")
+    monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
+    return tmp_path / "runs"
+
+
+def test_an_archive_holds_the_codes_that_its_model_gives(runs: Path) -> None:
+    model = hrvqvae.load(runs / "treevq")
+    images = torch.from_numpy(drawn_digits(40, 2)[0][:5, None])
+    archive = open_archive(runs / "treevq.hrva")
+    stored = archive.read(range(5))
+    for level, codes in enumerate(model.encode(images)):
+        assert np.array_equal(codes.numpy().reshape(5, -1), np.stack([np.ravel(one.codes[level]) for one in stored]))
+
+
+def test_priors_progressive_decoder_and_entropy_model_are_used(runs: Path) -> None:
+    model = hrvqvae.load(runs / "treevq")
+    assert model.draw(2, class_name="3", seed=0).images.shape == (2, 1, 12, 12)
+    codes = model.encode(torch.from_numpy(drawn_digits(40, 2)[0][:2, None]))
+    assert not torch.equal(model.decode(codes, levels=2), model.decode(codes))
+    assert model.autoencoder.progressive_decoder is not None  # type: ignore[attr-defined]
+    assert model.codec.networks
+
+
+@pytest.mark.parametrize("name", ["treevq", "vqvae"])
+def test_training_goes_on(runs: Path, name: str) -> None:
+    before = read_records(runs / name / "metrics.jsonl")
+    command = ["train", f"{name}/mnist", "--out", str(runs / name), "--resume", "--max-steps", "12"]
+    assert main(command) == 0
+    records = read_records(runs / name / "metrics.jsonl")
+    assert records[: len(before)] == before
+    assert records[-1]["step"] == 12
+    last = [record["loss"] for record in records if record["kind"] == "train"]
+    assert last[-1] < last[0]
