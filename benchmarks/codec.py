@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +54,8 @@ def mutated(content: bytes, others: Sequence[bytes], random: np.random.Generator
 
 
 def bench_codec(
-    run: str | Path, root: str | None = None, images: int = 1000, archived: int = 60_000, damaged: int = 100_000,
-    *, say: Callable[[str], None] = note,
-) -> Row:  # fmt: skip
+    run: str | Path, root: str | None = None, images: int = 1000, archived: int = 60_000, damaged: int = 100_000
+) -> Row:
     """What files of codes of a run's test images take, in bytes and in time.
 
     Args:
@@ -64,7 +63,6 @@ def bench_codec(
         images: test images, evenly spread.
         archived: images of an archive, the test images again and again.
         damaged: mutated files and archives that are read.
-        say: is told what is measured next.
 
     Raises:
         InputError: the run or its data is missing.
@@ -87,14 +85,14 @@ def bench_codec(
         "tables": len(model.codec.content) if model.codec.networks else 0,
     }  # fmt: skip
     found["share"] = found["bytes"] / raw
-    say("speed")
+    note("speed")
     found["speed"] = _speed(model, pixels[:_TIMED], codes[:_TIMED], files[:_TIMED], size)
     with tempfile.TemporaryDirectory() as folder:
-        say(f"an archive of {archived:,} images")
+        note(f"an archive of {archived:,} images")
         found["archive"] = _archive(
             model.codec, codes, size, archived, float(lengths[:, 1:].sum(1).mean()), Path(folder)
         )
-        say(f"{damaged:,} damaged files and archives")
+        note(f"{damaged:,} damaged files and archives")
         found["damage"] = _damage(model.codec, codes[:_SMALL], size, damaged, Path(folder) / "small.hrva")
     return found
 

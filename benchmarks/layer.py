@@ -7,48 +7,27 @@ after vqtorch): two convolutions with pooling down to a 7x7 grid of width 32, an
 
 from __future__ import annotations
 
-import ast
-import inspect
-import io
 import math
-import tokenize
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from statistics import median
 from time import perf_counter
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
-from hrvqvae import distributed
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.quantize import codebook, functional, kmeans, layer, losses, quantized
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize import residual as quantizer
 from hrvqvae.quantize.layer import TreeVQ
-from hrvqvae.utils import compiled as cache
-from hrvqvae.utils import threads
 from hrvqvae.utils.errors import InputError
 
 WIDTH, WEIGHT, RATE = 32, 10.0, 3e-4
-_SEARCHES = ("reference", "compiled", "vectors", "tensors")
 
 Make = Callable[[], nn.Module]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A quantizer layer: how it is made, and the modules that are its code."""
-
-    make: Make
-    code: Sequence[ModuleType]
 
 
 class _OfPositions(nn.Module):
@@ -84,32 +63,16 @@ class SmallAutoencoder(nn.Module):
         return self.decoder(quantized).clamp(-1, 1), indices, loss.sum()  # ResidualVQ gives a loss for each level
 
 
-def code_lines(module: ModuleType) -> int:
-    """Lines of a module's source that hold code: no blank ones, comments or docstrings."""
-    source = inspect.getsource(module)
-    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in skipped:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len(lines)
-
-
-def layers(levels: int, codewords: int) -> dict[str, Layer]:
+def layers(levels: int, codewords: int) -> dict[str, Make]:
     """What is compared, all at levels * log2(codewords) bits a position; the library's by default and at its best.
 
     Raises:
         InputError: vector-quantize-pytorch is missing.
     """
     try:
-        from vector_quantize_pytorch import ResidualVQ, VectorQuantize, residual_vq, vector_quantize_pytorch
+        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
     except ImportError as error:
         raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
-    ours = [layer, quantizer, codebook, kmeans, losses, functional, quantized, distributed, cache, threads]
-    ours += [import_module(f"hrvqvae.quantize.search.{name}") for name in _SEARCHES]
     flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
 
     def residual(**options: Any) -> nn.Module:
@@ -117,13 +80,11 @@ def layers(levels: int, codewords: int) -> dict[str, Layer]:
 
     helped: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 2}
     return {
-        "TreeVQ": Layer(lambda: TreeVQ(WIDTH, codewords, levels, channel_last=False), ours),
-        "VectorQuantize": Layer(flat, [vector_quantize_pytorch]),
-        "VectorQuantize, k-means, dead-code restart": Layer(partial(flat, **helped), [vector_quantize_pytorch]),
-        "ResidualVQ": Layer(residual, [vector_quantize_pytorch, residual_vq]),
-        "ResidualVQ, k-means, dead-code restart": Layer(
-            partial(residual, **helped), [vector_quantize_pytorch, residual_vq]
-        ),
+        "TreeVQ": lambda: TreeVQ(WIDTH, codewords, levels, channel_last=False),
+        "VectorQuantize": flat,
+        "VectorQuantize, k-means, dead-code restart": partial(flat, **helped),
+        "ResidualVQ": residual,
+        "ResidualVQ, k-means, dead-code restart": partial(residual, **helped),
     }
 
 
@@ -174,18 +135,16 @@ def bench_layer(
     test_images: int = 10_000, rounds: int = 20,
 ) -> list[Row]:  # fmt: skip
     """Rows with layer, bits (a position), mse and mae (of test images, in [0, 1]), used, leaves, usage and perplexity
-    (of the m^L leaves), step_seconds, quantizer_seconds, their ratios to TreeVQ's, and lines.
+    (of the m^L leaves), step_seconds, quantizer_seconds, and their ratios to TreeVQ's.
 
     All layers train in turns, a step each, on the same batches. `step_seconds` is the median of a whole step after the
-    first fifth, `quantizer_seconds` that of `rounds` runs of the layer alone, forward and backward, and `lines` counts
-    its lines of code.
+    first fifth, `quantizer_seconds` that of `rounds` runs of the layer alone, forward and backward.
 
     Raises:
         InputError: vector-quantize-pytorch is missing, or the data is not there.
     """
-    compared = layers(levels, codewords)
     images, test = load_images(data, "train"), load_images(data, "test")
-    sides = {name: _Side(one.make, seed) for name, one in compared.items()}
+    sides = {name: _Side(make, seed) for name, make in layers(levels, codewords).items()}
     stream = batches(images, batch_size=batch_size, seed=seed, workers=0, on_error="stop")
     for _, batch in zip(range(steps), stream, strict=False):
         scaled = batch.images.float() / 127.5 - 1
@@ -204,7 +163,7 @@ def bench_layer(
                 "layer": name, "bits": levels * math.log2(codewords), "mse": squared, "mae": absolute,
                 "used": int((count > 0).sum()), "leaves": len(count), "usage": float((count > 0).double().mean()),
                 "perplexity": vq.perplexity(count), "step_seconds": median(side.seconds[steps // 5 :]),
-                "quantizer_seconds": times[name], "lines": sum(map(code_lines, compared[name].code)),
+                "quantizer_seconds": times[name],
             }
         )  # fmt: skip
     for row in rows:
@@ -217,7 +176,7 @@ COLUMNS = {
     "layer": "{layer}", "MSE": "{mse:.3e}", "MAE": "{mae:.4f}", "used": "{used:,} of {leaves:,}",
     "usage": "{usage:.1%}", "perplexity": "{perplexity:.1f}", "step ms": "{step_ms:.1f}",
     "ratio": "{step_ratio:.2f}",
-    "layer alone ms": "{quantizer_ms:.2f}", "ratio, alone": "{quantizer_ratio:.2f}", "lines of its code": "{lines}",
+    "layer alone ms": "{quantizer_ms:.2f}", "ratio, alone": "{quantizer_ratio:.2f}",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,9 +74,7 @@ def exchanged_by_leaves() -> list[Row]:
     return rows
 
 
-def bench_processes(
-    count: int = 2, steps: int = 60, systems: Sequence[str] = (), say: Callable[[str], None] = note
-) -> Row:
+def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()) -> Row:
     """Measure what `count` processes on this machine do as one does, on the CPU, a thread each.
 
     Args:
@@ -96,9 +94,9 @@ def bench_processes(
         _draw_images(folder / "mnist")
         rows = []
         for system in systems or tuple(SYSTEMS.built_in):
-            say(f"{system}: one process, then {count}")
+            note(f"{system}: one process, then {count}")
             rows.append(_compare(_small(system, folder, 12 * count, steps), folder, count))
-        say(f"images a second: one process, then {count}")
+        note(f"images a second: one process, then {count}")
         scaling = _scaling(folder, count)
     return {"systems": rows, "scaling": scaling, "leaves": exchanged_by_leaves()}
 
@@ -169,12 +167,7 @@ SYSTEM_COLUMNS = {
     "system": "{system}", "first 10 losses": "{first:.1e}", "all losses": "{all:.1e}",
     "restarted": "{restarted[0]}, {restarted[1]}", **SIZES,
 }  # fmt: skip
-SCALING_COLUMNS = {
-    "processes": "{processes}",
-    "images/s, one": "{one:.0f}",
-    "all": "{several:.0f}",
-    "ratio": "{ratio:.2f}",
-}
+SCALING = {"processes": "{processes}", "images/s, one": "{one:.0f}", "all": "{several:.0f}", "ratio": "{ratio:.2f}"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -192,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print()
     show(found["leaves"], {"leaves": "{leaves:,}", "codewords": "{codewords:,}", **SIZES})
     print()
-    show([found["scaling"]], SCALING_COLUMNS)
+    show([found["scaling"]], SCALING)
 
 
 if __name__ == "__main__":

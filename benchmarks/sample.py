@@ -80,35 +80,31 @@ def _plain(case: SampledPrior, batch: int, positions: int) -> float:
     return median_seconds(lambda: case.prior.logits(codes, coarser, label), positions) * height * width
 
 
-def _row(case: SampledPrior, method: str, batch: int, seconds: float, rate: float, **more: object) -> Row:
+def _row(
+    network: str, cases: Sequence[SampledPrior], method: str, batch: int, seconds: float, rate: float, **more: object
+) -> Row:
     return {
-        "method": method, "network": case.name, "grid": list(case.prior.level.grid), "levels": 1, "batch": batch,
-        "parameters": count_parameters(case.prior), "seconds_per_image": seconds / batch,
-        "floor_seconds": case.multiply_adds() / rate, **more,
+        "method": method, "network": network, "grid": list(cases[0].prior.level.grid), "levels": len(cases),
+        "batch": batch, "parameters": sum(count_parameters(case.prior) for case in cases),
+        "seconds_per_image": seconds / batch, "floor_seconds": sum(case.multiply_adds() for case in cases) / rate,
+        **more,
     }  # fmt: skip
 
 
 def _whole_image(preset: str, batch: int, rounds: int, rate: float) -> Row:
     """All levels of a preset, decoded."""
     config = presets.get(preset).config
-    model = build(config).eval().requires_grad_(False)
+    model, size = build(config).eval().requires_grad_(False), config.data.size
     cases = [preset_case(preset, index) for index in range(len(config.model.num_symbols))]
-    size = config.data.size
+    priors = [case.prior for case in cases]
+    label = torch.zeros(batch, dtype=torch.long) if priors[0].level.classes else None
 
+    @torch.inference_mode()
     def image() -> None:
-        with torch.inference_mode():
-            label = torch.zeros(batch, dtype=torch.long) if cases[0].prior.level.classes else None
-            codes = sample_codes(
-                [case.prior for case in cases], model.paths, range(batch), seed=0, label=label, params=SamplingParams()
-            )
-            model.decode(codes, size=(size, size))
+        codes = sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
+        model.decode(codes, size=(size, size))
 
-    return {
-        "method": "cached", "network": f"{preset}, decoded", "grid": list(cases[0].prior.level.grid),
-        "levels": len(cases), "batch": batch, "parameters": sum(count_parameters(case.prior) for case in cases),
-        "seconds_per_image": median_seconds(image, rounds) / batch,
-        "floor_seconds": sum(case.multiply_adds() for case in cases) / rate,
-    }  # fmt: skip
+    return _row(f"{preset}, decoded", cases, "cached", batch, median_seconds(image, rounds), rate)
 
 
 def bench_sample(
@@ -129,18 +125,18 @@ def bench_sample(
     rows: list[Row] = []
     for case in (preset_case(preset, level - 1) for preset, level in beside_plain):
         plain, cached = _plain(case, 1, plain_positions), _cached(case, 1, rounds)
-        rows.append(_row(case, "plain", 1, plain, rate, timed_positions=plain_positions))
-        rows.append(_row(case, "cached", 1, cached, rate, ratio=plain / cached))
-    level = Level(grid=(16, 16), symbols=512)
-    case = make_sampled_prior("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, level, 0)
-    rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
+        rows.append(_row(case.name, [case], "plain", 1, plain, rate, timed_positions=plain_positions))
+        rows.append(_row(case.name, [case], "cached", 1, cached, rate, ratio=plain / cached))
+
+    def add(case: SampledPrior, batch: int = 1) -> None:
+        rows.append(_row(case.name, [case], "cached", batch, _cached(case, batch, rounds), rate))
+
+    add(make_sampled_prior("2.7 M parameters, 512 symbols", _REFERENCE_SIZE, Level(grid=(16, 16), symbols=512), 0))
     rows += [_whole_image(preset, batch, rounds, rate) for preset, batch in whole]
     for batch in batches:
-        case = preset_case("hrvqvae/mnist", 0)
-        rows.append(_row(case, "cached", batch, _cached(case, batch, rounds), rate))
+        add(preset_case("hrvqvae/mnist", 0), batch)
     for side in grids:
-        case = preset_case("hrvqvae/mnist", 0, (side, side))
-        rows.append(_row(case, "cached", 1, _cached(case, 1, rounds), rate))
+        add(preset_case("hrvqvae/mnist", 0, (side, side)))
     return rows
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -80,10 +79,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    return row["leaves"], list(HELPS).index(row["with"]), row["system"]
-
-
 STUDY = Study(
     name="codebook",
     varied=tuple(f"model.quantizer.{name}" for name in ("levels", "codewords", "init_vectors", "restart_every")),
@@ -96,7 +91,7 @@ STUDY = Study(
         "mse": ("MSE", "{:.3e}"),
         "search_ms": ("search, ms for 128 images", "{:.2f}"),
     },
-    order=_order,
+    order=lambda row: (row["leaves"], list(HELPS).index(row["with"]), row["system"]),
     draw=draw,
 )
 

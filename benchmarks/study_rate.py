@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -84,10 +83,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    return row["leaves"], row["levels"], row["system"]
-
-
 STUDY = Study(
     name="rate",
     varied=("model.quantizer.levels", "model.quantizer.codewords"),
@@ -104,7 +99,7 @@ STUDY = Study(
         "perplexity": ("perplexity", "{:.1f}"),
         "training_seconds": ("training, s", "{:,.0f}"),
     },
-    order=_order,
+    order=lambda row: (row["leaves"], row["levels"], row["system"]),
     draw=draw,
 )
 

@@ -42,19 +42,12 @@ _OURS = ("#ee2211", "#222222", "#bb5500")
 
 @dataclass(frozen=True, eq=False)
 class FilesCompared:
-    """Codecs side by side on the same images.
-
-    Attributes:
-        images: (N, C, Y, X) uint8, which all were measured on.
-        budgets: bytes an image, of the tables.
-        codecs: in the order of the curves, which there may be several of a codec.
-        curves: what was measured.
-    """
+    """Codecs side by side on the same images (N, C, Y, X)."""
 
     images: Images
-    budgets: tuple[int, ...]
+    budgets: tuple[int, ...]  # bytes an image, of the tables
     codecs: tuple[FileCodec, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[Curve, ...]  # one or more of each codec
 
     def to_dict(self) -> Row:
         """Plain values for JSON."""
@@ -73,7 +66,7 @@ class FilesCompared:
         return {"images": len(self.images), "shape": shape, "curves": curves, "ahead": self.ahead()}
 
     def ahead(self) -> dict[str, list[Row]]:
-        """Title of each trained model -> its settings beside all other curves, as `curves.against` gives them."""
+        """Title of each trained model -> `curves.against` all other curves."""
         return {
             curve.title: against(curve, [other for other in self.curves if other is not curve])
             for curve in self.curves
@@ -201,17 +194,16 @@ def _draw_curve(
 def rows_at_equal_bytes(compared: FilesCompared, budgets: Sequence[int], count: int = 10) -> list[SheetRow]:
     """Test images above what each codec makes of them in at most so many bytes, the setting chosen for each image.
 
-    A codec that has no such small file of one of the images is left out at that budget, and one that makes no more of
-    it than of the budget before.
+    A codec that has no such small file of one of the images is left out at that budget.
     """
     places = np.linspace(0, len(compared.images) - 1, min(count, len(compared.images))).round().astype(int)
     images = compared.images[places]
     measured = [(codec, curve) for codec in compared.codecs for curve in measure(codec, images)]
     rows = [SheetRow("original", _tensors(images))]
-    for before, budget in pairwise((0, *budgets)):
+    for budget in budgets:
         for codec, curve in measured:
-            chosen, less = curve.chosen(budget), curve.chosen(before)
-            if chosen is not None and (less is None or (chosen != less).any()):
+            chosen = curve.chosen(budget)
+            if chosen is not None:
                 rows.append(_row(codec, curve, images, budget, chosen))
     return rows
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,17 +35,6 @@ def test_every_form_of_a_prior_computes_the_same(name: str) -> None:
     assert FORMS[name].masked == any(isinstance(one, MaskedConv2d) for one in form.modules())
     expected = prior.logits(given, coarser, label)
     torch.testing.assert_close(form.logits(given, coarser, label), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_lines_of_code(tmp_path: Path) -> None:
-    source = (
-        '"""A docstring\nof two lines."""\n\nx = 1  # a comment\n\n\n# another\n'
-        'def f():\n    """Doc."""\n    return [\n        x,\n    ]\n'
-    )
-    module = types.ModuleType("some_module")
-    module.__file__ = str(tmp_path / "some_module.py")
-    Path(module.__file__).write_text(source)
-    assert layer_script.code_lines(module) == 5
 
 
 def test_error_and_leaves_of_a_layer_by_hand() -> None:

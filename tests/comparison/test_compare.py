@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from hrvqvae.evaluation.samples import Features
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import TEMPORARY, locked
+from hrvqvae.utils.files import TEMPORARY
 from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
@@ -99,22 +96,23 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     assert [(row["system"], row["seed"]) for row in one_more if row not in with_priors] == [("rqvae", 2)]
 
 
-def test_the_budget_of_priors() -> None:
-    def prior(system: str, **fields: Any) -> dict[str, str]:
-        (case,) = Comparison(dataset="mnist", systems=(system,), **fields).cases()
-        return {key.removeprefix("prior.training."): value for key, value in case.prior.items()}
-
-    assert not prior("hrvqvae", max_steps=90)
-    asked = prior("hrvqvae", max_steps=90, priors=True)
-    assert [asked[name] for name in ("epochs", "max_steps", "max_minutes", "seed")] == ["0", "30", "0.0", "0"]
-    assert prior("vqgan", max_steps=90, priors=True)["max_steps"] == "90"
-    depth = prior("hrvqvae", max_steps=90, priors=True, fields={"prior.network.kind": "depth"})
-    assert depth["max_steps"] == "90", "one prior has the whole budget"
-    minutes = prior("hrvqvae", max_minutes=6, priors=True)
-    assert (minutes["max_steps"], minutes["max_minutes"]) == ("0", "2.0")
-    assert prior("hrvqvae", max_minutes=6, prior_steps=33)["max_steps"] == "11"
-    own = prior("vqvae2", max_steps=90, priors=True, fields={"prior.training.batch_size": "8"})
-    assert (own["batch_size"], own["learning_rate"]) == ("8", "2e-3"), "what is asked for wins over what suits most"
+@pytest.mark.parametrize(
+    ("system", "given", "expected"),
+    [
+        ("hrvqvae", {"max_steps": 90}, {}),
+        ("hrvqvae", {"max_steps": 90, "priors": True}, {"epochs": "0", "max_steps": "30", "max_minutes": "0.0"}),
+        ("vqgan", {"max_steps": 90, "priors": True}, {"max_steps": "90"}),
+        ("hrvqvae", {"max_steps": 90, "priors": True, "fields": {"prior.network.kind": "depth"}}, {"max_steps": "90"}),
+        ("hrvqvae", {"max_minutes": 6, "priors": True, "first_seed": 3}, {"max_minutes": "2.0", "seed": "3"}),
+        ("hrvqvae", {"max_minutes": 6, "prior_steps": 33}, {"max_steps": "11", "max_minutes": "0.0"}),
+        ("vqvae2", {"max_steps": 9, "priors": True, "fields": {"prior.training.batch_size": "8"}}, {"batch_size": "8"}),
+    ],
+)
+def test_the_budget_of_priors(system: str, given: dict[str, Any], expected: dict[str, str]) -> None:
+    (case,) = Comparison(dataset="mnist", systems=(system,), **given).cases()
+    found = {name.removeprefix("prior.training."): value for name, value in case.prior.items()}
+    assert bool(found) == bool(expected)
+    assert {**found, **expected} == found
 
 
 @pytest.mark.usefixtures("systems")
@@ -175,15 +173,12 @@ def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (config.training.precision, config.prior.training.precision) == ("bf16", "bf16")
 
 
-def test_a_discriminator_that_will_not_begin_is_remarked() -> None:
-    def found(steps: int, start: str = "1000") -> list[str]:
-        fields = {"vqgan.model.adversarial_start": start}
-        comparison = Comparison(dataset="mnist", systems=("vqvae", "vqgan"), max_steps=steps, fields=fields)
-        return remarks([comparison.config(system, 0) for system in comparison.systems])
-
-    assert found(1001) == found(1000, start="999") == []
-    (remark,) = found(1000)
-    assert "vqgan's discriminator begins at step 1,000" in remark
+@pytest.mark.parametrize(("steps", "start", "late"), [(1001, 1000, False), (1000, 999, False), (1000, 1000, True)])
+def test_a_discriminator_that_will_not_begin_is_remarked(steps: int, start: int, late: bool) -> None:
+    fields = {"vqgan.model.adversarial_start": str(start)}
+    comparison = Comparison(dataset="mnist", systems=("vqvae", "vqgan"), max_steps=steps, fields=fields)
+    found = remarks([comparison.config(system, 0) for system in comparison.systems])
+    assert ["vqgan's discriminator begins at step 1,000" in line for line in found] == [True] * late
 
 
 def test_fields_reach_every_system_or_the_model_of_one() -> None:
@@ -290,33 +285,16 @@ def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, capsys: py
     assert "| theirs | 1 |" in (there / "results.md").read_text(), "a system that is not on this machine"
 
 
-def test_two_processes_make_every_case_once(mnist_root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = [str(mnist_root), "mnist", "--systems", "vqvae", "--seeds", "3", "--max-steps", "4"]
-    command = [sys.executable, "-u", "-m", "tests.comparison.tiny_compare", *arguments, "--out", str(out)]
-    environment, pipe = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.PIPE
-    with locked(out):  # until both wait for it, so that they begin together
-        processes = [
-            subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-            for _ in range(2)
-        ]
-        first = [process.stdout.readline() for process in processes if process.stdout]
-    said = "".join(process.communicate()[0] for process in processes)
-    assert all(f"(pid {os.getpid()}); waiting for it" in line for line in first), said
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert [said.count(f"--- system vqvae, seed {seed}\n") for seed in range(3)] == [1, 1, 1]
-    rows = json.loads((out / "results.json").read_text())
-    assert {f"{row['system']}-{row['seed']}" for row in rows} == {f"vqvae-{seed}" for seed in range(3)}
-    assert not list(out.rglob(f"{TEMPORARY}*"))
-
-
 @pytest.mark.usefixtures("systems")
 def test_what_another_process_makes_is_passed_over_and_taken_up(tmp_path: Path) -> None:
     said = list[str]()
-    comparison = Comparison(dataset="mnist", systems=("vqvae", "vqvae2"), max_steps=4)
-    run = tmp_path / "runs" / "vqvae-0"
+
+    def of(seed: int) -> Comparison:
+        return Comparison(dataset="mnist", systems=("vqvae", "vqvae2"), max_steps=4, first_seed=seed)
+
+    run, rows_path = tmp_path / "runs" / "vqvae-0", tmp_path / "rows"
     with in_another_process(run) as pid:
-        rows, stopped = compare(comparison, tmp_path, said.append)
+        rows, stopped = compare(of(0), tmp_path, said.append)
     assert ([row["system"] for row in rows], stopped) == (["vqvae2"], 0)
     assert f"{run} is in use by another process (pid {pid})" in said
     assert said[-1].startswith("still being made elsewhere: 1 of 2 cases")
@@ -328,6 +306,13 @@ def test_what_another_process_makes_is_passed_over_and_taken_up(tmp_path: Path) 
             if line.startswith("--- system vqvae2"):
                 other.close()
 
-        two = Comparison(dataset="mnist", systems=("vqvae", "vqvae2"), max_steps=4, first_seed=1)
-        rows, _ = compare(two, tmp_path, say)
+        rows, _ = compare(of(1), tmp_path, say)
     assert [(row["system"], row["seed"]) for row in rows] == [("vqvae2", 0), ("vqvae", 1), ("vqvae2", 1)]
+
+    def measured_elsewhere(line: str) -> None:
+        if line.startswith("--- system vqvae,"):
+            (rows_path / "vqvae2-2.json").write_text(json.dumps({**rows[0], "seed": 2}))
+
+    rows, _ = compare(of(2), tmp_path, measured_elsewhere)
+    assert [(row["system"], row["seed"]) for row in rows[-2:]] == [("vqvae", 2), ("vqvae2", 2)]
+    assert not (tmp_path / "runs" / "vqvae2-2" / "model.safetensors").exists(), "made once"
