@@ -1,4 +1,4 @@
-"""A run measured: the rate under its priors and beside it the yardsticks, and what samples are taken for."""
+"""A run measured: the rate under its priors and in files, and the quality of samples."""
 
 from __future__ import annotations
 
