@@ -59,6 +59,12 @@ def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path, capsys
     model = hrvqvae.load(run)
     expected = model.decode(model.encode(pixels(images / "2.png")[None]), levels=2, size=(7, 30))[0]
     assert torch.equal(pixels(out), (expected * 255).round().byte())
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main(["decompress", str(file), "-o", str(out), "--model", str(run), "--force"]) == 0
+    assert "level 3 is cut short or damaged; decoded from 2 whole levels" in capsys.readouterr().err
+    assert torch.equal(pixels(out), (expected * 255).round().byte())
+    assert main(["inspect", str(file), "--model", str(run)]) == 0
+    assert "level 3 is cut short or damaged" in capsys.readouterr().out
 
 
 def test_a_folder_gets_a_file_for_each_image(
@@ -79,28 +85,6 @@ def test_a_folder_gets_a_file_for_each_image(
     some = [str(tmp_path / "codes" / name) for name in files[:3]]
     assert main(["decompress", *some, "-o", str(tmp_path / "back"), "--model", str(run)]) == 0
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["0.png", "1.png", "2.png"]
-
-
-def test_a_cut_file_is_told_and_gives_what_is_whole(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "x.hrv"
-    main(["compress", str(run), str(images / "0.png"), "-o", str(file)])
-    file.write_bytes(file.read_bytes()[:-1])
-    capsys.readouterr()
-    assert main(["decompress", str(file), "-o", str(tmp_path / "y.png"), "--model", str(run)]) == 0
-    assert "level 3 is cut short or damaged; decoded from 2 whole levels" in capsys.readouterr().err
-    assert main(["inspect", str(file), "--model", str(run)]) == 0
-    assert "level 3 is cut short or damaged" in capsys.readouterr().out
-
-
-def test_the_file_that_does_not_fit_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Images of one size are coded together: it is the first of the second size, and the third of all."""
-    for number, side in enumerate((2, 2, 40)):
-        write_picture(tmp_path / "in" / f"{number}.png", number, (side, side), "L")
-    line = refused(["compress", run, tmp_path / "in", "-o", tmp_path / "codes", "--bytes", 12], capsys)
-    assert f"{tmp_path / 'in' / '2.png'} takes " in line
-    assert not (tmp_path / "codes").exists()
 
 
 def test_an_archive_grows_and_gives_images_by_name(
@@ -141,16 +125,20 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
 
 def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, image = tmp_path / "x.hrv", images / "0.png"
+    (tmp_path / "none").mkdir()
     main(["compress", str(run), str(image), "-o", str(file)])
     archive = tmp_path / "x.hrva"
     main(["compress", str(run), str(image), "-o", str(archive)])
+    odd = tmp_path / "caf\udce9.png"
+    shutil.copy(image, odd)
     named = ["--model", run]
     for arguments, message in (
         (["compress", run, images, "-o", tmp_path / "y.hrv"], "takes one image, and there are 4"),
         (["compress", run, image, images / "more" / "0.png", "-o", tmp_path / "d"], "would both be named 0"),
-        (["compress", run, tmp_path, "-o", tmp_path / "d"], "has no PNG, JPEG or WebP image"),
+        (["compress", run, odd, "-o", tmp_path / "z.hrva"], "has a name that is not UTF-8"),
+        (["compress", run, tmp_path / "none", "-o", tmp_path / "d"], "has no PNG, JPEG or WebP image"),
         (["compress", run, images / "none.png", "-o", file], "there is no such image"),
-        (["compress", run, image, "-o", file, "--bytes", "6"], "bytes at the least; 6 are admitted"),
+        (["compress", run, image, "-o", file, "--bytes", "6"], f"{image} takes"),
         (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "max_bytes or a lambda"),
         (["compress", run, image, "-o", archive, "--bytes", "60"], "say how many instead of how many bytes"),
         (["compress", run, image, "-o", file, "--levels", "4"], "levels is 4; this model decodes 1, 2, 3"),
@@ -172,6 +160,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         assert message in refused(arguments, capsys)
     assert not (tmp_path / "y.png").exists()
     assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "z.hrva").exists()
 
 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "..\\out"])
@@ -227,9 +216,6 @@ def test_what_is_damaged_stops_no_other_image(
     last[open_archive(archive).entries[-1].place - 1] ^= 1
     archive.write_bytes(last)
     assert "are damaged, with the images in them; 1 image written" in refused([*arguments, "--force"], capsys)
-    archive.write_bytes(content[:-1])
-    assert main([*map(str, arguments), "--force"]) == 2, "the block before is damaged"
-    assert "ends with" in capsys.readouterr().err
     archive.write_bytes(content)
     assert main(["inspect", str(archive)]) == 0
     assert "bytes between whole blocks are damaged" in capsys.readouterr().out
@@ -252,13 +238,3 @@ def test_images_are_worked_on_by_pixels(
     monkeypatch.setattr(folders, "decode_images", lambda *some: (decoded.append(len(some[1])), decode(*some))[1])
     assert main(["decompress", str(tmp_path / "x.hrva"), "-o", str(tmp_path / "out"), "--model", str(run)]) == 0
     assert decoded == [2, 1, 1]
-
-
-def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    odd = tmp_path / "caf\udce9.png"
-    shutil.copy(images / "0.png", odd)
-    line = refused(["compress", str(run), str(odd), "-o", str(tmp_path / "x.hrva"), "--device", "cpu"], capsys)
-    assert "has a name that is not UTF-8" in line
-    assert not (tmp_path / "x.hrva").exists()

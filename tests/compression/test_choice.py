@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrvqvae.compression import choice
-from hrvqvae.compression.choice import Choice, Models
+from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from tests.compression import oracle
 from tests.compression.made import FLAT, HALF, TREE, bare, random_codes
@@ -36,9 +36,9 @@ class Problem:
         self.errors = (random.integers(0, 64, (count, positions, candidates)) / 64).astype(np.float32)
         self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
         self.places: NDArray[np.int64] = np.arange(positions)
-        models = Models.of(layout, [codec.network(level, True) for level in range(levels)])
+        networks = [codec.network(level) for level in range(levels)]
         numbers = np.arange(count * positions * candidates, dtype=np.int32).reshape(count, positions, candidates)
-        self.choice = Choice(models, self.candidates.reshape(-1, levels), numbers)
+        self.choice = Choice(layout, networks, self.candidates.reshape(-1, levels), numbers)
         assert np.array_equal(self.choice.codes, images)
 
     def choose(self, lmbda: float, places: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
@@ -133,16 +133,11 @@ def test_other_positions_keep_what_they_have(codec: EntropyModel) -> None:
     others = np.setdiff1d(problem.places, some)
     assert not problem.choice.chosen[:, others].any()
     assert problem.choice.chosen[:, some].any()
+    assert codec.networks or np.array_equal(problem.choice.chosen[:, some], problem.errors.argmin(-1)[:, some])
     levels = problem.choice.codes.reshape(len(before), -1, len(problem.places))
     assert np.array_equal(levels[:, :, others], before.reshape(levels.shape)[:, :, others])
     taken = np.take_along_axis(problem.candidates, problem.choice.chosen[:, :, None, None], 2)[:, :, 0]
     assert np.array_equal(levels.transpose(0, 2, 1), taken)
-
-
-def test_without_models_the_least_error_is_taken() -> None:
-    problem = Problem(bare(TREE), 9)
-    assert not problem.choose(5.0).any()
-    assert np.array_equal(problem.choice.chosen, problem.errors.argmin(-1))
 
 
 def test_threads_do_not_change_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

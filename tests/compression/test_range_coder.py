@@ -60,15 +60,6 @@ def test_bytes_are_those_of_the_oracle_and_give_the_symbols_back(
     assert ideal - 0.001 <= len(content) <= ideal + 1.5
 
 
-def test_powers_of_two_are_packed_without_loss() -> None:
-    for bits in (1, 2, 3, 4, 5, 8):
-        symbols = np.random.default_rng(bits).integers(0, 2**bits, 37).tolist()
-        content = encode(symbols, [[1] * 2**bits])
-        assert len(content) == math.ceil(37 * bits / 8)
-        packed = int("".join(f"{one:0{bits}b}" for one in symbols) + "0" * (-37 * bits % 8), 2)
-        assert content == packed.to_bytes(len(content), "big")
-
-
 def test_a_carry_runs_through_bytes_that_are_full() -> None:
     """Symbols whose interval lies about the middle write 7f ff ff ...; one above the middle makes that 80 00 00 ..."""
     kinds = [[2**15 - 1, 2, 2**15 - 1]]

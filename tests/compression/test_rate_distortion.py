@@ -13,7 +13,7 @@ from torch import Tensor
 import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.compression import rate_distortion, sensitivity
-from hrvqvae.compression.choice import Choice, Models
+from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.rate_distortion import RateDistortion
@@ -47,10 +47,10 @@ def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
 
 def bits(codec: EntropyModel, size: tuple[int, int], codes: Codes) -> Tensor:
     """Of each image, by the networks of the entropy model."""
-    models = Models.of(codec.layout(size).first(len(codes)), [codec.network(level) for level in range(len(codes))])
+    layout, networks = codec.layout(size).first(len(codes)), [codec.network(level) for level in range(len(codes))]
     leaves = torch.stack([code.flatten(1) for code in codes], -1).int().numpy()  # those of each position
     numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
-    choice = Choice(models, leaves.reshape(-1, len(codes)), numbers)
+    choice = Choice(layout, networks, leaves.reshape(-1, len(codes)), numbers)
     assert np.array_equal(choice.codes, flat_codes(codes))
     return torch.from_numpy(choice.bits)
 
@@ -70,14 +70,14 @@ def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_roo
     model, codec = untrained(config)
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     for images in (digits(), digits(3)[:, :, 2:7]):
-        found = RateDistortion.of(model, codec).encode(images, 0.0)
+        found = RateDistortion(model, codec).encode(images, 0.0)
         usual = model.encode(images)
         assert [code.shape for code in found] == [code.shape for code in usual]
         before, after = errors(model, images, usual), errors(model, images, found)
         assert (after <= before + 1e-5).all()
         assert after.sum() < 0.997 * before.sum()
     if name != "fsq":  # whose library takes no empty batch
-        nothing = RateDistortion.of(model, codec).encode(digits(1)[:0], 0.0)
+        nothing = RateDistortion(model, codec).encode(digits(1)[:0], 0.0)
         assert [len(code) for code in nothing] == [0] * len(codec.symbols)
 
 
@@ -109,7 +109,7 @@ def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
 @on_each_device
 def test_images_have_a_lambda_each(device: str, run: Path) -> None:
     model, images = hrvqvae.load(run), digits(3)
-    encoder = RateDistortion.of(model.autoencoder, model.codec)
+    encoder = RateDistortion(model.autoencoder, model.codec)
     codes, squares = encoder.weigh(images, torch.tensor([0.0, 0.05, 1.0], device=device))
     for number, lmbda in enumerate((0.0, 0.05, 1.0)):
         alone = encoder.encode(images[number : number + 1], lmbda)
@@ -166,20 +166,10 @@ def test_the_command_writes_files_and_archives_of_the_same_images(
 
 def test_models_that_take_no_lambda_are_told(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="one latent grid"):
-        RateDistortion.of(*untrained(tiny_systems(mnist_root)["vqvae2"]))
+        RateDistortion(*untrained(tiny_systems(mnist_root)["vqvae2"]))
     monkeypatch.setattr(rate_distortion, "_MOST_LEAVES", 26)
     with pytest.raises(InputError, match="up to 26 leaves; this one has 27"):
-        RateDistortion.of(*untrained(tiny_systems(mnist_root)["hrvqvae"]))
-
-
-def test_the_cores_of_tiles_are_the_grid() -> None:
-    for grid in ((1, 1), (160, 161), (700, 3)):
-        covered = torch.zeros(grid, dtype=torch.int)
-        places = torch.arange(covered.numel()).view(grid)
-        for core, around, inside in tiles(grid):
-            covered[core] += 1
-            assert torch.equal(places[around][inside], places[core])
-        assert (covered == 1).all()
+        RateDistortion(*untrained(tiny_systems(mnist_root)["hrvqvae"]))
 
 
 @pytest.mark.parametrize(("padding", "levels"), [(0, 3), (3, 1)])

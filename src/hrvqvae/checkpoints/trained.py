@@ -94,7 +94,7 @@ class TrainedModel:
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
         used = compression.check_levels(self.autoencoder, levels)
-        return partial(RateDistortion.of(self.autoencoder, self.codec, used).encode, lmbda=lmbda)
+        return partial(RateDistortion(self.autoencoder, self.codec, used).encode, lmbda=lmbda)
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:

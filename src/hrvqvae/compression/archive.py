@@ -148,12 +148,7 @@ def _decode_records(
 
 
 def open_archive(path: Path) -> Archive:
-    """An archive with its index; no image is read yet.
-
-    Raises:
-        InputError: there is no such file.
-        DamagedFileError: it is no archive, or its head is damaged.
-    """
+    """An archive with its index; no image is read yet. Raises InputError, DamagedFileError: it is none."""
     try:
         with path.open("rb") as stream:
             return _opened(path, stream)
@@ -307,15 +302,12 @@ class ArchiveWriter:
     def append(
         self, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
     ) -> int:
-        """Write a block of the images that are not there yet, by name and record; -> how many these are.
-
-        When this returns, the block is on the disk.
+        """Write a block of the images that are not there yet to the disk, by name and record; -> how many these are.
 
         Args:
-            codes: of each image, (all codes,).
+            codes: of each image, (all codes,), of which so many levels are stored.
             sizes: height and width of each in pixels.
             names: of each; empty for none.
-            levels: how many levels are stored.
 
         Raises:
             InputError: another image of such a name is there already; nothing is written.

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,56 +44,15 @@ _STRIP = 32  # rows, more than a code and another that it changes can both reach
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
-@dataclass(frozen=True)
-class Models:
-    """The models of all levels that have one, as the compiled functions take them.
-
-    Attributes:
-        layout: where the codes of an image lie.
-        about: (M, 4) of those that are used: level, hidden units, shift, selecting group.
-        arrays: for each kind of array a tuple with that of each model, used or not, since their number is compiled in:
-            those of the network, its groups and features; the offsets at which features lie, the nearest first, where
-            the features of each begin, and their numbers.
-    """
-
-    layout: Layout
-    about: Integers
-    arrays: Any
-
-    @classmethod
-    def of(cls, layout: Layout, networks: Sequence[Network | None]) -> Models:
-        """Of the models of all levels, coarse first; those of finer levels than the layout has are not used."""
-        about, arrays = list[tuple[int, ...]](), list[tuple[Any, ...]]()
-        for network in filter(None, networks):
-            contexts = network.contexts
-            around: dict[tuple[int, int], list[int]] = {(0, 0): []}
-            for number, (_, dy, dx) in enumerate(contexts.features):
-                around.setdefault((dy, dx), []).append(number)
-            around = dict(sorted(around.items(), key=lambda one: one[0][0] ** 2 + one[0][1] ** 2))  # the nearest first
-            firsts = np.cumsum([0, *map(len, around.values())])
-            members = [number for numbers in around.values() for number in numbers]
-            if contexts.level < len(layout.symbols):
-                about.append((contexts.level, len(network.bias), network.shift, contexts.selecting))
-            arrays.append((
-                network.table, network.bias, network.weights, network.offsets, contexts.group_array,
-                contexts.feature_array, np.array(list(around), np.int64), firsts.astype(np.int64),
-                np.array(members, np.int64),
-            ))  # fmt: skip
-        return cls(layout, np.array(about, np.int64).reshape(-1, 4), tuple(zip(*arrays, strict=True)))
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """`layout`, `about` and `arrays` of the compiled functions."""
-        return (self.layout.begins, self.layout.grids, self.layout.symbols), self.about, self.arrays
-
-    def empty_state(self, images: int) -> Any:
-        """Sums (N, M, P, H), sets (N, M, P), values (N, M, P, G) and bits (N, M, P) of so many images."""
-        shape = (images, len(self.about), int(self.layout.begins[1]))
-        hidden, groups = int(self.about[:, 1].max(initial=0)), max(map(len, self.arrays[4]), default=0)
-        return (
-            np.zeros((*shape, hidden), np.int32), np.zeros(shape, np.int32), np.zeros((*shape, groups), np.int32),
-            np.zeros(shape, np.float32),
-        )  # fmt: skip
+def _arrays_of(network: Network) -> tuple[NDArray[Any], ...]:
+    """Those of the network; the offsets at which features lie, the nearest first; which of `members` are each's."""
+    around: dict[tuple[int, int], list[int]] = {(0, 0): []}
+    for number, (_, dy, dx) in enumerate(network.contexts.features):
+        around.setdefault((dy, dx), []).append(number)
+    around = dict(sorted(around.items(), key=lambda one: one[0][0] ** 2 + one[0][1] ** 2))
+    firsts = np.cumsum([0, *map(len, around.values())]).astype(np.int64)
+    members = np.concatenate([np.array(numbers, np.int64) for numbers in around.values()])
+    return *network.arrays, np.array(list(around), np.int64), firsts, members
 
 
 @compiled(**_OPTIONS)
@@ -291,20 +249,35 @@ class Choice:
         codes: (N, all codes) of these, level after level.
     """
 
-    def __init__(self, models: Models, leaves: Codes, numbers: Codes) -> None:
+    def __init__(self, layout: Layout, networks: Sequence[Network | None], leaves: Codes, numbers: Codes) -> None:
         """Begin with the first candidate of each position.
 
         Args:
+            layout: of the levels that there are.
+            networks: of all levels; those of finer levels are not used, but their number is compiled in.
             leaves: (n, L), the codes of all levels of each leaf.
             numbers: (N, P, K), the leaves that are candidates.
         """
-        self._models, self._leaves, self._numbers = models, leaves, numbers
+        self._layout, self._leaves, self._numbers = layout, leaves, numbers
         self.chosen = np.zeros((len(numbers), numbers.shape[1]), np.int32)
         self.codes = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1)).reshape(len(numbers), -1)
-        self._state = models.empty_state(len(numbers)) if len(models.about) else None
-        if self._state is not None:
-            in_parts(len(numbers), lambda first, last: int(_begin(self.codes, first, last, *models.arguments,
-                                                                  self._state)))  # fmt: skip
+        known = [network for network in networks if network is not None]
+        used = [network for network in known if network.contexts.level < len(layout.symbols)]
+        self._state: Any = None
+        if not used:
+            return
+        about = np.array([
+            (one.contexts.level, len(one.bias), one.shift, one.contexts.selecting) for one in used
+        ], np.int64)  # fmt: skip
+        arrays = tuple(zip(*map(_arrays_of, known), strict=True))  # for each kind a tuple of the networks'
+        self._models = ((layout.begins, layout.grids, layout.symbols), about, arrays)
+        shape = (len(numbers), len(used), numbers.shape[1])
+        groups = max(len(one.contexts.groups) for one in known)
+        self._state = (
+            np.zeros((*shape, int(about[:, 1].max())), np.int32), np.zeros(shape, np.int32),
+            np.zeros((*shape, groups), np.int32), np.zeros(shape, np.float32),
+        )  # fmt: skip
+        in_parts(len(numbers), lambda first, last: int(_begin(self.codes, first, last, *self._models, self._state)))
 
     @property
     def bits(self) -> NDArray[np.float64]:
@@ -330,7 +303,7 @@ class Choice:
         if self._state is None:
             self._take_least(places, errors)
             return
-        width = int(self._models.layout.grids[0, 1])
+        width = int(self._layout.grids[0, 1])
         ends = np.searchsorted(places, width * np.arange(0, self.chosen.shape[1] // width + _STRIP, _STRIP))
         strips = np.stack([ends[:-1], ends[1:]], 1)
         lmbdas = lmbdas.astype(np.float32)
@@ -340,7 +313,7 @@ class Choice:
             def run(first: int, last: int, some: Integers = some) -> int:
                 return int(_settle(
                     first, last, some, places, self.codes, self._numbers, self._leaves, errors, self.chosen, lmbdas,
-                    np.array(_MARGINS), *self._models.arguments, self._state,
+                    np.array(_MARGINS), *self._models, self._state,
                 ))  # fmt: skip
 
             in_parts(len(self.codes) * len(some), run)
@@ -352,4 +325,4 @@ class Choice:
         better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, now[..., None], 2)
         self.chosen[:, places] = np.where(better[..., 0], least, now)
         for level, codes in enumerate(self._leaves[self.leaves[:, places]].transpose(2, 0, 1)):
-            self.codes[:, self._models.layout.begins[level] + places] = codes
+            self.codes[:, self._layout.begins[level] + places] = codes

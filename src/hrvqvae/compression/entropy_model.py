@@ -1,13 +1,4 @@
-"""The entropy model of a trained model, and its file, tables.hrvt.
-
-    8 bytes     HRVQTAB1
-    4 bytes     length of the header, little-endian
-    header      JSON (UTF-8): name, model, geometry, symbols, levels
-    body        zlib: for each level that has a network: table (int8), bias (int32), weights (int16), offsets (int32),
-                row-major, little-endian; in the end the CRC-32 of the header
-
-docs/format.md states it for other decoders.
-"""
+"""The entropy model of a trained model, and its file, tables.hrvt, which docs/format.md states."""
 
 from __future__ import annotations
 
@@ -40,13 +31,7 @@ _KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i
 
 @dataclass(frozen=True)
 class Geometry:
-    """The grid of level l has times[l] * ceil((pixels + margin) / unit) positions a side.
-
-    Attributes:
-        unit: pixels of a position of the coarsest grid, a side.
-        margin: pixels that an image grows by before it is encoded.
-        times: how many times finer each level's grid is than the coarsest, coarse first.
-    """
+    """The grid of level l, coarse first, has times[l] * ceil((pixels + margin) / unit) positions a side."""
 
     unit: int
     margin: int
@@ -59,11 +44,7 @@ class Geometry:
 
 
 def geometry_of(latent_grids: Callable[[int, int], Sequence[Grid]]) -> Geometry:
-    """The rule that a system's grids follow.
-
-    Raises:
-        InputError: they follow none.
-    """
+    """The rule that a system's grids follow. Raises InputError where they follow none."""
     rows = [[rows for rows, _ in latent_grids(height, 1)] for height in range(1, _PROBED)]
     number = rows[0][0]  # positions of the coarsest level in an image one pixel high
     grows = [height for height in range(2, _PROBED) if rows[height - 1][0] != rows[height - 2][0]]
@@ -88,8 +69,7 @@ class EntropyModel:
         model: the digest of its weights, hexadecimal.
         geometry: grids of the levels by image size.
         symbols: values of a code of each level, coarse first.
-        networks: what predicts the codes of each level, None where all symbols are coded alike; empty where none was
-            fitted: then all symbols of all levels are.
+        networks: of each level, None where all symbols are coded alike; empty where none was fitted.
     """
 
     name: str
@@ -115,20 +95,19 @@ class EntropyModel:
         body = zlib.compress(b"".join(array.tobytes() for array in arrays) + check, 9)
         return MAGIC + len(text).to_bytes(4, "little") + text + body
 
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of its file."""
-        return hashlib.sha256(self.content).digest()
-
     def same_codes(self, other: EntropyModel) -> bool:
         """Whether both turn the same bytes into the same codes of the same model."""
         if any(self.networks) or any(other.networks):
-            return self.digest == other.digest
+            return self.content == other.content
         return (self.model, self.geometry, self.symbols) == (other.model, other.geometry, other.symbols)
 
     def fingerprint(self, by_tables: bool) -> bytes:
         """Three bytes that name it or, where its networks are not used, the trained model. They are in every file."""
-        return (self.digest if by_tables and self.networks else bytes.fromhex(self.model))[:_FINGERPRINT]
+        return self._digest[:_FINGERPRINT] if by_tables and self.networks else bytes.fromhex(self.model)[:_FINGERPRINT]
+
+    @cached_property
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self.content).digest()
 
     def network(self, level: int, by_tables: bool = True) -> Network | None:
         """What predicts the codes of a level."""
@@ -151,11 +130,7 @@ def _described(network: Network) -> dict[str, Any]:
 
 
 def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:
-    """The entropy model in a file.
-
-    Raises:
-        DamagedFileError: it holds none, or one that is not sound.
-    """
+    """The entropy model in a file. Raises DamagedFileError: it holds none, or one that is not sound."""
     try:
         if content[:8] != MAGIC:
             raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")

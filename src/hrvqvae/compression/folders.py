@@ -49,13 +49,9 @@ class Model(Protocol):
 
 @dataclass
 class Written:
-    """What was written of image files.
+    """What was written of image files: `bytes` of all their files, or that the archive grew by; `pixels`: plain bytes.
 
-    Attributes:
-        images: how many.
-        bytes: of all their files, or of what the archive grew by.
-        pixels: bytes of the same images as plain pixels.
-        lost: path -> what was lost when it was converted to the channels of the model.
+    `lost` says for each path what was lost when it was converted to the channels of the model.
     """
 
     images: int = 0

@@ -1,13 +1,4 @@
-"""The file of one image, .hrv: a header of five or six bytes for a small image, then its levels, coarse first.
-
-    1 byte      0xD0 + 4 * version (0) + 2 if the image is square + 1 if the levels are coded by tables
-    3 bytes     fingerprint: of the file of tables (SHA-256) or, without them, of the model
-    varints     height - 1, and unless it is square, width - 1
-    levels      each: the range coder's bytes, which end where the last code of the level does; then a CRC-8, chosen so
-                that the register over the whole file so far is 0
-
-A file may end after any level. docs/format.md states all of it for other decoders.
-"""
+"""The file of one image, .hrv: a header, then its levels, coarse first, each with a check. docs/format.md states it."""
 
 from __future__ import annotations
 
@@ -38,13 +29,9 @@ Codes = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a file say.
+    """The first `length` bytes of a file; `size` is height and width in pixels.
 
-    Attributes:
-        size: height and width in pixels.
-        by_tables: whether the levels are coded by the networks of the entropy model.
-        fingerprint: of the entropy model, or of the trained model.
-        length: bytes of the header.
+    Where `by_tables`, levels are coded by networks and the fingerprint is that of the entropy model.
     """
 
     size: Grid
@@ -60,8 +47,8 @@ class ImageCodes:
     Attributes:
         size: height and width in pixels.
         codes: (H_l, W_l) int32 of each level that is whole, coarse first.
-        lengths: bytes of each of these levels, its check included.
-        by_tables: whether they are coded by the networks of the entropy model.
+        lengths: bytes of each of these levels with its check.
+        by_tables: whether they are coded by networks.
         header: bytes before them.
         fault: what is wrong after them, in words; empty where nothing is.
     """
@@ -84,10 +71,7 @@ _CRC = np.array([_crc_of(value) for value in range(256)], np.uint8)
 
 
 def crc8(content: bytes | NDArray[np.uint8], register: int = 0) -> int:
-    """The CRC-8 register after these bytes, the first bit of each first; 0 in the beginning.
-
-    It finds every flipped bit, and every burst of up to eight.
-    """
+    """The CRC-8 register after these bytes, the first bit of each first; 0 in the beginning."""
     return int(_crc8(np.frombuffer(content, np.uint8), register))
 
 
@@ -127,11 +111,7 @@ def _header_bytes(size: Grid, by_tables: bool, fingerprint: bytes) -> bytes:
 
 
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
-    """The header of a file.
-
-    Raises:
-        DamagedFileError: it is no such file, of a later version, or of a larger image than is admitted.
-    """
+    """The header of a file. Raises DamagedFileError: it is none, of a later version, or of too large an image."""
     if not content or content[0] & 0xF0 != _MARK:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
     if content[0] & 0x0C:
@@ -172,9 +152,7 @@ def _require_model(codec: EntropyModel, header: Header, name: str) -> None:
 
 
 def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = None) -> list[list[bytes]]:
-    """The parts of the file of each image: its header, then each level with its check.
-
-    Where networks make a file larger than it is without them, it is written without.
+    """The parts of the file of each image: header and levels. Networks are used where they make it no larger.
 
     Args:
         codes: (N, all codes), level after level, rows first.
@@ -209,12 +187,7 @@ def read(
     codec: EntropyModel, files: Sequence[bytes], levels: int | None = None, names: Sequence[str] | None = None,
     max_pixels: int = MOST_PIXELS,
 ) -> list[ImageCodes]:  # fmt: skip
-    """The codes of files, in order; what is wrong with a file stands in its `fault`.
-
-    Args:
-        levels: read no more than so many.
-        names: of the files, for messages.
-        max_pixels: of an image.
+    """The codes of files, of `levels` at most, in order; what is wrong with a file stands in its `fault`.
 
     Raises:
         InputError: a file was made by another model; with its name.

@@ -55,11 +55,7 @@ def compress(
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """The file of each image; see `TrainedModel.compress`.
-
-    Args:
-        encode: gives the codes in place of the model. Where `max_bytes` is given, they are searched for instead.
-    """
+    """The file of each image; see `TrainedModel.compress`. `encode` gives the codes in place of the model."""
     levels = check_levels(model, levels)
     encode = encode or model.encode
     if names is None:
@@ -83,13 +79,7 @@ def _files_of(codec: EntropyModel, codes: Codes, images: Tensor, levels: int) ->
 
 
 class _Best:
-    """The files of the least error so far that fit.
-
-    Attributes:
-        most: bytes that a file may have.
-        files: of each image; None where none fits.
-        smallest: bytes of the smallest file of each image that was tried.
-    """
+    """The files of the least error so far that have at most `most` bytes; `smallest`: bytes of the smallest tried."""
 
     def __init__(self, most: int, count: int) -> None:
         self.most = most
@@ -108,11 +98,7 @@ class _Best:
 def _fitted(
     model: Autoencoder, codec: EntropyModel, images: Tensor, levels: int, most: int, names: Sequence[str]
 ) -> list[bytes]:
-    """The best file of each image (B, C, Y, X) that has at most `most` bytes and so many levels.
-
-    Raises:
-        InputError: none was found that fits, or `most` is below 1.
-    """
+    """The best file of each image (B, C, Y, X) of at most `most` bytes and so many levels. Raises InputError."""
     if most < 1:
         raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
     going, best = np.arange(len(images)), _Best(most, len(images))
@@ -121,7 +107,7 @@ def _fitted(
         if codes is not None:  # the error falls with the levels
             best.take(going, _files_of(codec, codes, images, number), np.full(len(images), float(place)))
         elif len(going):
-            going = going[_weighed(RateDistortion.of(model, codec, number), images, going, best)]
+            going = going[_weighed(RateDistortion(model, codec, number), images, going, best)]
     for file, smallest, name in zip(best.files, best.smallest, names, strict=True):
         if file is None:
             raise InputError(f"{name} takes {smallest} bytes at the least; {most} are admitted")

@@ -30,12 +30,9 @@ _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the codes of the levels of an image lie, one level after the other.
+    """Where the codes of the levels of an image lie, level after level: grids (levels, 2) and symbols (levels,).
 
-    Attributes:
-        grids: (levels, 2), H_l and W_l.
-        begins: (levels + 1,), the first code of each level; the last is the number of all codes.
-        symbols: (levels,).
+    `begins` (levels + 1,) has the first code of each level, and the number of all codes.
     """
 
     grids: Integers

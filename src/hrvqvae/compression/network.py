@@ -1,15 +1,8 @@
 """The model of one level in integers: from the codes around a position, the frequency of every symbol there.
 
 A group is one or several levels in a row whose codes at a position are taken together as one number, so that it is the
-path of a tree where all coarser levels are in it. Outside of the grid the group has a value of its own, the number of
-its values. A feature is a group at an offset: at coarser levels all around, at the code's own level where it comes
-earlier in raster order. Each value of a feature has a row in the level's table. One more feature is the place in the
-image, in sixteenths.
-
-    hidden[h] = max(0, bias[h] + sum over the features f of table[row of f][h])
-    score[k]  = offsets[s][k] + sum over h of weights[s][k][h] * hidden[h]            (s: the set that is selected)
-    t[k]      = (max of score - score[k]) >> shift                                    (in 64ths of an octave)
-    frequency[k] = 1 + floor(2^16 * 2^(-t[k] / 64)), by a table of 64 powers
+path of a tree where all coarser levels are in it. A feature is a group at an offset: at coarser levels all around, at
+the code's own level where it comes earlier in raster order. docs/format.md states how frequencies follow from these.
 
 Nothing here is a float, and no sum leaves 32 bits: `Network` checks that when it is made.
 """
@@ -55,7 +48,7 @@ class Contexts:
     """What one level's codes are predicted from.
 
     Attributes:
-        level: the level, 0 is the coarsest.
+        level: 0 is the coarsest.
         symbols: values of a code of each level up to this one.
         groups: (first, last) level of each group, both inside.
         features: (group, dy, dx).
@@ -112,14 +105,11 @@ class Contexts:
 
 
 def usual_contexts(level: int, symbols: Sequence[int], alike: Sequence[bool]) -> Contexts:
-    """The contexts that networks are learned for.
+    """The contexts that networks are learned for; `alike`: whether each level's grid is that of the level before it.
 
     Of the own level, the six nearest codes before the code together with coarser levels, and six more alone (eighteen
     at the coarsest level); of the coarser levels, taken together as far as that makes no more than 512 values, the 25
     positions around.
-
-    Args:
-        alike: whether each level's grid is that of the level before it.
     """
     groups: list[tuple[int, int]] = []
 
@@ -157,8 +147,6 @@ def fill_maps(
     Of groups that the level itself is in, the number of their coarser levels alone: `put` adds the code.
 
     Args:
-        codes: of the coarser levels, (H_l, W_l) one after the other, from `begins[l]` on.
-        grids: (H_l, W_l) of each level.
         maps: (groups, H + 2 FRAME, W + 2 FRAME) for the largest H and W, written to.
     """
     for group in range(len(groups)):
@@ -189,12 +177,7 @@ def put(maps: Maps, groups: Integers, level: int, symbols: int, y: int, x: int, 
 def find_rows(
     maps: Maps, groups: Integers, grids: Integers, level: int, features: Integers, y: int, x: int, rows: Integers
 ) -> None:
-    """Write the row of the table of each feature at a position, and of the place in the image.
-
-    Args:
-        features: (F + 1, 4): group, dy, dx, first row; of the last, which is the place, the first row alone.
-        rows: (F + 1,), written to.
-    """
+    """Write the row of the table of each feature at a position, and of the place in the image, to `rows` (F + 1,)."""
     height, width = grids[level]
     count = len(features) - 1
     for one in range(count):
@@ -224,7 +207,6 @@ class Network:
     """The model of one level.
 
     Attributes:
-        contexts: what it looks at.
         table: (rows, hidden) int8.
         bias: (hidden,) int32.
         weights: (sets, symbols, hidden) int16.
@@ -270,14 +252,7 @@ def find_frequencies(
     rows: Integers, chosen: int, table: Any, bias: Any, weights: Any, offsets: Any, shift: int, hidden: Any,
     frequencies: Integers,
 ) -> int:  # fmt: skip
-    """Write the frequency of every symbol; -> their sum.
-
-    Args:
-        rows: of the table, one for each feature.
-        chosen: the set of output weights.
-        hidden: (hidden,) int32, overwritten.
-        frequencies: (symbols,), written to.
-    """
+    """Write the frequency of every symbol, by a row for each feature and a set of output weights; -> their sum."""
     for h in range(len(bias)):
         hidden[h] = bias[h]
     for row in rows:

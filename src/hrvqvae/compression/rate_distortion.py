@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -33,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.compression.choice import Choice, Models
+from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.sensitivity import Decoding
@@ -52,43 +51,6 @@ _NUMBERS = 1 << 22  # of distances, or of candidates' vectors, that exist at onc
 _POSITIONS = 1 << 15  # of images that are encoded together
 
 
-@dataclass(frozen=True)
-class Leaves:
-    """All that a position can be decoded from.
-
-    Attributes:
-        codes: (n, L) int64.
-        vectors: (n, D).
-    """
-
-    codes: Tensor
-    vectors: Tensor
-
-    @classmethod
-    def of(cls, model: SingleGridAutoencoder, levels: int) -> Leaves:
-        """Of the first levels."""
-        symbols = model.config.num_symbols[:levels]
-        count = math.prod(symbols)
-        numbers = torch.cartesian_prod(*(torch.arange(one) for one in symbols)).view(count, len(symbols))
-        numbers = numbers.to(next(model.parameters()).device)
-        vectors = model.quantizer.lookup(tuple(level.view(1, 1, -1) for level in numbers.T))
-        return cls(numbers, vectors[0, 0].detach().float())
-
-    def near(self, latents: Tensor, number: int) -> Tensor:
-        """Numbers of the leaves nearest to (..., D) latents, the nearest first: (..., number) int32."""
-        number = min(number, len(self.vectors))
-        chunks = torch.split(latents.flatten(0, -2), max(1, _NUMBERS // len(self.vectors)))
-        found = [torch.cdist(some, self.vectors).topk(number, largest=False).indices.int() for some in chunks]
-        return torch.cat(found).view(*latents.shape[:-1], number)
-
-    def numbers(self, codes: tuple[Tensor, ...], symbols: tuple[int, ...]) -> Tensor:
-        """Numbers of the leaves that codes (B, H, W) a level name: (B, P) int32."""
-        found = torch.zeros_like(codes[0])
-        for code, size in zip(codes, symbols, strict=True):
-            found = found * size + code
-        return found.flatten(1).int()
-
-
 def why_no_lambda(model: Autoencoder, levels: int) -> str:
     """Why no lambda can be given to so many levels of a model; empty where one can."""
     if not isinstance(model, SingleGridAutoencoder):
@@ -99,30 +61,23 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
     return ""
 
 
-@dataclass(frozen=True)
 class RateDistortion:
-    """An encoder that weighs error against bits.
+    """An encoder that weighs error against bits, both of an image that has the first levels alone.
 
-    Attributes:
-        model: that decodes.
-        codec: whose networks say what codes cost; where a level has none, all its codes cost the same.
-        levels: how many levels are written; error and bits are those of an image that has no more.
-        leaves: of these levels.
+    Where the codec has no network for a level, all its codes cost the same.
     """
 
-    model: SingleGridAutoencoder
-    codec: EntropyModel
-    levels: int
-    leaves: Leaves
-
-    @classmethod
-    def of(cls, model: Autoencoder, codec: EntropyModel, levels: int | None = None) -> RateDistortion:
+    def __init__(self, model: Autoencoder, codec: EntropyModel, levels: int | None = None) -> None:
         """Of the first levels, None for all. Raises InputError: not one latent grid, or too many leaves."""
-        levels = levels or model.prefixes[-1]
-        if why := why_no_lambda(model, levels):
+        self.codec, self.levels = codec, levels or model.prefixes[-1]
+        if why := why_no_lambda(model, self.levels):
             raise InputError(why)
-        whole = cast(SingleGridAutoencoder, model)
-        return cls(whole, codec, levels, Leaves.of(whole, levels))
+        self._model = cast(SingleGridAutoencoder, model)
+        symbols = self._model.config.num_symbols[: self.levels]
+        leaves = torch.cartesian_prod(*(torch.arange(one) for one in symbols)).view(-1, len(symbols))
+        leaves = leaves.to(next(model.parameters()).device)
+        vectors = self._model.quantizer.lookup(tuple(level.view(1, 1, -1) for level in leaves.T))
+        self._leaves, self._vectors = leaves.int().cpu().numpy(), vectors[0, 0].detach().float()  # (n, L), (n, D)
 
     def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
         """Codes of images (B, C, Y, X), a tensor (B, H, W) for each of the levels.
@@ -138,7 +93,7 @@ class RateDistortion:
 
     def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
         """As `encode`, and the squared error of each image (B,)."""
-        unit = unit_images(images, self.model.channels)
+        unit = unit_images(images, self._model.channels)
         layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(len(unit))
         together = max(1, _POSITIONS // int(layout.begins[1]))
@@ -159,21 +114,21 @@ class RateDistortion:
         self, layout: Layout, unit: Tensor, lmbdas: NDArray[np.float64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
-        unit, leaves = unit.clone(), self.leaves
+        unit = unit.clone()
         networks = [self.codec.network(level, bool(lmbdas.any())) for level in range(len(self.codec.symbols))]
-        latents = self.model.latents(unit)
-        usual = leaves.numbers(self.model.encode(unit)[: self.levels], self.codec.symbols[: self.levels])
-        numbers = torch.cat([usual.unsqueeze(-1), leaves.near(latents.flatten(1, 2), _NEAR)], -1)  # (B, P, K)
+        latents = self._model.latents(unit)
+        usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
+        for code, symbols in zip(self._model.encode(unit)[: self.levels], self.codec.symbols, strict=False):
+            usual = usual * symbols + code
+        numbers = torch.cat([usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
-        choice = Choice(
-            Models.of(layout, networks), leaves.codes.int().cpu().numpy(), np.ascontiguousarray(numbers.cpu().numpy())
-        )
-        decoding, size = Decoding(self.model, self.levels), (unit.shape[-2], unit.shape[-1])
+        choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(numbers.cpu().numpy()))
+        decoding, size = Decoding(self._model, self.levels), (unit.shape[-2], unit.shape[-1])
 
         def now() -> Tensor:
             """Codewords of what is chosen, (B, H, W, D)."""
-            return leaves.vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
+            return self._vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
 
         def measured() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             """The error of each image, and what is minimized."""
@@ -194,6 +149,13 @@ class RateDistortion:
             best[better], error[better], least[better] = choice.codes[better], found[better], total[better]
         return best, error
 
+    def _near(self, latents: Tensor) -> Tensor:
+        """Numbers of the leaves nearest to (B, P, D) latents, the nearest first: (B, P, K - 1) int32."""
+        number = min(_NEAR, len(self._vectors))
+        chunks = torch.split(latents.flatten(0, -2), max(1, _NUMBERS // len(self._vectors)))
+        found = [torch.cdist(some, self._vectors).topk(number, largest=False).indices.int() for some in chunks]
+        return torch.cat(found).view(*latents.shape[:-1], number)
+
     def _errors(
         self, numbers: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
     ) -> NDArray[np.float32]:
@@ -211,7 +173,7 @@ class RateDistortion:
         together = max(1, _NUMBERS // (count * most * vectors.shape[-1]))
         for begin in range(0, len(places), together):
             some = torch.from_numpy(places[begin : begin + together]).to(vectors.device)
-            step = self.leaves.vectors[numbers[:, some]] - vectors[:, some].unsqueeze(2)  # (B, P'', K, D)
+            step = self._vectors[numbers[:, some]] - vectors[:, some].unsqueeze(2)  # (B, P'', K, D)
             bent = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
             changed = (step * (slopes[:, some].unsqueeze(2) + bent)).sum(-1)
             found[:, begin : begin + together] = changed.cpu().numpy()

@@ -24,7 +24,6 @@ _PROJECTIONS = 2  # for the curvature
 
 
 Area = tuple[slice, slice]
-"""Rows and columns of a grid or of an image."""
 
 
 def tiles(grid: Grid) -> Iterator[tuple[Area, Area, Area]]:
@@ -46,12 +45,7 @@ def _parts(length: int) -> Iterator[tuple[slice, slice, slice]]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """The decoder of the codewords of so many levels.
-
-    Attributes:
-        model: that decodes.
-        levels: how many.
-    """
+    """The decoder of the codewords of so many levels."""
 
     model: SingleGridAutoencoder
     levels: int
