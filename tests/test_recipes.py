@@ -6,7 +6,6 @@ import dataclasses
 import os
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,11 +74,11 @@ def test_the_figures_of_other_systems(tmp_path: Path) -> None:
     assert presets_used == ["vqvae2/ffhq", "vqgan/ffhq"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("10",), ("11",), ("14", "images"), ("14", "images", "birdd")])
-def test_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = recipe("figure", tmp_path, *arguments)
+@pytest.mark.parametrize("arguments", ["10", "11", "14 images", "14 images birdd"])
+def test_usage(arguments: str, tmp_path: Path) -> None:
+    done = recipe("figure", tmp_path, *arguments.split())
     assert done.returncode == 2
-    assert ("there is no class birdd" if len(arguments) == 3 else "recipes/figure 11 DATA") in done.stderr
+    assert ("there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA") in done.stderr
     assert not (tmp_path / "record").exists()
 
 
@@ -104,15 +103,13 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     beside = ("priors/levels-1-3", "prefixes") if name.startswith("treevq") else each
     others = {f"{folder}/model.safetensors" for folder in beside}
     assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *others}
-    assert (tmp_path / "out" / "samples.png").is_file()
-    assert (tmp_path / "out" / "nearest.png").is_file()
+    assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_cifar10(tmp_path / "data", monkeypatch)
     sheet = tmp_path / "front.png"
-    monkeypatch.setattr(sys, "argv", ["front", str(sheet), "60"])
-    runpy.run_path(str(RECIPES / "front"), run_name="__main__")
+    runpy.run_path(str(RECIPES / "front"))["main"](str(sheet), "60")
     assert read_image(sheet, 3).shape == (3, 436, 548)
 
 

@@ -14,12 +14,8 @@ from torch import Tensor, nn
 from benchmarks import layer as layer_script
 from benchmarks.gpu import __main__ as report
 from benchmarks.gpu.codes import SEARCHES, compare
-from benchmarks.gpu.timings import flop_of_step
 from benchmarks.prior import FORMS, MaskedConv2d, _replaced
 from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
-from benchmarks.train import AutoencoderSide
-from hrvqvae.config import presets
-from hrvqvae.config.parsing import override
 from hrvqvae.priors.base import Level
 from hrvqvae.quantize.search.reference import search_reference
 from tests.priors.test_pixelsnail import inputs, network, random_prior
@@ -88,24 +84,6 @@ def test_vectors_that_rounding_decides_are_not_judged() -> None:
     assert (agreement(vectors, books, right[0]), agreement(vectors, books, wrong[0])) == (1, 0)
 
 
-def test_flop_of_a_step_by_hand() -> None:
-    """Forward once and backward twice, but for the gradient of the images, which nobody asks for."""
-    fields = {"training.batch_size": "2", "training.device": "cpu", "model.hidden_units": "8"}
-    config = override(presets.get("hrvqvae/cifar10").config, fields)
-    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    side, forward = AutoencoderSide(config, images, plain=False), list[int]()
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-        positions = (inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output)[:, 0].numel()
-        forward.append(2 * positions * layer.weight.numel())
-
-    for layer in side.model.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layer.register_forward_hook(count)
-    assert flop_of_step(side) == 3 * sum(forward) - forward[0]
-
-
 TINY = dataclasses.replace(
     report.SMALL, matrix=64, trees=((2, 3, 4),), compared=300, searched=300, rounds=1, steps=1,
     trained={"hrvqvae/cifar10": {"training.batch_size": "2", "model.hidden_units": "8",
@@ -135,8 +113,7 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
     off, on, prior = found["training"]
     assert [off["compiled"], on["compiled"], prior["compiled"]] == [False, True, False]
     assert on["loss_difference"] < 1e-2
-    assert on["flop"] == off["flop"]
-    assert ", prior of level 3 (" in prior["trained"]
+    assert on["flop"] == off["flop"] > 0
     for row in found["training"]:
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
         assert row["matrix_share"] == pytest.approx(row["flop"] / row["step_seconds"] / found["matrix_rate"])

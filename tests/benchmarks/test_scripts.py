@@ -142,14 +142,17 @@ def test_beams_are_what_encoding_gives(mnist_root: Path) -> None:
 
 
 def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = f"{tiny_run_with_priors(mnist_root)} --images 64 --archived 200 --damaged 300 --json"
-    found = json.loads(printed("codec", command, capsys))
+    command = f"{tiny_run_with_priors(mnist_root)} --images 64 --archived 200 --damaged 300"
+    found = json.loads(printed("codec", f"{command} --json", capsys))
     assert found["images"] == 40, "all test images that there are"
     assert found["bytes"] == pytest.approx(sum(found["parts"]))
     assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
     assert found["archive"]["lost in ten kills"] == 0
     assert 0 < found["archive"]["overhead an image"] < 3
     assert sum(found["damage"][name] for name in ("refused", "told", "not noticed", "not damaged")) == 300
+    lines = printed("codec", command, capsys).splitlines()
+    assert lines[0].startswith(f"{found['bytes']:.1f} bytes per image (header 5.0, level 1")
+    assert any(line.startswith("network, to codes") for line in lines)
 
 
 def test_graphs_beside_torch(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,7 @@ def run_cases(
     if 0 < passed < len(left):
         return run_cases(cases, about, folder, say, more)  # some may have been given up since
     if passed:
-        say(f"still being made elsewhere: {passed} of {len(cases)} cases; whoever ends last completes the table")
+        say(f"still being made elsewhere: {passed} of {len(cases)} cases; the last to end completes the table")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +137,4 @@ class Instruments:
 
 def _median_seconds(call: Callable[[], object]) -> float:
     """Of some calls after a first one, which allocates."""
-    times = []
-    for _ in range(1 + _TIMED_CALLS):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return median(times[1:])
+    return median(timeit.repeat(call, number=1, repeat=1 + _TIMED_CALLS)[1:])
