@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, options, positive, show, side_by_side
+from benchmarks.common import Row, as_script, options, positive, seconds, show, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli.console import print_json
 from hrvqvae.compression.archive import appending, open_archive
@@ -100,7 +101,7 @@ def bench_codec(
 def _speed(model: TrainedModel, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
     """Images a second."""
     pictures = read(model.codec, files)
-    seconds = side_by_side(
+    spent = side_by_side(
         {
             "network, to codes": lambda: [model.encode(some) for some in torch.split(pixels, _BATCH)],
             "codes to files": lambda: write(model.codec, codes, size),
@@ -109,7 +110,7 @@ def _speed(model: TrainedModel, pixels: Tensor, codes: Codes, files: list[bytes]
         },
         3,
     )
-    return {name: len(files) / spent for name, spent in seconds.items()}
+    return {name: len(files) / time_spent for name, time_spent in spent.items()}
 
 
 def _archive(codec: EntropyModel, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path) -> Row:
@@ -127,11 +128,7 @@ def _archive(codec: EntropyModel, codes: Codes, size: tuple[int, int], count: in
     archive = open_archive(path)
     opened = time.perf_counter() - begun
     random = np.random.default_rng(0)
-    times = []
-    for number in random.integers(0, count, 200).tolist():
-        begun = time.perf_counter()
-        archive.read([number])
-        times.append(time.perf_counter() - begun)
+    times = [seconds(partial(archive.read, [number])) for number in random.integers(0, count, 200).tolist()]
     lost = _kills(codec, codes[:200], size, folder / "kills.hrva")
     bytes_each = (path.stat().st_size - head) / count
     checks = len(codec.symbols)  # in the files of single images, which `alone` counts

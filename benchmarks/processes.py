@@ -65,12 +65,8 @@ def exchanged_by_leaves() -> list[Row]:
     for branching, levels in LEAVES:
         other = with_leaves(config, branching, levels)
         gradients, codebooks = exchanged(other)
-        rows.append(
-            {
-                "leaves": branching**levels, "codewords": sum(other.model.num_codewords), "gradients": gradients,
-                "codebooks": codebooks,
-            }
-        )  # fmt: skip
+        sizes = {"leaves": branching**levels, "codewords": sum(other.model.num_codewords)}
+        rows.append({**sizes, "gradients": gradients, "codebooks": codebooks})
     return rows
 
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, options, positive, seconds
+from benchmarks.common import Row, as_script, finish, median_seconds, options, positive, seconds
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
@@ -145,8 +145,7 @@ def machine_rates() -> tuple[float, float]:
     one, other = torch.rand(1536, 1536), torch.rand(1536, 1536)
     source = torch.rand(2**24)
     target = torch.empty_like(source)
-    product = median([seconds(lambda: one @ other) for _ in range(9)][1:])
-    copy = median([seconds(lambda: target.copy_(source)) for _ in range(9)][1:])
+    product, copy = (median_seconds(call, 8) for call in (lambda: one @ other, lambda: target.copy_(source)))
     return 1536**3 / product, 2 * source.nbytes / copy
 
 

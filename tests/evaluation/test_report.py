@@ -142,4 +142,4 @@ def test_a_folder_without_classes_knows_none(
         measure_samples(model, model.config.data, 2)
     evaluated = evaluate_run(run, device="cpu", say=silent)
     assert evaluated.rate is not None
-    assert evaluated.rate.label_bits_per_image == 0
+    assert evaluated.rate.label == 0
