@@ -52,7 +52,7 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path: Path, monkeypatch: pytest
         curves.training_curves(some, tmp_path / "curves.png")
         curves.prior_curves(some, tmp_path / "curves.png")
     markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
-    assert markers == [{"."}, {"."}, {""}, {""}], "a single point is seen"
+    assert markers == [{"."}, {"."}, {"None"}, {"None"}], "a single point is seen"
 
 
 def tree_of(width: int, codewords: int) -> hierarchy.Tree:
@@ -85,7 +85,7 @@ def test_figure_10_has_its_codewords() -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [([0, 1], "2 levels; this tree has 3"), ([0, 1, 4], "child 4 at level 3"), ([0, -1, 0], "child -1 at level 2")],
+    [([0, 1], "2 levels; this tree has 3"), ([0, 1, 4], "children are 0 to 3"), ([0, -1, 0], "children are 0 to 3")],
 )
 def test_paths_out_of_range(path: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):

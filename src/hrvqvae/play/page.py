@@ -1,4 +1,4 @@
-"""The page: what is asked on it and shown on it (Gradio). What is shown is computed in `tasks`."""
+"""The page (Gradio): its widgets and what they call. `tasks` computes what is shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial, wraps
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 import torch
@@ -25,9 +25,10 @@ from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import png
 from hrvqvae.utils.errors import InputError
 
+_Given = TypeVar("_Given")
 _SIDE = 360  # pixels on the screen of an image's longer side, about
 _ANY = "any class"
-_KEPT_SECONDS = 3_600  # of what a person uploaded, and of what was drawn
+_KEPT_SECONDS = 3_600  # uploads and drawn images
 _CANVAS = "<canvas></canvas><button>Clear</button>"
 _CANVAS_STYLE = "canvas { touch-action: none; cursor: crosshair; display: block; }"
 _PAINTER = Path(__file__).with_name("painter.js")
@@ -35,7 +36,7 @@ _HEADS = ["level", "codewords", "used by this image", "perplexity", "perplexity 
 
 
 class Page:
-    """The page of one model, and what happens on it. One request at a time gets the model, however many come."""
+    """The page of one model, which serves one request at a time."""
 
     def __init__(self, model: TrainedModel, limits: Limits) -> None:
         self.model, self.limits, self.size = model, limits, model.config.data.size
@@ -47,7 +48,7 @@ class Page:
             self.classes, self.missing, self.guided = (), str(error), False
 
     def _answer(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, one call at a time, whose refusals the page shows as one line."""
+        """The function, one call at a time; the page shows its InputError as one line."""
 
         @wraps(function)
         def answer(*values: Any) -> Any:
@@ -60,7 +61,7 @@ class Page:
         return answer
 
     def look(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
-        """All that is shown of an image when it comes in."""
+        """All that is shown of a new image."""
         rows = [
             [number, codewords, used, f"{perplexity:.1f}", "-" if trained is None else f"{trained:.1f}"]
             for number, (codewords, used, perplexity, trained) in enumerate(tasks.usage(self.model, picture.square), 1)
@@ -70,20 +71,18 @@ class Page:
         return picture, _enlarged(picture.own), picture.note, *made, painter, square, rows, None
 
     def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
-        """An image file that was uploaded."""
-        if file is None:
-            raise InputError("there is no image yet: upload one, or draw one")
-        taken = tasks.take(Path(file), self.model.autoencoder.channels, self.size, self.limits)
+        """An uploaded image file."""
+        taken = tasks.take(Path(_given(file)), self.model.autoencoder.channels, self.size, self.limits)
         return self.look(taken, levels, whole)
 
     def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
-        """An image that the model draws; -> the next seed, and all that is shown of it."""
+        """An image from the model; -> the next seed, and all that is shown of it."""
         drawn = (self.model.sample(1, seed=int(seed))[0] * 255).round().to(torch.uint8)
         picture = Picture(drawn, drawn, f"drawn by the model with seed {int(seed)}")
         return int(seed) + 1, *self.look(picture, levels, whole)
 
     def reconstruct(self, picture: Picture | None, levels: int, whole: bool) -> tuple[Image.Image, str]:
-        """An image from the levels that are chosen."""
+        """An image from the chosen levels."""
         image = _given(picture).own if whole else _given(picture).square
         made, length, psnr = tasks.reconstruct(self.model, image, int(levels))
         error = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
@@ -106,21 +105,18 @@ class Page:
     def hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
         """Figure 10 for the position that was clicked."""
         image = _given(picture).square
-        try:
-            x, y = (int(value) // _zoom(image) for value in where.index)
-        except (TypeError, ValueError) as error:
-            raise InputError("no position was clicked") from error
+        x, y = (int(value) // _zoom(image) for value in where.index)
         return Image.open(BytesIO(png(tasks.hierarchy_at(self.model, image, x, y))))
 
     def _canvas(self, picture: Picture) -> str:
-        """What the painter shows: an image, and nothing painted."""
+        """The painter's JSON: an image, and nothing painted."""
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
         return json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
 
     def blocks(self) -> gr.Blocks:
-        """The page, not yet served."""
+        """The page, to be served."""
         config, prefixes, can_draw = self.model.config, self.model.autoencoder.prefixes, not self.missing
         about = (
             f"## {config.name}\n{config.model.system}, codewords by level: "
@@ -128,8 +124,8 @@ class Page:
             f"{self.size}x{self.size} pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
         )
         most = self.limits.upload_bytes / (1 << 20)
-        title = f"hrvqvae: {config.name}"
-        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS)) as page:
+        title, kept = f"hrvqvae: {config.name}", (600, _KEPT_SECONDS)
+        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=kept) as page:
             gr.Markdown(about)
             picture, next_seed = gr.State(None, time_to_live=_KEPT_SECONDS), gr.State(1)
             with gr.Row():
@@ -185,7 +181,7 @@ class Page:
         return page
 
     def _asked(self, count: int) -> list[Any]:
-        """How many images, of which class, how warm, by which seed, and how much for the class."""
+        """The widgets of a sampling: number, class, temperature, seed, guidance."""
         with gr.Row():
             return [
                 gr.Slider(1, self.limits.images, value=min(count, self.limits.images), step=1, label="Images"),
@@ -206,7 +202,7 @@ def _image(label: str, name: str) -> Any:
 
 
 def _uploaded_only(move: Callable[..., Any]) -> Callable[..., Any]:
-    """Takes files that were uploaded; Gradio itself would fetch addresses as well."""
+    """Refuses addresses, which Gradio would fetch."""
 
     async def moved(path: Any) -> Any:
         if "://" in str(path):
@@ -216,10 +212,10 @@ def _uploaded_only(move: Callable[..., Any]) -> Callable[..., Any]:
     return moved
 
 
-def _given(picture: Picture | None) -> Picture:
-    if picture is None:
+def _given(given: _Given | None) -> _Given:
+    if given is None:
         raise InputError("there is no image yet: upload one, or draw one")
-    return picture
+    return given
 
 
 def _zoom(image: Tensor) -> int:

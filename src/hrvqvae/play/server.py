@@ -1,4 +1,4 @@
-"""How the page is served: to this machine alone unless it is told otherwise, and with nothing from elsewhere."""
+"""Serving the page: to this machine alone by default, with nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.play.page import Page
 from hrvqvae.play.tasks import Limits
 from hrvqvae.utils.errors import InputError
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
-
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_SESSIONS = 32
-_MOST_UPLOADS = 64  # of the largest size, that are kept at once
+_MOST_UPLOADS = 64  # of the largest size, kept at once
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -34,16 +30,16 @@ _POLICY = (
 
 
 class Guard:
-    """What stands before the page: who may ask, the size of a request and of all uploads, what a browser may load.
+    """Middleware that limits who may ask, the size of a request and of all uploads, and what a browser may load.
 
-    Another host name in a request for the loopback, or another origin than the host, is another site's page.
+    Another host name in a request for the loopback, or another origin than the host, means another site's page.
     """
 
-    def __init__(self, app: App, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
         self.app, self.most_bytes, self.hosts, self.folder = app, most_bytes, hosts, folder
 
     def _refusal(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
-        """HTTP status and reason, where a request is refused by its head."""
+        """(HTTP status, reason) where the head of a request is refused."""
         whole = headers.get(b"host", "")
         host = whole.rpartition(":")[0].strip("[]") or whole
         if self.hosts and host not in self.hosts:
@@ -58,7 +54,7 @@ class Guard:
                 return 503, "too many uploads are kept; wait until some are deleted"
         return None
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -66,9 +62,9 @@ class Guard:
             scope["path"], {name.lower(): text.decode("latin-1") for name, text in scope["headers"]}
         )
         if refusal is not None:
-            while (await receive()).get("more_body"):  # read to its end and kept nowhere, so that the answer arrives
+            while (await receive()).get("more_body"):  # read to its end, so that the answer arrives
                 pass
-            await _refuse(send, *refusal)
+            await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
             return
         received = 0
 
@@ -86,17 +82,8 @@ class Guard:
         await self.app(scope, counted, guarded)
 
 
-async def _refuse(send: Send, status: int, line: str) -> None:
-    body = f'{{"detail": "{line}"}}'.encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 def serve(model: TrainedModel, limits: Limits, host: str, port: int | None, say: Callable[[str], None]) -> None:
-    """Serve the page of a model until the process is interrupted or ended.
-
-    What is uploaded and drawn lies in a temporary folder, which is deleted in the end.
+    """Serve the page of a model until the process is interrupted or ended; uploads lie in a temporary folder.
 
     Args:
         port: None takes a free one from 7860 on.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -16,11 +18,14 @@ from torch import Tensor
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
-from hrvqvae.plots.images import level_captions, level_rows
+from hrvqvae.plots.images import level_rows
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic
+
+_LINES = ("-", "--", ":", "-.")
+_TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
 
 
 def png(figure: Figure) -> bytes:
@@ -31,11 +36,7 @@ def png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the name's suffix, whole or not at all.
-
-    Raises:
-        InputError: another suffix, or the file can't be written.
-    """
+    """Write a figure as PNG or SVG, by the name's suffix, atomically. Raises InputError."""
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"{path} must end in .png or .svg")
     stream = BytesIO()
@@ -47,10 +48,6 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
 
-_LINES = ("-", "--", ":", "-.")
-_TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
-
-
 def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss terms, test MSE and codeword usage against steps, from the records of metrics.jsonl."""
     steps = [record for record in records if record.get("kind") == "train"]
@@ -58,10 +55,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, errors, usage = figure.subplots(1, 3)
     terms = [name for name in dict.fromkeys(key for record in steps for key in record) if name.startswith(_TERMS)]
-    for number, name in enumerate(terms):
-        points = [(record["step"], record[name]) for record in steps if name in record]
-        style = _LINES[number % len(_LINES)]
-        losses.plot(*zip(*points, strict=True), style, marker=_marker(points), label=name, linewidth=1.2)
+    for name, style in zip(terms, cycle(_LINES), strict=False):
+        _line(losses, steps, name, style, label=name)
     losses.set(title="training loss", xlabel="step", yscale="log" if steps else "linear")
     if losses.lines:
         losses.legend(frameon=False, fontsize=8)
@@ -79,19 +74,22 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _marker(points: Sequence[object]) -> str:
-    """The marker of a line, which shows it where it is one point."""
-    return "." if len(points) == 1 else ""
+def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str) -> None:
+    """A field of the records that have it, against steps; a single point is marked, so that it is seen."""
+    points = [(record["step"], record[name]) for record in records if name in record]
+    if points:
+        (line,) = axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
+        if len(points) == 1:
+            line.set_marker(".")
 
 
 def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Bits per code of training batches and of held-out codes against steps, from the records of metrics.jsonl."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for kind, label, marker in (("train", "training, with dropout", ""), ("evaluation", "held out", ".")):
-        points = [(record["step"], record["bits_per_code"]) for record in records if record.get("kind") == kind]
-        if points:
-            axes.plot(*zip(*points, strict=True), "-", marker=marker or _marker(points), label=label, linewidth=1.2)
+    for kind, label, style in (("train", "training, with dropout", "-"), ("evaluation", "held out", ".-")):
+        some = [record for record in records if record.get("kind") == kind]
+        _line(axes, some, "bits_per_code", style, label)
     axes.set(title="bits per code", xlabel="step", yscale="log")
     axes.legend(frameon=False)
     save_figure(figure, path)
@@ -104,20 +102,18 @@ def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
         share = torch.sort(count.double() / count.sum().clamp(min=1), descending=True).values * 100
         axes.bar(range(len(share)), share.tolist(), width=1.0 if len(share) > 16 else 0.8, color="#4477aa")
         used = int((count > 0).sum())
-        axes.set(
-            title=f"level {level + 1}: {used} of {len(share)} used", xlabel="codeword, by rank", ylabel="% of positions"
-        )
+        axes.set(title=f"level {level + 1}: {used} of {len(share)} used", xlabel="codeword, by rank")
+        axes.set_ylabel("% of positions")
         axes.set_yscale("symlog", linthresh=0.1)
     save_figure(figure, path)
 
 
 def draw_training(run: RunFolder, records: Sequence[Record], found: Evaluation) -> None:
-    """Write a run's curves; of an autoencoder, a sheet of reconstructions and the usage of its codewords as well."""
+    """Write a run's curves; of an autoencoder, also a sheet of reconstructions and the usage of its codewords."""
     if found.report is None or found.model is None or found.images is None:
         prior_curves(records, run.pictures / "curves.png")
         return
     levels = found.report.levels
-    rows = level_rows(found.model, found.images(), level_captions(levels))
-    write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
+    write_image(sheets.draw(level_rows(found.model, found.images(), levels)), run.pictures / "reconstructions.png")
     training_curves(records, run.pictures / "curves.png")
     codeword_usage([level.counts for level in levels], run.pictures / "usage.png")

@@ -1,15 +1,14 @@
 """Figure 10: which codebooks a choice leaves within reach, a panel a level.
 
-A codeword of level l is drawn at e_1 + ... + e_l, the vector that its path stands for, so each panel refines the one
-before it: the codebook within reach lies around what was chosen so far, and codes the residual. Shapes tell levels
-apart without colour: circles, squares, triangles; the chosen codeword is ringed and numbered, and what is out of reach
-is small and grey.
+A codeword of level l is drawn at e_1 + ... + e_l, the vector that its path stands for: the codebook within reach lies
+around the vector chosen so far. Levels differ in colour and shape; the chosen codeword is ringed and numbered, and what
+is out of reach is small and grey.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,23 +31,16 @@ _GREY = "#b8b8b8"
 _MOST_DRAWN = 4_096
 
 
-@dataclass(frozen=True)
-class Tree:
-    """Codewords to draw.
+class Tree(NamedTuple):
+    """Codewords to draw."""
 
-    Attributes:
-        codebooks: level l's at index l - 1, (m^(l-1), m, D).
-        target: (D,), the vector that is quantized, or None where only a path is shown.
-        name: what is drawn, for the title.
-    """
-
-    codebooks: Sequence[Points]
-    target: Points | None
-    name: str
+    codebooks: Sequence[Points]  # level l's at index l - 1, (m^(l-1), m, D)
+    target: Points | None  # (D,), the vector that is quantized; None where only a path is shown
+    name: str  # for the title
 
 
 def sums_of(codebooks: Sequence[Points]) -> list[Points]:
-    """Vector that each path of each level stands for: (m^l, D) a level."""
+    """The vector of each path of each level: (m^l, D) a level."""
     sums: list[Points] = []
     above: Points = np.zeros((1, codebooks[0].shape[-1]))
     for book in codebooks:
@@ -69,7 +61,7 @@ def tree_at(model: Autoencoder, system: str, image: Tensor, position: tuple[int,
     """The linked codebooks, and the vector at a position (row, column) of the latent grid of an image (C, Y, X) uint8.
 
     Raises:
-        InputError: the model, which is of that system, has no linked codebooks; the position is not on the grid.
+        InputError: as `codebooks_of`; the position is not on the grid.
     """
     books = codebooks_of(model, system)
     assert isinstance(model, SingleGridAutoencoder)
@@ -99,45 +91,38 @@ def _plane(leaves: Points) -> tuple[Points, Points, str]:
     return origin, axes[:2], f"projection: first two principal components of the leaves ({share:.0%} of their variance)"
 
 
-def _panel(axes: Axes, level: int, points: Points, path: Sequence[int], size: int, previous: Points) -> None:
-    """One level: everything out of reach grey, the codebook within reach coloured, the choice ringed."""
-    parent = 0
-    for child in path[:level]:
-        parent = parent * size + child
-    within = slice(parent * size, (parent + 1) * size)
+def _dots(axes: Axes, points: Points, **style: Any) -> None:
+    axes.scatter(points[..., 0], points[..., 1], **style)
+
+
+def _panel(axes: Axes, level: int, points: Points, within: slice, chosen: int, previous: Points) -> None:
+    """One level: the codewords within reach coloured, the chosen one of these ringed, the others grey."""
     colour, marker = _COLOURS[level % len(_COLOURS)], _MARKERS[level % len(_MARKERS)]
     grey = np.delete(points, np.arange(within.start, within.stop), axis=0)
-    axes.scatter(
-        grey[:, 0], grey[:, 1], s=14, marker=marker, facecolors="none", edgecolors=_GREY, linewidths=0.8, zorder=1
-    )
+    _dots(axes, grey, s=14, marker=marker, facecolors="none", edgecolors=_GREY, linewidths=0.8, zorder=1)
     reach = points[within]
     for child, point in enumerate(reach):
-        chosen = child == path[level]
-        axes.plot(*zip(previous, point, strict=True), color=colour if chosen else _GREY, zorder=2,
-                  linewidth=1.8 if chosen else 0.8, linestyle="-" if chosen else ":")  # fmt: skip
-    axes.scatter(
-        reach[:, 0], reach[:, 1], s=46, marker=marker, color=colour, edgecolors="black", linewidths=0.6, zorder=3
-    )
-    choice = reach[path[level]]
-    axes.scatter(
-        choice[0], choice[1], s=190, marker="o", facecolors="none", edgecolors="black", linewidths=1.8, zorder=4
-    )
+        line = (colour, 1.8, "-") if child == chosen else (_GREY, 0.8, ":")
+        axes.plot(*zip(previous, point, strict=True), color=line[0], linewidth=line[1], linestyle=line[2], zorder=2)
+    _dots(axes, reach, s=46, marker=marker, color=colour, edgecolors="black", linewidths=0.6, zorder=3)
+    choice = reach[chosen]
+    _dots(axes, choice, s=190, marker="o", facecolors="none", edgecolors="black", linewidths=1.8, zorder=4)
     away = choice - previous
     away = away / max(float(np.linalg.norm(away)), 1e-9)
     axes.annotate(
-        f"$k_{level + 1}={path[level]}$", choice, xytext=tuple(away * 26), textcoords="offset points",
+        f"$k_{level + 1}={chosen}$", choice, xytext=tuple(away * 26), textcoords="offset points",
         ha="center", va="center", fontsize=10, zorder=5,
         bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
     )  # fmt: skip
-    axes.scatter(previous[0], previous[1], s=30, marker="+", color="black", zorder=4)
+    _dots(axes, previous, s=30, marker="+", color="black", zorder=4)
     axes.set_title(f"level {level + 1}: {len(reach)} of {len(points)} codewords within reach", fontsize=11)
 
 
 def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
-    """The panels side by side; `path` holds child indices, None takes the search's own choice for the target.
+    """The panels side by side; `path` holds child indices, None takes `nearest_path`.
 
     Raises:
-        InputError: the path has another length than the tree, or a child out of range; too many codewords to draw.
+        InputError: the path does not fit the tree, or there are too many codewords to draw.
     """
     size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
     if size**levels > _MOST_DRAWN:
@@ -146,9 +131,8 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
         path = nearest_path(tree)
     if len(path) != levels:
         raise InputError(f"the path has {len(path)} levels; this tree has {levels}")
-    for level, child in enumerate(path, start=1):
-        if not 0 <= child < size:
-            raise InputError(f"the path takes child {child} at level {level}; children are 0..{size - 1}")
+    if not all(0 <= child < size for child in path):
+        raise InputError(f"the path is {list(path)}; children are 0 to {size - 1}")
     sums = sums_of(tree.codebooks)
     origin, plane, projection = _plane(sums[-1])
     flat = [(points - origin) @ plane.T for points in sums]
@@ -159,12 +143,12 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), dpi=110, layout="constrained")
     previous, place = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
-        _panel(axes, level, flat[level], path, size, previous)
+        _panel(axes, level, flat[level], slice(place * size, (place + 1) * size), path[level], previous)
         place = place * size + path[level]
         previous = flat[level][place]
         if tree.target is not None:
             target = (tree.target - origin) @ plane.T
-            axes.scatter(target[0], target[1], s=70, marker="x", color="black", linewidths=2, zorder=6)
+            _dots(axes, target, s=70, marker="x", color="black", linewidths=2, zorder=6)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
     vector = "" if tree.target is None else "; x: the vector z"
     figure.suptitle(f"{tree.name}   (ring: chosen; +: chosen so far; grey: out of reach{vector})", fontsize=11)

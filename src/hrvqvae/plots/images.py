@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.hrv import ImageCodes
@@ -25,21 +26,19 @@ if TYPE_CHECKING:
 _COMPLETIONS_A_ROW = 8
 
 
-def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
+def _named(level: int) -> str:
+    return "level 1" if level == 1 else f"levels 1-{level}"
+
+
+@torch.inference_mode()
+def level_rows(model: Autoencoder, images: Tensor, levels: Sequence[LevelReport]) -> list[sheets.SheetRow]:
     """Originals above their reconstructions, a row for each prefix of the levels that the system decodes."""
-    size = (images.shape[-2], images.shape[-1])
-    with torch.inference_mode():
-        codes = model.encode(images)
-        rows = [sheets.SheetRow("original", list(images))]
-        for level, caption in zip(model.prefixes, captions, strict=True):
-            rows.append(sheets.SheetRow(caption, list(model.decode(codes, levels=level, size=size))))
+    codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
+    for level in model.prefixes:
+        caption = f"{_named(level)}: MSE {levels[level - 1].mse:.2e}"
+        decoded = model.decode(codes, levels=level, size=(images.shape[-2], images.shape[-1]))
+        rows.append(sheets.SheetRow(caption, list(decoded)))
     return rows
-
-
-def level_captions(levels: Sequence[LevelReport]) -> list[str]:
-    """A caption for each prefix of the levels that was decoded, with its MSE."""
-    named = [("level 1" if number == 1 else f"levels 1-{number}", level.mse) for number, level in enumerate(levels, 1)]
-    return [f"{name}: MSE {error:.2e}" for name, error in named if error is not None]
 
 
 def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
@@ -48,8 +47,8 @@ def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
     for level, length in enumerate(codes.lengths, start=1):
         total += length
         if level in model.autoencoder.prefixes:
-            caption = f"levels 1-{level}: {total} bytes" if level > 1 else f"level 1: {total} bytes"
-            rows.append(sheets.SheetRow(caption, decode_images(model.autoencoder, [codes], model.device, level)))
+            decoded = decode_images(model.autoencoder, [codes], model.device, level)
+            rows.append(sheets.SheetRow(f"{_named(level)}: {total} bytes", decoded))
     write_image(sheets.draw(rows), out)
 
 
@@ -59,15 +58,8 @@ def reconstruct(
 ) -> list[tuple[Path, float]]:  # fmt: skip
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
-    Images keep their own sizes, and are converted to the model's channels; `say` is told how many were.
-
-    Args:
-        beam: paths that the search keeps when it encodes; None keeps as many as in training.
-        lmbda: as for `TrainedModel.encode`, of the levels that are decoded; None takes the usual codes.
-
-    Raises:
-        InputError: no such run, image or level, no codebooks for a beam, a lambda that the model can't have; the
-            sheet can't be written.
+    Images keep their sizes, and are converted to the model's channels, with a line by `say`. The rest is as for
+    `TrainedModel`. Raises InputError: no such run, image or level; the sheet can't be written.
     """
     trained = TrainedModel(run, beam=beam)
     model, config = trained.autoencoder, trained.config
@@ -80,15 +72,13 @@ def reconstruct(
         for path in paths:
             read, lost[path] = decode_image(path, model.channels, config.data.max_pixels)
             pixels = torch.from_numpy(read)
-            size = (pixels.shape[-2], pixels.shape[-1])
-            image = model.decode(encode(pixels[None]), levels=levels, size=size)[0]
+            image = model.decode(encode(pixels[None]), levels, (pixels.shape[-2], pixels.shape[-1]))[0]
             originals.append(pixels)
             decoded.append(image)
             errors.append((path, float((image - pixels / 255).square().mean())))
     if converted := conversions(lost, len(paths)):
         say(converted)
-    used = levels or most
-    caption = "reconstruction, " + ("level 1" if used == 1 else f"levels 1-{used} of {most}")
+    caption = f"reconstruction, {_named(levels or most)}{'' if levels == 1 else f' of {most}'}"
     write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
     return errors
 
@@ -97,11 +87,7 @@ def sample(
     run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
     params: SamplingParams | None = None, save_dir: Path | None = None,
 ) -> None:  # fmt: skip
-    """Write a sheet of samples, and a PNG file of each to `save_dir`, named with class and number.
-
-    Raises:
-        InputError: as `TrainedModel`; a file can't be written.
-    """
+    """Write a sheet of samples, and a PNG file of each to `save_dir`, named by class and number. Raises InputError."""
     check_writable(out)
     model = TrainedModel(run)
     if save_dir is not None:
@@ -122,28 +108,21 @@ def complete(
     run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
     params: SamplingParams | None = None,
 ) -> None:  # fmt: skip
-    """Write a sheet: an image, what is kept of it, and `count` completions whose codes of the kept part are its own.
+    """Write a sheet: an image, resized to the size of training, the part that is kept, and `count` completions.
 
-    The image is brought to the size that the run was trained on. Codes at the border of the kept part have seen a few
-    pixels beyond it, as far as the encoder's filters reach.
-
-    Raises:
-        InputError: as `TrainedModel`; the image can't be read; `keep` is none of top, left, a fraction.
+    The rest is as for `TrainedModel.complete`. Raises InputError: as there; the image can't be read.
     """
     check_writable(out)
     model = TrainedModel(run)
     data = model.config.data
-    size = data.size
-    read, lost = decode_image(path, data.channels, data.max_pixels, size)
+    read, lost = decode_image(path, data.channels, data.max_pixels, data.size)
     if converted := conversions({path: lost}, 1):
         note(converted)
     pixels = torch.from_numpy(read)
     known = model.known_part(pixels, keep)
-    drawn = model.draw(count, seed=seed, class_name=class_name, params=params, known=known)
-    shown = torch.nn.functional.interpolate(known.where[-1][None, None].float(), (size, size))[0]
-    part = pixels / 255 * shown + 0.5 * (1 - shown)
-    rows = [sheets.SheetRow("original, and what is kept", [pixels, part])]
-    images = list(drawn.images)
+    images = list(model.draw(count, seed=seed, class_name=class_name, params=params, known=known).images)
+    shown = interpolate(known.where[-1][None, None].float(), (data.size, data.size))[0] > 0.5
+    rows = [sheets.SheetRow("original, and what is kept", [pixels, torch.where(shown, pixels / 255, 0.5)])]
     for start in range(0, count, _COMPLETIONS_A_ROW):
         rows.append(sheets.SheetRow("" if start else "completions", images[start : start + _COMPLETIONS_A_ROW]))
     write_image(sheets.draw(rows), out)

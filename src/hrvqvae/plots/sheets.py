@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -17,18 +17,17 @@ from hrvqvae.data.images import to_pil
 _GAP, _BACKGROUND, _INK = 4, (255, 255, 255), (40, 40, 40)
 
 
-@dataclass(frozen=True)
-class SheetRow:
-    """A row of a sheet: its caption and its images."""
+class SheetRow(NamedTuple):
+    """A row of a sheet."""
 
     caption: str
     images: Sequence[Tensor]
 
 
 def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
-    """The rows below each other, each under its caption.
+    """The rows below each other, each under its caption, where any row has one.
 
-    `zoom` repeats pixels, so that small images can be seen; None brings the largest side to about 64 pixels or more.
+    `zoom` repeats pixels; None brings the largest side to about 64 pixels or more.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
@@ -37,7 +36,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     widths = [max((row[i].width for row in pictures if i < len(row)), default=0) * factor for i in range(columns)]
     heights = [max(picture.height for picture in row) * factor for row in pictures]
     font = ImageFont.load_default(size=13)
-    caption = 20
+    caption = 20 if any(row.caption for row in rows) else 0
     width = max(sum(widths) + _GAP * (columns + 1), *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows))
     sheet = Image.new("RGB", (width, sum(heights) + len(rows) * (caption + _GAP) + _GAP), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
@@ -53,14 +52,8 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     return sheet
 
 
-def grid(images: Sequence[Tensor], columns: int | None = None) -> Image.Image:
-    """Images of one size beside and below each other, without captions; as square as can be by default."""
-    across = columns or math.ceil(math.sqrt(len(images)))
-    pictures = [to_pil(image) for image in images]
-    factor = max(1, round(64 / min(pictures[0].size)))
-    width, height = (side * factor + _GAP for side in pictures[0].size)
-    sheet = Image.new("RGB", (width * across + _GAP, height * -(-len(pictures) // across) + _GAP), _BACKGROUND)
-    for number, picture in enumerate(pictures):
-        place = (_GAP + width * (number % across), _GAP + height * (number // across))
-        sheet.paste(picture.resize((width - _GAP, height - _GAP), Image.Resampling.NEAREST), place)
-    return sheet
+def grid(images: Sequence[Tensor]) -> Image.Image:
+    """Images of one size beside and below each other, without captions, about as many a row as rows."""
+    across = math.ceil(math.sqrt(len(images)))
+    rows = [SheetRow("", images[first : first + across]) for first in range(0, len(images), across)]
+    return draw(rows, zoom=max(1, round(64 / min(images[0].shape[-2:]))))
