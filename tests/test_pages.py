@@ -33,7 +33,7 @@ SMALL_PRIOR = (
 CUTS: tuple[Cut, ...] = (
     (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
     (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),
-    (r"^(hrvqvae train .*--init-from.*)", r"\1 --training.batch_size 2 --training.evaluation_images 2"),
+    ("--training.batch_size 16", "--training.batch_size 2 --training.evaluation_images 2"),
     (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
     (r"^(hrvqvae compare .*)", rf"\1 {SMALL} --data.size 64"),
 )
