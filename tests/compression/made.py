@@ -1,18 +1,26 @@
-"""Entropy models that nothing was learned for: integer models of random numbers, and codes to go with them."""
+"""Entropy models of random numbers, and codes to go with them; systems and images for them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hrvqvae.compression.entropy_model import EntropyModel, Geometry
+from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of
 from hrvqvae.compression.hrv import write
 from hrvqvae.compression.levels import decode_level
 from hrvqvae.compression.network import Contexts, Network, usual_contexts
-from hrvqvae.config import Grid
+from hrvqvae.config import Config, Grid
+from hrvqvae.config.parsing import override
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build
+from tests.conftest import drawn_digits
+from tests.tiny_systems import tiny_systems
 
 WEIGHTS = "0123456789abcdef" * 2
 
@@ -69,6 +77,30 @@ def files_of(codec: EntropyModel, size: Grid, count: int = 1, seed: int = 0, lev
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     """Codes of the levels of one image, one level after the other."""
     return np.concatenate([one.reshape(-1) for one in codes])
+
+
+def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
+    """A model of this configuration, and its entropy model without networks."""
+    torch.manual_seed(0)
+    codec = EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    return build(config).eval().requires_grad_(False), codec
+
+
+def single_grid(name: str, root: Path) -> Config:
+    """A tiny system; `groups` has groups of two linked levels: a code is a child below the path within its group."""
+    config = tiny_systems(root)["hrvqvae" if name == "groups" else name]
+    changes = {"model.quantizer.levels": "4", "model.quantizer.linked": "2"}
+    return override(config, changes) if name == "groups" else config
+
+
+def digits(count: int = 12) -> Tensor:
+    """(count, 1, 12, 12) uint8."""
+    return torch.from_numpy(drawn_digits(count, 5, 12)[0]).unsqueeze(1)
+
+
+def squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
+    """Of each image, in [0, 1]."""
+    return (decoded - images / 255).square().flatten(1).sum(1)
 
 
 TREE = made_codec((3, 3, 3), Geometry(2, 2, (1, 1, 1)), seed=1)

@@ -1,4 +1,4 @@
-"""docs/format.md in plain Python, slow and written apart: a decoder of files, and the coder with whole numbers."""
+"""docs/format.md in plain Python, slow and written apart: the frequencies, and the encoder with whole numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,6 @@ POWERS = [int(one) for one in re.search(r"P\[i\] is .*?```\n(.*?)```", PAGE, re.
 Maps = list[list[list[int]]]
 
 
-class DamagedError(Exception):
-    """The bytes were made by no encoder."""
-
-
 def encoded(symbols: Sequence[int], frequencies: Callable[[int], Sequence[int]]) -> bytes:
     """Symbols as bytes. `low` is one whole number as long as the stream, so that nothing is carried."""
     low, width, shifted = 0, 1 << 48, 0
@@ -38,38 +34,6 @@ def encoded(symbols: Sequence[int], frequencies: Callable[[int], Sequence[int]])
         if value + step <= low + width:
             return (value >> (48 - 8 * number)).to_bytes(shifted + number, "big")
     raise AssertionError("six bytes are always enough")
-
-
-class Decoder:
-    """Symbols from bytes, one at a time."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content, self.low, self.width, self.used = content, 0, 1 << 48, 0
-        self.value = int.from_bytes((content + bytes(6))[:6], "big")
-
-    def symbol(self, counts: Sequence[int]) -> int:
-        part = self.width // sum(counts)
-        place, before, symbol = self.value // part, 0, 0
-        if place >= sum(counts):
-            raise DamagedError
-        while before + counts[symbol] <= place:
-            before += counts[symbol]
-            symbol += 1
-        self.value -= part * before
-        self.low = (self.low + part * before) % 2**48
-        self.width = part * counts[symbol]
-        while self.width <= 2**40:
-            at = self.used + 6
-            self.value = self.value * 256 + (self.content[at] if at < len(self.content) else 0)
-            self.low, self.width, self.used = self.low % 2**40 * 256, self.width * 256, self.used + 1
-        return symbol
-
-    def end(self) -> int:
-        for number in range(7):
-            step = 2 ** (48 - 8 * number)
-            if -(-self.low // step) * step + step <= self.low + self.width:
-                return self.used + number
-        raise AssertionError("six bytes are always enough")
 
 
 class TablesFile:
@@ -142,45 +106,3 @@ class TablesFile:
         ]
         below = [(max(scores) - score) // 2 ** about["shift"] for score in scores]
         return [1 + (POWERS[t % 64] // 2 ** (t // 64) if t < 17 * 64 else 0) for t in below]
-
-    def decode_level(self, level: int, grids: Any, codes: Maps, content: bytes) -> int:
-        """Append the codes of a level to `codes`; -> bytes of its stream."""
-        decoder = Decoder(content)
-        height, width = grids[level]
-        codes.append([[-1] * width for _ in range(height)])
-        for y in range(height):
-            for x in range(width):
-                codes[level][y][x] = decoder.symbol(self.frequencies(level, grids, codes, y, x))
-        return decoder.end()
-
-
-def crc8(content: bytes, register: int = 0) -> int:
-    """Bit by bit."""
-    for byte in content:
-        for bit in range(7, -1, -1):
-            feedback = (register >> 7) ^ (byte >> bit & 1)
-            register = (register << 1 & 0xFF) ^ (0x1D if feedback else 0)
-    return register
-
-
-def decode_file(content: bytes, tables: TablesFile) -> tuple[tuple[int, int], Maps]:
-    """(size, codes) of an undamaged .hrv."""
-    assert content[0] & 0xFC == 0xD0
-    place = 4
-    sides = []
-    for _ in range(1 if content[0] & 2 else 2):
-        number, shift = 0, 0
-        while True:
-            number |= (content[place] & 127) << shift
-            shift, place = shift + 7, place + 1
-            if content[place - 1] < 128:
-                break
-        sides.append(number + 1)
-    height, width = sides[0], sides[-1]
-    if not content[0] & 1:
-        tables.about["levels"] = [None] * len(tables.about["symbols"])
-    grids, codes = tables.grids(height, width), Maps()
-    while place < len(content):
-        place += tables.decode_level(len(codes), grids, codes, content[place:]) + 1
-        assert crc8(content[:place]) == 0
-    return (height, width), codes

@@ -20,18 +20,13 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config, save_model
 from hrvqvae.cli import main
 from hrvqvae.compression import images as compression
-from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import compress, decode_images
 from hrvqvae.compression.rate_distortion import RateDistortion
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
-from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.trained import digits, run, squared_errors
+from tests.compression.made import digits, single_grid, squared_errors, untrained
 from tests.tiny_systems import tiny_systems
-
-__all__ = ["run"]
 
 NAMES = ("hrvqvae", "groups", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
 CPU = torch.device("cpu")
@@ -41,17 +36,9 @@ def pictures(count: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(256, (count, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def bare(config: Config) -> EntropyModel:
-    return EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path) -> None:
-    config = tiny_systems(mnist_root)["hrvqvae" if name == "groups" else name]
-    if name == "groups":  # of two linked levels each: a code is a child below the path within its group
-        config = override(config, {"model.quantizer.levels": "4", "model.quantizer.linked": "2"})
-    torch.manual_seed(0)
-    model, codec = build(config).eval(), bare(config)
+    model, codec = untrained(single_grid(name, mnist_root))
     for size in ((12, 12), (5, 21)):
         images = pictures(3, size)
         files = compress(model, codec, images, CPU)
@@ -101,8 +88,7 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 
 
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
-    config = tiny_systems(mnist_root)["vqvae2"]
-    model, codec = build(config).eval(), bare(config)
+    model, codec = untrained(tiny_systems(mnist_root)["vqvae2"])
     content = compress(model, codec, pictures(1, (12, 12)), CPU)[0]
     with pytest.raises(DamagedFileError, match=r"file 1 has 1 whole level, .* 2 or more together: level 2 is cut"):
         decode_images(model, read(codec, [content[:-1]]), CPU)
@@ -111,7 +97,10 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
 
 
 def test_the_entropy_model_belongs_to_the_weights(run: Path, tmp_path: Path) -> None:
-    """It reads the files of the run where that is exported or moved, and nothing of other weights."""
+    """It reads the files of the run where that is exported or moved, and nothing of other weights; it is made once."""
+    kept, said = RunFolder(run).tables.read_bytes(), list[str]()
+    assert fit_entropy_model(run, say=said.append).read_bytes() == kept
+    assert "is of these weights already" in said[0], "files that were made by it are read by no other"
     files = hrvqvae.load(run).compress(digits(2))
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
     exported = hrvqvae.load(tmp_path / "out")
@@ -129,14 +118,6 @@ def test_the_entropy_model_belongs_to_the_weights(run: Path, tmp_path: Path) -> 
     RunFolder(tmp_path / "run").tables.write_bytes(b"HRVQTAB1")
     with pytest.raises(DamagedFileError, match="tables.hrvt is damaged"):
         _ = hrvqvae.load(tmp_path / "run").codec
-
-
-def test_an_entropy_model_of_these_weights_is_kept(run: Path) -> None:
-    path, said = RunFolder(run).tables, list[str]()
-    kept = path.read_bytes()
-    assert fit_entropy_model(run, say=said.append) == path
-    assert "is of these weights already" in said[0], "files that were made by it are read by no other"
-    assert path.read_bytes() == kept
 
 
 def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:

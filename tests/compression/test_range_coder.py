@@ -52,9 +52,6 @@ def test_bytes_are_those_of_the_oracle_and_give_the_symbols_back(
     content = encode(symbols, kinds)
     assert content == oracle.encoded(symbols, lambda number: kinds[number % len(kinds)])
     assert decode(content + after, len(symbols), kinds) == (symbols, len(content))
-    slow = oracle.Decoder(content + after)
-    assert [slow.symbol(kinds[place % len(kinds)]) for place in range(len(symbols))] == symbols
-    assert slow.end() == len(content)
     shares = (kinds[place % len(kinds)][one] / sum(kinds[place % len(kinds)]) for place, one in enumerate(symbols))
     ideal = -sum(map(math.log2, shares)) / 8
     assert ideal - 0.001 <= len(content) <= ideal + 1.5

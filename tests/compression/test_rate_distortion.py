@@ -14,30 +14,20 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.compression import rate_distortion, sensitivity
 from hrvqvae.compression.choice import Choice
-from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.compression.sensitivity import Decoding, tiles
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.build import build
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
-from tests.compression.trained import digits, run, squared_errors
+from tests.compression.made import digits, single_grid, squared_errors, untrained
 from tests.devices import on_each_device
 from tests.tiny_systems import tiny_systems
-
-__all__ = ["run"]
-
-
-def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
-    torch.manual_seed(0)
-    codec = EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
-    return build(config).eval().requires_grad_(False), codec
 
 
 def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
@@ -64,10 +54,7 @@ def total(model: hrvqvae.TrainedModel, images: Tensor, codes: Codes, lmbda: floa
 @pytest.mark.parametrize("name", ["hrvqvae", "groups", "vqvae", "rqvae", "fsq", "vqgan"])
 def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_root: Path) -> None:
     """Of untrained models with one grid, whose quantizers know no leaves by themselves; images that do not fill it."""
-    config = tiny_systems(mnist_root)["hrvqvae" if name == "groups" else name]
-    if name == "groups":
-        config = override(config, {"model.quantizer.levels": "4", "model.quantizer.linked": "2"})
-    model, codec = untrained(config)
+    model, codec = untrained(single_grid(name, mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     for images in (digits(), digits(3)[:, :, 2:7]):
         found = RateDistortion(model, codec).encode(images, 0.0)

@@ -1,7 +1,4 @@
-"""The entropy model of a run: RUN/tables.hrvt.
-
-It belongs to the weights alone, so that it stays what it is when a run is exported.
-"""
+"""The entropy model of a run, RUN/tables.hrvt. It belongs to the weights alone, and stays when a run is exported."""
 
 from __future__ import annotations
 
@@ -29,12 +26,7 @@ def _without_networks(name: str, model: Autoencoder, config: Config) -> EntropyM
 
 
 def load_entropy_model(run: str | Path, model: Autoencoder, config: Config) -> EntropyModel:
-    """The entropy model of a run; one without networks where none was fitted.
-
-    Raises:
-        InputError: it is of other weights; the command that renews it is named.
-        DamagedFileError: it is damaged.
-    """
+    """The entropy model of a run; one without networks where none was fitted. Raises InputError: stale or damaged."""
     bare = _without_networks(str(run), model, config)
     path = RunFolder(locate(run).parent).tables
     if not path.is_file():

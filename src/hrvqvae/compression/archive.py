@@ -196,11 +196,10 @@ def _find_block(stream: BinaryIO, place: int, size: int) -> int:
     """Where the next block may begin from here on; `size` where there is none."""
     while place < size:
         stream.seek(place)
-        window = stream.read(_WINDOW)
-        found = window.find(_BLOCK)
+        found = stream.read(_WINDOW).find(_BLOCK)
         if found >= 0:
             return place + found
-        place += max(1, len(window) - len(_BLOCK) + 1)
+        place += _WINDOW - len(_BLOCK) + 1
     return size
 
 
@@ -220,17 +219,16 @@ def _read_block(stream: BinaryIO, place: int, size: int, most_levels: int) -> tu
     try:
         unpack = zlib.decompressobj()
         plain = unpack.decompress(index, _MOST_INDEX)
-        if not unpack.eof or unpack.unused_data:
-            return None
-        entries = _entries(plain, count, records, most_levels)
+        entries = _entries(plain, count, records, most_levels) if unpack.eof and not unpack.unused_data else None
     except (zlib.error, DamagedFileError, UnicodeDecodeError):
         return None
-    if entries and entries[-1].place + entries[-1].length != records + record_bytes:
+    if entries is None or sum(entry.length for entry in entries) != record_bytes:
         return None
     return entries, records + record_bytes
 
 
-def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[Entry]:
+def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[Entry] | None:
+    """The images of an index, whose records begin there; None where it is not sound."""
     place = 0
 
     def number() -> int:
@@ -240,23 +238,18 @@ def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[E
 
     levels, kinds = number(), number()
     if not 1 <= levels <= most_levels or kinds not in (1, count):
-        raise DamagedFileError("an index is not sound")
+        return None
     sizes = [(number() + 1, number() + 1) for _ in range(kinds)] * (count if kinds == 1 else 1)
-    if any(height * width > MOST_PIXELS for height, width in sizes):
-        raise DamagedFileError("an image is larger than is admitted")
     least = number()
     lengths = [least + number() for _ in range(count)]
     entries = []
     for size, length in zip(sizes, lengths, strict=True):
         name_bytes = number()
-        name = index[place : place + name_bytes].decode()
-        place += name_bytes
-        if place > len(index):
-            raise DamagedFileError("an index is cut short")
-        entries.append(Entry(name, size, levels, records, length))
-        records += length
-    if place != len(index):
-        raise DamagedFileError("an index is longer than its images")
+        end = place + name_bytes
+        entries.append(Entry(index[place:end].decode(), size, levels, records, length))
+        records, place = records + length, end
+    if place != len(index) or any(math.prod(size) > MOST_PIXELS for size in sizes):
+        return None
     return entries
 
 
@@ -287,12 +280,9 @@ def _block_of(records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[s
 
 
 class ArchiveWriter:
-    """Appends images to an archive: see `appending`.
+    """Appends images to an archive, which has `grown` by so many bytes since; see `appending`.
 
-    Attributes:
-        archive: as it was before.
-        set_aside: the file that has got what lay behind its last whole block; None where nothing did.
-        grown: bytes that the archive has grown by.
+    `set_aside` is the file that has got what lay behind the last whole block of `archive`, as it was before.
     """
 
     def __init__(self, archive: Archive, stream: BinaryIO, set_aside: Path | None, grown: int) -> None:

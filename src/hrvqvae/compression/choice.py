@@ -10,10 +10,9 @@ so that the sum over an image never grows (iterated conditional modes: Besag 198
 The state of an image is what the models make of its codes at every position: the sums before the ReLU, the set of
 output weights, the values of the groups, and the bits of the code. It is computed once, and changed with the codes.
 
-What the codes around would cost takes nearly all of the time. So candidates are looked at in the order of their error
-and their own bits, and those that the codes around would have to pay `_MARGIN` bits for are left out. The rows of a
-large image are divided into strips; every other strip is gone through first, on all threads, then those between them.
-A code reaches less far than a strip, so that what is chosen does not depend on the number of threads.
+What the codes around would cost takes nearly all of the time, so candidates are looked at in the order of their error
+and their own bits, up to a margin. Every other strip of rows is gone through first, on all threads, then those between:
+a code reaches less far than a strip, so that what is chosen does not depend on the number of threads.
 
 Shapes: N images, P positions of the grid, K candidates, L levels, n leaves; M levels that have a model, H hidden units
 and G groups of the largest of them.
@@ -239,10 +238,7 @@ def _settle(
 
 
 class Choice:
-    """Which of its candidates each position of images has, and the bits that their codes take.
-
-    Bits are those of the levels that have a model; the others take the same whatever is chosen. What a file has beside
-    them (header, checks, ends of streams) is not counted.
+    """Which of its candidates each position of images has, and the bits of their codes in the levels with a model.
 
     Attributes:
         chosen: (N, P), the number of each position's candidate, the first to begin with.

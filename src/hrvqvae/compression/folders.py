@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -73,19 +74,15 @@ def content_of(path: Path) -> bytes:
         raise InputError(f"{path}: there is no such file") from error
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(TEMPORARY) and path.is_file()
-
-
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Image files by the name that their codes get; of folders, all images below them.
+    """Image files, and those below folders, by the name that their codes get. Raises InputError: none, or one twice."""
 
-    Raises:
-        InputError: a folder has no image, or two images would get the same name.
-    """
+    def is_image(path: Path) -> bool:
+        return path.suffix.lower() in SUFFIXES and not path.name.startswith(TEMPORARY) and path.is_file()
+
     found: dict[str, Path] = {}
     for path in paths:
-        below = sorted(filter(_is_image, path.rglob("*"))) if path.is_dir() else [path]
+        below = sorted(filter(is_image, path.rglob("*"))) if path.is_dir() else [path]
         if not below:
             raise InputError(f"{path} has no PNG, JPEG or WebP image")
         for one in below:
@@ -131,9 +128,7 @@ def compress_files(
         paths: image files, and folders of them.
         out: X.hrv for one image; X.hrva, an archive, to which those are appended that it has not yet; else a folder,
             which gets a file for each image.
-        levels: how many levels to write; None writes all.
-        max_bytes: of a file, as for `TrainedModel.compress`.
-        lmbda: as for `TrainedModel.compress`.
+        levels, max_bytes, lmbda: as for `TrainedModel.compress`.
         force: write over other files (.hrv) that exist.
         say: gets what was lost when images were converted to the channels of the model, and what is there already.
 
@@ -167,17 +162,20 @@ def compress_files(
                 if not force and path.is_file() and path.read_bytes() != content:
                     raise InputError(f"{path} exists already; choose another place, or write over it with --force")
             for path, content in made.items():
-                _write(path, content)
+                with _writable(path):
+                    write_atomic(path, content)
                 written.bytes += len(content)
     if converted := conversions(written.lost, written.images):
         say(converted)
     return written
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Make the folder that a file is written to. Raises InputError where that or the file can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
+        yield
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
@@ -201,7 +199,7 @@ def _append(
 
 @dataclass(frozen=True)
 class _Job:
-    """Images of one file of codes that are wanted, and the PNG that each gets; `archive` is None of an .hrv."""
+    """Images of one file of codes, and the PNG that each gets; `archive` is None of an .hrv."""
 
     path: Path
     archive: Archive | None
@@ -234,11 +232,8 @@ def decompress_files(
     _check_targets(jobs, out, force)
     images = (pair for job in jobs for pair in _decoded(model, job, levels, faults, say))
     for target, image in tracked(images, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{target} can't be written ({error.strerror or error})") from error
-        write_image(to_pil(image), target, force=force)
+        with _writable(target):
+            write_image(to_pil(image), target, force=force)
         count += 1
     for fault in faults[:-1]:
         say(fault)

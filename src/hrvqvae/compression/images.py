@@ -146,14 +146,9 @@ def _weighed(encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64]
 
 @torch.inference_mode()
 def decode_images(
-    model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None,
-    names: Sequence[str] | None = None,
-) -> list[Tensor]:  # fmt: skip
-    """The image (C, Y, X) float32 in [0, 1] of each of these codes.
-
-    Args:
-        levels: how many levels to use, as far as they are there; None uses all.
-        names: of the files, for messages; None counts them from 1.
+    model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None
+) -> list[Tensor]:
+    """The image (C, Y, X) float32 in [0, 1] of each of these codes, by so many levels as far as they are there.
 
     Raises:
         InputError: the model does not decode so many levels.
@@ -163,10 +158,9 @@ def decode_images(
     for number, one in enumerate(files):
         there = [prefix for prefix in model.prefixes if prefix <= min(most, len(one.codes))]
         if not there:
-            name = names[number] if names else f"file {number + 1}"
+            whole = counted(len(one.codes), "whole level")
             raise DamagedFileError(
-                f"{name} has {counted(len(one.codes), 'whole level')}, and this model decodes {model.prefixes[0]} or "
-                f"more together: {one.fault}"
+                f"file {number + 1} has {whole}, and this model decodes {model.prefixes[0]} or more together: {one.fault}"
             )
         used.append(there[-1])
     images: dict[int, Tensor] = {}

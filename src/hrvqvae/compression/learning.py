@@ -131,7 +131,7 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
 def learn_level(
     levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, seed: int = 0
 ) -> tuple[Network, float]:
-    """The network of the finest of these levels; -> it, and the bits a code that held-out images take.
+    """-> the network of the finest of these levels, and the bits a code that held-out images take.
 
     A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
     taken.
@@ -192,16 +192,9 @@ def learn_level(
 def fit(
     bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0, say: Callable[[str], None] = print
 ) -> EntropyModel:
-    """An entropy model with its networks, fitted to codes of training images.
+    """The bare entropy model with networks, fitted to codes (N, H_l, W_l) of each level as by `learn_level`.
 
-    Args:
-        bare: the model without networks.
-        levels: codes (N, H_l, W_l) of each level, coarse first.
-        effort: how long to learn; 1 is usual.
-        say: gets a line a level: the bits a code that held-out images take.
-
-    Raises:
-        InputError: as `learn_level`.
+    `say` gets a line a level: the bits a code that held-out images take.
     """
     networks = list[Network | None]()
     for level, values in enumerate(bare.symbols):

@@ -1,7 +1,6 @@
 """Codes by what they decode to and by what they cost: rate-distortion optimization, which leaves the decoder as it is.
 
-The usual codes of a position name the leaf nearest to its latent, or about that. Here each position takes, of the
-leaves that are near, the one of the least
+Each position takes, of the leaves near its latent, the one of the least
 
     squared error of the decoded image + lmbda * bits of the codes
 
@@ -12,8 +11,6 @@ of them side by side, is chosen by one gradient, and 1.5 in place of 1 is for wh
 integer models that the file is coded by (`choice.py`).
 
 Of the codes after each sweep and the usual ones, an image gets those of the least sum, by its true error and true bits.
-
-Where first levels alone are written, leaves, error and bits are those of these levels.
 
 Memory: what decoding the whole image takes without gradients, 1.5 kB for each position of its grid, and 0.3 GB for the
 gradients of a tile. Small images are taken together up to `_POSITIONS`.
@@ -104,9 +101,8 @@ class RateDistortion:
             chosen.append(codes)
             errors.append(error)
         maps = layout.maps(np.concatenate(chosen), self.levels)
-        return tuple(torch.from_numpy(one).long().to(images.device) for one in maps), torch.from_numpy(
-            np.concatenate(errors)
-        )
+        found = tuple(torch.from_numpy(one).long().to(images.device) for one in maps)
+        return found, torch.from_numpy(np.concatenate(errors))
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
@@ -161,12 +157,7 @@ class RateDistortion:
     ) -> NDArray[np.float32]:
         """By how much an image's error changes with each candidate at each place: (B, P', K).
 
-        Args:
-            numbers: (B, P, K), the leaves that are candidates.
-            places: (P',), of P.
-            vectors: (B, P, D), what there is.
-            slopes: (B, P, D), the gradient.
-            curvature: (B, D, D).
+        From numbers (B, P, K) of candidates, places (P',), vectors and slopes (B, P, D) and curvature (B, D, D).
         """
         count, _, most = numbers.shape
         found = np.empty((count, len(places), most), np.float32)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,10 +29,9 @@ Area = tuple[slice, slice]
 
 def tiles(grid: Grid) -> Iterator[tuple[Area, Area, Area]]:
     """Tiles of about the same size whose cores are the grid: core, what is decoded for it, and the core in that."""
-    for rows in _parts(grid[0]):
-        for columns in _parts(grid[1]):
-            core, around, inside = zip(rows, columns, strict=True)
-            yield core, around, inside
+    for rows, columns in product(_parts(grid[0]), _parts(grid[1])):
+        core, around, inside = zip(rows, columns, strict=True)
+        yield core, around, inside
 
 
 def _parts(length: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -50,7 +50,7 @@ class Decoding:
     model: SingleGridAutoencoder
     levels: int
 
-    def __call__(self, vectors: Tensor, size: Grid | None) -> Tensor:
+    def __call__(self, vectors: Tensor, size: Grid) -> Tensor:
         """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped; size as for `Autoencoder.decode`."""
         fewer = self.levels < self.model.prefixes[-1]
         levels = torch.tensor(self.levels, device=vectors.device) if fewer else None

@@ -1,0 +1,15 @@
+"""What the tests of files of codes share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trained_run import tiny_run_with_entropy_model
+
+
+@pytest.fixture
+def run(mnist_root: Path) -> Path:
+    """A trained run with an entropy model."""
+    return tiny_run_with_entropy_model(mnist_root)
