@@ -9,12 +9,10 @@ from typing import Any, Optional
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from hrvqvae.config import Config, DataConfig, QuantizerConfig, TrainingConfig, flatten, presets, to_dict
+from hrvqvae.config import Config, DataConfig, TrainingConfig, flatten, presets, to_dict
 from hrvqvae.config.parsing import (
-    continue_autoencoder,
+    autoencoder_config,
     digest_of,
     from_dict,
     from_file,
@@ -23,7 +21,6 @@ from hrvqvae.config.parsing import (
     progressive_config,
 )
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import told_once
 
 SECTIONS = ("data", "model", "training", "prior")
 
@@ -68,13 +65,6 @@ def test_a_value_a_level(text: str, values: tuple[int, ...]) -> None:
         assert from_dict(tree, "here").prior.training.batch_size == values
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.floats(0, 0.99), min_size=1, max_size=5))
-def test_any_shares_a_level(shares: list[float]) -> None:
-    text = ",".join(map(repr, shares))
-    assert override(mnist(), {"prior.network.dropout": text}).prior.network.dropout == tuple(shares)  # type: ignore[attr-defined]
-
-
 def test_another_network_of_priors_begins_with_its_defaults() -> None:
     changed = override(mnist(), {"prior.network.kind": "transformer", "prior.network.layers": "3"})
     network = to_dict(changed.prior.network)
@@ -86,38 +76,34 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("model.quantizer.codewords", "1", "model.quantizer.codewords is 1; it must be at least 2"),
-        ("model.quantizer.codewords", "many", "model.quantizer.codewords is 'many'; it must be a whole number"),
-        ("model.quantizer.codewords", "4.5", "model.quantizer.codewords is '4.5'; it must be a whole number"),
-        ("model.quantizer.codewords", "true", "model.quantizer.codewords is 'true'; it must be a whole number"),
+        ("model.quantizer.codewords", "1", "codewords is 1; it must be at least 2"),
+        *(
+            ("model.quantizer.codewords", text, f"is '{text}'; it must be a whole number")
+            for text in ("4.5", "true", "")
+        ),
         ("model.quantizer.codewords", "1000", "4 GiB of leaves"),
         ("model.stride", "3", "stride is 3; it must be a power of two"),
         ("model.kernel", "4", "kernel is 4; it must be odd"),
         ("training.seed", "20240101120000", "seed is 20240101120000"),
         ("training.seed", "-1", "training.seed is -1; it must be at least 0"),
         ("training.max_minutes", "nan", "max_minutes is nan"),
-        ("training.max_minutes", ".inf", "training.max_minutes is inf"),
+        ("training.max_minutes", "inf", "training.max_minutes is inf"),
         ("training.learning_rate", "fast", "training.learning_rate is 'fast'; it must be a number"),
-        ("training.learning_rate", "", "training.learning_rate is ''; it must be a number"),
         ("training.precision", "fp8", "training.precision is 'fp8'; it must be auto or fp32 or bf16"),
         ("data.labels", "maybe", "data.labels is 'maybe'; it must be true or false"),
         ("data.labels", "1", "data.labels is '1'; it must be true or false"),
-        ("prior.training.batch_size", "", "prior.training.batch_size is (); it must be one number, or one a level"),
-        ("prior.training.batch_size", "[16", "prior.training.batch_size is '[16'"),
-        ("prior.training.batch_size", "16,0", "prior.training.batch_size is (16, 0); it must be at least 1"),
+        ("prior.training.batch_size", "", "batch_size is (); it must be one number, or one a level"),
+        ("prior.training.batch_size", "[16", "batch_size is '[16'"),
+        ("prior.training.batch_size", "16,0", "batch_size is (16, 0); it must be at least 1"),
         ("prior.training.batch_size", "few", "is 'few'; it must be a whole number, or one for each level"),
         ("prior.training.epochs", "0", "no budget: give prior.training.epochs, "),
         ("prior.held_out", "1", "prior.held_out is 1.0; it must be between 0 and 1"),
         ("prior.network.kind", "pixelsnial", "unknown network of priors 'pixelsnial': did you mean pixelsnail"),
-        ("model.system", "vqvae", "--model.system can't change from hrvqvae: give a preset of that system"),
-        (
-            "model.quantizer.codwords",
-            "8",
-            "'model.quantizer.codwords' of hrvqvae; did you mean model.quantizer.codewords",
-        ),
+        ("model.system", "vqvae", "--model.system can't change from hrvqvae"),
+        ("model.strid", "8", "'model.strid' of hrvqvae; did you mean model.stride"),
         ("model.grids", "3", "unknown field 'model.grids'"),
         ("model.quantizer", "8", "unknown field 'model.quantizer' of hrvqvae; it must be a mapping"),
-        ("training.start_from", "mnist", "'training.start_from' of hrvqvae; it is called training.init_from now"),
+        ("training.start_from", "mnist", "it is called training.init_from now"),
         ("prefixes.training.seed", "1", "it is called progressive.training.seed now"),
         ("data.split", "sorted", "data.train_samples"),
     ],
@@ -136,16 +122,11 @@ def test_wrong_options(name: str, value: str, message: str) -> None:
         ("", "a configuration is a mapping with data, model and training"),
         ("name: [", "can't be read as YAML or JSON (ParserError)"),
         ("model: {stride: 2, colour: red}", "unknown field 'model.colour'"),
-        ("model: {strid: 2}", "unknown field 'model.strid' of hrvqvae; did you mean model.stride"),
-        ("model: {quantizer: 8}", "'model.quantizer' of hrvqvae; it must be a mapping"),
         ("training:", "'training' of hrvqvae; it must be a mapping"),
-        ("model: {system: gan}", "unknown system 'gan'"),
         ("model: {system: [vqvae]}", "unknown system \"['vqvae']\""),
         ("prior: {network: {kind: rnn}}", "unknown network of priors 'rnn': there are pixelsnail, transformer"),
         ("prior: {network: {kind: transformer, residual_blocks: 3}}", "unknown field 'prior.network.residual_blocks'"),
-        ("training: {epochs: null}", "training.epochs is None; it must be a whole number"),
-        ("training: {epochs: 2.5}", "training.epochs is 2.5; it must be a whole number"),
-        ("training: {epochs: true}", "training.epochs is True; it must be a whole number"),
+        *((f"training: {{epochs: {value}}}", "; it must be a whole number") for value in ("null", 2.5, "true")),
         ("data: {labels: 1}", "data.labels is 1; it must be true or false"),
         ("data: {root: 5}", "data.root is 5; it must be text or null"),
         ("data: {root: {a: 1}}", "unknown field 'data.root.a'"),
@@ -170,21 +151,15 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "field"),
+    ("field", "value"),
     [
-        ({"train_samples": -1}, "train_samples"),
-        ({"test_samples": -2}, "test_samples"),
-        ({"size": 0}, "size"),
-        ({"channels": 4}, "channels"),
-        ({"test_fraction": 1.0}, "test_fraction"),
-        ({"workers": -1}, "workers"),
-        ({"memory_mb": -1}, "memory_mb"),
-        ({"max_pixels": 10**9}, "max_pixels"),
+        ("train_samples", -1), ("test_samples", -2), ("size", 0), ("channels", 4), ("test_fraction", 1.0),
+        ("workers", -1), ("memory_mb", -1), ("max_pixels", 10**9),
     ],
-)
-def test_data_that_makes_no_sense(values: dict[str, Any], field: str) -> None:
-    with pytest.raises(InputError, match=rf"data\.{field} is {values[field]}; it must be "):
-        DataConfig(**values)
+)  # fmt: skip
+def test_data_that_makes_no_sense(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"data\.{field} is {value}; it must be "):
+        DataConfig(**{field: value})
 
 
 def test_missing_fields_take_their_defaults() -> None:
@@ -216,40 +191,35 @@ def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:
     assert budget(override(without, {"training.max_steps": "0", "training.max_minutes": "3"}).training) == (0, 0, 3)
     for other in ("training.seed", "training.max_steps"):
         assert budget(override(without, {other: "0"}).training) == (1, 0, 0)
-    with pytest.raises(InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
-        prior_config(mnist(), {"prior.training.evaluation_images": "9"}, mnist())
     assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (999, 500, 0), "not the default"
-    assert budget(progressive_config(mnist(), {"progressive.training.max_minutes": "5"}).progressive.training) == (
-        0,
-        0,
-        5,
-    )
-    priors = override(without, {"prior.training.max_steps": "9"}).prior.training
-    assert budget(priors) == (0, 9, 0)
+    later = progressive_config(mnist(), {"progressive.training.max_minutes": "5"})
+    assert budget(later.progressive.training) == (0, 0, 5)
+    assert budget(override(without, {"prior.training.max_steps": "9"}).prior.training) == (0, 9, 0)
     with pytest.raises(InputError, match="no budget"):
         TrainingConfig()
 
 
-def test_an_edited_file_is_told_where_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\ntraining: {max_steps: 3, device: cpu, precision: fp32}")
+    path.write_text("name: mine\ntraining: {max_steps: 3, device: cpu, precision: fp32, seed: 5}")
     stored = from_file(path)
-    assert continue_autoencoder(str(path), {}, stored, "run") == stored
-    assert caplog.messages == []
-    path.write_text(path.read_text().replace("max_steps: 3", "max_steps: 3, seed: 5") + "\nprior: {held_out: 0.5}")
-    told_once.cache_clear()
-    assert continue_autoencoder(str(path), {}, stored, "run") == stored
-    (told,) = caplog.messages
-    assert "training.seed 0" in told
-    with pytest.raises(InputError, match=r"--training\.seed is 0 there, 5 here"):
-        continue_autoencoder(str(path), {"training.seed": "5"}, stored, "run")
-    on = continue_autoencoder(str(path), {"training.max_steps": "9", "data.on_error": "skip"}, stored, "run")
+    assert autoencoder_config(str(path), {}, stored) == stored
+    began = autoencoder_config(str(path), {"training.learning_rate": "0.1"})
+    assert autoencoder_config(str(path), {}, began) == began, "the option need not be given again"
+    path.write_text(path.read_text().replace("max_steps: 3", "max_steps: 4").replace("seed: 5", "seed: 7"))
+    with pytest.raises(InputError, match=r"--training\.seed is 5 there, 7 here"):
+        autoencoder_config(str(path), {}, stored)
+    assert autoencoder_config(str(path), {"training.seed": "5"}, stored) == stored
+    with pytest.raises(InputError, match=r"--training\.seed is 5 there, 0 here"):
+        autoencoder_config(str(path), {"training.seed": "0"}, stored)
+    given = {"training.seed": "5", "training.max_steps": "9", "data.on_error": "skip"}
+    on = autoencoder_config(str(path), given, stored)
     assert (on.training.max_steps, on.data.on_error) == (9, "skip")
 
 
-def test_too_many_leaves() -> None:
-    with pytest.raises(InputError, match=r"2\^30"):
-        QuantizerConfig(levels=12, codewords=8)
+def test_a_prior_that_goes_on_keeps_its_held_out_images() -> None:
+    with pytest.raises(InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
+        prior_config(mnist(), {"prior.training.evaluation_images": "9"}, mnist())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,13 +95,9 @@ class WithoutPadding(ModelConfig):
     def num_symbols(self) -> tuple[int, ...]:
         return (2,)
 
-    @property
-    def num_codewords(self) -> tuple[int, ...]:
-        return (2,)
-
 
 def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
-    bare = System(name="bare", title="Bare", source="", config=WithoutPadding(), model="nowhere:Bare", settings={})
+    bare = System(name="bare", title="Bare", config=WithoutPadding(), model="nowhere:Bare", settings={})
     preset = presets.of_dataset(bare, DATASETS.get("mnist"))
     assert preset.config.model == WithoutPadding()
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)

@@ -66,12 +66,8 @@ def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str])
         ("import nothing_of_this_name", "can't be imported (ModuleNotFoundError: "),
         ("raise SystemError('two\\nlines')", "can't be imported (SystemError: two lines)"),
         ("SYTSEM = None", "can't be imported (AttributeError: module 'theirs' has no attribute 'SYSTEM')"),
-        ("SYSTEM = None", "is a NoneType; it must be a System"),
-        (
-            'from hrvqvae.config.registry import PRIORS\nSYSTEM = PRIORS.get("depth")',
-            "is a PriorNetwork; it must be a System",
-        ),
-        (_SYSTEM.format(name="another"), "calls itself 'another'; both names must be the same"),
+        ("SYSTEM = None", "must be a System of that name"),
+        (_SYSTEM.format(name="another"), "must be a System of that name"),
     ],
 )
 def test_a_broken_package_is_named_and_breaks_nothing_else(
@@ -85,8 +81,6 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
     captured = capsys.readouterr()
     assert "other" not in captured.out
     assert captured.err == f"hrvqvae: {line}\n"
-    assert main(["train", "hrvqvae/mnist", "--model.quantizer.codewords", "8", "--print_config"]) == 0
-    assert capsys.readouterr().err == ""
     assert main(["train", "other/mnist"]) == 2
     assert capsys.readouterr().err == f"hrvqvae: {line}\n"
 

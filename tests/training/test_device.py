@@ -12,7 +12,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import continue_autoencoder, decide_autoencoder, decide_priors, override, prior_config
+from hrvqvae.config.parsing import autoencoder_config, decide_autoencoder, decide_priors, override, prior_config
 from hrvqvae.models.build import build
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.state import TrainState
@@ -82,10 +82,10 @@ def test_a_run_that_goes_on_computes_as_it_began(left_open: Config, monkeypatch:
     machine(monkeypatch, bf16=True)
     begun, _ = decide_autoencoder(dataclasses.replace(left_open, name="hrvqvae/mnist"))
     machine(monkeypatch, bf16=False)
-    resumed = continue_autoencoder("hrvqvae/mnist", {"training.device": "auto"}, begun, "run")
+    resumed = autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun)
     assert resumed.training == begun.training
     with pytest.raises(InputError, match="--training.precision is bf16 there, fp32 here"):
-        continue_autoencoder("hrvqvae/mnist", {"training.precision": "fp32"}, begun, "run")
+        autoencoder_config("hrvqvae/mnist", {"training.precision": "fp32"}, begun)
     of_prior = prior_config(begun, {})
     assert of_prior.prior.training.precision == "fp32"
     machine(monkeypatch, bf16=True)
@@ -120,7 +120,7 @@ def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
         train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append)
     stored = dataclasses.replace(run.read_config(), name="hrvqvae/mnist")
     given = {"training.device": "cpu", "training.max_steps": "4"}
-    config = continue_autoencoder("hrvqvae/mnist", given, stored, "run")
+    config = autoencoder_config("hrvqvae/mnist", given, stored)
     outcome = train_autoencoder(config, run, resume=True, say=said.append)
     assert outcome.step == 4
     assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said

@@ -175,7 +175,7 @@ def another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loggers "kept" and "failing", as another package registers them."""
     SINKS.clear()
     for sink in (Kept, Failing):
-        logger = Logger(name=sink.__name__.lower(), title="", sink=f"{__name__}:{sink.__name__}", needs="json")
+        logger = Logger(name=sink.__name__.lower(), sink=f"{__name__}:{sink.__name__}", needs="json")
         monkeypatch.setitem(LOGGERS._loaded, logger.name, logger)
 
 

@@ -75,7 +75,7 @@ def _ended(outcome: Outcome, what: str, done: str) -> int:
 
 def _train(arguments: Arguments) -> int:
     from hrvqvae.config import to_dict
-    from hrvqvae.config.parsing import base_config, override
+    from hrvqvae.config.parsing import autoencoder_config, base_config, override
 
     folder = Path(arguments.preset)
     if arguments.resume and (folder / "config.yaml").is_file():  # a run folder says itself what it is
@@ -91,12 +91,16 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae import distributed
         from hrvqvae.checkpoints.folder import RunFolder
         from hrvqvae.checkpoints.stale import stale_notice
-        from hrvqvae.training.autoencoder import AutoencoderTask, resolve_autoencoder
+        from hrvqvae.training.autoencoder import AutoencoderTask
         from hrvqvae.training.trainer import Trainer
 
         run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
         resume = _resumes(arguments, run.of_this_job)
-        config = distributed.on_rank_zero(lambda: resolve_autoencoder(arguments.preset, given, run, resume=resume))
+
+        def configured() -> Config:
+            return autoencoder_config(arguments.preset, given, run.read_config() if resume and run.begun() else None)
+
+        config = distributed.on_rank_zero(configured)
         outcome = Trainer(AutoencoderTask(config, run), resume=resume, callbacks=_callbacks()).train()
         code = _ended(outcome, "", f": {run.model}\npictures in {run.pictures}")
         for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):

@@ -1,15 +1,7 @@
-"""From what a person types to a configuration: presets, files, options, stored runs.
+"""From what a person types to a configuration: presets, files, options, stored runs; what is given later wins.
 
-What is given later wins, and names that contradict each other are refused:
-
-| | begins with | replaced by |
-|---|---|---|
-| a file, a stored configuration | the defaults of its system and of its network of priors | its fields |
-| a run that begins | a preset, or a file | options |
-| a run that goes on | the configuration stored with it | options, of which only some may differ |
-
-A default budget (`epochs`, `max_steps`, `max_minutes`) is replaced as a whole by one that is given. Whatever is wrong
-is one line that names the field, the value and what it must be.
+A file or a stored configuration begins with the defaults of its system and of its network of priors; a run begins with
+a preset or a file, and goes on with the configuration stored in it. Errors are one line: field, value, what it must be.
 """
 
 from __future__ import annotations
@@ -20,7 +12,7 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -41,15 +33,14 @@ from hrvqvae.config.schema import (
     with_values,
 )
 from hrvqvae.utils.errors import InputError, near_names
-from hrvqvae.utils.progress import told_once
 
-# Where a run computes, and how often it says and saves what: nothing that decides what it finds.
+# Where a run computes, and how often it logs, evaluates and saves: nothing that changes its result.
 _ASIDE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
-# What a run that goes on may change of its data: where and how it is read.
+# What a resumed run may change of its data: where and how it is read.
 _DATA = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb"))
 # Stored under these names by earlier versions.
 _RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "start_from": "init_from"}
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 _UNIONS = (Union, types.UnionType)
 
 
@@ -62,11 +53,6 @@ def _hints(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _hints(value, f"{prefix}{one.name}.")
         else:
             yield prefix + one.name, hints[one.name]
-
-
-def _of_union(hint: Any) -> Any:
-    """The type beside None of one that may be None."""
-    return next(part for part in get_args(hint) if part is not type(None))
 
 
 def _in_words(hint: Any) -> str:
@@ -82,12 +68,22 @@ def _in_words(hint: Any) -> str:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """A plain value as the type of a field. Raises ValueError or TypeError where it is none of that type."""
+    """A plain value of a file, or a text of the command line, as the type of a field.
+
+    Raises:
+        TypeError, ValueError, YAMLError: it is no value of that type.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if origin in _UNIONS:
-        return value if value is None and type(None) in parts else _converted(value, _of_union(hint))
+        if value in (None, "null") and NoneType in parts:
+            return None
+        return _converted(value, next(part for part in parts if part is not NoneType))
     if origin is tuple:
+        if isinstance(value, str):
+            value = yaml.safe_load(value if value.lstrip().startswith("[") else f"[{value}]")
         return tuple(_converted(one, parts[0]) for one in (value if isinstance(value, (list, tuple)) else [value]))
+    if hint is bool and isinstance(value, str):
+        value = yaml.safe_load(value)
     if origin is Literal and value in parts:
         return value
     if hint in (int, float) and type(value) in {int, str, hint}:
@@ -97,33 +93,15 @@ def _converted(value: Any, hint: Any) -> Any:
     raise TypeError(hint)
 
 
-def _plain(text: str, hint: Any) -> Any:
-    """What a text on the command line stands for, as a file would hold it. Raises YAMLError."""
-    if get_origin(hint) in _UNIONS:
-        return None if text == "null" else _plain(text, _of_union(hint))
-    if hint is str or get_origin(hint) is Literal:
-        return text
-    several = get_origin(hint) is tuple and not text.lstrip().startswith("[")
-    return yaml.safe_load(f"[{text}]" if several else text)
-
-
-def _build(base: Config, given: Mapping[str, Any], where: str, *, texts: bool = False) -> Config:
-    """`base` with the given fields replaced.
-
-    Args:
-        given: dotted name -> plain value, or text of the command line.
-        where: begins a message.
-
-    Raises:
-        InputError: an unknown field, or a value of the wrong type or out of range.
-    """
+def _build(base: Config, given: Mapping[str, Any], where: str = "") -> Config:
+    """`base` with fields replaced, by dotted name. Raises InputError, which begins with `where`."""
     hints = dict(_hints(base))
     values = {}
     for name, value in given.items():
         if name not in hints:
             raise InputError(f"{where}unknown field {name!r} of {base.model.system}{_hint(name, hints)}")
         try:
-            values[name] = _converted(_plain(value, hints[name]) if texts else value, hints[name])
+            values[name] = _converted(value, hints[name])
         except (TypeError, ValueError, OverflowError, yaml.YAMLError):
             raise InputError(f"{where}{name} is {value!r}; it must be {_in_words(hints[name])}") from None
     try:
@@ -152,22 +130,21 @@ def _renamed(name: str) -> str:
 def from_dict(tree: Any, where: str) -> Config:
     """A configuration from nested plain values; missing fields take their defaults.
 
-    Of a field with a value a level, one value for all levels may stand alone. Fields may have the names of an earlier
-    version.
+    Of a field with a value for each level, one value for all levels may stand alone. Fields may have the names of an
+    earlier version.
 
     Raises:
         InputError: an unknown field, or a value of the wrong type or out of range; `where` is named.
     """
-    where = f"{where}: "
     if not isinstance(tree, Mapping):
-        raise InputError(f"{where}a configuration is a mapping with data, model and training")
+        raise InputError(f"{where}: a configuration is a mapping with data, model and training")
     given = {_renamed(name): value for name, value in flatten(tree)}
     system, network = given.get("model.system", DEFAULT_SYSTEM), given.get("prior.network.kind", DEFAULT_PRIOR)
     try:
         base = default_config(str(system), str(network))
     except InputError as error:
-        raise InputError(f"{where}{error}") from error
-    return _build(base, given, where)
+        raise InputError(f"{where}: {error}") from error
+    return _build(base, given, f"{where}: ")
 
 
 def from_file(path: Path) -> Config:
@@ -179,10 +156,10 @@ def from_file(path: Path) -> Config:
 
 
 def override(base: Config, given: Mapping[str, str]) -> Config:
-    """`base` with fields replaced by texts, checked.
+    """`base` with fields replaced by texts.
 
-    Of a field with a value a level, "4", "4,1,0" and "[4, 1, 0]" are texts. Another `prior.network.kind` begins with
-    that network's defaults.
+    Of a field with a value for each level, "4", "4,1,0" and "[4, 1, 0]" are texts. Another `prior.network.kind` begins
+    with that network's defaults.
 
     Raises:
         InputError: an unknown field, or a value of the wrong type or out of range.
@@ -194,7 +171,7 @@ def override(base: Config, given: Mapping[str, str]) -> Config:
     if network != base.prior.network.kind:
         prior = dataclasses.replace(base.prior, network=PRIORS.get(network).config())
         base = dataclasses.replace(base, prior=prior)
-    return _build(base, given, "", texts=True)
+    return _build(base, given)
 
 
 def base_config(name: str) -> Config:
@@ -204,11 +181,7 @@ def base_config(name: str) -> Config:
 
 
 def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
-    """A configuration with what the autoencoder's training leaves to the machine decided, and those decisions.
-
-    Raises:
-        InputError: nothing that is needed is on this machine.
-    """
+    """A configuration with every "auto" of the autoencoder's training decided, and what was decided; see `decide`."""
     config.model.check_images(config.data.size)
     return decide(config, made, ("model.", "training."))
 
@@ -218,43 +191,44 @@ def decide_priors(config: Config, made: Mapping[str, str] = MappingProxyType({})
     return decide(config, made, ("prior.",))
 
 
-def begin_autoencoder(name: str, given: Mapping[str, str]) -> Config:
-    """The configuration of a run that begins from a preset or file. Raises InputError as its parts do."""
-    return decide_autoencoder(override(base_config(name), given))[0]
-
-
-def continue_autoencoder(name: str, given: Mapping[str, str], stored: Config, where: str) -> Config:
-    """The configuration of a stored run that goes on; what a file says otherwise is told, and does not count.
+def autoencoder_config(name: str, given: Mapping[str, str], stored: Config | None = None) -> Config:
+    """The configuration of an autoencoder's run that begins from a preset or file, or of the stored one that goes on.
 
     Raises:
-        InputError: a bad value, another preset, or changes that would make it another run; `where` is named.
+        InputError: a bad value, another preset, or options or an edited file that would make it another run.
     """
     base = base_config(name)
+    if stored is None:
+        return decide_autoencoder(override(base, given))[0]
     if stored.name != base.name:
-        raise InputError(f"{where} holds a run of {stored.name}, not of {base.name}")
-    config = decide_autoencoder(_continued(stored, given, "training"))[0]
-    own = dict(flatten(to_dict(stored)))
-    for field, value in flatten(to_dict(base)) if Path(name).is_file() else ():
-        known = field in given or value in (AUTO, own.get(field))
-        if not known and field.startswith(("data.", "model.", "training.")):
-            told_once(f"{where} goes on with {field} {own.get(field)}, as it began; {name} has {value}")
-    return config
+        raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
+    if Path(name).is_file():
+        # A default may have been replaced by an option when the run began, which need not be given again.
+        usual = dict(flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind))))
+        file = {field: value for field, value in flatten(to_dict(base)) if value not in (AUTO, usual.get(field))}
+        _check_same(stored, {field: value for field, value in file.items() if field not in given}, "training")
+    return decide_autoencoder(_continued(stored, given, "training"))[0]
 
 
 def _continued(stored: Config, given: Mapping[str, str], stage: str) -> Config:
     """The stored configuration with changes that leave the run the same. Raises InputError at any other."""
+    config = override(stored, given)
+    _check_same(stored, dict(flatten(to_dict(config))), stage)
+    return config
+
+
+def _check_same(stored: Config, values: Mapping[str, Any], stage: str) -> None:
+    """Raises InputError at a value that differs from the stored one and may not change when the stage is resumed."""
     may_change = {*_DATA, *(f"{stage}.{name}" for name in (*_ASIDE, *BUDGET, "evaluation_images"))}
     if stage == "prior.training":  # the best state of a prior is that of the same held-out images
         may_change.remove("prior.training.evaluation_images")
-    config = override(stored, given)
     before = dict(flatten(to_dict(stored)))
-    for name, value in flatten(to_dict(config)):
+    for name, value in values.items():
         if value != before.get(name) and name not in may_change:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value} here; "
-                "leave it out, or train anew in another folder"
+                "give the same, or train anew in another folder"
             )
-    return config
 
 
 def _later_stage(section: str, run: Config, given: Mapping[str, str], stored: Config | None, what: str) -> Config:
@@ -272,13 +246,17 @@ def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = 
         InputError: a bad value, a field that is not the priors', or a resumed prior that would no longer be the same.
     """
     config = _later_stage("prior", run, given, stored, "priors")
-    config.prior.check_levels(len(run.model.num_symbols))
+    levels = len(run.model.num_symbols)
+    for name, values in flatten(to_dict(config.prior), "prior."):
+        if isinstance(values, tuple) and len(values) not in (1, levels):
+            raise InputError(f"{name} has {len(values)} values; give one, or one for each of the {levels} levels")
     return decide_priors(config)[0]
 
 
 def progressive_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
     """The same for the progressive decoder. Raises as `prior_config`."""
-    return decide(_later_stage("progressive", run, given, stored, "progressive decoder"), only=("progressive.",))[0]
+    config = _later_stage("progressive", run, given, stored, "progressive decoder")
+    return decide(config, only=("progressive.",))[0]
 
 
 def digest_of(config: Config, *sections: str) -> str:

@@ -1,7 +1,4 @@
-"""The presets: for every system and data set, the settings of both, each value with its source.
-
-What no table prints is "ours". Derived figures are computed from the configuration and shown beside the printed ones.
-"""
+"""The presets: for every system and data set, the settings of both, each value with its source (else "ours")."""
 
 from __future__ import annotations
 
@@ -34,9 +31,7 @@ class Preset:
     """A named configuration, where each value comes from, and what the paper prints about it.
 
     Attributes:
-        config: the configuration.
         sources: dotted name -> "Table 5", ...; a name that is missing is ours.
-        about: one line on what it is for.
         notes: contradictions and departures, a line each.
     """
 
@@ -50,7 +45,6 @@ class Preset:
         return self.config.name
 
     def source(self, name: str) -> str:
-        """Where the value of that dotted name comes from."""
         return self.sources.get(name, OURS)
 
     @property
@@ -63,7 +57,6 @@ class Preset:
 
 
 def _preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
-    """The preset of settings; whatever they leave out takes its default."""
     values = {"name": name} | {key: value for key, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = with_values(Config(model=system.config, prior=PriorConfig(network=network)), values)
@@ -89,10 +82,7 @@ def data_config(dataset: Dataset) -> DataConfig:
 
 
 def names() -> Iterator[str]:
-    """Names of all presets: each system's for each data set that has a column, then its further ones.
-
-    A system or a data set that can't be used has none; its registry's `faults` say why.
-    """
+    """Names of all presets of systems and data sets that can be used: the data sets' presets, then the extras."""
     data = [dataset.name for dataset in DATASETS.entries() if dataset.column]
     systems = SYSTEMS.entries()
     yield from (f"{system.name}/{name}" for system in systems for name in data)
@@ -101,11 +91,7 @@ def names() -> Iterator[str]:
 
 @cache
 def get(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        InputError: there is none; near names are listed.
-    """
+    """The preset of that name. Raises InputError where there is none."""
     first, _, data = name.partition("/")
     if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
         return of_dataset(SYSTEMS.get(first), DATASETS.get(data))

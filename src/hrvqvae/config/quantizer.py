@@ -23,16 +23,14 @@ class QuantizerConfig:
         shared: one codebook serves every level; where no levels are linked.
         dim: D, width of a codeword.
         beta: beta_0, weight of the commitment to the sum of the codewords.
-        level_betas: beta_l of each level, coarse first; one value stands for every level, none for `beta` at every
-            level, as printed. A level of weight 0 has no commitment of its own. A single level has no term beside
-            `beta`'s.
-        update: codewords follow moving averages of what they stand for, or the gradient of the codebook loss.
+        level_betas: beta_l of each level, coarse first; one value for every level, none for `beta`, as printed. A
+            single level has no term beside `beta`'s.
+        update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
         decay: decay of those moving averages.
         init_vectors: latent vectors that the k-means start takes (0: random start).
         restart_every: training steps between restarts of dead codewords (0: none).
         restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
-        beam: paths that the search of linked levels keeps at each level, in training and encoding; 1 is the greedy
-            search, as printed.
+        beam: paths that the search keeps at each of the linked levels; 1 is greedy, as printed.
         coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
     """
 

@@ -1,7 +1,7 @@
 """Registries: systems, networks of priors, data sets and loggers by name, ours and those of other packages.
 
-An entry is one object that names its parts as text ("module:attribute"), and a registry names its entries so, as entry
-points do. All are imported when they are asked for: a list of names costs nothing, and this folder imports no torch.
+An entry names its parts as text ("module:attribute"), and a registry its entries, as entry points do: they are imported
+when they are asked for, so that a list of names costs nothing and needs no torch.
 """
 
 from __future__ import annotations
@@ -25,24 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set: what lies where, how it is got and read, and what presets take from it.
+    """A data set: its files, how it is got and read, and what presets take from it.
 
     Attributes:
         name: also of its folder below the root folder.
         about: one line, for lists.
-        settings: the fields of a configuration that this data decides, with their sources; `data` first of all.
+        settings: the fields of a configuration that this data decides, with their sources.
         column: the column of the systems' settings that its presets take: ffhq, imagenet, cifar10 or mnist. Without one
-            there are no presets for it; `--data.dataset NAME` takes it in others.
+            it has no presets; `--data.dataset NAME` takes it in others.
         notes: for its presets, contradictions and departures, a line each.
         few_images: a few thousand images or less, from which priors are regularized more.
         how: how a person gets it, where no command does.
         files: path below its folder -> MD5 ("" where none is published); empty for a folder of images.
         ways: (title, "module:function") in the order in which they are tried: the function fills an empty folder
             (a Path) with the files, or raises.
-        read: "module:function": (folder, split "train" or "test") -> `data.sets.Arrays`; empty for a folder of
-            images, which is read file by file.
-        classifier: "module:RECIPE", an `evaluation.classifier.Recipe`: how the classifier is trained that measures
-            samples and whose features compare images; empty: a small one measures, and none compares.
+        read: "module:function": (folder, split "train" or "test") -> `data.sets.Arrays`; empty for a folder of images.
+        classifier: "module:RECIPE", an `evaluation.classifier.Recipe` of the classifier that measures samples and whose
+            features compare images; empty: a small one measures, and none compares.
     """
 
     name: str
@@ -70,17 +69,16 @@ class ExtraPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A system: everything that the rest asks about it.
+    """A system of an autoencoder, its presets and, where it has one, its objective.
 
     Attributes:
         name: the first part of its presets' names, and `model.system`.
         title: for people.
-        source: publication, for lists and pages.
         config: its configuration with its defaults, a frozen dataclass; its field `system` becomes `name`.
         model: "module:Class", called with (config, channels) -> Autoencoder.
         settings: fields of a configuration with their sources, one value or one a column (`config.tables`).
         few_images: further settings for a data set of few images.
-        objective: "module:Class" of a `models.objective.Objective`: how it learns.
+        objective: "module:Class" of a `models.objective.Objective`.
         extras: presets beside those of every data set.
         notes: for a data set's preset, contradictions and departures, a line each.
         needs: (module to import, what pip installs for it), where it needs another package.
@@ -88,7 +86,6 @@ class System:
 
     name: str
     title: str
-    source: str
     config: ModelConfig
     model: str
     settings: Settings
@@ -132,13 +129,11 @@ class Logger:
 
     Attributes:
         name: `training.loggers` names it.
-        title: for people.
         sink: "module:Class" of a `training.loggers.Sink`, called with (folder of the run, first step).
-        needs: the module that it can't do without.
+        needs: the module that it needs.
     """
 
     name: str
-    title: str
     sink: str
     needs: str
 
@@ -164,8 +159,7 @@ def _package(point: EntryPoint) -> str:
 class Registry(Generic[E]):
     """Entries by name, in order: the built-in ones, then those that other packages announce by entry points.
 
-    A package whose entry can't be used is refused where that entry is asked for, and by nothing else: `entries` leaves
-    it out, and `faults` says what is wrong with it.
+    An entry that can't be used is an error where it is asked for; `entries` leaves it out, `faults` says why.
 
     Args:
         kind: the class of an entry.
@@ -180,7 +174,6 @@ class Registry(Generic[E]):
 
     @cached_property
     def _announced(self) -> list[EntryPoint]:
-        """What other packages announce, by name."""
         return sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point)))
 
     def __iter__(self) -> Iterator[str]:
@@ -212,13 +205,11 @@ class Registry(Generic[E]):
         added = f"the {self.what} {name!r} of the package {adding[0]}"
         try:
             entry = points[0].load()
-        except Exception as error:  # whatever another package runs into
+        except Exception as error:  # another package's
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"{added} can't be imported ({text})") from error
-        if not isinstance(entry, self.kind):
-            raise InputError(f"{added} is a {type(entry).__name__}; it must be a {self.kind.__name__}")
-        if entry.name != name:
-            raise InputError(f"{added} calls itself {entry.name!r}; both names must be the same")
+        if not isinstance(entry, self.kind) or entry.name != name:
+            raise InputError(f"{added} must be a {self.kind.__name__} of that name")
         return entry
 
     def _fault(self, name: str) -> str:
@@ -229,11 +220,11 @@ class Registry(Generic[E]):
         return ""
 
     def entries(self) -> list[E]:
-        """All entries that can be used, in order."""
+        """The entries that can be used, in order."""
         return [self.get(name) for name in self if not self._fault(name)]
 
     def faults(self) -> list[str]:
-        """What is wrong with the entries that can't be used, a line each."""
+        """Why the others can't be used, a line each."""
         return [fault for fault in map(self._fault, self) if fault]
 
 

@@ -1,8 +1,8 @@
-"""The whole description of a run: frozen dataclasses with their checks, no torch, no effect on import.
+"""The whole description of a run: frozen dataclasses with their checks, no torch.
 
-A field name is the dotted path that the command line takes (`--model.quantizer.codewords 8`), that `config.yaml` holds,
-and that a preset cites its source for. Values that differ by level are tuples, coarse first. A field is a number, a
-text, true or false, a Literal of texts, a tuple of these of any length, or one of them or None.
+The dotted path of a field is its name on the command line (`--model.quantizer.codewords 8`), in `config.yaml` and in
+presets. Values that differ by level are tuples, coarse first. A field is a number, a text, true or false, a Literal of
+texts, a tuple of these of any length, or one of them or None.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def decide(
 
     Args:
         config: a dataclass.
-        made: dotted name -> value, of decisions that were made before; they are kept.
+        made: decisions that were made before, which are kept.
         only: how the names of the fields begin that are decided.
         prefix: dotted name of `config`, with a dot at its end.
 
@@ -57,22 +57,19 @@ def decide(
 class DataConfig:
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
 
-    A folder of images is divided as `data.loading.open_stored` says: `train/` beside `test/`, `val/` or `validation/`
-    is a given split; without one, `split` decides; one of the two alone is an error. Tars, Parquet files and arrays
-    are taken wherever a folder of images is, and divided as it says too.
+    `data.loading.open_stored` says how images are divided where the data has a given split (`train/` beside `test/`).
 
     Attributes:
         dataset: a data set's name (mnist, fashion-mnist, cifar10), or an image folder's (imagenet, ffhq, photos, ...).
         root: folder of the data, or tars, Parquet files or arrays, by a name or a pattern; None takes the variable
             HRVQVAE_DATA, else the user's cache folder.
         size: height and width in pixels that images of a folder are resized and cropped to.
-        channels: 1 (greyscale) or 3 (RGB). Images of a folder are converted, and how many of them lost something
-            (colour, transparency) is told.
+        channels: 1 (greyscale) or 3 (RGB); images of a folder are converted.
         train_samples, test_samples: published counts (0: not published); they give the published training steps.
-        split: how a folder without a given split is divided: by a hash of the file name, or its first `train_samples`
-            names in sorted order for training ("sorted", FFHQ's convention), which needs that count.
-        test_fraction: share of the files that goes to the test split where the split is by hash.
-        crop: random crops of the training images, or the centre one; test images always take the centre.
+        split: without a given split, by a hash of the file name, or the first `train_samples` names in sorted order
+            for training (FFHQ's convention).
+        test_fraction: share of the files in the test split where the split is by hash.
+        crop: of training images; test images always take the centre.
         flip: mirror half of the training images.
         labels: whether class folders are classes.
         on_error: a broken image stops the run, or is skipped and counted.
@@ -118,17 +115,14 @@ class StageConfig:
         learning_rate: of either, after the warm-up.
         adam_beta2: decay of Adam's second moment; its first moment's is 0.9.
         schedule: constant, or a linear warm-up and a cosine down to zero over the budget.
-        warmup_steps: steps of the warm-up.
         polyak_decay: decay of the moving average of the network's weights.
         device: cpu, cuda or cuda:N; auto takes a GPU where there is one when a run begins.
-        precision: bf16 or fp32; auto takes bf16 where the processor or GPU computes in it when a run begins. The run
-            keeps both names.
-        memory_format: layout of images and weights in memory.
+        precision: auto takes bf16 where the processor or GPU computes in it when a run begins.
         threads: CPU threads (0: as torch decides).
         seed: start weights, data order, augmentation, k-means and dead-code restart depend on it alone.
-        init_from: a run folder, a weights file or the name of a model inside the package, whose weights it begins
-            with; empty: it begins with weights drawn by the seed.
-        loggers: names, separated by commas, of further places for the records of metrics.jsonl, such as tensorboard.
+        init_from: a run folder, a weights file or the name of a model inside the package, with whose weights it
+            begins; empty: weights are drawn by the seed.
+        loggers: further places for the records of metrics.jsonl, such as tensorboard, separated by commas.
         log_every, evaluate_every, checkpoint_every: in steps.
         evaluation_images: test images that an evaluation during training takes.
         section: where these fields stand in a configuration, for messages.
@@ -181,11 +175,7 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(StageConfig):
-    """Optimization of an autoencoder.
-
-    Attributes:
-        batch_size: images a step, of all processes together where several train (docs/scale.md).
-    """
+    """Optimization of an autoencoder; `batch_size` is that of all processes together (docs/scale.md)."""
 
     batch_size: int = 128
 
@@ -196,12 +186,8 @@ class TrainingConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTrainingConfig(StageConfig):
-    """Optimization of the priors; budgets are a prior's own.
-
-    Attributes:
-        batch_size: images a step: one number for all levels, or one a level, coarse first; a prior of several levels
-            takes that of the coarsest.
-    """
+    """Optimization of each prior. `batch_size` is one number for all levels, or one a level, coarse first; a prior of
+    several levels takes that of the coarsest."""
 
     batch_size: tuple[int, ...] = (32,)
     epochs: int = 50
@@ -253,12 +239,10 @@ class PriorNetworkConfig:
     """The contract of every prior network's configuration: a frozen dataclass.
 
     A field that differs by level is a tuple of one value for all levels, or one a level, coarse first.
-
-    Attributes:
-        kind: name of the network, under which the registry knows it.
     """
 
     kind: str = ""
+    """The network's name in the registry."""
 
     def covers(self, grids: Sequence[Grid]) -> tuple[Levels, ...]:
         """The levels that each network covers, coarse first; by default there is one network a level.
@@ -277,13 +261,11 @@ class PriorConfig:
     """The priors of all levels and their training (docs/paper-tables.md, Tables 8 and 9).
 
     Attributes:
-        network: of each prior, by default one a level.
-        training: optimization of each prior.
         held_out: share of the training images whose codes are held out; the state that codes them best is kept.
-        codes: a folder of shards of codes, or one (docs/tokens.md), that are trained from; None takes the codes of the
-            run's own training images.
-        class_dropout: share of the images whose class is withheld in training, so that the priors know the codes
-            without a class as well, and can be guided (Ho and Salimans 2022).
+        codes: shards of codes to train from (docs/tokens.md), one or a folder; None takes the codes of the run's own
+            training images.
+        class_dropout: share of the images whose class is withheld in training, so that the priors can be guided (Ho
+            and Salimans 2022).
     """
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
@@ -300,22 +282,14 @@ class PriorConfig:
         """Optimization of the prior whose coarsest level is that one (0 is the coarsest of all)."""
         return self.training.with_batch_size(at_level(self.training.batch_size, level))
 
-    def check_levels(self, levels: int) -> None:
-        """Raises InputError where a field with a value a level has neither one value nor one for each level."""
-        for name, values in flatten(to_dict(self), "prior."):
-            if isinstance(values, tuple) and len(values) not in (1, levels):
-                given = f"{name} has {len(values)} values"
-                raise InputError(f"{given}; give one, or one for each of the {levels} levels")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
-    """What stands before the progressive decoder, which has the shape of the model's own (docs/method.md).
+    """The network before the progressive decoder, which has the shape of the model's own (docs/method.md).
 
     Attributes:
         hidden_units: channels of its features; half as many inside a block.
         residual_blocks: a dilated convolution and a pointwise one each, with a bias for each depth.
-        kernel: filter size.
     """
 
     hidden_units: int = 64
@@ -323,19 +297,15 @@ class RefinerConfig:
     kernel: int = 3
 
     def __post_init__(self) -> None:
-        require(self.hidden_units >= 1, "progressive.network.hidden_units", self.hidden_units, "at least 1")
-        require(self.residual_blocks >= 0, "progressive.network.residual_blocks", self.residual_blocks, "at least 0")
-        require(self.kernel % 2 == 1 and self.kernel >= 1, "progressive.network.kernel", self.kernel, "odd, at least 1")
+        section = "progressive.network"
+        require(self.hidden_units >= 1, f"{section}.hidden_units", self.hidden_units, "at least 1")
+        require(self.residual_blocks >= 0, f"{section}.residual_blocks", self.residual_blocks, "at least 0")
+        require(self.kernel % 2 == 1 and self.kernel >= 1, f"{section}.kernel", self.kernel, "odd, at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveConfig:
-    """The decoder of prefixes of the levels, and its training on a frozen autoencoder (`train-progressive`).
-
-    Attributes:
-        network: from the latents of a prefix to what its decoder is given.
-        training: its optimization.
-    """
+    """The decoder of the first levels, and its training on a frozen autoencoder (`train-progressive`)."""
 
     network: RefinerConfig = field(default_factory=RefinerConfig)
     training: ProgressiveTrainingConfig = field(default_factory=ProgressiveTrainingConfig)
@@ -343,11 +313,7 @@ class ProgressiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run: data, model, training, priors, the progressive decoder.
-
-    Attributes:
-        name: the preset that it began as.
-    """
+    """A run: data, model, training, priors, the progressive decoder; `name` is the preset that it began as."""
 
     name: str = "custom"
     data: DataConfig = field(default_factory=DataConfig)
@@ -381,14 +347,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:
-    """The configuration of a system and a network of priors that says no more. Raises InputError where one is none."""
+    """The defaults of a system and a network of priors. Raises InputError where one is unknown."""
     return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config()))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with fields replaced, by dotted name; the values are of the right types.
-
-    A stage whose budget is the default and that is given another has that one alone.
+    """A configuration with fields replaced, by dotted name; a stage's default budget is replaced as a whole.
 
     Raises:
         InputError: a value is out of range.

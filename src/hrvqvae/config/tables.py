@@ -1,10 +1,8 @@
 """Settings, each value beside its source: the paper's tables, and what several systems take.
 
 Settings map the dotted name of a field to (value, source). A list has one value for each of `COLUMNS`; any other value
-is that of all. Settings are joined by `|`, of which the later win.
-
-The paper's tables stand row by row (its appendix; docs/paper-tables.md shows them as printed). Strides are not printed:
-they are what the printed latent grids ask for. What the paper prints bottom to top is coarse first here.
+is that of all. The paper's tables (its appendix; docs/paper-tables.md shows them as printed) stand row by row, coarse
+first; strides are those of the printed latent grids.
 """
 
 from __future__ import annotations
@@ -76,62 +74,49 @@ TABLE_5 = settings(
 TABLE_5_STEPS = dict(zip(COLUMNS, (875_000, 8_007_293, 390_234, 468_281), strict=True))
 
 _STRIDES = {"model.stride": [8, 4, 2, 2]}
+_TABLES_6_AND_7 = {
+    "model.quantizer.beta": 0.25,
+    "model.hidden_units": [128, 128, 64, 64],
+    "model.residual_units": 64,
+    "model.quantizer.dim": [32, 32, 16, 8],
+    "model.kernel": 3,
+    "training.polyak_decay": 0.9,
+    "training.learning_rate": 3e-3,
+}
 
-TABLE_6 = settings("Table 6 (latent grid)", _STRIDES) | settings(  # HR-VQVAE with three levels
-    "Table 6",
-    {
-        "model.quantizer.levels": 3,
-        "model.quantizer.beta": 0.25,
-        "model.hidden_units": [128, 128, 64, 64],
-        "model.residual_units": 64,
-        "model.quantizer.codewords": [8, 8, 8, 4],
-        "model.quantizer.dim": [32, 32, 16, 8],
-        "model.kernel": 3,
-        "training.polyak_decay": 0.9,
-        "training.learning_rate": 3e-3,
-    },
+# HR-VQVAE, and VQVAE-2 as retrained, with three levels each.
+TABLE_6 = settings("Table 6 (latent grid)", _STRIDES) | settings(
+    "Table 6", _TABLES_6_AND_7 | {"model.quantizer.levels": 3, "model.quantizer.codewords": [8, 8, 8, 4]}
+)
+TABLE_7 = settings("Table 7 (latent grid)", _STRIDES) | settings(
+    "Table 7", _TABLES_6_AND_7 | {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
 )
 
-TABLE_7 = settings("Table 7 (latent grid)", _STRIDES) | settings(  # VQVAE-2 with three levels, as retrained
-    "Table 7",
-    {
-        "model.grids": 3,
-        "model.quantizer.beta": 0.25,
-        "model.hidden_units": [128, 128, 64, 64],
-        "model.residual_units": 64,
-        "model.quantizer.codewords": [512, 512, 512, 64],
-        "model.quantizer.dim": [32, 32, 16, 8],
-        "model.kernel": 3,
-        "training.polyak_decay": 0.9,
-        "training.learning_rate": 3e-3,
-    },
-)
-
-TABLE_8 = settings(  # The priors of HR-VQVAE. Output stack layers: 0, which is how the network is built.
+# The priors of HR-VQVAE and of VQVAE-2. Output stack layers are 0, which is how the network is built.
+_TABLES_8_AND_9 = {
+    "prior.network.hidden_units": [128, 128, 64, 64],
+    "prior.network.attention_heads": 8,
+    "prior.network.kernel": 5,
+    "prior.training.polyak_decay": 0.99,
+}
+TABLE_8 = settings(
     "Table 8",
-    {
+    _TABLES_8_AND_9
+    | {
         "prior.training.batch_size": [(32,), (128,), (512,), (512,)],
-        "prior.network.hidden_units": [128, 128, 64, 64],
         "prior.network.residual_units": 64,
         "prior.network.attention_layers": (4,),
-        "prior.network.attention_heads": 8,
-        "prior.network.kernel": 5,
         "prior.network.dropout": [(0.15,), (0.15,), (0.1,), (0.1,)],
-        "prior.training.polyak_decay": 0.99,
     },
 )
-
-TABLE_9 = settings(  # The priors of VQVAE-2.
+TABLE_9 = settings(
     "Table 9",
-    {
+    _TABLES_8_AND_9
+    | {
         "prior.training.batch_size": [(128, 64, 32), (256, 128, 64), (512,), (512,)],
-        "prior.network.hidden_units": [128, 128, 64, 64],
         "prior.network.residual_units": [64, 128, 64, 64],
         "prior.network.attention_layers": (4, 1, 0),
-        "prior.network.attention_heads": 8,
-        "prior.network.kernel": 5,
         "prior.network.dropout": (0.5, 0.3, 0.25),
-        "prior.training.polyak_decay": 0.99,
     },
 )
 

@@ -14,7 +14,6 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_digest, save_model
 from hrvqvae.config import Config, TrainingConfig
-from hrvqvae.config.parsing import begin_autoencoder, continue_autoencoder
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, Part
@@ -205,17 +204,3 @@ class AutoencoderTask(ImageTask):
 
     def save(self, state: TrainState) -> None:
         save_model(self.run.model, self.config, state.averaged.module.state_dict(), state.step)
-
-
-def resolve_autoencoder(name: str, given: Mapping[str, str], run: RunFolder, *, resume: bool) -> Config:
-    """The configuration of a run that begins from a preset or file, or of the one in the folder that goes on.
-
-    Args:
-        given: dotted name -> text.
-
-    Raises:
-        InputError: unknown preset, bad value, or a resumed run that would no longer be the same run.
-    """
-    if resume and run.begun():
-        return continue_autoencoder(name, given, run.read_config(), str(run.path))
-    return begin_autoencoder(name, given)

@@ -192,7 +192,5 @@ class WandbSink:
         self._run.finish()
 
 
-WANDB = Logger(name="wandb", title="Weights & Biases", sink="hrvqvae.training.loggers:WandbSink", needs="wandb")
-TENSORBOARD = Logger(
-    name="tensorboard", title="TensorBoard", sink="hrvqvae.training.loggers:TensorBoardSink", needs="tensorboard"
-)
+WANDB = Logger(name="wandb", sink="hrvqvae.training.loggers:WandbSink", needs="wandb")
+TENSORBOARD = Logger(name="tensorboard", sink="hrvqvae.training.loggers:TensorBoardSink", needs="tensorboard")
