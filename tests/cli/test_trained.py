@@ -162,7 +162,7 @@ def test_bad_runs_and_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     content[-50] ^= 8
     (copy / "model.safetensors").write_bytes(content)
     assert "is damaged: its content does not match its checksum" in reconstruct("grey.png", folder=copy)
-    assert "split is 'dev'; there are train and test" in refused(["evaluate", run, "--split", "dev"], capsys)
+    assert "--split: invalid choice: 'dev'" in refused(["evaluate", run, "--split", "dev"], capsys)
     assert "device is 'tpu'" in refused(["evaluate", run, "--device", "tpu"], capsys)
     assert "get it with" in refused(["evaluate", run, "--data", tmp_path / "nowhere"], capsys)
     assert "--images is 0; it must be at least 1" in refused(["evaluate", run, "--images", 0], capsys)

@@ -311,7 +311,7 @@ def test_names_that_stand_for_files(tmp_path: Path) -> None:
     assert names("*.tar") == ["a-10.tar", "a-8.tar", "a-9.tar", "b-1.tar", "c[1].tar"]
     assert names("c[1].tar") == ["c[1].tar"]
     for pattern, message in (
-        ("a-{8..11}.tar", r"a-11.tar is missing, one of the 4 files that .*get it, or name those"),
+        ("a-{8..11}.tar", "a-11.tar is missing; get it, or name those"),
         ("a-{08..10}.tar", "a-08.tar is missing"),
         ("d*.tar", r"no file is named like .*d\*.tar"),
         ("a-{9..8}.tar", "no range"),
@@ -468,7 +468,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield write_tar(folder / "text.tar", {"a.txt": b"no image"}), "text.tar: no PNG, JPEG or WebP image is in it"
     for label in (b"cat", b"9" * 20, b"9" * 5000):
         write_tar(folder / "cls.tar", {"a.cls": label, "a.png": images[0]})
-        yield folder / "cls.tar", "cls.tar: a.cls (is not a whole number|has the label)"
+        yield folder / "cls.tar", "cls.tar: a.cls is not the number of a class"
     yield folder / "x.tar.gz", "x.tar.gz is compressed, and can't be read by index; unpack it"
     write_tar(folder / "gone" / "train-0.tar", {"a.png": images[0]})
     yield folder / "gone", "has train, but none of test, val, validation: .*--data"
@@ -484,7 +484,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     write_tar(folder / "mixed" / "a.tar", {"a.png": images[0]})
     write_parquet(folder / "mixed" / "a.parquet", images)
     yield folder / "mixed", r"names files of several kinds \(.parquet, .tar\)"
-    yield folder / "nothing", "nothing is not a folder; nor is it named as tars"
+    yield folder / "nothing", "nothing is not a folder, nor named as .tar"
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), folder / "text.parquet")
     yield folder / "text.parquet", r"it has no column of images; there are text \(string\), n \(int64\)"
     pq.write_table(pa.table({"one": images, "two": images}), folder / "two.parquet")
@@ -532,7 +532,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
 
 def test_shards_are_no_published_set(tmp_path: Path) -> None:
     root = write_tar(tmp_path / "digits.tar", {f"{number}.png": png(number) for number in range(4)})
-    with pytest.raises(InputError, match=r"mnist is read from .*digits.tar are others; .*--data.dataset mine"):
+    with pytest.raises(InputError, match="mnist is not in .*digits.tar .*--data.dataset mine"):
         loaded(root, dataset="mnist")
     assert len(loaded(root, dataset="mine")) == 3
 

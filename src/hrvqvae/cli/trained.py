@@ -122,7 +122,7 @@ def add(commands: Group) -> None:
     command(
         commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate,
         "run", "--data", "--device", "--beam", "--lmbda", "--json",
-        option("--split", default="test", metavar="SPLIT", help="test or train"),
+        option("--split", choices=("test", "train"), default="test"),
         option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them"),
         option("--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"),
         option("--images", type=whole(1), metavar="N", help="N images of the split, evenly spread (default: all)"),

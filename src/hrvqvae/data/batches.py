@@ -34,29 +34,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch.
+    """One batch."""
 
-    Attributes:
-        images: (B, C, Y, X) uint8.
-        labels: (B,) int64, zeros where there are no classes.
-        broken: messages about the images that are not in it.
-        converted: (where it lies, what was lost) of each image that lost something.
-        fatal: an error that no setting skips.
-    """
-
-    images: Tensor
-    labels: Tensor
-    broken: tuple[str, ...] = ()
-    converted: tuple[tuple[str, str], ...] = ()
-    fatal: InputError | None = None
+    images: Tensor  # (B, C, Y, X) uint8
+    labels: Tensor  # (B,) int64, zeros where there are no classes
+    broken: tuple[str, ...] = ()  # messages about the images that are not in it
+    converted: tuple[tuple[str, str], ...] = ()  # (where it lies, what was lost) of each image that lost something
+    fatal: InputError | None = None  # an error that no setting skips
 
 
 def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
-    """Numbers of the images that go through a network together: all of one size, and so many pixels in all at most.
+    """Numbers of the images that go through a network together: of one size, and of at most so many pixels in all.
 
     Args:
         sizes: of each image, its height and width, and what else must be the same.
-        pixels: at most, but never less than one image.
+        pixels: in all; an image that has more is alone.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for number, size in enumerate(sizes):
@@ -73,15 +65,10 @@ class Stream:
         self, num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE,
         order: Order | None = None,
     ) -> None:  # fmt: skip
-        """`order` gives that of an epoch by (seed, epoch); without it any is as likely as another."""
+        """`order` gives the permutation of the images in an epoch by (seed, epoch); by default each is as likely."""
         self.num_images, self.batch_size, self.seed, self.first_step = num_images, batch_size, seed, first_step
-        self.part, self._order = part, order
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """The order of an epoch: a permutation of the image indices."""
-        if self._order is not None:
-            return self._order(self.seed, epoch)
-        return stream("order", self.seed, epoch).permutation(self.num_images)
+        self.part = part
+        self._order = order or (lambda *numbers: stream("order", *numbers).permutation(num_images))
 
     def __iter__(self) -> Iterator[list[Sample]]:
         position = self.first_step * self.batch_size
@@ -91,7 +78,7 @@ class Stream:
             for place in self.part.of(self.batch_size):
                 epoch, within = divmod(position + place, self.num_images)
                 if epoch != current:
-                    current, order = epoch, self.order(epoch)
+                    current, order = epoch, self._order(self.seed, epoch)
                 index = int(order[within])
                 samples.append((index, (self.seed, epoch, index)))
             position += self.batch_size
@@ -191,10 +178,7 @@ class _Batches(Dataset[Batch]):
 def in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
     """What a data set gives for each of the samples, in their order, decoded by processes beside this one.
 
-    They are no more than this process may use cores: more only take turns, and torch warns of them.
-
-    Raises:
-        InputError: a process was ended from outside.
+    They are no more than the cores that this process may use: torch warns of more. Raises as `worker_errors`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import pickle
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -14,14 +12,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
 
 from hrvqvae.config.registry import DATASETS, Dataset, imported
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
-NETWORK_SECONDS = 30.0
+_NETWORK_SECONDS = 30.0
 
 
 def check(dataset: Dataset, folder: Path) -> None:
@@ -37,10 +32,10 @@ def check(dataset: Dataset, folder: Path) -> None:
 
 
 def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
-    """Make a published set be there, complete and checked: -> its folder. Says which way it took.
+    """Get a published set, unless it is there and whole; -> its folder.
 
     Raises:
-        InputError: no such set, one that must be got by hand, or every way failed (each with its reason).
+        InputError: no such set, one that no command gets, or every way failed (each with its reason).
     """
     dataset = DATASETS.get(name)
     if not dataset.ways:
@@ -75,9 +70,6 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     raise InputError(f"{name} could not be got. " + "; ".join(failures))
 
 
-# What the ways need
-
-
 def unpacked(path: Path) -> bytes:
     """Content of a file, decompressed where its name ends in .gz. Raises DamagedFileError where it can't be."""
     try:
@@ -91,7 +83,7 @@ def unpacked(path: Path) -> bytes:
 def quiet_network() -> Iterator[None]:
     """No endless wait for a connection, and no chatter from a downloader."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_SECONDS)
+    socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             yield
@@ -99,43 +91,8 @@ def quiet_network() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def run_program(*command: str, folder: Path | None = None) -> str:
-    """Run a program in a folder; -> its standard output.
-
-    Raises:
-        OSError: it is not installed, or fails; what it wrote on standard error is told.
-    """
-    if shutil.which(command[0]) is None:
-        raise OSError(f"{command[0]} is not installed")
+def run_program(*command: str, folder: str) -> None:
+    """Run a program in a folder. Raises OSError where it is missing or fails, with its standard error."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
-        raise OSError(f"{command[0]} failed: {' '.join(done.stderr.split()) or 'no message'}")
-    return done.stdout
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Admits numpy arrays and plain containers; any other class in the file is an error, and none of it runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.ndarray.__reduce__(np.empty(0))[0]
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, coding: text.encode("latin1")
-        raise DamagedFileError(f"the file holds {module}.{name}; only numpy arrays are admitted")
-
-
-def read_arrays(stream: BinaryIO | bytes) -> Any:
-    """Object of a pickle that may hold numpy arrays, numbers, strings and containers, nothing else.
-
-    Raises:
-        DamagedFileError: it holds anything else, or is cut short.
-    """
-    source = io.BytesIO(stream) if isinstance(stream, bytes) else stream
-    try:
-        return _ArraysOnly(source, encoding="latin1").load()
-    except DamagedFileError:
-        raise
-    except Exception as error:  # a damaged pickle raises whatever its opcodes run into
-        raise DamagedFileError(f"the file of arrays is damaged: {error}") from error
+        raise OSError(f"{command[0]} failed: {done.stderr}")

@@ -31,35 +31,23 @@ def stream(purpose: str, *numbers: int) -> np.random.Generator:
 
 
 class ImageSet(ABC):
-    """The images of one split, all of one shape, in a fixed order.
+    """The images of one split, all of one shape, in a fixed order."""
 
-    Attributes:
-        labels: (N,) int64, zeros where there are no classes.
-        classes: names, empty where there are no classes.
-        names: of the images as they are stored; empty where they are the items of one file.
-        decodes: whether reading decodes a file, so that workers pay.
-        conversion_told: whether a person has been told that images are converted.
-    """
-
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    names: Sequence[str] = ()
-    decodes = True
-    conversion_told = False
+    labels: NDArray[np.int64]  # (N,), zeros where there are no classes
+    classes: tuple[str, ...]  # names, empty where there are no classes
+    names: Sequence[str] = ()  # of the stored images; empty where they are the items of one file
+    decodes = True  # reading decodes a file, so that workers pay
+    conversion_told = False  # a message has said that images are converted
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
-        """Pixels (C, Y, X) uint8 with what their file lost; not augmented where `augmentation` is None.
-
-        Raises:
-            BrokenImageError: the file can't be decoded.
-        """
+        """An image, augmented unless `augmentation` is None. Raises BrokenImageError where it can't be decoded."""
 
     def read(self, index: int, augmentation: Augmentation | None) -> Pixels:
-        """The pixels that `decode` gives: (C, Y, X) uint8. Raises as it does."""
+        """The pixels that `decode` gives, (C, Y, X) uint8."""
         return self.decode(index, augmentation).pixels
 
     def where(self, index: int) -> str:
@@ -91,18 +79,13 @@ class MemoryImages(ImageSet):
 
 
 class StoredImages(ImageSet):
-    """Images that lie in files, tars and the like, decoded whenever they are read.
-
-    Args:
-        source: where they lie.
-        rows: (N,) which of the source's images are those of the split.
-        labels: (N,) of these.
-    """
+    """Images that lie in files, tars and the like, decoded whenever they are read."""
 
     def __init__(
         self, source: Source, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str],
         config: DataConfig,
     ) -> None:  # fmt: skip
+        """`rows` (N,) are the source's images that are of the split, `labels` (N,) theirs."""
         self.source, self.rows, self.labels, self.classes, self.config = source, rows, labels, tuple(classes), config
 
     @property

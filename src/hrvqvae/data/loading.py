@@ -57,16 +57,13 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
     """Images of the split "train" or "test" that the configuration describes.
 
     Args:
-        say: is told how many broken images were skipped, and how many images were converted to the channels that
-            `config` asks for. Of images that are not held in memory, `batches` tells it when it meets the first.
+        say: takes lines about broken and converted images; of images that are not held in memory, `batches` has them.
 
     Raises:
         InputError: the data is not there (and how to get it), a published set has other channels or another size,
             or images can't be divided (`open_stored`).
         BrokenImageError: an image can't be decoded and `on_error` says stop.
     """
-    if split not in ("train", "test"):
-        raise InputError(f"split is {split!r}; there are train and test")
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:
@@ -79,16 +76,10 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
 
 
 def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
-    absent = missing_files(dataset, root)
-    if absent and _names_files(root) and not root.is_dir():
-        raise InputError(
-            f"{dataset.name} is read from its published files, and {root} are others; to read these, name them "
-            "as other data, such as --data.dataset mine"
-        )
-    if absent:
+    if absent := missing_files(dataset, root):
         raise InputError(
             f"{dataset.name} is not in {root} ({absent[0].name} is missing); get it with: "
-            f"hrvqvae data get {dataset.name} ({dataset.how})"
+            f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
         )
     found: Arrays = imported(dataset.read)(dataset_folder(root, dataset.name), split)
     channels, height, width = found.images.shape[1:]
@@ -100,7 +91,7 @@ def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> 
 
 
 def _in_memory(images: StoredImages, say: Callable[[str], None]) -> ImageSet:
-    """The same images in memory, decoded once by workers, where they fit; else `images` itself."""
+    """The images decoded into memory, where they fit; else `images` itself."""
     config = images.config
     if len(images) * config.channels * config.size**2 > config.memory_mb * 2**20:
         return images
@@ -132,35 +123,24 @@ def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str],
 
     The path is a folder of image files (`sources.files.folder_sources`); or tars, Parquet files or arrays: one file, a
     pattern of files such as `train-{000..099}.tar` or `train-*.parquet`, or a folder of such files without image files.
-
-    How they are divided:
-
-    1. Names with the word `train` beside names with `test`, `val` or `validation` (of a file, of a folder that it lies
-       in, or of an array in an .npz) are a given split, as folders of images of these names are.
-    2. Else `data.split` decides: the first in their order, or a hash of each name, the same on every machine.
-
-    Images have classes where every one of both splits has a label.
-
-    Args:
-        say: is told what in a folder is not read.
+    Names with the word `train` beside names with `test`, `val` or `validation` (of a file, of a folder that it lies in,
+    or of an array in an .npz) are a given split; else `data.split` decides. Images have classes where every one of both
+    splits has a label.
 
     Raises:
         InputError: nothing is there, or it is damaged, without images, or can't be divided.
     """
     sources: Mapping[str, Source] = folder_sources(path) if path.is_dir() else {}
     if sources:
-        beside = [one.suffix for one in path.iterdir() if one.suffix.lower() in (".tar", ".parquet")]
-        if beside:
-            files = f"'{path}/*{beside[0]}'"
-            say(f"{path}: its images are read and its {beside[0]} files are not; to read these: --data {files}")
+        for kind in sorted({one.suffix for one in path.iterdir()} & {".tar", ".parquet"}):
+            say(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
     else:
         sources = _of_files(path, split, config.labels)
     if "" in sources:
-        train, test = divided(sources[""], config)
-        rows, source = train if split == "train" else test, sources[""]
+        source = sources[""]
+        rows = np.flatnonzero(_held_out(source, config) == (split == "test"))
     else:
-        word = next(word for word in sources if (word == TRAIN) == (split == "train"))
-        source = sources[word]
+        source = next(one for word, one in sources.items() if (word == TRAIN) == (split == "train"))
         rows = np.arange(len(source))
     if not len(rows):
         raise InputError(
@@ -173,18 +153,9 @@ def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str],
 
 
 def open_whole(path: Path) -> Source:
-    """Every image of tars, Parquet files or arrays, undivided, with their labels where they have some.
-
-    Raises:
-        InputError: nothing is there, or it is damaged or without images.
-    """
+    """Every image of tars, Parquet files or arrays, undivided, with labels. Raises InputError as `open_stored`."""
     form, parts = _parts(path)
     return form.read(parts, True)
-
-
-def _names_files(path: Path) -> bool:
-    """Whether a path is named as a file or a pattern of files that hold images, and not as a folder."""
-    return path.suffix.lower() in _FORMS or _WILD.search(str(path)) is not None
 
 
 def _parts(path: Path) -> tuple[Form, list[Part]]:
@@ -196,24 +167,20 @@ def _parts(path: Path) -> tuple[Form, list[Part]]:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
     elif path.name.lower().endswith(_COMPRESSED):
         raise InputError(f"{path} is compressed, and can't be read by index; unpack it to a .tar and name that")
-    elif _names_files(path):
+    elif path.suffix.lower() in _FORMS or _WILD.search(str(path)):
         files = named_files(path)
         base = Path(os.path.commonpath([file.parent for file in files]))
     else:
-        raise InputError(
-            f"{path} is not a folder; nor is it named as tars, Parquet files (.parquet) or arrays (.npy, .npz)"
-        )
+        raise InputError(f"{path} is not a folder, nor named as .tar, .parquet, .npy or .npz files")
     kinds = sorted({file.suffix.lower() for file in files})
-    forms = {_FORMS.get(kind) for kind in kinds}
-    form = forms.pop()
-    if form is None or forms:
-        named = ", ".join(kind or "no suffix" for kind in kinds)
-        raise InputError(f"{path} names files of several kinds ({named}); name tars, Parquet files or arrays alone")
+    form = _FORMS.get(kinds[0])
+    if form is None or any(_FORMS.get(kind) is not form for kind in kinds):
+        raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
     return form, form.parts(files, base)
 
 
 def _of_files(path: Path, split: str, labels: bool) -> dict[str, Source]:
-    """The images of tars and the like: of a given split by its words, else all under the empty word."""
+    """The images of tars and the like by the word of their split, or all under the empty word."""
     form, parts = _parts(path)
     by_word: dict[str, list[Part]] = {}
     for part in parts:
@@ -226,14 +193,13 @@ def _of_files(path: Path, split: str, labels: bool) -> dict[str, Source]:
     return {word: form.read(by_word[word], labels) for word in wanted}
 
 
-def divided(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, test) rows of a source without a given split.
+def _held_out(source: Source, config: DataConfig) -> NDArray[np.bool_]:
+    """(N,) which images of a source without a given split are of the test split.
 
     A hash of each name alone decides, so that an image that is added later moves no other; of two images, one is each.
     """
-    rows = np.arange(len(source))
     if config.split == "sorted":
-        return rows[: config.train_samples], rows[config.train_samples :]
+        return np.arange(len(source)) >= config.train_samples
     names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
     draws = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
     share = config.test_fraction * 2**64
@@ -242,11 +208,11 @@ def divided(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDAr
         test[-1] = True
     if len(test) > 1 and test.all():
         test[0] = False
-    return rows[~test], rows[test]
+    return test
 
 
 def _classes(path: Path, sources: Mapping[str, Source]) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
-    """(names of the classes, number of the class of each image of each source); no classes without labels."""
+    """(names of the classes, the class of each image of each source); none without labels."""
     labels = {source: source.labels for source in sources.values() if source.labels is not None}
     if not labels:
         return (), {}
@@ -254,7 +220,7 @@ def _classes(path: Path, sources: Mapping[str, Source]) -> tuple[tuple[str, ...]
         without = next(word for word, source in sources.items() if source not in labels)
         raise InputError(
             f"{path}: images of the {without} split have no labels, those of the other do; "
-            "label them alike, or take no classes with --data.labels false"
+            "take no classes with --data.labels false"
         )
     classes = next(iter(labels)).class_names
     if any(source.class_names != classes for source in labels):

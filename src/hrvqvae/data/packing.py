@@ -1,8 +1,7 @@
 """Folders of images to shards: WebDataset tars, or Parquet as the hub has it. The files go in as they are.
 
-A shard depends on the names and contents of its files alone. Where one is there already, it is compared with what would
-be written, byte for byte: so a packing that was killed goes on when it is called again, and no other file is written
-over.
+A shard depends on the names and contents of its files alone. One that is there already is compared byte for byte: so a
+packing that was killed goes on when it is called again, and no other file is written over.
 """
 
 from __future__ import annotations
@@ -33,26 +32,20 @@ FORMATS = ("tar", "parquet")
 
 @dataclass(frozen=True)
 class Packed:
-    """What a folder became.
-
-    Attributes:
-        images: of all shards.
-        shards: their paths, in order.
-        classes: names of the classes; empty where there are none.
-    """
+    """The shards of a folder."""
 
     images: int
     shards: tuple[Path, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names, empty where there are none
 
 
 @dataclass(frozen=True)
 class _Item:
-    """An image that is packed: its name in the shard, its file, its size in bytes and its class if there are any."""
+    """An image that is packed."""
 
-    name: str
+    name: str  # in the shard
     path: Path
-    size: int
+    size: int  # in bytes
     label: int | None
 
 
@@ -65,10 +58,9 @@ def pack(
     (val, validation). Folders become labels where every image lies in one; classnames.txt beside the shards names them.
 
     Args:
-        out: how the shards' paths begin.
         format: "tar" or "parquet".
-        shard_bytes: of the images of a shard at most; a larger image has one of its own.
-        say: is told of each shard, and how many files are renamed.
+        shard_bytes: of the images of a shard at most; a larger image is in one alone.
+        say: takes a line for each shard, and one about files that are renamed.
 
     Raises:
         InputError: the folder has no image, or other files are where the shards would be.
@@ -102,10 +94,9 @@ def pack(
 
 
 def _items(source: FolderSource, classes: Sequence[str]) -> list[_Item]:
-    """The images of a split, by names whose part before the first dot is their own: a_b.png of a.b.png.
+    """The images of a split, by names that differ before the first dot: a.b.png is a_b.png.
 
-    Raises:
-        InputError: two files would still have one name.
+    Raises InputError where two files would still have one name.
     """
     taken: dict[str, str] = {}
     found = list[_Item]()
@@ -118,7 +109,7 @@ def _items(source: FolderSource, classes: Sequence[str]) -> list[_Item]:
         if key in taken:  # a.png beside a.jpg
             key = f"{key}_{suffix}"
         if key in taken:
-            raise InputError(f"{taken[key]} and {name} would have one name in a shard ({key}); rename one of them")
+            raise InputError(f"{taken[key]} and {name} would both be {key} in a shard; rename one of them")
         taken[key] = name
         found.append(_Item(f"{key}.{suffix}", path, path.stat().st_size, number.get(name.split("/")[0])))
     return found

@@ -9,14 +9,8 @@ from numpy.typing import NDArray
 
 
 class Arrays(NamedTuple):
-    """What a data set's reader gives of a split.
+    """A split, as a data set's reader gives it."""
 
-    Attributes:
-        images: (N, C, Y, X) uint8.
-        labels: (N,) int64, zeros where there are no classes.
-        classes: names, empty where there are no classes.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
+    images: NDArray[np.uint8]  # (N, C, Y, X)
+    labels: NDArray[np.int64]  # (N,), zeros where there are no classes
+    classes: tuple[str, ...]  # names, empty where there are no classes

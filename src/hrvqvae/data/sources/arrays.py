@@ -5,8 +5,8 @@ In an .npz the arrays are named `images` or `x`, labels `labels` or `y`, with a 
 `digits.npy` are in `digits-labels.npy` beside it, those of `train-images.npy` in `train-labels.npy`, of `x_train.npy`
 in `y_train.npy`.
 
-Images stay on disk: they are mapped into memory and read when they are looked at. Of an .npz that is so where its
-arrays were written without compression (numpy.savez); compressed ones (savez_compressed) are read as a whole.
+Images stay on disk, mapped into memory; those of an .npz if they are not compressed (numpy.savez, not
+savez_compressed).
 """
 
 from __future__ import annotations
@@ -82,11 +82,7 @@ def parts(files: Sequence[Path], base: Path) -> list[Part]:
 
 
 def read(parts: Sequence[Part], labels: bool) -> ArraySource:
-    """The images of arrays.
-
-    Raises:
-        InputError: a file is damaged, an array has another type or shape, or other labels than images.
-    """
+    """The images of arrays. Raises InputError where one is damaged, or has another type, shape or number of labels."""
     source = ArraySource(parts)
     if labels:
         told = [_labels(part) for part in parts]
@@ -118,9 +114,7 @@ def _array(part: Part) -> NDArray[Any]:
         return np.asarray(np.load(part.path, allow_pickle=False)[part.key]) if mapped is None else mapped
     except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{_named(part)} is damaged or holds no numbers ({reason}); write it again with numpy.save or savez"
-        ) from error
+        raise InputError(f"{_named(part)} is damaged or holds no numbers ({reason}); write it again") from error
 
 
 def _mapped_member(part: Part) -> NDArray[Any] | None:
@@ -145,11 +139,9 @@ def _images(part: Part) -> NDArray[np.uint8]:
     if found.dtype != np.uint8:
         raise InputError(f"{_named(part)} has type {found.dtype}; images are uint8, 0 (black) to 255 (white)")
     if found.ndim not in (3, 4) or (found.ndim == 4 and found.shape[3] not in (1, 3)) or 0 in found.shape[1:]:
-        hint = ""
-        if found.ndim == 4 and found.shape[1] in (1, 3):
-            hint = "; here channels come second, and transpose(0, 2, 3, 1) puts them last"
         raise InputError(
-            f"{_named(part)} has shape {found.shape}; images are (N, Y, X) or (N, Y, X, C) with 1 or 3 channels{hint}"
+            f"{_named(part)} has shape {found.shape}; images are (N, Y, X) or (N, Y, X, C) with 1 or 3 channels, "
+            "which transpose(0, 2, 3, 1) puts last"
         )
     return found
 

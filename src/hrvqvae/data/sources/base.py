@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,11 +25,8 @@ class Names:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        text, ends = bytearray(), array("q", [0])
-        for name in names:
-            text += name.encode("utf-8", "surrogateescape")
-            ends.append(len(text))
-        self._text, self._ends = np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64)
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._text, self._ends = np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)])
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -46,19 +42,13 @@ class Source(ABC):
     """Stored images in a fixed order, read one by one by their number.
 
     It goes to the processes that decode, forked or pickled, so it holds nothing open.
-
-    Args:
-        counts: of images in each of the files, row groups or arrays that they lie in, one after the other.
-
-    Attributes:
-        labels: (N,) whole numbers or texts as they are stored; None where an image has none, or nobody asked.
-        class_names: of the labels, which are numbers then; empty where no names are kept.
     """
 
-    labels: NDArray[Any] | None = None
-    class_names: tuple[str, ...] = ()
+    labels: NDArray[Any] | None = None  # (N,) whole numbers or texts; None where an image has none, or nobody asked
+    class_names: tuple[str, ...] = ()  # of labels that are numbers; empty where no names are kept
 
     def __init__(self, counts: Iterable[int]) -> None:
+        """`counts` are the images in each of the files, row groups or arrays that they lie in."""
         self.first = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
@@ -87,24 +77,18 @@ class Source(ABC):
 
 
 class Part(NamedTuple):
-    """What is of one split as a whole: a file, or an array in it.
+    """What is of one split as a whole: a file, or an array in it."""
 
-    Attributes:
-        name: below the folder, in which a word may tell the split.
-        path: the file.
-        key: the array's name in it; empty where it holds one thing.
-    """
-
-    name: str
+    name: str  # below the folder, in which a word may tell the split
     path: Path
-    key: str = ""
+    key: str = ""  # of the array in an .npz
 
 
 class Form(Protocol):
     """A module for files of one form."""
 
     def parts(self, files: Sequence[Path], base: Path) -> list[Part]:
-        """What the files hold; `base` is the folder that names are below."""
+        """The parts in the files, with names below the folder `base`."""
 
     def read(self, parts: Sequence[Part], labels: bool) -> Source:
         """The images of some of these parts. Raises InputError where they are damaged or hold no image."""
@@ -118,11 +102,8 @@ def file_parts(files: Sequence[Path], base: Path) -> list[Part]:
 def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
     """(word of the train split, word of the test split) of a given split; None where there is none.
 
-    Args:
-        words: that the names tell; "" stands for a name without such a word.
-
-    Raises:
-        InputError: every name tells a split, and one of the two is missing.
+    `words` are those of the names, "" of a name without one. Raises InputError where every name has a word, and one of
+    the two splits is missing.
     """
     test = next((word for word in HELD_OUT if word in words), None)
     if TRAIN in words and test is not None:
@@ -130,7 +111,7 @@ def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
     if words and set(words) <= set(WORDS):
         missing = "no train" if TRAIN not in words else f"none of {', '.join(HELD_OUT)}"
         raise InputError(
-            f"{where} has {' and '.join(sorted(words))}, but {missing}: add what is missing, or name "
-            f"what is in {min(words)} with --data, which is then divided"
+            f"{where} has {' and '.join(sorted(words))}, but {missing}: add that, or name what is in {min(words)} with "
+            "--data, which is then divided"
         )
     return None

@@ -16,7 +16,6 @@ from hrvqvae.data.images import SUFFIXES, opened_file
 from hrvqvae.data.sources.base import WORDS, Names, Source, given_split
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
-from hrvqvae.utils.quantities import counted
 
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -25,12 +24,7 @@ _MOST_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files of a folder.
-
-    Args:
-        folder: that the names are below.
-        files: their names as the file system has them.
-    """
+    """Image files of a folder, by their names below it."""
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         super().__init__([len(files)])
@@ -55,10 +49,9 @@ def folder_sources(folder: Path) -> dict[str, FolderSource]:
     """Image files of a folder, sorted by name: those of a given split by its words, else all under the empty word.
 
     `train/` beside `test/`, `val/` or `validation/` is a given split. Where several of the three are there, the first
-    in this order is the test split; images elsewhere in the folder are in neither. `train/` alone, or the others
-    without it, are an error; beside other folders of images it is a class like them ("train" is one in CIFAR100).
-    Labels are the folders that the images of a split lie in, where all of them lie in one. Without an image there is
-    no source at all.
+    in this order is the test split; images elsewhere in the folder are in neither. Beside other folders of images,
+    `train/` alone is a class like them, as in CIFAR100. Labels are the folders that the images of a split lie in, where
+    all of them lie in one. Without an image there is no source at all.
 
     Raises:
         InputError: half of a given split, two spellings of one name, or a name that is not UTF-8.
@@ -69,10 +62,10 @@ def folder_sources(folder: Path) -> dict[str, FolderSource]:
     for file in names_below(folder, SUFFIXES):
         if files.setdefault(normal(file), file) != file:
             raise InputError(f"{folder} has {file} in two spellings of Unicode; rename one of them")
-    words = {name.split("/")[0] for name in files if "/" in name}
-    given = given_split({word if word in WORDS else "" for word in words}, folder)
     if not files:
         return {}
+    words = {name.split("/")[0] for name in files if "/" in name}
+    given = given_split({word if word in WORDS else "" for word in words}, folder)
     found = dict[str, FolderSource]()
     for word in given or ("",):
         start = f"{word}/" if word else ""
@@ -87,11 +80,8 @@ def folder_sources(folder: Path) -> dict[str, FolderSource]:
 def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Names of files with such suffixes at any depth of a folder, in no order.
 
-    Links to folders directly inside are followed, as data sets are often put together, unless they lead back to where
-    they lie. Folders that can't be read are left out with a line that says so.
-
-    Raises:
-        InputError: a name is not UTF-8.
+    Links to folders directly inside are followed, unless they lead back to where they lie. Folders that can't be read
+    are left out, with a line in the log. Raises InputError where a name is not UTF-8.
     """
 
     def unreadable(error: OSError) -> None:
@@ -111,7 +101,7 @@ def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _choices(inner: str) -> list[str]:
-    """What stands for braces: "08..10" -> 08, 09, 10; "train,test" -> train, test."""
+    """Inside braces: "08..10" -> 08, 09, 10; "train,test" -> train, test."""
     matched = _RANGE.fullmatch(inner)
     if matched is None:
         return inner.split(",")
@@ -122,22 +112,16 @@ def _choices(inner: str) -> list[str]:
     return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
-def _without_braces(pattern: str) -> list[str]:
-    """Every name that a pattern with braces stands for, in order."""
-    plain, inner = _BRACES.split(pattern)[::2], _BRACES.findall(pattern)
-    choices = itertools.product(*map(_choices, inner))
-    return ["".join(itertools.chain(*zip(plain, (*chosen, ""), strict=True))) for chosen in choices]
-
-
 def named_files(pattern: Path) -> list[Path]:
     """Files that a name stands for: itself, or with {00..99}, {a,b}, *, ? and [abc] those that it matches, in order.
 
-    Raises:
-        InputError: a file that it names without a wildcard is missing, or nothing matches.
+    Raises InputError where a file that it names without a wildcard is missing, or nothing matches.
     """
     if pattern.is_file():
         return [pattern]
-    names = _without_braces(str(pattern))
+    plain, inner = _BRACES.split(str(pattern))[::2], _BRACES.findall(str(pattern))
+    choices = itertools.product(*map(_choices, inner))
+    names = ["".join(itertools.chain(*zip(plain, (*chosen, ""), strict=True))) for chosen in choices]
     files = list[Path]()
     for name in names:
         if _WILDCARD.search(name):
@@ -147,8 +131,7 @@ def named_files(pattern: Path) -> list[Path]:
         elif Path(name).is_file():
             files.append(Path(name))
         else:
-            others = f", one of the {counted(len(names), 'file')} that {pattern} names" if len(names) > 1 else ""
-            raise InputError(f"{name} is missing{others}; get it, or name those that are there")
+            raise InputError(f"{name} is missing; get it, or name those that are there")
     if not files:
         raise InputError(f"no file is named like {pattern}")
     return list(dict.fromkeys(files))

@@ -5,9 +5,9 @@ holds numbers or texts; names of numbers are read from the features that `datase
 by its path where the struct has another one for each, else by its file and row.
 
 A row group is the least that can be read, and it may hold a hundred images or a hundred thousand. So each process keeps
-the row groups that it read last, up to `WINDOW_BYTES`, and the order of an epoch stays within so many: the row
-groups are drawn in a new order, those that fit into the window together are taken together, and their images are drawn
-in any order. It is a function of (seed, epoch) as every order is. A set that fits as a whole is drawn as a folder is.
+the row groups that it read last, up to `WINDOW_BYTES`, and the order of an epoch, a function of (seed, epoch) as every
+order, stays within so many: the row groups are drawn in a new order, and the images of those that fit into the window
+together in any order. A set that fits as a whole is drawn as a folder is.
 """
 
 from __future__ import annotations
@@ -35,31 +35,18 @@ parts = file_parts
 
 
 class Group(NamedTuple):
-    """A row group.
-
-    Attributes:
-        file: the file that it is in.
-        number: among those of the file.
-        before: rows of the file before it.
-        rows: its rows.
-        bytes: what its images take when they are read.
-        column: the file's column of images, down to the bytes.
-    """
+    """A row group of a file."""
 
     file: Path
     number: int
-    before: int
+    before: int  # rows of the file before it
     rows: int
-    bytes: int
-    column: str
+    bytes: int  # of its images when they are read
+    column: str  # of images, down to the bytes
 
 
 class ParquetSource(Source):
-    """The images of Parquet files, row after row.
-
-    Args:
-        groups: the row groups, in order.
-    """
+    """The images of Parquet files, row group after row group."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         super().__init__(group.rows for group in groups)
@@ -71,7 +58,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _paths(self) -> Names | None:
-        """The paths that the files give their images; None where they are not a name for each."""
+        """The paths that the files give their images; None unless each has another one."""
         import pyarrow.parquet
 
         found = list[str]()
@@ -139,10 +126,9 @@ def _bytes_of(group: Group) -> Any:
 
 
 def read(parts: Sequence[Part], labels: bool) -> ParquetSource:
-    """The images of Parquet files. Only their descriptions and their labels are read.
+    """The images of Parquet files, of which only the metadata and the labels are read.
 
-    Raises:
-        InputError: a file is damaged, has no column of images or labels that are none, or there is no row in any.
+    Raises InputError where a file is damaged, has no column of images or labels of another type, or there is no row.
     """
     import pyarrow
     import pyarrow.parquet
@@ -182,7 +168,7 @@ def _groups(file: Any, path: Path) -> list[Group]:
 
 
 def _image_column(schema: Any, path: Path) -> str:
-    """The column with the bytes of images. Raises InputError where there is none, or no telling which."""
+    """The column with the bytes of images. Raises InputError where there is none, or several may be."""
     from pyarrow import types
 
     def is_bytes(kind: Any) -> bool:
@@ -198,11 +184,9 @@ def _image_column(schema: Any, path: Path) -> str:
     if len(found) > 1:
         found = {name: column for name, column in found.items() if name in _IMAGES} or found
     if len(found) != 1:
-        wrong = f"columns {', '.join(found)} may be images" if found else "it has no column of images"
-        raise InputError(
-            f"{path}: {wrong}; there are {', '.join(f'{field.name} ({field.type})' for field in schema)}. One column "
-            "must hold bytes of image files, as such or as the struct {bytes, path}; of several, name one image"
-        )
+        wrong = f"columns {', '.join(found)} may be images, name one image" if found else "it has no column of images"
+        fields = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise InputError(f"{path}: {wrong}; there are {fields}, and images are bytes or the struct {{bytes, path}}")
     return next(iter(found.values()))
 
 
@@ -218,8 +202,8 @@ def _labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]
     kind = values.type
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
         raise InputError(
-            f"{path}: column {column} has type {kind}; labels are whole numbers or texts. "
-            "Take no classes with --data.labels false"
+            f"{path}: column {column} has type {kind}, not whole numbers or texts; "
+            "take no classes with --data.labels false"
         )
     try:  # names of numbers, as `datasets` keeps them in the metadata
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")

@@ -4,10 +4,10 @@ A sample is the members that lie beside each other and have one name up to its f
 `cats/001.cls`. Each PNG, JPEG and WebP member is an image. Its label is the whole number in `.cls`, else under "label"
 in `.json`; class names are the lines of `classnames.txt` beside the shards or in the folder above them.
 
-A shard is opened for each image, as a file of a folder is: so there is nothing that processes would share, no limit of
-open files, and no part of a shard is in memory but that image. What is in memory is where each image lies, some 30
-bytes beside its name. It is found by reading the headers once, which takes a minute a million, and kept in the user's
-cache folder for as long as the shards have the same names, sizes and times of change.
+A shard is opened for each image, as a file of a folder is: processes share nothing, and there is no limit of open
+files. In memory is only where each image lies, some 30 bytes beside its name. It is found by reading the headers once,
+which takes a minute a million, and kept in the user's cache folder for as long as the shards have the same names, sizes
+and times of change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
@@ -48,16 +48,10 @@ parts = file_parts
 
 
 class TarSource(Source):
-    """The image members of tars, shard after shard.
-
-    Args:
-        files: the shards.
-        counts: how many images are in each.
-        places: (N, 2) where the content of each image begins in its shard, and how many bytes it has.
-        names: of the members.
-    """
+    """The image members of tars, shard after shard."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: Names) -> None:
+        """`places` (N, 2) are where the content of each image begins in its shard, and how many bytes it has."""
         super().__init__(counts)
         self.files, self._places, self._names = tuple(files), places, names
 
@@ -78,26 +72,21 @@ class TarSource(Source):
 
 
 def read(parts: Sequence[Part], labels: bool) -> TarSource:
-    """The images of shards, by the index that is kept of them or that is made now.
-
-    Raises:
-        InputError: a shard is cut short, damaged or compressed, or there is no image in any.
-    """
+    """The images of shards. Raises InputError as `scan`, and where there is no image in any."""
     files = [part.path for part in parts]
     try:
         source, found = _indexed(files)
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
-        others = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
-        raise InputError(f"{files[0]}{others}: no PNG, JPEG or WebP image is in it")
+        raise InputError(f"{files[0]}: no PNG, JPEG or WebP image is in it")
     if labels and not (found == NO_LABEL).any():
         source.labels, source.class_names = found, _class_names(files)
     return source
 
 
 def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """Lines of the file that names the classes of these shards; none where there is none."""
+    """The names of the classes, from the file beside the shards or above them; empty where there is none."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         path = folder / CLASS_NAMES
         if path.is_file():
@@ -109,7 +98,7 @@ def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _indexed(files: Sequence[Path]) -> tuple[TarSource, NDArray[np.int64]]:
-    """Shards, and the label of each image: by a kept index, or one that is made now. Raises InputError as `scan`."""
+    """Shards, and the label of each image, by an index that was kept, or that is made now."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     known = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     kept = Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)) / "indexes" / f"{known}.npz"
@@ -136,11 +125,10 @@ def _indexed(files: Sequence[Path]) -> tuple[TarSource, NDArray[np.int64]]:
 def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
     """Append the image members of a tar by its headers: where each begins, how long it is, its label and name.
 
-    Links are left out, with a line that says so.
+    Links are left out, with a line in the log.
 
     Raises:
-        InputError: it is cut short (the last whole member is named), damaged, or no uncompressed tar; a `.cls` holds
-            no whole number.
+        InputError: it is cut short, damaged, or no uncompressed tar; a label is no whole number.
     """
     links = list[str]()
     with path.open("rb") as stream:
@@ -187,16 +175,12 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _label(kind: str, content: bytes, where: str) -> int:
-    """The label in a member, `NO_LABEL` where it tells none."""
-    try:
-        value = int(content.decode()) if kind == "cls" else json.loads(content)
-    except (ValueError, RecursionError) as error:
-        if kind == "cls":
-            raise InputError(f"{where} is not a whole number; take no classes, or make the shards anew") from error
-        return NO_LABEL
-    found = value.get("label") if isinstance(value, dict) else value if kind == "cls" else None
-    if not isinstance(found, int) or isinstance(found, bool):
-        return NO_LABEL
-    if not NO_LABEL < found < 2**63:
-        raise InputError(f"{where} has the label {found}, which is no number of a class")
-    return found
+    """The label in a `.cls` or a `.json`; `NO_LABEL` where the latter has none."""
+    found: Any = None
+    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+        found = int(content) if kind == "cls" else json.loads(content)["label"]
+    if type(found) is int and NO_LABEL < found < 2**63:
+        return found
+    if kind == "cls":
+        raise InputError(f"{where} is not the number of a class")
+    return NO_LABEL
