@@ -490,7 +490,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     pq.write_table(pa.table({"one": images, "two": images}), folder / "two.parquet")
     yield folder / "two.parquet", "columns one, two may be images.*name one image"
     write_parquet(folder / "labels.parquet", images, [0.5] * 4)
-    yield folder / "labels.parquet", "column label has type double; labels are whole numbers or texts"
+    yield folder / "labels.parquet", "column label has type double, not whole numbers or texts"
     write_parquet(folder / "other" / "a.parquet", images, [0] * 4, names=("a", "b"))
     write_parquet(folder / "other" / "b.parquet", images, [0] * 4, names=("b", "a"))
     yield folder / "other", "name other classes; take none with --data.labels false"
