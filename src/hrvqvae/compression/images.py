@@ -158,9 +158,9 @@ def decode_images(
     for number, one in enumerate(files):
         there = [prefix for prefix in model.prefixes if prefix <= min(most, len(one.codes))]
         if not there:
-            whole = counted(len(one.codes), "whole level")
+            there_are, least = counted(len(one.codes), "whole level"), model.prefixes[0]
             raise DamagedFileError(
-                f"file {number + 1} has {whole}, and this model decodes {model.prefixes[0]} or more together: {one.fault}"
+                f"file {number + 1} has {there_are}, and this model decodes {least} or more together: {one.fault}"
             )
         used.append(there[-1])
     images: dict[int, Tensor] = {}
