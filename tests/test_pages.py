@@ -61,14 +61,14 @@ def commands(page: str) -> Iterator[tuple[list[str], str]]:
                 yield shlex.split(command), shown
 
 
-def run(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+def run(words: Sequence[str], cuts: Sequence[Cut], capsys: pytest.CaptureFixture[str]) -> str:
     """What a command prints; `> FILE` writes that. Pictures that it names are there afterwards."""
     capsys.readouterr()
-    target = Path(words[-1]) if ">" in words else None
-    replay(words[: words.index(">")] if target else words)
+    end = words.index(">") if ">" in words else len(words)
+    replay(cut(words[:end], cuts))
     printed = capsys.readouterr().out
-    if target:
-        target.write_text(printed)
+    if end < len(words):
+        Path(words[end + 1]).write_text(printed)
         assert yaml.safe_load(printed)["name"] in presets.names()
     assert not [word for word in words if word.endswith(".png") and not Path(word).is_file()], words
     return printed
@@ -93,7 +93,7 @@ def test_the_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, check=True)
         elif "--onnx" not in words:  # tests/export runs that one as it stands
             few = (*CUTS, (r"^hrvqvae sample mnist -n 64", "hrvqvae sample mnist -n 4"))
-            printed = run(cut(words, few), capsys)
+            printed = run(words, few, capsys)
             if shown and words[1] in ("presets", "sample"):
                 expected = re.escape(shown).replace(re.escape("...\n"), "(?:.*\n)*").replace("64", "4")
                 assert re.fullmatch(expected, printed), f"{words}\n{printed}"
@@ -118,7 +118,7 @@ def test_a_guide(page: str, capsys: pytest.CaptureFixture[str]) -> None:
             exec(block, names)
         for line in block.splitlines() if language == "console" else ():
             if line.startswith("$ hrvqvae "):
-                run(cut(shlex.split(line[2:]), (*CUTS, *FEWER)), capsys)
+                run(shlex.split(line[2:]), (*CUTS, *FEWER), capsys)
     if page == "docs/start.md":
         assert names["digits"].shape == names["images"].shape == names["coarse"].shape == (4, 1, 28, 28)
 
@@ -222,7 +222,9 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
     modules = [name for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text) if "binary_codes" not in name]
-    assert not [name for name in modules if not (ROOT / "src" / "hrvqvae" / name).exists() and not (ROOT / name).exists()]
+    assert not [
+        name for name in modules if not (ROOT / "src" / "hrvqvae" / name).exists() and not (ROOT / name).exists()
+    ]
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(tmp_path: Path) -> None:
