@@ -1,7 +1,4 @@
-"""A run's autoencoder as a folder with two graphs, written only if they do what the model does.
-
-They give the same codes, except at ties, and the same images.
-"""
+"""A run's autoencoder as a folder with two graphs that give its codes, except at ties, and its images."""
 
 from __future__ import annotations
 
@@ -23,16 +20,16 @@ from hrvqvae.utils.files import writing_folder
 from hrvqvae.utils.quantities import counted
 
 PIXELS = 1e-4
-"""How far images may be apart, on the scale [0, 1]."""
+"""The largest difference of images, on the scale [0, 1]."""
 
 TIE = 1e-5
-"""Two codes are tied where the distances from the vector to what they stand for differ by less than this share of the
-longest such vector of the image: what float32 makes of a vector in another order of summation is about that far off."""
+"""Two codes are tied where the distances from the vector to theirs differ by less than this share of the longest vector
+of the image: about the error of float32 in another order of summation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What a comparison found; comparisons add up.
+    """The outcome of a comparison; comparisons add up.
 
     A code that is neither equal nor an error is a tie, or a finer code of an image in which a coarser one is tied.
     """
@@ -41,7 +38,7 @@ class Agreement:
     codes: int = 0
     equal: int = 0
     errors: int = 0  # codes that differ and are no tie
-    pixels: float = 0.0  # the largest difference between decoded images of the same codes, over all numbers of levels
+    pixels: float = 0.0  # the largest difference of decoded images, over all numbers of levels
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(
@@ -95,7 +92,7 @@ def count_errors(model: Autoencoder, images: Tensor, ours: Codes, theirs: Codes)
 
 
 def _check_images(config: Config, least: int) -> list[Tensor]:
-    """3 images of the size of training, and 1 of a size that need not fill the grid; `least` or more pixels a side."""
+    """3 images of the size of training, and 1 that need not fill the grid; `least` or more pixels a side."""
     generator, size = torch.Generator().manual_seed(0), max(config.data.size, least)
     batches = []
     for count, height, width in ((3, size, size), (1, size + 3, size + size // 2 + 1)):
@@ -107,13 +104,11 @@ def _check_images(config: Config, least: int) -> list[Tensor]:
 
 
 def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None) -> tuple[list[Path], Agreement]:
-    """Write the encoder and the decoder of a run as graphs, and check them against the model; -> the files.
-
-    Written whole or not at all.
+    """Write the encoder and the decoder of a run as graphs that agree with it, whole or not at all; -> the files.
 
     Args:
         form: "onnx" or "torch".
-        beam: paths that the encoder's search keeps at each level; None keeps as many as it was trained with.
+        beam: paths that the encoder's search keeps at each level; None keeps as many as in training.
 
     Raises:
         InputError: the run has no model, or no linked codebooks for a beam, a package is missing, the system can't be
@@ -131,7 +126,7 @@ def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None
         for images in _check_images(config, least):
             try:
                 agreement += compare(model, graphs, images)
-            except Exception as error:  # of whatever runs the graphs, such as those that hold a size for a constant
+            except Exception as error:  # of the runtime, where a size was taken for a constant
                 why = " ".join(str(error).split())[-200:]
                 raise InputError(f"the {kind.name} graphs fail on images of another number or size ({why})") from error
         if agreement.errors or agreement.pixels > PIXELS:

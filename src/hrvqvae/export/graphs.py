@@ -3,11 +3,9 @@
 encoder: images (B, C, Y, X) float32 in [0, 1] -> a tensor of codes (B, H_l, W_l) int64 for each level, coarse first
 decoder: codes of every level, levels () int64 -> images (B, C, Y', X') float32 in [0, 1]
 
-B, Y and X are free. An image that does not fill its latent grid is grown inside the encoder's graph, as in `encode`:
-its last rows and columns are repeated. The decoder's graph gives all that the grid holds, (Y', X') >= (Y, X): the image
-is its upper left part, `[..., :Y, :X]`.
-
-Values are not checked inside a graph: a code out of range is an error of whatever runs it, or another codeword.
+B, Y and X are free. The encoder's graph repeats an image's last rows and columns where it does not fill its grid, as
+`encode` does. The decoder's graph gives all that the grid holds: the image is its part `[..., :Y, :X]`. Values are not
+checked inside a graph: a code out of range is an error of the runtime, or another codeword.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from warnings import catch_warnings, simplefilter
@@ -35,19 +32,17 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
-ABOUT = "hrvqvae"
-"""Under this name a file holds, as JSON, the configuration of the model and the numbers of levels that it decodes."""
-
+ABOUT = "hrvqvae"  # the name of a file's metadata: JSON with the configuration and the numbers of levels to decode
 _EXAMPLE = 3  # images, and positions of the coarsest grid a side: a size of 1 would be taken for a constant
 
 
 class Graph(NamedTuple):
-    """One traced graph."""
+    """One traced graph, with the names of its tensors."""
 
     program: ExportedProgram
-    inputs: tuple[str, ...]  # names of its tensors, in order
-    outputs: tuple[str, ...]  # names of what it gives, in order
-    dynamic: tuple[Any, ...]  # which sizes of the inputs are free, in the form that torch.export takes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: tuple[Any, ...]  # the free sizes of the inputs, in the form that torch.export takes
 
 
 class _Encoder(nn.Module):
@@ -70,9 +65,9 @@ class _Decoder(nn.Module):
 
 
 def trace(autoencoder: Autoencoder, config: Config) -> tuple[Graph, Graph, int]:
-    """(encoder, decoder, least image size a side) of a model that is in evaluation mode and on the CPU.
+    """(encoder, decoder, least image size a side) of a model in evaluation mode on the CPU.
 
-    The least size has two positions a side on the coarsest grid, since one is no free size to torch.
+    The least size has two positions a side on the coarsest grid: torch takes one for a constant.
 
     Raises:
         InputError: torch.export can't trace the system.
@@ -92,25 +87,20 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[Graph, Graph, int]:
         encoder = _traced(_Encoder(autoencoder), (images,), (free,), config)
         rows, columns = Dim("rows", min=rows_of(least)), Dim("columns", min=rows_of(least))
         times = [len(code[0]) // len(codes[0][0]) for code in codes]  # coarse first: a whole number
-        grids = tuple({0: batch, 1: _multiple(rows, n), 2: _multiple(columns, n)} for n in times)
+        sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in times]
+        grids = tuple({0: batch, 1: height_of_grid, 2: width_of_grid} for height_of_grid, width_of_grid in sides)
         decoder = _traced(_Decoder(autoencoder), (codes, torch.tensor(1)), (grids, None), config)
-    return (
-        Graph(encoder, ("images",), names, (free,)), Graph(decoder, (*names, "levels"), ("images",), (grids, None)),
-        least,
-    )  # fmt: skip
-
-
-def _multiple(dim: Any, times: int) -> Any:
-    return dim if times == 1 else dim * times
+    decoded = Graph(decoder, (*names, "levels"), ("images",), (grids, None))
+    return Graph(encoder, ("images",), names, (free,)), decoded, least
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """None of what torch has to say about its own internals while it traces, translates and reads graphs."""
+    """Nothing is printed or logged by torch, which reports its internals when it traces and reads graphs."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with catch_warnings(), redirect_stderr(StringIO()):
+        with catch_warnings(), redirect_stderr(io.StringIO()):
             simplefilter("ignore")
             yield
     finally:
@@ -131,15 +121,15 @@ def _traced(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, .
 
 
 class GraphModel(ABC):
-    """The encoder and the decoder of a folder, read back and run; on the CPU, with as many threads as torch has."""
+    """The encoder and the decoder of a folder, run on the CPU with as many threads as torch has."""
 
-    name: ClassVar[str]  # of the form, for people
+    name: ClassVar[str]  # of the form, in messages
     suffix: ClassVar[str]  # of the files `encoder` and `decoder`
-    needs: ClassVar[tuple[str, ...]] = ()  # modules of other packages
+    needs: ClassVar[tuple[str, ...]] = ()  # modules
 
     @classmethod
     def require(cls) -> None:
-        """Raises InputError where a package that the form needs is missing."""
+        """Raises InputError where a package is missing."""
         missing = [name for name in cls.needs if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(f"{cls.name} needs {' and '.join(missing)}: pip install 'hrvqvae[onnx]'")
@@ -147,7 +137,7 @@ class GraphModel(ABC):
     @staticmethod
     @abstractmethod
     def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
-        """The content of a file of that graph."""
+        """The content of a graph's file."""
 
     @abstractmethod
     def __init__(self, folder: Path) -> None: ...
@@ -158,7 +148,7 @@ class GraphModel(ABC):
 
     @abstractmethod
     def decode(self, codes: Codes, levels: int) -> Tensor:
-        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid; codes are those of every level."""
+        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
 
 
 class OnnxModel(GraphModel):
