@@ -40,11 +40,8 @@ def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> No
 
 WORD = st.text(st.characters(exclude_categories=["Cs"]))
 NAME = st.from_regex(r"[a-z]+(\.[a-z_]+)+", fullmatch=True)
-VALUE = (
-    WORD.filter(lambda text: not text.startswith("-"))
-    | st.integers().map(str)
-    | st.floats(max_value=-1, allow_infinity=False).map(str)
-)
+NEGATIVE = st.integers(max_value=-1) | st.floats(max_value=-1, allow_infinity=False)
+VALUE = WORD.filter(lambda text: not text.startswith("-")) | NEGATIVE.map(str)
 OTHER = WORD.filter(lambda text: not text.startswith("--"))
 
 
@@ -86,22 +83,13 @@ def test_a_field_needs_a_value(after: list[str]) -> None:
     ("arguments", "message"),
     [
         (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
-        (["train", "--model.quantizer.codewords", "8", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst'"),
-        (["presets", "hrvqvae/cifar"], "hrvqvae/cifar10"),
         (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
-        (["train", "hrvqvae/photos", "--data", "/nowhere"], "/nowhere is not a folder"),
-        (["train", "hrvqvae/mnist", "--model.quantizer.codewords", "1"], "at least 2"),
-        (["train", "hrvqvae/mnist", "--model.quantizer.codwords", "8"], "did you mean model.quantizer.codewords"),
         (["train", "hrvqvae/mnist", "--max-steps", "many"], "training.max_steps is 'many'; it must be a whole number"),
         (["train", "hrvqvae/mnist", "--max-step", "5"], "unknown argument '--max-step' (see hrvqvae train --help)"),
         (["train", "hrvqvae/mnist", "--seed", "-1"], "training.seed is -1; it must be at least 0"),
-        (["train", "hrvqvae/mnist", "--training.seed", "-1"], "training.seed is -1; it must be at least 0"),
-        (["train", "hrvqvae/mnist", "more"], "unknown argument 'more'"),
         (["train", "nowhere.yaml"], "nowhere.yaml can't be read"),
         (["evaluate", "nowhere"], "there is no such run folder"),
-        (["evaluate", "nowhere", "--colour"], "unknown argument '--colour'"),
         (["evaluate", "nowhere", "--data.size", "12"], "unknown argument '--data.size' (see hrvqvae evaluate --help)"),
-        (["data", "get", "mnits"], "unknown data set 'mnits': did you mean mnist"),
         (["data", "get", "ffhq"], "can't be got by command"),
         (["nothing"], "invalid choice: 'nothing'"),
         ([], "COMMAND"),
@@ -121,9 +109,7 @@ def test_wrong_commands(arguments: list[str], message: str, capsys: pytest.Captu
     assert message in refused([*arguments], capsys)
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["train"], ["train-prior"], ["data", "get"], ["evaluate"], ["demo"], ["sample"]]
-)
+@pytest.mark.parametrize("command", [[], ["train"], ["data", "get"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

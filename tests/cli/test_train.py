@@ -1,4 +1,4 @@
-"""Training by command: configurations, resumption, signals, and whatever data or disk does not allow."""
+"""Training by command: configurations, resumption, signals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.cli import main
 from hrvqvae.config.parsing import from_file
 from tests.cli.helpers import refused, write_file
-from tests.conftest import write_picture
 from tests.tiny_systems import tiny_run
 
 
@@ -82,19 +81,3 @@ def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
     assert "continue with --resume" in out
     assert err == ""
     assert RunFolder(tmp_path / "run").model.is_file()
-
-
-def test_bad_data(mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    train_photos: list[object] = ["train", "hrvqvae/photos", "--out", tmp_path / "run", "--data.workers", "0", "--data"]
-    assert "has no image" in refused([*train_photos, empty], capsys)
-    broken = tmp_path / "broken"
-    for index in range(4):
-        write_picture(broken / f"{index}.png", index, (300, 300))
-        (broken / f"{index}.png").write_bytes((broken / f"{index}.png").read_bytes()[:100])
-    line = refused([*train_photos, broken], capsys)
-    assert "broken/" in line
-    assert "--data.on_error skip" in line
-    channels = ["train", "hrvqvae/mnist", "--data.channels", "3", "--data", mnist_root, "--out", tmp_path / "run2"]
-    assert "mnist has 1 channels, data.channels is 3" in refused(channels, capsys)

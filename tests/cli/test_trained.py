@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     return shutil.copytree(tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("priors"))
 
 
-def test_evaluation_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_for_programs_and_people(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "--json", "--device", "cpu"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["dataset"], report["split"], report["images"]) == ("mnist", "test", 40)
@@ -37,6 +37,11 @@ def test_evaluation_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert report["no_priors"] == f"train them: hrvqvae train-prior {run}"
     assert [level["codewords"] for level in report["levels"]] == [3, 9, 27]
     assert report["mse"] == report["levels"][-1]["mse"]
+    assert main(["evaluate", str(run), "--split", "train", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "mnist train: 96 images" in out
+    assert [line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "] == ["3", "9", "27"]
+    assert f"no priors: train them: hrvqvae train-prior {run}" in out
 
 
 def test_a_beam_encodes_whatever_the_model_was_trained_with(
@@ -75,7 +80,7 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(
     for level, code in enumerate(codes, start=1):
         assert rows.column(f"codes_{level}").to_pylist() == code.flatten(1).tolist()
     line = refused(["tokenize", run, tmp_path / "images", shards, "--workers", "0"], capsys)
-    assert f"{shards} was begun with --beam 9" in line
+    assert f"{shards} was begun with another --beam: 9" in line
     assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0], capsys)
 
 
@@ -94,14 +99,6 @@ def test_lambda_is_of_the_levels_that_are_shown(run: Path, tmp_path: Path, capsy
             line = refused([*command, "--lmbda", weight], capsys)
             assert f"the lambda is {told}; it must be from 0 to 1e6" in line
     assert not (tmp_path / "none.png").exists()
-
-
-def test_evaluation_for_people(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run), "--split", "train", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert "mnist train: 96 images" in out
-    assert [line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "] == ["3", "9", "27"]
-    assert f"no priors: train them: hrvqvae train-prior {run}" in out
 
 
 def test_skipped_images_are_told_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,9 +126,8 @@ def test_reconstruction(levels: int | None, run: Path, tmp_path: Path, capsys: p
     write_picture(tmp_path / "b.jpg", 2, (33, 21), "L")
     out = tmp_path / "sheet.png"
     extra = [] if levels is None else ["--levels", str(levels)]
-    assert (
-        main(["reconstruct", str(run), str(tmp_path / "a.png"), str(tmp_path / "b.jpg"), "-o", str(out), *extra]) == 0
-    )
+    images = [str(tmp_path / name) for name in ("a.png", "b.jpg")]
+    assert main(["reconstruct", str(run), *images, "-o", str(out), *extra]) == 0
     printed = capsys.readouterr().out
     model = hrvqvae.load(run)
     pixels = torch.from_numpy(read_image(tmp_path / "a.png", 1))[None]
@@ -143,26 +139,16 @@ def test_reconstruction(levels: int | None, run: Path, tmp_path: Path, capsys: p
 
 def test_bad_runs_and_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_picture(tmp_path / "grey.png", 1, mode="L")
-    (tmp_path / "text.png").write_text("no image")
     out = tmp_path / "sheet.png"
 
     def reconstruct(image: str, *extra: object, folder: Path = run, to: Path = out) -> str:
         return refused(["reconstruct", folder, tmp_path / image, "-o", to, *extra], capsys)
 
-    assert "text.png is not a readable PNG, JPEG or WebP" in reconstruct("text.png")
-    assert "no such image" in reconstruct("none.png")
     for levels in (0, 4):
         assert f"levels is {levels}; this model has levels 1 to 3" in reconstruct("grey.png", "--levels", levels)
     assert "is not a run folder" in reconstruct("grey.png", folder=tmp_path)
     assert "can't be written" in reconstruct("grey.png", to=tmp_path / "nowhere" / "sheet.png")
     assert not out.exists()
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    content = bytearray((run / "model.safetensors").read_bytes())
-    content[-50] ^= 8
-    (copy / "model.safetensors").write_bytes(content)
-    assert "is damaged: its content does not match its checksum" in reconstruct("grey.png", folder=copy)
     assert "--split: invalid choice: 'dev'" in refused(["evaluate", run, "--split", "dev"], capsys)
-    assert "device is 'tpu'" in refused(["evaluate", run, "--device", "tpu"], capsys)
     assert "get it with" in refused(["evaluate", run, "--data", tmp_path / "nowhere"], capsys)
     assert "--images is 0; it must be at least 1" in refused(["evaluate", run, "--images", 0], capsys)

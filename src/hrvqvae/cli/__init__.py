@@ -1,7 +1,4 @@
-"""The command line: parse, call, print.
-
-A module for each group of commands. Nothing heavy is imported before a command is known.
-"""
+"""The command line: parse, call, print. Nothing heavy is imported before a command is known."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ def _parser() -> Parser:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command; -> exit code. Raises InputError, and whatever else it runs into."""
+    """Run a command; -> exit code. Raises InputError."""
     others, fields = split_fields(argv)
     if others and others[0] in _RENAMED:
         raise InputError(f"the command {others[0]} has another name: {_RENAMED[others[0]]}")
@@ -48,12 +45,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; -> exit code. Whatever a user can cause is one line on stderr and exit code 2."""
+    """Run a command; -> exit code. An error that a user can cause is one line on stderr and exit code 2."""
     handler, level = logging.StreamHandler(), LOG.level
     handler.setFormatter(logging.Formatter("hrvqvae: %(message)s"))
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     LOG.addHandler(handler)
-    # Of processes that train together, the first shows what it does.
+    # Of processes that train together, the first logs.
     LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         return run(sys.argv[1:] if argv is None else argv)

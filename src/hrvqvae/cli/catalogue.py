@@ -25,12 +25,12 @@ def _presets(arguments: Arguments) -> int:
         return 0
     print(f"{entry['name']}: {entry['about']}\n")
     print_table([(name, row["value"], row["source"]) for name, row in entry["values"].items()])
-    print()
     rows = []
     for name, value in entry["derived"].items():
         printed = f"; printed: {entry['printed'][name]:,}" if name in entry["printed"] else ""
         shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
         rows.append((name, shown, f"computed{printed}"))
+    print()
     print_table(rows)
     for note in entry["notes"]:
         print(f"\nNote: {note}")
@@ -83,15 +83,8 @@ def _data_pack(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """presets, data list, data get, data pack."""
-    name = option("name", nargs="?", metavar="NAME")
-    command(
-        commands,
-        "presets",
-        "list presets, or show one: every value with where it comes from",
-        _presets,
-        name,
-        "--json",
-    )
+    about = "list presets, or show one: every value with where it comes from"
+    command(commands, "presets", about, _presets, option("name", nargs="?", metavar="NAME"), "--json")
 
     actions = group(commands, "data", "data sets, and networks to compare images by")
     root = option("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")

@@ -78,7 +78,7 @@ def command(under: Group, name: str, about: str, call: Call, *options: Option | 
 
     Args:
         options: its arguments, or names of `COMMON` ones.
-        fields: of a command that takes `--section.field VALUE`: what its help says of them.
+        fields: help on `--section.field VALUE`, where the command takes these.
     """
     added = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
     added.set_defaults(call=call, takes_fields=bool(fields), prog=added.prog)
@@ -94,23 +94,17 @@ def group(under: Group, name: str, about: str, what: str = "ACTION") -> Group:
 
 
 def import_training() -> None:
-    """Import what needs the extra `train`, which has that of figures: so it is what a person is told to install."""
+    """Import what needs the extra `train`, so that it is named where it is missing, and not `figures`, a part of it."""
     importlib.import_module("hrvqvae.training.trainer")
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take `--section.field VALUE` and `--section.field=VALUE` out of a command line, wherever they stand.
-
-    Returns:
-        The other arguments in order, and dotted name -> text; the names are not checked yet. Whatever follows `--` is
-        no field.
+    """The arguments but `--section.field VALUE` and `--section.field=VALUE` before `--`, and these: name -> text.
 
     Raises:
-        InputError: a field has no value, or is given twice.
+        InputError: a field has no value, or two.
     """
-    others: list[str] = []
-    fields: dict[str, str] = {}
-    rest = list(arguments)
+    others, fields, rest = list[str](), dict[str, str](), list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
@@ -129,29 +123,28 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def give(fields: dict[str, str], name: str, value: str, option: str) -> None:
-    """Add the value of a field that an option gives. Raises InputError where the command line gives another already."""
+    """Add the value of a field that an option gives. Raises InputError where it has another already."""
     if fields.get(name, value) != value:
         raise InputError(f"{option} {value} contradicts --{name} {fields[name]}: give one of them")
     fields[name] = value
 
 
-def _for_json(value: Any) -> Any:
-    """Plain values as JSON knows them, which has no infinity and no NaN: they become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _for_json(inner) for key, inner in value.items()}
-    return [_for_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
 def print_json(value: Any) -> None:
-    """Print plain values for programs. What is not finite is null."""
-    print(json.dumps(_for_json(value), indent=2, allow_nan=False))
+    """Print plain values as JSON, in which a number that is not finite is null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:
     """Print rows in columns, the heads first."""
-    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -1,4 +1,4 @@
-"""This installation: what it is and lacks, where it keeps things; and how a shell completes its commands."""
+"""This installation: its packages and folders; and how a shell completes its commands."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from hrvqvae.utils.progress import LOG, waiting
 
 
 def examine() -> dict[str, Any]:
-    """This installation as plain values: `versions` of what is required (None: missing), `cores`, `device` and
-    `precision` where torch can be imported, `folders` of caches, `extras` with the packages that each lacks, and
-    `problems`, a line for each thing that keeps the package from working."""
+    """This installation as plain values: `versions` of what is required (None: missing), `device` and `precision` where
+    torch can be imported, `folders` of data and models, missing packages of `extras`, and `problems`, a line each."""
     from importlib import metadata
 
     from hrvqvae.data.loading import data_root
@@ -52,10 +51,11 @@ def examine() -> dict[str, Any]:
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             problems.append(f"the folder for {what} can't be written: {path}")
-    lacking = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
-    return found | {
+    extras = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
+    return {
+        **found,
         "folders": {what: str(path) for what, path in folders.items()},
-        "extras": lacking,
+        "extras": extras,
         "problems": problems,
     }
 
@@ -64,16 +64,16 @@ def _doctor(arguments: Arguments) -> int:
     found = examine()
     if arguments.json:
         print_json(found)
-    else:
-        rows = [(name, version or "missing") for name, version in found["versions"].items()]
-        rows += [(name, str(found[name])) for name in ("platform", "cores", "device", "precision") if name in found]
-        rows += [*found["folders"].items()]
-        for extra, lacking in found["extras"].items():
-            how = f"pip install 'hrvqvae[{extra}]' for {', '.join(lacking)}"
-            rows.append((f"extra {extra}", how if lacking else "complete"))
-        print_table(rows)
-        for problem in found["problems"]:
-            LOG.error("%s", problem)
+        return 1 if found["problems"] else 0
+    rows = [(name, version or "missing") for name, version in found["versions"].items()]
+    rows += [(name, found[name]) for name in ("platform", "cores", "device", "precision") if name in found]
+    rows += found["folders"].items()
+    for extra, lacking in found["extras"].items():
+        how = f"pip install 'hrvqvae[{extra}]' for {', '.join(lacking)}"
+        rows.append((f"extra {extra}", how if lacking else "complete"))
+    print_table(rows)
+    for problem in found["problems"]:
+        LOG.error("%s", problem)
     return 1 if found["problems"] else 0
 
 

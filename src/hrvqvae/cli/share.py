@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, flag, group, option
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note, waiting
 
@@ -60,10 +60,13 @@ def _play(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """export, hub push, hub get, play."""
-    out = {"nargs": "?", "metavar": "DIR", "type": Path}
+
+    def folder(default: str) -> Option:
+        return option("out", nargs="?", metavar="DIR", type=Path, help=f"a new folder (default: {default} here)")
+
     licence = option("--licence", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
     about = "the model of a run and its priors in half precision, and nothing else; or the model as two graphs"
-    where = option("out", help="a new folder (default: RUN-exported, RUN-onnx or RUN-torch here)", **out)
+    where = folder("RUN-exported, RUN-onnx or RUN-torch")
     export = command(commands, "export", about, _export, "run", where, licence, "--beam")
     forms = export.add_mutually_exclusive_group()
     for form, title in (("onnx", "ONNX"), ("torch", "torch.export")):
@@ -74,10 +77,9 @@ def add(commands: Group) -> None:
     name = option("name", metavar="USER/NAME")
     private = flag("--private", "where the repository is made: for its owner alone")
     command(actions, "push", "export a run and put it on the hub", _push, "run", name, licence, private)
-    where = option("out", help="a new folder (default: NAME here)", **out)
     revision = option("--revision", metavar="REV", help="branch, tag or commit (default: the newest)")
     about = "get a model from the hub into a folder, which every command takes"
-    command(actions, "get", about, _get, name, where, revision)
+    command(actions, "get", about, _get, name, folder("NAME"), revision)
 
     command(
         commands, "play", "a local page: reconstruct, draw, complete, look at the codebook (docs/play.md)", _play,

@@ -1,4 +1,4 @@
-"""Training: an autoencoder, its priors, the decoding of its prefixes, and the demo that does it all."""
+"""Training: an autoencoder, its priors, its progressive decoder, and the demo that does it all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")
 
 
 def _given(arguments: Arguments, stage: str) -> dict[str, str]:
-    """Dotted name -> text, of every option that names a field of the configuration; `stage` is what is trained."""
+    """Dotted name -> text, of every option that names a field of the configuration; `stage` is the section trained."""
     given: dict[str, str] = dict(arguments.fields)
-    named = (("data", "data.root"), ("codes", "prior.codes"), *((short, f"{stage}.{short}") for short in _OPTIONS))
-    for short, name in named:
+    named = {"data": "data.root", "codes": "prior.codes"} | {short: f"{stage}.{short}" for short in _OPTIONS}
+    for short, name in named.items():
         value = getattr(arguments, short, None)
         if value is not None:
             give(given, name, value, f"--{short.replace('_', '-')}")
@@ -35,7 +35,7 @@ def _absolute(path: str) -> str:
 
 
 def _together() -> AbstractContextManager[None]:
-    """Join the processes that torchrun started, where it did; alone this needs no torch."""
+    """Join the processes that torchrun started; alone this needs no torch."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from hrvqvae.distributed.launch import process_group
@@ -44,7 +44,6 @@ def _together() -> AbstractContextManager[None]:
 
 
 def _callbacks() -> list[Callback]:
-    """What draws a training."""
     import_training()
     from hrvqvae.plots.curves import draw_training
 
@@ -59,12 +58,7 @@ def _resumes(arguments: Arguments, began: Callable[[], bool]) -> bool:
 
 
 def _ended(outcome: Outcome, what: str, done: str) -> int:
-    """Print how a training ended; -> the exit code.
-
-    Args:
-        what: was trained; empty where there is one thing.
-        done: what stands at the end of the line where it was completed.
-    """
+    """Print how the training of `what` ended, with `done` at the end where it is completed; -> the exit code."""
     spent = f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
         print(f"{what}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
