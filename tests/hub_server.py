@@ -34,20 +34,12 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the stand-in holds, and what it was asked.
-
-    Attributes:
-        url: where it listens.
-        repositories: by name.
-        requests: method and path of each request.
-        uploads: large files by SHA-256, before the commit that names them.
-        refuse_uploads: answer them with an error that does not go away.
-    """
+    """The state of the stand-in, and the requests to it."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
-    requests: list[str] = field(default_factory=list)
-    uploads: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)  # method and path
+    uploads: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, before their commit
     refuse_uploads: bool = False
 
 
@@ -77,13 +69,6 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _repository(self, name: str) -> Repository | None:
-        found = self.hub.repositories.get(name)
-        if found is None or (found.private and not self._known()):
-            self._answer(401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-            return None
-        return found
-
     def _known(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
@@ -102,10 +87,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815
 
     def _read(self, parts: list[str]) -> None:
-        if parts[:2] == ["api", "models"]:
-            repository = self._repository("/".join(parts[2:4]))
-            if repository is None:
-                return
+        of_api = parts[:2] == ["api", "models"]
+        name = "/".join(parts[2:4] if of_api else parts[:2])
+        repository = self.hub.repositories.get(name)
+        if repository is None or (repository.private and not self._known()):
+            self._answer(401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        elif of_api:
             if parts[-1] not in ("main", repository.commit) and "revision" in parts:
                 self._answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
             elif "tree" in parts:
@@ -115,26 +102,20 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
                 self._answer(200, rows)
             else:
-                name = "/".join(parts[2:4])
                 siblings = [{"rfilename": file} for file in repository.files]
                 self._answer(200, {"id": name, "modelId": name, "sha": repository.commit, "siblings": siblings})
-        elif len(parts) > 4 and parts[2] == "resolve":
-            repository = self._repository("/".join(parts[:2]))
-            if repository is None:
-                return
+        else:  # user/name/resolve/revision/file
             content = repository.files.get("/".join(parts[4:]))
             if content is None:
                 self._answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
             else:
                 etag = f'"{hashlib.sha1(content).hexdigest()}"'
                 self._answer(200, content, ETag=etag, X_Repo_Commit=repository.commit)
-        else:
-            self._answer(404, {"error": f"not known here: {self.path}"})
 
     def _write(self, parts: list[str], body: bytes) -> None:
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
+            name = f"{asked['organization']}/{asked['name']}"
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
             self.hub.repositories.setdefault(name, Repository(private=private))
             self._answer(200, {"url": f"{self.hub.url}/{name}", "id": name})
@@ -142,33 +123,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.uploads[parts[1]] = body
             self._answer(403 if self.hub.refuse_uploads else 200)
         elif parts[-3:] == ["lfs", "objects", "batch"]:
-            objects = [
-                {
-                    "oid": one["oid"],
-                    "size": one["size"],
-                    "actions": {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}"}},
-                }
-                for one in json.loads(body)["objects"]
-            ]
+            objects = json.loads(body)["objects"]
+            for one in objects:
+                one["actions"] = {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}"}}
             self._answer(200, {"transfer": "basic", "objects": objects})
         elif "preupload" in parts:
-            files = [
-                {
-                    "path": one["path"],
-                    "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                }
-                for one in json.loads(body)["files"]
-            ]
-            self._answer(200, {"files": files})
+            names = [one["path"] for one in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+            rows = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            self._answer(200, {"files": rows})
         elif "commit" in parts:
             repository = self.hub.repositories["/".join(parts[2:4])]
-            for line in body.splitlines():
-                row = json.loads(line)
-                value = row["value"]
-                if row["key"] == "file":
+            for kind, value in (json.loads(line).values() for line in body.splitlines()):
+                if kind == "file":
                     repository.files[value["path"]] = base64.b64decode(value["content"])
-                elif row["key"] == "lfsFile":
+                elif kind == "lfsFile":
                     repository.files[value["path"]] = self.hub.uploads[value["oid"]]
             url = f"{self.hub.url}/{'/'.join(parts[2:4])}/commit/{repository.commit}"
             self._answer(200, {"commitUrl": url, "commitOid": repository.commit, "success": True})
@@ -180,27 +149,21 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in that listens, and huggingface_hub made to ask it instead of the real one."""
+    """A stand-in that listens, which huggingface_hub asks instead of the real one."""
     hub = Hub()
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    point_to(hub.url, monkeypatch)
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub})) as server:
+        server.daemon_threads = True
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        point_to(hub.url, monkeypatch)
+        try:
+            yield hub
+        finally:
+            server.shutdown()
 
 
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make huggingface_hub ask that address."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HF_HUB_DISABLE_XET", True
-    )  # its own protocol for large files, in a compiled library
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own for large files
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")

@@ -91,11 +91,9 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
     (tmp_path / "someone").mkdir()
     export(run, Path("someone/digits"))
     Autoencoder.from_pretrained("someone/digits")
-    for nowhere in ("someone/else", "else/digits"):
-        with pytest.raises(InputError, match="there is no such run folder"):
+    for nowhere, message in (("someone/else", "mnist$"), ("else/digits", "hrvqvae hub get else/digits$")):
+        with pytest.raises(InputError, match=f"there is no such run folder.*{message}"):
             hrvqvae.load(nowhere)
-    with pytest.raises(InputError, match="for one of the hub: hrvqvae hub get else/digits"):
-        hrvqvae.load("else/digits")
     known = "cifar10, mnist, treevq-cifar10, treevq-mnist"
     with pytest.raises(InputError, match=f"no model inside the package .{known}., and no user/name"):
         Autoencoder.from_pretrained("nowhere")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,19 +91,6 @@ def test_paths_out_of_range(path: list[int], message: str) -> None:
         hierarchy.draw(tree_of(2, 4), path)
 
 
-def test_samples_by_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, single = tmp_path / "sheet.png", tmp_path / "single"
-    command = ["sample", str(run), "-n", "6", "--class", "7", "--seed", "3"]
-    assert main([*command, "-o", str(out), "--save-dir", str(single)]) == 0
-    assert "6 samples" in capsys.readouterr().out
-    assert sorted(path.name for path in single.iterdir()) == [f"7-{number:04d}.png" for number in range(6)]
-    expected = sheets.grid(list(hrvqvae.load(run).sample(6, class_name="7", seed=3)))
-    assert np.array_equal(read_image(out, 3), np.asarray(expected).transpose(2, 0, 1))
-    again = tmp_path / "again.png"
-    assert main([*command, "-o", str(again)]) == 0
-    assert again.read_bytes() == out.read_bytes()
-
-
 def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A row with the original and the part that is kept, then the completions, five times as large."""
     write_picture(tmp_path / "image.png", 3, (12, 12), "L")
@@ -147,14 +133,6 @@ def test_bad_sampling(
     (tmp_path / "file").write_text("")
     assert field in refused(["sample", run, "-o", "sheet.png", *arguments], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_run_without_priors_says_how_they_are_trained(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bare = tmp_path / "bare"
-    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("priors"))
-    assert f"hrvqvae train-prior {bare}" in refused(["sample", bare, "-o", tmp_path / "sheet.png"], capsys)
 
 
 def test_colours_for_a_greyscale_model_are_converted_and_counted(
