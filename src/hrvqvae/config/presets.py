@@ -60,8 +60,9 @@ def _preset(name: str, system: System, settings: Settings, about: str, notes: tu
     values = {"name": name} | {key: value for key, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = with_values(Config(model=system.config, prior=PriorConfig(network=network)), values)
-    sources = {key: source for key, (_, source) in settings.items()}
-    return Preset(config=config, sources=sources, about=about, notes=notes)
+    return Preset(
+        config=config, sources={key: source for key, (_, source) in settings.items()}, about=about, notes=notes
+    )
 
 
 def of_dataset(system: System, dataset: Dataset) -> Preset:
@@ -121,13 +122,12 @@ def derived(config: Config) -> dict[str, Any]:
 
 def describe(preset: Preset) -> dict[str, Any]:
     """Everything about a preset as plain values: values with sources, derived and printed figures, notes."""
-    values = dict(flatten(to_dict(preset.config)))
-    del values["name"]
+    values = [(name, value) for name, value in flatten(to_dict(preset.config)) if name != "name"]
     return {
         "name": preset.name,
         "about": preset.about,
         "system": preset.config.model.system,
-        "values": {name: {"value": value, "source": preset.source(name)} for name, value in values.items()},
+        "values": {name: {"value": value, "source": preset.source(name)} for name, value in values},
         "derived": derived(preset.config),
         "printed": preset.printed,
         "notes": list(preset.notes),

@@ -73,7 +73,6 @@ class System:
 
     Attributes:
         name: the first part of its presets' names, and `model.system`.
-        title: for people.
         config: its configuration with its defaults, a frozen dataclass; its field `system` becomes `name`.
         model: "module:Class", called with (config, channels) -> Autoencoder.
         settings: fields of a configuration with their sources, one value or one a column (`config.tables`).
@@ -110,7 +109,6 @@ class PriorNetwork:
 
     Attributes:
         name: `prior.network.kind`.
-        title: for people.
         config: its configuration, a frozen dataclass whose `kind` is `name`.
         network: "module:Class" of a `priors.base.Prior`; that of one level is called with (config, level, its index).
         sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
@@ -130,7 +128,7 @@ class Logger:
     Attributes:
         name: `training.loggers` names it.
         sink: "module:Class" of a `training.loggers.Sink`, called with (folder of the run, first step).
-        needs: the module that it needs.
+        needs: a module.
     """
 
     name: str

@@ -30,16 +30,15 @@ _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
 def decide(
     config: C, made: Mapping[str, str] = MappingProxyType({}), only: tuple[str, ...] = ("",), prefix: str = ""
 ) -> tuple[C, dict[str, str]]:
-    """A configuration with every "auto" decided, and what was decided, by dotted name.
+    """A dataclass with every "auto" decided, and what was decided, by dotted name.
 
     Args:
-        config: a dataclass.
         made: decisions that were made before, which are kept.
         only: how the names of the fields begin that are decided.
         prefix: dotted name of `config`, with a dot at its end.
 
     Raises:
-        InputError: nothing that a field needs is on this machine.
+        InputError: a field needs what is not on this machine.
     """
     found: dict[str, str] = {}
     for one in dataclasses.fields(config):  # type: ignore[arg-type]
