@@ -19,7 +19,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
-from hrvqvae.training.trainer import Trainer
+from hrvqvae.training.trainer import Say, Task, Trainer
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError
 from tests.checkpoints.other_process import in_another_process
@@ -224,7 +224,13 @@ def test_a_model_without_checkpoints_is_not_trained_over(case: Case) -> None:
 def test_other_data_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.train(max_steps=4)
     tensors, meta = storage.read(case.folder.saved()[0])
-    monkeypatch.setattr(case.kind, "data", "another digest")
+    original = case.kind.open
+
+    def others(self: Task[object], say: Say) -> None:
+        original(self, say)
+        self.data = "another digest"
+
+    monkeypatch.setattr(case.kind, "open", others)
     with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
         case.train(resume=True)
     del meta["data"]  # as versions before wrote it

@@ -247,7 +247,7 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monke
     model, config = load_with_config(run)
     maps = dataclasses.replace(codemaps.extract(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.stored_or_extracted", lambda *_: maps)
-    with pytest.raises(InputError, match="prior.class_dropout is 0.3, but the training images have no classes"):
+    with pytest.raises(InputError, match="prior.class_dropout is 0.3; it must be 0"):
         train_levels(run, 1, class_dropout="0.3")
     with pytest.raises(InputError, match="prior.class_dropout is 1"):
         PriorConfig(network=PixelSNAILConfig(), class_dropout=1.0)

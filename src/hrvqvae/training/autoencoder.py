@@ -1,4 +1,4 @@
-"""The task of training an autoencoder, and what every task on images has in common."""
+"""The task of training an autoencoder, and what tasks on images have in common."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_digest, save_model
-from hrvqvae.config import Config, TrainingConfig
+from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, Part
@@ -23,7 +23,7 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, count_parameters, fill, generator
+from hrvqvae.training.state import TrainState, fill, generator
 from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
@@ -33,13 +33,9 @@ _SHEET_IMAGES = 8
 
 
 class ImageTask(Task[Batch]):
-    """What is trained on images, and evaluated as an autoencoder is."""
+    """What is trained on images, and evaluated as an autoencoder."""
 
     what = ""  # of the run that its configuration names
-
-    def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
-        super().__init__(run, config, training)
-        self.broken: set[str] = set()
 
     @abstractmethod
     def averaged(self, state: TrainState) -> Autoencoder:
@@ -49,21 +45,14 @@ class ImageTask(Task[Batch]):
         waiting("reading the images")
         data = self.config.data
         self.images, self.test_images = load_images(data, "train", say), load_images(data, "test", say)
-
-    @property
-    def samples(self) -> int:
-        return len(self.images)
-
-    def about(self, model: nn.Module) -> str:
-        count, parameters = counted(len(self.images), "training image"), count_parameters(model)
-        return f"{self.config.name}{self.what}: {count}, {parameters:,} parameters, {self.compute.precision}"
-
-    @property
-    def data(self) -> str:
-        found = hashlib.blake2b(self.images.labels.tobytes(), digest_size=8)
+        self.samples = len(self.images)
+        digest = hashlib.blake2b(self.images.labels.tobytes(), digest_size=8)
         for name in (*self.images.classes, *self.images.names):
-            found.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        return found.hexdigest()
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        self.data = digest.hexdigest()
+
+    def about(self) -> str:
+        return f"{self.config.name}{self.what}: {counted(self.samples, 'training image')}"
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
@@ -72,7 +61,6 @@ class ImageTask(Task[Batch]):
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Test metrics of the averaged model."""
         model = self.averaged(state)
         limit, workers = self.training.evaluation_images, self.config.data.workers
         tests = self._test_batches(limit, workers, distributed.part())
@@ -86,7 +74,7 @@ class ImageTask(Task[Batch]):
         return Evaluation(record, f"test {self.line(report)}", report, model, self._few_test_images)
 
     def line(self, report: Report) -> str:
-        """A report for a person."""
+        """A report as a line for a person."""
         used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
 
@@ -105,25 +93,21 @@ class AutoencoderTask(ImageTask):
     """An autoencoder; dead codewords are restarted every so many steps, but in the last tenth of the budget.
 
     What is restarted later has no time to learn where it belongs, and would be left where it was drawn.
-
-    Args:
-        run: the folder that it is trained into.
-        config: with everything that it left to the machine decided.
     """
 
     few_steps = 100
 
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
+        self.broken: set[str] = set()
 
     def build(self) -> Autoencoder:
         return build(self.config)
 
     def init_from(self, model: nn.Module) -> str:
-        """Codebooks begin with their counts."""
         name = self.training.init_from
         source, config, _ = load_with_digest(name, progressive=False)
-        fill(model, source.state_dict(), name)
+        fill(model, source.state_dict(), name)  # codebooks with their counts
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
     def initialize(self, model: nn.Module) -> None:
@@ -134,7 +118,7 @@ class AutoencoderTask(ImageTask):
             model.initialize(first, generator(self.training.seed, 0), self.training.batch_size)
 
     def _first_images(self) -> Tensor:
-        """Training images for the data-dependent start: as many as their latents are asked for."""
+        """Training images for the data-dependent start, of which `start_vectors` latents are made."""
         config, size = self.config, self.training.batch_size
         rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
         wanted = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
@@ -165,7 +149,8 @@ class AutoencoderTask(ImageTask):
         for name, rows in moved.items():
             averaged[name][rows] = own[name][rows]  # no mean of two places
         if (state.step + 1) % self.training.log_every == 0:
-            metrics["usage"] = self._usage(model, codes)
+            counts = vq.counts(model.paths(codes)[-1], self.config.model.num_codewords[-1])
+            metrics["usage"] = float((distributed.all_reduce([counts])[0] > 0).double().mean())  # of the finest level
             self.broken.update(*distributed.all_gather_object(self.broken))
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
@@ -190,12 +175,6 @@ class AutoencoderTask(ImageTask):
             for moment in ("exp_avg", "exp_avg_sq"):
                 moments[parameters[name]][moment][moved[name]] = 0
         return restarted, moved
-
-    def _usage(self, model: Autoencoder, codes: tuple[Tensor, ...]) -> float:
-        """Share of the finest level's codewords that a batch uses."""
-        finest = self.config.model.num_codewords[-1]
-        (counts,) = distributed.all_reduce([vq.counts(model.paths(codes)[-1], finest)])
-        return float((counts > 0).double().mean())
 
     def averaged(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module

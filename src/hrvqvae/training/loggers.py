@@ -1,4 +1,4 @@
-"""The records of a training: metrics.jsonl, and loggers, other places for them, each a sink that gets every record."""
+"""The records of a training: metrics.jsonl, and loggers, whose sinks get every record, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from hrvqvae import distributed
@@ -25,12 +26,10 @@ class Sink(Protocol):
     """What gets the records of a training."""
 
     def write(self, record: Record) -> None:
-        """Take a record, with `kind` and `step`. It is called between two steps, so whatever is slow is put off."""
-        ...
+        """Take a record, with `kind` and `step`. Called between two steps, so it must be fast."""
 
     def close(self) -> None:
         """Finish; nothing comes afterwards."""
-        ...
 
 
 class MetricsLog:
@@ -40,16 +39,11 @@ class MetricsLog:
         """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped.
 
         Of several processes that train together rank 0 writes; all of them know the records.
-
-        Args:
-            sinks: what gets each record that is written, as well.
         """
         self.path, self.sinks = path, sinks
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self._last: Mapping[str, float] = {}
+        self._steps: list[Mapping[str, float]] = []
         if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
@@ -70,21 +64,22 @@ class MetricsLog:
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """The metrics of a step."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self._last = metrics
+        self._steps.append(metrics)
 
     def write_means(self, step: int, batch_size: int) -> Record:
         """Append the means of what was added since the last ones, if anything was; -> them."""
-        if not self._sums:
+        found: dict[str, list[float]] = {}
+        for metrics in self._steps:
+            for name, value in metrics.items():
+                found.setdefault(name, []).append(value)
+        if not found:
             return {}
-        mean = {name: total / self._counts[name] for name, total in self._sums.items()}
-        mean |= {name: self._sums[name] for name in ("restarted",) if name in mean}  # counts, not means
-        mean |= {name: self._last[name] for name in ("broken_images",) if name in self._last}
+        mean = {name: fmean(values) for name, values in found.items()}
+        mean |= {name: sum(values) for name, values in found.items() if name == "restarted"}  # counts, not means
+        mean |= {name: values[-1] for name, values in found.items() if name == "broken_images"}
         mean["images_per_second"] = batch_size / mean.pop("step_seconds")
         self.write("train", step, mean)
-        self._sums, self._counts = {}, {}
+        self._steps = []
         return mean
 
 
@@ -119,23 +114,16 @@ def _entries(names: str) -> list[Logger]:
 
 
 def require(names: str) -> None:
-    """Make sure that these loggers, separated by commas, can be used.
-
-    Raises:
-        InputError: there is none of that name.
-        ModuleNotFoundError: the package that it needs is missing.
-    """
+    """Raises InputError for an unknown one of these names, ModuleNotFoundError for a missing package."""
     for logger in _entries(names):
         importlib.import_module(logger.needs)
 
 
 @contextmanager
 def opened(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
-    """The sinks of these loggers in rank 0, closed at the end however it comes.
+    """The sinks of these loggers in rank 0, closed at the end.
 
-    Args:
-        run: the folder of the run.
-        first_step: records after that step are dropped, where an earlier process wrote them: they come again.
+    Records after `first_step` that an earlier process wrote come again.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []
@@ -151,8 +139,7 @@ class TensorBoardSink:
     def __init__(self, run: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(run / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=first_step + 1)
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, record: Record) -> None:
         for name, value in values(record).items():
@@ -165,20 +152,19 @@ class TensorBoardSink:
 class WandbSink:
     """A run of Weights & Biases with the configuration, its files in the folder `wandb` of the run.
 
-    Its id is kept there, so that a training that is resumed goes on in the same run. After a kill some steps are logged
-    again; Weights & Biases keeps the first values of a step. Entity and mode are as its own environment variables say,
-    the project too, which is else "hrvqvae".
+    Its id is kept there, so that a resumed training goes on in the same run. After a kill some steps are logged again;
+    Weights & Biases keeps the first values of a step. Its environment variables give entity, mode and project, which
+    is "hrvqvae" by default.
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
         import wandb
 
-        folder = RunFolder(run)
         kept = run / "wandb" / "id"
         if not kept.is_file():
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, secrets.token_hex(8).encode())
-        about = to_dict(without_paths(folder.read_config()))
+        about = to_dict(without_paths(RunFolder(run).read_config()))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "hrvqvae"), name=run.resolve().name, id=kept.read_text(),
             resume="allow", dir=str(run), config=about, allow_val_change=True,

@@ -1,4 +1,4 @@
-"""The task of training a prior: codes of a trained autoencoder, and images held out, which say how good it is.
+"""The task of training a prior on the codes of a trained autoencoder; held-out images tell how good it is.
 
 Class dropout: a prior that is trained without the class of some images can be guided (Ho and Salimans 2022).
 """
@@ -33,7 +33,7 @@ from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, bits, build_prior, code_loss, total_bits
 from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, count_parameters, fill
+from hrvqvae.training.state import TrainState, fill
 from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, saving
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
@@ -41,20 +41,13 @@ from hrvqvae.utils.quantities import counted
 
 @dataclass(frozen=True)
 class CodeBatch:
-    """Codes of some images with what a prior sees of them.
+    """Codes of some images as a prior sees them."""
 
-    Attributes:
-        codes: (B, H, W) int64 of each level that it covers.
-        coarser: paths of the coarser levels, (B, H_j, W_j) int64.
-        label: (B,) int64, or None.
-    """
-
-    codes: tuple[Tensor, ...]
-    coarser: tuple[Tensor, ...]
-    label: Tensor | None
+    codes: tuple[Tensor, ...]  # (B, H, W) int64 of each level that it covers
+    coarser: tuple[Tensor, ...]  # paths of the coarser levels, (B, H_j, W_j) int64
+    label: Tensor | None  # (B,) int64
 
     def to(self, device: torch.device) -> CodeBatch:
-        """The same on that device."""
         label = None if self.label is None else self.label.to(device)
         codes, coarser = (tuple(one.to(device) for one in some) for some in (self.codes, self.coarser))
         return CodeBatch(codes, coarser, label)
@@ -70,8 +63,7 @@ def read_codes(maps: CodeMaps, model: Autoencoder, levels: Levels, indices: NDAr
 def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(trained on, held out): numbers of images, at least one of each; the held-out ones in an order drawn by the seed.
 
-    Raises:
-        InputError: there is only one image.
+    Raises InputError where there is only one image.
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
@@ -83,7 +75,7 @@ def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int
 def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
     """The labels (B,) of this process's part of a batch, of which about that share is "no class" instead.
 
-    Which images of the whole batch these are depends on (seed, step) alone.
+    Which images of the whole batch lose their class depends on (seed, step) alone.
     """
     if label is None or not share:
         return label
@@ -97,30 +89,30 @@ class PriorTask(Task[CodeBatch]):
     """The prior of some levels of a run. What is kept is the averaged state that codes held-out images in fewest bits.
 
     Args:
-        path: the run folder, whose autoencoder is trained.
+        path: the run folder.
         levels: that it covers.
         config: of the run, with `prior` as it is to be trained.
         trained: the autoencoder, its configuration and its digest.
     """
 
-    otherwise = "delete that folder to train it anew"
+    part_of: Path
 
     def __init__(
         self, path: str | Path, levels: Levels, config: Config, trained: tuple[Autoencoder, Config, str]
     ) -> None:
         super().__init__(prior_folder(path, *levels), config, config.prior.training_of(levels.start))
-        self.part_of, self.levels = path, levels
+        self.part_of, self.levels = Path(path), levels
         self.model, self.trained, self.autoencoder = trained
 
     def check(self) -> None:
-        found = prior_folders(self.part_of or "")
+        found = prior_folders(self.part_of)
         others = [one for one in found if one != self.levels and set(one) & set(self.levels)]
         if others:
             names, paths = ", ".join(map(level_names, others)), ", ".join(str(found[one].path) for one in others)
             raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
-        prior, codes = self.config.prior, RunFolder(Path(self.part_of or "")).codes
+        prior, codes = self.config.prior, RunFolder(self.part_of).codes
         config = dataclasses.replace(self.trained, data=self.config.data)
         if prior.codes is not None:
             self.maps = maps_of_shards(codes, Path(prior.codes), self.model, config, say)
@@ -128,21 +120,16 @@ class PriorTask(Task[CodeBatch]):
             device = self.compute.device
             self.maps = stored_or_extracted(codes, self.model, self.autoencoder, config, "train", device, say)
         if prior.class_dropout and not self.maps.classes:
-            raise InputError(
-                f"prior.class_dropout is {prior.class_dropout:g}, but the training images have no classes that could "
-                "be withheld; leave it at 0"
-            )
+            raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
         self.kept, self.held_out = held_out_split(len(self.maps), prior.held_out, self.training.seed)
+        self.samples = len(self.kept)
+        digest = hashlib.blake2b(self.maps.labels.tobytes(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.maps.levels[0]).data)
+        self.data = digest.hexdigest()
 
-    @property
-    def samples(self) -> int:
-        return len(self.kept)
-
-    @property
-    def data(self) -> str:
-        found = hashlib.blake2b(self.maps.labels.tobytes(), digest_size=8)
-        found.update(np.ascontiguousarray(self.maps.levels[0]).data)
-        return found.hexdigest()
+    def about(self) -> str:
+        images = f"{counted(self.samples, 'image')}, {len(self.held_out):,} held out"
+        return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
         return build_prior(self.config, self.levels, len(self.maps.classes))
@@ -150,8 +137,8 @@ class PriorTask(Task[CodeBatch]):
     def init_from(self, model: nn.Module) -> str:
         """From the prior of the same levels.
 
-        Where the classes differ, what belongs to a class begins anew, and the rest is kept. Where only one of the two
-        knows the codes without a class, "no class" is left out, or begins as the mean of the classes.
+        Where the classes differ, what belongs to a class begins anew. Where only one of the two priors knows
+        "no class", that is left out, or begins as the mean of the classes.
         """
         assert isinstance(model, Prior)
         name, own, path = self.training.init_from, model.state_dict(), locate(self.training.init_from)
@@ -176,12 +163,6 @@ class PriorTask(Task[CodeBatch]):
         with torch.device("meta"):
             one, two = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
         return [name for name, tensor in two.items() if tensor.shape != one[name].shape]
-
-    def about(self, model: nn.Module) -> str:
-        return (
-            f"{self.config.name}, prior of {level_names(self.levels)}: {counted(len(self.kept), 'image')}, "
-            f"{len(self.held_out):,} held out, {count_parameters(model):,} parameters, {self.compute.precision}"
-        )
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
@@ -209,12 +190,17 @@ class PriorTask(Task[CodeBatch]):
         found = sum(levels) / len(levels)
         best = min((one["bits_per_code"] for one in records if one["kind"] == "evaluation"), default=math.inf)
         if found <= best and distributed.is_rank_zero():  # before the log: a kill in between leaves it to be made again
-            self._keep(state, levels)
+            counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
+            with saving(self.run, state.step):
+                save_prior(
+                    self.run.model, self.config, prior.state_dict(), levels=self.levels, step=state.step,
+                    autoencoder=self.autoencoder, classes=self.maps.classes, class_counts=counts.tolist(),
+                    bits_per_code=levels,
+                )  # fmt: skip
         record = {"bits_per_code": found, "bits_per_image": sum(an_image)}
         more = {"level_bits_per_code": levels} if len(levels) > 1 else {}
-        line = f"held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image" + (
-            "  (best so far, kept)" if found <= best else f"  (best: {best:.4f})"
-        )
+        compared = "best so far, kept" if found <= best else f"best: {best:.4f}"
+        line = f"held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image  ({compared})"
         return Evaluation({**record, **more}, line)
 
     def _bits_per_image(self, prior: Prior) -> list[float]:
@@ -232,15 +218,6 @@ class PriorTask(Task[CodeBatch]):
         *levels, number = (sum(each) for each in zip(*every, strict=True))
         return [bits / number for bits in levels]
 
-    def _keep(self, state: TrainState, bits_per_code: Sequence[float]) -> None:
-        counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
-        with saving(self.run, state.step):
-            save_prior(
-                self.run.model, self.config, state.averaged.module.state_dict(), levels=self.levels, step=state.step,
-                autoencoder=self.autoencoder, classes=self.maps.classes, class_counts=counts.tolist(),
-                bits_per_code=bits_per_code,
-            )  # fmt: skip
-
     def save(self, state: TrainState) -> None:
         """Nothing: evaluations write the prior."""
 
@@ -252,12 +229,12 @@ def train_priors(
     """Train priors of a run, one after the other; -> how each ended. Ends early where a signal stopped one.
 
     Args:
-        path: the run folder, whose autoencoder is trained.
+        path: the run folder.
         configs: the levels that a prior covers -> its configuration.
         resume, renew, callbacks, say: of each `Trainer`.
 
     Raises:
-        InputError: no trained autoencoder; as `Trainer.train`, before any of them begins where that is known before.
+        InputError: no trained autoencoder; as `Trainer.train`, before any prior is trained where that can be known.
     """
     trained = load_with_digest(path, progressive=False)
     trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
@@ -284,7 +261,7 @@ def resolve_priors(
 ) -> dict[Levels, Config]:
     """The levels that each prior of a run covers, coarse first -> its configuration.
 
-    What has begun goes on as it is, if `resume`; the levels that are left get priors of the network that is asked for.
+    With `resume`, priors that have begun keep their networks; the levels that are left get new priors.
 
     Args:
         path: a run folder.

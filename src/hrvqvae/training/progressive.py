@@ -1,6 +1,6 @@
 """The task of training a progressive decoder: a decoder of the first levels of a trained autoencoder.
 
-The autoencoder is frozen. The progressive decoder begins as a copy of its own, behind a refiner that changes nothing.
+The autoencoder is frozen. The progressive decoder begins as its decoder behind a refiner that changes nothing.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ from hrvqvae.utils.errors import InputError
 class ProgressiveTask(ImageTask):
     """A progressive decoder: each image of a batch is cut to a prefix, in turn.
 
-    The error of each prefix is divided by its own value, so that none outweighs another: the mean of their PSNR is what
-    grows.
+    The error of each prefix is divided by its own value, so that none outweighs another: what grows is the mean of
+    their PSNR.
 
     Args:
-        path: the folder, whose autoencoder is trained.
+        path: the folder of the trained autoencoder.
         config: of the run, with `progressive` as it is to be trained.
 
     Raises:
-        InputError: no trained autoencoder, or one that has no prefixes for a decoder of their own.
+        InputError: no trained autoencoder, or one without prefixes.
     """
 
-    otherwise = "delete that folder to train it anew"
     what = ", prefixes"
 
     def __init__(self, path: str | Path, config: Config) -> None:
         model, stored, self.autoencoder = load_with_digest(path, progressive=False)
-        self.model, self.part_of = several_levels(model, stored), path
+        self.model, self.part_of = several_levels(model, stored), Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
         super().__init__(progressive_folder(path), config, training)
 
@@ -103,17 +102,14 @@ class ProgressiveTask(ImageTask):
         return ", ".join(f"{name}: MSE {mse:.2e}" for name, mse in named.items() if mse is not None)
 
     def save(self, state: TrainState) -> None:
-        weights = state.averaged.module.state_dict()
-        save_progressive_decoder(
-            self.run.model, self.config, weights, step=state.step, autoencoder=self.autoencoder
-        )  # fmt: skip
+        weights, path = state.averaged.module.state_dict(), self.run.model
+        save_progressive_decoder(path, self.config, weights, step=state.step, autoencoder=self.autoencoder)
 
 
 def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:
-    """The configuration of a run, with the training of the progressive decoder as it begins or goes on.
+    """The configuration of a run, with the training of the progressive decoder as it begins or is resumed.
 
     Args:
-        path: the folder of a trained model.
         given: dotted name -> text.
 
     Raises:

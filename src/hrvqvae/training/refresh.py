@@ -22,13 +22,13 @@ _MARK = ".refreshing"  # in a folder whose renewal has begun and not ended
 def refresh(
     run: str | Path, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
 ) -> int | None:  # fmt: skip
-    """Train what is stale in a run folder anew, as it was trained before, and fit its entropy model; it may go on.
+    """Train what is stale in a run folder anew, as it was trained before, and fit its entropy model.
 
     Args:
         root: where the data is, if it has moved since.
 
     Returns:
-        The signal that stopped it, after which it goes on where it stopped when it is called again; None at the end.
+        The signal that stopped it, None at the end. Called again, it goes on where it stopped.
 
     Raises:
         InputError: as `Trainer.train` and `fit_entropy_model`.

@@ -27,7 +27,7 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """Random draws of a step depend on (seed, step) alone."""
+    """Of the random draws of a step."""
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
@@ -57,7 +57,7 @@ class Budget:
 
     @staticmethod
     def of(config: TrainingConfig, samples: int) -> Budget:
-        """That of a configuration, whose epochs have so many samples."""
+        """That of a configuration, with so many samples in an epoch."""
         limits = [config.max_steps] if config.max_steps else []
         if config.epochs:
             limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
@@ -74,14 +74,11 @@ class Network:
 
 @dataclass
 class TrainState:
-    """What is trained, and how far it is. It is what objectives take their steps with (`models.objective.Learner`).
+    """What is trained, and how far it is: the `models.objective.Learner` of objectives.
 
     Attributes:
         networks: the model, and what is trained beside it, by name.
-        averaged: moving average of the model's weights (Polyak averaging, docs/paper-tables.md, Table 6) and of its
-            codewords, which belong together.
-        compute: how it computes.
-        budget: when it ends.
+        averaged: moving average of the model's weights (Polyak averaging, docs/paper-tables.md, Table 6) and codewords.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
     """
@@ -106,7 +103,6 @@ class TrainState:
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
         return self.networks[MODEL].module
 
     @property
@@ -121,7 +117,6 @@ class TrainState:
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Forward passes within compute in the precision of the training."""
         return self.compute.autocast()
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
@@ -165,11 +160,7 @@ class TrainState:
         return {"step": self.step, "seconds": self.seconds, "device": self.compute.device.type}
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Take a state back, bit for bit.
-
-        Raises:
-            DamagedFileError: it is of another model.
-        """
+        """Take a state back, bit for bit. Raises DamagedFileError where it is of another model."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

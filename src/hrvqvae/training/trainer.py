@@ -1,4 +1,4 @@
-"""The trainer: whatever the task, it begins or goes on, takes steps, logs, saves and evaluates.
+"""The trainer: it begins or resumes a task, takes steps, logs, saves and evaluates.
 
 A checkpoint is written before the evaluation of its step. So an evaluation that fails, or is killed, loses no step, and
 is made again where the run goes on.
@@ -35,7 +35,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import learning_rate
-from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.training.state import Budget, TrainState, count_parameters
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.files import write_atomic
@@ -48,13 +48,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found: the values that are logged, a line for a person, and of images what can be drawn.
 
     Attributes:
-        record: the values that are logged.
-        line: the same for a person.
-        report: of an autoencoder on test images; None of a prior.
-        model: the averaged autoencoder that it is of, in evaluation mode, on its device.
+        report: of an autoencoder on test images.
+        model: that autoencoder, averaged, in evaluation mode, on its device.
         images: gives a few of the test images (B, C, Y, X), on that device, in [0, 1].
     """
 
@@ -77,7 +75,7 @@ class Outcome:
         step: steps taken in all.
         signal: number of the signal that stopped it, or None where the budget was spent.
         seconds: wall-clock time of the training, over all resumptions.
-        peak_bytes: most memory that the process held at once; on a GPU, that its tensors took there.
+        peak_bytes: as `Compute.peak_bytes`.
     """
 
     step: int
@@ -92,38 +90,35 @@ class Task(ABC, Generic[B]):
     Attributes:
         run: the folder that it is trained into.
         config: what that folder keeps.
-        training: its budget, its optimization, and how often what is done.
+        training: its budget and optimization, and how often it logs, saves and evaluates.
+        compute: set before `open`.
+        samples: of an epoch; set, as `data`, by `open`.
+        data: a digest of which samples these are.
         part_of: the run whose autoencoder it is trained for; None for an autoencoder.
         autoencoder: digest of the state of that autoencoder.
-        otherwise: what a person can do who does not go on with what the folder holds.
-        few_steps: below which a person reads that little is learned.
+        few_steps: below which a hint says that little is learned.
     """
 
-    part_of: str | Path | None = None
+    compute: Compute
+    samples: int
+    data: str
+    part_of: Path | None = None
     autoencoder = ""
-    otherwise = "choose another --out"
     few_steps = 0
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         self.run, self.config, self.training = run, config, training
-        self.compute: Compute
 
     def check(self) -> None:
         """Raises InputError where it can't be trained into its folder. Called in rank 0."""
 
     @abstractmethod
     def open(self, say: Say) -> None:
-        """Read the data. `compute` is known. Raises InputError where there is none."""
+        """Read the data. Raises InputError where there is none."""
 
-    @property
     @abstractmethod
-    def samples(self) -> int:
-        """Samples of an epoch. Known, as what follows, once it is open."""
-
-    @property
-    @abstractmethod
-    def data(self) -> str:
-        """A digest of which samples these are."""
+    def about(self) -> str:
+        """What is trained, and on how much: the beginning of a line."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -138,15 +133,11 @@ class Task(ABC, Generic[B]):
         """
 
     def initialize(self, model: nn.Module) -> None:
-        """The start of a network, on its device, that depends on the data."""
+        """Start a fresh network from data, on its device."""
 
     def auxiliary(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """What is trained beside a network, by name, on the same device."""
+        """What is trained beside the network, by name, on its device."""
         return MappingProxyType({})
-
-    @abstractmethod
-    def about(self, model: nn.Module) -> str:
-        """A line for a person: what is trained on how much."""
 
     @abstractmethod
     def batches(self, first_step: int) -> Generator[B, None, None]:
@@ -158,22 +149,17 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Measure the averaged model, in every process.
-
-        Args:
-            records: of the log so far.
-        """
+        """Measure the averaged model, in every process; `records` are those of the log so far."""
 
     @abstractmethod
     def save(self, state: TrainState) -> None:
-        """Write what others load, as a checkpoint was written. Called in rank 0. Raises OSError."""
+        """Write what others load, after a checkpoint. Called in rank 0. Raises OSError."""
 
 
 class Trainer(Generic[B]):
     """Trains a task into its run folder, in this process or in several that train together.
 
-    A run that goes on does so from its newest whole checkpoint, to the weights of a run that never stopped. SIGINT,
-    SIGTERM and SIGHUP end it after the step at hand.
+    A run resumes from its newest whole checkpoint, and comes to the weights of a run that never stopped.
 
     Args:
         resume: go on where the training stopped, if it has begun.
@@ -193,30 +179,33 @@ class Trainer(Generic[B]):
     def train(self) -> Outcome:
         """Train until the budget is spent or a signal asks to stop; leave a checkpoint and an evaluation of the end.
 
-        Several processes that train together agree after each step on the time that is spent, which is the slowest
-        one's, and on the signal: so all take the same steps at the same rates, and end at the same step.
+        Several processes agree after each step on the time spent, the slowest one's, and on the signal: so all take
+        the same steps at the same rates, and end at the same step.
 
         Raises:
             InUseError: another process trains in that folder.
             InputError: bad data, a folder that can't be written, one that holds another training, a full disk.
-            NonFiniteError: a loss or gradient is not finite, before the update; step, terms and checkpoint are named.
+            NonFiniteError: a loss or gradient is not finite; nothing was updated.
             DriftError: processes that train together no longer hold the same weights and codebooks.
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
             stack.enter_context(distributed.context_on_rank_zero(run.locked))
-            state, resumed = self._begin()
+            state = self._begin()
             sinks = stack.enter_context(loggers.opened(training.loggers, run.path, state.step))
             stack.enter_context(worker_errors())
             batches = stack.enter_context(closing(task.batches(state.step)))
             stop = stack.enter_context(StopSignal())
             self.meter = stack.enter_context(Meter(sys.stdout))
             self.log = MetricsLog(run.metrics, state.step, sinks)
-            saved = state.step if resumed else -1
-            if resumed and self._evaluates(state) and not self.log.evaluated(state.step):
+            saved = state.step or -1
+
+            def due(every: int) -> bool:
+                return state.step % every == 0
+
+            if state.step and due(training.evaluate_every) and not self.log.evaluated(state.step):
                 self._evaluate(state)
             stop.agree()
-            mark = time.monotonic()
             while state.fraction < 1 and stop.agreed is None:
                 rate = learning_rate(training, state.step, state.fraction)
                 for network in state.networks.values():
@@ -232,30 +221,27 @@ class Trainer(Generic[B]):
                         "try a lower learning rate in a new run"
                     ) from error
                 state.step += 1
-                now = time.monotonic()
-                seconds = stop.agree(now - mark)
+                seconds = stop.agree()
                 state.seconds += seconds
-                mark = now
                 self.log.add({**metrics, "learning_rate": rate, "step_seconds": seconds})
-                logs, saves = state.step % training.log_every == 0, state.step % training.checkpoint_every == 0
-                if logs or saves or self._evaluates(state):
+                logs, evaluates = due(training.log_every), due(training.evaluate_every)
+                saves = evaluates or due(training.checkpoint_every)
+                if logs or saves:
                     distributed.require_same(state.tensors(), f"at step {state.step}")
                 if logs:
                     self._log(state)
-                if saves or self._evaluates(state):
+                if saves:
                     self._save(state)
                     saved = state.step
-                if self._evaluates(state):
+                if evaluates:
                     self._evaluate(state)
-                now = time.monotonic()
-                state.seconds += stop.agree(now - mark)
-                mark = now
+                state.seconds += stop.agree()
             self._log(state)
             if saved < state.step:
                 self._save(state)
             if stop.agreed is None and not self.log.evaluated(state.step):
                 self._evaluate(state)
-                state.seconds += stop.agree(time.monotonic() - mark)
+                state.seconds += stop.agree()
         outcome = Outcome(state.step, stop.agreed, state.seconds, task.compute.peak_bytes())
         if outcome.signal is None and outcome.step < task.few_steps <= (state.budget.steps or task.few_steps):
             took = counted(outcome.step, "step")
@@ -266,7 +252,7 @@ class Trainer(Generic[B]):
         """Whether the folder holds what is trained for another state of the autoencoder, and is renewed.
 
         Raises:
-            InputError: the folder holds what must not be overwritten, or the task can't be trained as it is asked for.
+            InputError: the folder holds what must not be overwritten, or the task can't be trained as configured.
         """
         task, run, training = self.task, self.task.run, self.task.training
         distributed.require_equal_parts(training.batch_size)
@@ -277,22 +263,26 @@ class Trainer(Generic[B]):
 
         def is_stale() -> bool:
             task.check()
-            stale = task.part_of is not None and run.is_stale(task.autoencoder)
-            if stale and not self.renew:
-                raise InputError(f"{run.path} was {renewal(str(task.part_of))}")
-            if not stale and not self.resume and run.begun():
-                raise InputError(f"{run.path} holds a run already: continue it with --resume, or {task.otherwise}")
-            if not stale and run.model.is_file() and not run.saved():
+            otherwise = "choose another --out"
+            if task.part_of is not None:
+                if run.is_stale(task.autoencoder):
+                    if not self.renew:
+                        raise InputError(f"{run.path} was {renewal(task.part_of)}")
+                    return True
+                otherwise = "delete that folder to train it anew"
+            if run.begun() and not self.resume:
+                raise InputError(f"{run.path} holds a run already: continue it with --resume, or {otherwise}")
+            if run.model.is_file() and not run.saved():
                 raise InputError(
-                    f"{run.path} holds a model, and no checkpoint to go on from: {task.otherwise}; "
+                    f"{run.path} holds a model, and no checkpoint to go on from: {otherwise}; "
                     "--init-from begins with the weights of a model"
                 )
-            return stale
+            return False
 
         return distributed.on_rank_zero(is_stale)
 
-    def _begin(self) -> tuple[TrainState, bool]:
-        """The state of the newest whole checkpoint where a run goes on, or that of a fresh model; -> whether it is."""
+    def _begin(self) -> TrainState:
+        """The state of the newest whole checkpoint where a run goes on, or that of a fresh model."""
         task, run, training = self.task, self.task.run, self.task.training
         stale = self.check()
         if training.threads:
@@ -331,8 +321,8 @@ class Trainer(Generic[B]):
             self.say(f"bf16 is emulated on this {kind}, which is slow: a run keeps the precision it began with")
         if not state.step and budget.steps is not None and budget.steps < task.few_steps:
             self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
-        self.say(task.about(model))
-        return state, saved is not None
+        self.say(f"{task.about()}, {count_parameters(model):,} parameters, {task.compute.precision}")
+        return state
 
     def _restore(self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         task, run = self.task, self.task.run
@@ -346,16 +336,15 @@ class Trainer(Generic[B]):
         before, now = meta.get("device", task.compute.device.type), task.compute.device.type
         if before != now:
             self.say(f"trained on {before} so far, and on {now} from here on, where sums round differently")
-        if distributed.is_rank_zero() and _step_of(run.model) != state.step:  # killed between the two
+        step = None
+        with suppress(InputError, OSError, KeyError):
+            step = storage.read_meta(run.model)["step"]
+        if distributed.is_rank_zero() and step != state.step:  # killed between checkpoint and model
             with saving(run, state.step):
                 task.save(state)
 
-    def _evaluates(self, state: TrainState) -> bool:
-        """Whether a step is one that is evaluated."""
-        return state.step > 0 and state.step % self.task.training.evaluate_every == 0
-
     def _log(self, state: TrainState) -> None:
-        """Log and show the means since the last log, if anything has come since."""
+        """Log and show the means since the last log."""
         mean = self.log.write_means(state.step, self.task.training.batch_size)
         if not mean:
             return
@@ -385,13 +374,13 @@ class StopSignal:
     """SIGINT, SIGTERM and SIGHUP ask to end after the step at hand; a second one ends the process at once.
 
     Attributes:
-        received: number of the signal that this process has got.
-        agreed: the same, once all processes that train together know of it: all end at the same step.
+        agreed: number of the signal, once all processes that train together know of it: all end at the same step.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self._received: int | None = None
         self.agreed: int | None = None
+        self._mark = time.monotonic()
 
     def __enter__(self) -> StopSignal:
         self._before: dict[int, Any] = {}
@@ -406,17 +395,19 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def agree(self, seconds: float = 0.0) -> float:
-        """Agree on the signal that any of the processes has got; -> the longest of the seconds that they give."""
-        told = distributed.all_gather_numbers(self.received or 0, seconds)
+    def agree(self) -> float:
+        """Agree on the signal that any process has received; -> seconds since the last call, in the slowest process."""
+        now = time.monotonic()
+        told = distributed.all_gather_numbers(self._received or 0, now - self._mark)
+        self._mark = now
         self.agreed = int(max(number for number, _ in told)) or None
         return max(spent for _, spent in told)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
+        if self._received is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.received = number
+        self._received = number
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -444,11 +435,3 @@ def saving(run: RunFolder, step: int) -> Iterator[None]:
 def _last_good(run: RunFolder) -> str:
     kept = run.saved()
     return f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-
-
-def _step_of(model: Path) -> int | None:
-    """The step of a model's file; None where it can't be read."""
-    with suppress(InputError, OSError, KeyError):
-        step: int = storage.read_meta(model)["step"]
-        return step
-    return None
