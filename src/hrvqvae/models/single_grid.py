@@ -35,19 +35,16 @@ class Quantizer(Protocol):
 
 
 class SingleGridAutoencoder(Autoencoder):
-    """An autoencoder with one latent grid: HR-VQVAE, TreeVQ, VQVAE, RQ-VAE and VQGAN, by their configurations.
+    """An autoencoder with one latent grid: all systems but VQVAE-2, by their configurations.
 
     image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
         z -> quantizer -> codes, a tensor (B, H, W) a level
         codes of any prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
-    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride. Prefixes
-    of the levels may have another decoder (`use_progressive_decoder`), which knows how many levels it gets.
+    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride.
 
     Args:
-        config: of the networks; a `SingleGridConfig` where no quantizer is given.
-        channels: of the images.
-        quantizer: a module that does what `Quantizer` says; None is the residual quantizer of the configuration.
+        quantizer: a module that is a `Quantizer`; None is the residual one of a `SingleGridConfig`.
     """
 
     config: NetworkConfig
@@ -72,7 +69,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
-        """Codewords (m^l, m, D) of each level l, counted from 0, where all of several levels are linked; else empty."""
+        """Codewords (m^l, m, D) of each level l from 0, if there are several levels and all are linked; else none."""
         quantizer = self.quantizer
         if isinstance(quantizer, ResidualQuantizer) and 1 < quantizer.config.group_size == quantizer.config.levels:
             return tuple(codebook.codewords.detach() for codebook in quantizer.levels)
@@ -90,12 +87,11 @@ class SingleGridAutoencoder(Autoencoder):
         return torch.stack([self.quantizer.lookup(codes[:number]) for number in self.prefixes])
 
     def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
-        """Decoder output in [-1, 1], cropped: (B, H, W, D) -> (B, C, Y, X) float32, not clamped.
+        """Quantized latents (B, H, W, D) -> decoder output (B, C, Y, X) in [-1, 1], not clamped.
 
         Args:
-            latents: quantized ones.
             size: as for `decode`.
-            levels: how many levels they are of, fewer than all: () of all of them, or (B,) of each. None is all levels.
+            levels: number of levels that they are of, if not all: () of all of them, or (B,) of each.
         """
         features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
         whole = levels is None or progressive is None
@@ -126,7 +122,7 @@ class SingleGridAutoencoder(Autoencoder):
         return ((self.pixels(latents, size, number) + 1) / 2).clamp(0, 1)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Prefixes part where codewords are looked up, so only one is decoded, by the decoder that is for it."""
+        """Only the prefix that is asked for is decoded."""
         latents = chosen_prefix(self.prefix_latents(codes), self.prefixes, levels)
         whole, features = levels == self.prefixes[-1], latents.permute(0, 3, 1, 2)
         progressive = self.progressive_decoder
@@ -143,9 +139,8 @@ class SingleGridAutoencoder(Autoencoder):
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """Every level quantizes z, by the sum of its codeword and the coarser levels'.
 
-        A beam of several paths takes the codes of a group of linked levels by the cost of the whole path: the squared
-        distance between the levels' vectors side by side, (B, H, W, levels * D), the coarser ones times the root of
-        their weight.
+        A beam chooses the codes of linked levels by the cost of the whole path: the squared distance between the
+        levels' vectors side by side, (B, H, W, levels * D), the coarser ones times the root of their weight.
         """
         latents, every = self.latents(unit_images(images, self.channels)), self.prefix_latents(codes)
         quantizer = self.quantizer.config
@@ -176,10 +171,9 @@ class SingleGridAutoencoder(Autoencoder):
         return self.quantizer.restart_dead_codes(self.latents(unit_images(images, self.channels)), generator)
 
     def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
-        """Let another decoder on the same device, whose case is the number of levels - 1, decode prefixes.
+        """Decode prefixes by another decoder on the same device, whose case is the number of levels - 1.
 
-        It lies beside the model: it is in none of `parameters()` and `state_dict()`, so the model's digest, and the
-        codes, priors and files that belong to it, stay as they are.
+        It is in none of `parameters()` and `state_dict()`, so the model's digest stays, and what belongs to it.
         """
         object.__setattr__(self, "progressive_decoder", decoder)  # not registered as a part
 

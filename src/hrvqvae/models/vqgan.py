@@ -9,7 +9,7 @@ Shapes: images (B, C, Y, X) in [-1, 1]; the discriminator's answers (B, 1, h, w)
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -75,16 +75,10 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
 
 
-def generator_loss(fake: Tensor) -> Tensor:
-    """The generator's: -mean(fake), a scalar."""
-    return -fake.mean()
-
-
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """lambda = |grad reconstruction| / (|grad adversarial| + delta) by the decoder's last weights (equation 7).
 
-    At most 1e4; a scalar without gradient. Both losses keep their graphs. Where several processes train together, the
-    gradients are those of the whole batch.
+    At most 1e4; a scalar without gradient. In several processes the gradients are those of the whole batch.
     """
     gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
     of_reconstruction, of_adversarial = (gradient.norm() for gradient in distributed.all_reduce_mean(gradients))
@@ -92,50 +86,29 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return weight.clamp(max=_LARGEST).detach()
 
 
-class _KnownGradient(torch.autograd.Function):
-    """A loss whose gradient by one tensor is given."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[None, Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return None, gradient * outer[0], None
-
-
 def with_known_gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """The same loss of `at`, a scalar, with its gradient by `at` computed now and kept.
+    """The same loss of `at`, a scalar, with its gradient by `at` computed now, and by nothing else.
 
-    What stands between is gone through once, however often the loss is differentiated later, and nothing beside `at`
-    gets a gradient: the adaptive weight and the update both need it, and a network of features is most of a step.
+    The adaptive weight and the update both differentiate it; the network between is passed once.
     """
     (gradient,) = torch.autograd.grad(loss, at)
-    known: Tensor = _KnownGradient.apply(loss.detach(), at, gradient)  # type: ignore[no-untyped-call]
-    return known
+    return loss.detach() + (gradient * (at - at.detach())).sum()
 
 
 class AdversarialObjective(Objective):
     """One update of a VQGAN, then one of its discriminator, on the same batch (Esser et al. 2021, equations 5 to 7).
 
-    The discriminator begins after `adversarial_start` steps; before, nothing of it moves.
-
-    Raises:
-        InputError: the network of the perceptual loss is not on this machine.
+    The discriminator begins after `adversarial_start` steps. Raises InputError where the network of the perceptual loss
+    is not on this machine.
     """
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:
         self.model, self.settings = cast(SingleGridAutoencoder, model), cast(VQGANConfig, config.model)
+        units, layers = self.settings.discriminator_units, self.settings.discriminator_layers
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = place(perceptual_distance(self.settings.perceptual))
-        self.discriminator = place(
-            PatchDiscriminator(
-                config.data.channels, self.settings.discriminator_units, self.settings.discriminator_layers
-            )
-        )
+        self.discriminator = place(PatchDiscriminator(config.data.channels, units, layers))
         self.auxiliary = {DISCRIMINATOR: self.discriminator}
 
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
@@ -143,10 +116,11 @@ class AdversarialObjective(Objective):
         real = images.float() / 255
         with learner.autocast():
             result = self.model(images)
-            distance = None if self.distance is None else self.distance(real, result.images).float()
         fake, losses = result.images, dict(result.losses)
         seen = losses["reconstruction"]
-        if self.distance is not None and distance is not None:
+        if self.distance is not None:
+            with learner.autocast():
+                distance = self.distance(real, fake).float()
             perceptual = with_known_gradient(self.settings.perceptual_weight * distance, fake)
             losses[f"perceptual ({self.distance.name})"] = perceptual
             seen = seen + perceptual
@@ -155,18 +129,12 @@ class AdversarialObjective(Objective):
             learner.update(MODEL)
             return metrics, result.codes
         with learner.autocast():
-            adversarial = generator_loss(self.discriminator(fake * 2 - 1)).float()
+            adversarial = -self.discriminator(fake * 2 - 1).mean().float()
             judged = hinge_loss(self.discriminator(real * 2 - 1), self.discriminator(fake.detach() * 2 - 1)).float()
         adversarial = with_known_gradient(adversarial, fake)
-        weight = adaptive_weight(seen, adversarial, self._last_layer())
+        weight = adaptive_weight(seen, adversarial, cast(nn.ConvTranspose2d, self.model.decoder[-1]).weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)
         judge = learner.take_gradient({DISCRIMINATOR: judged}, of=DISCRIMINATOR)
         learner.update(MODEL, DISCRIMINATOR)  # both gradients are finite by now
         return {**metrics, "adaptive_weight": float(weight), DISCRIMINATOR: judge["loss"]}, result.codes
-
-    def _last_layer(self) -> Tensor:
-        """Weights of the decoder's last convolution."""
-        last = self.model.decoder[-1]
-        assert isinstance(last, nn.ConvTranspose2d)
-        return last.weight

@@ -32,35 +32,29 @@ class VQVAE2(Autoencoder):
 
     def __init__(self, config: VQVAE2Config, channels: int) -> None:
         super().__init__(config, channels)
-        grids, hidden, dim = config.grids, config.hidden_units, config.quantizer.dim
-        common = {"hidden": hidden, "inner": config.residual_units, "kernel": config.kernel}
-        blocks = config.residual_blocks
-        self.encoders = nn.ModuleList(
-            Encoder(
-                channels=hidden if coarser else channels, dim=hidden, stride=2 if coarser else config.stride,
-                blocks=blocks, **common,
-            )
-            for coarser in range(grids)
-        )  # fmt: skip
+        grids, hidden, dim, stride = config.grids, config.hidden_units, config.quantizer.dim, config.stride
+        common = {
+            "hidden": hidden, "inner": config.residual_units, "kernel": config.kernel, "blocks": config.residual_blocks,
+        }  # fmt: skip
+        self.encoders = nn.ModuleList([Encoder(channels=channels, dim=hidden, stride=stride, **common)])
+        self.encoders.extend(Encoder(channels=hidden, dim=hidden, stride=2, **common) for _ in range(grids - 1))
         self.projections = nn.ModuleList(
             nn.Conv2d(hidden if level == 0 else 2 * hidden, dim, 1) for level in range(grids)
         )
         self.quantizers = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
-        self.conditions = nn.ModuleList(
-            Decoder(channels=hidden, dim=dim, stride=2, blocks=blocks, **common) for _ in range(grids - 1)
-        )
+        self.conditions = nn.ModuleList(Decoder(channels=hidden, dim=dim, stride=2, **common) for _ in range(grids - 1))
         self.upsamplings = nn.ModuleList(
             nn.Sequential(*(nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in range(grids - 1 - level)))
             for level in range(grids)
         )
-        self.decoder = Decoder(channels=channels, dim=dim * grids, stride=config.stride, blocks=blocks, **common)
+        self.decoder = Decoder(channels=channels, dim=dim * grids, stride=stride, **common)
 
     @property
     def prefixes(self) -> tuple[int, ...]:
         return (self.config.grids,)
 
     def _top_down(self, images: Tensor, quantize: Callable[[ResidualQuantizer, Tensor], Tensor]) -> list[Tensor]:
-        """Codewords (B, H_l, W_l, D) of each grid of images in [0, 1], coarse first, as `quantize` gives them of z."""
+        """Codewords (B, H_l, W_l, D) of each grid of images in [0, 1], coarse first: `quantize` gives them from z."""
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
         features = [framed(images, self.config.padding, rows * stride, columns * stride)]
@@ -79,7 +73,7 @@ class VQVAE2(Autoencoder):
         return [one for one in self.quantizers if isinstance(one, ResidualQuantizer)]
 
     def _pixels(self, quantized: list[Tensor], size: Grid | None) -> Tensor:
-        """Codewords (B, H_l, W_l, D) of every grid -> (B, C, Y, X) in [-1, 1], not clamped."""
+        """Codewords of every grid -> (B, C, Y, X) in [-1, 1], not clamped."""
         raised = [up(one.permute(0, 3, 1, 2)) for up, one in zip(self.upsamplings, quantized, strict=True)]
         return cropped(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
 
