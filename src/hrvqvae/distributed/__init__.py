@@ -1,7 +1,7 @@
-"""What processes that train together ask each other: which one this is, objects, sums and means of tensors.
+"""Processes that train together: the rank of this one; objects, sums and means of tensors over all of them.
 
-Every function is the identity in a process that trains alone, so nothing else asks whether there are several. Where
-there are, every process has to call it, at the same place. Rank 0 is the one that writes and prints.
+Every function is the identity in a process that trains alone. Where there are several, each has to call it, at the same
+place. Rank 0 is the one that writes and prints.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def is_rank_zero() -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """The share of one process in what all of them do: the `number`-th of `count` contiguous slices."""
+    """The share of one process in common work: the `number`-th of `count` contiguous slices."""
 
     number: int = 0
     count: int = 1
 
     def of(self, total: int) -> range:
-        """Its places among `total` places; those of all numbers are disjoint, and differ by one in length at most."""
+        """Its places among `total`; the parts are disjoint, and differ by one in length at most."""
         return range(total * self.number // self.count, total * (self.number + 1) // self.count)
 
 
@@ -65,19 +65,16 @@ def part() -> Part:
 
 
 def require_equal_parts(batch_size: int) -> None:
-    """Raises InputError where a batch can't be divided into parts of one size; sizes that can be are named."""
-    count = world_size()
-    if batch_size % count:
-        below = batch_size - batch_size % count
-        sizes = " or ".join(str(size) for size in (below, below + count) if size)
+    """Raises InputError where a batch can't be divided into parts of one size."""
+    if batch_size % world_size():
         raise InputError(
-            f"{count} processes can't share a batch of {batch_size} equally; "
-            f"choose a batch size of {sizes}, or another number of processes"
+            f"{world_size()} processes can't share a batch of {batch_size} equally; "
+            f"choose a batch size that is a multiple of {world_size()}"
         )
 
 
 def all_gather_object(value: T) -> list[T]:
-    """What each process gives, in the order of their ranks. It must pickle."""
+    """The values of all processes in the order of their ranks. They must pickle."""
     if not is_distributed():
         return [value]
     found: list[Any] = [None] * world_size()
@@ -86,7 +83,7 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def gather_object(value: T) -> list[T]:
-    """In rank 0 what each process gives, in the order of their ranks; elsewhere only its own."""
+    """In rank 0 the values of all processes in the order of their ranks; elsewhere only the own one."""
     if not is_distributed():
         return [value]
     found: list[Any] | None = [None] * world_size() if is_rank_zero() else None
@@ -95,7 +92,7 @@ def gather_object(value: T) -> list[T]:
 
 
 def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
-    """The numbers of each process, in the order of their ranks; as `all_gather_object`, and fast."""
+    """The numbers of all processes in the order of their ranks: a fast `all_gather_object`."""
     if not is_distributed():
         return [values]
     found = torch.zeros(world_size(), len(values), dtype=torch.float64)
@@ -105,11 +102,7 @@ def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:
-    """Call in rank 0 alone; -> what it gives, in every process. It must pickle.
-
-    Raises:
-        InputError: the call raised one, which every process raises.
-    """
+    """Call in rank 0 alone; -> its result, which must pickle, in every process. An InputError is raised in all."""
     if not is_distributed():
         return call()
     told: list[Any] = [None, None]
@@ -119,15 +112,15 @@ def on_rank_zero(call: Callable[[], T]) -> T:
         except InputError as error:
             told[1] = error
     dist.broadcast_object_list(told, 0, device=torch.device("cpu"))
-    if told[1] is not None:
-        raise told[1]
-    found: T = told[0]
-    return found
+    found, raised = told
+    if raised is not None:
+        raise raised
+    return found  # type: ignore[no-any-return]
 
 
 @contextmanager
 def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """What rank 0 enters and leaves for all of them. Raises InputError in every process where it can't be entered."""
+    """A context that rank 0 enters and leaves. Its InputError is raised in every process."""
     with ExitStack() as stack:
 
         def enter() -> None:
@@ -138,7 +131,7 @@ def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]])
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor as the sum over the processes, by one all-reduce. The same shapes in every process, one dtype."""
+    """The sum over the processes of each tensor, by one all-reduce. All are of one dtype."""
     if not is_distributed():
         return list(tensors)
     together = torch.cat([one.reshape(-1) for one in tensors])
@@ -148,7 +141,7 @@ def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor as the mean over the processes; as `all_reduce`."""
+    """The mean over the processes of each tensor; as `all_reduce`."""
     return [one / world_size() for one in all_reduce(tensors)] if is_distributed() else list(tensors)
 
 
@@ -160,7 +153,7 @@ def all_reduce_mean_in_place(tensors: Sequence[Tensor]) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes; the gradient of every process's losses by what each of them gave."""
+    """The sum over the processes, and the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -207,13 +200,10 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def require_same(named: Mapping[str, Tensor], when: str) -> None:
-    """Compare a checksum of each named tensor over the processes.
+    """Raises DriftError where a checksum of a tensor differs between processes; the first is named.
 
     Args:
         when: for the message, such as "at step 50".
-
-    Raises:
-        DriftError: one differs; the first is named.
     """
     if not is_distributed():
         return

@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import Any
 
@@ -31,8 +31,8 @@ class LostProcessError(InputError):
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, where it did; leave them at the end.
 
-    GPUs talk by NCCL where each process of this machine has one, LOCAL_RANK choosing it; else all talk by gloo. Only
-    rank 0 prints. Of the errors that end all of them, one process tells one: the others exit with code 2.
+    GPUs talk by NCCL where each process of this machine has one, by LOCAL_RANK; else all talk by gloo. Only rank 0
+    prints. Where an error ends all of them one process tells it; the others exit with code 2.
 
     Raises:
         LostProcessError: another process has ended.
@@ -51,7 +51,11 @@ def process_group() -> Iterator[None]:
         common, number, size = next(rendezvous("env://", timeout=TIMEOUT))
         store = PrefixStore(_name_of_these(common, number, size), common)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
-        with _mute(number != 0):
+        with ExitStack() as stack:
+            if number:  # only rank 0 prints
+                nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
             yield
         dist.barrier()  # rank 0 ends last: it evaluates and draws, and a process that left before it has been aborted
         dist.destroy_process_group()
@@ -67,10 +71,10 @@ def process_group() -> Iterator[None]:
 
 
 def _name_of_these(store: Any, number: int, size: int) -> str:
-    """A name for the processes that come together now, which is that of none before.
+    """A new name for the processes that come together now.
 
-    torchrun keeps one store for all its restarts, in which what an earlier process wrote would be taken for news. So
-    each of the others asks under a word of its own, and the first one answers until all have heard it.
+    torchrun keeps one store for all its restarts, with what earlier processes wrote. So each of the others asks under a
+    random word, and rank 0 answers until all have the name.
     """
     word = uuid.uuid4().hex
     if number:
@@ -90,16 +94,6 @@ def _name_of_these(store: Any, number: int, size: int) -> str:
     return word
 
 
-@contextmanager
-def _mute(muted: bool) -> Iterator[None]:
-    """Nothing is printed within."""
-    if not muted:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
-        yield
-
-
 def _tells(store: Any) -> bool:
     """Whether this process is the first that has an error to tell."""
     try:
@@ -109,7 +103,7 @@ def _tells(store: Any) -> bool:
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether that is how torch tells of a process that is gone. Gloo's errors have no class of their own."""
+    """Whether an error of torch means that a process has ended. Gloo's errors have no class of their own."""
     said = str(error)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in said or "peer" in said or "NCCL" in said)
@@ -117,12 +111,12 @@ def _is_lost(error: Exception) -> bool:
 
 
 def is_restarted(began: Callable[[], bool]) -> bool:
-    """Whether these processes go on with a training that torchrun began with others, and ended when one of them did.
+    """Whether torchrun started these processes to go on with a training of processes that have ended.
 
-    Machines that come or go are no restarts that torchrun counts; then the name of the job tells.
+    torchrun does not count it as a restart when machines come or go; then the name of the job tells.
 
     Args:
-        began: whether the run bears the mark of this job already (`job_id`); asked in rank 0.
+        began: whether the run bears the mark of this job already (`job_id`); called in rank 0.
     """
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -133,7 +127,7 @@ def is_restarted(began: Callable[[], bool]) -> bool:
 def job_id() -> str:
     """A mark of this training that torchrun's restarts share; empty where torchrun did not start it.
 
-    It is the name that --rdzv-id gave, which outlives a machine's loss, or else the number of torchrun's process.
+    That is the name given by --rdzv-id, which outlives a machine's loss, or else the number of torchrun's process.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{platform.node()} {os.getppid()}" if name == "none" else name

@@ -1,9 +1,9 @@
 """Compiled functions, kept on disk until the source that they were compiled from changes.
 
-numba's own cache of a function watches the file of that function alone, but what it calls and the constants that it
-reads in other files are compiled into it: after a change of those the old code would run on, and no test would tell.
-Here the name of a cached file holds a digest of all source files of the function's folder, and **what a compiled
-function calls and reads lies in its own folder** (a test holds this).
+numba's cache watches the file of a function alone, though what it calls and the constants that it reads in other files
+are compiled into it: after a change of those the old code would run on, and no test would tell. Here the name of a
+cached file holds a digest of all source files of the function's folder, and **what a compiled function calls and reads
+lies in its own folder** (a test holds this).
 """
 
 from __future__ import annotations

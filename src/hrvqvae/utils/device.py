@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Chosen(Protocol):
-    """What a training's configuration says of how it computes."""
+    """How a training is configured to compute."""
 
     @property
     def device(self) -> str: ...
@@ -30,7 +30,7 @@ class Chosen(Protocol):
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is none such."""
+    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -50,7 +50,7 @@ def decide_device(config: Chosen) -> str:
 
 
 def decide_precision(config: Chosen) -> str:
-    """The precision of a training on its device, which is decided, where it is left to the machine."""
+    """The precision of a training on its device, where it is left to the machine."""
     return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
 
 
@@ -74,7 +74,7 @@ class Compute:
     def of(config: Chosen) -> Compute:
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
-        # Float32 is float32, also beside bfloat16: convolutions on a GPU would round to TF32.
+        # Float32 stays float32, also beside bfloat16: convolutions on a GPU would round to TF32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return Compute(device, bf16, config.memory_format == "channels_last")
 

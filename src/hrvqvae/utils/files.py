@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,17 +18,13 @@ from filelock import FileLock, Timeout
 from hrvqvae.utils.errors import InputError
 
 TEMPORARY = ".writing-"
-LOCK, HOLDER = ".lock", ".lock-holder"
 
 
 @contextmanager
-def writing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside a file, under which it is written; at the end it is flushed to the disk and renamed.
 
     A kill leaves the old file or the new.
-
-    Args:
-        flush: wait for the disk. Without it a kill leaves no less, but a machine that loses power may.
 
     Raises:
         OSError: the disk is full or the folder can't be written; the old file is as it was, nothing else is left.
@@ -36,20 +32,18 @@ def writing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
-        if flush:
-            with temporary.open("r+b") as stream:
-                os.fsync(stream.fileno())
+        with temporary.open("r+b") as stream:
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if flush:
-        with suppress(OSError):  # not every file system lets a folder be flushed
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    with suppress(OSError):  # not every file system lets a folder be flushed
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -80,7 +74,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in a folder. Only whoever has its lock may do so."""
+    """Remove what killed writers left in a folder. Only the process that has its lock may do so."""
     for left in folder.glob(f"{TEMPORARY}*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -94,34 +88,31 @@ class InUseError(InputError):
 
 @contextmanager
 def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Keep other processes out of a folder, if they ask as well. Whoever has it already may take it again.
+    """Keep other processes that ask as well out of a folder. A process that has it may take it again.
 
     Args:
         folder: made if it does not exist.
-        wait: is given a line that says who has it, and then it is waited for; None does not wait.
+        wait: takes a line that says who has the folder, and then it is waited for; None does not wait.
 
     Raises:
         InUseError: another process has it and is not waited for; its number is named.
         InputError: the folder can't be made or written.
     """
-    holder = folder / HOLDER
-    with _locked(folder, folder / LOCK, holder, (holder,), wait):
+    with _locked(folder, folder / ".lock", wait):
         yield
 
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Keep other processes from a file, which need not exist, if they ask as well. Raises InUseError, InputError."""
+    """Keep other processes that ask as well from a file, which need not exist. Raises InUseError, InputError."""
     lock = path.with_name(f".{path.name}.lock")
-    holder = path.with_name(f"{lock.name}-holder")
-    with _locked(path, lock, holder, (holder, lock), None):
+    with _locked(path, lock, None):
         yield
 
 
 @contextmanager
-def _locked(
-    what: Path, file: Path, holder: Path, removed: Iterable[Path], wait: Callable[[str], None] | None
-) -> Iterator[None]:
+def _locked(what: Path, file: Path, wait: Callable[[str], None] | None) -> Iterator[None]:
+    holder = file.with_name(f"{file.name}-holder")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, is_singleton=True)
@@ -129,7 +120,10 @@ def _locked(
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            in_use = f"{what} is in use by another process{_number(holder)}"
+            number = ""
+            with suppress(OSError, ValueError):
+                number = f" (pid {int(holder.read_text())})"
+            in_use = f"{what} is in use by another process{number}"
             if wait is None:
                 raise InUseError(f"{in_use}; wait until it has ended, or choose another") from None
             wait(f"{in_use}; waiting for it")
@@ -144,14 +138,7 @@ def _locked(
     finally:
         if outermost:
             with suppress(OSError):  # Windows removes no open file
-                for path in removed:
-                    path.unlink(missing_ok=True)
+                holder.unlink(missing_ok=True)
+                if file.parent != what:  # a folder keeps its lock's file
+                    file.unlink(missing_ok=True)
         lock.release()
-
-
-def _number(holder: Path) -> str:
-    """The number of the process that has a lock, in brackets, where it has been written down."""
-    try:
-        return f" (pid {int(holder.read_text())})"
-    except (OSError, ValueError):
-        return ""

@@ -1,8 +1,7 @@
-"""Long work shows itself: a bar on a terminal, a line now and then elsewhere, both with the rate and the time left.
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere, both with the rate and the time left.
 
-What works says how much there is and when a part of it is done (`task`, `tracked`). The logger "hrvqvae" carries the
-lines that are no results, and is the switch: at level INFO, as the command line sets it, tasks show themselves on
-standard error, so that results stay alone on standard output.
+The logger "hrvqvae" carries the lines that are no results, and is the switch: at level INFO, as the command line sets
+it, tasks are shown on standard error, so that standard output holds results alone.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ Advance = Callable[[int], None]
 
 
 def note(line: str) -> None:
-    """Log what is no result, but is to be seen."""
+    """Log a notice."""
     LOG.warning("%s", line)
 
 
 def waiting(what: str) -> None:
-    """Log what takes seconds from here on."""
+    """Log what begins now and takes seconds."""
     LOG.info("%s ...", what)
 
 
 @cache
 def told_once(line: str) -> None:
-    """Log what a person should know of a result, once in a process, however often it comes up."""
+    """Log a notice once in a process."""
     LOG.warning("%s", line)
 
 
@@ -96,14 +95,14 @@ class Meter:
 
 @contextmanager
 def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
-    """Work of `total` parts; -> a function to be called with the number of parts that are done since the last call.
+    """Show work of `total` parts; -> a function to be called with the number of parts done since the last call.
 
     A task inside of another is not shown.
 
     Args:
-        title: what is done, such as "tokenize".
-        unit: what is counted, in the plural.
-        done: how many were done before; the rate leaves them out.
+        title: such as "tokenize".
+        unit: the parts, in the plural.
+        done: parts done before, which the rate leaves out.
     """
     if _running or not LOG.isEnabledFor(logging.INFO):
         yield lambda number: None
@@ -132,7 +131,7 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
 
 
 def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int], unit: str = "images") -> Iterator[T]:
-    """The items one after the other, as a task of which each, once it has been worked on, is `size` parts."""
+    """The items, as a task of which each is `size` parts, done when the next is asked for."""
     with task(title, total, unit) as advance:
         for item in items:
             yield item

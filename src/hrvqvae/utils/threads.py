@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @cache
 def _team() -> Any:
-    """torch's own team of threads: the function of its OpenMP runtime that calls a callback on each; None without one.
+    """The function of torch's OpenMP runtime that calls a callback on each of torch's threads; None without one.
 
     Not a pool of our own: torch's threads keep spinning on their cores for milliseconds after each of its operations,
     so that a thread of another pool finds none. Nor numba's layers: they can't be called from two threads at once
@@ -52,8 +52,8 @@ def in_parts(count: int, run: Callable[[int, int], T], *, alone: int = 1) -> lis
     """run(first, last) for equal parts of `count` things, on as many threads as torch uses.
 
     Args:
-        run: code that holds no lock of the interpreter while it works.
-        alone: things that are not worth a second thread.
+        run: code that releases the interpreter's lock.
+        alone: so few things take one thread.
     """
     threads = min(torch.get_num_threads(), max(1, count))
     team = None if threads == 1 or count <= alone or _is_child else _team()
@@ -62,7 +62,6 @@ def in_parts(count: int, run: Callable[[int, int], T], *, alone: int = 1) -> lis
     parts = list(pairwise(count * part // threads for part in range(threads + 1)))
     results: dict[int, T] = {}
     tickets = iter(range(threads))
-
     errors: list[BaseException] = []
 
     def member(_: object) -> None:
