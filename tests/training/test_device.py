@@ -43,8 +43,11 @@ def test_bf16_is_chosen_where_the_processor_has_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute.of(auto).bf16 is present
     assert not Compute.of(auto).emulates_bf16
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     asked = Compute.of(dataclasses.replace(auto, precision="bf16"))
     assert (asked.bf16, asked.emulates_bf16) == (True, not present)
+    assert not torch.backends.cudnn.allow_tf32, "float32 stays float32 beside bfloat16"
+    assert not torch.backends.cuda.matmul.allow_tf32
     assert not Compute.of(dataclasses.replace(auto, precision="fp32")).bf16
 
 
@@ -52,15 +55,6 @@ def test_bf16_is_chosen_where_the_processor_has_it(
 def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
     with pytest.raises(InputError, match=f"device is '{name}'"):
         Compute.of(dataclasses.replace(tiny.training, device=name))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_float32_is_never_rounded_to_tf32(precision: str, tiny: Config) -> None:
-    """Beside bfloat16 too: quantizers, losses and the codes of priors are in float32 there."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    Compute.of(dataclasses.replace(tiny.training, precision=precision))  # type: ignore[arg-type]
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_what_is_decided_is_kept(left_open: Config, monkeypatch: pytest.MonkeyPatch) -> None:
