@@ -104,7 +104,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or cut short"),
     "empty": (lambda path: path.write_bytes(b""), "is damaged or cut short"),
     "flipped": (_flipped_byte, "is damaged or cut short"),
-    "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format; this package reads"),
+    "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format"),
     "models": (lambda path: _rewritten(path, model="0" * 32), "shards of one model belong together"),
     "metadata": (lambda path: _rewritten(path, broken="["), "has damaged metadata"),
     "config": (lambda path: _rewritten(path, config="[1]"), "has damaged metadata"),
@@ -135,7 +135,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: _rewritten(path, _with("key", lambda old: ["a.png"] * 3 + old.to_pylist()[3:])),
         "would both be",
     ),
-    "gone": (lambda path: path.unlink(), "lacks part-000001.parquet: 2 of 3 shards are there; run the same"),
+    "gone": (lambda path: path.unlink(), "lacks part-000001.parquet, 1 of 3 shards; run the same"),
 }  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_another_model_and_none(shards: Path, tmp_path: Path, capsys: pytest.Cap
     shutil.copyfile(shards / "part-000000.parquet", unknown)
     _rewritten(unknown, model="0" * 32)
     said = refused(["detokenize", unknown, back], capsys)
-    assert "(000000000000), which is none inside the package: name it with --model RUN" in said
+    assert "by no model inside the package (000000000000): name it with --model RUN" in said
     unknown.unlink()
     assert "has no shards (.parquet)" in refused(["detokenize", tmp_path, back], capsys)
     assert "there is no such file" in refused(["detokenize", tmp_path / "nothing", back], capsys)

@@ -148,44 +148,31 @@ def test_broken_images_are_listed_and_can_be_tried_again(
     assert table(out).sort_by("key").equals(table(shards).sort_by("key"))
 
 
-def _begun_with_another_model(out: Path) -> None:
-    plan = json.loads((out / "_manifest.json").read_text())
-    (out / "_manifest.json").write_text(json.dumps(plan | {"model": "0" * 32}))
+def _plan(**changes: object) -> Callable[[Path], object]:
+    """Changes the plan of a folder."""
 
+    def change(out: Path) -> None:
+        plan = json.loads((out / "_manifest.json").read_text())
+        (out / "_manifest.json").write_text(json.dumps(plan | changes))
 
-def _cut(out: Path) -> None:
-    path = out / "part-000001.parquet"
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-def _without_plan(out: Path) -> None:
-    (out / "_manifest.json").unlink()
-
-
-def _no_plan(out: Path) -> None:
-    (out / "_manifest.json").write_text("{}")
-
-
-def _empty_plan(out: Path) -> None:
-    plan = json.loads((out / "_manifest.json").read_text())
-    (out / "_manifest.json").write_text(json.dumps(plan | {"shard_size": 0}))
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (_begun_with_another_model, (), "was begun with another model: 000000000000"),
-        (_cut, (), "part-000001.parquet is damaged or cut short"),
-        (_without_plan, (), "holds .parquet files, but no _manifest.json; choose another folder"),
-        (_no_plan, (), "_manifest.json is damaged ('model'); begin anew in another folder"),
-        (_empty_plan, (), "_manifest.json is damaged"),
+        (_plan(model="0" * 32), (), "was begun with another model: 000000000000"),
+        (_plan(shard_size=0), (), "_manifest.json is damaged"),
+        (_plan(more=0), (), "_manifest.json is damaged"),
+        (lambda out: os.truncate(out / "part-000001.parquet", 300), (), "part-000001.parquet is damaged or cut short"),
+        (lambda out: (out / "_manifest.json").unlink(), (), "holds .parquet files, but no _manifest.json"),
         (None, ("--shard-size", 30), "was begun with another --shard-size: 20, not 30"),
         (None, ("--full-size",), "was begun with images of another size"),
         (None, ("--shard-size", 0), "it must be at least 1"),
     ],
 )
 def test_a_folder_that_was_begun_otherwise(
-    change: Callable[[Path], None] | None, options: tuple[Any, ...], message: str, shards: Path, digits: Path,
+    change: Callable[[Path], object] | None, options: tuple[Any, ...], message: str, shards: Path, digits: Path,
     tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out = tmp_path / "out"

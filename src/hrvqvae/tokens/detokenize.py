@@ -33,9 +33,8 @@ def detokenize(
         shards: a folder of shards, or one.
         out: a folder, which gets each image at the path that is its key; its suffix becomes .png, or .png is appended
             where two keys differ by that alone.
-        model: by which they were made; None finds that one inside the package.
+        model: by which they were made; None finds it inside the package.
         levels: how many levels to use, coarse first; None uses all.
-        device: of the model.
         force: write over files that are there.
 
     Raises:
@@ -67,7 +66,7 @@ def detokenize(
 
 
 def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
-    """The model that is named, if the shards are of it, or that one inside the package of which they are."""
+    """The model that is named, or the one inside the package, by which the shards were made."""
     wanted = opened.about.model
     for name in [named] if named is not None else shipped():
         model, _ = load_with_config(name, device)
@@ -76,10 +75,7 @@ def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Aut
             return model
         if named is not None:
             raise InputError(f"{path} was made by another model ({wanted[:12]}) than {named} ({found[:12]})")
-    whose = opened.about.config.get("name", "a model")
-    raise InputError(
-        f"{path} was made by {whose} ({wanted[:12]}), which is none inside the package: name it with --model RUN"
-    )
+    raise InputError(f"{path} was made by no model inside the package ({wanted[:12]}): name it with --model RUN")
 
 
 @torch.inference_mode()
@@ -103,7 +99,7 @@ def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterato
 
 
 def _name(key: str, shards: Path, written: set[PurePosixPath]) -> PurePosixPath:
-    """Where an image belongs, below the folder that is asked for and nowhere else, and in the place of no other."""
+    """The path of an image below the output folder. Raises where it leads out of it, or is another's."""
     path = PurePosixPath(key)
     if path.is_absolute() or ".." in path.parts or not path.name or "\\" in key or "\0" in key:
         raise DamagedFileError(f"{shards} has a key that leads out of a folder: {key!r}")

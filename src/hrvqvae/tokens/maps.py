@@ -1,13 +1,8 @@
 """Codes in shards as the code maps that priors are trained from, however many they are.
 
-A training step reads images in an order that is drawn, one here and one there, which compressed row groups are slow at.
-So the codes are laid out once beside the run as arrays that are mapped into memory, as the codes of its own images are:
-
-RUN/priors/codes/shards-level-1.npy   (N, H_1, W_1) in the smallest unsigned type that holds the symbols of the level
-                 shards-labels.npy    (N,) int64
-                 shards.json          which shards they were made from, and the names of the classes
-
-The order of the images is that of the shards by name, and of their rows. A row group is in memory at a time.
+A training step reads images in a drawn order, which compressed row groups are slow at. So the codes are laid out once
+beside the run as arrays that are mapped into memory, as those of its own images are (`checkpoints.codemaps`), under
+the name "shards", in the order of the shards by name and of their rows. A row group is in memory at a time.
 """
 
 from __future__ import annotations
@@ -38,14 +33,12 @@ _NAME = "shards"
 def maps_of_shards(
     folder: Path, path: Path, model: Autoencoder, config: Config, say: Callable[[str], None] = print
 ) -> CodeMaps:
-    """The code maps of shards; laid out in a folder first, unless they lie there.
+    """The code maps of shards of a model's codes; laid out in the folder first, unless they lie there.
 
     Args:
         folder: of the run's codes; made if it does not exist.
         path: a folder of shards, or one.
-        model: whose codes they have to be.
-        config: of the run; its images' size says which grids the codes have, `data.labels` whether classes are taken.
-        say: is told who is waited for, where another process works in the folder.
+        say: takes a line where another process works in the folder and is waited for.
 
     Raises:
         InputError: no shards, those of another model, codes of images of another size, labels of some images only, or
@@ -67,14 +60,9 @@ def _laid_out(folder: Path, path: Path, model: Autoencoder, config: Config) -> d
     shards = named_shards(path)
     digest = weights_digest(model.state_dict())
     if shards.about.model != digest:
-        raise InputError(
-            f"{path} holds codes of another model ({shards.about.model[:12]}) than this run's ({digest[:12]})"
-        )
-    stats = [(one.name, one.stat()) for one in shards.paths]
-    source = {
-        "model": digest, "labels": config.data.labels,
-        "shards": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-    }  # fmt: skip
+        raise InputError(f"{path} holds codes of another model than this run's")
+    states = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in shards.paths]
+    source = {"model": digest, "labels": config.data.labels, "shards": states}
     if read_maps(folder, _NAME, source, config.model.num_symbols) is None:
         try:
             remove_temporaries(folder)
@@ -123,8 +111,7 @@ def _checked(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: 
             )
     codes = np.concatenate(rows.codes[level])
     if int(codes.max()) >= symbols or int(codes.min()) < 0:
-        wrong = int(codes.max()) if int(codes.max()) >= symbols else int(codes.min())
-        raise InputError(f"level {level + 1} has the code {wrong}; this model has codes 0 to {symbols - 1} there")
+        raise InputError(f"a code of level {level + 1} is out of range; this model has codes 0 to {symbols - 1} there")
     return codes
 
 

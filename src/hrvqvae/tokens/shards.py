@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import write_atomic
-from hrvqvae.utils.quantities import counted
 
 FORMAT = "1"
 SUFFIX = ".parquet"
@@ -38,23 +37,14 @@ _PREFIX = "hrvqvae."
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a folder of shards is made of.
+    """What a folder of shards is made of."""
 
-    Attributes:
-        model: digest of the model's weights.
-        image_size: height and width that every image is brought to; None keeps each image's own.
-        keys: how many images there are.
-        keys_digest: of their keys and labels, in order.
-        shard_size: images of a shard.
-        beam: paths that the search keeps at each level; None keeps as many as in training.
-    """
-
-    model: str
-    image_size: int | None
-    keys: int
-    keys_digest: str
-    shard_size: int
-    beam: int | None = None
+    model: str  # digest of the weights
+    image_size: int | None  # height and width that every image is brought to; None keeps each image's own
+    keys: int  # how many images there are
+    keys_digest: str  # of their keys and labels, in order
+    shard_size: int  # images of a shard
+    beam: int | None = None  # paths that the search keeps at each level; None keeps as many as in training
 
     @property
     def parts(self) -> dict[str, range]:
@@ -70,9 +60,7 @@ class Plan:
         if not path.is_file():
             return None
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
-            values.setdefault("beam", None)  # folders of before there was one
-            plan = Plan(**{one.name: values[one.name] for one in dataclasses.fields(Plan)})
+            plan = Plan(**json.loads(path.read_text()))
             if plan.keys < 1 or plan.shard_size < 1:
                 raise ValueError("it has no images")
             return plan
@@ -80,7 +68,7 @@ class Plan:
             raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
 
     def begin(self, folder: Path) -> None:
-        """Write the plan of a new folder, or see that the folder's own is the same.
+        """Write the plan of a new folder, or compare it with the folder's own.
 
         Raises:
             InputError: the folder was begun otherwise, or holds shards without a plan.
@@ -106,23 +94,14 @@ _SAID = {
 
 @dataclass(frozen=True)
 class About:
-    """What a shard says of itself in its metadata.
+    """The metadata of a shard."""
 
-    Attributes:
-        model: the digest of the model's weights.
-        config: of the model, as plain values; empty where another tool left it out.
-        image_size: height and width that every image was brought to; None where each kept its own.
-        classes: names of the labels, in order; empty where they are not said.
-        version: of the package that wrote it; empty where another tool did.
-        broken: (key, why) of the images of this shard that could not be read.
-    """
-
-    model: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    classes: tuple[str, ...] = ()
-    version: str = ""
-    broken: tuple[tuple[str, str], ...] = ()
+    model: str  # digest of the weights
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the model, as plain values; another tool may lack it
+    image_size: int | None = None  # height and width that every image was brought to; None where each kept its own
+    classes: tuple[str, ...] = ()  # names of the labels, in order; empty where they have none
+    version: str = ""  # of the package that wrote it
+    broken: tuple[tuple[str, str], ...] = ()  # (key, why) of the images of this shard that could not be read
 
     def metadata(self) -> dict[str, str]:
         """The file's key-value metadata."""
@@ -140,13 +119,9 @@ class About:
         plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
         values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
         if "format" not in values or "model" not in values:
-            raise InputError(
-                f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model (docs/tokens.md)"
-            )
+            raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
         if values["format"] != FORMAT:
-            raise InputError(
-                f"{path} is of version {values['format']} of the format; this package reads version {FORMAT}"
-            )
+            raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
         try:
             broken = [(str(one["key"]), str(one["error"])) for one in json.loads(values.get("broken", "[]"))]
             size = json.loads(values.get("image_size", "null"))
@@ -160,21 +135,13 @@ class About:
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of a shard.
-
-    Attributes:
-        keys: of each.
-        labels: of each, a class name or a whole number; None where it has none.
-        sizes: (height, width) of each, in pixels, as it was coded.
-        grids: of each level, the (H_l, W_l) of each image.
-        codes: of each level, the codes of each image, H_l * W_l in raster order.
-    """
+    """Images of a shard."""
 
     keys: Sequence[str]
-    labels: Sequence[str | int | None]
-    sizes: Sequence[Grid]
-    grids: Sequence[Sequence[Grid]]
-    codes: Sequence[Sequence[NDArray[Any]]]
+    labels: Sequence[str | int | None]  # a class name or a whole number; None where an image has none
+    sizes: Sequence[Grid]  # (height, width) in pixels, as it was coded
+    grids: Sequence[Sequence[Grid]]  # of each level, the (H_l, W_l) of each image
+    codes: Sequence[Sequence[NDArray[Any]]]  # of each level, the codes of each image, H_l * W_l in raster order
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -191,19 +158,12 @@ def schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards that belong together, in order.
-
-    Attributes:
-        paths: of the files.
-        about: of the first; the model is that of all of them.
-        count: images in all.
-        broken: key -> why, of the images that could not be read.
-    """
+    """Shards that belong together, in order."""
 
     paths: tuple[Path, ...]
-    about: About
-    count: int
-    broken: Mapping[str, str]
+    about: About  # of the first; the model is that of all of them
+    count: int  # images in all
+    broken: Mapping[str, str]  # key -> why, of the images that could not be read
 
     def rows(self, levels: int) -> Iterator[Rows]:
         """Every row group, with the codes of the first `levels` levels.
@@ -268,9 +228,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 def open_shards(paths: Sequence[Path]) -> Shards:
     """These files as shards that belong together.
 
-    Raises:
-        InputError: one is none, of another version of the format, or of another model than the first.
-        DamagedFileError: one is damaged or cut short.
+    Raises InputError where one is none, of another version of the format, or of another model than the first, and
+    DamagedFileError where one is damaged.
     """
     told, count = list[About](), 0
     for path in paths:
@@ -278,19 +237,14 @@ def open_shards(paths: Sequence[Path]) -> Shards:
             told.append(About.of(file.metadata.metadata, path))
             count += file.metadata.num_rows
         if told[-1].model != told[0].model:
-            raise InputError(
-                f"{path} is of the model {told[-1].model[:12]}, {paths[0].name} of {told[0].model[:12]}; "
-                "shards of one model belong together"
-            )
+            raise InputError(f"{path} and {paths[0].name} are of two models; shards of one model belong together")
     return Shards(tuple(paths), told[0], count, {key: why for about in told for key, why in about.broken})
 
 
 def named_shards(path: Path) -> Shards:
     """The shards of a folder, in the order of their names, or one file.
 
-    Raises:
-        InputError: as `open_shards`; there are none, or a folder that `tokenize` has begun is not finished.
-        DamagedFileError: one is damaged or cut short.
+    Raises as `open_shards`, and InputError where there are none, or `tokenize` has not finished the folder.
     """
     if not path.is_dir():
         return open_shards([path])
@@ -298,8 +252,7 @@ def named_shards(path: Path) -> Shards:
     left = [name for name in plan.parts if not (path / name).is_file()] if plan else []
     if plan and left:
         raise InputError(
-            f"{path} lacks {left[0]}: {len(plan.parts) - len(left):,} of {counted(len(plan.parts), 'shard')} are "
-            "there; run the same hrvqvae tokenize again, which makes the rest"
+            f"{path} lacks {left[0]}, {len(left):,} of {len(plan.parts):,} shards; run the same hrvqvae tokenize again"
         )
     paths = sorted(one for one in path.glob(f"*{SUFFIX}") if not one.name.startswith("."))
     if not paths:

@@ -58,19 +58,12 @@ Read = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by place, b
 
 @dataclass(frozen=True)
 class KeyedImages:
-    """Images in the order of their keys.
+    """Images in the order of their keys."""
 
-    Attributes:
-        source: where they lie, with their labels.
-        keys: (N,) sorted, each once.
-        rows: (N,) the place of each in the source.
-        classes: names of the labels, in the order of their numbers; empty where they have no names.
-    """
-
-    source: Source
-    keys: Names
-    rows: NDArray[np.int64]
-    classes: tuple[str, ...]
+    source: Source  # with their labels
+    keys: Names  # sorted, each once
+    rows: NDArray[np.int64]  # (N,) the place of each in the source
+    classes: tuple[str, ...]  # names of the labels, in the order of their numbers; empty where they have no names
 
     def label(self, place: int) -> str | int | None:
         """The class name of an image, or its number where classes have no names; None where it has none."""
@@ -150,17 +143,11 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of the images of a shard.
+    """What became of the images of a shard."""
 
-    Attributes:
-        images: how many are in its file.
-        broken: key -> why it could not be read, of the others.
-        lost: what each image lost that lost something.
-    """
-
-    images: int
-    broken: dict[str, str]
-    lost: list[str]
+    images: int  # in its file
+    broken: dict[str, str]  # key -> why it could not be read, of the others
+    lost: list[str]  # by conversion, of each image that lost something
 
 
 class _Reader(Dataset[Read]):
@@ -185,15 +172,7 @@ class _Reader(Dataset[Read]):
 
 
 class Tokenizer:
-    """Writes shards of the codes that a model gives images.
-
-    Attributes:
-        images: all of them.
-        device: of the model.
-        workers: processes that decode.
-        size: height and width that images are brought to; None keeps their own.
-        digest: of the model's weights.
-    """
+    """Writes shards of the codes that a model gives images."""
 
     def __init__(
         self, model: str, images: KeyedImages, full_size: bool, workers: int | None, device: str, beam: int | None
@@ -211,15 +190,13 @@ class Tokenizer:
     def write(
         self, path: Path, places: Sequence[int], *, name_broken: bool = True, advance: Advance = lambda number: None
     ) -> Done:
-        """Write the shard of some images.
+        """Write the shard of the images at some places.
 
         Args:
-            places: of the images, among all of them.
-            name_broken: say in the shard which images could not be read.
-            advance: takes how many more images are coded.
+            name_broken: list in the shard the images that could not be read.
 
         Raises:
-            OSError: the disk is full. Nothing is left of the shard.
+            OSError: the disk is full; nothing is left of the shard.
             InputError: a process that decodes was ended from outside.
         """
         at_once = _READ_OWN if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
@@ -272,19 +249,12 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What a folder of shards holds.
-
-    Attributes:
-        images: in all shards.
-        broken: that could not be read, and are in none.
-        shards: how many files.
-        made: images that this call added.
-    """
+    """Counts of a folder of shards."""
 
     images: int
-    broken: int
+    broken: int  # images that could not be read, and are in no shard
     shards: int
-    made: int
+    made: int  # images that this call added
 
 
 def tokenize(
@@ -301,7 +271,6 @@ def tokenize(
         shard_size: images of a shard; None takes the folder's own, or 10,000.
         full_size: code images at their own sizes; else each is cropped to a square and brought to the size of training.
         workers: processes that decode images beside each model; None takes `data.workers` of the model.
-        device: of the model: auto, cpu, cuda or cuda:N.
         engine: "local", or "ray" for Ray, which shares the shards out over its machines.
         retry_broken: try images again that were broken before.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
@@ -390,9 +359,8 @@ def _on_ray(
 ) -> Iterator[Done]:
     """Write these shards on the cluster that RAY_ADDRESS names, else on this machine.
 
-    Each actor holds the model, on a GPU of its own where the cluster has some. The folder, the images and the model
-    must lie under the same paths on every machine. Nothing is reported to Ray's makers, and what Ray logs stays in its
-    own files, but for errors.
+    Each actor holds the model, on one GPU where the cluster has some. The folder, the images and the model must lie
+    under the same paths on every machine. Nothing is reported to Ray's makers, and Ray logs errors alone.
     """
     if not left:
         return
