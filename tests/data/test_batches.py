@@ -68,16 +68,6 @@ def test_every_stream_is_its_own() -> None:
     assert drawn == {stream(purpose, *numbers).bytes(16) for purpose, numbers in arguments}
 
 
-def test_flips_do_not_follow_the_order() -> None:
-    """Of image 0 in every epoch: its flip came from the numbers that began the epoch's order."""
-    pixels = np.arange(2, dtype=np.uint8).reshape(1, 1, 1, 2)
-    images = MemoryImages(pixels, np.zeros(1, np.int64), (), flip=True)
-    flipped = [bool(images.read(0, (5, epoch, 0))[0, 0, 0]) for epoch in range(64)]
-    ordered = [bool(np.random.default_rng((5, epoch)).random() < 0.5) for epoch in range(64)]
-    assert 16 < sum(flipped) < 48
-    assert 16 < sum(one == other for one, other in zip(flipped, ordered, strict=True)) < 48
-
-
 # Evaluation
 
 

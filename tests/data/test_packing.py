@@ -85,19 +85,6 @@ def test_killed_and_called_again(
     assert files(tmp_path / "out") == expected
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(self: object, *_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tarfile.TarFile, "addfile", full)
-        assert "No space left on device" in refused(["data", "pack", picture_folder, tmp_path / "out" / "p"], capsys)
-    assert list(files(tmp_path / "out")) == ["classnames.txt"]
-    packing.pack(picture_folder, tmp_path / "out" / "p", say=silent)
-
-
 def test_what_is_refused(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     packing.pack(picture_folder, out / "p", shard_bytes=3000, say=silent)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
@@ -27,7 +26,6 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import parquet, tars
 from hrvqvae.data.sources.files import named_files
 from hrvqvae.utils.errors import InputError
-from tests.cli.helpers import refused
 from tests.data.stored import folder_config, folder_of, write_parquet, write_tar
 
 SPLITS = ("train", "test")
@@ -535,12 +533,3 @@ def test_shards_are_no_published_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mnist is not in .*digits.tar .*--data.dataset mine"):
         loaded(root, dataset="mnist")
     assert len(loaded(root, dataset="mine")) == 3
-
-
-def test_a_missing_package_names_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_parquet(tmp_path / "x.parquet", [png(1)])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)  # it can't be imported
-    command = ["train", "hrvqvae/photos", "--data", tmp_path / "x.parquet", "--out", tmp_path / "run"]
-    assert "pip install 'hrvqvae[shards]'" in refused(command, capsys)

@@ -208,29 +208,6 @@ def test_two_writers(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert files(tmp_path / "out") == {}
 
 
-def test_a_full_disk(
-    digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, rows = tmp_path / "out", [0]
-
-    def full(self: pq.ParquetWriter, some: Any, **options: Any) -> None:
-        rows[0] += len(some)
-        if rows[0] > 40:
-            raise OSError(28, "No space left on device")
-        write(self, some, **options)
-
-    write = pq.ParquetWriter.write_table
-    with monkeypatch.context() as patched:
-        patched.setattr(pq.ParquetWriter, "write_table", full)
-        said = refused(["tokenize", "mnist", digits, out, "--shard-size", 20, "--workers", 0], capsys)
-    assert "can't be written (No space left on device); finished shards stay, and the same command goes on" in said
-    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".lock")) == [
-        "_manifest.json", "part-000000.parquet", "part-000001.parquet",
-    ]  # fmt: skip
-    tokenize("mnist", digits, out)
-    assert files(out) == files(shards)
-
-
 def test_images_at_their_own_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
     for number, size in enumerate(sizes):

@@ -63,7 +63,6 @@ class KeyedImages:
     source: Source  # with their labels
     keys: Names  # sorted, each once
     rows: NDArray[np.int64]  # (N,) the place of each in the source
-    classes: tuple[str, ...]  # names of the labels, in the order of their numbers; empty where they have no names
 
     def label(self, place: int) -> str | int | None:
         """The class name of an image, or its number where classes have no names; None where it has none."""
@@ -101,13 +100,12 @@ def keyed_images(path: Path) -> KeyedImages:
     """
     path = path.absolute()
     source: Source
-    classes = None
     if path.is_dir() and (names := list(names_below(path, SUFFIXES))):
         source = FolderSource(path, names)
         above = 1 if {name.split("/")[0] for name in names} <= set(WORDS) else 0  # classes lie below a given split
         if all(name.count("/") > above for name in names):
-            source.labels = np.array([name.split("/")[above] for name in names])
-            classes = tuple(map(str, np.unique(source.labels)))
+            classes, source.labels = np.unique([name.split("/")[above] for name in names], return_inverse=True)
+            source.class_names = tuple(map(str, classes))
     elif path.is_file() and path.suffix.lower() in LISTS:
         listed, labels = _listed(path)
         source = FolderSource(path.parent, listed)
@@ -122,7 +120,7 @@ def keyed_images(path: Path) -> KeyedImages:
         if names[one] == names[other]:
             raise InputError(f"{path} has two images named {names[one]}; every image needs a name of its own")
     keys = Names(names[row] for row in rows)
-    return KeyedImages(source, keys, np.array(rows), source.class_names if classes is None else classes)
+    return KeyedImages(source, keys, np.array(rows))
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:
@@ -217,7 +215,7 @@ class Tokenizer:
             if rows:
                 self._append(file, rows, columns)
             named = tuple(done.broken.items()) if name_broken else ()
-            about = About(self.digest, self._described, self.size, self.images.classes, __version__, named)
+            about = About(self.digest, self._described, self.size, self.images.source.class_names, __version__, named)
             file.add_key_value_metadata(about.metadata())
         return done
 
