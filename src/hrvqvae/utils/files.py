@@ -21,10 +21,10 @@ TEMPORARY = ".writing-"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """A temporary name beside a file, under which it is written; at the end it is flushed to the disk and renamed.
 
-    A kill leaves the old file or the new.
+    A kill leaves the old file or the new; a machine that loses power does so only with `flush`.
 
     Raises:
         OSError: the disk is full or the folder can't be written; the old file is as it was, nothing else is left.
@@ -32,18 +32,20 @@ def writing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
-        with temporary.open("r+b") as stream:
-            os.fsync(stream.fileno())
+        if flush:
+            with temporary.open("r+b") as stream:
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # not every file system lets a folder be flushed
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    if flush:
+        with suppress(OSError):  # not every file system lets a folder be flushed
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
