@@ -182,6 +182,11 @@ def test_a_configuration_of_an_earlier_version() -> None:
     assert (quantizer["restart_every"], quantizer["restart_below"]) == (7, 0.5)
     assert (config.training.init_from, config.progressive.training.init_from) == ("mnist", "mnist")
     assert config.progressive.training.max_steps == 9
+    one_level = {"model": {"quantizer": {"levels": 1, "level_betas": [], "beta": 0.5}}}
+    quantizer = to_dict(from_dict(one_level, "here").model)["quantizer"]
+    assert quantizer["level_betas"] == (0.5,), "a tree of one level had the same term twice"
+    quantizer["level_betas"] = []
+    assert not to_dict(from_dict({"model": {"quantizer": quantizer}}, "here").model)["quantizer"]["level_betas"]
 
 
 def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:

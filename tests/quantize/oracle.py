@@ -25,13 +25,13 @@ def search(vector, books, linked):
 
 
 def losses(vectors, books, linked, beta, level_betas):
-    """The terms of the printed loss after the reconstruction error, summed over vectors; of one level those of VQ."""
+    """Terms of the printed loss after the reconstruction error, summed over vectors; of VQ's without level_betas."""
     terms = {}
     for vector in vectors:
         _, residuals = search(vector, books, linked)
         errors = [float((residual**2).sum()) for residual in residuals[1:]]
         named = [("", errors[-1], beta)]
-        if len(books) > 1:
+        if level_betas:
             named += [(f"_{level}", *each) for level, each in enumerate(zip(errors, level_betas, strict=True), start=1)]
         for name, error, weight in named:
             terms[f"codebook{name}"] = terms.get(f"codebook{name}", 0) + error
@@ -49,7 +49,7 @@ def gradients(vectors, books, linked, beta, level_betas):
         for level, path in enumerate(paths):
             own = of_books[level].reshape(-1, len(vector))[path]
             own -= 2 * residuals[-1]
-            if len(books) > 1:
+            if level_betas:
                 of_vectors[row] += 2 * level_betas[level] * residuals[level + 1]
                 own -= 2 * residuals[level + 1]
     return of_vectors, of_books

@@ -25,6 +25,7 @@ DIM, FAR = 5, 50.0
 _COMMON: dict[str, Any] = {"dim": DIM, "beta": 0.4, "decay": 0.9}
 VARIANTS = {
     "flat": QuantizerConfig(levels=1, codewords=7, **_COMMON),
+    "one level with a term of its own": QuantizerConfig(levels=1, codewords=4, level_betas=(0.3,), **_COMMON),
     "shared": QuantizerConfig(levels=3, codewords=4, linked=1, shared=True, level_betas=(0.5, 0.0, 0.2), **_COMMON),
     "unlinked": QuantizerConfig(levels=3, codewords=4, linked=1, **_COMMON),
     "groups": QuantizerConfig(

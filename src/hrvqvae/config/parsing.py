@@ -40,6 +40,8 @@ _ASIDE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every"
 _DATA = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb"))
 # Stored under these names by earlier versions.
 _RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "start_from": "init_from"}
+# One level of a tree, as an earlier version stored it.
+_LINKED, _LEVELS, _BETAS = (f"model.quantizer.{name}" for name in ("linked", "levels", "level_betas"))
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 _UNIONS = (Union, types.UnionType)
 
@@ -139,6 +141,8 @@ def from_dict(tree: Any, where: str) -> Config:
     if not isinstance(tree, Mapping):
         raise InputError(f"{where}: a configuration is a mapping with data, model and training")
     given = {_renamed(name): value for name, value in flatten(tree)}
+    if _LINKED not in given and (given.get(_LEVELS), given.get(_BETAS)) == (1, []):  # it had beta's term twice
+        given[_BETAS] = given.get("model.quantizer.beta", [])
     system, network = given.get("model.system", DEFAULT_SYSTEM), given.get("prior.network.kind", DEFAULT_PRIOR)
     try:
         base = default_config(str(system), str(network))

@@ -23,8 +23,8 @@ class QuantizerConfig:
         shared: one codebook serves every level; where no levels are linked.
         dim: D, width of a codeword.
         beta: beta_0, weight of the commitment to the sum of the codewords.
-        level_betas: beta_l of each level, coarse first; one value for every level, none for `beta`, as printed. A
-            single level has no term beside `beta`'s.
+        level_betas: beta_l of each level, coarse first; one value for every level, none for `beta` at each of several, as
+            printed. A level of weight 0, and a single one without a value, has no commitment of its own.
         update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
         decay: decay of those moving averages.
         init_vectors: latent vectors that the k-means start takes (0: random start).
@@ -70,7 +70,9 @@ class QuantizerConfig:
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
-        """beta_l of each level, coarse first."""
+        """beta_l of each level, coarse first; none where the commitment is VQ's, which has one term."""
+        if self.levels == 1:
+            return self.level_betas
         given = self.level_betas or (self.beta,)
         return given * self.levels if len(given) == 1 else given
 

@@ -107,7 +107,6 @@ class Codebook(nn.Module, ABC):
             residual: (N, D), what this level has to code.
             parent: (N,), the codebook that each vector is searched in.
             path: (N,), the codeword that each vector has.
-            below: a codeword is dead below this share of the mean count.
 
         Returns:
             Paths of the codewords that were moved, and of those that had the vectors they were moved to: (K,) each.
@@ -131,13 +130,7 @@ class Codebook(nn.Module, ABC):
 
     @torch.no_grad()
     def copy(self, source: Tensor, target: Tensor, weight: Tensor) -> None:
-        """Place codewords where others are.
-
-        Args:
-            source: (K,), paths of those that are copied.
-            target: (K,), paths of those that are placed.
-            weight: (K,), what the counts of `source` are multiplied by.
-        """
+        """Place codewords `target` (K,) where `source` (K,) are, with `weight` (K,) times their counts."""
         self.set_codewords(target, self.lookup(source), self.count.view(-1)[source] * weight)
 
 

@@ -20,7 +20,7 @@ from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, require
 
 PADDING = -1  # the index of a position that the mask leaves out
 _START_A_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
@@ -32,24 +32,22 @@ class TreeVQ(nn.Module):
     A position becomes L indices in [0, m), coarse first. The codeword that is chosen at one level decides which
     codebook the next level searches: a position costs L * m distances, and has m^L leaves within reach.
 
-    In training mode the codebooks are fitted to the first batch by k-means, and once more as soon as enough vectors
-    have come; after that they follow each batch, and codewords that are no longer used move to where vectors are. In
-    evaluation mode nothing changes. Codebooks and their statistics stay in float32, whatever the model around the
-    layer is converted to. Processes that train together (torch.distributed) have the same codebooks: all of them follow
-    the batches of all.
+    In training mode k-means fits the codebooks to the first batch, and once more as soon as enough vectors have come;
+    after that they follow each batch, and codewords that are no longer used move to where vectors are. In evaluation
+    mode nothing changes. Codebooks and their statistics stay in float32. Processes that train together
+    (torch.distributed) have the same codebooks, which follow the batches of all.
 
     Args:
         dim: D, channels of what is quantized.
-        codewords: m, of one codebook; level l has m^l in all.
+        codewords: m, of one codebook.
         levels: L. Indices take L * log2(m) bits a position.
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
         beta: weight of the commitment terms of the loss.
-        level_betas: weight of each level's own term, coarse first, or one for all of them; none is `beta` for all, and
-            `beta` alone weighs the term of the sum.
-        beam: paths that the search keeps at each level; 1 takes the nearest codeword of each level. The leaf is nearer
-            with more, for about so many times the search.
-        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes; a
-            little (0.1) keeps prefixes of the levels good.
+        level_betas: weight of each level's own term, coarse first, or one for all of them; none is `beta` for all.
+        beam: paths that the search keeps at each level; 1 takes the nearest codeword of each level. With more the leaf
+            is nearer, for about so many times the search.
+        coarse_weight: weight of the coarser levels' squared residuals in what a beam minimizes; a little (0.1) keeps
+            prefixes of the levels good.
         update: codewords follow moving averages of what they stand for, or the gradient of the loss.
         decay: of those moving averages, and of those of how often codewords are used.
         start_vectors: vectors that the k-means start waits for; None is eight a leaf, from 4,096 to 65,536.
@@ -78,14 +76,12 @@ class TreeVQ(nn.Module):
         restart_below: float = 0.03,
     ) -> None:
         super().__init__()
-        if update not in ("ema", "gradient"):
-            raise InputError(f"update is {update!r}; it must be 'ema' or 'gradient'")
-        if start_vectors is not None and start_vectors < 1:
-            raise InputError(f"start_vectors is {start_vectors}; it must be at least 1")
+        require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
+        require(start_vectors is None or start_vectors >= 1, "start_vectors", start_vectors, "at least 1")
         try:
             config = QuantizerConfig(
-                dim=dim, codewords=codewords, levels=levels, beta=beta, level_betas=tuple(level_betas), beam=beam,
-                coarse_weight=coarse_weight, update=update, decay=decay, restart_every=restart_every,
+                dim=dim, codewords=codewords, levels=levels, beta=beta, level_betas=tuple(level_betas) or (beta,),
+                beam=beam, coarse_weight=coarse_weight, update=update, decay=decay, restart_every=restart_every,
                 restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
@@ -118,7 +114,10 @@ class TreeVQ(nn.Module):
             shape = tuple(last.shape[:-1])
             raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; the positions take bool {shape}")
         vectors = last.flatten(0, -2) if mask is None else last[mask]
-        found: Quantized = self._learning(vectors) if self.training else self.quantizer(vectors)
+        quantize = self.quantizer if not self.training else self._learn
+        if self.training and torch.compiler.is_compiling():  # what it does depends on the step
+            quantize = torch.compiler.disable(self._learn)  # type: ignore[no-untyped-call]
+        found: Quantized = quantize(vectors)
         loss = torch.stack(list(found.losses.values())).sum() / max(1, vectors.numel())
         quantized, indices = found.latents.to(features.dtype), torch.stack(found.codes, -1)
         if mask is None:
@@ -142,10 +141,7 @@ class TreeVQ(nn.Module):
         return self._as_input(found.masked_fill(padding, 0))
 
     def paths(self, indices: Tensor) -> Tensor:
-        """Numbers of the codewords among all m^l of their level, from indices (B, ..., l) without padding: same shape.
-
-        The last one says which leaf a position has.
-        """
+        """Indices (B, ..., l) without padding -> numbers of the codewords among all m^l of their level, same shape."""
         return torch.stack(self.quantizer.paths(indices.unbind(-1)), -1)
 
     def _channels_last(self, features: Tensor) -> Tensor:
@@ -153,21 +149,14 @@ class TreeVQ(nn.Module):
         dim = self.quantizer.config.dim
         if features.ndim < 2 or last.shape[-1] != dim or not features.is_floating_point():
             shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
-            found = f"{features.dtype} {tuple(features.shape)}"
-            hint = f"channel_last={not self.channel_last} is for channels elsewhere"
-            raise InputError(f"features are {found}; they must be floating-point {shape} ({hint})")
+            raise InputError(
+                f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape} "
+                f"(channel_last={not self.channel_last} is for channels elsewhere)"
+            )
         return last
 
     def _as_input(self, last: Tensor) -> Tensor:
         return last if self.channel_last else last.movedim(-1, 1)
-
-    @property
-    def _learning(self) -> Callable[[Tensor], Quantized]:
-        """`_learn`, which runs as it is inside of what torch.compile compiles: what it does depends on the step."""
-        if not torch.compiler.is_compiling():
-            return self._learn
-        untraced: Callable[[Tensor], Quantized] = torch.compiler.disable(self._learn)  # type: ignore[no-untyped-call]
-        return untraced
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""

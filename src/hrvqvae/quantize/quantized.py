@@ -16,18 +16,11 @@ Codes = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Quantized:
-    """Latents after quantization.
+    """Latents after quantization."""
 
-    Attributes:
-        latents: (B, H, W, D) float32, the quantized ones, with the straight-through gradient of what came in.
-        codes: a tensor (B, H, W) int64 for each level that the quantizer has.
-        losses: the codebook and commitment terms by name, beta included; each a scalar, the squared error summed over
-            the batch, as printed.
-    """
-
-    latents: Tensor
+    latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient of what came in
     codes: Codes
-    losses: Mapping[str, Tensor]
+    losses: Mapping[str, Tensor]  # codebook and commitment terms, beta included; squared errors summed over the batch
 
 
 def check_codes(code: Tensor, shape: Sequence[int], size: int, level: int) -> None:

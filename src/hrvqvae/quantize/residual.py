@@ -34,8 +34,8 @@ from hrvqvae.utils.errors import InputError, NonFiniteError
 class ResidualQuantizer(nn.Module):
     """L levels on one latent grid: VQ with one level, RQ where none are linked, HR-VQVAE where all are.
 
-    The codebooks of a group's level l, counted from 0, are (m^l, m, D); the path so far names the one that is searched.
-    Codewords change in training mode alone. Everything is computed in float32, whatever autocast says.
+    The codebooks of a group's level l, counted from 0, are (m^l, m, D). Codewords change in training mode alone.
+    Everything is computed in float32, whatever autocast says.
 
     Args:
         config: of the codebooks, and of the search.
@@ -56,9 +56,8 @@ class ResidualQuantizer(nn.Module):
     @property
     def levels(self) -> Sequence[Codebook]:
         """The codebooks of each level, coarse first; a shared one stands for every level."""
-        books = [self.codebook] if self.config.levels == 1 else self.codebooks
-        found = [book for book in books if isinstance(book, Codebook)]
-        return found * self.config.levels if self.config.shared else found
+        books: list[Any] = [self.codebook] if self.config.levels == 1 else [*self.codebooks]
+        return books * self.config.levels if self.config.shared else books
 
     @property
     def _groups(self) -> list[Sequence[Codebook]]:
@@ -117,9 +116,8 @@ class ResidualQuantizer(nn.Module):
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
         """k-means start from (..., D) latents, level by level and codebook by codebook, on what the coarser ones leave.
 
-        A shared codebook is fitted to what all levels so far have to code, together, and once more for each level, with
-        the residuals that the last fit left: its moving averages go to the means of just that mixture. Fitted to the
-        latents alone, it would hold no codeword as short as the finer levels' residuals.
+        A shared codebook is fitted to what all levels so far have to code, once for each level: fitted to the latents
+        alone, it would hold no codeword as short as the finer levels' residuals.
 
         Each vector weighs `weight` in the codewords' counts.
         """
@@ -140,9 +138,8 @@ class ResidualQuantizer(nn.Module):
     def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
         """Move dead codewords to (..., D) latents of a training batch; returns how many.
 
-        What is left of a vector is much alike wherever its codeword lies. So the subtree below a restarted codeword
-        begins as a copy of the one below the codeword that had its vector: what it held before belongs to the place
-        that was left.
+        The subtree below a restarted codeword begins as a copy of the one below the codeword that had its vector: what
+        it held before belongs to the place that was left.
         """
         flat = self._flat(latents)
         assigned = self._assigned(flat, self._search(flat))  # before any codeword moves
@@ -191,10 +188,7 @@ class ResidualQuantizer(nn.Module):
         return paths
 
     def _assigned(self, flat: Tensor, paths: Sequence[Tensor]) -> list[tuple[Codebook, Tensor, Tensor]]:
-        """Codebooks with the vectors (n, D) that they coded at the first so many levels, and their paths (n,).
-
-        A shared codebook coded those of all these levels.
-        """
+        """Codebooks with the vectors (n, D) that they coded at the levels of these paths, and their paths (n,)."""
         residuals = [flat]
         for codebook, path in zip(self.levels, paths[:-1], strict=False):
             residuals.append(residuals[-1] - codebook.lookup(path).detach())

@@ -12,7 +12,7 @@ of the levels good (docs/method.md). A beam of one path is the greedy search, an
 There are three forms with the same answers: `reference` is plain, `compiled` runs on a CPU, `tensors` on a GPU and in
 graphs. Of equal costs the path is taken whose parent costs less, then the one with the lower child.
 
-Shapes: N vectors, D their width, L levels, m codewords a codebook; level l's codebooks are (m^(l-1), m, D).
+Shapes: N vectors of width D, L levels, m codewords a codebook; level l's codebooks are (m^(l-1), m, D).
 """
 
 from __future__ import annotations
@@ -29,16 +29,11 @@ Search = Callable[[Tensor, Sequence[Tensor]], Tensor]
 def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
     """The paths of vectors, by the form that is fastest on their device.
 
-    numba is imported by the first search on a CPU, since it takes most of a second.
-
     Args:
         latents: (N, D) float32.
         codebooks: of all levels or of the first ones, on the same device.
         width: paths that are kept at each level, as far as there are so many.
         coarse_weight: weight of the squared residuals of all levels but the last one that is searched.
-
-    Returns:
-        (L, N) int64; row l is p_l in [0, m^l), so the child index is p_l mod m.
 
     Raises:
         NonFiniteError: a latent or a codeword is NaN or infinite. A GPU is not waited for, and graphs hold no check:
@@ -48,6 +43,6 @@ def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_
         from hrvqvae.quantize.search.tensors import search_tensors
 
         return search_tensors(latents, codebooks, width, coarse_weight)
-    from hrvqvae.quantize.search.compiled import search_compiled
+    from hrvqvae.quantize.search.compiled import search_compiled  # numba takes most of a second
 
     return search_compiled(latents, codebooks, width, coarse_weight)

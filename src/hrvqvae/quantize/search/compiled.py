@@ -6,8 +6,8 @@ subtractions and multiply-adds, with a beam N * (1 + (L - 1) * W) * m * D; m is 
 one of 16. Distances are summed in the direct form sum((r - c)^2), which keeps its accuracy where codewords lie far from
 the origin.
 
-Compiled code is kept on disk (`utils/compiled.py`), so only the first process pays: about a second for each number of
-levels and memory layout of the latents, some three for one level.
+Compiled code is kept on disk (`utils/compiled.py`): the first process takes a second or three for each number of levels
+and memory layout of the latents.
 """
 
 from __future__ import annotations
@@ -182,15 +182,14 @@ def _flat(latents: Floats, book: Floats, nearest: Integers, first: int, last: in
 def _filled(codebooks: Tensor) -> Floats:
     """(books, m, D) filled up to multiples of 8 codewords, infinitely far away, and of 16 numbers, zero, in rows."""
     _, size, dim = codebooks.shape
-    wide = pad(codebooks, (0, -dim % LANES)) if dim % LANES else codebooks
+    wide = pad(codebooks, (0, -dim % LANES)) if dim % LANES else codebooks  # `pad` copies
     many = pad(wide, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else wide
     return many.flatten(0, 1).contiguous().numpy()
 
 
 def _side_by_side(codebook: Tensor) -> Floats:
     """(K, D) as `_flat` takes it."""
-    missing = -len(codebook) % GROUP
-    filled = pad(codebook, (0, 0, 0, missing), value=torch.inf) if missing else codebook
+    filled = pad(codebook, (0, 0, 0, -len(codebook) % GROUP), value=torch.inf)
     return filled.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
 
 

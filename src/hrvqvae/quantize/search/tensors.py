@@ -48,11 +48,8 @@ def _descend(residual: Tensor, path: Tensor, codebook: Tensor) -> tuple[Tensor, 
 
 @cache
 def _descend_compiled(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One level as one compiled function; as it is, with a warning, where torch can't compile for that device.
-
-    torch looks for its compilers, one for the GPU and one for C, when a function is first called: so a call is tried.
-    """
-    compiled = torch.compile(_descend, dynamic=True)
+    """One level as one compiled function; as it is, with a warning, where torch can't compile for that device."""
+    compiled = torch.compile(_descend, dynamic=True)  # which looks for its compilers at the first call: one is tried
     vectors, codebook = torch.zeros(3, 5, device=device), torch.zeros(2, 4, 5, device=device)
     try:
         compiled(vectors, torch.zeros(3, dtype=torch.long, device=device), codebook)

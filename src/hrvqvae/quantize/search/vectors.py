@@ -9,6 +9,7 @@ Addresses are bytes (int64); widths are floats, multiples of sixteen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from llvmlite import ir
@@ -18,24 +19,38 @@ from numba.extending import intrinsic
 
 LANES, SIDE_BY_SIDE = 16, 8  # numbers of a vector register; codewords whose distances are summed at once
 ROWS, GROUP = 4, 32  # vectors and codewords of a flat codebook that meet in registers
-_INT = ir.IntType(32)
+_INT, _LONG = ir.IntType(32), ir.IntType(64)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 
-def _ask_for_line(_: Any, address: Any) -> Any:
-    """Have the cache line at an address come in; nothing waits for it."""
+def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Any]:
+    """Make `emit(builder, *arguments)`, which writes LLVM's instructions, a function that compiled ones can call."""
 
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        read, keep, data = _INT(0), _INT(3), _INT(1)
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), read, keep, data])
-        return context.get_dummy_value()
+    def decorated(emit: Callable[..., Any]) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            value = emit(builder, *arguments)
+            return context.get_dummy_value() if value is None else value
 
-    return types.void(types.int64), emit
+        @wraps(emit)  # numba asks for its parameters
+        def typed(_: Any, *arguments: Any) -> Any:
+            return returns(*kinds), generate
+
+        return intrinsic(typed)
+
+    return decorated
 
 
-prefetch: Any = intrinsic(_ask_for_line)
+def _function(builder: Any, returns: Any, kinds: list[Any], name: str) -> Any:
+    """One of LLVM's own functions."""
+    return get_or_insert_function(builder.module, ir.FunctionType(returns, kinds), name)  # type: ignore[no-untyped-call]
+
+
+def _load(builder: Any, address: Any, kind: Any = _FLOATS) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _store(builder: Any, values: Any, address: Any) -> None:
+    builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=4)
 
 
 def _everywhere(builder: Any, kind: Any, value: Any) -> Any:
@@ -45,33 +60,28 @@ def _everywhere(builder: Any, kind: Any, value: Any) -> Any:
     return builder.shuffle_vector(alone, ir.Constant(kind, ir.Undefined), mask)
 
 
-def _function(builder: Any, kind: Any, name: str) -> Any:
-    """One of LLVM's own functions."""
-    return get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-
-
-def _multiply_add(builder: Any, kind: Any) -> Any:
-    """a * b + c of vectors of floats, fused where the processor can."""
-    function = ir.FunctionType(kind, [kind] * 3)
-    return _function(builder, function, f"llvm.fmuladd.v{kind.count}f32")
+def _add_square(builder: Any, one: Any, other: Any, total: Any) -> Any:
+    """total + (one - other)^2 of vectors, fused where the processor can."""
+    difference = builder.fsub(one, other)
+    fused = _function(builder, _FLOATS, [_FLOATS] * 3, f"llvm.fmuladd.v{LANES}f32")
+    return builder.call(fused, [difference, difference, total])
 
 
 def _loop_of_sums(
-    builder: Any, kind: Any, number: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
+    builder: Any, number: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
     """Vectors that begin at zero, each replaced by what `add(index, vectors)` gives for index 0, stride, ... < stop."""
-    long = ir.IntType(64)
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
-    index = builder.phi(long)
-    sums = [builder.phi(kind) for _ in range(number)]
+    index = builder.phi(_LONG)
+    sums = [builder.phi(_FLOATS) for _ in range(number)]
     added = add(index, sums)
-    following = builder.add(index, long(stride))
-    index.add_incoming(long(0), before)
+    following = builder.add(index, _LONG(stride))
+    index.add_incoming(_LONG(0), before)
     index.add_incoming(following, loop)
     for some, more in zip(sums, added, strict=True):
-        some.add_incoming(ir.Constant(kind, [0.0] * kind.count), before)
+        some.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
         some.add_incoming(more, loop)
     builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
     builder.position_at_end(after)
@@ -96,133 +106,95 @@ def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
     return halves[0]
 
 
-def _eight_distances(builder: Any, vector: Any, book: Any, width: Any) -> Any:
-    """A vector of the squared distances of a residual to eight codewords, from their addresses and the width."""
-    floats, long = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
-    fused = _multiply_add(builder, floats)
-    bytes_each = builder.mul(width, long(4))
-
-    def load(address: Any) -> Any:
-        return builder.load(builder.inttoptr(address, floats.as_pointer()), align=4)
+def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
+    """A vector of the squared distances of a residual to eight codewords, from their addresses."""
+    bytes_each = builder.mul(width, _LONG(4))
 
     def add(at: Any, sums: list[Any]) -> list[Any]:
-        part, address, added = load(builder.add(vector, at)), builder.add(book, at), []
+        part, address, added = _load(builder, builder.add(residual, at)), builder.add(codewords, at), []
         for some in sums:
-            difference = builder.fsub(part, load(address))
-            added.append(builder.call(fused, [difference, difference, some]))
+            added.append(_add_square(builder, part, _load(builder, address), some))
             address = builder.add(address, bytes_each)
         return added
 
-    return _sum_lanes(builder, _loop_of_sums(builder, floats, SIDE_BY_SIDE, bytes_each, 4 * LANES, add))
+    return _sum_lanes(builder, _loop_of_sums(builder, SIDE_BY_SIDE, bytes_each, 4 * LANES, add))
 
 
-def _nearest_of_eight(_: Any, residual: Any, codewords: Any, width: Any) -> Any:
-    """Addresses of a residual and of eight codewords, floats of each -> the nearest, as a key.
+@_intrinsic(types.int64)
+def prefetch(builder: Any, address: Any) -> None:
+    """Have the cache line at an address come in; nothing waits for it."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    read, keep, data = _INT(0), _INT(3), _INT(1)
+    builder.call(function, [builder.inttoptr(address, pointer), read, keep, data])
+
+
+@_intrinsic(*[types.int64] * 3, returns=types.int64)
+def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
+    """The nearest of eight codewords to a residual, as a key, from their addresses.
 
     The key is the squared distance's bits above the codeword's index: squared distances are not negative, so their bits
     are in their order, and the least key is the nearest codeword, the first of equals.
     """
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integers, long = ir.VectorType(_INT, SIDE_BY_SIDE), ir.IntType(64)
-        bits = builder.bitcast(_eight_distances(builder, *arguments), integers)
-        kind = ir.FunctionType(_INT, [integers])
-        reduce = _function(builder, kind, f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32")
-        least = builder.call(reduce, [bits])
-        same = builder.icmp_signed("==", bits, _everywhere(builder, integers, least))
-        equal = builder.bitcast(same, ir.IntType(SIDE_BY_SIDE))
-        first = builder.cttz(equal, ir.IntType(1)(1))
-        return builder.or_(builder.shl(builder.sext(least, long), long(32)), builder.zext(first, long))
-
-    return types.int64(types.int64, types.int64, types.int64), emit
+    integers = ir.VectorType(_INT, SIDE_BY_SIDE)
+    bits = builder.bitcast(_eight_distances(builder, residual, codewords, width), integers)
+    least = builder.call(_function(builder, _INT, [integers], f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32"), [bits])
+    same = builder.icmp_signed("==", bits, _everywhere(builder, integers, least))
+    first = builder.cttz(builder.bitcast(same, ir.IntType(SIDE_BY_SIDE)), ir.IntType(1)(1))
+    return builder.or_(builder.shl(builder.sext(least, _LONG), _LONG(32)), builder.zext(first, _LONG))
 
 
-def _meet_eight(
-    _: Any, residual: Any, codewords: Any, width: Any, added: Any, place: Any, distances: Any, keys: Any
-) -> Any:
-    """Addresses of a residual and of eight codewords, floats of each, and a number that is not negative.
-
-    Write at the last two addresses eight distances, and keys (int64) that are in the order of the distances plus the
-    number: a sum's bits above `place`, `place` + 1, ...
+@_intrinsic(*[types.int64] * 3, types.float32, *[types.int64] * 3)
+def meet_eight(
+    builder: Any, residual: Any, codewords: Any, width: Any, added: Any, place: Any, distances_at: Any, keys_at: Any
+) -> None:
+    """Write the distances of a residual to eight codewords, and keys (int64) in the order of the distances plus a
+    number that is not negative: a sum's bits above `place`, `place` + 1, ...
     """
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector, book, number, added, place, *out = arguments
-        long, eight = ir.IntType(64), ir.VectorType(ir.FloatType(), SIDE_BY_SIDE)
-        whole = ir.VectorType(long, SIDE_BY_SIDE)
-        distances = _eight_distances(builder, vector, book, number)
-        sums = builder.fadd(distances, _everywhere(builder, eight, added))
-        bits = builder.bitcast(sums, ir.VectorType(_INT, SIDE_BY_SIDE))
-        high = builder.shl(builder.sext(bits, whole), ir.Constant(whole, [32] * SIDE_BY_SIDE))
-        low = builder.add(_everywhere(builder, whole, place), ir.Constant(whole, list(range(SIDE_BY_SIDE))))
-        for address, values in zip(out, (distances, builder.or_(high, low)), strict=True):
-            builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 3, types.float32, *[types.int64] * 3), emit
+    whole = ir.VectorType(_LONG, SIDE_BY_SIDE)
+    distances = _eight_distances(builder, residual, codewords, width)
+    sums = builder.fadd(distances, _everywhere(builder, distances.type, added))
+    bits = builder.bitcast(sums, ir.VectorType(_INT, SIDE_BY_SIDE))
+    high = builder.shl(builder.sext(bits, whole), ir.Constant(whole, [32] * SIDE_BY_SIDE))
+    low = builder.add(_everywhere(builder, whole, place), ir.Constant(whole, list(range(SIDE_BY_SIDE))))
+    _store(builder, distances, distances_at)
+    _store(builder, builder.or_(high, low), keys_at)
 
 
-def _subtract_codeword(_: Any, residual: Any, codeword: Any, out: Any, width: Any) -> Any:
+@_intrinsic(*[types.int64] * 4)
+def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -> None:
     """Addresses of three vectors, floats of each: out = residual - codeword."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        floats, long = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
-        with for_range(builder, builder.udiv(arguments[3], long(LANES)), intp=long) as loop:
-            at = builder.mul(loop.index, long(4 * LANES))
-            one, word, out = (builder.inttoptr(builder.add(start, at), floats.as_pointer()) for start in arguments[:3])
-            builder.store(builder.fsub(builder.load(one, align=4), builder.load(word, align=4)), out, align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.int64), emit
+    with for_range(builder, builder.udiv(width, _LONG(LANES)), intp=_LONG) as loop:
+        at = builder.mul(loop.index, _LONG(4 * LANES))
+        one, other = (_load(builder, builder.add(start, at)) for start in (residual, codeword))
+        _store(builder, builder.fsub(one, other), builder.add(out, at))
 
 
-key_of_nearest: Any = intrinsic(_nearest_of_eight)
-meet_eight: Any = intrinsic(_meet_eight)
-subtract: Any = intrinsic(_subtract_codeword)
-
-
-def _meet_group(_: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, number: Any) -> Any:
+@_intrinsic(*[types.int64] * 6)
+def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, number: Any) -> None:
     """A few vectors against a group of codewords that lie side by side: lower the distances at `best` (vectors, group)
     and write `number` at `place` (vectors, group) where they get lower.
 
     Addresses of vectors (`ROWS`, D), group (D, `GROUP`), best and place; D; the group's number.
     """
+    integers, row_bytes = ir.VectorType(_INT, LANES), builder.mul(dim, _LONG(4))
 
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        floats, integers, long = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INT, LANES), ir.IntType(64)
-        fused = _multiply_add(builder, floats)
-        start, book, count, lowest, places, value = arguments
-        row_bytes = builder.mul(count, long(4))
+    def add(d: Any, sums: list[Any]) -> list[Any]:
+        line = builder.add(group, builder.mul(d, _LONG(4 * GROUP)))
+        words = [_load(builder, builder.add(line, _LONG(4 * column))) for column in range(0, GROUP, LANES)]
+        address, added = builder.add(vectors, builder.mul(d, _LONG(4))), []
+        for row in range(ROWS):
+            one = _everywhere(builder, _FLOATS, _load(builder, address, ir.FloatType()))
+            own = sums[row * len(words) : (row + 1) * len(words)]
+            added += [_add_square(builder, one, *each) for each in zip(words, own, strict=True)]
+            address = builder.add(address, row_bytes)
+        return added
 
-        def add(d: Any, sums: list[Any]) -> list[Any]:
-            words = []
-            for column in range(0, GROUP, LANES):
-                address = builder.add(book, builder.add(builder.mul(d, long(4 * GROUP)), long(4 * column)))
-                words.append(builder.load(builder.inttoptr(address, floats.as_pointer()), align=4))
-            address = builder.add(start, builder.mul(d, long(4)))
-            added: list[Any] = []
-            for _row in range(ROWS):
-                one = builder.load(builder.inttoptr(address, ir.FloatType().as_pointer()), align=4)
-                everywhere = _everywhere(builder, floats, one)
-                for some in words:
-                    difference = builder.fsub(everywhere, some)
-                    added.append(builder.call(fused, [difference, difference, sums[len(added)]]))
-                address = builder.add(address, row_bytes)
-            return added
-
-        sums = _loop_of_sums(builder, floats, ROWS * GROUP // LANES, count, 1, add)
-        group_number = _everywhere(builder, integers, builder.trunc(value, _INT))
-        for i, distances in enumerate(sums):
-            offset = long(4 * LANES * i)
-            least = builder.inttoptr(builder.add(lowest, offset), floats.as_pointer())
-            where = builder.inttoptr(builder.add(places, offset), integers.as_pointer())
-            known, known_at = builder.load(least, align=4), builder.load(where, align=4)
-            closer = builder.fcmp_ordered("<", distances, known)
-            builder.store(builder.select(closer, distances, known), least, align=4)
-            builder.store(builder.select(closer, group_number, known_at), where, align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 6), emit
-
-
-meet: Any = intrinsic(_meet_group)
+    group_number = _everywhere(builder, integers, builder.trunc(number, _INT))
+    for i, distances in enumerate(_loop_of_sums(builder, ROWS * GROUP // LANES, dim, 1, add)):
+        lowest, where = (builder.add(start, _LONG(4 * LANES * i)) for start in (best, place))
+        known, known_at = _load(builder, lowest), _load(builder, where, integers)
+        closer = builder.fcmp_ordered("<", distances, known)
+        _store(builder, builder.select(closer, distances, known), lowest)
+        _store(builder, builder.select(closer, group_number, known_at), where)
