@@ -165,7 +165,7 @@ class VQGANConfig(SingleGridConfig):
         least = 3 * 2**self.discriminator_layers
         if size < least:
             raise InputError(
-                f"model.discriminator_layers {self.discriminator_layers} takes images of {least} pixels or more a side; "
+                f"model.discriminator_layers {self.discriminator_layers} needs images of {least} pixels a side; "
                 f"these have {size}: take fewer layers"
             )
 
