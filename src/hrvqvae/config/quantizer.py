@@ -23,8 +23,8 @@ class QuantizerConfig:
         shared: one codebook serves every level; where no levels are linked.
         dim: D, width of a codeword.
         beta: beta_0, weight of the commitment to the sum of the codewords.
-        level_betas: beta_l of each level, coarse first; one value for every level, none for `beta` at each of several, as
-            printed. A level of weight 0, and a single one without a value, has no commitment of its own.
+        level_betas: beta_l of each level, coarse first; one value for every level; none for `beta` at each of several
+            levels, as printed. A level of weight 0, and a single one without a value, has no commitment of its own.
         update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
         decay: decay of those moving averages.
         init_vectors: latent vectors that the k-means start takes (0: random start).
