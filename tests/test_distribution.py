@@ -48,7 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tree)
-    for name in ("src", "docs", "examples", "recipes", "tests"):
+    for name in ("src", "benchmarks", "docs", "examples", "recipes", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     said = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
     assert [line for line in said.splitlines() if "warning" in line.lower()] == []

@@ -207,7 +207,7 @@ def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(
     model.check_images(smallest)
     assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
     small = with_data(dataclasses.replace(gan, model=model), size=smallest - 1)
-    with pytest.raises(InputError, match=f"images of {smallest} pixels or more a side; these have {smallest - 1}"):
+    with pytest.raises(InputError, match=f"images of {smallest} pixels a side; these have {smallest - 1}"):
         decide_autoencoder(small)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         judge(torch.rand(2, 1, smallest - 1, smallest - 1))

@@ -18,7 +18,7 @@ from torch import Tensor
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
-from hrvqvae.plots.images import level_rows
+from hrvqvae.plots.images import level_captions, level_rows
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
 from hrvqvae.utils.errors import InputError
@@ -114,6 +114,9 @@ def draw_training(run: RunFolder, records: Sequence[Record], found: Evaluation) 
         prior_curves(records, run.pictures / "curves.png")
         return
     levels = found.report.levels
-    write_image(sheets.draw(level_rows(found.model, found.images(), levels)), run.pictures / "reconstructions.png")
+    write_image(
+        sheets.draw(level_rows(found.model, found.images(), level_captions(levels))),
+        run.pictures / "reconstructions.png",
+    )
     training_curves(records, run.pictures / "curves.png")
     codeword_usage([level.counts for level in levels], run.pictures / "usage.png")

@@ -30,12 +30,16 @@ def _named(level: int) -> str:
     return "level 1" if level == 1 else f"levels 1-{level}"
 
 
+def level_captions(levels: Sequence[LevelReport]) -> list[str]:
+    """The error of each prefix of the levels that the system decodes, for people."""
+    return [f"{_named(level)}: MSE {one.mse:.2e}" for level, one in enumerate(levels, start=1) if one.mse is not None]
+
+
 @torch.inference_mode()
-def level_rows(model: Autoencoder, images: Tensor, levels: Sequence[LevelReport]) -> list[sheets.SheetRow]:
-    """Originals above their reconstructions, a row for each prefix of the levels that the system decodes."""
+def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
+    """Originals above their reconstructions, a row for each prefix of the levels, with its caption."""
     codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
-    for level in model.prefixes:
-        caption = f"{_named(level)}: MSE {levels[level - 1].mse:.2e}"
+    for level, caption in zip(model.prefixes, captions, strict=True):
         decoded = model.decode(codes, levels=level, size=(images.shape[-2], images.shape[-1]))
         rows.append(sheets.SheetRow(caption, list(decoded)))
     return rows
