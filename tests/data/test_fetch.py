@@ -12,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,3 +229,10 @@ def test_sets_are_imported_without_torch() -> None:
     code = f"import sys, {modules}; print({{'torch', 'torchvision', 'PIL'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_nothing_but_arrays_is_admitted_of_the_wheel() -> None:
+    """Whatever else a pickle names is refused before it runs."""
+    hostile = b"cos\nsystem\n(S'exit 1'\ntR."
+    with pytest.raises(DamagedFileError, match="system"):
+        mnist._ArraysOnly(BytesIO(hostile)).load()
