@@ -385,10 +385,12 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-                number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
-                    self._before[number] = signal.signal(number, self._receive)
+            numbers = [signal.SIGINT, signal.SIGTERM]  # also where a script's background job ignores SIGINT
+            hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+            if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # which nohup asks for
+                numbers.append(hangup)
+            for number in numbers:
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
