@@ -55,7 +55,7 @@ class CodeMaps:
 @torch.inference_mode()
 def extract(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
-    part: Part = WHOLE, encode: Encode | None = None,
+    part: Part = WHOLE, encode: Encode | None = None, flip: bool = False,
 ) -> CodeMaps:  # fmt: skip
     """Codes of the images of a split, in order, in float32; the model ends on the CPU.
 
@@ -63,6 +63,7 @@ def extract(
         limit: so many images, spread evenly over the split.
         part: of these images, for one of several processes.
         encode: used in place of the model's.
+        flip: of the mirror images.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
@@ -77,7 +78,8 @@ def extract(
     total = len(part.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
-        for level, kind, codes in zip(levels, kinds, encode(batch.images.to(device)), strict=True):
+        placed = batch.images.to(device)
+        for level, kind, codes in zip(levels, kinds, encode(placed.flip(3) if flip else placed), strict=True):
             level.append(codes.cpu().numpy().astype(kind))
     model.cpu()
     if not labels:
@@ -87,7 +89,7 @@ def extract(
 
 def stored_or_extracted(
     folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
-    device: torch.device | None = None, say: Callable[[str], None] = print,
+    device: torch.device | None = None, say: Callable[[str], None] = print, flip: bool = False,
 ) -> CodeMaps:  # fmt: skip
     """The codes of a split from the folder; extracted and written there first where they are missing or damaged.
 
@@ -96,7 +98,9 @@ def stored_or_extracted(
     """
     with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: stored(folder, model_digest, config, split) is not None):
-            shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part()))
+            shares = distributed.gather_object(
+                extract(model, config, split, device, part=distributed.part(), flip=flip)
+            )
             distributed.on_rank_zero(lambda: _write(folder, split, shares, _source(model_digest, config)))
         found = stored(folder, model_digest, config, split)
     if found is None:

@@ -236,8 +236,7 @@ _FOLDERS = ("imagenet", "ffhq", "emoji32", "photos")
 _ARRAYS = _in("data.sets.mnist", "mnist", "fashion-mnist") | _in("data.sets.cifar10", "cifar10")
 
 SYSTEMS = Registry(System, "system", "hrvqvae.systems", _in("models.systems", *_SYSTEMS))
-PRIORS = Registry(
-    PriorNetwork, "network of priors", "hrvqvae.priors", _in("priors.configs", "pixelsnail", "transformer", "depth")
-)
+_NETWORKS = ("pixelsnail", "transformer", "depth", "gpt")
+PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _in("priors.configs", *_NETWORKS))
 DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _ARRAYS | _in("data.sets.folders", *_FOLDERS))
 LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", _in("training.loggers", "tensorboard", "wandb"))

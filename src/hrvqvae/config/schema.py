@@ -243,11 +243,12 @@ class PriorNetworkConfig:
     kind: str = ""
     """The network's name in the registry."""
 
-    def covers(self, grids: Sequence[Grid]) -> tuple[Levels, ...]:
+    def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """The levels that each network covers, coarse first; by default there is one network a level.
 
         Args:
             grids: (H, W) of each level's codes.
+            linked: of each level, whether its codebooks belong to the codewords of the level before.
 
         Raises:
             InputError: the network can't cover levels of these grids.
@@ -265,6 +266,7 @@ class PriorConfig:
             training images.
         class_dropout: share of the images whose class is withheld in training, so that the priors can be guided (Ho
             and Salimans 2022).
+        flip: train on the codes of the mirror images as well.
     """
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
@@ -272,6 +274,7 @@ class PriorConfig:
     held_out: float = 0.05
     codes: str | None = None
     class_dropout: float = 0.0
+    flip: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.held_out < 1, "prior.held_out", self.held_out, "between 0 and 1")
@@ -324,7 +327,10 @@ class Config:
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
         """The levels that each prior covers, coarse first. Raises InputError where its network can't cover them."""
-        return self.prior.network.covers(self.model.latent_grids(self.data.size, self.data.size))
+        model, size = self.model, self.data.size
+        symbols, codewords = model.num_symbols, (0, *model.num_codewords)
+        linked = [codewords[level + 1] == codewords[level] * m for level, m in enumerate(symbols)]
+        return self.prior.network.covers(model.latent_grids(size, size), linked)
 
     def with_root(self, root: str | None) -> Config:
         """The same with its data in another root folder; None leaves it."""

@@ -97,6 +97,13 @@ class Prior(nn.Module, ABC):
         """The coarsest level that it covers; all have its grid and its classes."""
         return self.levels[0]
 
+    def paths(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """The path of each level that it covers, (B, H, W), from the codes of all of them."""
+        paths = list[Tensor]()
+        for level, own in zip(self.levels, codes, strict=True):
+            paths.append(paths[-1] * level.symbols + own if paths and level.linked else own)
+        return paths
+
     @abstractmethod
     def level_logits(
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None

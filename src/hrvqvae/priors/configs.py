@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from hrvqvae.config import Levels, PriorNetworkConfig
@@ -49,6 +50,12 @@ class TrunkConfig(PriorNetworkConfig):
 def check_dropout(share: float) -> None:
     """Raises InputError where that share of the activations can't be dropped."""
     require(0 <= share < 1, "prior.network.dropout", share, "at least 0 and below 1")
+
+
+def check_heads(heads: int, hidden: int) -> None:
+    """Raises InputError where features of that width can't be split into so many heads."""
+    if hidden % heads:
+        raise InputError(f"prior.network.heads is {heads}; it must divide hidden_units ({hidden})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,7 @@ class DepthConfig(TrunkConfig):
         check_dropout(self.dropout)
         require(self.head_units >= 1, "prior.network.head_units", self.head_units, "at least 1")
 
-    def covers(self, grids: Sequence[Grid]) -> tuple[Levels, ...]:
+    def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         if len(set(grids)) > 1:
             shown = ", ".join(f"{height}x{width}" for height, width in grids)
             raise InputError(
@@ -130,9 +137,40 @@ class TransformerConfig(PriorNetworkConfig):
     def __post_init__(self) -> None:
         for name in ("hidden_units", "layers", "heads"):
             require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
-        require(0 <= self.dropout < 1, "prior.network.dropout", self.dropout, "at least 0 and below 1")
-        if self.hidden_units % self.heads:
-            raise InputError(f"prior.network.heads is {self.heads}; it must divide hidden_units ({self.hidden_units})")
+        check_dropout(self.dropout)
+        check_heads(self.heads, self.hidden_units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(PriorNetworkConfig):
+    """One transformer for each group of linked levels, with a head for each level (docs/method.md).
+
+    Attributes:
+        hidden_units: width of the features.
+        layers: of attention and two-layer network.
+        heads: of each attention; their number divides `hidden_units`.
+        dropout: share of what a layer adds that training drops.
+        path_units: width of the embeddings of paths.
+        most_paths: embeddings of a level; of more paths, those that are equal modulo this share one.
+    """
+
+    kind: Literal["gpt"] = "gpt"
+    hidden_units: int = 128
+    layers: int = 6
+    heads: int = 4
+    dropout: float = 0.0
+    path_units: int = 48
+    most_paths: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_units", "layers", "heads", "path_units", "most_paths"):
+            require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
+        check_dropout(self.dropout)
+        check_heads(self.heads, self.hidden_units)
+
+    def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
+        starts = [level for level, joined in enumerate(linked) if not joined or grids[level] != grids[level - 1]]
+        return tuple(range(start, stop) for start, stop in pairwise([*starts, len(grids)]))
 
 
 PIXELSNAIL = PriorNetwork(
@@ -159,4 +197,13 @@ TRANSFORMER = PriorNetwork(
     config=TransformerConfig,
     network="hrvqvae.priors.transformer:Transformer",
     sampler="hrvqvae.priors.transformer:sample_transformer",
+)
+
+
+GPT = PriorNetwork(
+    name="gpt",
+    title="transformer with a head for each level",
+    config=GPTConfig,
+    network="hrvqvae.priors.gpt:GPT",
+    sampler="hrvqvae.priors.gpt:sample_gpt",
 )

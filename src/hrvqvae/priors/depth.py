@@ -83,13 +83,6 @@ class DepthPrior(Prior, Trunk):
         assert isinstance(config, DepthConfig)
         return cls(config, *levels)
 
-    def paths(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """The path of each level, (B, H, W), from the codes of all of them."""
-        paths = list[Tensor]()
-        for level, own in zip(self.levels, codes, strict=True):
-            paths.append(paths[-1] * level.symbols + own if level.linked else own)
-        return paths
-
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, C, H, W): place, class. Raises as `level_logits` does."""
         self.level.check(coarser, label)

@@ -90,7 +90,7 @@ class Transformer(LevelPrior):
         return output.transpose(1, 2).reshape(len(codes), self.level.symbols, *self.level.grid)
 
 
-def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+def advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
     """One layer at one position: features (B, 1, C); keys, values (B, heads, N, C / heads) get the position's own."""
     queries, key, value = layer.split(layer.inputs(layer.attention_norm(features)))
     keys[:, :, place], values[:, :, place] = key[:, :, 0], value[:, :, 0]
@@ -118,7 +118,7 @@ def sample_transformer(
     for place in range(number):
         features = (base[:, place] + prior.embedding(before))[:, None]
         for index, layer in enumerate(layers):
-            features = _advance(layer, features, keys[index], values[index], place)
+            features = advance(layer, features, keys[index], values[index], place)
         if not given[:, place].all():
             logits = guidance.mixed(prior.head(prior.norm(features[:, 0]))).numpy()
             for image in range(batch):

@@ -52,6 +52,14 @@ class CodeBatch:
         codes, coarser = (tuple(one.to(device) for one in some) for some in (self.codes, self.coarser))
         return CodeBatch(codes, coarser, label)
 
+    def where(self, chosen: Tensor, other: CodeBatch) -> CodeBatch:
+        """The chosen images (B,) of this batch, and those of another at the other places; labels are equal."""
+        codes, coarser = (
+            tuple(torch.where(chosen[:, None, None], own, others) for own, others in zip(*pair, strict=True))
+            for pair in ((self.codes, other.codes), (self.coarser, other.coarser))
+        )
+        return CodeBatch(codes, coarser, self.label)
+
 
 def read_codes(maps: CodeMaps, model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
     """The codes of some images of a split, as the prior of some levels sees them."""
@@ -119,16 +127,24 @@ class PriorTask(Task[CodeBatch]):
         else:
             device = self.compute.device
             self.maps = stored_or_extracted(codes, self.model, self.autoencoder, config, "train", device, say)
+        self.mirrored: CodeMaps | None = None
+        if prior.flip:
+            if prior.codes is not None:
+                raise InputError("prior.flip needs the run's own images: leave it out, or leave prior.codes out")
+            codes = codes.with_name("codes-flipped")
+            self.mirrored = stored_or_extracted(
+                codes, self.model, self.autoencoder, config, "train", self.compute.device, say, flip=True
+            )
         if prior.class_dropout and not self.maps.classes:
             raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
         self.kept, self.held_out = held_out_split(len(self.maps), prior.held_out, self.training.seed)
-        self.samples = len(self.kept)
+        self.samples = len(self.kept) * (2 if prior.flip else 1)
         digest = hashlib.blake2b(self.maps.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps.levels[0]).data)
         self.data = digest.hexdigest()
 
     def about(self) -> str:
-        images = f"{counted(self.samples, 'image')}, {len(self.held_out):,} held out"
+        images = f"{counted(len(self.kept), 'image')}, {len(self.held_out):,} held out"
         return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
@@ -166,9 +182,13 @@ class PriorTask(Task[CodeBatch]):
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
-        for samples in Stream(len(self.kept), size, seed, first_step, distributed.part()):
-            indices = self.kept[[index for index, _ in samples]]
-            yield read_codes(self.maps, self.model, self.levels, indices)
+        for samples in Stream(self.samples, size, seed, first_step, distributed.part()):
+            flipped, places = np.divmod([index for index, _ in samples], len(self.kept))
+            batch = read_codes(self.maps, self.model, self.levels, self.kept[places])
+            if self.mirrored is not None:
+                other = read_codes(self.mirrored, self.model, self.levels, self.kept[places])
+                batch = batch.where(torch.from_numpy(flipped == 0), other)
+            yield batch
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model, placed = state.model, batch.to(state.compute.device)

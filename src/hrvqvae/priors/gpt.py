@@ -1,0 +1,167 @@
+"""A transformer over the positions of a grid, with a head for each of its levels (docs/method.md).
+
+Shapes: (B, N, C) features of N = H * W positions in raster order; D levels, of codes (B, H, W) each; E path units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, interpolate, pad
+
+from hrvqvae.config import PriorNetworkConfig
+from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.causal import cheap_dropout
+from hrvqvae.priors.configs import GPTConfig
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
+from hrvqvae.priors.transformer import TransformerLayer, advance
+
+
+class Head(nn.Module):
+    """The distribution of one level's code at a position, from the features there and the levels before it.
+
+    features + linear(embeddings of the levels before) -> x
+    x + two-layer network(norm(x)) -> norm -> linear -> logits (..., m)
+    """
+
+    def __init__(self, config: GPTConfig, symbols: int) -> None:
+        super().__init__()
+        hidden = config.hidden_units
+        self.before = nn.Linear(config.path_units, hidden, bias=False)
+        self.norm, self.last_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.widen, self.narrow = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
+        self.output = nn.Linear(hidden, symbols)
+        self.dropped = config.dropout
+
+    def forward(self, features: Tensor, before: Tensor) -> Tensor:
+        """(..., C) and the sum of the embeddings of the levels before, (..., E) -> (..., m)."""
+        x = features + self.before(before)
+        added = self.narrow(gelu(self.widen(self.norm(x))))
+        logits: Tensor = self.output(self.last_norm(x + cheap_dropout(added, self.dropped, self.training)))
+        return logits
+
+
+class PathEmbeddings(nn.Module):
+    """A vector for each path of some levels. Paths of a level of too many codewords share: modulo `most_paths`."""
+
+    def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = [min(number, config.most_paths) for number in codewords]
+        self.tables = nn.ModuleList(nn.Embedding(size, config.path_units) for size in self.sizes)
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
+
+    def of_level(self, index: int, path: Tensor) -> Tensor:
+        """(..., E) from a level's paths (...)."""
+        vectors: Tensor = self.tables[index](path % self.sizes[index])
+        return vectors
+
+
+class GPT(Prior):
+    """Causal attention over positions; all levels of a position in one step, one after the other by their heads.
+
+    coarser paths -> embeddings -> two convolutions (not causal: the whole map is seen) --+
+    row, column, class -> embeddings ----------------------------------------------------+--> base (B, N, C)
+    paths of its levels -> sum of embeddings, of the position before and of three above, + base
+        -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
+    features, paths of the levels before at the position -> head of each level -> logits (B, m_l, H, W)
+    """
+
+    def __init__(self, config: GPTConfig, *levels: Level) -> None:
+        super().__init__(config, *levels)
+        self.config: GPTConfig = config
+        hidden, inner, (height, width) = config.hidden_units, config.path_units, self.level.grid
+        self.embeddings = PathEmbeddings(config, [level.codewords or level.symbols for level in levels])
+        self.left, self.above = nn.Linear(inner, hidden), nn.Conv2d(inner, hidden, (1, 3), padding=(0, 1), bias=False)
+        self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
+        self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
+        self.classes = nn.Embedding(self.level.labels, hidden) if self.level.classes else None
+        if self.level.coarser:
+            self.coarser = PathEmbeddings(config, self.level.coarser)
+            self.context = nn.Sequential(
+                nn.Conv2d(inner, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1)
+            )
+        self.layers = nn.ModuleList(
+            TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
+        for layer in (*self.layers, *self.heads):  # each layer begins as the identity, all codes equally likely
+            for name in ("output", "narrow"):
+                nn.init.zeros_(layer.get_submodule(name).weight)
+
+    @classmethod
+    def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
+        assert isinstance(config, GPTConfig)
+        return cls(config, *levels)
+
+    def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
+        """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `level_logits` does."""
+        self.level.check(coarser, label)
+        place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
+        features = place.expand(batch, -1, -1)
+        if self.classes is not None:
+            features = features + self.classes(label)[:, None]
+        if coarser:
+            maps = [self.coarser.of_level(index, paths).permute(0, 3, 1, 2) for index, paths in enumerate(coarser)]
+            seen = torch.stack([interpolate(one, self.level.grid) for one in maps]).sum(0)
+            features = features + self.context(seen).flatten(2).transpose(1, 2)
+        return features
+
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        base = self.base(coarser, label, len(codes[0]))
+        embedded = [self.embeddings.of_level(index, path) for index, path in enumerate(self.paths(codes))]
+        seen = torch.stack(embedded).sum(0)
+        above = self.above(pad(seen.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
+        features = self.left(pad(seen.flatten(1, 2), (0, 0, 1, -1))) + above + base
+        for layer in self.layers:
+            features = layer(features)
+        features = self.norm(features).unflatten(1, self.level.grid)
+        before, logits = torch.zeros_like(embedded[0]), []
+        for head, own in zip(self.heads, embedded, strict=True):
+            logits.append(head(features, before).permute(0, 3, 1, 2))
+            before = before + own
+        return tuple(logits)
+
+
+@torch.inference_mode()
+def sample_gpt(
+    prior: GPT, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
+    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
+) -> None:  # fmt: skip
+    """Fill in the codes that are not known, position by position; arguments as `sampling.sample_plain`."""
+    config, (height, width), batch = prior.config, prior.level.grid, len(codes[0])
+    guidance = guidance_of(prior.level, label, params)
+    base = prior.base([guidance.each(paths) for paths in coarser], guidance.label, batch * len(guidance.weights))
+    layers = [layer for layer in prior.layers if isinstance(layer, TransformerLayer)]
+    shape = (len(layers), len(base), config.heads, height * width, config.hidden_units // config.heads)
+    keys, values = torch.zeros(shape), torch.zeros(shape)
+    seen = torch.zeros(len(base), height + 1, width + 2, config.path_units)  # a row above and a column at each side
+    above = prior.above.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)
+    before = torch.zeros(len(base), config.path_units)
+    for place in range(height * width):
+        row, column = divmod(place, width)
+        features = prior.left(before) + seen[:, row, column : column + 3].flatten(1) @ above
+        features = (features + base[:, place])[:, None]
+        for index, layer in enumerate(layers):
+            features = advance(layer, features, keys[index], values[index], place)
+        features = prior.norm(features[:, 0])
+        before = torch.zeros_like(before)
+        path = torch.zeros(batch, dtype=torch.long)
+        for index, (level, head) in enumerate(zip(prior.levels, prior.heads, strict=True)):
+            own, given, drawn = codes[index][:, row, column], known[index][:, row, column], uniforms[index]
+            if not given.all():
+                logits = guidance.mixed(head(features, before)).numpy()
+                for image in (~given).nonzero()[:, 0].tolist():
+                    code = draw_code(logits[image], float(drawn[image, row, column]), *params.values())
+                    if code == NO_CODE:
+                        raise no_distribution(level.number, row, column)
+                    own[image] = code
+            path = path * level.symbols + own if index and level.linked else own
+            before = before + guidance.each(prior.embeddings.of_level(index, path))
+        seen[:, row + 1, column + 1] = before
