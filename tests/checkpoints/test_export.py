@@ -53,6 +53,24 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path,
         export(whole, tmp_path / "out")
 
 
+def test_a_compact_export_is_half_the_size_and_nearly_the_same(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = export(whole, tmp_path / "out", smaller=True)
+    assert "tables.hrvt" not in [path.name for path in files]
+    assert f"hrvqvae fit-entropy-model {tmp_path / 'out'}" in caplog.text
+    for path in (RunFolder(whole).model, prior_folder(whole, 1).model):
+        assert (tmp_path / "out" / path.relative_to(whole)).stat().st_size < 0.7 * path.stat().st_size
+    there, here = hrvqvae.load(tmp_path / "out").model, hrvqvae.load(whole).model
+    for name, tensor in there.state_dict().items():
+        torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
+    assert sum((one == other).sum() for one, other in zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)) > 300
+    for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(whole).networks, strict=True):
+        for name, tensor in one.state_dict().items():
+            own = other.state_dict()[name]
+            assert (tensor - own).abs().max() <= own.abs().max() / 250
+
+
 def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:
     for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
         training = dataclasses.replace(tiny.prior.training, init_from=name)

@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub, loading, storage
+from hrvqvae.checkpoints.compact import compact
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_folder, progressive_folder, shipped
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, DataConfig, Levels, StageConfig, bits_per_image, level_names, to_dict
@@ -38,7 +39,9 @@ _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation
 _Stage = TypeVar("_Stage", bound=StageConfig)
 
 
-def export(run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None) -> list[Path]:
+def export(
+    run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None, smaller: bool = False
+) -> list[Path]:
     """Write the model of a run, its priors in half precision, and a model card; -> the files. Whole or not at all.
 
     What is stale is left out, with a line on standard error. A model card in the run's folder is kept.
@@ -46,6 +49,8 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
     Args:
         name: of the model, for its card; None is the name of `out`.
         licence: as the hub names licences: mit, cc-by-4.0, ...
+        smaller: the autoencoder in half precision too, and the matrices of priors in 8 bits. Its codes can differ from
+            the run's where two codewords are about as near.
 
     Raises:
         InputError: the run has no model, `out` exists or can't be written.
@@ -60,19 +65,23 @@ def export(run: str | Path, out: Path, *, name: str | None = None, licence: str 
     priors, prefix_step = dict[Levels, dict[str, Any]](), None
     with writing_folder(out) as folder:
         target = RunFolder(folder)
+        weights = compact(weights, matrices=False) if smaller else weights
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder = storage.digest(target.model)
         for levels, prior in loading.trained_priors(beside.path).items():
             if prior.path not in stale:
                 weights, priors[levels] = loading.read_part(prior.model, "prior", digest, run)
-                half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
-                _write_part(prior_folder(folder, *levels), half, priors[levels], autoencoder)
+                weights = compact(weights, matrices=smaller)
+                _write_part(prior_folder(folder, *levels), weights, priors[levels], autoencoder)
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
             weights, about = loading.read_part(decoder.model, "prefixes", digest, run)
+            weights = compact(weights, matrices=False) if smaller else weights
             _write_part(progressive_folder(folder), weights, about, autoencoder)
             prefix_step = about["step"]
-        if beside.tables.is_file() and beside.tables not in stale:
+        if smaller:
+            told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
+        elif beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())
         if beside.card.is_file():
             card = beside.card.read_text()

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from hrvqvae.checkpoints.compact import restored
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import write_atomic
 
@@ -101,7 +102,7 @@ def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
         tensors = load_tensors(content)
         if _digest(tensors, text) != announced:
             raise ValueError("its content does not match its checksum")
-    return tensors, meta, announced
+        return restored(tensors), meta, announced
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -65,8 +65,8 @@ def _preset(name: str, system: System, settings: Settings, about: str, notes: tu
     )
 
 
-def of_dataset(system: System, dataset: Dataset) -> Preset:
-    """The preset of a system for a data set, which need not be registered."""
+def _settings(system: System, dataset: Dataset) -> Settings:
+    """The settings of a system for a data set."""
     own = column({**system.settings, **(system.few_images if dataset.few_images else {})}, dataset.column)
     if dataset.column != dataset.name:  # whose column it borrows
         label = f" ({dataset.column})"
@@ -74,7 +74,13 @@ def of_dataset(system: System, dataset: Dataset) -> Preset:
     fields = {f"model.{one.name}" for one in dataclasses.fields(system.config)}
     # A field of the model that the system has not means nothing to it.
     data = {key: one for key, one in dataset.settings.items() if not key.startswith("model.") or key in fields}
-    return _preset(f"{system.name}/{dataset.name}", system, own | data, dataset.about, dataset.notes + system.notes)
+    return own | data
+
+
+def of_dataset(system: System, dataset: Dataset) -> Preset:
+    """The preset of a system for a data set, which need not be registered."""
+    name = f"{system.name}/{dataset.name}"
+    return _preset(name, system, _settings(system, dataset), dataset.about, dataset.notes + system.notes)
 
 
 def data_config(dataset: Dataset) -> DataConfig:
@@ -99,7 +105,8 @@ def get(name: str) -> Preset:
     for system in SYSTEMS.entries():
         for extra in system.extras:
             if extra.name == name:
-                return _preset(name, system, extra.settings, extra.about, extra.notes)
+                begun = _settings(system, DATASETS.get(extra.dataset)) if extra.dataset else {}
+                return _preset(name, system, {**begun, **extra.settings}, extra.about, extra.notes)
     near = near_names(name, names(), cutoff=0.4)
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")

@@ -59,11 +59,16 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraPreset:
-    """A preset of a system beside those of every data set: every field that is not a default, with its source."""
+    """A preset of a system beside those of every data set: every field that is not a default, with its source.
+
+    Attributes:
+        dataset: whose preset it begins with, in place of the defaults.
+    """
 
     name: str
     about: str
     settings: Settings
+    dataset: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -1,0 +1,46 @@
+"""Weights in a fifth of their bytes, for models that are passed on: `hrvqvae export --compact`.
+
+In the file, a matrix or filter of a prior is int8 with a float32 scale a row, `NAME:scale`; every other number is
+float16; and `total` of codebooks, which is codewords * count, is left out. Whoever reads the file gets them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_SCALE = ":scale"
+
+
+def compact(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tensor]:
+    """What the file holds; `matrices` says whether matrices become int8."""
+    found = dict[str, Tensor]()
+    for name, tensor in weights.items():
+        if matrices and tensor.is_floating_point() and tensor.ndim > 1:
+            scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+            found[name] = (tensor.float() / _by_row(scale, tensor)).round().to(torch.int8)
+            found[name + _SCALE] = scale
+        elif not (name.endswith(".total") and name.removesuffix("total") + "count" in weights):
+            found[name] = tensor.half() if tensor.is_floating_point() else tensor
+    return found
+
+
+def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights from what a file holds; those of a file that is not compact are as they are."""
+    found = dict[str, Tensor]()
+    for name, tensor in stored.items():
+        if name + _SCALE in stored:
+            found[name] = tensor * _by_row(stored[name + _SCALE], tensor)
+        elif not name.endswith(_SCALE):
+            found[name] = tensor
+    for name, count in stored.items():
+        total, codewords = (f"{name.removesuffix('count')}{one}" for one in ("total", "codewords"))
+        if name.endswith(".count") and total not in stored and codewords in stored:
+            found[total] = stored[codewords].float() * count.float()[..., None]
+    return found
+
+
+def _by_row(scale: Tensor, tensor: Tensor) -> Tensor:
+    return scale.view(-1, *(1 for _ in tensor.shape[1:]))
