@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from hrvqvae.data.batches import Stream, batches, evaluation_batches, worker_errors
-from hrvqvae.data.image_sets import MemoryImages, stream
+from hrvqvae.config import DataConfig
+from hrvqvae.data.batches import batches, evaluation_batches, sample_stream, worker_errors
+from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
 from tests.data.stored import folder_config
 
 
 def test_an_epoch_shows_every_image_once() -> None:
-    samples = [sample for batch in islice(Stream(10, 4, seed=3), 5) for sample in batch]
+    samples = [sample for batch in islice(sample_stream(10, 4, seed=3), 5) for sample in batch]
     for epoch in range(2):
         seen = [index for index, augmentation in samples if augmentation and augmentation[1] == epoch]
         assert sorted(seen) == list(range(10))
@@ -26,10 +27,10 @@ def test_an_epoch_shows_every_image_once() -> None:
 
 
 def test_the_order_does_not_depend_on_where_one_starts() -> None:
-    whole = list(islice(Stream(10, 4, seed=3), 12))
+    whole = list(islice(sample_stream(10, 4, seed=3), 12))
     for first in range(11):
-        assert next(iter(Stream(10, 4, seed=3, first_step=first))) == whole[first]
-    assert next(iter(Stream(10, 4, seed=4))) != whole[0]
+        assert next(iter(sample_stream(10, 4, seed=3, first_step=first))) == whole[first]
+    assert next(iter(sample_stream(10, 4, seed=4))) != whole[0]
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
@@ -47,7 +48,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(crop: str, picture_f
 
 def test_flips_in_memory() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 1, 3, 4)
-    images = MemoryImages(pixels, np.zeros(1, np.int64), (), flip=True)
+    images = ImageSet(DataConfig(flip=True), np.zeros(1, np.int64), (), pixels=pixels)
     seen = {images.read(0, (0, epoch, 0)).tobytes() for epoch in range(20)}
     assert seen == {pixels[0].tobytes(), pixels[0][..., ::-1].tobytes()}
     np.testing.assert_array_equal(images.read(0, None), pixels[0])
@@ -125,7 +126,7 @@ def test_every_image_broken(tmp_path: Path) -> None:
 def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = load_images(folder_config(picture_folder, channels=1, crop="random"), "train")
     first = list(islice(batches(images, batch_size=8, seed=0, workers=workers), 5))
-    assert [len(batch.converted) for batch in first] == [8] * 5
+    assert [len(batch.lost) for batch in first] == [8] * 5
     assert all(batch.images.shape == (8, 1, 16, 16) for batch in first)
     list(evaluation_batches(images, batch_size=8))
     assert caplog.messages == ["images are converted (colour to greyscale); this is told once"]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hrvqvae.data import packing
 from hrvqvae.data.batches import batches, evaluation_batches
-from hrvqvae.data.image_sets import ImageSet, StoredImages
+from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import parquet, tars
@@ -192,7 +192,6 @@ def test_shards_of_tools_are_read_and_ours_by_tools(picture_folder: Path, tmp_pa
             writer.write({"__key__": f"{number:06d}", name.rpartition(".")[2]: one, "cls": number % 3})
     theirs = loaded(tmp_path / "theirs" / "train-0.tar", test_fraction=0.5)
     assert theirs.classes == ("0", "1", "2")
-    assert isinstance(theirs, StoredImages)
     assert theirs.labels.tolist() == [int(row) % 3 for row in theirs.rows]
 
     ours = packing.pack(picture_folder, tmp_path / "ours", shard_bytes=4000, say=lambda _: None)
@@ -351,7 +350,6 @@ def test_long_and_foreign_names_and_labels_in_json(tmp_path: Path) -> None:
     names = ["d" * 120 + "/" + "e" * 130 + ".png", "über/größe.png", "./dot/x.png", "s.png", "._s.png", "README"]
     write_tar(tmp_path / "a.tar", {name: png(seed) for seed, name in enumerate(names)})
     images = loaded(tmp_path / "a.tar", split="sorted", train_samples=3)
-    assert isinstance(images, StoredImages)
     assert [images.source.name(row) for row in range(4)] == [*names[:2], "dot/x.png", "s.png"]
     np.testing.assert_array_equal(images.source.open(2), decoded(png(2)))
     members = {f"{n}.png": png(n) for n in range(6)} | {f"{n}.json": b'{"label": %d}' % (10 * n) for n in range(6)}
@@ -381,12 +379,12 @@ def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -
     for length in [*range(0, end + 512, 97), *ends, *(one + 1 for one in ends), end, end + 100]:
         path.write_bytes(whole[:length])
         last = sum(one <= length for one in ends) - 1
-        with pytest.raises(InputError, match=r"a.tar is (cut short|no uncompressed tar)") as caught:
+        told = f"cut short or damaged after its member [{last}{last + 1}].png"
+        none = "|no uncompressed tar" if last < 0 else ""
+        with pytest.raises(InputError, match=f"a.tar is ({told}{none}).*; get or pack it again"):
             loaded(path)
-        assert ("after its member" in str(caught.value)) == (last >= 0)
-        assert last < 0 or f"after its member {last}.png; get or pack it again" in str(caught.value)
     path.write_bytes(whole[: ends[1] + 200] + b"\1" * 2000 + whole[ends[1] + 2200 :])
-    with pytest.raises(InputError, match=r"a.tar is (damaged|cut short) after its member 1.png"):
+    with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 1.png"):
         loaded(path)
 
 
@@ -406,8 +404,6 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         images = [png(10 * number + seed, (20, 16)) for seed in range(50)]
         write_parquet(tmp_path / f"{number}.parquet", images, rows=5)
     images = loaded(tmp_path, test_fraction=0.3)
-    assert isinstance(images, StoredImages)
-    assert isinstance(images.source, parquet.ParquetSource)
     groups = images.source.groups
     assert 5_000 < groups[0].bytes < 11_500, "two and more row groups fit into the window"
     orders = [images.order(seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0))]
@@ -423,7 +419,7 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (np.diff(rows) != 0).mean() > 0.5, "images of several row groups are mixed"
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 10**6)
     whole = loaded(tmp_path, test_fraction=0.3)
-    assert whole.order(1, 0).tolist() == super(StoredImages, whole).order(1, 0).tolist(), "as of a folder"
+    assert whole.order(1, 0).tolist() == stream("order", 1, 0).permutation(len(whole)).tolist(), "as of a folder"
 
 
 def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
@@ -448,12 +444,10 @@ def test_other_arrays(save: object, tmp_path: Path) -> None:
         np.testing.assert_array_equal(content(images)[:, 0], pixels)
         assert images.labels.tolist() == labels.tolist()
         images = loaded(tmp_path / "digits.npy", split, channels=1)
-        assert isinstance(images, StoredImages)
         np.testing.assert_array_equal(content(images)[:, 0], pixels[images.rows])
         assert images.classes == ()
     np.save(tmp_path / "digits-labels.npy", labels)
     images = loaded(tmp_path / "digits.npy", channels=1)
-    assert isinstance(images, StoredImages)
     np.testing.assert_array_equal(images.labels, images.rows % 7)
 
 

@@ -17,7 +17,6 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_dict
-from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
@@ -71,10 +70,9 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda, say=silent)
     wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
-    assert isinstance(images, MemoryImages)
-    for level, codes in zip(seen["coded"].levels, wide.encode(torch.from_numpy(images.images), lmbda), strict=True):
+    for level, codes in zip(seen["coded"].levels, wide.encode(torch.from_numpy(images.pixels), lmbda), strict=True):
         assert np.array_equal(level, codes.numpy())
-    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.images), lmbda), size=(12, 12))
+    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.pixels), lmbda), size=(12, 12))
     assert found.report.mse == pytest.approx(float((decoded - whole / 255).square().mean()), rel=1e-4)
     assert seen["model"].config.model.quantizer.beam == (beam or 1)
     assert seen["lmbda"] == lmbda

@@ -7,6 +7,7 @@ Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -39,7 +40,7 @@ class Batch:
     images: Tensor  # (B, C, Y, X) uint8
     labels: Tensor  # (B,) int64, zeros where there are no classes
     broken: tuple[str, ...] = ()  # messages about the images that are not in it
-    converted: tuple[tuple[str, str], ...] = ()  # (where it lies, what was lost) of each image that lost something
+    lost: tuple[str, ...] = ()  # what the conversion of images lost
     fatal: InputError | None = None  # an error that no setting skips
 
 
@@ -58,31 +59,24 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
         yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
 
 
-class Stream:
-    """The samples of each step from `first_step` on, without end; of several processes, one process's part of each."""
+def sample_stream(
+    num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE, order: Order | None = None
+) -> Iterator[list[Sample]]:
+    """The samples of each step from `first_step` on, without end; of several processes, one process's part of each.
 
-    def __init__(
-        self, num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE,
-        order: Order | None = None,
-    ) -> None:  # fmt: skip
-        """`order` gives the permutation of the images in an epoch by (seed, epoch); by default each is as likely."""
-        self.num_images, self.batch_size, self.seed, self.first_step = num_images, batch_size, seed, first_step
-        self.part = part
-        self._order = order or (lambda *numbers: stream("order", *numbers).permutation(num_images))
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        position = self.first_step * self.batch_size
-        current, order = -1, np.empty(0, np.int64)
-        while True:
-            samples: list[Sample] = []
-            for place in self.part.of(self.batch_size):
-                epoch, within = divmod(position + place, self.num_images)
-                if epoch != current:
-                    current, order = epoch, self._order(self.seed, epoch)
-                index = int(order[within])
-                samples.append((index, (self.seed, epoch, index)))
-            position += self.batch_size
-            yield samples
+    `order` gives the permutation of the images in an epoch by (seed, epoch); by default each is as likely.
+    """
+    current, indices = -1, np.empty(0, np.int64)
+    for step in itertools.count(first_step):
+        samples: list[Sample] = []
+        for place in part.of(batch_size):
+            epoch, within = divmod(step * batch_size + place, num_images)
+            if epoch != current:
+                current = epoch
+                indices = order(seed, epoch) if order else stream("order", seed, epoch).permutation(num_images)
+            index = int(indices[within])
+            samples.append((index, (seed, epoch, index)))
+        yield samples
 
 
 def batches(
@@ -99,7 +93,7 @@ def batches(
         BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" the next one takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
-    samples = Stream(len(images), batch_size, seed, first_step, part, images.order)
+    samples = sample_stream(len(images), batch_size, seed, first_step, part, images.order)
     for batch in read_batches(images, samples, workers, on_error):
         if not len(batch.images):
             raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
@@ -133,14 +127,14 @@ def read_batches(
     images: ImageSet, samples: Iterable[list[Sample]], workers: int, on_error: str
 ) -> Generator[Batch, None, None]:
     """A batch for each list of samples, empty where all its images are broken. Raises as `batches` does."""
-    for batch in in_workers(_Batches(images), samples, workers if images.decodes else 0):
+    for batch in in_workers(_Batches(images), samples, workers if images.pixels is None else 0):
         if batch.fatal:
             raise batch.fatal
         if batch.broken and on_error == "stop":
             raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-        if batch.converted and not images.conversion_told:
+        if batch.lost and not images.conversion_told:
             images.conversion_told = True
-            note(f"images are converted ({batch.converted[0][1]}); this is told once")
+            note(f"images are converted ({batch.lost[0]}); this is told once")
         yield batch
 
 
@@ -152,7 +146,7 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
         pixels, labels = list[NDArray[np.uint8]](), list[int]()
-        broken, converted = list[str](), list[tuple[str, str]]()
+        broken, losses = list[str](), list[str]()
         for index, augmentation in samples:
             for _ in range(1 if augmentation is None else len(self.images)):
                 try:
@@ -165,11 +159,10 @@ class _Batches(Dataset[Batch]):
                     return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=error)
                 pixels.append(found)
                 labels.append(int(self.images.labels[index]))
-                if lost:
-                    converted.append((self.images.where(index), lost))
+                losses += [lost] if lost else []
                 break
         stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(converted))
+        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 
 
 # The processes that decode

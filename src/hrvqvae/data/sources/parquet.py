@@ -25,13 +25,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Names, Part, Source, file_parts
+from hrvqvae.data.sources.base import Part, Source, decoded, encoded
 from hrvqvae.utils.errors import InputError
 
 WINDOW_BYTES = 256 * 2**20  # of row groups, uncompressed, that are drawn from together and that a process keeps
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
-
-parts = file_parts
 
 
 class Group(NamedTuple):
@@ -57,7 +55,7 @@ class ParquetSource(Source):
         return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_read": OrderedDict()}
 
     @cached_property
-    def _paths(self) -> Names | None:
+    def _paths(self) -> NDArray[np.bytes_] | None:
         """The paths that the files give their images; None unless each has another one."""
         import pyarrow.parquet
 
@@ -68,11 +66,11 @@ class ParquetSource(Source):
                     return None
                 values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
             found += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
-        return None if None in found or len(set(found)) < len(found) else Names(found)
+        return None if None in found or len(set(found)) < len(found) else encoded(found)
 
     def name(self, row: int) -> str:
         if self._paths is not None:
-            return self._paths[row]
+            return decoded(self._paths, row)
         number, within = self.place(row)
         return f"{self.groups[number].file.name}/{self.groups[number].before + within}"
 
@@ -121,7 +119,6 @@ def _bytes_of(group: Group) -> Any:
     except pyarrow.ArrowException as error:
         raise OSError(f"row group {group.number}: {_line(error)}") from error
     images = table.column(0).combine_chunks()
-    images = images.chunk(0) if isinstance(images, pyarrow.ChunkedArray) else images
     return images.field("bytes") if pyarrow.types.is_struct(images.type) else images
 
 
