@@ -70,9 +70,7 @@ def bench_codec(
     """
     model = TrainedModel(run)
     config = model.config.with_root(root)
-    batches = evaluation_batches(
-        load_images(config.data, "test"), batch_size=_BATCH, limit=images, workers=0, on_error=config.data.on_error
-    )
+    batches = evaluation_batches(load_images(config.data, "test"), batch_size=_BATCH, limit=images, workers=0)
     pixels = torch.cat([batch.images for batch in batches])
     codes = np.concatenate([flat_codes(model.encode(some)) for some in torch.split(pixels, _BATCH)])
     size = (pixels.shape[-2], pixels.shape[-1])

@@ -71,9 +71,7 @@ def extract(
     kinds = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
     levels: list[list[NDArray[Any]]] = [[] for _ in kinds]
     labels = []
-    batches = evaluation_batches(
-        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, on_error=config.data.on_error, part=part
-    )
+    batches = evaluation_batches(images, batch_size=_BATCH, limit=limit, workers=config.data.workers, part=part)
     total = len(part.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())

@@ -42,7 +42,7 @@ _SHOWN, _SHOWN_SAMPLES = 12, 24
 def test_images(config: Config, count: int) -> list[Tensor]:
     """Batches of so many test images, spread evenly over the split, float32 in [0, 1]."""
     images = load_images(config.data, "test")
-    batches = evaluation_batches(images, batch_size=_BATCH, limit=count, on_error=config.data.on_error)
+    batches = evaluation_batches(images, batch_size=_BATCH, limit=count)
     return [batch.images.float() / 255 for batch in batches]
 
 

@@ -1,8 +1,7 @@
 """Batches in an order that depends on (seed, epoch, index) alone, decoded by processes beside the one that computes.
 
-The training images form one endless stream: epoch after epoch, each in its own order. Step s takes the samples
-s * batch ... (s + 1) * batch - 1 of it, so a run that resumes at step s needs to remember nothing else.
-Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
+The training images form one endless stream, epoch after epoch. Step s takes the samples s * batch ... (s + 1) * batch -
+1 of it, so a run that resumes at step s needs to remember nothing else.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def sample_stream(
 
 
 def batches(
-    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop",
+    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
     part: Part = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
@@ -90,18 +89,18 @@ def batches(
         part: of each batch, which one of several processes gets.
 
     Raises:
-        BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" the next one takes its place.
+        BrokenImageError: an image can't be decoded; where `data.on_error` is "skip", the next one takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
     samples = sample_stream(len(images), batch_size, seed, first_step, part, images.order)
-    for batch in read_batches(images, samples, workers, on_error):
+    for batch in read_batches(images, samples, workers):
         if not len(batch.images):
             raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
         yield batch
 
 
 def evaluation_batches(
-    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop",
+    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
     part: Part = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Every image once, in order, not augmented. Broken ones are left out; else as `batches`.
@@ -112,7 +111,7 @@ def evaluation_batches(
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [place * len(images) // count for place in part.of(count)]
-    for batch in read_batches(images, in_order(indices, batch_size), workers, on_error):
+    for batch in read_batches(images, in_order(indices, batch_size), workers):
         if len(batch.images):
             yield batch
 
@@ -123,14 +122,12 @@ def in_order(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
         yield [(index, None) for index in indices[start : start + batch_size]]
 
 
-def read_batches(
-    images: ImageSet, samples: Iterable[list[Sample]], workers: int, on_error: str
-) -> Generator[Batch, None, None]:
+def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
     """A batch for each list of samples, empty where all its images are broken. Raises as `batches` does."""
     for batch in in_workers(_Batches(images), samples, workers if images.pixels is None else 0):
         if batch.fatal:
             raise batch.fatal
-        if batch.broken and on_error == "stop":
+        if batch.broken and images.config.on_error == "stop":
             raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
         if batch.lost and not images.conversion_told:
             images.conversion_told = True
@@ -169,10 +166,7 @@ class _Batches(Dataset[Batch]):
 
 
 def in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
-    """What a data set gives for each of the samples, in their order, decoded by processes beside this one.
-
-    They are no more than the cores that this process may use: torch warns of more. Raises as `worker_errors`.
-    """
+    """What a data set gives for each of the samples, in their order, decoded by at most as many processes as cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
         dataset, batch_size=None, sampler=samples, collate_fn=_as_it_is, worker_init_fn=_quiet,
@@ -187,7 +181,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _quiet(_: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it ends its workers when it has saved."""
+    """Let the main process alone answer a signal to the whole group: it ends its workers when it has saved."""
 
     def once(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)

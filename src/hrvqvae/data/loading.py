@@ -1,8 +1,7 @@
 """From a configuration to the images of a split.
 
-`<root>/mnist/train-images-idx3-ubyte.gz`, `<root>/cifar10/data_batch_1.bin`, `<root>/photos/*.jpg`. A name that is no
-data set of the registry is a folder below the root, or the root itself, which may be tars, Parquet files or arrays as
-well: what a path is decides the form, here and once.
+A name that is no data set of the registry is a folder below the root, or the root itself, which may be tars, Parquet
+files or arrays as well.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
 
 _READERS = {".tar": tars.read, ".parquet": parquet.read, ".npy": arrays.read, ".npz": arrays.read}
-_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _WILD = re.compile(r"[*?{\[]")
 _BATCH = 64  # images that are brought into memory together
 
@@ -82,10 +80,11 @@ def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> 
         )
     found: Arrays = imported(dataset.read)(dataset_folder(root, dataset.name), split)
     channels, height, width = found.images.shape[1:]
-    if channels != config.channels:
-        raise InputError(f"{dataset.name} has {channels} channels, data.channels is {config.channels}")
-    if (height, width) != (config.size, config.size):
-        raise InputError(f"{dataset.name} has {height}x{width} pixels, data.size is {config.size}")
+    if (channels, height, width) != (config.channels, config.size, config.size):
+        raise InputError(
+            f"{dataset.name} has {channels} channels of {height}x{width} pixels; "
+            f"data.channels is {config.channels}, data.size is {config.size}"
+        )
     return ImageSet(config, found.labels, found.classes, pixels=found.images)
 
 
@@ -97,7 +96,7 @@ def _in_memory(images: ImageSet, say: Callable[[str], None]) -> ImageSet:
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     labels, count = np.empty(len(images), np.int64), 0
     broken = list[str]()
-    for batch in read_batches(images, in_order(range(len(images)), _BATCH), config.workers, config.on_error):
+    for batch in read_batches(images, in_order(range(len(images)), _BATCH), config.workers):
         some = slice(count, count := count + len(batch.images))
         pixels[some], labels[some] = batch.images.numpy().reshape(-1, *pixels.shape[1:]), batch.labels.numpy()
         broken += batch.broken
@@ -159,13 +158,11 @@ def _parts(path: Path) -> tuple[Callable[[Sequence[Part], bool], Source], list[P
         files = sorted(path / name for name in found if not any(part.startswith(".") for part in name.split("/")))
         if not files:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
-    elif path.name.lower().endswith(_COMPRESSED):
-        raise InputError(f"{path} is compressed, and can't be read by index; unpack it to a .tar and name that")
     elif path.suffix.lower() in _READERS or _WILD.search(str(path)):
         files = named_files(path)
         base = Path(os.path.commonpath([file.parent for file in files]))
     else:
-        raise InputError(f"{path} is not a folder, nor named as .tar, .parquet, .npy or .npz files")
+        raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack what is compressed")
     kinds = sorted({file.suffix.lower() for file in files})
     read = _READERS.get(kinds[0])
     if read is None or any(_READERS.get(kind) is not read for kind in kinds):
@@ -190,10 +187,7 @@ def _of_files(path: Path, split: str, labels: bool) -> dict[str, Source]:
 
 
 def _held_out(source: Source, config: DataConfig) -> NDArray[np.bool_]:
-    """(N,) which images of a source without a given split are of the test split.
-
-    A hash of each name alone decides, so that an image that is added later moves no other; of two images, one is each.
-    """
+    """(N,) which images are of the test split, by a hash of each name alone; neither split of two images is empty."""
     if config.split == "sorted":
         return np.arange(len(source)) >= config.train_samples
     names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))

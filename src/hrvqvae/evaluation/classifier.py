@@ -237,11 +237,11 @@ def train_classifier(
     classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // recipe.batch_size)
     say(f"training the classifier of {config.dataset}: {steps:,} steps")
-    stream = batches(images, batch_size=recipe.batch_size, seed=seed, on_error=config.on_error)
+    stream = batches(images, batch_size=recipe.batch_size, seed=seed)
     _train(classifier, recipe, steps, stream, seed, say)
     stream.close()
     trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
-    return TrainedClassifier(trained.classifier, _accuracy(trained, test, config.on_error), images.classes)
+    return TrainedClassifier(trained.classifier, _accuracy(trained, test), images.classes)
 
 
 def _train(
@@ -268,10 +268,10 @@ def _train(
             say(f"step {step:,}  loss {float(loss.detach()):.3f}")
 
 
-def _accuracy(trained: TrainedClassifier, images: ImageSet, on_error: str) -> float:
+def _accuracy(trained: TrainedClassifier, images: ImageSet) -> float:
     """Share of the images that are classified rightly."""
     right = total = 0
-    for batch in evaluation_batches(images, batch_size=_BATCH, on_error=on_error):
+    for batch in evaluation_batches(images, batch_size=_BATCH):
         right += int((trained.classify(batch.images.float() / 255) == batch.labels).sum())
         total += len(batch.labels)
     return right / max(total, 1)

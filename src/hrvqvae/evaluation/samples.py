@@ -274,9 +274,7 @@ def _draw(model: TrainedModel, count: int, seed: int, params: SamplingParams) ->
 
 def _images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
     """So many images (B, C, Y, X) in [0, 1] of a split, evenly spread, or all there are, and their classes (B,)."""
-    some = list(
-        evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count, on_error=config.on_error)
-    )
+    some = list(evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count))
     return torch.cat([batch.images for batch in some]).float() / 255, torch.cat([batch.labels for batch in some])
 
 

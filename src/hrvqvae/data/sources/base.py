@@ -29,10 +29,7 @@ def decoded(names: NDArray[np.bytes_], row: int) -> str:
 
 
 class Source(ABC):
-    """Stored images in a fixed order, read one by one by their number.
-
-    It goes to the processes that decode, forked or pickled, so it holds nothing open.
-    """
+    """Stored images in a fixed order. It goes to the processes that decode, so it holds nothing open."""
 
     labels: NDArray[Any] | None = None  # (N,) whole numbers or texts; None where an image has none, or nobody asked
     class_names: tuple[str, ...] = ()  # of labels that are numbers; empty where no names are kept
@@ -77,8 +74,7 @@ class Part(NamedTuple):
 def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
     """(word of the train split, word of the test split) of a given split; None where there is none.
 
-    `words` are those of the names, "" of a name without one. Raises InputError where every name has a word, and one of
-    the two splits is missing.
+    `words` are those of the names, "" of a name without one. Raises InputError for half of a split.
     """
     test = next((word for word in HELD_OUT if word in words), None)
     if TRAIN in words and test is not None:

@@ -41,7 +41,7 @@ class FolderSource(Source):
 
 
 def normal(name: str) -> str:
-    """A name as it is on every machine: some file systems decompose letters with accents."""
+    """A name as on every machine: some file systems decompose letters with accents."""
     return unicodedata.normalize("NFC", name)
 
 

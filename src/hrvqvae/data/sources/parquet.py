@@ -4,9 +4,8 @@ The column holds the bytes of PNG, JPEG and WebP files, or the hub's struct {byt
 holds numbers or texts; names of numbers are read from the features that `datasets` keeps in the file. An image is named
 by its path where the struct has another one for each, else by its file and row.
 
-A row group is the least that can be read, and it may hold a hundred images or a hundred thousand. So each process keeps
-the row groups that it read last, up to `WINDOW_BYTES`, and the order of an epoch, a function of (seed, epoch) as every
-order, stays within so many: the row groups are drawn in a new order, and the images of those that fit into the window
+A row group is the least that can be read. So each process keeps those that it read last, up to `WINDOW_BYTES`, and an
+epoch stays within so many: row groups are drawn in a new order, and the images of those that fit into the window
 together in any order. A set that fits as a whole is drawn as a folder is.
 """
 
@@ -165,7 +164,7 @@ def _groups(file: Any, path: Path) -> list[Group]:
 
 
 def _image_column(schema: Any, path: Path) -> str:
-    """The column with the bytes of images. Raises InputError where there is none, or several may be."""
+    """The column with the bytes of images."""
     from pyarrow import types
 
     def is_bytes(kind: Any) -> bool:

@@ -4,10 +4,8 @@ A sample is the members that lie beside each other and have one name up to its f
 `cats/001.cls`. Each PNG, JPEG and WebP member is an image. Its label is the whole number in `.cls`, else under "label"
 in `.json`; class names are the lines of `classnames.txt` beside the shards or in the folder above them.
 
-A shard is opened for each image, as a file of a folder is: processes share nothing, and there is no limit of open
-files. In memory is only where each image lies, some 30 bytes beside its name. It is found by reading the headers once,
-which takes a minute a million, and kept in the user's cache folder for as long as the shards have the same names, sizes
-and times of change.
+A shard is opened for each image, so there is no limit of open files. Where each image lies is found by reading the
+headers once, and kept in the user's cache folder for as long as the shards have the same names, sizes and times.
 """
 
 from __future__ import annotations
@@ -48,20 +46,21 @@ class TarSource(Source):
     """The image members of tars, shard after shard."""
 
     def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: NDArray[np.bytes_]
-    ) -> None:
-        """`places` (N, 2) are where the content of each image begins in its shard, and how many bytes it has."""
+        self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: NDArray[np.bytes_],
+        labels: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        """`places` (N, 2) are where each image begins in its shard and its bytes; `labels` (N,) may be NO_LABEL."""
         super().__init__(counts)
-        self.files, self.places, self.names = tuple(files), places, names
+        self.files, self._places, self._names, self.given = tuple(files), places, names, labels
 
     def name(self, row: int) -> str:
-        return normal(decoded(self.names, row))
+        return normal(decoded(self._names, row))
 
     def where(self, row: int) -> str:
-        return f"{self.files[self.place(row)[0]]}: {decoded(self.names, row)}"
+        return f"{self.files[self.place(row)[0]]}: {decoded(self._names, row)}"
 
     def open(self, row: int) -> Image.Image:
-        start, size = map(int, self.places[row])
+        start, size = map(int, self._places[row])
         with self.files[self.place(row)[0]].open("rb", buffering=0) as stream:
             stream.seek(start)
             content = stream.read(size)
@@ -74,13 +73,13 @@ def read(parts: Sequence[Part], labels: bool) -> TarSource:
     """The images of shards. Raises InputError as `scan`, and where there is no image in any."""
     files = [part.path for part in parts]
     try:
-        source, found = _indexed(files)
+        source = _indexed(files)
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
         raise InputError(f"{files[0]}: no PNG, JPEG or WebP image is in it")
-    if labels and not (found == NO_LABEL).any():
-        source.labels, source.class_names = found, _class_names(files)
+    if labels and NO_LABEL not in source.given:
+        source.labels, source.class_names = source.given, _class_names(files)
     return source
 
 
@@ -96,29 +95,28 @@ def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
     return ()
 
 
-def _indexed(files: Sequence[Path]) -> tuple[TarSource, NDArray[np.int64]]:
-    """Shards, and the label of each image, by an index that was kept, or that is made now."""
+def _indexed(files: Sequence[Path]) -> TarSource:
+    """Shards by an index that was kept, or that is made now."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     known = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     kept = Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)) / "indexes" / f"{known}.npz"
     with contextlib.suppress(Exception), kept.open("rb") as stream:  # what is damaged raises whatever it runs into
-        file = np.load(stream)
-        return TarSource(files, file["counts"].tolist(), file["places"], file["names"]), file["labels"]
+        return TarSource(files, **np.load(stream))
     if len(files) > 1:
         waiting(f"reading what is in {len(files):,} shards")
     counts, starts, told, names = list[int](), array("q"), array("q"), list[str]()
     for path in files:
         scan(path, starts, told, names)
         counts.append(len(names) - sum(counts))
-    source = TarSource(files, counts, np.array(starts, np.int64).reshape(-1, 2), encoded(names))
-    labels = np.array(told, np.int64)
+    places, labels = np.array(starts, np.int64).reshape(-1, 2), np.array(told, np.int64)
+    index: dict[str, Any] = {"counts": counts, "places": places, "names": encoded(names), "labels": labels}
     if len(names) >= KEPT_FROM:
         content = io.BytesIO()
-        np.savez(content, counts=counts, places=source.places, labels=labels, names=source.names)
+        np.savez(content, **index)
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(kept, content.getvalue())
-    return source, labels
+    return TarSource(files, **index)
 
 
 def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
