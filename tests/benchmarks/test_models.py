@@ -17,7 +17,7 @@ from benchmarks.gpu.codes import SEARCHES, compare
 from benchmarks.prior import FORMS, MaskedConv2d, _replaced
 from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
 from hrvqvae.priors.base import Level
-from hrvqvae.quantize.search.reference import search_reference
+from hrvqvae.quantize.search.tensors import search_tensors
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 
 
@@ -131,7 +131,7 @@ def test_wrong_codes_end_it_and_a_compiler_that_fails_does_not(
 
     def rounded(latents: Tensor, books: list[Tensor]) -> Tensor:
         """In bfloat16, as a GPU would by mistake."""
-        return search_reference(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
+        return search_tensors(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(report, "SMALL", TINY)
