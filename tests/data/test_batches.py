@@ -98,15 +98,6 @@ def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
         raise RuntimeError("something else")
 
 
-def test_every_image_broken(tmp_path: Path) -> None:
-    for index in range(6):
-        (tmp_path / f"{index}.png").write_bytes(b"nothing")
-    for memory_mb in (0, 100):
-        config = folder_config(tmp_path, memory_mb=memory_mb, on_error="skip")
-        with pytest.raises(InputError, match="all images are broken"):
-            list(islice(batches(load_images(config, "train"), batch_size=2, seed=0), 20))
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = load_images(folder_config(picture_folder, channels=1, crop="random"), "train")

@@ -67,21 +67,6 @@ def test_small_folders_are_held_and_large_ones_decoded(workers: int, picture_fol
     assert load_images(folder_config(picture_folder, crop="random"), "train").pixels is None
 
 
-@pytest.mark.parametrize("memory_mb", [0, 100])
-def test_broken_images_are_named_and_counted(
-    memory_mb: int, picture_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = paths_of(picture_folder)
-    broken = whole[4]
-    broken.write_bytes(broken.read_bytes()[:60])
-    images = load_images(folder_config(picture_folder, memory_mb=memory_mb, on_error="skip"), "train")
-    batches = list(evaluation_batches(images, batch_size=7))
-    if memory_mb:
-        assert caplog.messages[0].startswith(f"broken images skipped: 1 of {len(whole)}, the first: {broken} is not")
-    else:
-        assert next(message for batch in batches for message in batch.broken).startswith(str(broken))
-
-
 def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
     """An error that no setting skips: here an image that is gone between listing and reading."""
     images = load_images(folder_config(picture_folder, memory_mb=0), "train")
