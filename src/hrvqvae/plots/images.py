@@ -47,12 +47,11 @@ def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> l
 
 def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
     """A sheet of one image by each prefix of its levels that the model decodes."""
-    rows, total = list[sheets.SheetRow](), codes.header
-    for level, length in enumerate(codes.lengths, start=1):
-        total += length
-        if level in model.autoencoder.prefixes:
+    rows = list[sheets.SheetRow]()
+    for level in model.autoencoder.prefixes:
+        if level <= len(codes.codes):
             decoded = decode_images(model.autoencoder, [codes], model.device, level)
-            rows.append(sheets.SheetRow(f"{_named(level)}: {total} bytes", decoded))
+            rows.append(sheets.SheetRow(f"{_named(level)}: {sum(codes.lengths[: level + 1])} bytes", decoded))
     write_image(sheets.draw(rows), out)
 
 
