@@ -54,6 +54,24 @@ def _arrays_of(network: Network) -> tuple[NDArray[Any], ...]:
 
 
 @compiled()
+def _model(number: int, models: Any) -> Any:
+    """Level, symbols, hidden units, shift and selecting group of a model, and its arrays: those of `_arrays_of`."""
+    about, begins, joined = models
+    level, values, hidden, shift, selecting = about[number]
+    first, last = begins[number], begins[number + 1]
+    table = joined[0][first[0] : last[0]].reshape(-1, hidden)
+    bias = joined[1][first[1] : last[1]]
+    weights = joined[2][first[2] : last[2]].reshape(-1, values, hidden)
+    offsets = joined[3][first[3] : last[3]].reshape(-1, values)
+    groups = joined[4][first[4] : last[4]].reshape(-1, 2)
+    features = joined[5][first[5] : last[5]].reshape(-1, 4)
+    around = joined[6][first[6] : last[6]].reshape(-1, 2)
+    firsts, members = joined[7][first[7] : last[7]], joined[8][first[8] : last[8]]
+    arrays = table, bias, weights, offsets, groups, features, around, firsts, members
+    return level, values, hidden, shift, selecting, arrays
+
+
+@compiled()
 def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code: int, frequencies: Integers) -> float:
     """Bits of a code, from the sums of a position, which are overwritten."""
     total = frequencies_of(hidden, chosen, weights, offsets, shift, frequencies)
@@ -61,24 +79,22 @@ def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code
 
 
 @compiled()
-def _begin(images: Codes, first: int, last: int, layout: Any, about: Integers, arrays: Any, state: Any) -> int:
+def _begin(images: Codes, first: int, last: int, layout: Any, models: Any, state: Any) -> int:
     """Write what the models make of the codes of images[first:last], (N, L, P): the state of these images."""
     begins, grids, symbols = layout
     height, width = grids[0]
-    tables, biases, all_weights, all_offsets, all_groups, all_features = arrays[:6]
     all_sums, all_bits = state
     spare, frequencies = np.empty(all_sums.shape[3], np.int32), np.empty(symbols.max(), np.int64)
-    for model in range(len(about)):
-        level, hidden, shift, selecting = about[model]
-        groups, features = all_groups[model], all_features[model]
-        table, bias, weights, offsets = tables[model], biases[model], all_weights[model], all_offsets[model]
+    for model in range(len(models[0])):
+        level, values, hidden, shift, selecting, arrays = _model(model, models)
+        table, bias, weights, offsets, groups, features = arrays[:6]
         maps = np.empty((len(groups), height + 2 * FRAME, width + 2 * FRAME), np.int32)
         rows = np.empty(len(features), np.int64)
         for image in range(first, last):
             codes, sums, bits = images[image], all_sums[image, model], all_bits[image, model]
             fill_maps(codes.ravel(), begins, grids, symbols, groups, level, maps)
             for place in range(height * width):
-                put(maps, groups, level, symbols[level], place // width, place % width, codes[level, place])
+                put(maps, groups, level, values, place // width, place % width, codes[level, place])
             for place in range(height * width):
                 y, x = place // width, place % width
                 find_rows(maps, groups, grids, level, features, y, x, rows)
@@ -90,7 +106,7 @@ def _begin(images: Codes, first: int, last: int, layout: Any, about: Integers, a
                 spare[:hidden] = sums[place, :hidden]
                 chosen = find_set(maps, groups, grids, level, selecting, y, x)
                 bits[place] = _bits(
-                    spare[:hidden], chosen, weights, offsets, shift, codes[level, place], frequencies[: symbols[level]]
+                    spare[:hidden], chosen, weights, offsets, shift, codes[level, place], frequencies[:values]
                 )
     return last - first
 
@@ -106,8 +122,8 @@ def _value(codes: Codes, group: Integers, symbols: Integers) -> int:
 
 @compiled()
 def _change(
-    place: int, candidate: Codes, first: int, last: int, take: bool, codes: Codes, layout: Any, about: Integers,
-    arrays: Any, state: Any, spares: Any,
+    place: int, candidate: Codes, first: int, last: int, take: bool, codes: Codes, layout: Any, models: Any,
+    state: Any, spares: Any,
 ) -> float:  # fmt: skip
     """-> bits that codes of an image (L, P) take more where a place gets a candidate (L,).
 
@@ -123,13 +139,10 @@ def _change(
     spare, before, after, frequencies = spares
     height, width = grids[0]
     y, x = place // width, place % width
-    tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = arrays
     more = 0.0
-    for model in range(len(about)):
-        level, hidden, shift, selecting = about[model]
-        table, weights, offsets, groups = tables[model], all_weights[model], all_offsets[model], all_groups[model]
-        features, around = all_features[model], all_around[model]
-        firsts, members = all_firsts[model], all_members[model]
+    for model in range(len(models[0])):
+        level, values, hidden, shift, selecting, arrays = _model(model, models)
+        table, _, weights, offsets, groups, features, around, firsts, members = arrays
         for group in range(len(groups)):
             before[group] = _value(codes[:, place], groups[group], symbols)
             after[group] = _value(candidate, groups[group], symbols)
@@ -156,7 +169,7 @@ def _change(
             if take:
                 for h in range(hidden):
                     sums[model, other, h] = spare[h]
-            found = _bits(spare[:hidden], chosen, weights, offsets, shift, own[level], frequencies[: symbols[level]])
+            found = _bits(spare[:hidden], chosen, weights, offsets, shift, own[level], frequencies[:values])
             more += found - bits[model, other]
             if take:
                 bits[model, other] = found
@@ -168,8 +181,7 @@ def _change(
 @compiled()
 def _settle(
     first: int, last: int, strips: Integers, places: Integers, images: Codes, numbers: Any, leaves: Codes,
-    errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, about: Integers, arrays: Any,
-    state: Any,
+    errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, models: Any, state: Any,
 ) -> int:  # fmt: skip
     """Let places have their best candidates, in units first, ..., last - 1: the strips of an image, image by image.
 
@@ -177,11 +189,9 @@ def _settle(
         strips: (S, 2), which of `places` each has.
     """
     all_sums, all_bits = state
-    most = 0
-    for groups in arrays[4]:
-        most = max(most, len(groups))
+    groups = len(models[2][4])  # of all models
     spares = (
-        np.empty(all_sums.shape[3], np.int32), np.empty(most, np.int64), np.empty(most, np.int64),
+        np.empty(all_sums.shape[3], np.int32), np.empty(groups, np.int64), np.empty(groups, np.int64),
         np.empty(layout[2].max(), np.int64),
     )  # fmt: skip
     own = np.empty(numbers.shape[2], np.float64)
@@ -196,9 +206,7 @@ def _settle(
                 own[one] = errors[image, index, one] - errors[image, index, now]
                 if lmbda > 0 and one != now:
                     leaf = leaves[numbers[image, place, one]]
-                    own[one] += lmbda * _change(
-                        place, leaf, 0, 1, False, codes, layout, about, arrays, state_of, spares
-                    )
+                    own[one] += lmbda * _change(place, leaf, 0, 1, False, codes, layout, models, state_of, spares)
             own[now] = np.inf
             best, least = now, 0.0
             for _ in range(len(own) - 1):
@@ -210,16 +218,14 @@ def _settle(
                 leaf = leaves[numbers[image, place, one]]
                 for stage in range(len(margins) if lmbda > 0 else 0):
                     if cost < least + lmbda * margins[stage]:
-                        cost += lmbda * _change(
-                            place, leaf, _STAGES[stage], _STAGES[stage + 1], False, codes, layout, about, arrays,
-                            state_of, spares,
-                        )  # fmt: skip
+                        begin, end = _STAGES[stage], _STAGES[stage + 1]
+                        cost += lmbda * _change(place, leaf, begin, end, False, codes, layout, models, state_of, spares)
                 if cost < least:
                     best, least = one, cost
             if best != now:
                 chosen[image, place] = best
                 leaf = leaves[numbers[image, place, best]]
-                _change(place, leaf, 0, _EVERY, True, codes, layout, about, arrays, state_of, spares)
+                _change(place, leaf, 0, _EVERY, True, codes, layout, models, state_of, spares)
     return last - first
 
 
@@ -235,25 +241,27 @@ class Choice:
 
         Args:
             layout: of the levels that there are.
-            networks: of all levels; those of finer levels are not used, but their number is compiled in.
+            networks: of these levels.
             leaves: (n, L), the codes of all levels of each leaf.
             numbers: (N, P, K), the leaves that are candidates.
         """
         self._layout, self._leaves, self._numbers = layout, leaves, numbers
         self.chosen = np.zeros((len(numbers), numbers.shape[1]), np.int32)
         self._maps = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
-        known = [network for network in networks if network is not None]
-        used = [network for network in known if network.contexts.level < len(layout.symbols)]
+        used = [network for network in networks if network is not None]
         self._state: Any = None
         if not used:
             return
         about = np.array([
-            (one.contexts.level, len(one.bias), one.shift, one.contexts.selecting) for one in used
+            (one.contexts.level, one.contexts.symbols[-1], len(one.bias), one.shift, one.contexts.selecting)
+            for one in used
         ], np.int64)  # fmt: skip
-        arrays = tuple(zip(*map(_arrays_of, known), strict=True))  # for each kind a tuple of the networks'
-        self._models = ((layout.begins, layout.grids, layout.symbols), about, arrays)
+        arrays = [_arrays_of(one) for one in used]
+        begins = np.cumsum([[0] * len(arrays[0]), *([one.size for one in own] for own in arrays)], 0)
+        joined = tuple(np.concatenate([one.ravel() for one in kind]) for kind in zip(*arrays, strict=True))
+        self._models = ((layout.begins, layout.grids, layout.symbols), (about, begins, joined))
         shape = (len(numbers), len(used), numbers.shape[1])
-        self._state = (np.zeros((*shape, int(about[:, 1].max())), np.int32), np.zeros(shape, np.float32))
+        self._state = (np.zeros((*shape, int(about[:, 2].max())), np.int32), np.zeros(shape, np.float32))
         in_parts(len(numbers), lambda first, last: int(_begin(self._maps, first, last, *self._models, self._state)))
 
     @property

@@ -112,7 +112,7 @@ class RateDistortion:
         """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
         unit = unit.clone()
         codec = self.codec if lmbdas.any() else self.codec.bare
-        networks = [codec.network(level) for level in range(len(codec.symbols))]
+        networks = [codec.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
         usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
         for code, symbols in zip(self._model.encode(unit)[: self.levels], self.codec.symbols, strict=False):
