@@ -19,7 +19,7 @@ from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import check_levels, decode_images, flat_codes
 from hrvqvae.data.images import SUFFIXES, conversions, decode_image, to_pil, write_image
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import TEMPORARY, write_atomic
+from hrvqvae.utils.files import TEMPORARY, writable, write_atomic
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
@@ -128,11 +128,9 @@ def compress_files(
 @contextmanager
 def _writable(path: Path) -> Iterator[None]:
     """Make the folder that a file is written to. Raises InputError where that or the file can't be written."""
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
 
 def _append(

@@ -18,6 +18,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import note
 
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ def sample(
     check_writable(out)
     model = TrainedModel(run)
     if save_dir is not None:
-        try:
+        with writable(save_dir):
             save_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{save_dir} can't be made ({error.strerror or error})") from error
     drawn = model.draw(count, seed=seed, class_name=class_name, params=params)
     write_image(sheets.grid(list(drawn.images)), out)
     if save_dir is not None:
