@@ -78,9 +78,7 @@ def evaluate_run(
     images = load_images(config.data, split, say)
     model = compute.place_model(model)
     batch_size = min(128, config.training.batch_size)
-    batches = evaluation_batches(
-        images, batch_size=batch_size, limit=limit, workers=config.data.workers
-    )
+    batches = evaluation_batches(images, batch_size=batch_size, limit=limit, workers=config.data.workers)
     total = len(images) if limit is None else min(limit, len(images))
     shown = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
     report = evaluate(model, config, shown, split, compute.device, encode)

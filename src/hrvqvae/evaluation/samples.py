@@ -216,14 +216,14 @@ def measure_samples(
     if load_images(config, "train", say).classes != classes:
         raise InputError(f"the priors of {model.run} know other classes than the data has: {', '.join(classes)}")
     trained = classifier_of(config, say=say)
-    tests, labels = _images(config, "test", count)
+    tests, labels = split_images(config, "test", count)
     compared = len(tests)
     size = (tests.shape[-2], tests.shape[-1])
     decoded = torch.cat([model.decode(model.encode(some, lmbda), size=size) for some in torch.split(tests, _BATCH)])
     real = RealImages(
         Features(f"a classifier of {config.dataset}", trained.classifier.features), torch.split(tests, _BATCH)
     )
-    others = {"reconstructions": decoded, "training images": _images(config, "train", compared)[0]}
+    others = {"reconstructions": decoded, "training images": split_images(config, "train", compared)[0]}
     distances = {name: real.distances(torch.split(images, _BATCH)) for name, images in others.items()}
     reconstructed, found = _accuracy(trained, decoded, labels), []
     for weight in guidance:
@@ -250,7 +250,7 @@ def _draw(model: TrainedModel, count: int, seed: int, params: SamplingParams) ->
     return torch.cat(drawn), torch.tensor(wanted)
 
 
-def _images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
+def split_images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
     """So many images (B, C, Y, X) in [0, 1] of a split, evenly spread, or all there are, and their classes (B,)."""
     some = list(evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count))
     return torch.cat([batch.images for batch in some]).float() / 255, torch.cat([batch.labels for batch in some])
