@@ -145,7 +145,7 @@ def bench_layer(
     """
     images, test = load_images(data, "train"), load_images(data, "test")
     sides = {name: _Side(make, seed) for name, make in layers(levels, codewords).items()}
-    stream = batches(images, batch_size=batch_size, seed=seed, workers=0, on_error="stop")
+    stream = batches(images, batch_size=batch_size, seed=seed, workers=0)
     for _, batch in zip(range(steps), stream, strict=False):
         scaled = batch.images.float() / 127.5 - 1
         for side in sides.values():

@@ -14,10 +14,21 @@ from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
 from hrvqvae.quantize import ResidualQuantizer
-from hrvqvae.quantize.search.reference import search_reference
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
+
+
+def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The greedy search as it is written down: one codeword after the other."""
+    residual, path, paths = latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), []
+    for codebook in codebooks:
+        children = range(codebook.shape[1])
+        distances = [(residual - codebook[:, child][path]).square().sum(-1) for child in children]
+        path = path * len(children) + torch.stack(distances, 1).argmin(1)
+        residual = residual - codebook.flatten(0, 1)[path]
+        paths.append(path)
+    return torch.stack(paths)
 
 
 class AutoencoderSide:
@@ -32,7 +43,7 @@ class AutoencoderSide:
         self.model = self.compute.place_model(build(config))
         self.quantizers = [one for one in self.model.modules() if isinstance(one, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:
-            quantizer.search = search_reference
+            quantizer.search = plain_search
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 
-from hrvqvae.utils.extras import extra_of, packages
+from hrvqvae.utils.extras import packages
 from tests.conftest import write_picture
 
 ROOT = Path(__file__).parent.parent
@@ -65,12 +66,9 @@ _MODULES = metadata.packages_distributions()
 
 def modules_of(package: str) -> set[str]:
     """The modules that an installed package brings."""
-    found = {module for module, names in _MODULES.items() if _same(package, names)}
+    wanted = canonicalize_name(package)
+    found = {module for module, names in _MODULES.items() if wanted in map(canonicalize_name, names)}
     return found | {package.replace("-", "_")}
-
-
-def _same(package: str, names: list[str]) -> bool:
-    return re.sub(r"[-_.]+", "-", package).lower() in {re.sub(r"[-_.]+", "-", name).lower() for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +118,3 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
 def test_all_is_every_extra() -> None:
     named = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"} == named
-
-
-def test_the_extra_of_a_module() -> None:
-    assert extra_of("matplotlib.figure") == "figures"
-    assert extra_of("vector_quantize_pytorch") == "vqpytorch"
-    assert extra_of("torch") == ""
-    assert extra_of("hrvqvae") == ""

@@ -133,12 +133,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(tmp_path_factory.mktemp("work"), site)
 
 
-def test_the_page_has_every_command() -> None:
-    verbs = "presets,data list,data get,train,train-prior,sample,reconstruct,complete,evaluate,export,compare"
-    for verb in verbs.split(","):
-        assert any(f"{line} ".startswith(f"hrvqvae {verb} ") for line in commands()), verb
-
-
 @pytest.mark.parametrize("line", [*commands(), *MORE])
 def test_command(done: Done, line: str) -> None:
     code, out, err = done.results[line]

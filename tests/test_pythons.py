@@ -31,14 +31,7 @@ def test_every_module_compiles_and_what_needs_no_package_works(tmp_path: Path) -
     compiled = f"import sys; sys.pycache_prefix = {str(tmp_path)!r}; import compileall as c; "
     compiled += f"sys.exit(not c.compile_dir({str(SOURCE / 'hrvqvae')!r}, quiet=1))"
     for arguments in (["-W", "error", "-c", compiled], ["-c", WORK, str(SOURCE)]):
-        done = subprocess.run(
-            [PYTHON, "-B", *arguments],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
+        done = subprocess.run([PYTHON, "-B", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
     assert "reconstruct" in done.stdout
-    assert "hrvqvae: the following arguments are required" in done.stdout
+    assert "hrvqvae: the following arguments are required" in done.stderr

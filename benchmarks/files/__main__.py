@@ -102,9 +102,7 @@ def _plain(point: Point | None) -> Row | None:
 
 def read_split(config: DataConfig, split: str, limit: int | None) -> Images:
     """Images of a split (N, C, Y, X), not augmented; `limit` of them at most, spread evenly. Raises InputError."""
-    found = evaluation_batches(
-        load_images(config, split), batch_size=_BATCH, limit=limit, workers=0, on_error=config.on_error
-    )
+    found = evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=limit, workers=0)
     batches = [batch.images for batch in found]
     if not batches:
         raise InputError(f"no image of the {split} split could be read")

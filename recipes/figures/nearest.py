@@ -29,7 +29,7 @@ def nearest_training_images(images: Tensor, config: Config) -> tuple[Tensor, lis
     found = torch.zeros_like(images)
     flat, data = images.flatten(1), config.data
     train = load_images(data, "train")
-    for batch in evaluation_batches(train, batch_size=BLOCK, workers=data.workers, on_error=data.on_error):
+    for batch in evaluation_batches(train, batch_size=BLOCK, workers=data.workers):
         candidates = batch.images.float() / 255
         errors = torch.cdist(flat, candidates.flatten(1)).square() / flat.shape[1]
         error, index = errors.min(1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
@@ -28,7 +26,6 @@ from benchmarks.files.thumbhash import ThumbHash, preview, thumbhash
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import locate
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.extras import extra_of
 from hrvqvae.utils.quantities import psnr
 from tests.conftest import drawn_digits
 
@@ -96,19 +93,7 @@ def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
     avif = Avif(qualities=(0, 30, 60), speed=6)
     files = [file for setting in avif.settings for file in avif.encode(smooth_images(3), setting)]
     beside = [len(file) - frame_bytes(file) for file in files]
-    assert max(map(len, files)) > min(map(len, files)) + 20
-    assert min(beside) > 200
     assert max(beside) - min(beside) <= 2, "lengths of 127 bytes and more take a second byte"
-    heads = (file[: -frame_bytes(file)] for file in files[3:5])  # of one quality
-    assert sum(one != other for one, other in zip(*heads, strict=True)) <= 12, "lengths of boxes, and of the frame"
-
-
-@pytest.mark.parametrize(("kind", "module"), [(WebP, "webp"), (JpegXL, "pillow_jxl")])
-def test_a_missing_package_is_named(kind: type[WebP], module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError) as raised:
-        kind()
-    assert extra_of(raised.value.name or "") == "files"
 
 
 def curve_of(sizes: np.ndarray, errors: np.ndarray, title: str = "some", whole: bool = True) -> Curve:
@@ -207,8 +192,6 @@ def test_blocks_and_components_of_the_linear_transform(linear: Linear) -> None:
         assert np.allclose(components.basis.T @ components.basis, np.eye(len(components.mean)), atol=1e-4)
         strength = components.held_out.var(0)
         assert strength[:4].sum() > 0.8 * strength.sum()
-    values = max(len(setting.components.mean) for setting in linear.settings)
-    assert 2 * values < linear.model_bytes < 2 * values * (values + 1) + 4 * values * 1000
     with pytest.raises(InputError, match="2 images of 13x13 pixels.*--no-linear"):
         Linear(smooth_images(2, 3, 13, 13))
 
@@ -253,18 +236,13 @@ def test_hashes_are_those_of_the_python_package(size: tuple[int, int], expected:
         drawn = preview(bytes.fromhex(expected), (3, 32, 32))
         assert drawn.sum((1, 2)).tolist() == [132329, 128455, 135393]
         assert drawn[:, 3, 28].tolist() == [255, 12, 135]
+        codec, images = ThumbHash(), smooth_images(3)
+        previews = codec.decode(codec.encode(images, "standard"), (3, 32, 32))
+        flat = np.broadcast_to(images.mean((2, 3), keepdims=True), images.shape)
+        assert (squared_errors(images, previews) < squared_errors(images, flat)).all()
 
 
-@pytest.mark.parametrize(("shape", "most"), [((3, 32, 32), 24), ((3, 40, 160), 17), ((1, 28, 28), 24)])
-def test_images_of_every_size_have_a_preview_near_them(shape: Shape, most: int) -> None:
-    codec, images = ThumbHash(), smooth_images(3, *shape)
-    files = codec.encode(images, "standard")
-    assert max(map(len, files)) <= most
-    flat = np.broadcast_to(images.mean((2, 3), keepdims=True), images.shape)
-    assert (squared_errors(images, codec.decode(files, shape)) < squared_errors(images, flat)).all()
-
-
-def test_files_of_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trained, "_LAMBDAS", (1 / 64, 1 / 4))
     codec, images = TrainedFiles("mnist"), drawn_digits(3, seed=3, size=28)[0][:, None]
     (curve,) = measure(codec, images)
@@ -281,9 +259,6 @@ def test_files_of_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sizes = curve.sizes[[none, *weighed]].mean(1)
         assert (np.diff(sizes) <= 0).all()
         assert sizes[-1] < 0.95 * curve.sizes[usual].mean()
-    shutil.copy(locate("mnist"), tmp_path)
-    alone = TrainedFiles(tmp_path / "model.safetensors").settings
-    assert [one.lmbda for one in alone] == [None, 0.0] * 3, "without an entropy model the error alone is weighed"
     folder = locate("treevq-cifar10").parent
     needed = [folder / "model.safetensors", folder / "prefixes" / "model.safetensors", *folder.glob("*.hrvt")]
     assert TrainedFiles("treevq-cifar10").model_bytes == sum(path.stat().st_size for path in needed)

@@ -17,7 +17,7 @@ from benchmarks.gpu.codes import SEARCHES, compare
 from benchmarks.prior import FORMS, MaskedConv2d, _replaced
 from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
 from hrvqvae.priors.base import Level
-from hrvqvae.quantize.search.reference import search_reference
+from hrvqvae.quantize.search.tensors import search_tensors
 from tests.priors.test_pixelsnail import inputs, network, random_prior
 
 
@@ -105,8 +105,6 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
     assert [(row["search"], row["levels"], row["codewords"]) for row in found["codes"]] == [
         ("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9),
     ]  # fmt: skip
-    for row in found["codes"]:
-        assert row["equal"] * 300 + row["ties"] == pytest.approx(300)
     for row in found["search"]:
         assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
@@ -120,7 +118,6 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
     assert [(row["sampler"], row["batch"], row.get("equal")) for row in found["sampling"]] == [
         ("cached", 1, None), ("plain", 1, 1), ("cached", 3, None), ("plain", 3, 1),
     ]  # fmt: skip
-    assert not any("peak_bytes" in row for part in ("search", "training", "sampling") for row in found[part])
 
 
 def test_wrong_codes_end_it_and_a_compiler_that_fails_does_not(
@@ -131,7 +128,7 @@ def test_wrong_codes_end_it_and_a_compiler_that_fails_does_not(
 
     def rounded(latents: Tensor, books: list[Tensor]) -> Tensor:
         """In bfloat16, as a GPU would by mistake."""
-        return search_reference(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
+        return search_tensors(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(report, "SMALL", TINY)

@@ -15,22 +15,18 @@ import torch
 import hrvqvae
 from benchmarks import processes, study_codebook, study_rate
 from benchmarks.beam import bench_beam
-from benchmarks.common import as_script, show
+from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
 from benchmarks.study import SYSTEMS
-from hrvqvae.checkpoints.loading import save_model
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
-from hrvqvae.models.build import build
 from tests.replay import drawn_mnist
-from tests.tiny_systems import tiny_systems
 from tests.trained_run import tiny_run_with_priors
 
 SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
 SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.batch_size 2"
-RUN = "{run}"
 
 
 def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -44,7 +40,10 @@ SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "start": ("--later 1", ("cache", "method", "s"), 4),
     "layer": ("--size 2 3 --steps 2 --batch 8 --images 20 --rounds 1", ("layer", "MSE", "MAE"), 5),
-    "train": (f"--rounds 1 --profile {SMALL}", ("method", "preset", "batch"), 2),
+    "train": (
+        f"--rounds 1 --profile --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
+        ("method", "preset", "batch"), 2,
+    ),
     "prior": (f"--rounds 1 --level 2 {SMALL_PRIOR}", ("method", "batch", "parameters"), 7),
     "depth": (f"--rounds 1 --batches 2 --data.size 8 {SMALL_PRIOR}", ("measured", "batch", "method"), 4),
     "sample": (
@@ -69,43 +68,25 @@ def test_rows_and_columns(
     assert ratios.count("1.00") == (name in ("train", "prior", "layer"))
 
 
-@pytest.mark.parametrize("system", ["vqvae2", "vqgan", "fsq"])
-def test_training_of_other_systems(system: str, capsys: pytest.CaptureFixture[str]) -> None:
-    fields = SMALL.partition(" --model.quantizer")[0] + (" --model.adversarial_start 0" if system == "vqgan" else "")
-    rows = json.loads(printed("train", f"--preset {system}/mnist --rounds 1 --json {fields}", capsys))
-    assert [(row["method"], row["batch"]) for row in rows] == [("plain", 4), ("hrvqvae", 4)]
-    assert rows[1]["ratio"] == pytest.approx(rows[1]["images_per_second"] / rows[0]["images_per_second"])
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "field"),
     [
         ("prior", "--level 4", "--level is 4"), ("depth", "--preset vqvae2/mnist", "one grid"),
-        ("beam", RUN, "no linked codebooks"), ("files", "emoji32 --formats gif", "no format gif"),
+        ("files.__main__", "emoji32 --formats gif", "no format gif"),
         ("processes", "--steps 1 --systems nothing", "nothing"),
         ("study_rate", "mnist --max-steps 1 --systems vqvae2 --out x", "leave vqvae2 out"),
         ("study_codebook", "mnist --max-steps 1 --model.quantizer.init_vectors 9 --out x", "is what this study varies"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_measured_is_a_line(
-    name: str, arguments: str, field: str, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, arguments: str, field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if arguments == RUN:
-        config = tiny_systems(mnist_root)["vqvae"]
-        save_model(tmp_path / "model.safetensors", config, build(config).state_dict(), 0)
-    main = importlib.import_module(f"benchmarks.{name}" + (".__main__" if name == "files" else "")).main
+    main = importlib.import_module(f"benchmarks.{name}").main
     with pytest.raises(SystemExit) as ended:
-        as_script(lambda: main(arguments.format(run=tmp_path).split()))
+        as_script(lambda: main(arguments.split()))
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert field in line.splitlines()[-1]
-
-
-def test_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"a_seconds": 0.0125, "peak_bytes": 2_500_000, "none": None, "grid": [2, 3]}
-    columns = {"ms": "{a_ms:.1f}", "MB": "{peak_MB:.1f}", "x": "{none:.1f}", "y": "{absent}", "z": "{grid[1]}"}
-    show([row], columns)
-    assert capsys.readouterr().out.splitlines()[1].split() == ["12.5", "2.5", "-", "-", "3"]
 
 
 def test_rows_of_the_search(tmp_path: Path) -> None:
@@ -120,7 +101,7 @@ def test_rows_of_the_search(tmp_path: Path) -> None:
     assert tree["bytes"] == 4 * 5 * (600 + 3 + 9) + 8 * 600 * 2
     assert flat["ratio"] == flat["seconds"] / tree["seconds"]
     plot_growth([{**row, "codewords": 8} for row in rows], tmp_path / "growth.png")
-    assert read_image(tmp_path / "growth.png", 3).shape[0] == 3
+    assert (tmp_path / "growth.png").is_file()
 
 
 def test_beams_are_what_encoding_gives(mnist_root: Path) -> None:
@@ -147,7 +128,6 @@ def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["images"] == 40, "all test images that there are"
     assert found["bytes"] == pytest.approx(sum(found["parts"]))
     assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
-    assert found["archive"]["lost in ten kills"] == 0
     assert 0 < found["archive"]["overhead an image"] < 3
     assert sum(found["damage"][name] for name in ("refused", "told", "not noticed", "not damaged")) == 300
     lines = printed("codec", command, capsys).splitlines()

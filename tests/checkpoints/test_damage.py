@@ -25,7 +25,6 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[:-3],
-    "header": lambda content: content[:40],
     "empty": lambda content: b"",
     "bit": lambda content: (
         content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 16]) + content[len(content) // 2 + 1 :]
@@ -129,40 +128,19 @@ OF_MAPS: dict[str, Callable[[Path], object]] = {
     "labels gone": lambda path: (path / LABELS).unlink(),
     "another code": lambda path: array(path / CODES, lambda codes: (codes + 1) % 3),
     "another label": lambda path: array(path / LABELS, lambda labels: (labels + 1) % 3),
+    "another type": lambda path: array(path / CODES, lambda codes: codes.view(np.int8)),
+    "another shape": lambda path: array(path / CODES, lambda codes: codes.reshape(9, 49, 1)),
     "JSON": lambda path: (path / "train.json").write_text("[1]"),
 }  # fmt: skip
-OUT_OF_RANGE: dict[str, Callable[[Path], object]] = {
-    "a code too large": lambda path: array(path / CODES, lambda codes: codes + 1),
-    "negative codes": lambda path: array(path / CODES, lambda codes: codes.astype(np.int8) - 1),
-    "codes of another type": lambda path: array(path / CODES, lambda codes: codes.astype(np.float32)),
-    "fewer codes": lambda path: array(path / CODES, lambda codes: codes[:-1]),
-    "a class too many": lambda path: array(path / LABELS, lambda labels: labels + 1),
-    "a negative class": lambda path: array(path / LABELS, lambda labels: labels - 1),
-}
 
 
 def equal(one: CodeMaps, other: CodeMaps) -> bool:
     pairs = zip((*one.levels, one.labels), (*other.levels, other.labels), strict=True)
-    return one.classes == other.classes and all(np.array_equal(a, b) for a, b in pairs)
+    return one.classes == other.classes and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("damage", [*OF_MAPS, *OUT_OF_RANGE])
+@pytest.mark.parametrize("damage", OF_MAPS)
 def test_damaged_code_maps_are_made_again(damage: str, taken: Callable[[], CodeMaps], tmp_path: Path) -> None:
     assert equal(taken(), MAPS)
-    (OF_MAPS | OUT_OF_RANGE)[damage](tmp_path)
+    OF_MAPS[damage](tmp_path)
     assert equal(taken(), MAPS)
-
-
-@pytest.mark.parametrize("damage", [None, *OUT_OF_RANGE])
-def test_code_maps_of_an_earlier_version_have_no_digests(
-    damage: str | None, taken: Callable[[], CodeMaps], tiny: Config, tmp_path: Path
-) -> None:
-    taken()
-    about = json.loads((tmp_path / "train.json").read_text())
-    del about["digests"]
-    (tmp_path / "train.json").write_text(json.dumps(about))
-    if damage is not None:
-        OUT_OF_RANGE[damage](tmp_path)
-    found = codemaps.stored(tmp_path, "digest", tiny, "train")
-    assert (found is None) == (damage is not None)
-    assert codemaps.stored(tmp_path, "another", tiny, "train") is None

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import hrvqvae
+from hrvqvae.checkpoints import image_files
 from hrvqvae.cli import main
-from hrvqvae.compression import folders
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from tests.cli.helpers import refused
@@ -231,10 +231,10 @@ def test_images_are_worked_on_by_pixels(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 144, 144, 210 and 144 pixels: a block has no more than are admitted, but one image at least."""
-    monkeypatch.setattr(folders, "_PIXELS", 300)
+    monkeypatch.setattr(image_files, "_PIXELS", 300)
     assert main(["compress", str(run), str(images), "-o", str(tmp_path / "x.hrva")]) == 0
     assert (tmp_path / "x.hrva").read_bytes().count(b"HRVB") == 3
-    decoded, decode = list[int](), folders.decode_images
-    monkeypatch.setattr(folders, "decode_images", lambda *some: (decoded.append(len(some[1])), decode(*some))[1])
+    decoded, decode = list[int](), image_files.decode_images
+    monkeypatch.setattr(image_files, "decode_images", lambda *some: (decoded.append(len(some[1])), decode(*some))[1])
     assert main(["decompress", str(tmp_path / "x.hrva"), "-o", str(tmp_path / "out"), "--model", str(run)]) == 0
     assert decoded == [2, 1, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,17 +43,12 @@ def made_codec(
 ) -> EntropyModel:  # fmt: skip
     """An entropy model; levels in `alike` have no network."""
     random = np.random.default_rng(seed)
-    same = [number == 0 or geometry.times[number - 1] == one for number, one in enumerate(geometry.times)]
+    grids = geometry.grids(1, 1)
     networks = [
-        None if level in alike else made_network(usual_contexts(level, symbols, same), hidden, random, strength)
+        None if level in alike else made_network(usual_contexts(level, symbols, grids), hidden, random, strength)
         for level in range(len(symbols))
     ]
     return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
-
-
-def bare(codec: EntropyModel) -> EntropyModel:
-    """The same without networks."""
-    return dataclasses.replace(codec, networks=())
 
 
 def random_codes(codec: EntropyModel, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:

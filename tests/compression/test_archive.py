@@ -21,7 +21,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import crc8
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import GRIDS, TREE, bare, flat, made_codec, random_codes
+from tests.compression.made import GRIDS, TREE, flat, made_codec, random_codes
 
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
@@ -55,7 +55,7 @@ def flip(path: Path, place: int) -> None:
         st.tuples(st.lists(SIZES, min_size=1, max_size=5), st.integers(1, 2)),
         min_size=1, max_size=3,
     ),
-    codec=st.sampled_from([GRIDS, bare(GRIDS)]), name=st.text(st.characters(codec="utf-8"), max_size=5),
+    codec=st.sampled_from([GRIDS, GRIDS.bare]), name=st.text(st.characters(codec="utf-8"), max_size=5),
 )  # fmt: skip
 def test_images_come_back_by_number_and_name(
     blocks: list[tuple[list[Grid], int]], codec: EntropyModel, name: str, tmp_path_factory: pytest.TempPathFactory
@@ -152,7 +152,7 @@ def test_appending_cuts_off_no_block_that_was_damaged(place: int, tmp_path: Path
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     """In the head: refused. In a block's index: the block is none. In a record: its image has no codes."""
     path = tmp_path / "x.hrva"
-    add(path, bare(GRIDS), [(6, 6), (5, 7)], ["one", "two"], 2)
+    add(path, GRIDS.bare, [(6, 6), (5, 7)], ["one", "two"], 2)
     content = path.read_bytes()
     for place in range(8 * len(content)):
         damaged = bytearray(content)
@@ -183,7 +183,7 @@ def test_another_model_or_another_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
     add(path, TREE, [(4, 4)], ["a"], 3)
     before = path.read_bytes()
-    for other in (made_codec(TREE.symbols, TREE.geometry, seed=99), bare(TREE)):
+    for other in (made_codec(TREE.symbols, TREE.geometry, seed=99), TREE.bare):
         with pytest.raises(InputError, match=r"x.hrva was made by another model.*another file"):
             add(path, other, [(4, 4)], ["b"], 3)
 
@@ -236,7 +236,7 @@ def test_a_killed_writer_loses_no_image_that_was_there(tmp_path: Path) -> None:
 def crafted(path: Path, index: bytes, records: bytes, after: bytes = b"", count: int = 1) -> None:
     """An archive of GRIDS with one block, whose checksum is right whatever is in it."""
     path.unlink(missing_ok=True)
-    with appending(path, bare(GRIDS)):
+    with appending(path, GRIDS.bare):
         pass
     packed = zlib.compress(index) + after
     start = b"HRVB" + b"".join(number.to_bytes(4, "little") for number in (count, len(packed), len(records)))
@@ -246,7 +246,7 @@ def crafted(path: Path, index: bytes, records: bytes, after: bytes = b"", count:
 
 def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
-    add(path, bare(GRIDS), [(4, 4)], [""], 2)
+    add(path, GRIDS.bare, [(4, 4)], [""], 2)
     record = path.read_bytes()[open_archive(path).entries[0].place :]
     sound = bytes([2, 1, 3, 3, len(record), 0, 0])
     crafted(path, sound, record)

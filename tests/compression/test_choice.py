@@ -14,7 +14,7 @@ from hrvqvae.compression import choice
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from tests.compression import oracle
-from tests.compression.made import FLAT, HALF, TREE, bare, random_codes
+from tests.compression.made import FLAT, HALF, TREE, random_codes
 
 CODECS = {"tree": TREE, "flat": FLAT, "half": HALF}
 HEIGHT = 6  # of the images in pixels; the width is another
@@ -125,7 +125,7 @@ def test_the_sum_never_grows_and_a_larger_lambda_means_fewer_bits(name: str, mon
     assert used[0] > used[1] > used[2]
 
 
-@pytest.mark.parametrize("codec", [TREE, bare(TREE)], ids=["tables", "bare"])
+@pytest.mark.parametrize("codec", [TREE, TREE.bare], ids=["tables", "bare"])
 def test_other_positions_keep_what_they_have(codec: EntropyModel) -> None:
     problem = Problem(codec, 11)
     before, some = problem.choice.codes.copy(), problem.places[1::3]

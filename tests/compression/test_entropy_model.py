@@ -20,7 +20,7 @@ from hrvqvae.compression.levels import Layout, encode_level
 from hrvqvae.compression.network import Contexts, Network, usual_contexts
 from hrvqvae.config import presets
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import ALL, GRIDS, TREE, bare, files_of, made_network
+from tests.compression.made import ALL, GRIDS, TREE, files_of, made_network
 
 
 def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: Network | None) -> float:
@@ -112,7 +112,7 @@ def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
 ) -> None:
     """Another zlib writes other bytes: what was made by a file of tables is read by that file on any machine."""
     files = files_of(TREE, (8, 8), 2)
-    with appending(tmp_path / "x.hrva", bare(TREE)):
+    with appending(tmp_path / "x.hrva", TREE.bare):
         pass
     compress = zlib.compress
     monkeypatch.setattr(entropy_model.zlib, "compress", lambda content, level: compress(content, 1))
@@ -120,7 +120,7 @@ def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
     assert dataclasses.replace(found).content != TREE.content
     assert found.content == TREE.content
     assert not any(one.fault for one in read(found, files))
-    with appending(tmp_path / "x.hrva", dataclasses.replace(bare(TREE))) as writer:
+    with appending(tmp_path / "x.hrva", TREE.bare) as writer:
         assert writer.grown == 0
 
 
@@ -155,7 +155,7 @@ def test_files_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
 
 
 def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
-    contexts = usual_contexts(1, (3, 3), (True, True))
+    contexts = usual_contexts(1, (3, 3), [(4, 4)] * 2)
     network = made_network(contexts, 4, np.random.default_rng(0))
     with pytest.raises(DamagedFileError, match="32 bits"):
         dataclasses.replace(network, bias=np.full(4, 2**30, np.int32))
@@ -169,11 +169,11 @@ def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
 
 
 def test_contexts_are_as_many_as_a_network_can_hold() -> None:
-    tree = usual_contexts(2, (8, 8, 8), (True,) * 3)
+    tree = usual_contexts(2, (8, 8, 8), [(4, 4)] * 3)
     assert (tree.values(0), tree.sets) == (512, 64)
-    flat = usual_contexts(3, (512,) * 4, (True,) * 4)
+    flat = usual_contexts(3, (512,) * 4, [(4, 4)] * 4)
     assert (flat.values(0), flat.sets) == (512, 1)
-    grids = usual_contexts(1, (8, 8), (True, False))
+    grids = usual_contexts(1, (8, 8), [(4, 4), (8, 8)])
     assert grids.values(0) == 8, "levels of different grids are not taken together"
 
 

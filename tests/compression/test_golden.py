@@ -16,7 +16,7 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.network import POWERS
 from tests.compression import oracle
-from tests.compression.made import bare, flat
+from tests.compression.made import flat
 
 FOLDER = Path(__file__).parents[1] / "golden" / "files"
 INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
@@ -24,7 +24,7 @@ INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
 
 def codec_of(one: dict[str, Any]) -> EntropyModel:
     codec = read_entropy_model((FOLDER / one["tables"]).read_bytes())
-    return codec if one["by_tables"] else bare(codec)
+    return codec if one["by_tables"] else codec.bare
 
 
 @pytest.mark.parametrize("threads", [1, 2])

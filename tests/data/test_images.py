@@ -11,23 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hrvqvae.data.images import (
-    BrokenImageError,
-    conversions,
-    decode_image,
-    read_image,
-    to_pil,
-    write_image,
-)
+from hrvqvae.data.images import BrokenImageError, decode_image, read_image, to_pil, write_image
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_admitted_formats(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"x.{suffix}"
-    write_picture(path, 1, (31, 20))
-    assert read_image(path, 3).shape == (3, 20, 31)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "bmp", "tiff"])
@@ -70,14 +56,9 @@ def test_every_mode_is_converted_and_what_is_lost_is_told(mode: str, channels: i
     np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1) if channels == 3 else expected[None])
     inks, grey = mode == "CMYK", channels == 1 and mode in ("P", "RGB", "RGBA", "CMYK")
     assert lost == ", ".join(["CMYK to RGB"] * inks + ["colour to greyscale"] * grey)
-
-
-def test_grey_written_as_colour_loses_nothing(tmp_path: Path) -> None:
-    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    Image.fromarray(np.stack([values] * 3, -1)).save(tmp_path / "x.png")
-    pixels, lost = decode_image(tmp_path / "x.png", 1)
-    np.testing.assert_array_equal(pixels[0], values)
-    assert lost == ""
+    if mode == "L":
+        image.convert("RGB").save(path)
+        assert decode_image(path, 1).lost == "", "grey written as colour loses nothing"
 
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
@@ -111,22 +92,12 @@ def _rgb16() -> bytes:
 
 
 def test_of_several_frames_the_first_is_taken(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     for name in ("x.png", "x.webp"):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        more = [Image.new("RGB", (4, 4), "blue")]
+        Image.new("RGB", (4, 4), "red").save(tmp_path / name, save_all=True, append_images=more, lossless=True)
         pixels, lost = decode_image(tmp_path / name, 3)
         assert pixels[:, 0, 0].tolist() == [255, 0, 0]
         assert lost == "further frames"
-
-
-def test_conversions_are_counted() -> None:
-    lost = {Path("a.png"): "", Path("b.png"): "colour to greyscale", Path("c.png"): "16 bits to 8"}
-    line = "images converted: 2 of 3 (16 bits to 8; colour to greyscale), the first is b.png"
-    assert conversions(lost, 3) == line
-    assert conversions({Path("a.png"): ""}, 1) == ""
-
-
-# Crops
 
 
 def test_crops_are_where_they_are_drawn(tmp_path: Path) -> None:
@@ -135,15 +106,10 @@ def test_crops_are_where_they_are_drawn(tmp_path: Path) -> None:
     crops = [decode_image(tmp_path / "x.png", 1, size=50, place=(place, 0.5)).pixels for place in (0.0, 0.5, 1.0)]
     assert [int(crop[0, 0, 0]) for crop in crops] == [0, 75, 150]
     assert all(crop.shape == (1, 50, 50) for crop in crops)
-    assert decode_image(tmp_path / "x.png", 1, size=25).pixels.shape == (1, 25, 25)
-
-
-def test_extreme_shapes_are_cropped_before_they_are_resized(tmp_path: Path) -> None:
     Image.new("L", (1, 60_000), 7).save(tmp_path / "x.png")
-    assert (decode_image(tmp_path / "x.png", 1, size=256).pixels == 7).all()
-
-
-# Writing
+    pixels = decode_image(tmp_path / "x.png", 1, size=256).pixels
+    assert pixels.shape == (1, 256, 256)
+    assert (pixels == 7).all(), "it is cropped before it is resized"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.data import packing
+from hrvqvae.utils.files import TEMPORARY
 from tests.cli.helpers import refused
 from tests.conftest import write_picture
 from tests.data.stored import folder_of
+from tests.kills import Killed, Kills
 
 
 def silent(_: str) -> None:
@@ -22,7 +24,7 @@ def silent(_: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,48 +43,27 @@ def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert sorted(os.listdir(tmp_path / "out")) == ["classnames.txt", "pets-000000.tar"]  # noqa: PTH208
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("form", packing.FORMATS)
 def test_killed_and_called_again(
     form: str, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it is killed, every shard under its name is whole, and the end is the same bytes."""
     packing.pack(picture_folder, tmp_path / "whole" / "p", form, 3000, silent)
-    expected = files(tmp_path / "whole")
+    expected, out, killer, kills = files(tmp_path / "whole"), tmp_path / "out", Kills(5), 0
     assert len(expected) > 4
-    draw, left = random.Random(5), [0]
-    read, replace, unlink = Path.read_bytes, Path.replace, Path.unlink
-
-    def mortal(call):  # type: ignore[no-untyped-def]
-        def wrapped(*arguments, **options):  # type: ignore[no-untyped-def]
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-            if left[0] < 0 and call is unlink:
-                return None  # a killed process tidies nothing
-            return call(*arguments, **options)
-
-        return wrapped
-
-    kills = 0
-    while True:
+    while kills < 8:
         with monkeypatch.context() as patched:
-            for name, call in (("read_bytes", read), ("replace", replace), ("unlink", unlink)):
-                patched.setattr(Path, name, mortal(call))
-            left[0] = draw.randint(1, 20) + 4 * kills
+            killer.watch(patched, ((Path, "read_bytes"), (Path, "replace")))
+            killer.arm(10 + 10 * kills)
             try:
-                packing.pack(picture_folder, tmp_path / "out" / "p", form, 3000, silent)
-                break
+                packing.pack(picture_folder, out / "p", form, 3000, silent)
+                shutil.rmtree(out)  # or nothing would be left to kill
             except Killed:
                 kills += 1
-        there = files(tmp_path / "out")
-        assert {name: one for name, one in there.items() if not name.startswith(".")}.items() <= expected.items()
-    assert kills > 3
-    packing.pack(picture_folder, tmp_path / "out" / "p", form, 3000, silent)
-    assert files(tmp_path / "out") == expected
+                (out / f"{TEMPORARY}left-p-000001.{form}").write_bytes(b"what a real kill leaves")
+        assert {name: one for name, one in files(out).items() if name[0] != "."}.items() <= expected.items()
+    packing.pack(picture_folder, out / "p", form, 3000, silent)
+    assert files(out) == expected
 
 
 def test_what_is_refused(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

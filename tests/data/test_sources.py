@@ -20,10 +20,11 @@ from PIL import Image
 
 from hrvqvae.data import packing
 from hrvqvae.data.batches import batches, evaluation_batches
-from hrvqvae.data.image_sets import ImageSet, StoredImages
+from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import parquet, tars
+from hrvqvae.data.sources.base import HELD_OUT
 from hrvqvae.data.sources.files import named_files
 from hrvqvae.utils.errors import InputError
 from tests.data.stored import folder_config, folder_of, write_parquet, write_tar
@@ -91,8 +92,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # The contract
 
 
-@pytest.mark.parametrize("held_out", ["test", "val", "validation"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "held_out"), [*zip(FORMS, 2 * [*HELD_OUT], strict=False)])
 def test_a_given_split(form: str, held_out: str, tmp_path: Path) -> None:
     stored = {"train": drawn(21), held_out: drawn(8, 100)}
     for word, files in stored.items():
@@ -123,14 +123,13 @@ def test_a_hash_of_each_name_divides(form: str, tmp_path: Path) -> None:
         loaded(root, "test", split="sorted", train_samples=40)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_no_split_is_empty(count: int, tmp_path: Path) -> None:
-    for start in range(30):
-        np.save(tmp_path / f"{start}.npy", np.zeros((count, 4, 4), np.uint8))
+def test_no_split_is_empty(tmp_path: Path) -> None:
+    for start in range(60):
+        np.save(tmp_path / f"{start}.npy", np.zeros((2 + start // 40, 4, 4), np.uint8))
         assert all(len(loaded(tmp_path / f"{start}.npy", split, channels=1)) for split in SPLITS)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS[1:])
 def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With any number of processes, forked or pickled; nothing open goes along."""
     files = drawn(40)
@@ -152,7 +151,9 @@ def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("memory_mb", [0, 100])
 @pytest.mark.parametrize("form", FORMS[:3])
-def test_broken_images_stop_or_are_skipped(form: str, memory_mb: int, tmp_path: Path) -> None:
+def test_broken_images_stop_or_are_skipped(
+    form: str, memory_mb: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = drawn(10)
     for name in list(files)[4:6]:
         files[name] = files[name][:60]
@@ -160,9 +161,14 @@ def test_broken_images_stop_or_are_skipped(form: str, memory_mb: int, tmp_path: 
     options = {"memory_mb": memory_mb, "split": "sorted", "train_samples": 10}
     with pytest.raises(BrokenImageError, match=r"is not a readable .*--data.on_error skip"):
         list(evaluation_batches(loaded(root, **options), batch_size=2))
-    found = list(evaluation_batches(loaded(root, **options, on_error="skip"), batch_size=2, on_error="skip"))
+    found = list(evaluation_batches(loaded(root, **options, on_error="skip"), batch_size=2))
     assert sum(len(batch.images) for batch in found) == 8
     assert all(len(batch.images) for batch in found), "no batch is empty"
+    assert len(caplog.messages) == bool(memory_mb)
+    assert all(told.startswith("broken images skipped: 2 of 10, the first: ") for told in caplog.messages)
+    root = store(form, tmp_path / "broken" / "images", dict.fromkeys(drawn(10), b"nothing"))
+    with pytest.raises(InputError, match="all images are broken"):
+        next(batches(loaded(root, **options, on_error="skip"), batch_size=2, seed=0))
 
 
 @pytest.mark.parametrize("form", packing.FORMATS)
@@ -192,7 +198,6 @@ def test_shards_of_tools_are_read_and_ours_by_tools(picture_folder: Path, tmp_pa
             writer.write({"__key__": f"{number:06d}", name.rpartition(".")[2]: one, "cls": number % 3})
     theirs = loaded(tmp_path / "theirs" / "train-0.tar", test_fraction=0.5)
     assert theirs.classes == ("0", "1", "2")
-    assert isinstance(theirs, StoredImages)
     assert theirs.labels.tolist() == [int(row) % 3 for row in theirs.rows]
 
     ours = packing.pack(picture_folder, tmp_path / "ours", shard_bytes=4000, say=lambda _: None)
@@ -338,7 +343,6 @@ def test_the_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     write_tar(shards / "x-1.tar", {f"1-{seed}.png": png(100 + seed) for seed in range(6)})
     changed, others = read()
     assert (changed, len(others)) == (3, len(images) + 1)
-    assert read()[0] == 0
     for kept in (tmp_path / "cache" / "hrvqvae" / "indexes").iterdir():
         whole = kept.read_bytes()
         for damage in (b"", whole[: len(whole) // 2], b"x" * 99, whole[:300] + b"\0" * 40 + whole[340:]):
@@ -351,7 +355,6 @@ def test_long_and_foreign_names_and_labels_in_json(tmp_path: Path) -> None:
     names = ["d" * 120 + "/" + "e" * 130 + ".png", "über/größe.png", "./dot/x.png", "s.png", "._s.png", "README"]
     write_tar(tmp_path / "a.tar", {name: png(seed) for seed, name in enumerate(names)})
     images = loaded(tmp_path / "a.tar", split="sorted", train_samples=3)
-    assert isinstance(images, StoredImages)
     assert [images.source.name(row) for row in range(4)] == [*names[:2], "dot/x.png", "s.png"]
     np.testing.assert_array_equal(images.source.open(2), decoded(png(2)))
     members = {f"{n}.png": png(n) for n in range(6)} | {f"{n}.json": b'{"label": %d}' % (10 * n) for n in range(6)}
@@ -381,12 +384,12 @@ def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -
     for length in [*range(0, end + 512, 97), *ends, *(one + 1 for one in ends), end, end + 100]:
         path.write_bytes(whole[:length])
         last = sum(one <= length for one in ends) - 1
-        with pytest.raises(InputError, match=r"a.tar is (cut short|no uncompressed tar)") as caught:
+        told = f"cut short or damaged after its member [{last}{last + 1}].png"
+        none = "|no uncompressed tar" if last < 0 else ""
+        with pytest.raises(InputError, match=f"a.tar is ({told}{none}).*; get or pack it again"):
             loaded(path)
-        assert ("after its member" in str(caught.value)) == (last >= 0)
-        assert last < 0 or f"after its member {last}.png; get or pack it again" in str(caught.value)
     path.write_bytes(whole[: ends[1] + 200] + b"\1" * 2000 + whole[ends[1] + 2200 :])
-    with pytest.raises(InputError, match=r"a.tar is (damaged|cut short) after its member 1.png"):
+    with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 1.png"):
         loaded(path)
 
 
@@ -406,8 +409,6 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         images = [png(10 * number + seed, (20, 16)) for seed in range(50)]
         write_parquet(tmp_path / f"{number}.parquet", images, rows=5)
     images = loaded(tmp_path, test_fraction=0.3)
-    assert isinstance(images, StoredImages)
-    assert isinstance(images.source, parquet.ParquetSource)
     groups = images.source.groups
     assert 5_000 < groups[0].bytes < 11_500, "two and more row groups fit into the window"
     orders = [images.order(seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0))]
@@ -423,7 +424,7 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (np.diff(rows) != 0).mean() > 0.5, "images of several row groups are mixed"
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 10**6)
     whole = loaded(tmp_path, test_fraction=0.3)
-    assert whole.order(1, 0).tolist() == super(StoredImages, whole).order(1, 0).tolist(), "as of a folder"
+    assert whole.order(1, 0).tolist() == stream("order", 1, 0).permutation(len(whole)).tolist(), "as of a folder"
 
 
 def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
@@ -448,12 +449,10 @@ def test_other_arrays(save: object, tmp_path: Path) -> None:
         np.testing.assert_array_equal(content(images)[:, 0], pixels)
         assert images.labels.tolist() == labels.tolist()
         images = loaded(tmp_path / "digits.npy", split, channels=1)
-        assert isinstance(images, StoredImages)
         np.testing.assert_array_equal(content(images)[:, 0], pixels[images.rows])
         assert images.classes == ()
     np.save(tmp_path / "digits-labels.npy", labels)
     images = loaded(tmp_path / "digits.npy", channels=1)
-    assert isinstance(images, StoredImages)
     np.testing.assert_array_equal(images.labels, images.rows % 7)
 
 
@@ -467,7 +466,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     for label in (b"cat", b"9" * 20, b"9" * 5000):
         write_tar(folder / "cls.tar", {"a.cls": label, "a.png": images[0]})
         yield folder / "cls.tar", "cls.tar: a.cls is not the number of a class"
-    yield folder / "x.tar.gz", "x.tar.gz is compressed, and can't be read by index; unpack it"
+    yield folder / "x.tar.gz", "x.tar.gz is no folder, nor .tar, .*; unpack what is compressed"
     write_tar(folder / "gone" / "train-0.tar", {"a.png": images[0]})
     yield folder / "gone", "has train, but none of test, val, validation: .*--data"
     write_tar(folder / "named" / "train.tar", {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]})
@@ -482,7 +481,6 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     write_tar(folder / "mixed" / "a.tar", {"a.png": images[0]})
     write_parquet(folder / "mixed" / "a.parquet", images)
     yield folder / "mixed", r"names files of several kinds \(.parquet, .tar\)"
-    yield folder / "nothing", "nothing is not a folder, nor named as .tar"
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), folder / "text.parquet")
     yield folder / "text.parquet", r"it has no column of images; there are text \(string\), n \(int64\)"
     pq.write_table(pa.table({"one": images, "two": images}), folder / "two.parquet")

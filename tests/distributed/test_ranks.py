@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrvqvae import distributed
-from hrvqvae.data.batches import Stream
+from hrvqvae.data.batches import sample_stream
 from hrvqvae.distributed import Part
 
 
@@ -23,9 +23,9 @@ def test_parts_are_disjoint_in_order_and_of_one_size(total: int, count: int) -> 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_the_parts_of_a_stream_are_the_stream_whoever_goes_on_with_it(count: int) -> None:
     """Stopped with two, it goes on with any number: no gap, no repeat."""
-    whole = list(islice(Stream(50, 12, seed=3), 9))  # across two ends of an epoch
-    before = [list(islice(Stream(50, 12, 3, 0, Part(number, 2)), 4)) for number in range(2)]
-    after = [list(islice(Stream(50, 12, 3, 4, Part(number, count)), 5)) for number in range(count)]
+    whole = list(islice(sample_stream(50, 12, seed=3), 9))  # across two ends of an epoch
+    before = [list(islice(sample_stream(50, 12, 3, 0, Part(number, 2)), 4)) for number in range(2)]
+    after = [list(islice(sample_stream(50, 12, 3, 4, Part(number, count)), 5)) for number in range(count)]
     steps = [[*chain(*samples)] for shares in (before, after) for samples in zip(*shares, strict=True)]
     assert steps == whole
 

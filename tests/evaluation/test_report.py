@@ -17,7 +17,6 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_dict
-from hrvqvae.data.image_sets import MemoryImages
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
@@ -26,16 +25,13 @@ from hrvqvae.evaluation.samples import measure_samples
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused, write_file
 from tests.tiny_systems import tiny_run
-from tests.trained_run import tiny_run_with_priors
+from tests.trained_run import silent, tiny_run_with_priors
+from tests.undrawn import undrawn
 
 
 @pytest.fixture
 def run(mnist_root: Path) -> Path:
     return tiny_run_with_priors(mnist_root)
-
-
-def silent(line: str) -> None:
-    """Progress that nobody reads."""
 
 
 def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,10 +67,9 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda, say=silent)
     wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
-    assert isinstance(images, MemoryImages)
-    for level, codes in zip(seen["coded"].levels, wide.encode(torch.from_numpy(images.images), lmbda), strict=True):
+    for level, codes in zip(seen["coded"].levels, wide.encode(torch.from_numpy(images.pixels), lmbda), strict=True):
         assert np.array_equal(level, codes.numpy())
-    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.images), lmbda), size=(12, 12))
+    decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.pixels), lmbda), size=(12, 12))
     assert found.report.mse == pytest.approx(float((decoded - whole / 255).square().mean()), rel=1e-4)
     assert seen["model"].config.model.quantizer.beam == (beam or 1)
     assert seen["lmbda"] == lmbda
@@ -96,30 +91,31 @@ def test_the_classifier_learns(mnist_root: Path) -> None:
 
 def test_samples_are_judged(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say))
-    assert main(["evaluate", str(run), "--samples", "23", "--json", "--device", "cpu"]) == 0
+    assert main(["evaluate", str(run), "--samples", "7", "--images", "8", "--json", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert "training the classifier" in printed.err
-    assert report["samples"] == 23
+    assert report["samples"] == 7
     assert 0 < report["classifier_accuracy"] <= 1
-    assert report["classification_accuracy"] * 23 == pytest.approx(round(report["classification_accuracy"] * 23)), (
-        "a share of 23"
-    )
+    share = report["classification_accuracy"] * 7
+    assert share == pytest.approx(round(share)), "of 7"
 
 
-def of_pictures(folder: Path, mnist_root: Path, file: Path, **data: object) -> Path:
-    """A file of a tiny configuration for a folder of colour images."""
+def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:
+    """A run, with priors, of a folder of colour images."""
     config = to_dict(tiny_run(mnist_root))
     config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
-    return write_file(from_dict(config, "tiny"), file)
+    file = write_file(from_dict(config, "tiny"), run.with_suffix(".yaml"))
+    with undrawn():
+        assert main(["train", str(file), "--out", str(run), "--max-steps", "3"]) == 0
+        assert main(["train-prior", str(run), "--max-steps", "2"]) == 0
+    return str(run)
 
 
 def test_other_classes_are_noticed(
     picture_folder: Path, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, file = str(tmp_path / "run"), of_pictures(picture_folder, mnist_root, tmp_path / "tiny.yaml")
-    assert main(["train", str(file), "--out", run, "--max-steps", "3"]) == 0
-    assert main(["train-prior", run, "--max-steps", "2"]) == 0
+    run = of_pictures(picture_folder, mnist_root, tmp_path / "run")
     assert main(["evaluate", run, "--device", "cpu"]) == 0
     (picture_folder / "dogs").rename(picture_folder / "wolves")
     line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)], capsys)
@@ -131,9 +127,7 @@ def test_other_classes_are_noticed(
 def test_a_folder_without_classes_knows_none(
     picture_folder: Path, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, file = str(tmp_path / "run"), of_pictures(picture_folder, mnist_root, tmp_path / "tiny.yaml", labels=False)
-    assert main(["train", str(file), "--out", run, "--max-steps", "3"]) == 0
-    assert main(["train-prior", run, "--max-steps", "2"]) == 0
+    run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
     assert main(["sample", run, "-n", "2", "-o", str(tmp_path / "sheet.png"), "--save-dir", run + "/s"]) == 0
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
     assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"], capsys)

@@ -19,7 +19,7 @@ from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry, read_entropy_model
 from hrvqvae.compression.hrv import ImageCodes, read, write
 from hrvqvae.utils.errors import InputError
-from tests.compression.made import FLAT, GRIDS, TREE, bare, files_of, made_codec, random_codes
+from tests.compression.made import FLAT, GRIDS, TREE, files_of, made_codec, random_codes
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
@@ -114,7 +114,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
             size = (side, side if turn % 2 else int(random.integers(1, 20)))
             count = int(random.integers(1, levels + 1)) if turn % 3 else levels
             codes = random_codes(codec, size, 1, 100 * number + turn)
-            content = b"".join(write(codec if turn % 5 else bare(codec), codes, size, count)[0])
+            content = b"".join(write(codec if turn % 5 else codec.bare, codes, size, count)[0])
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
             expected.append((size, nested(codec, size, codes[0], count)))
             kinds.add(content[0])
@@ -125,7 +125,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
         assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
 
 
-@pytest.mark.parametrize("codec", [TREE, bare(TREE), FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
+@pytest.mark.parametrize("codec", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
 def test_damage_is_judged_as_by_our_decoder(codec: EntropyModel, tmp_path: Path) -> None:
     """A file cut anywhere, with every flipped bit, and 600 files with several changes."""
     random = np.random.default_rng(3)
@@ -164,7 +164,7 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
             read_entropy_model(one)
 
 
-@pytest.mark.parametrize("codec", [TREE, bare(GRIDS)], ids=["tables", "plain"])
+@pytest.mark.parametrize("codec", [TREE, GRIDS.bare], ids=["tables", "plain"])
 def test_archives_give_the_blocks_and_records_that_are_whole(codec: EntropyModel, tmp_path: Path) -> None:
     """An archive of three blocks cut at every place behind its head and with bytes changed."""
     path = tmp_path / "whole.hrva"
@@ -196,12 +196,12 @@ def test_archives_give_the_blocks_and_records_that_are_whole(codec: EntropyModel
 
 
 def test_what_is_no_file_of_codes_is_refused(tmp_path: Path) -> None:
-    print_of = TREE.fingerprint(True)
+    print_of = TREE.fingerprint
     cases = [
         b"", b"\x89PNG", b"\xd7" + print_of + b"\0", b"\xd3" + print_of[:2], b"\xd3" + print_of + b"\x80\0",
         b"\xd3" + print_of + b"\xff\xff\xff\xff\x01", b"\xd1" + print_of + b"\x07\x07",
         b"\xd3" + print_of + b"\xff\xff\x7f", b"\xd3" + bytes(3) + b"\x07", b"\xd3" + print_of + b"\x07",
-        b"\xd2" + TREE.fingerprint(False) + b"\x07" + b"\xff" * 20, b"HRVA\x01\0\0\0\0",
+        b"\xd2" + TREE.bare.fingerprint + b"\x07" + b"\xff" * 20, b"HRVA\x01\0\0\0\0",
         b"\xd3" + print_of, b"\xd1" + print_of + b"\x00\xff\xff\xff\x7f",
     ]  # fmt: skip
     tables = write_all(tmp_path, {"t.hrvt": TREE.content})

@@ -6,8 +6,8 @@ import math
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,71 +32,41 @@ from tests.trained_run import tiny_run_with_priors
 
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG file with this size in its header, and next to nothing in it."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    return start + chunk(b"IDAT", zlib.compress(bytes(1_000))) + chunk(b"IEND", b"")
+    stream = BytesIO()
+    Image.new("L", (1, 1)).save(stream, "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + stream.getvalue()[24:29]
+    return stream.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + stream.getvalue()[33:]
 
 
-def noise(path: Path) -> bytes:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(path)
-    return path.read_bytes()
-
-
-HOSTILE: dict[str, Callable[[Path], bytes]] = {
-    "many pixels": lambda path: png_of_size(30_000, 30_000),
-    "too many pixels": lambda path: png_of_size(65_500, 1_000),
-    "bytes": lambda path: bytes(17 << 20),
-    "nothing": lambda path: b"",
-    "text": lambda path: b"this is text\n",
-    "GIF": lambda path: b"GIF89a" + bytes(40),
-    "half a head": lambda path: b"\x89PNG\r\n\x1a\n",
-    "cut .png": lambda path: noise(path.with_suffix(".png"))[:-1_500],
-    "cut .jpg": lambda path: noise(path.with_suffix(".jpg"))[:-1_500],
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "many pixels": (png_of_size(30_000, 30_000), "exceeds limit of"),
+    "too many pixels": (png_of_size(65_500, 1_000), "admits 16777216"),
+    "bytes": (bytes(17 << 20), "has 17,825,792 bytes; at most 16,777,216"),
+    "text": (b"this is text\n", "is not a readable PNG, JPEG or WebP image"),
+    "cut": (png_of_size(30, 30)[:-20], "is not a readable PNG, JPEG or WebP image"),
 }
-LINES = {"bytes": "has 17,825,792 bytes; at most 16,777,216", "too many": "admits 16777216", "many": "exceeds limit of"}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_upload_is_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "hostile.png"
-    path.write_bytes(HOSTILE[kind](tmp_path / "noise"))
+    content, line = HOSTILE[kind]
+    path.write_bytes(content)
     if "pixels" in kind:
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
-    line = next((line for word, line in LINES.items() if word in kind), "is not a readable PNG, JPEG or WebP image")
     with pytest.raises(InputError, match=f"^hostile.png .*{line}") as found:
         take(path, 1, 28, Limits())
     assert "\n" not in str(found.value)
+    assert str(tmp_path) not in str(found.value)
 
 
-def test_a_damaged_header_never_does_worse(tmp_path: Path) -> None:
-    """Each byte of the first 60 of a PNG changed: an image is taken, or there is one line."""
-    write_picture(tmp_path / "whole.png", 1)
-    whole = (tmp_path / "whole.png").read_bytes()
-    generator = np.random.default_rng(0)
-    taken, lines = 0, set()
-    for place in range(60):
-        changed = bytearray(whole)
-        changed[place] ^= int(generator.integers(1, 256))
-        (tmp_path / "changed.png").write_bytes(changed)
-        try:
-            assert take(tmp_path / "changed.png", 3, 28, Limits()).square.shape == (3, 28, 28)
-            taken += 1
-        except InputError as error:
-            lines.add(str(error).count("\n"))
-    assert taken < 60
-    assert lines == {0}
-
-
-def test_an_image_is_taken_in_both_sizes(tmp_path: Path) -> None:
+def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "x.png", 1, (60, 40))
     found = take(tmp_path / "x.png", 1, 28, Limits())
     assert (found.own.shape, found.square.shape) == ((1, 40, 60), (1, 28, 28))
     assert found.note == "colour to greyscale"
-    small = take(tmp_path / "x.png", 3, 28, Limits(coded_pixels=600))
+    monkeypatch.setattr(tasks, "_CODED_PIXELS", 600)
+    small = take(tmp_path / "x.png", 3, 28, Limits())
     assert small.own.shape == (3, 20, 30)
     assert small.note == "60x40 pixels reduced to 30x20"
     assert abs(float(small.own.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean()) < 1
@@ -126,14 +96,6 @@ def test_marks_are_those_of_the_painter() -> None:
     assert marked('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
     assert marked('{"side": 2, "marks": ""}').tolist() == [[False] * 2] * 2
     assert not marked(None).any()
-
-
-def test_limits_are_positive() -> None:
-    with pytest.raises(InputError, match="pixels is 0"):
-        Limits(pixels=0)
-    for count in (0, -1, 65):
-        with pytest.raises(InputError, match="1 to 64 can be drawn"):
-            Limits().check_count(count)
 
 
 @cache

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -61,53 +59,33 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("positions", [(7,), (2, 5), (2, 3, 4), (1, 2, 3, 2)])
-@pytest.mark.parametrize("channel_last", [True, False])
+@pytest.mark.parametrize(
+    ("positions", "channel_last"), [((7,), True), ((2, 5), False), ((2, 3, 4), True), ((1, 2, 3, 2), False)]
+)
 def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: bool) -> None:
-    one = started(channel_last=channel_last)
-    x = features(*positions, seed=1)
-    quantized, indices, loss = one(x if channel_last else x.movedim(-1, 1))
-    assert quantized.shape == (x if channel_last else x.movedim(-1, 1)).shape
+    def last(tensor: Tensor) -> Tensor:
+        return (tensor if channel_last else tensor.movedim(1, -1)).flatten(0, -2).detach()
+
+    one, x = started(channel_last=channel_last), features(*positions, seed=1)
+    given = (x if channel_last else x.movedim(-1, 1)).requires_grad_()
+    quantized, indices, loss = one(given)
+    assert quantized.shape == given.shape
     assert indices.shape == (*positions, LEVELS)
-    last = quantized if channel_last else quantized.movedim(1, -1)
-    for vector, code, found in zip(x.flatten(0, -2), indices.flatten(0, -2), last.flatten(0, -2), strict=True):
-        paths, residuals = oracle.search(vector.numpy(), books(one), LEVELS)
-        assert code.tolist() == [path % SIZE for path in paths]
-        np.testing.assert_allclose(found.detach().numpy(), residuals[0] - residuals[-1], atol=1e-5)
-    terms = oracle.losses(x.flatten(0, -2).numpy(), books(one), LEVELS, 0.25, (0.25,) * LEVELS)
+    vectors = x.flatten(0, -2).detach().numpy()
+    paths, residuals = zip(*(oracle.search(vector, books(one), LEVELS) for vector in vectors), strict=True)
+    assert one.paths(indices).flatten(0, -2).tolist() == list(paths)
+    assert indices.flatten(0, -2).tolist() == [[path % SIZE for path in each] for each in paths]
+    for levels in range(1, LEVELS + 1):
+        expected = np.stack([each[0] - each[levels] for each in residuals])
+        coarse = one.get_output_from_indices(indices[..., :levels])
+        np.testing.assert_allclose(last(coarse).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(last(quantized).numpy(), expected, atol=1e-5)
+    terms = oracle.losses(vectors, books(one), LEVELS, 0.25, (0.25,) * LEVELS)
     commitment = sum(value for name, value in terms.items() if name.startswith("commitment"))
-    assert float(loss) == pytest.approx(commitment / x.numel(), rel=1e-4)
-    first = oracle.search(x.flatten(0, -2)[0].numpy(), books(one), LEVELS)[0]
-    assert one.paths(indices).flatten(0, -2)[0].tolist() == first
-
-
-@settings(max_examples=25, deadline=None)
-@given(levels=st.integers(1, LEVELS), seed=st.integers(0, 999), channel_last=st.booleans())
-def test_output_of_a_prefix_of_the_indices(levels: int, seed: int, channel_last: bool) -> None:
-    one = started(channel_last=channel_last)
-    x = features(2, 5, seed=seed)
-    quantized, indices, _ = one(x if channel_last else x.movedim(-1, 1))
-    coarse = one.get_output_from_indices(indices[..., :levels])
-    assert coarse.shape == quantized.shape
-    last = coarse if channel_last else coarse.movedim(1, -1)
-    vector, found = x[0, 0].numpy(), last[0, 0].detach().numpy()
-    residuals = oracle.search(vector, books(one), LEVELS)[1]
-    np.testing.assert_allclose(found, residuals[0] - residuals[levels], atol=1e-5)
-    if levels == LEVELS:
-        torch.testing.assert_close(coarse, quantized.detach())
-
-
-def test_gradient_goes_straight_through_and_commitment_reaches_the_input() -> None:
-    one = started()
-    x = features(2, 5, seed=1).requires_grad_()
-    quantized, _, loss = one(x)
-    weight = torch.arange(x.numel()).view_as(x).float()
-    (gradient,) = torch.autograd.grad((quantized * weight).sum(), x, retain_graph=True)
+    assert float(loss.detach()) == pytest.approx(commitment / x.numel(), rel=1e-4)
+    weight = torch.arange(x.numel()).view_as(given).float()
+    (gradient,) = torch.autograd.grad((quantized * weight).sum(), given)
     assert torch.equal(gradient, weight)
-    (gradient,) = torch.autograd.grad(loss, x)
-    about = x.detach().flatten(0, -2).numpy(), books(one), LEVELS, 0.25, (0.25,) * LEVELS
-    expected = oracle.gradients(*about)[0] / x.numel()
-    np.testing.assert_allclose(gradient.flatten(0, -2).numpy(), expected, atol=1e-6)
 
 
 def test_options_of_the_quantizer_arrive() -> None:
@@ -176,17 +154,10 @@ def test_other_types_come_back_as_they_are(dtype: torch.dtype) -> None:
     assert torch.equal(plain(x.detach().float())[1], indices), "float32 inside, whatever the model is converted to"
 
 
-def test_autocast_changes_nothing() -> None:
-    one, other = layer(), layer()
-    with torch.autocast("cpu", torch.bfloat16):
-        quantized = one(features(10, 20))[0]
-    assert torch.equal(quantized, other(features(10, 20))[0])
-    assert equal(state_of(one), state_of(other))
-
-
 def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     one = layer(start_vectors=250)
-    assert not books(one)[0].any()
+    assert not one.eval()(features(2, 5))[0].any(), "before training it quantizes to zero"
+    one.train()
     batches = [features(5, 20, seed=seed) for seed in range(4)]
     first = one(batches[0])
     spread = float(batches[0].flatten(0, -2).var(0).mean())
@@ -206,15 +177,7 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     assert equal(before, state_of(one)), "nothing changes in evaluation mode"
 
 
-def test_before_training_it_quantizes_to_zero() -> None:
-    one = layer().eval()
-    quantized, indices, _ = one(features(2, 5))
-    assert not quantized.any()
-    assert one.steps == 0
-    assert not indices.any()
-
-
-@pytest.mark.parametrize("after", [1, 2, 3, 6])
+@pytest.mark.parametrize("after", [1, 3, 6])
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_it_goes_on_from_its_state(tmp_path: Path, after: int, update: str) -> None:
     """From a file, in the middle of the start as well as after it, to the same bits; dead-code restart included."""
@@ -256,23 +219,6 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
     assert used > 11 if every else used < 8
 
 
-def test_gradient_codebooks_learn_with_the_model() -> None:
-    one = layer(update="gradient", restart_every=0)
-    assert len(list(one.parameters())) == LEVELS
-    assert not list(layer().parameters())
-    one(features(10, 20))
-    optimizer = torch.optim.SGD(one.parameters(), 2.0)
-    errors = []
-    for _ in range(30):
-        x = features(10, 20) + 0.3
-        quantized, _, loss = one(x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        errors.append(float((quantized - x).detach().square().mean()))
-    assert errors[-1] < 0.5 * errors[0]
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
 def test_compiled_as_a_part_of_a_model() -> None:
     """Whole graph in evaluation mode; in training mode the same steps as uncompiled, start and restarts too."""
@@ -300,13 +246,7 @@ def test_compiled_as_a_part_of_a_model() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"codewords": 1}, "codewords is 1; it must be at least 2"),
-        ({"levels": 0}, "levels is 0; it must be at least 1"),
-        ({"dim": 0}, "dim is 0; it must be at least 1"),
         ({"decay": 1.0}, "decay is 1.0; it must be at least 0 and below 1"),
-        ({"restart_every": -1}, "restart_every is -1; it must be at least 0"),
-        ({"beam": 0}, "beam is 0; it must be at least 1"),
-        ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be at least 0"),
         ({"level_betas": (0.0, 1.0)}, r"level_betas is \(0.0, 1.0\); it must be none, one or 3 values"),
         ({"start_vectors": 0}, "start_vectors is 0; it must be at least 1"),
         ({"update": "adam"}, "update is 'adam'; it must be 'ema' or 'gradient'"),

@@ -1,4 +1,4 @@
-"""The three forms of the search against oracles, where the two best differ; ties, NaN, threads, forks, chunks."""
+"""The two forms of the search against oracles, where the two best differ; ties, NaN, threads, forks, chunks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from hrvqvae.quantize.search import compiled, search, tensors
 from hrvqvae.quantize.search.compiled import search_compiled
-from hrvqvae.quantize.search.reference import search_reference
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
 from tests.devices import needs_gpu, on_each_device
 from tests.quantize import oracle
 
 FORMS: dict[str, Callable[..., Tensor]] = {
-    "reference": search_reference, "compiled": search_compiled, "tensors": search_tensors,
+    "compiled": search_compiled, "tensors": search_tensors,
 }  # fmt: skip
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -56,7 +55,7 @@ def assert_greedy(latents: np.ndarray, books: list[np.ndarray], paths: np.ndarra
 
 
 @every_form
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], data: st.DataObject) -> None:
     levels = data.draw(st.integers(1, 6), "levels")
@@ -91,7 +90,7 @@ def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], d
         assert (found == 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
     levels, size, dim = (data.draw(st.integers(*bounds)) for bounds in ((1, 4), (2, 9), (1, 20)))
@@ -149,13 +148,10 @@ def test_ties_go_to_the_lowest_index(form: Callable[..., Tensor], levels: int, s
 # What is not finite
 
 
-@pytest.mark.parametrize("form", [search_reference, search_compiled])
 @pytest.mark.parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
-def test_nothing_is_nearest_to_what_is_not_finite(
-    form: Callable[..., Tensor], levels: int, width: int, bad: float
-) -> None:
-    books = codebooks(levels, 5, 7)
+def test_nothing_is_nearest_to_what_is_not_finite(levels: int, width: int, bad: float) -> None:
+    form, books = search_compiled, codebooks(levels, 5, 7)
     for count in (5, 3_000):
         latents = torch.zeros(count, 7)
         latents[count // 2, 3] = bad
@@ -168,9 +164,9 @@ def test_nothing_is_nearest_to_what_is_not_finite(
     assert form(torch.zeros(0, 7), books[:-1] or codebooks(1, 5, 7), width).shape == (max(1, levels - 1), 0)
 
 
-@pytest.mark.parametrize("size", [3, 4, 7, 8, 9])
+@pytest.mark.parametrize("size", [3, 8, 9])
 @pytest.mark.parametrize("width", [1, 12])
-@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 def test_latents_that_are_not_finite_lead_to_no_codebook_that_is_not_there(size: int, width: int, bad: float) -> None:
     books = tuple(compiled._filled(book) for book in codebooks(3, size, 7))
     latents, paths = np.zeros((5, 7), np.float32), np.full((3, 5), -1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,12 +101,10 @@ def _flipped_byte(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or cut short"),
-    "empty": (lambda path: path.write_bytes(b""), "is damaged or cut short"),
     "flipped": (_flipped_byte, "is damaged or cut short"),
     "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format"),
     "models": (lambda path: _rewritten(path, model="0" * 32), "shards of one model belong together"),
     "metadata": (lambda path: _rewritten(path, broken="["), "has damaged metadata"),
-    "config": (lambda path: _rewritten(path, config="[1]"), "has damaged metadata"),
     "text": (
         lambda path: _rewritten(path, _with("height", lambda old: ["28"] * len(old))), "height holds something else",
     ),
@@ -163,17 +160,6 @@ def test_another_model_and_none(shards: Path, tmp_path: Path, capsys: pytest.Cap
     assert "has no shards (.parquet)" in refused(["detokenize", tmp_path, back], capsys)
     assert "there is no such file" in refused(["detokenize", tmp_path / "nothing", back], capsys)
     assert not back.exists()
-
-
-def test_the_extra_that_is_missing_is_named(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in [name for name in sys.modules if name.startswith(("hrvqvae.tokens.", "hrvqvae.tokens.detokenize"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for command in (["tokenize", "mnist", tmp_path, tmp_path / "out"], ["detokenize", shards, tmp_path / "out"]):
-        assert refused(command, capsys) == "hrvqvae: this needs pyarrow: pip install 'hrvqvae[shards]'\n"
-    assert not (tmp_path / "out").exists()
 
 
 def own_images(run: Path, folder: Path) -> Path:
@@ -273,7 +259,6 @@ def _no_labels(path: Path) -> None:
     [
         (lambda path: _rewritten(path, _with("codes_1", lambda old: [[3] * 49] * len(old))), "has codes 0 to 2 there"),
         (_no_labels, "1 of 96 images have no label; label all of them, or none"),
-        (lambda path: path.unlink(), "lacks part-000001.parquet"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or cut short"),
     ],
 )

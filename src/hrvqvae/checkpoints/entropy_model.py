@@ -16,8 +16,8 @@ from hrvqvae.compression.entropy_model import EntropyModel, geometry_of, read_en
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.errors import DamagedFileError
+from hrvqvae.utils.files import writable, write_atomic
 
 
 def _without_networks(name: str, model: Autoencoder, config: Config) -> EntropyModel:
@@ -65,8 +65,6 @@ def fit_entropy_model(
         maps = stored_or_extracted(folder.codes, model, digest, config, "train", device, say)
     else:
         maps = extract(model, config, "train", device)
-    try:
+    with writable(path):
         write_atomic(path, fit(bare, maps.levels, effort, say).content)
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
     return path

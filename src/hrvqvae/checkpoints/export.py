@@ -31,10 +31,11 @@ from hrvqvae.config.schema import DEFAULT_PRIOR
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import system_of
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import write_atomic, writing_folder
+from hrvqvae.utils.files import writable, write_atomic, writing_folder
 from hrvqvae.utils.progress import told_once
 
 _FRONT = "---\n"
+_UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 _Stage = TypeVar("_Stage", bound=StageConfig)
 
@@ -86,8 +87,7 @@ def export(
         if beside.card.is_file():
             card = beside.card.read_text()
         else:
-            figures = _last_figures(beside)
-            card = _card(config, name or out.name, meta.get("step"), priors, prefix_step, figures, licence)
+            card = _card(config, name or out.name, meta.get("step"), priors, prefix_step, _measured(beside), licence)
         write_atomic(target.card, _with_front_matter(card, config, licence))
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
@@ -136,7 +136,7 @@ def save_autoencoder(
     made = Config(data=DataConfig(channels=model.channels), model=model.config)
     config = without_paths(config or model.run_config or made)
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
-    try:
+    with writable(folder):
         target.path.mkdir(parents=True, exist_ok=True)
         loading.save_model(target.model, config, model.state_dict(), 0)
         if decoder is None:
@@ -148,8 +148,6 @@ def save_autoencoder(
         _write_config(target, config)
         if not target.card.is_file():
             write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name), config))
-    except OSError as error:
-        raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
 
 
 def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None, **options: Any) -> str:
@@ -168,9 +166,9 @@ def push_run(run: str | Path, name: str, *, licence: str | None = None, **option
 
 def _card(
     config: Config, name: str, step: int | None = None, priors: Mapping[Levels, Mapping[str, Any]] | None = None,
-    prefix_step: int | None = None, figures: Mapping[str, Any] | None = None, licence: str | None = None,
+    prefix_step: int | None = None, measured: str = _UNMEASURED, licence: str | None = None,
 ) -> str:  # fmt: skip
-    """A model card in Markdown: training steps, the meta of each prior, and the last evaluation are for its table."""
+    """A model card in Markdown: training steps, the meta of each prior, and what was measured are for its table."""
     data, training, model = config.data, config.training, config.model
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     known = re.sub(r",? \d+x\d+ \w+", "", known)  # a training may have other sizes than the data set
@@ -185,7 +183,7 @@ def _card(
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(priors or {}),
         **({} if prefix_step is None else {"progressive decoder": f"trained {prefix_step:,} steps"}),
-        "measured": _measured(figures),
+        "measured": measured,
         "licence": licence or "not stated",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
@@ -217,25 +215,19 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
 
 
-def _measured(figures: Mapping[str, Any] | None) -> str:
-    if figures is None:
-        return "not in training; `hrvqvae evaluate` measures it"
-    ssim = "" if figures.get("ssim") is None else f", SSIM {figures['ssim']:.4f}"
-    usage = ", ".join(f"{share:.1%}" for share in figures.get("usage", ()))
-    return (
-        f"at step {figures['step']:,}, on {figures['images']:,} test images: MSE {figures['mse']:.4e}, PSNR "
-        f"{figures['psnr']:.2f} dB{ssim}; codewords in use, level by level: {usage}"
-    )
-
-
-def _last_figures(run: RunFolder) -> dict[str, Any] | None:
-    """The last evaluation in a run's metrics.jsonl, or None."""
-    found = None
-    with suppress(OSError, ValueError, AttributeError):  # no file, or its last line was cut by a kill
-        for line in run.metrics.read_text().splitlines():
-            row = json.loads(line)
-            found = row if row.get("kind") == "evaluation" else found
-    return found if found is not None and {"step", "images", "mse", "psnr"} <= found.keys() else None
+def _measured(run: RunFolder) -> str:
+    """The last evaluation in a run's metrics.jsonl."""
+    measured = _UNMEASURED
+    with suppress(OSError, ValueError, KeyError):  # no file, its last line was cut by a kill, or it has other figures
+        for row in map(json.loads, run.metrics.read_text().splitlines()):
+            if row["kind"] == "evaluation":
+                usage = ", ".join(f"{share:.1%}" for share in row["usage"])
+                ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.4f}"
+                measured = (
+                    f"at step {row['step']:,}, on {row['images']:,} test images: MSE {row['mse']:.4e}, PSNR "
+                    f"{row['psnr']:.2f} dB{ssim}; codewords in use, level by level: {usage}"
+                )
+    return measured
 
 
 def _with_front_matter(card: str, config: Config, licence: str | None = None) -> bytes:

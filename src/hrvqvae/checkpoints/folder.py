@@ -33,7 +33,7 @@ from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.distributed.launch import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import locked, remove_temporaries, write_atomic
+from hrvqvae.utils.files import locked, remove_temporaries, writable, write_atomic
 
 _KEPT = 2
 _SHIPPED = Path(__file__).parent.parent / "weights"  # a folder a model, in the form that `export` writes
@@ -65,16 +65,13 @@ class RunFolder:
 
         Only under the lock. Raises InputError where the folder can't be written.
         """
-        try:
+        with writable(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_temporaries(folder)
             self.write_config(config)
             if job_id():
                 write_atomic(self.job, job_id().encode())
-        except OSError as error:
-            line = f"the run folder {self.path} can't be written ({error.strerror or error}); choose another --out"
-            raise InputError(line) from error
 
     def of_this_job(self) -> bool:
         """Whether the run began in this very job of torchrun, which was restarted."""

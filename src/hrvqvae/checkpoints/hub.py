@@ -79,26 +79,22 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
     hub = importlib.import_module("huggingface_hub")
     known = {
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
-        "GatedRepoError": f"{name} is gated: ask for access on its page, then log in: hf auth login",
         "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
-        "LocalTokenNotFoundError": "the hub wants to know who you are; log in: hf auth login",
-        "HFValidationError": f"{name!r} is no name of the hub",
-    }  # the more special of two stands first
+    }
     try:
         with quiet_network():
             yield hub
     except Exception as error:
         line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
         client = type(error).__module__.partition(".")[0]  # the HTTP client, by the library's version
-        if line is None and isinstance(error, hub.errors.HfHubHTTPError):
-            forbidden = getattr(error.response, "status_code", None) in (401, 403)
-            token_needed = f"{name} needs a token that may write there; log in: hf auth login"
-            line = token_needed if forbidden else f"the hub refuses {name}"
-        elif line is None and (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
-            line = f"the hub can't be reached for {name}"
         if line is None:
-            raise
+            if not (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
+                raise
+            refused = isinstance(error, hub.errors.HfHubHTTPError)
+            line = (
+                f"the hub refuses {name}; log in: hf auth login" if refused else f"the hub can't be reached for {name}"
+            )
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
             cause = cause.__cause__  # an error that says only that something failed

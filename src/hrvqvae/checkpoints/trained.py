@@ -17,9 +17,8 @@ from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
-from hrvqvae.compression.archive import open_archive
+from hrvqvae.compression.archive import is_archive, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.compression.folders import content_of, is_archive
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
 from hrvqvae.models.base import Autoencoder, unit_images
@@ -225,10 +224,10 @@ def model_of_file(path: Path, run: str | None) -> TrainedModel:
         codec = open_archive(path).codec
         wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
     else:
-        wanted = hrv.read_header(content_of(path), str(path)).fingerprint
+        wanted = hrv.read_header(hrv.content_of(path), str(path)).fingerprint
         whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
     for name in shipped():
         model = TrainedModel(name)
-        if wanted in {bytes.fromhex(model.codec.model), *map(model.codec.fingerprint, (False, True))}:
+        if wanted in (bytes.fromhex(model.codec.model), model.codec.fingerprint, model.codec.bare.fingerprint):
             return model
     raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")

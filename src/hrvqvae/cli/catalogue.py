@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table, warn_of_faults, whole
+from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table, whole
 from hrvqvae.utils.quantities import counted
 
 
 def _presets(arguments: Arguments) -> int:
     from hrvqvae.config import presets
-    from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 
     if arguments.name is None:
-        warn_of_faults(SYSTEMS, PRIORS, DATASETS)
         if arguments.json:
             print_json([presets.describe(presets.get(name)) for name in presets.names()])
         else:
@@ -42,7 +40,6 @@ def _data_list(arguments: Arguments) -> int:
     from hrvqvae.data.loading import data_root, missing_files
     from hrvqvae.models import published
 
-    warn_of_faults(DATASETS)
     root = data_root(arguments.root)
     rows: list[tuple[str, str, str]] = []
     for dataset in DATASETS.entries():

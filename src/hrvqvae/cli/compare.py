@@ -6,16 +6,14 @@ import contextlib
 import sys
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, flag, import_training, option, print_json, warn_of_faults
+from hrvqvae.cli.console import Arguments, Group, command, flag, import_training, option, print_json
 
 
 def _compare(arguments: Arguments) -> int:
     import_training()
     from hrvqvae.comparison.report import compare, table
     from hrvqvae.comparison.systems import Comparison, available_systems
-    from hrvqvae.config.registry import SYSTEMS
 
-    warn_of_faults(SYSTEMS)
     named = ",".join(available_systems()) if arguments.systems is None else arguments.systems
     comparison = Comparison(
         dataset=arguments.dataset, systems=tuple(name.strip() for name in named.split(",") if name.strip()),

@@ -8,13 +8,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import LOG
-
-if TYPE_CHECKING:
-    from hrvqvae.config.registry import Registry
 
 Arguments = argparse.Namespace
 Group = Any  # what argparse's add_subparsers gives
@@ -147,10 +143,3 @@ def print_table(rows: Sequence[Sequence[object]]) -> None:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def warn_of_faults(*registries: Registry[Any]) -> None:
-    """Say on stderr which entries of other packages can't be used, a line each."""
-    for registry in registries:
-        for fault in registry.faults():
-            LOG.warning("%s", fault)

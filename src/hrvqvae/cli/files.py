@@ -12,18 +12,17 @@ from hrvqvae.utils.quantities import counted
 
 
 def _compress(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.image_files import compress_files
     from hrvqvae.checkpoints.trained import TrainedModel
-    from hrvqvae.compression.folders import compress_files
 
     model = TrainedModel(arguments.model, arguments.device, arguments.beam)
     written = compress_files(
         model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda,
         force=arguments.force,
     )  # fmt: skip
-    if written.images:
-        mean, share = written.bytes / written.images, written.bytes / written.pixels
-        images, size = counted(written.images, "image"), counted(written.bytes, "byte")
-        print(f"{images}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
+    count, size = len(written.lost), counted(written.bytes, "byte")
+    mean, share = written.bytes / count, written.bytes / written.pixels
+    print(f"{counted(count, 'image')}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
     if not model.codec.networks:
         print(f"without an entropy model; fit one and write fewer bytes: hrvqvae fit-entropy-model {arguments.model}")
     print(arguments.out)
@@ -31,8 +30,8 @@ def _compress(arguments: Arguments) -> int:
 
 
 def _decompress(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.image_files import decompress_files
     from hrvqvae.checkpoints.trained import model_of_file
-    from hrvqvae.compression.folders import decompress_files
 
     model = model_of_file(arguments.files[0], arguments.model)
     names, force = arguments.names or (), arguments.force
@@ -43,8 +42,8 @@ def _decompress(arguments: Arguments) -> int:
 
 def _inspect(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import model_of_file
-    from hrvqvae.compression.folders import content_of, is_archive
-    from hrvqvae.compression.hrv import read, read_header
+    from hrvqvae.compression.archive import is_archive
+    from hrvqvae.compression.hrv import content_of, read, read_header
     from hrvqvae.data.images import check_writable
     from hrvqvae.plots.images import draw_levels
 
@@ -58,13 +57,14 @@ def _inspect(arguments: Arguments) -> int:
     model = model_of_file(path, arguments.model)
     content = content_of(path)
     codes = read(model.codec, [content], names=[str(path)])[0]
-    how = "with an entropy model" if codes.by_tables else "without an entropy model"
+    header = read_header(content)
+    how = "with an entropy model" if header.by_tables else "without an entropy model"
     print(f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by {model.codec.name}, {how}")
-    print(f"fingerprint {read_header(content).fingerprint.hex()}\n")
+    print(f"fingerprint {header.fingerprint.hex()}\n")
     rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits a code", "bytes so far")]
-    total = codes.header
-    rows.append(("header", "", codes.header, "", total))
-    for number, (level, length) in enumerate(zip(codes.codes, codes.lengths, strict=True), start=1):
+    total = header.length
+    rows.append(("header", "", total, "", total))
+    for number, (level, length) in enumerate(zip(codes.codes, codes.lengths[1:], strict=True), start=1):
         total += length
         rows.append((f"level {number}", level.size, length, f"{8 * length / level.size:.3f}", total))
     print_table(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, whole
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note, waiting
 
@@ -89,6 +89,6 @@ def add(commands: Group) -> None:
         option("--host", default="127.0.0.1", metavar="NAME", help="default: 127.0.0.1, this machine alone"),
         option("--port", type=int, metavar="N", help="default: a free one from 7860 on"),
         option("--device", default="cpu", metavar="NAME", help="default: cpu"),
-        option("--max-bytes", type=int, default=16 << 20, metavar="N", help="of an upload (default: 16 MB)"),
-        option("--max-pixels", type=int, default=1 << 24, metavar="N", help="of an image (default: 16 million)"),
+        option("--max-bytes", type=whole(1), default=16 << 20, metavar="N", help="of an upload (default: 16 MB)"),
+        option("--max-pixels", type=whole(1), default=1 << 24, metavar="N", help="of an image (default: 16 million)"),
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import timeit
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,10 +17,8 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
-from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.evaluation.samples import RealImages, features_of
+from hrvqvae.evaluation.samples import RealImages, features_of, split_images
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.state import count_parameters
@@ -39,11 +36,9 @@ _TIMED_IMAGES, _TIMED_CALLS, _FEATURE_IMAGES, _BATCH = 256, 5, 2_000, 64
 _SHOWN, _SHOWN_SAMPLES = 12, 24
 
 
-def test_images(config: Config, count: int) -> list[Tensor]:
+def test_images(config: Config, count: int) -> tuple[Tensor, ...]:
     """Batches of so many test images, spread evenly over the split, float32 in [0, 1]."""
-    images = load_images(config.data, "test")
-    batches = evaluation_batches(images, batch_size=_BATCH, limit=count, on_error=config.data.on_error)
-    return [batch.images.float() / 255 for batch in batches]
+    return torch.split(split_images(config.data, "test", count)[0], _BATCH)
 
 
 def shown_images(config: Config) -> Tensor:
@@ -51,40 +46,35 @@ def shown_images(config: Config) -> Tensor:
     return test_images(config, _FEATURE_IMAGES)[0][:_SHOWN]
 
 
-@dataclass(frozen=True)
 class Instruments:
-    """Test images, and distances between images and between sets of them by features."""
+    """Test images of some data, and the best distances for it on this machine, between images and between sets of them.
 
-    tests: Sequence[Tensor]  # batches in [0, 1]
-    real: RealImages  # their features
-    perceptual: PerceptualDistance | None  # None where no network for it is on this machine
+    Attributes:
+        names: true names of the distances.
 
-    @staticmethod
-    def of(config: Config, folder: Path, say: Say) -> Instruments:
-        """The best there are on this machine, for that data; a classifier that is trained for it lies in `folder`.
+    Raises:
+        InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
+    """
 
-        Raises:
-            InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
-        """
-        tests = test_images(config, _FEATURE_IMAGES)
+    def __init__(self, config: Config, folder: Path, say: Say) -> None:
+        """A classifier that is trained for it is kept in `folder`."""
+        self.tests = test_images(config, _FEATURE_IMAGES)
+        self.real = RealImages(features_of(folder, config.data, say), self.tests)
+        self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()
-        except InputError:  # none is here, and none is needed
-            name = None
-        perceptual = perceptual_distance(name) if name else None
-        return Instruments(tests, RealImages(features_of(folder, config.data, say), tests), perceptual)
-
-    def names(self) -> Measured:
-        """The true names of the distances."""
-        title = self.perceptual and self.perceptual.title
-        return {"perceptual": title, "frechet": self.real.frechet, "kernel": self.real.kernel}
+        except InputError:  # no network for it is on this machine, and none is needed
+            title = None
+        else:
+            self.perceptual = perceptual_distance(name)
+            title = self.perceptual.title
+        self.names: Measured = {"perceptual": title, "frechet": self.real.frechet, "kernel": self.real.kernel}
 
     def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
         """Raises InputError where a row was measured by other distances."""
-        here = self.names()
         for row in rows:
-            if (there := {name: row.get(name) for name in here}) != here:
-                by = [" and ".join(map(str, one.values())) for one in (there, here)]
+            if (there := {name: row.get(name) for name in self.names}) != self.names:
+                by = [" and ".join(map(str, one.values())) for one in (there, self.names)]
                 raise InputError(
                     f"{folder} has rows measured by {by[0]}, this machine now measures by {by[1]}: delete "
                     f"{folder / 'rows'} to have every run measured again (none is trained again)"
@@ -102,14 +92,14 @@ class Instruments:
             pairs = zip(self.tests, decoded, strict=True)
             total = sum(float(self.perceptual(one, other)) * len(one) for one, other in pairs)
             perceptual = total / sum(map(len, self.tests))
-        timed = torch.cat(list(self.tests))[:_TIMED_IMAGES]
+        timed = torch.cat(self.tests)[:_TIMED_IMAGES]
         codes = model.encode(timed)
         start = getattr(config.model, "adversarial_start", None)
         evaluations = [one for one in read_records(run.metrics) if one["kind"] == "evaluation"]
         row = {
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
-            **self.names(), "perceptual_distance": perceptual,
+            **self.names, "perceptual_distance": perceptual,
             "frechet_reconstructions": self.real.frechet_of(decoded),
             "usage": sum(level.used for level in report.levels) / sum(config.model.num_codewords),
             "perplexity": report.levels[-1].perplexity, "leaves_used": report.levels[-1].used,
@@ -129,9 +119,9 @@ class Instruments:
         begun = time.perf_counter()
         drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count
-        batches = list(drawn.split(_BATCH))  # type: ignore[no-untyped-call]
-        found = {f"{name}_samples": value for name, value in vars(self.real.distances(batches)).items()}
-        row = {"prior_bits_per_image": rate["prior_bits_per_image"], **found, "seconds_per_sample": seconds}
+        far = self.real.distances(torch.split(drawn, _BATCH))
+        row = {"prior_bits_per_image": rate["prior_bits_per_image"], "seconds_per_sample": seconds}
+        row |= {f"{name}_samples": value for name, value in vars(far).items()}
         return row, drawn[:_SHOWN_SAMPLES]
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hrvqvae.comparison.folder import Folder, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
-from hrvqvae.comparison.systems import Comparison, available_systems, remarks, style
+from hrvqvae.comparison.systems import Comparison, remarks, style
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
@@ -56,9 +56,8 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     for line in remarks([comparison.config(system, 0) for system in comparison.systems]):
         say(line)
     signal = run_cases(comparison.cases(), comparison.about(), folder, say)
-    here = [*available_systems(), *SYSTEMS]
     with locked(out, wait=say):
-        rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*here, row["system"]).index(row["system"])))
+        rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*SYSTEMS, row["system"]).index(row["system"])))
         if rows and not signal:
             folder.write_results(rows, table(rows))
             _sheets(comparison, rows, folder, say)

@@ -27,7 +27,7 @@ from hrvqvae.data.batches import same_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import locked_file, write_atomic
 
-SUFFIX = ".hrva"
+_SUFFIX = ".hrva"
 _MAGIC, _BLOCK = b"HRVA\x00", b"HRVB"
 _HEAD = 20  # bytes before the index of a block
 _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
@@ -91,7 +91,7 @@ class Archive:
     def read(
         self, numbers: Sequence[int], levels: int | None = None, max_pixels: int = MOST_PIXELS
     ) -> list[ImageCodes]:
-        """The codes of these images, in order. `lengths` of levels count no checks: a record has one.
+        """The codes of these images, in order.
 
         An image whose record is damaged, or that has more pixels than are admitted, has no codes, and a `fault`.
 
@@ -130,21 +130,21 @@ def _decode_records(
     stops = stops - 1  # of the check
     codes = np.zeros((len(records), layout.begins[-1]), np.int32)
     whole = np.array([len(one) > 0 and crc8(one) == 0 for one in records])
-    lengths = np.zeros((len(records), used), np.int64)
     for level in range(used):
         ends = decode_level(content, places, stops, codes, layout, level, codec.network(level))
         whole &= ends != NOT_WHOLE
-        ends = np.where(whole, ends, stops)
-        lengths[:, level] = ends - places
-        places = ends
+        places = np.where(whole, ends, stops)
     if used == stored:
         whole &= places == stops
     return [
-        ImageCodes(size, layout.maps(row, used), tuple(own.tolist()))
-        if good
-        else ImageCodes(size, (), fault="its record is damaged")
-        for row, own, good in zip(codes, lengths, whole, strict=True)
+        ImageCodes(size, layout.maps(row, used)) if good else ImageCodes(size, (), fault="its record is damaged")
+        for row, good in zip(codes, whole, strict=True)
     ]
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path has the name of an archive."""
+    return path.suffix.lower() == _SUFFIX
 
 
 def open_archive(path: Path) -> Archive:
@@ -161,7 +161,7 @@ def _opened(path: Path, stream: BinaryIO) -> Archive:
     stream.seek(0)
     start = stream.read(len(_MAGIC) + 4)
     if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
-        raise DamagedFileError(f"{path} is not an archive ({SUFFIX}), or it is damaged")
+        raise DamagedFileError(f"{path} is not an archive ({_SUFFIX}), or it is damaged")
     if start[4] != _MAGIC[4]:
         raise DamagedFileError(
             f"{path} is of version {start[4]}, and this program reads version {_MAGIC[4]}; or the file is damaged"

@@ -7,15 +7,15 @@ through one after the other. Each one takes, given what all others have, the can
 
 so that the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
 
-The state of an image is what the models make of its codes at every position: the sums before the ReLU, the set of
-output weights, the values of the groups, and the bits of the code. It is computed once, and changed with the codes.
+The state of an image is what the models make of its codes at every position: the sums before the ReLU, and the bits of
+the code. It is computed once, and changed with the codes.
 
 What the codes around would cost takes nearly all of the time, so candidates are looked at in the order of their error
 and their own bits, up to a margin. Every other strip of rows is gone through first, on all threads, then those between:
 a code reaches less far than a strip, so that what is chosen does not depend on the number of threads.
 
 Shapes: N images, P positions of the grid, K candidates, L levels, n leaves; M levels that have a model, H hidden units
-and G groups of the largest of them.
+of the largest of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ _EVERY = 1 << 30  # offsets: more than a model has
 _STAGES = (1, 9, _EVERY)  # offsets at which codes around are looked at, the nearest first
 _MARGINS = (4.0, 2.0)  # bits that they may still save, before each stage
 _STRIP = 32  # rows, more than a code and another that it changes can both reach
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
 def _arrays_of(network: Network) -> tuple[NDArray[Any], ...]:
@@ -54,97 +53,99 @@ def _arrays_of(network: Network) -> tuple[NDArray[Any], ...]:
     return *network.arrays, np.array(list(around), np.int64), firsts, members
 
 
-@compiled(**_OPTIONS)
+@compiled()
+def _model(number: int, models: Any) -> Any:
+    """Level, symbols, hidden units, shift and selecting group of a model, and its arrays: those of `_arrays_of`."""
+    about, begins, joined = models
+    level, values, hidden, shift, selecting = about[number]
+    first, last = begins[number], begins[number + 1]
+    table = joined[0][first[0] : last[0]].reshape(-1, hidden)
+    bias = joined[1][first[1] : last[1]]
+    weights = joined[2][first[2] : last[2]].reshape(-1, values, hidden)
+    offsets = joined[3][first[3] : last[3]].reshape(-1, values)
+    groups = joined[4][first[4] : last[4]].reshape(-1, 2)
+    features = joined[5][first[5] : last[5]].reshape(-1, 4)
+    around = joined[6][first[6] : last[6]].reshape(-1, 2)
+    firsts, members = joined[7][first[7] : last[7]], joined[8][first[8] : last[8]]
+    arrays = table, bias, weights, offsets, groups, features, around, firsts, members
+    return level, values, hidden, shift, selecting, arrays
+
+
+@compiled()
 def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code: int, frequencies: Integers) -> float:
     """Bits of a code, from the sums of a position, which are overwritten."""
     total = frequencies_of(hidden, chosen, weights, offsets, shift, frequencies)
     return math.log2(total / frequencies[code])
 
 
-@compiled(**_OPTIONS)
-def _begin(images: Codes, first: int, last: int, layout: Any, about: Integers, arrays: Any, state: Any) -> int:
-    """Write what the models make of the codes of images[first:last]: the state of these images."""
+@compiled()
+def _begin(images: Codes, first: int, last: int, layout: Any, models: Any, state: Any) -> int:
+    """Write what the models make of the codes of images[first:last], (N, L, P): the state of these images."""
     begins, grids, symbols = layout
     height, width = grids[0]
-    tables, biases, all_weights, all_offsets, all_groups, all_features = arrays[:6]
-    all_sums, all_sets, all_values, all_bits = state
+    all_sums, all_bits = state
     spare, frequencies = np.empty(all_sums.shape[3], np.int32), np.empty(symbols.max(), np.int64)
-    for model in range(len(about)):
-        level, hidden, shift, selecting = about[model]
-        groups, features = all_groups[model], all_features[model]
-        table, bias, weights, offsets = tables[model], biases[model], all_weights[model], all_offsets[model]
+    for model in range(len(models[0])):
+        level, values, hidden, shift, selecting, arrays = _model(model, models)
+        table, bias, weights, offsets, groups, features = arrays[:6]
         maps = np.empty((len(groups), height + 2 * FRAME, width + 2 * FRAME), np.int32)
         rows = np.empty(len(features), np.int64)
         for image in range(first, last):
-            codes, sums, sets = images[image], all_sums[image, model], all_sets[image, model]
-            values, bits = all_values[image, model], all_bits[image, model]
-            fill_maps(codes, begins, grids, symbols, groups, level, maps)
+            codes, sums, bits = images[image], all_sums[image, model], all_bits[image, model]
+            fill_maps(codes.ravel(), begins, grids, symbols, groups, level, maps)
             for place in range(height * width):
-                put(maps, groups, level, symbols[level], place // width, place % width, codes[begins[level] + place])
+                put(maps, groups, level, values, place // width, place % width, codes[level, place])
             for place in range(height * width):
                 y, x = place // width, place % width
                 find_rows(maps, groups, grids, level, features, y, x, rows)
-                sets[place] = find_set(maps, groups, grids, level, selecting, y, x)
                 for h in range(hidden):
                     sums[place, h] = bias[h]
                 for row in rows:
                     for h in range(hidden):
                         sums[place, h] += np.int32(table[row, h])
-                for group in range(len(groups)):
-                    values[place, group] = maps[group, y + FRAME, x + FRAME]
                 spare[:hidden] = sums[place, :hidden]
+                chosen = find_set(maps, groups, grids, level, selecting, y, x)
                 bits[place] = _bits(
-                    spare[:hidden], sets[place], weights, offsets, shift, codes[begins[level] + place],
-                    frequencies[: symbols[level]],
-                )  # fmt: skip
+                    spare[:hidden], chosen, weights, offsets, shift, codes[level, place], frequencies[:values]
+                )
     return last - first
 
 
-@compiled(**_OPTIONS)
-def _value(candidate: Codes, first: int, last: int, symbols: Integers) -> int:
-    """Of a group, from the codes (L,) of a position."""
+@compiled()
+def _value(codes: Codes, group: Integers, symbols: Integers) -> int:
+    """Of a group (first, last), from the codes (L,) of a position."""
     value = 0
-    for level in range(first, last + 1):
-        value = value * symbols[level] + candidate[level]
+    for level in range(group[0], group[1] + 1):
+        value = value * symbols[level] + codes[level]
     return value
 
 
-@compiled(**_OPTIONS)
-def _replace(sums: Any, feature: Integers, table: Any, before: Integers, after: Integers) -> None:
-    """Have the sums of a position hold the row of a feature whose group gets another value."""
-    old, new = feature[3] + before[feature[0]], feature[3] + after[feature[0]]
-    for h in range(len(sums)):
-        sums[h] += np.int32(table[new, h]) - np.int32(table[old, h])
-
-
-@compiled(**_OPTIONS)
+@compiled()
 def _change(
-    place: int, candidate: Codes, first: int, last: int, take: bool, codes: Codes, layout: Any, about: Integers,
-    arrays: Any, state: Any, spares: Any,
+    place: int, candidate: Codes, first: int, last: int, take: bool, codes: Codes, layout: Any, models: Any,
+    state: Any, spares: Any,
 ) -> float:  # fmt: skip
-    """-> bits that codes of an image take more where a place gets a candidate (L,).
+    """-> bits that codes of an image (L, P) take more where a place gets a candidate (L,).
 
     Of each model those at its offsets first, ..., last - 1, of which the first is the place itself.
 
     Args:
         take: give it the candidate, which needs all offsets; otherwise nothing is changed.
         state: of the image.
-        spares: sums, values of groups and frequencies, overwritten.
+        spares: sums, values of groups before and after, and frequencies, overwritten.
     """
-    begins, grids, symbols = layout
-    sums, sets, values, bits = state
-    spare, after, frequencies = spares
+    _, grids, symbols = layout
+    sums, bits = state
+    spare, before, after, frequencies = spares
     height, width = grids[0]
     y, x = place // width, place % width
-    tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = arrays
     more = 0.0
-    for model in range(len(about)):
-        level, hidden, shift, selecting = about[model]
-        table, weights, offsets, groups = tables[model], all_weights[model], all_offsets[model], all_groups[model]
-        features, around = all_features[model], all_around[model]
-        firsts, members = all_firsts[model], all_members[model]
+    for model in range(len(models[0])):
+        level, values, hidden, shift, selecting, arrays = _model(model, models)
+        table, _, weights, offsets, groups, features, around, firsts, members = arrays
         for group in range(len(groups)):
-            after[group] = _value(candidate, groups[group, 0], groups[group, 1], symbols)
+            before[group] = _value(codes[:, place], groups[group], symbols)
+            after[group] = _value(candidate, groups[group], symbols)
         for number in range(first, min(last, len(around))):
             row, column = y - around[number, 0], x - around[number, 1]
             if row < 0 or column < 0 or row >= height or column >= width:
@@ -153,56 +154,51 @@ def _change(
             same = other != place
             for one in range(firsts[number], firsts[number + 1]):
                 group = features[members[one], 0]
-                same = same and after[group] == values[model, place, group]
+                same = same and after[group] == before[group]
             if same:
                 continue
             for h in range(hidden):
                 spare[h] = sums[model, other, h]
             for one in range(firsts[number], firsts[number + 1]):
-                _replace(spare[:hidden], features[members[one]], table, values[model, place], after)
-            code, chosen = codes[begins[level] + other], sets[model, other]
-            if other == place:
-                code = candidate[level]
-                chosen = after[selecting] if selecting >= 0 else chosen
+                group, start = features[members[one], 0], features[members[one], 3]
+                old, new = start + before[group], start + after[group]
+                for h in range(hidden):
+                    spare[h] += np.int32(table[new, h]) - np.int32(table[old, h])
+            own = candidate if other == place else codes[:, other]
+            chosen = _value(own, groups[selecting], symbols) if selecting >= 0 else 0
             if take:
                 for h in range(hidden):
                     sums[model, other, h] = spare[h]
-            found = _bits(spare[:hidden], chosen, weights, offsets, shift, code, frequencies[: symbols[level]])
+            found = _bits(spare[:hidden], chosen, weights, offsets, shift, own[level], frequencies[:values])
             more += found - bits[model, other]
             if take:
                 bits[model, other] = found
-        if take:
-            for group in range(len(groups)):
-                values[model, place, group] = after[group]
-            if selecting >= 0:
-                sets[model, place] = after[selecting]
     if take:
-        for level in range(len(candidate)):
-            codes[begins[level] + place] = candidate[level]
+        codes[:, place] = candidate
     return more
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def _settle(
     first: int, last: int, strips: Integers, places: Integers, images: Codes, numbers: Any, leaves: Codes,
-    errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, about: Integers, arrays: Any,
-    state: Any,
+    errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, models: Any, state: Any,
 ) -> int:  # fmt: skip
     """Let places have their best candidates, in units first, ..., last - 1: the strips of an image, image by image.
 
     Args:
         strips: (S, 2), which of `places` each has.
     """
-    all_sums, all_sets, all_values, all_bits = state
+    all_sums, all_bits = state
+    groups = len(models[2][4])  # of all models
     spares = (
-        np.empty(all_sums.shape[3], np.int32), np.empty(all_values.shape[3], np.int64),
+        np.empty(all_sums.shape[3], np.int32), np.empty(groups, np.int64), np.empty(groups, np.int64),
         np.empty(layout[2].max(), np.int64),
     )  # fmt: skip
     own = np.empty(numbers.shape[2], np.float64)
     for unit in range(first, last):
         image, strip = unit // len(strips), unit % len(strips)
         codes, lmbda = images[image], lmbdas[image]
-        state_of = (all_sums[image], all_sets[image], all_values[image], all_bits[image])
+        state_of = (all_sums[image], all_bits[image])
         for index in range(strips[strip, 0], strips[strip, 1]):
             place = places[index]
             now = chosen[image, place]
@@ -210,9 +206,7 @@ def _settle(
                 own[one] = errors[image, index, one] - errors[image, index, now]
                 if lmbda > 0 and one != now:
                     leaf = leaves[numbers[image, place, one]]
-                    own[one] += lmbda * _change(
-                        place, leaf, 0, 1, False, codes, layout, about, arrays, state_of, spares
-                    )
+                    own[one] += lmbda * _change(place, leaf, 0, 1, False, codes, layout, models, state_of, spares)
             own[now] = np.inf
             best, least = now, 0.0
             for _ in range(len(own) - 1):
@@ -224,16 +218,14 @@ def _settle(
                 leaf = leaves[numbers[image, place, one]]
                 for stage in range(len(margins) if lmbda > 0 else 0):
                     if cost < least + lmbda * margins[stage]:
-                        cost += lmbda * _change(
-                            place, leaf, _STAGES[stage], _STAGES[stage + 1], False, codes, layout, about, arrays,
-                            state_of, spares,
-                        )  # fmt: skip
+                        begin, end = _STAGES[stage], _STAGES[stage + 1]
+                        cost += lmbda * _change(place, leaf, begin, end, False, codes, layout, models, state_of, spares)
                 if cost < least:
                     best, least = one, cost
             if best != now:
                 chosen[image, place] = best
                 leaf = leaves[numbers[image, place, best]]
-                _change(place, leaf, 0, _EVERY, True, codes, layout, about, arrays, state_of, spares)
+                _change(place, leaf, 0, _EVERY, True, codes, layout, models, state_of, spares)
     return last - first
 
 
@@ -242,7 +234,6 @@ class Choice:
 
     Attributes:
         chosen: (N, P), the number of each position's candidate, the first to begin with.
-        codes: (N, all codes) of these, level after level.
     """
 
     def __init__(self, layout: Layout, networks: Sequence[Network | None], leaves: Codes, numbers: Codes) -> None:
@@ -250,37 +241,40 @@ class Choice:
 
         Args:
             layout: of the levels that there are.
-            networks: of all levels; those of finer levels are not used, but their number is compiled in.
+            networks: of these levels.
             leaves: (n, L), the codes of all levels of each leaf.
             numbers: (N, P, K), the leaves that are candidates.
         """
         self._layout, self._leaves, self._numbers = layout, leaves, numbers
         self.chosen = np.zeros((len(numbers), numbers.shape[1]), np.int32)
-        self.codes = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1)).reshape(len(numbers), -1)
-        known = [network for network in networks if network is not None]
-        used = [network for network in known if network.contexts.level < len(layout.symbols)]
+        self._maps = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
+        used = [network for network in networks if network is not None]
         self._state: Any = None
         if not used:
             return
         about = np.array([
-            (one.contexts.level, len(one.bias), one.shift, one.contexts.selecting) for one in used
+            (one.contexts.level, one.contexts.symbols[-1], len(one.bias), one.shift, one.contexts.selecting)
+            for one in used
         ], np.int64)  # fmt: skip
-        arrays = tuple(zip(*map(_arrays_of, known), strict=True))  # for each kind a tuple of the networks'
-        self._models = ((layout.begins, layout.grids, layout.symbols), about, arrays)
+        arrays = [_arrays_of(one) for one in used]
+        begins = np.cumsum([[0] * len(arrays[0]), *([one.size for one in own] for own in arrays)], 0)
+        joined = tuple(np.concatenate([one.ravel() for one in kind]) for kind in zip(*arrays, strict=True))
+        self._models = ((layout.begins, layout.grids, layout.symbols), (about, begins, joined))
         shape = (len(numbers), len(used), numbers.shape[1])
-        groups = max(len(one.contexts.groups) for one in known)
-        self._state = (
-            np.zeros((*shape, int(about[:, 1].max())), np.int32), np.zeros(shape, np.int32),
-            np.zeros((*shape, groups), np.int32), np.zeros(shape, np.float32),
-        )  # fmt: skip
-        in_parts(len(numbers), lambda first, last: int(_begin(self.codes, first, last, *self._models, self._state)))
+        self._state = (np.zeros((*shape, int(about[:, 2].max())), np.int32), np.zeros(shape, np.float32))
+        in_parts(len(numbers), lambda first, last: int(_begin(self._maps, first, last, *self._models, self._state)))
+
+    @property
+    def codes(self) -> Codes:
+        """Of what is chosen (N, all codes), level after level."""
+        return self._maps.reshape(len(self._maps), -1)
 
     @property
     def bits(self) -> NDArray[np.float64]:
         """Of each image (N,)."""
         if self._state is None:
             return np.zeros(len(self.codes))
-        bits: NDArray[np.float64] = self._state[3].sum((1, 2), dtype=np.float64)
+        bits: NDArray[np.float64] = self._state[1].sum((1, 2), dtype=np.float64)
         return bits
 
     @property
@@ -308,7 +302,7 @@ class Choice:
 
             def run(first: int, last: int, some: Integers = some) -> int:
                 return int(_settle(
-                    first, last, some, places, self.codes, self._numbers, self._leaves, errors, self.chosen, lmbdas,
+                    first, last, some, places, self._maps, self._numbers, self._leaves, errors, self.chosen, lmbdas,
                     np.array(_MARGINS), *self._models, self._state,
                 ))  # fmt: skip
 
@@ -320,5 +314,4 @@ class Choice:
         now = self.chosen[:, places]
         better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, now[..., None], 2)
         self.chosen[:, places] = np.where(better[..., 0], least, now)
-        for level, codes in enumerate(self._leaves[self.leaves[:, places]].transpose(2, 0, 1)):
-            self.codes[:, self._layout.begins[level] + places] = codes
+        self._maps[:, :, places] = self._leaves[self.leaves[:, places]].transpose(0, 2, 1)

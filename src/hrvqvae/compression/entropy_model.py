@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -24,7 +25,7 @@ MOST_SYMBOLS = 4096  # of a level that has a network
 MOST_CODES = 1 << 27  # of an image
 _MOST_BYTES = 1 << 28
 _CHECK = 4
-_FINGERPRINT = 3
+FINGERPRINT = 3
 _PROBED = 600  # pixels up to which the grids of a system are compared with the rule
 _KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
 
@@ -101,17 +102,20 @@ class EntropyModel:
             return self.content == other.content
         return (self.model, self.geometry, self.symbols) == (other.model, other.geometry, other.symbols)
 
-    def fingerprint(self, by_tables: bool) -> bytes:
-        """Three bytes that name it or, where its networks are not used, the trained model. They are in every file."""
-        return self._digest[:_FINGERPRINT] if by_tables and self.networks else bytes.fromhex(self.model)[:_FINGERPRINT]
+    @cached_property
+    def bare(self) -> EntropyModel:
+        """The same without networks."""
+        return dataclasses.replace(self, networks=())
 
     @cached_property
-    def _digest(self) -> bytes:
-        return hashlib.sha256(self.content).digest()
+    def fingerprint(self) -> bytes:
+        """Three bytes that every file has: of the digest of `content` or, without networks, of the weights' digest."""
+        digest = hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
+        return digest[:FINGERPRINT]
 
-    def network(self, level: int, by_tables: bool = True) -> Network | None:
+    def network(self, level: int) -> Network | None:
         """What predicts the codes of a level."""
-        return self.networks[level] if by_tables and self.networks else None
+        return self.networks[level] if self.networks else None
 
     def layout(self, size: Grid) -> Layout:
         """Where the codes of an image of that size lie. Raises DamagedFileError where they are more than admitted."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel
 from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
@@ -20,7 +21,6 @@ from hrvqvae.utils.quantities import counted
 SUFFIX = ".hrv"
 MOST_PIXELS = 1 << 26
 _MARK, _SQUARE, _BY_TABLES = 0xD0, 2, 1
-_FINGERPRINT = 3
 _CHECK = 1
 _POLYNOMIAL = 0x1D  # x^8 + x^4 + x^3 + x^2 + 1, primitive: two flipped bits less than 255 apart are found as well
 
@@ -47,17 +47,13 @@ class ImageCodes:
     Attributes:
         size: height and width in pixels.
         codes: (H_l, W_l) int32 of each level that is whole, coarse first.
-        lengths: bytes of each of these levels with its check.
-        by_tables: whether they are coded by networks.
-        header: bytes before them.
+        lengths: bytes of the header, and of each of these levels with its check; of an image in an archive none.
         fault: what is wrong after them, in words; empty where nothing is.
     """
 
     size: Grid
     codes: tuple[Codes, ...]
     lengths: tuple[int, ...] = ()
-    by_tables: bool = True
-    header: int = 0
     fault: str = ""
 
 
@@ -70,13 +66,14 @@ def _crc_of(value: int) -> int:
 _CRC = np.array([_crc_of(value) for value in range(256)], np.uint8)
 
 
-def crc8(content: bytes | NDArray[np.uint8], register: int = 0) -> int:
-    """The CRC-8 register after these bytes, the first bit of each first; 0 in the beginning."""
-    return int(_crc8(np.frombuffer(content, np.uint8), register))
+def crc8(content: bytes | NDArray[np.uint8]) -> int:
+    """The CRC-8 of these bytes, the first bit of each first; 0 of bytes that end with their own."""
+    return int(_crc8(np.frombuffer(content, np.uint8)))
 
 
-@compiled(error_model="numpy", boundscheck=False)
-def _crc8(content: Any, register: Any) -> Any:
+@compiled()
+def _crc8(content: Any) -> Any:
+    register = np.int64(0)
     for byte in content:
         register = np.int64(_CRC[(register ^ np.int64(byte)) & 0xFF])
     return register
@@ -103,11 +100,11 @@ def read_varint(content: bytes, place: int, most: int = 4) -> tuple[int, int]:
     raise DamagedFileError("a number in it is cut short or not as it is written")
 
 
-def _header_bytes(size: Grid, by_tables: bool, fingerprint: bytes) -> bytes:
+def _header_bytes(size: Grid, codec: EntropyModel) -> bytes:
     height, width = size
-    first = _MARK + _SQUARE * (height == width) + _BY_TABLES * by_tables
+    first = _MARK + _SQUARE * (height == width) + _BY_TABLES * bool(codec.networks)
     numbers = varint(height - 1) + (b"" if height == width else varint(width - 1))
-    return bytes([first]) + fingerprint + numbers
+    return bytes([first]) + codec.fingerprint + numbers
 
 
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
@@ -118,7 +115,7 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
         raise DamagedFileError(
             f"{name} is of version {content[0] >> 2 & 3}, and this program reads version 0; or the file is damaged"
         )
-    place = 1 + _FINGERPRINT
+    place = 1 + FINGERPRINT
     try:
         height, place = read_varint(content, place)
         width, place = (height, place) if content[0] & _SQUARE else read_varint(content, place)
@@ -129,7 +126,15 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     size = (height + 1, width + 1)
     if size[0] * size[1] > max_pixels:
         raise DamagedFileError(f"{name} says {size[0]}x{size[1]} pixels; at most {max_pixels} are admitted")
-    return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + _FINGERPRINT], place)
+    return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + FINGERPRINT], place)
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file of codes. Raises InputError where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
 
 
 def _require_model(codec: EntropyModel, header: Header, name: str) -> None:
@@ -142,7 +147,7 @@ def _require_model(codec: EntropyModel, header: Header, name: str) -> None:
             f"{name} was made with an entropy model, and {codec.name} has none: put its tables.hrvt beside its "
             "weights; or the file is damaged"
         )
-    own = codec.fingerprint(header.by_tables)
+    own = (codec if header.by_tables else codec.bare).fingerprint
     if header.fingerprint != own:
         what = "entropy model is" if header.by_tables else "weights are"
         raise InputError(
@@ -160,26 +165,23 @@ def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = No
         levels: how many are written; None is all.
     """
     levels = levels or len(codec.symbols)
-    files = _write(codec, codes, size, levels, bool(codec.networks))
+    files = _write(codec, codes, size, levels)
     if not codec.networks or not files:
         return files
-    limit = sum(map(len, _write(codec, codes[:1], size, levels, False)[0]))
+    limit = sum(map(len, _write(codec.bare, codes[:1], size, levels)[0]))
     large = [number for number, file in enumerate(files) if sum(map(len, file)) > limit]
-    for number, file in zip(large, _write(codec, codes[large], size, levels, False), strict=True):
+    for number, file in zip(large, _write(codec.bare, codes[large], size, levels), strict=True):
         if sum(map(len, file)) < sum(map(len, files[number])):
             files[number] = file
     return files
 
 
-def _write(codec: EntropyModel, codes: Codes, size: Grid, levels: int, by_tables: bool) -> list[list[bytes]]:
-    layout = codec.layout(size)
-    head = _header_bytes(size, by_tables, codec.fingerprint(by_tables))
-    files, registers = [[head] for _ in codes], [crc8(head)] * len(codes)
+def _write(codec: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[list[bytes]]:
+    layout, head = codec.layout(size), _header_bytes(size, codec)
+    files = [[head] for _ in codes]
     for level in range(levels):
-        streams = encode_level(codes, layout, level, codec.network(level, by_tables))
-        for number, stream in enumerate(streams):
-            files[number].append(stream + bytes([crc8(stream, registers[number])]))
-            registers[number] = 0
+        for file, stream in zip(files, encode_level(codes, layout, level, codec.network(level)), strict=True):
+            file.append(stream + bytes([crc8(stream if level else head + stream)]))
     return files
 
 
@@ -206,14 +208,13 @@ def read(
 
 def _read(codec: EntropyModel, files: Sequence[bytes], header: Header, levels: int | None) -> list[ImageCodes]:
     """The codes of files whose headers say the same."""
-    size, by_tables, head = header.size, header.by_tables, header.length
-    layout = codec.layout(size)
+    codec = codec if header.by_tables else codec.bare
+    layout = codec.layout(header.size)
     content = np.frombuffer(b"".join(files), np.uint8)
     stops = np.cumsum([len(one) for one in files])
-    places = stops - [len(one) - head for one in files]
+    places = stops - [len(one) - header.length for one in files]
     codes = np.zeros((len(files), layout.begins[-1]), np.int32)
-    registers = [crc8(file[:head]) for file in files]
-    lengths: list[list[int]] = [[] for _ in files]
+    lengths = [[header.length] for _ in files]
     faults = [""] * len(files)
     going = np.arange(len(files))
     for level in range(min(levels or len(codec.symbols), len(codec.symbols))):
@@ -221,22 +222,22 @@ def _read(codec: EntropyModel, files: Sequence[bytes], header: Header, levels: i
         if not len(going):
             break
         some = codes if len(going) == len(codes) else codes[going]  # no copy: memory that is not written to is free
-        network = codec.network(level, by_tables)
-        ends = decode_level(content, places[going], stops[going], some, layout, level, network)
+        ends = decode_level(content, places[going], stops[going], some, layout, level, codec.network(level))
         if some is not codes:
             codes[going] = some
         for number, end in zip(going.tolist(), ends.tolist(), strict=True):
+            begin = places[number] - (0 if level else header.length)  # the first check is of the header as well
             if end == NOT_WHOLE or end + _CHECK > stops[number]:
                 faults[number] = f"level {level + 1} is cut short or damaged"
-            elif crc8(content[places[number] : end + _CHECK], registers[number]):
+            elif crc8(content[begin : end + _CHECK]):
                 faults[number] = f"level {level + 1} is damaged"
             else:
                 lengths[number].append(int(end + _CHECK - places[number]))
-                places[number], registers[number] = end + _CHECK, 0
+                places[number] = end + _CHECK
     for number, left in enumerate((stops - places).tolist()):
-        if left and not faults[number] and len(lengths[number]) == len(codec.symbols):
+        if left and not faults[number] and len(lengths[number]) > len(codec.symbols):
             faults[number] = f"{counted(left, 'byte')} more than its levels take"
     return [
-        ImageCodes(size, layout.maps(row, len(own)), tuple(own), by_tables, head, fault)
+        ImageCodes(header.size, layout.maps(row, len(own) - 1), tuple(own), fault)
         for row, own, fault in zip(codes, lengths, faults, strict=True)
     ]

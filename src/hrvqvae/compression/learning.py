@@ -42,10 +42,9 @@ _RATE, _LAST_RATE = 0.02, 0.0002  # of learning, at first and in the end; it fal
 _STATES = 8  # that are compared on held-out images
 _MOST_HELD_OUT = 1000
 _WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 60  # sums of products; codes learned from; and so many times at most
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": True}
 
 
-@compiled(**_OPTIONS)
+@compiled(fastmath=True)
 def _learn(
     images: Any, order: Integers, places: Integers, begins: Integers, grids: Integers, symbols: Integers,
     groups: Integers, level: int, features: Integers, selecting: int, maps: Any, table: Floats, bias: Floats,
@@ -148,9 +147,7 @@ def learn_level(
     if count < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {count}")
     grids = [(one.shape[1], one.shape[2]) for one in levels]
-    contexts = usual_contexts(
-        level, symbols, [number == 0 or grids[number - 1] == one for number, one in enumerate(grids)]
-    )
+    contexts = usual_contexts(level, symbols, grids)
     layout = Layout.of(grids, symbols[: level + 1])
     images = np.concatenate([one.reshape(count, -1) for one in levels], 1).astype(np.min_scalar_type(max(symbols)))
     random = np.random.default_rng([seed, level])

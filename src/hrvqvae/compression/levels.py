@@ -25,7 +25,6 @@ Bytes = NDArray[np.uint8]
 NOT_WHOLE = -1
 _LARGEST_CODE = 5  # bytes that a code can take
 _ALONE = 8  # images that are not worth a second thread
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Layout:
                      for level in range(levels))  # fmt: skip
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def _workspace(level: int, layout: Any, network: Any) -> Any:
     """Maps of the groups, a row for each feature, hidden units, and frequencies, all written to."""
     grids, symbols = layout[1:]
@@ -69,7 +68,7 @@ def _workspace(level: int, layout: Any, network: Any) -> Any:
     return maps, rows, hidden, np.empty(symbols[level], np.int64)
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def _encode(
     images: Codes, first: int, last: int, level: int, layout: Any, network: Any, out: Bytes, lengths: Integers
 ) -> int:
@@ -81,26 +80,25 @@ def _encode(
         maps, rows, hidden, frequencies = _workspace(level, layout, network)
     for image in range(first, last):
         codes, stream = images[image], out[image]
-        own = codes[begins[level] : begins[level + 1]]
         coder.begin_encoding(state)
-        if network is None:
-            for code in own:
-                coder.encode(state, stream, code, 1, values)
-        else:
+        if network is not None:
             fill_maps(codes, begins, grids, symbols, groups, level, maps)
-            for y in range(height):
-                for x in range(width):
-                    code = own[y * width + x]
-                    find_rows(maps, groups, grids, level, features, y, x, rows)
-                    chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                    total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
-                    coder.encode(state, stream, frequencies[:code].sum(), frequencies[code], total)
-                    put(maps, groups, level, values, y, x, code)
+        for place in range(height * width):
+            code = codes[begins[level] + place]
+            if network is None:
+                coder.encode(state, stream, code, 1, values)
+            else:
+                y, x = place // width, place % width
+                find_rows(maps, groups, grids, level, features, y, x, rows)
+                chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
+                coder.encode(state, stream, frequencies[:code].sum(), frequencies[code], total)
+                put(maps, groups, level, values, y, x, code)
         lengths[image] = coder.end_encoding(state, stream)
     return last - first
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def _decode(
     content: Bytes, starts: Integers, stops: Integers, first: int, last: int, images: Codes, level: int, layout: Any,
     network: Any, ends: Integers,
@@ -113,36 +111,31 @@ def _decode(
         maps, rows, hidden, frequencies = _workspace(level, layout, network)
     for image in range(first, last):
         codes, stream = images[image], content[starts[image] : stops[image]]
-        own = codes[begins[level] : begins[level + 1]]
         coder.begin_decoding(state, stream)
         whole = True
-        if network is None:
-            for number in range(len(own)):
-                place = coder.sought(state, values)
-                whole = place < values and state[2] <= len(stream)
-                if not whole:
-                    break
-                own[number] = place
-                coder.decode(state, stream, place, 1, values)
-        else:
+        if network is not None:
             fill_maps(codes, begins, grids, symbols, groups, level, maps)
-            for y in range(height):
-                for x in range(width):
-                    if not whole:
-                        continue
-                    find_rows(maps, groups, grids, level, features, y, x, rows)
-                    chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                    total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
-                    place = coder.sought(state, total)
-                    whole = place < total and state[2] <= len(stream)
-                    if whole:
-                        code, before = 0, 0
-                        while before + frequencies[code] <= place:
-                            before += frequencies[code]
-                            code += 1
-                        coder.decode(state, stream, before, frequencies[code], total)
-                        own[y * width + x] = code
-                        put(maps, groups, level, values, y, x, code)
+        for place in range(height * width):
+            y, x, total = place // width, place % width, values
+            if network is not None:
+                find_rows(maps, groups, grids, level, features, y, x, rows)
+                chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
+            sought = coder.sought(state, total)
+            whole = sought < total and state[2] <= len(stream)
+            if not whole:
+                break
+            if network is None:
+                code = sought
+                coder.decode(state, stream, code, 1, total)
+            else:
+                code, before = 0, 0
+                while before + frequencies[code] <= sought:
+                    before += frequencies[code]
+                    code += 1
+                coder.decode(state, stream, before, frequencies[code], total)
+                put(maps, groups, level, values, y, x, code)
+            codes[begins[level] + place] = code
         end = coder.end_decoding(state) if whole else NOT_WHOLE
         ends[image] = starts[image] + end if 0 <= end <= len(stream) else NOT_WHOLE
     return last - first

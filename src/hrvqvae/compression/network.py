@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hrvqvae.config import Grid
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import DamagedFileError
 
@@ -31,7 +32,6 @@ STEPS = 64  # of a score, in which it falls by an octave
 TOP = 16  # bits of the largest frequency
 POWERS: Integers = np.array([round(2 ** (TOP - step / STEPS)) for step in range(STEPS)], np.int64)
 _LARGEST = 2**31 - 1
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 _TOGETHER = 512  # values that a group of several levels may have
 _SELECTED = 4096  # values of a group times symbols, up to which it selects the output weights
@@ -104,8 +104,8 @@ class Contexts:
         return 1 if self.selecting < 0 else self.values(self.selecting)
 
 
-def usual_contexts(level: int, symbols: Sequence[int], alike: Sequence[bool]) -> Contexts:
-    """The contexts that networks are learned for; `alike`: whether each level's grid is that of the level before it.
+def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
+    """The contexts that networks are learned for, of levels with these grids.
 
     Of the own level, the six nearest codes before the code together with coarser levels, and six more alone (eighteen
     at the coarsest level); of the coarser levels, taken together as far as that makes no more than 512 values, the 25
@@ -115,7 +115,7 @@ def usual_contexts(level: int, symbols: Sequence[int], alike: Sequence[bool]) ->
 
     def begins(last: int) -> int:
         first = last
-        while first > 0 and alike[first] and math.prod(symbols[first - 1 : last + 1]) <= _TOGETHER:
+        while first > 0 and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= _TOGETHER:
             first -= 1
         return first
 
@@ -138,7 +138,7 @@ def usual_contexts(level: int, symbols: Sequence[int], alike: Sequence[bool]) ->
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def fill_maps(
     codes: Maps, begins: Integers, grids: Integers, symbols: Integers, groups: Integers, level: int, maps: Maps
 ) -> None:
@@ -165,7 +165,7 @@ def fill_maps(
                 maps[group, y + FRAME, x + FRAME] = value
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def put(maps: Maps, groups: Integers, level: int, symbols: int, y: int, x: int, code: int) -> None:
     """Make a code of the level known."""
     for group in range(len(groups)):
@@ -173,7 +173,7 @@ def put(maps: Maps, groups: Integers, level: int, symbols: int, y: int, x: int, 
             maps[group, y + FRAME, x + FRAME] = maps[group, y + FRAME, x + FRAME] * symbols + code
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def find_rows(
     maps: Maps, groups: Integers, grids: Integers, level: int, features: Integers, y: int, x: int, rows: Integers
 ) -> None:
@@ -191,7 +191,7 @@ def find_rows(
     rows[count] = features[count, 3] + y * PLACES // height * PLACES + x * PLACES // width
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def find_set(maps: Maps, groups: Integers, grids: Integers, level: int, selecting: int, y: int, x: int) -> int:
     """The number of the set of output weights at a position."""
     if selecting < 0:
@@ -247,7 +247,7 @@ def largest_score(network: Network) -> int:
     return max(int(hidden.max(initial=0)), int(sums.max(initial=0)))
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def find_frequencies(
     rows: Integers, chosen: int, table: Any, bias: Any, weights: Any, offsets: Any, shift: int, hidden: Any,
     frequencies: Integers,
@@ -262,7 +262,7 @@ def find_frequencies(
     return total
 
 
-@compiled(inline="always", **_OPTIONS)  # a call would cost a twentieth of a code's time
+@compiled(inline="always")  # a call would cost a twentieth of a code's time
 def frequencies_of(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, frequencies: Integers) -> int:
     """As `find_frequencies`, from the sums of bias and rows, which are overwritten with what the ReLU leaves."""
     size, symbols = len(hidden), len(frequencies)

@@ -20,16 +20,15 @@ Bytes = NDArray[np.uint8]
 WIDTH = 6  # bytes of the interval
 _ALL = 1 << 48
 _LEAST = 1 << 40  # the range is kept above this
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def begin_encoding(state: Integers) -> None:
     """The whole interval, no byte written."""
     state[0], state[1], state[2] = 0, _ALL, 0
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def _carry(state: Integers, out: Bytes) -> None:
     if state[0] >= _ALL:
         state[0] -= _ALL
@@ -40,7 +39,7 @@ def _carry(state: Integers, out: Bytes) -> None:
         out[place] += 1
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def encode(state: Integers, out: Bytes, before: int, frequency: int, total: int) -> None:
     """Narrow the interval to a symbol: `frequency` of `total`, `before` of them below it."""
     part = state[1] // total
@@ -54,7 +53,7 @@ def encode(state: Integers, out: Bytes, before: int, frequency: int, total: int)
         state[1] <<= 8
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def _bytes_to_end(low: Any, width: Any) -> int:
     """The fewest bytes k so that some k bytes, whatever follows them, lie in [low, low + width)."""
     for number in range(WIDTH):
@@ -64,7 +63,7 @@ def _bytes_to_end(low: Any, width: Any) -> int:
     return WIDTH
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def end_encoding(state: Integers, out: Bytes) -> int:
     """Write the last bytes; -> bytes of the stream."""
     number = _bytes_to_end(state[0], state[1])
@@ -79,7 +78,7 @@ def end_encoding(state: Integers, out: Bytes) -> int:
     return length
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def begin_decoding(state: Integers, stream: Bytes) -> None:
     """As `begin_encoding`; bytes past the end of `stream` are read as zeros."""
     state[0], state[1], state[2], state[3] = 0, _ALL, 0, 0
@@ -87,14 +86,14 @@ def begin_decoding(state: Integers, stream: Bytes) -> None:
         state[3] = (state[3] << 8) | (np.int64(stream[place]) if place < len(stream) else 0)
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def sought(state: Integers, total: int) -> int:
     """The place among `total` frequencies that the stream names; `total` or more where it was made by no encoder."""
     place: int = state[3] // (state[1] // total)
     return place
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def decode(state: Integers, stream: Bytes, before: int, frequency: int, total: int) -> None:
     """Narrow the interval to the symbol that `sought` found."""
     part = state[1] // total
@@ -109,7 +108,7 @@ def decode(state: Integers, stream: Bytes, before: int, frequency: int, total: i
         state[1] <<= 8
 
 
-@compiled(**_OPTIONS)
+@compiled()
 def end_decoding(state: Integers) -> int:
     """-> bytes of the stream, where the encoder ended it."""
     length: int = state[2] + _bytes_to_end(state[0], state[1])

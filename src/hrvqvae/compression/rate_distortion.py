@@ -111,7 +111,8 @@ class RateDistortion:
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
         unit = unit.clone()
-        networks = [self.codec.network(level, bool(lmbdas.any())) for level in range(len(self.codec.symbols))]
+        codec = self.codec if lmbdas.any() else self.codec.bare
+        networks = [codec.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
         usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
         for code, symbols in zip(self._model.encode(unit)[: self.levels], self.codec.symbols, strict=False):

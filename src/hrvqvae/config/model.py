@@ -20,7 +20,7 @@ def decided_on_start(by: str) -> Any:
     """A field that is "auto" until a run begins, and then part of the run's configuration.
 
     Args:
-        by: "module:function", from the dataclass of the field, with earlier fields decided, to the value.
+        by: "module:function", from the dataclass of the field to the value.
     """
     return field(default=AUTO, metadata={"decided by": by})
 

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,7 @@ from hrvqvae.config.schema import (
     Config,
     decide,
     default_config,
+    fields_of,
     flatten,
     to_dict,
     with_values,
@@ -44,17 +46,7 @@ _RENAMED = {"revive_every": "restart_every", "revive_below": "restart_below", "s
 _LINKED, _LEVELS, _BETAS = (f"model.quantizer.{name}" for name in ("linked", "levels", "level_betas"))
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 _UNIONS = (Union, types.UnionType)
-
-
-def _hints(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every field of a dataclass, and of the dataclasses inside it."""
-    hints = get_type_hints(type(config))
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
-        if dataclasses.is_dataclass(value):
-            yield from _hints(value, f"{prefix}{one.name}.")
-        else:
-            yield prefix + one.name, hints[one.name]
+_hints = cache(get_type_hints)
 
 
 def _in_words(hint: Any) -> str:
@@ -97,7 +89,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 def _build(base: Config, given: Mapping[str, Any], where: str = "") -> Config:
     """`base` with fields replaced, by dotted name. Raises InputError, which begins with `where`."""
-    hints = dict(_hints(base))
+    hints = {name: _hints(of.__class__)[one.name] for name, of, one in fields_of(base)}
     values = {}
     for name, value in given.items():
         if name not in hints:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hrvqvae.utils.errors import InputError, near_names
+from hrvqvae.utils.progress import told_once
 
 if TYPE_CHECKING:
     from hrvqvae.config.model import ModelConfig
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Entry:
+    """What a registry holds, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Entry):
     """A data set: its files, how it is got and read, and what presets take from it.
 
     Attributes:
@@ -44,7 +52,6 @@ class Dataset:
             features compare images; empty: a small one measures, and none compares.
     """
 
-    name: str
     about: str
     settings: Settings
     column: str = ""
@@ -73,7 +80,7 @@ class ExtraPreset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class System:
+class System(Entry):
     """A system of an autoencoder, its presets and, where it has one, its objective.
 
     Attributes:
@@ -88,7 +95,6 @@ class System:
         needs: (module to import, what pip installs for it), where it needs another package.
     """
 
-    name: str
     title: str
     config: ModelConfig
     model: str
@@ -109,7 +115,7 @@ class System:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorNetwork:
+class PriorNetwork(Entry):
     """A network of priors, with its sampler.
 
     Attributes:
@@ -119,7 +125,6 @@ class PriorNetwork:
         sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
     """
 
-    name: str
     title: str
     config: type[PriorNetworkConfig]
     network: str
@@ -127,7 +132,7 @@ class PriorNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logger:
+class Logger(Entry):
     """Another place for the records of a training, beside metrics.jsonl.
 
     Attributes:
@@ -136,17 +141,11 @@ class Logger:
         needs: a module.
     """
 
-    name: str
     sink: str
     needs: str
 
 
-class _Entry(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-E = TypeVar("E", bound=_Entry)
+E = TypeVar("E", bound=Entry)
 
 
 def imported(reference: str) -> Any:
@@ -162,7 +161,7 @@ def _package(point: EntryPoint) -> str:
 class Registry(Generic[E]):
     """Entries by name, in order: the built-in ones, then those that other packages announce by entry points.
 
-    An entry that can't be used is an error where it is asked for; `entries` leaves it out, `faults` says why.
+    An entry that can't be used is an error where it is asked for; `entries` leaves it out, with a line.
 
     Args:
         kind: the class of an entry.
@@ -215,20 +214,15 @@ class Registry(Generic[E]):
             raise InputError(f"{added} must be a {self.kind.__name__} of that name")
         return entry
 
-    def _fault(self, name: str) -> str:
-        try:
-            self.get(name)
-        except InputError as error:
-            return str(error)
-        return ""
-
     def entries(self) -> list[E]:
-        """The entries that can be used, in order."""
-        return [self.get(name) for name in self if not self._fault(name)]
-
-    def faults(self) -> list[str]:
-        """Why the others can't be used, a line each."""
-        return [fault for fault in map(self._fault, self) if fault]
+        """The entries that can be used, in order. Why another can't be used is told once."""
+        found = []
+        for name in self:
+            try:
+                found.append(self.get(name))
+            except InputError as error:
+                told_once(str(error))
+        return found
 
 
 def _in(module: str, *names: str) -> dict[str, str]:

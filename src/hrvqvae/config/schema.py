@@ -27,29 +27,34 @@ BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
 
 
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(dotted name, its dataclass, the field) of every field of a configuration, and of the dataclasses inside it."""
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{one.name}.")
+        else:
+            yield prefix + one.name, config, one
+
+
 def decide(
-    config: C, made: Mapping[str, str] = MappingProxyType({}), only: tuple[str, ...] = ("",), prefix: str = ""
-) -> tuple[C, dict[str, str]]:
-    """A dataclass with every "auto" decided, and what was decided, by dotted name.
+    config: Config, made: Mapping[str, str] = MappingProxyType({}), only: tuple[str, ...] = ("",)
+) -> tuple[Config, dict[str, str]]:
+    """A configuration with every "auto" decided, and what was decided, by dotted name.
 
     Args:
         made: decisions that were made before, which are kept.
         only: how the names of the fields begin that are decided.
-        prefix: dotted name of `config`, with a dot at its end.
 
     Raises:
         InputError: a field needs what is not on this machine.
     """
-    found: dict[str, str] = {}
-    for one in dataclasses.fields(config):  # type: ignore[arg-type]
-        name, value = prefix + one.name, getattr(config, one.name)
-        if dataclasses.is_dataclass(value):
-            value, inner = decide(value, made, only, f"{name}.")
-            found |= inner
-        elif "decided by" in one.metadata and value == AUTO and name.startswith(only):
-            value = found[name] = made.get(name) or imported(one.metadata["decided by"])(config)
-        config = dataclasses.replace(config, **{one.name: value})  # type: ignore[type-var]
-    return config, found
+    found = {
+        name: made.get(name) or imported(one.metadata["decided by"])(of)
+        for name, of, one in fields_of(config)
+        if "decided by" in one.metadata and getattr(of, one.name) == AUTO and name.startswith(only)
+    }
+    return replaced(config, found), found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
 """Batches in an order that depends on (seed, epoch, index) alone, decoded by processes beside the one that computes.
 
-The training images form one endless stream: epoch after epoch, each in its own order. Step s takes the samples
-s * batch ... (s + 1) * batch - 1 of it, so a run that resumes at step s needs to remember nothing else.
-Shapes: images (B, C, Y, X) uint8, labels (B,) int64.
+The training images form one endless stream, epoch after epoch. Step s takes the samples s * batch ... (s + 1) * batch -
+1 of it, so a run that resumes at step s needs to remember nothing else.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ class Batch:
     images: Tensor  # (B, C, Y, X) uint8
     labels: Tensor  # (B,) int64, zeros where there are no classes
     broken: tuple[str, ...] = ()  # messages about the images that are not in it
-    converted: tuple[tuple[str, str], ...] = ()  # (where it lies, what was lost) of each image that lost something
+    lost: tuple[str, ...] = ()  # what the conversion of images lost
     fatal: InputError | None = None  # an error that no setting skips
 
 
@@ -58,35 +58,28 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
         yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
 
 
-class Stream:
-    """The samples of each step from `first_step` on, without end; of several processes, one process's part of each."""
+def sample_stream(
+    num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE, order: Order | None = None
+) -> Iterator[list[Sample]]:
+    """The samples of each step from `first_step` on, without end; of several processes, one process's part of each.
 
-    def __init__(
-        self, num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE,
-        order: Order | None = None,
-    ) -> None:  # fmt: skip
-        """`order` gives the permutation of the images in an epoch by (seed, epoch); by default each is as likely."""
-        self.num_images, self.batch_size, self.seed, self.first_step = num_images, batch_size, seed, first_step
-        self.part = part
-        self._order = order or (lambda *numbers: stream("order", *numbers).permutation(num_images))
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        position = self.first_step * self.batch_size
-        current, order = -1, np.empty(0, np.int64)
-        while True:
-            samples: list[Sample] = []
-            for place in self.part.of(self.batch_size):
-                epoch, within = divmod(position + place, self.num_images)
-                if epoch != current:
-                    current, order = epoch, self._order(self.seed, epoch)
-                index = int(order[within])
-                samples.append((index, (self.seed, epoch, index)))
-            position += self.batch_size
-            yield samples
+    `order` gives the permutation of the images in an epoch by (seed, epoch); by default each is as likely.
+    """
+    current, indices = -1, np.empty(0, np.int64)
+    for step in itertools.count(first_step):
+        samples: list[Sample] = []
+        for place in part.of(batch_size):
+            epoch, within = divmod(step * batch_size + place, num_images)
+            if epoch != current:
+                current = epoch
+                indices = order(seed, epoch) if order else stream("order", seed, epoch).permutation(num_images)
+            index = int(indices[within])
+            samples.append((index, (seed, epoch, index)))
+        yield samples
 
 
 def batches(
-    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0, on_error: str = "stop",
+    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
     part: Part = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
@@ -96,18 +89,18 @@ def batches(
         part: of each batch, which one of several processes gets.
 
     Raises:
-        BrokenImageError: an image can't be decoded and `on_error` is "stop". With "skip" the next one takes its place.
+        BrokenImageError: an image can't be decoded; where `data.on_error` is "skip", the next one takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
-    samples = Stream(len(images), batch_size, seed, first_step, part, images.order)
-    for batch in read_batches(images, samples, workers, on_error):
+    samples = sample_stream(len(images), batch_size, seed, first_step, part, images.order)
+    for batch in read_batches(images, samples, workers):
         if not len(batch.images):
             raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
         yield batch
 
 
 def evaluation_batches(
-    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0, on_error: str = "stop",
+    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
     part: Part = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Every image once, in order, not augmented. Broken ones are left out; else as `batches`.
@@ -118,7 +111,7 @@ def evaluation_batches(
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [place * len(images) // count for place in part.of(count)]
-    for batch in read_batches(images, in_order(indices, batch_size), workers, on_error):
+    for batch in read_batches(images, in_order(indices, batch_size), workers):
         if len(batch.images):
             yield batch
 
@@ -129,18 +122,16 @@ def in_order(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
         yield [(index, None) for index in indices[start : start + batch_size]]
 
 
-def read_batches(
-    images: ImageSet, samples: Iterable[list[Sample]], workers: int, on_error: str
-) -> Generator[Batch, None, None]:
+def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
     """A batch for each list of samples, empty where all its images are broken. Raises as `batches` does."""
-    for batch in in_workers(_Batches(images), samples, workers if images.decodes else 0):
+    for batch in in_workers(_Batches(images), samples, workers if images.pixels is None else 0):
         if batch.fatal:
             raise batch.fatal
-        if batch.broken and on_error == "stop":
+        if batch.broken and images.config.on_error == "stop":
             raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-        if batch.converted and not images.conversion_told:
+        if batch.lost and not images.conversion_told:
             images.conversion_told = True
-            note(f"images are converted ({batch.converted[0][1]}); this is told once")
+            note(f"images are converted ({batch.lost[0]}); this is told once")
         yield batch
 
 
@@ -152,7 +143,7 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
         pixels, labels = list[NDArray[np.uint8]](), list[int]()
-        broken, converted = list[str](), list[tuple[str, str]]()
+        broken, losses = list[str](), list[str]()
         for index, augmentation in samples:
             for _ in range(1 if augmentation is None else len(self.images)):
                 try:
@@ -165,21 +156,17 @@ class _Batches(Dataset[Batch]):
                     return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=error)
                 pixels.append(found)
                 labels.append(int(self.images.labels[index]))
-                if lost:
-                    converted.append((self.images.where(index), lost))
+                losses += [lost] if lost else []
                 break
         stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(converted))
+        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 
 
 # The processes that decode
 
 
 def in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
-    """What a data set gives for each of the samples, in their order, decoded by processes beside this one.
-
-    They are no more than the cores that this process may use: torch warns of more. Raises as `worker_errors`.
-    """
+    """What a data set gives for each of the samples, in their order, decoded by at most as many processes as cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
         dataset, batch_size=None, sampler=samples, collate_fn=_as_it_is, worker_init_fn=_quiet,
@@ -194,7 +181,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _quiet(_: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it ends its workers when it has saved."""
+    """Let the main process alone answer a signal to the whole group: it ends its workers when it has saved."""
 
     def once(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -1,14 +1,13 @@
 """The images of a split: in memory, or decoded from where they are stored whenever they are read.
 
 What is random in them depends on a purpose, the seed, the epoch and the index of the image alone.
-Shapes: images (N, C, Y, X) uint8; labels (N,) int64.
 """
 
 from __future__ import annotations
 
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -30,80 +29,54 @@ def stream(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
 
-class ImageSet(ABC):
-    """The images of one split, all of one shape, in a fixed order."""
+@dataclass(eq=False)
+class ImageSet:
+    """The images of one split, all of one shape, in a fixed order: stored in a source, or held in memory, or both."""
 
+    config: DataConfig
     labels: NDArray[np.int64]  # (N,), zeros where there are no classes
     classes: tuple[str, ...]  # names, empty where there are no classes
-    names: Sequence[str] = ()  # of the stored images; empty where they are the items of one file
-    decodes = True  # reading decodes a file, so that workers pay
-    conversion_told = False  # a message has said that images are converted
+    source: Source | None = None
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of the source, those of the split
+    pixels: Pixels | None = None  # (N, C, Y, X) uint8; None where reading decodes a file
+    conversion_told: bool = False  # a message has said that images are converted
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the stored images; empty where they are the items of one file."""
+        return [self.source.name(int(row)) for row in self.rows] if self.source else ()
+
+    def where(self, index: int) -> str:
+        """Where a stored image lies, for messages."""
+        assert self.source
+        return self.source.where(int(self.rows[index]))
+
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """An image, augmented unless `augmentation` is None. Raises BrokenImageError where it can't be decoded."""
+        config, place, lost = self.config, (0.5, 0.5), ""
+        generator = stream("augmentation", *augmentation) if augmentation is not None else None
+        if self.pixels is not None:
+            pixels = self.pixels[index]
+        else:
+            assert self.source
+            if generator and config.crop == "random":
+                place = (generator.random(), generator.random())
+            opens = partial(self.source.open, int(self.rows[index]))
+            pixels, lost = decode(opens, self.where(index), config.channels, config.max_pixels, config.size, place)
+        if generator and config.flip and generator.random() < 0.5:
+            pixels = pixels[..., ::-1].copy()
+        return Decoded(pixels, lost)
 
     def read(self, index: int, augmentation: Augmentation | None) -> Pixels:
         """The pixels that `decode` gives, (C, Y, X) uint8."""
         return self.decode(index, augmentation).pixels
 
-    def where(self, index: int) -> str:
-        """Where an image lies, for messages."""
-        return f"image {index}"
-
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch, a permutation of the indices (N,) that depends on (seed, epoch) alone."""
-        return stream("order", seed, epoch).permutation(len(self))
-
-
-def _flipped(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    return pixels[..., ::-1].copy() if generator.random() < 0.5 else pixels
-
-
-class MemoryImages(ImageSet):
-    """Images held in memory as uint8."""
-
-    decodes = False
-
-    def __init__(self, images: Pixels, labels: NDArray[np.int64], classes: Sequence[str], flip: bool) -> None:
-        self.images, self.labels, self.classes, self.flip = images, labels, tuple(classes), flip
-
-    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
-        pixels = self.images[index]
-        if self.flip and augmentation is not None:
-            pixels = _flipped(pixels, stream("augmentation", *augmentation))
-        return Decoded(pixels)
-
-
-class StoredImages(ImageSet):
-    """Images that lie in files, tars and the like, decoded whenever they are read."""
-
-    def __init__(
-        self, source: Source, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str],
-        config: DataConfig,
-    ) -> None:  # fmt: skip
-        """`rows` (N,) are the source's images that are of the split, `labels` (N,) theirs."""
-        self.source, self.rows, self.labels, self.classes, self.config = source, rows, labels, tuple(classes), config
-
-    @property
-    def names(self) -> Sequence[str]:  # type: ignore[override]
-        return [self.source.name(int(row)) for row in self.rows]
-
-    def where(self, index: int) -> str:
-        return self.source.where(int(self.rows[index]))
-
-    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
-        config, place, generator = self.config, (0.5, 0.5), None
-        if augmentation is not None:
-            generator = stream("augmentation", *augmentation)
-            if config.crop == "random":
-                place = (generator.random(), generator.random())
-        opens = partial(self.source.open, int(self.rows[index]))
-        pixels, lost = decode(opens, self.where(index), config.channels, config.max_pixels, config.size, place)
-        return Decoded(_flipped(pixels, generator) if config.flip and generator is not None else pixels, lost)
-
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        return self.source.order(self.rows, stream("order", seed, epoch))
+        generator = stream("order", seed, epoch)
+        if self.source and self.pixels is None:
+            return self.source.order(self.rows, generator)
+        return generator.permutation(len(self))

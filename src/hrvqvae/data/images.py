@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import writing
+from hrvqvae.utils.files import writable, writing
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -167,8 +167,5 @@ def write_image(image: Image.Image, path: Path, *, force: bool = True, optimize:
         InputError: as `check_writable`; the disk is full.
     """
     check_writable(path, force)
-    try:
-        with writing(path, flush=False) as temporary:
-            image.save(temporary, "PNG", optimize=optimize)
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
+    with writable(path), writing(path, flush=False) as temporary:
+        image.save(temporary, "PNG", optimize=optimize)

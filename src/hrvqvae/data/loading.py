@@ -1,8 +1,7 @@
 """From a configuration to the images of a split.
 
-`<root>/mnist/train-images-idx3-ubyte.gz`, `<root>/cifar10/data_batch_1.bin`, `<root>/photos/*.jpg`. A name that is no
-data set of the registry is a folder below the root, or the root itself, which may be tars, Parquet files or arrays as
-well: what a path is decides the form, here and once.
+A name that is no data set of the registry is a folder below the root, or the root itself, which may be tars, Parquet
+files or arrays as well.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,16 @@ from numpy.typing import NDArray
 from hrvqvae.config import DataConfig
 from hrvqvae.config.registry import DATASETS, Dataset, imported
 from hrvqvae.data.batches import in_order, read_batches
-from hrvqvae.data.image_sets import ImageSet, MemoryImages, StoredImages
-from hrvqvae.data.images import conversions
+from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.sets import Arrays
 from hrvqvae.data.sources import arrays, parquet, tars
-from hrvqvae.data.sources.base import TRAIN, WORDS, Form, Part, Source, given_split
+from hrvqvae.data.sources.base import TRAIN, WORDS, Part, Source, given_split
 from hrvqvae.data.sources.files import folder_sources, named_files, names_below
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
 
-_FORMS: Mapping[str, Form] = {".tar": tars, ".parquet": parquet, ".npy": arrays, ".npz": arrays}
-_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_READERS = {".tar": tars.read, ".parquet": parquet.read, ".npy": arrays.read, ".npz": arrays.read}
 _WILD = re.compile(r"[*?{\[]")
 _BATCH = 64  # images that are brought into memory together
 
@@ -57,7 +54,7 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
     """Images of the split "train" or "test" that the configuration describes.
 
     Args:
-        say: takes lines about broken and converted images; of images that are not held in memory, `batches` has them.
+        say: takes lines about what is not read, and about broken images of a set that is held in memory.
 
     Raises:
         InputError: the data is not there (and how to get it), a published set has other channels or another size,
@@ -83,42 +80,38 @@ def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> 
         )
     found: Arrays = imported(dataset.read)(dataset_folder(root, dataset.name), split)
     channels, height, width = found.images.shape[1:]
-    if channels != config.channels:
-        raise InputError(f"{dataset.name} has {channels} channels, data.channels is {config.channels}")
-    if (height, width) != (config.size, config.size):
-        raise InputError(f"{dataset.name} has {height}x{width} pixels, data.size is {config.size}")
-    return MemoryImages(found.images, found.labels, found.classes, config.flip)
+    if (channels, height, width) != (config.channels, config.size, config.size):
+        raise InputError(
+            f"{dataset.name} has {channels} channels of {height}x{width} pixels; "
+            f"data.channels is {config.channels}, data.size is {config.size}"
+        )
+    return ImageSet(config, found.labels, found.classes, pixels=found.images)
 
 
-def _in_memory(images: StoredImages, say: Callable[[str], None]) -> ImageSet:
-    """The images decoded into memory, where they fit; else `images` itself."""
+def _in_memory(images: ImageSet, say: Callable[[str], None]) -> ImageSet:
+    """The images, decoded into memory where they fit."""
     config = images.config
     if len(images) * config.channels * config.size**2 > config.memory_mb * 2**20:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     labels, count = np.empty(len(images), np.int64), 0
-    broken, lost = list[str](), dict[str, str]()
-    images.conversion_told = True  # here, with their number
-    for batch in read_batches(images, in_order(range(len(images)), _BATCH), config.workers, config.on_error):
+    broken = list[str]()
+    for batch in read_batches(images, in_order(range(len(images)), _BATCH), config.workers):
         some = slice(count, count := count + len(batch.images))
         pixels[some], labels[some] = batch.images.numpy().reshape(-1, *pixels.shape[1:]), batch.labels.numpy()
         broken += batch.broken
-        lost.update(batch.converted)
     if not count:
         raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
     if broken:
         say(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
-    if converted := conversions(lost, len(images)):
-        say(converted)
-    found = MemoryImages(pixels[:count], labels[:count], images.classes, config.flip)
-    found.names = images.names
-    return found
+    images.pixels, images.labels = pixels[:count], labels[:count]
+    return images
 
 
 # Images that are stored in files
 
 
-def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str], None]) -> StoredImages:
+def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str], None]) -> ImageSet:
     """Images of the split "train" or "test" that a path stands for.
 
     The path is a folder of image files (`sources.files.folder_sources`); or tars, Parquet files or arrays: one file, a
@@ -149,55 +142,52 @@ def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str],
         )
     classes, labels = _classes(path, sources) if config.labels else ((), {})
     own = labels[source] if classes else np.zeros(len(source), np.int64)
-    return StoredImages(source, rows, own[rows], classes, config)
+    return ImageSet(config, own[rows], classes, source, rows)
 
 
 def open_whole(path: Path) -> Source:
     """Every image of tars, Parquet files or arrays, undivided, with labels. Raises InputError as `open_stored`."""
-    form, parts = _parts(path)
-    return form.read(parts, True)
+    read, parts = _parts(path)
+    return read(parts, True)
 
 
-def _parts(path: Path) -> tuple[Form, list[Part]]:
-    """What tars, Parquet files or arrays that a path names hold. Raises InputError where there are none."""
+def _parts(path: Path) -> tuple[Callable[[Sequence[Part], bool], Source], list[Part]]:
+    """The reader and the parts of the tars, Parquet files or arrays that a path names."""
     if path.is_dir():
-        base, found = path, names_below(path, tuple(_FORMS))
+        base, found = path, names_below(path, tuple(_READERS))
         files = sorted(path / name for name in found if not any(part.startswith(".") for part in name.split("/")))
         if not files:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
-    elif path.name.lower().endswith(_COMPRESSED):
-        raise InputError(f"{path} is compressed, and can't be read by index; unpack it to a .tar and name that")
-    elif path.suffix.lower() in _FORMS or _WILD.search(str(path)):
+    elif path.suffix.lower() in _READERS or _WILD.search(str(path)):
         files = named_files(path)
         base = Path(os.path.commonpath([file.parent for file in files]))
     else:
-        raise InputError(f"{path} is not a folder, nor named as .tar, .parquet, .npy or .npz files")
+        raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack what is compressed")
     kinds = sorted({file.suffix.lower() for file in files})
-    form = _FORMS.get(kinds[0])
-    if form is None or any(_FORMS.get(kind) is not form for kind in kinds):
+    read = _READERS.get(kinds[0])
+    if read is None or any(_READERS.get(kind) is not read for kind in kinds):
         raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
-    return form, form.parts(files, base)
+    if read is arrays.read:
+        return read, arrays.parts(files, base)
+    return read, [Part(file.relative_to(base).as_posix(), file) for file in files]
 
 
 def _of_files(path: Path, split: str, labels: bool) -> dict[str, Source]:
     """The images of tars and the like by the word of their split, or all under the empty word."""
-    form, parts = _parts(path)
+    read, parts = _parts(path)
     by_word: dict[str, list[Part]] = {}
     for part in parts:
         words = re.findall("[a-z]+", part.name.lower())
         by_word.setdefault(next((word for word in words if word in WORDS), ""), []).append(part)
     given = given_split(by_word if path.is_dir() else {*by_word, ""}, path)
     if given is None:
-        return {"": form.read(parts, labels)}
+        return {"": read(parts, labels)}
     wanted = given if labels else (given[split != "train"],)  # classes are those of both
-    return {word: form.read(by_word[word], labels) for word in wanted}
+    return {word: read(by_word[word], labels) for word in wanted}
 
 
 def _held_out(source: Source, config: DataConfig) -> NDArray[np.bool_]:
-    """(N,) which images of a source without a given split are of the test split.
-
-    A hash of each name alone decides, so that an image that is added later moves no other; of two images, one is each.
-    """
+    """(N,) which images are of the test split, by a hash of each name alone; neither split of two images is empty."""
     if config.split == "sorted":
         return np.arange(len(source)) >= config.train_samples
     names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))

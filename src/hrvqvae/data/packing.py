@@ -1,7 +1,6 @@
 """Folders of images to shards: WebDataset tars, or Parquet as the hub has it. The files go in as they are.
 
-A shard depends on the names and contents of its files alone. One that is there already is compared byte for byte: so a
-packing that was killed goes on when it is called again, and no other file is written over.
+A shard that is there is compared byte for byte: a packing that was killed goes on, and no other file is written over.
 """
 
 from __future__ import annotations
@@ -94,10 +93,7 @@ def pack(
 
 
 def _items(source: FolderSource, classes: Sequence[str]) -> list[_Item]:
-    """The images of a split, by names that differ before the first dot: a.b.png is a_b.png.
-
-    Raises InputError where two files would still have one name.
-    """
+    """The images of a split, by names that differ before the first dot: a.b.png is a_b.png."""
     taken: dict[str, str] = {}
     found = list[_Item]()
     number = {name: place for place, name in enumerate(classes)}
@@ -129,7 +125,7 @@ def _runs(items: Sequence[_Item], most: int) -> Iterator[list[_Item]]:
 
 
 def _check_others(out: Path, format: str, planned: dict[Path, list[_Item]]) -> None:
-    """Raises InputError where there are shards of that name that this packing does not make."""
+    """Refuse shards of that name that this packing does not make."""
     shard = re.compile(rf"{re.escape(out.name)}-(?:(?:train|test|val|validation)-)?\d{{6}}\.{format}")
     others = sorted(path for path in out.parent.iterdir() if shard.fullmatch(path.name) and path not in planned)
     if others:
@@ -139,7 +135,7 @@ def _check_others(out: Path, format: str, planned: dict[Path, list[_Item]]) -> N
 
 
 def _write(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all. Raises InputError where it is there and holds something else."""
+    """Write a file whole or not at all, unless it is there and holds something else."""
     with writing(target) as temporary:
         write(temporary)
         if target.exists() and not filecmp.cmp(temporary, target, shallow=False):

@@ -8,8 +8,9 @@ Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels a side; labels 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,17 +21,14 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
 from hrvqvae.config.presets import data_config
 from hrvqvae.config.registry import DATASETS, imported
-from hrvqvae.data.batches import Batch, batches, evaluation_batches
-from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.batches import batches, evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import note
 
-SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"
-"""Trained classifiers inside the package, a file NAME.safetensors each."""
-
-_BATCH, _SEED = 128, 1
+_SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"  # a file NAME.safetensors each
+_BATCH = 128
 
 
 class Classifier(nn.Module):
@@ -124,7 +122,6 @@ class Recipe:
     network: Callable[[int, int], Classifier]
     augment: Callable[[Tensor, torch.Generator], Tensor]
     epochs: int
-    batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -154,25 +151,10 @@ class TrainedClassifier:
         return torch.cat([self.classifier(some).argmax(1) for some in images.split(_BATCH)])  # type: ignore[no-untyped-call]
 
 
-def recipe_of(config: DataConfig) -> Recipe:
-    """How the classifier of that data is trained: as the data set's entry says, else as a small one."""
+def recipe_of(config: DataConfig) -> Recipe | None:
+    """The recipe that the data set's entry names: its features are fit to compare images by. None without one."""
     named = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
-    recipe: Recipe = imported(named) if named else SMALL
-    return recipe
-
-
-def has_trusted_features(config: DataConfig) -> bool:
-    """Whether that data's classifier has features to compare images by: the entry names a recipe, or they are grey."""
-    return config.channels == 1 or bool(config.dataset in DATASETS and DATASETS.get(config.dataset).classifier)
-
-
-def shipped_classifier(config: DataConfig) -> Path | None:
-    """The weights of the classifier inside the package, of images of that data set, size and channels, or None."""
-    path = SHIPPED / f"{config.dataset}.safetensors"
-    if not path.is_file() or config.dataset not in DATASETS:
-        return None
-    known = data_config(DATASETS.get(config.dataset))
-    return path if (known.size, known.channels) == (config.size, config.channels) else None
+    return imported(named) if named else None
 
 
 def classifier_of(config: DataConfig, kept: Path | None = None, say: Callable[[str], None] = note) -> TrainedClassifier:
@@ -185,8 +167,9 @@ def classifier_of(config: DataConfig, kept: Path | None = None, say: Callable[[s
         InputError: the data is not there, or has no classes.
         DamagedFileError: a weights file is damaged, or holds no classifier of that data.
     """
-    shipped = shipped_classifier(config)
-    if shipped:
+    shipped = _SHIPPED / f"{config.dataset}.safetensors"
+    known = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
+    if shipped.is_file() and known and (known.size, known.channels) == (config.size, config.channels):
         return read_classifier(shipped, config)
     if kept and kept.is_file():
         return read_classifier(kept, config)
@@ -211,7 +194,7 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])
-        classifier = recipe_of(config).network(config.channels, len(classes))
+        classifier = (recipe_of(config) or SMALL).network(config.channels, len(classes))
         classifier.load_state_dict(weights)
         return TrainedClassifier(classifier.eval().requires_grad_(False), float(meta["accuracy"]), classes)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -219,7 +202,7 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
 
 
 def train_classifier(
-    config: DataConfig, epochs: int | None = None, seed: int = _SEED, say: Callable[[str], None] = note
+    config: DataConfig, epochs: int | None = None, seed: int = 1, say: Callable[[str], None] = note
 ) -> TrainedClassifier:
     """Train the classifier of that data on the train split, measure it on the test split.
 
@@ -232,22 +215,11 @@ def train_classifier(
     images, test = (load_images(config, split, say) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
-    recipe = recipe_of(config)
+    recipe = recipe_of(config) or SMALL
     torch.manual_seed(seed)
     classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // recipe.batch_size)
+    steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
     say(f"training the classifier of {config.dataset}: {steps:,} steps")
-    stream = batches(images, batch_size=recipe.batch_size, seed=seed, on_error=config.on_error)
-    _train(classifier, recipe, steps, stream, seed, say)
-    stream.close()
-    trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
-    return TrainedClassifier(trained.classifier, _accuracy(trained, test, config.on_error), images.classes)
-
-
-def _train(
-    classifier: Classifier, recipe: Recipe, steps: int, stream: Iterator[Batch], seed: int, say: Callable[[str], None]
-) -> None:
-    """Take so many steps: one cycle of the learning rate, in bfloat16 where the processor multiplies it."""
     optimizer = torch.optim.AdamW(
         classifier.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
@@ -255,23 +227,19 @@ def _train(
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     generator = torch.Generator().manual_seed(seed)
     bf16 = computes_bf16(torch.device("cpu"))
-    for step, batch in zip(range(1, steps + 1), stream, strict=False):
-        moved = recipe.augment(batch.images.float() / 255, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = classifier(moved.contiguous(memory_format=torch.channels_last))
-        loss = loss_of(logits.float(), batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 500 == 0:
-            say(f"step {step:,}  loss {float(loss.detach()):.3f}")
-
-
-def _accuracy(trained: TrainedClassifier, images: ImageSet, on_error: str) -> float:
-    """Share of the images that are classified rightly."""
-    right = total = 0
-    for batch in evaluation_batches(images, batch_size=_BATCH, on_error=on_error):
-        right += int((trained.classify(batch.images.float() / 255) == batch.labels).sum())
-        total += len(batch.labels)
-    return right / max(total, 1)
+    with closing(batches(images, batch_size=_BATCH, seed=seed)) as stream:
+        for step, batch in zip(range(1, steps + 1), stream, strict=False):
+            moved = recipe.augment(batch.images.float() / 255, generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = classifier(moved.contiguous(memory_format=torch.channels_last))
+            loss = loss_of(logits.float(), batch.labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if step % 500 == 0:
+                say(f"step {step:,}  loss {float(loss.detach()):.3f}")
+    trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
+    tests = evaluation_batches(test, batch_size=_BATCH)
+    right = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in tests])
+    return replace(trained, accuracy=float(right.double().mean()))

@@ -21,8 +21,6 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
 
-_SSIM_WINDOW = 11
-
 
 @dataclass(frozen=True, kw_only=True)
 class LevelReport:
@@ -65,13 +63,6 @@ class Report:
         return plain
 
 
-def _ssim(decoded: Tensor, original: Tensor) -> float:
-    """Structural similarity, summed over the images."""
-    each = structural_similarity_index_measure(decoded, original, data_range=1.0, reduction="none")
-    assert isinstance(each, Tensor)
-    return float(each.double().sum())
-
-
 @torch.inference_mode()
 def evaluate(
     model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None,
@@ -97,7 +88,7 @@ def evaluate(
     counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
     images = values = ssim = 0.0
-    has_ssim = config.data.size >= _SSIM_WINDOW
+    has_ssim = config.data.size >= 11  # the side of its window
     for batch in batches:
         original = batch.images.to(device).float() / 255
         size = (original.shape[-2], original.shape[-1])
@@ -108,7 +99,8 @@ def evaluate(
             decoded = model.decode(codes, levels=levels, size=size)
             errors[levels] += float((decoded - original).double().square().sum())
         if has_ssim:
-            ssim += _ssim(decoded, original)
+            each = structural_similarity_index_measure(decoded, original, data_range=1.0, reduction="none")
+            ssim += float(each.double().sum())  # type: ignore[union-attr]
         images += len(original)
         values += original.numel()
     counts = distributed.all_reduce(counts)

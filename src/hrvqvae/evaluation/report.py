@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.checkpoints.codemaps import extract
-from hrvqvae.checkpoints.entropy_model import load_entropy_model
-from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_config
+from hrvqvae.checkpoints.loading import has_priors
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.batches import evaluation_batches
@@ -22,8 +21,6 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note, tracked
-
-EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,8 @@ class Evaluated:
         if self.samples:
             plain |= self.samples[0].to_dict()
             plain["by_guidance"] = [
-                {
-                    "guidance": one.guidance,
-                    "classification_accuracy": one.classification_accuracy,
-                    **vars(one.distances["samples"]),
-                }
+                {name: vars(one)[name] for name in ("guidance", "classification_accuracy")}
+                | vars(one.distances["samples"])
                 for one in self.samples
             ]
         return plain
@@ -76,21 +70,15 @@ def evaluate_run(
     Raises:
         InputError: the run or its data is missing, samples can't be guided, or a lambda that the model can't have.
     """
-    if samples:
-        for weight in guidance:
-            check_sampling_params(load_priors(run).networks, SamplingParams(guidance=weight))
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
-    model, config = load_with_config(run, beam=beam)
-    config = config.with_root(root)
-    encode = None
-    if lmbda is not None:
-        encode = TrainedModel(run, str(compute.device), beam).encoder(lmbda)
+    trained = TrainedModel(run, str(compute.device), beam)
+    for weight in guidance if samples else ():
+        check_sampling_params(trained.priors.networks, SamplingParams(guidance=weight))
+    model, config, encode = trained.autoencoder, trained.config.with_root(root), trained.encoder(lmbda)
     images = load_images(config.data, split, say)
     model = compute.place_model(model)
-    batch_size = min(EVALUATION_BATCH, config.training.batch_size)
-    batches = evaluation_batches(
-        images, batch_size=batch_size, limit=limit, workers=config.data.workers, on_error=config.data.on_error
-    )
+    batch_size = min(128, config.training.batch_size)
+    batches = evaluation_batches(images, batch_size=batch_size, limit=limit, workers=config.data.workers)
     total = len(images) if limit is None else min(limit, len(images))
     shown = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
     report = evaluate(model, config, shown, split, compute.device, encode)
@@ -98,15 +86,13 @@ def evaluate_run(
         return Evaluated(report, None, "not asked for")
     if not samples and not has_priors(run):
         return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
-    priors = load_priors(run)
+    priors = trained.priors
     coded = extract(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    codec = load_entropy_model(run, model, config)
-    found = measure_rate(priors, model, codec, coded, (config.data.size, config.data.size), compute.device)
+    found = measure_rate(priors, model, trained.codec, coded, (config.data.size, config.data.size), compute.device)
     if not samples:
         return Evaluated(report, found, "")
-    quality = measure_samples(
-        TrainedModel(run, beam=beam), config.data, samples, guidance=guidance, lmbda=lmbda, say=say
-    )
+    drawing = TrainedModel(run, beam=beam)
+    quality = measure_samples(drawing, config.data, samples, guidance=guidance, lmbda=lmbda, say=say)
     return Evaluated(report, found, "", quality)

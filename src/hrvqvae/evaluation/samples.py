@@ -20,55 +20,39 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, has_trusted_features
+from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, three_channels
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
-_INCEPTION_WIDTH = 2048
-_NEIGHBOUR, _BLOCK, _BATCH = 3, 1_024, 128
+_BLOCK, _BATCH = 1_024, 128
 
 
+@dataclass(frozen=True)
 class Features:
     """Features of images.
 
-    Args:
+    Attributes:
         source: what they are features of, such as "efficientnet-lite0"; "" for Inception's, whose Frechet and kernel
             distances have names of their own.
         extract: (B, C, Y, X) -> (B, width).
     """
 
-    def __init__(self, source: str, extract: Callable[[Tensor], Tensor]) -> None:
-        self.source, self._extract = source, extract
+    source: str
+    extract: Callable[[Tensor], Tensor]
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, Y, X) -> (B, width) float64."""
-        return self._extract(images).double()
+        return self.extract(images).double()
 
     def title(self, published_name: str, plain_name: str, count: int) -> str:
-        """Name of a distance of `count` images: it depends on their number, so that belongs to the name.
-
-        Args:
-            published_name: of the distance by Inception's features, such as FID.
-            plain_name: of the same distance by any others, such as Frechet distance.
-        """
+        """Name of a distance of `count` images, on which it depends: the published one by Inception's features."""
         if not self.source:
             return f"{published_name} of {count:,} images"
         return f"{plain_name} of {count:,} images, features of {self.source}"
-
-
-def _inception() -> Features:
-    with published.INCEPTION.read():
-        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=[str(_INCEPTION_WIDTH)])
-
-    def extract(images: Tensor) -> Tensor:
-        seen: Tensor = network(three_channels((images * 255).byte()))
-        return seen
-
-    return Features("", extract)
 
 
 def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) -> Features:
@@ -81,8 +65,10 @@ def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) ->
         InputError: none of them can be had, or the data is not there.
     """
     if published.INCEPTION.there:
-        return _inception()
-    if has_trusted_features(config) and load_images(config, "test", say).classes:
+        with published.INCEPTION.read():
+            inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+        return Features("", lambda images: inception(three_channels((images * 255).byte())))
+    if (config.channels == 1 or recipe_of(config)) and load_images(config, "test", say).classes:
         trained = classifier_of(config, folder / "classifier.safetensors", say)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
     if not EfficientNetDistance.there():
@@ -157,38 +143,27 @@ class RealImages:
 
 
 def _frechet(real: Tensor, other: Tensor) -> float:
-    metric = FrechetInceptionDistance(feature=_Ready(real.shape[1]))
+    computed = torch.nn.Identity()  # in the place of a network: these are features already
+    computed.num_features = real.shape[1]  # type: ignore[assignment]
+    metric = FrechetInceptionDistance(feature=computed)
     metric.update(real, real=True)
     metric.update(other, real=False)
     distance: Tensor = metric.compute()
     return float(distance)
 
 
-class _Ready(torch.nn.Module):
-    """Features that are computed already, as torchmetrics takes a network of features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.num_features = width
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
-def share_among(some: Tensor, others: Tensor, neighbour: int = _NEIGHBOUR) -> float:
+def share_among(some: Tensor, others: Tensor, neighbour: int = 3) -> float:
     """Share of the points (N, D) that lie in one of the balls around the others (M, D).
 
     A ball reaches to its centre's `neighbour`-th nearest among the others: so the union of the balls stands for where
     the others are (Kynkaanniemi et al. 2019, equation 1).
     """
     nearest = min(neighbour + 1, len(others))  # a point is its own nearest
-    reach = torch.cat([torch.cdist(part, others).kthvalue(nearest, dim=1).values for part in _blocks(others)])
-    inside = sum(int((torch.cdist(part, others) <= reach).any(dim=1).sum()) for part in _blocks(some))
+    reach = torch.cat(
+        [torch.cdist(part, others).kthvalue(nearest, dim=1).values for part in torch.split(others, _BLOCK)]
+    )
+    inside = sum(int((torch.cdist(part, others) <= reach).any(dim=1).sum()) for part in torch.split(some, _BLOCK))
     return inside / len(some)
-
-
-def _blocks(points: Tensor) -> list[Tensor]:
-    return [points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,12 +216,15 @@ def measure_samples(
     if load_images(config, "train", say).classes != classes:
         raise InputError(f"the priors of {model.run} know other classes than the data has: {', '.join(classes)}")
     trained = classifier_of(config, say=say)
-    tests, labels = _images(config, "test", count)
+    tests, labels = split_images(config, "test", count)
     compared = len(tests)
-    decoded = torch.cat([model.decode(model.encode(some, lmbda), size=_size(some)) for some in _batches(tests)])
-    real = RealImages(Features(f"a classifier of {config.dataset}", trained.classifier.features), _batches(tests))
-    others = {"reconstructions": decoded, "training images": _images(config, "train", compared)[0]}
-    distances = {name: real.distances(_batches(images)) for name, images in others.items()}
+    size = (tests.shape[-2], tests.shape[-1])
+    decoded = torch.cat([model.decode(model.encode(some, lmbda), size=size) for some in torch.split(tests, _BATCH)])
+    real = RealImages(
+        Features(f"a classifier of {config.dataset}", trained.classifier.features), torch.split(tests, _BATCH)
+    )
+    others = {"reconstructions": decoded, "training images": split_images(config, "train", compared)[0]}
+    distances = {name: real.distances(torch.split(images, _BATCH)) for name, images in others.items()}
     reconstructed, found = _accuracy(trained, decoded, labels), []
     for weight in guidance:
         drawn, wanted = _draw(model, count, seed, SamplingParams(guidance=weight))
@@ -255,7 +233,7 @@ def measure_samples(
             SampleQuality(
                 samples=count, guidance=weight, classification_accuracy=_accuracy(trained, drawn, wanted),
                 classifier_accuracy=trained.accuracy, reconstructions_accuracy=reconstructed, compared=compared,
-                frechet=real.frechet, distances={"samples": real.distances(_batches(some)), **distances},
+                frechet=real.frechet, distances={"samples": real.distances(torch.split(some, _BATCH)), **distances},
             )
         )  # fmt: skip
     return tuple(found)
@@ -272,20 +250,10 @@ def _draw(model: TrainedModel, count: int, seed: int, params: SamplingParams) ->
     return torch.cat(drawn), torch.tensor(wanted)
 
 
-def _images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
+def split_images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
     """So many images (B, C, Y, X) in [0, 1] of a split, evenly spread, or all there are, and their classes (B,)."""
-    some = list(
-        evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count, on_error=config.on_error)
-    )
+    some = list(evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count))
     return torch.cat([batch.images for batch in some]).float() / 255, torch.cat([batch.labels for batch in some])
-
-
-def _batches(images: Tensor) -> list[Tensor]:
-    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return (images.shape[-2], images.shape[-1])
 
 
 def _accuracy(trained: TrainedClassifier, images: Tensor, wanted: Tensor) -> float:

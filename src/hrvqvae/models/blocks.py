@@ -9,17 +9,23 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from hrvqvae.config import NetworkConfig
+
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv(relu(x)))): shape kept."""
+    """x + conv1x1(relu(conv(relu(x)))): shape kept. With cases, a bias of the case is added inside to x."""
 
-    def __init__(self, hidden: int, inner: int, kernel: int) -> None:
+    def __init__(self, hidden: int, inner: int, kernel: int, dilation: int = 1, cases: int = 0) -> None:
         super().__init__()
-        self.spatial = nn.Conv2d(hidden, inner, kernel, padding=kernel // 2)
+        if cases:
+            self.case = nn.Embedding(cases, hidden)
+            nn.init.zeros_(self.case.weight)
+        self.spatial = nn.Conv2d(hidden, inner, kernel, padding=dilation * (kernel // 2), dilation=dilation)
         self.pointwise = nn.Conv2d(inner, hidden, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        residual: Tensor = self.pointwise(relu(self.spatial(relu(features))))
+    def forward(self, features: Tensor, case: Tensor | None = None) -> Tensor:
+        seen = features if case is None else features + self.case(case)[..., None, None]
+        residual: Tensor = self.pointwise(relu(self.spatial(relu(seen))))
         return features + residual
 
 
@@ -40,17 +46,15 @@ class Encoder(nn.Sequential):
     image -> [conv 4x4, stride 2, relu] x log2(stride) -> conv -> residual stack -> conv 1x1 -> latents
     """
 
-    def __init__(
-        self, *, channels: int, dim: int, stride: int, hidden: int, inner: int, blocks: int, kernel: int
-    ) -> None:
+    def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
         layers: list[nn.Module] = []
-        width = channels
+        width, hidden, kernel = channels, config.hidden_units, config.kernel
         for step in range(_halvings(stride)):
             wider = hidden // 2 if step == 0 else hidden
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
             width = wider
         layers.append(nn.Conv2d(width, hidden, kernel, padding=kernel // 2))
-        layers.append(ResidualStack(hidden, inner, kernel, blocks))
+        layers.append(ResidualStack(hidden, config.residual_units, kernel, config.residual_blocks))
         layers.append(nn.Conv2d(hidden, dim, 1))
         super().__init__(*layers)
 
@@ -61,33 +65,16 @@ class Decoder(nn.Sequential):
     latents -> conv -> residual stack -> [transposed conv 4x4, stride 2, relu] x (log2(stride) - 1) -> transposed conv
     """
 
-    def __init__(
-        self, *, channels: int, dim: int, stride: int, hidden: int, inner: int, blocks: int, kernel: int
-    ) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)]
-        layers.append(ResidualStack(hidden, inner, kernel, blocks))
-        width = hidden
+    def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
+        width = hidden = config.hidden_units
+        layers: list[nn.Module] = [nn.Conv2d(dim, hidden, config.kernel, padding=config.kernel // 2)]
+        layers.append(ResidualStack(hidden, config.residual_units, config.kernel, config.residual_blocks))
         for step in reversed(range(1, _halvings(stride))):
             narrower = hidden // 2 if step == 1 else hidden
             layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1), nn.ReLU()]
             width = narrower
         layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
         super().__init__(*layers)
-
-
-class _CaseBlock(nn.Module):
-    """x + conv1x1(relu(dilated conv(relu(x + bias of the case)))): shape kept."""
-
-    def __init__(self, hidden: int, inner: int, kernel: int, dilation: int, cases: int) -> None:
-        super().__init__()
-        self.case = nn.Embedding(cases, hidden)
-        self.spatial = nn.Conv2d(hidden, inner, kernel, padding=dilation * (kernel // 2), dilation=dilation)
-        self.pointwise = nn.Conv2d(inner, hidden, 1)
-        nn.init.zeros_(self.case.weight)
-
-    def forward(self, features: Tensor, case: Tensor) -> Tensor:
-        residual: Tensor = self.pointwise(relu(self.spatial(relu(features + self.case(case)[..., None, None]))))
-        return features + residual
 
 
 class Refiner(nn.Module):
@@ -100,7 +87,7 @@ class Refiner(nn.Module):
         super().__init__()
         self.inward = nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)
         self.blocks = nn.ModuleList(
-            _CaseBlock(hidden, max(1, hidden // 2), kernel, 2 ** (number // 2), cases) for number in range(blocks)
+            ResidualBlock(hidden, max(1, hidden // 2), kernel, 2 ** (number // 2), cases) for number in range(blocks)
         )
         self.outward = nn.Conv2d(hidden, dim, 1)
         for values in self.outward.parameters():

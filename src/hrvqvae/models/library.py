@@ -5,24 +5,23 @@ Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
 import vector_quantize_pytorch as library
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from hrvqvae.config.model import FSQConfig, FSQQuantizerConfig, LibraryConfig, LibraryQuantizerConfig
-from hrvqvae.models.base import unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize import Codes, Quantized, check_codes
-from hrvqvae.quantize.search.reference import require_finite
-from hrvqvae.utils.errors import InputError
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
 
 
-class Adapter(nn.Module, ABC):
-    """A quantizer of the library, computed in float32. In training it draws from torch's global generator."""
+class Adapter(Quantizer):
+    """A quantizer of the library, computed in float32. In training it draws from torch's global generator,
+    and restarts dead codewords itself, where it does.
+    """
 
     config: FSQQuantizerConfig | LibraryQuantizerConfig
     sizes: tuple[int, ...]  # values that a code of each level can take
@@ -36,7 +35,6 @@ class Adapter(nn.Module, ABC):
         """Codes (1, N, l) of the first l levels -> (1, N, D)."""
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize (B, H, W, D), with losses summed over the batch. Raises NonFiniteError where a latent is not."""
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
         if not torch.compiler.is_compiling():  # a graph checks no values
             require_finite(vectors, ())
@@ -50,7 +48,6 @@ class Adapter(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
-        """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64. Raises as `forward`."""
         training = self.training
         self.eval()
         codes: Codes = self(latents).codes
@@ -58,16 +55,9 @@ class Adapter(nn.Module, ABC):
         return codes
 
     def lookup(self, codes: Codes) -> Tensor:
-        """(B, H, W, D) of the codes of a prefix of the levels. Raises InputError where they are not such codes."""
-        if not 1 <= len(codes) <= len(self.sizes):
-            raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(self.sizes)}")
-        for level, (code, size) in enumerate(zip(codes, self.sizes, strict=False), start=1):
-            check_codes(code, codes[0].shape, size, level)
+        check_levels(codes, self.sizes)
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
-
-    def paths(self, codes: Codes) -> Codes:
-        return codes
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
@@ -75,9 +65,6 @@ class Adapter(nn.Module, ABC):
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             self.encode(latents)
-
-    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
-        return 0  # the library restarts in a training pass
 
 
 class FSQQuantizer(Adapter):
@@ -105,13 +92,13 @@ class FSQQuantizer(Adapter):
         found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
         return found
 
-    def compare(self, latents: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Channels as the library bounds them before it rounds, and as a code says they are: (B, H, W, channels)."""
+    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Channels as the library bounds them before it rounds, and as the codes say: (B, H, W, channels)."""
         steps = torch.tensor(self.config.channel_levels)
         half = (steps - 1) * 1.001 / 2
         offset = torch.where(steps % 2 == 0, 0.5, 0.0)
         bounded = torch.tanh(self.fsq.project_in(latents) + torch.atanh(offset / half)) * half - offset
-        return bounded, self.fsq.indices_to_level_indices(code) - steps // 2
+        return ((bounded, self.fsq.indices_to_level_indices(codes[0]) - steps // 2),)
 
 
 _RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the library, options that are not its defaults
@@ -150,9 +137,3 @@ class LibraryAutoencoder(SingleGridAutoencoder):
         own = config.quantizer
         quantizer = FSQQuantizer(own) if isinstance(own, FSQQuantizerConfig) else LibraryQuantizer(own)
         super().__init__(config, channels, quantizer)
-
-    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """FSQ's alone: of the others there are no graphs."""
-        if not isinstance(self.quantizer, FSQQuantizer):
-            return ()
-        return (self.quantizer.compare(self.latents(unit_images(images, self.channels)), codes[0]),)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -14,16 +14,11 @@ from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 
-M = TypeVar("M", bound=nn.Module)
 Metrics = Mapping[str, float]
+Place = Callable[[nn.Module], object]
+"""Moves a network to the device and memory format of the training."""
 
 MODEL = "model"  # its name beside the auxiliary networks'
-
-
-class Place(Protocol):
-    """Moves a network to the device and memory format of the training."""
-
-    def __call__(self, model: M, /) -> M: ...
 
 
 class Learner(Protocol):

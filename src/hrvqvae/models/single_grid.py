@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self, cast
+from typing import Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
 from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
-from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, random_latents
+from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, random_latents
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
-
-
-class Quantizer(Protocol):
-    """What a quantizer of one grid does; (B, H, W, D) latents. Its configuration has the field `dim`."""
-
-    config: Any
-
-    def __call__(self, latents: Tensor) -> Quantized: ...
-
-    def encode(self, latents: Tensor) -> Codes: ...
-
-    def lookup(self, codes: Codes) -> Tensor: ...
-
-    def paths(self, codes: Codes) -> Codes: ...
-
-    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None: ...
-
-    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int: ...
 
 
 class SingleGridAutoencoder(Autoencoder):
@@ -44,22 +26,17 @@ class SingleGridAutoencoder(Autoencoder):
     The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride.
 
     Args:
-        quantizer: a module that is a `Quantizer`; None is the residual one of a `SingleGridConfig`.
+        quantizer: None is the residual one of a `SingleGridConfig`.
     """
 
     config: NetworkConfig
     progressive_decoder: ProgressiveDecoder | None = None
 
-    def __init__(self, config: NetworkConfig, channels: int, quantizer: nn.Module | None = None) -> None:
+    def __init__(self, config: NetworkConfig, channels: int, quantizer: Quantizer | None = None) -> None:
         super().__init__(config, channels)
-        module = ResidualQuantizer(cast(SingleGridConfig, config).quantizer) if quantizer is None else quantizer
-        self.quantizer = cast(Quantizer, module)
-        shape = {
-            "channels": channels, "dim": self.latent_dim, "stride": config.stride,
-            "hidden": config.hidden_units, "inner": config.residual_units, "blocks": config.residual_blocks,
-            "kernel": config.kernel,
-        }  # fmt: skip
-        self.encoder, self.decoder = Encoder(**shape), Decoder(**shape)
+        self.quantizer = quantizer or ResidualQuantizer(cast(SingleGridConfig, config).quantizer)
+        shape = (config, channels, self.latent_dim, config.stride)
+        self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
 
     @property
     def latent_dim(self) -> int:
@@ -101,7 +78,7 @@ class SingleGridAutoencoder(Autoencoder):
     def forward(self, images: Tensor) -> Reconstructed:
         """The loss is the printed one (docs/method.md) over the number of pixel values of the batch."""
         unit = unit_images(images, self.channels)
-        quantized = self.quantizer(self.latents(unit))
+        quantized: Quantized = self.quantizer(self.latents(unit))
         output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
@@ -124,35 +101,19 @@ class SingleGridAutoencoder(Autoencoder):
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Only the prefix that is asked for is decoded."""
         latents = chosen_prefix(self.prefix_latents(codes), self.prefixes, levels)
-        whole, features = levels == self.prefixes[-1], latents.permute(0, 3, 1, 2)
-        progressive = self.progressive_decoder
-        if progressive is None:
-            output = self.decoder(features)
-        elif torch.compiler.is_compiling():  # cropped outside: a branch of a graph gives no part of a tensor
-            output = torch.cond(
-                whole, lambda z, _: self.decoder(z), lambda z, n: progressive(z, n - 1), (features, levels)
-            )
+        whole, progressive = levels == self.prefixes[-1], self.progressive_decoder
+        if progressive is not None and torch.compiler.is_compiling():
+            decoded = torch.cond(
+                whole, lambda z, _: self.decoder(z), lambda z, n: progressive(z, n - 1),
+                (latents.permute(0, 3, 1, 2), levels),
+            )  # fmt: skip
+            output = cropped(decoded, self.config.padding, None)  # a branch of a graph gives no part of a tensor
         else:
-            output = self.decoder(features) if whole else progressive(features, levels - 1)
-        return ((cropped(output, self.config.padding, None) + 1) / 2).clamp(0, 1)
+            output = self.pixels(latents, None, None if progressive is None or whole else levels)
+        return ((output + 1) / 2).clamp(0, 1)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Every level quantizes z, by the sum of its codeword and the coarser levels'.
-
-        A beam chooses the codes of linked levels by the cost of the whole path: the squared distance between the
-        levels' vectors side by side, (B, H, W, levels * D), the coarser ones times the root of their weight.
-        """
-        latents, every = self.latents(unit_images(images, self.channels)), self.prefix_latents(codes)
-        quantizer = self.quantizer.config
-        if getattr(quantizer, "beam", 1) == 1:
-            return tuple((latents, chosen) for chosen in every)
-        found: list[tuple[Tensor, Tensor]] = []
-        for group in torch.split(every, quantizer.group_size):
-            weights = [quantizer.coarse_weight**0.5] * (len(group) - 1) + [1.0]
-            target = torch.cat([weight * latents for weight in weights], -1)
-            chosen = torch.cat([weight * one for weight, one in zip(weights, group, strict=True)], -1)
-            found += [(target, chosen)] * len(group)
-        return tuple(found)
+        return self.quantizer.compared(self.latents(unit_images(images, self.channels)), codes)
 
     def paths(self, codes: Codes) -> Codes:
         return self.quantizer.paths(codes)

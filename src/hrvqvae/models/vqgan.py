@@ -107,8 +107,10 @@ class AdversarialObjective(Objective):
         units, layers = self.settings.discriminator_units, self.settings.discriminator_layers
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
-            self.distance = place(perceptual_distance(self.settings.perceptual))
-        self.discriminator = place(PatchDiscriminator(config.data.channels, units, layers))
+            self.distance = perceptual_distance(self.settings.perceptual)
+            place(self.distance)
+        self.discriminator = PatchDiscriminator(config.data.channels, units, layers)
+        place(self.discriminator)
         self.auxiliary = {DISCRIMINATOR: self.discriminator}
 
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:

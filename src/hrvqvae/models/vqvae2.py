@@ -33,21 +33,18 @@ class VQVAE2(Autoencoder):
     def __init__(self, config: VQVAE2Config, channels: int) -> None:
         super().__init__(config, channels)
         grids, hidden, dim, stride = config.grids, config.hidden_units, config.quantizer.dim, config.stride
-        common = {
-            "hidden": hidden, "inner": config.residual_units, "kernel": config.kernel, "blocks": config.residual_blocks,
-        }  # fmt: skip
-        self.encoders = nn.ModuleList([Encoder(channels=channels, dim=hidden, stride=stride, **common)])
-        self.encoders.extend(Encoder(channels=hidden, dim=hidden, stride=2, **common) for _ in range(grids - 1))
+        self.encoders = nn.ModuleList([Encoder(config, channels, hidden, stride)])
+        self.encoders.extend(Encoder(config, hidden, hidden, 2) for _ in range(grids - 1))
         self.projections = nn.ModuleList(
             nn.Conv2d(hidden if level == 0 else 2 * hidden, dim, 1) for level in range(grids)
         )
         self.quantizers = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
-        self.conditions = nn.ModuleList(Decoder(channels=hidden, dim=dim, stride=2, **common) for _ in range(grids - 1))
+        self.conditions = nn.ModuleList(Decoder(config, hidden, dim, 2) for _ in range(grids - 1))
         self.upsamplings = nn.ModuleList(
             nn.Sequential(*(nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in range(grids - 1 - level)))
             for level in range(grids)
         )
-        self.decoder = Decoder(channels=channels, dim=dim * grids, stride=stride, **common)
+        self.decoder = Decoder(config, channels, dim * grids, stride)
 
     @property
     def prefixes(self) -> tuple[int, ...]:

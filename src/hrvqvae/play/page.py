@@ -20,7 +20,7 @@ from torch import Tensor
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.data.images import to_pil
 from hrvqvae.play import tasks
-from hrvqvae.play.tasks import Limits, Picture
+from hrvqvae.play.tasks import MOST_IMAGES, Limits, Picture
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import png
 from hrvqvae.utils.errors import InputError
@@ -92,14 +92,14 @@ class Page:
 
     def draw(self, count: int, *how: Any) -> Image.Image:
         """New images."""
-        return sheets.grid(list(self.model.sample(self.limits.check_count(count), **_params(*how))))
+        return sheets.grid(list(self.model.sample(_checked(count), **_params(*how))))
 
     def complete(
         self, picture: Picture | None, painted: str | None, count: int, *how: Any
     ) -> tuple[Image.Image, str, Image.Image]:
         """Images that keep what is painted."""
-        number, image = self.limits.check_count(count), _given(picture).square
-        kept, share, images = tasks.complete(self.model, image, tasks.marked(painted), number, **_params(*how))
+        image, marks = _given(picture).square, tasks.marked(painted)
+        kept, share, images = tasks.complete(self.model, image, marks, _checked(count), **_params(*how))
         return _enlarged(kept), f"{share:.0%} of the codes are kept", sheets.grid(list(images))
 
     def hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
@@ -177,19 +177,25 @@ class Page:
             on(go.click, answer(self.complete), [picture, painter, *asked_too], [kept, kept_line, completed],
                api_name="complete")  # fmt: skip
             on(clicked.select, answer(self.hierarchy), picture, reach, api_visibility="private")
-        page.queue(max_size=self.limits.images, default_concurrency_limit=1)
+        page.queue(max_size=MOST_IMAGES, default_concurrency_limit=1)
         return page
 
     def _asked(self, count: int) -> list[Any]:
         """The widgets of a sampling: number, class, temperature, seed, guidance."""
         with gr.Row():
             return [
-                gr.Slider(1, self.limits.images, value=min(count, self.limits.images), step=1, label="Images"),
+                gr.Slider(1, MOST_IMAGES, value=count, step=1, label="Images"),
                 gr.Dropdown([_ANY, *self.classes], value=_ANY, label="Class", interactive=bool(self.classes)),
                 gr.Slider(0.05, 2, value=1, step=0.05, label="Temperature"),
                 gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
                 gr.Slider(0, 4, value=1, step=0.1, label="Guidance", visible=self.guided),
             ]
+
+
+def _checked(count: int) -> int:
+    if not 1 <= count <= MOST_IMAGES:
+        raise InputError(f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once")
+    return int(count)
 
 
 def _params(name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:

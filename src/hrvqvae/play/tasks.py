@@ -24,6 +24,8 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
 
 MOST_MARKS = 64  # a side of the grid that is painted on
+MOST_IMAGES = 64  # drawn at once
+_CODED_PIXELS = 1 << 18  # of an image that a model gets; a larger one is reduced
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,6 @@ class Limits:
 
     upload_bytes: int = 16 << 20  # of an upload, or of any other request
     pixels: int = 1 << 24  # of an image, by its header
-    coded_pixels: int = 1 << 18  # of an image that a model gets; a larger one is reduced
-    images: int = 64  # drawn at once
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise InputError(f"the limit {name} is {value}; it must be at least 1")
-
-    def check_count(self, count: int) -> int:
-        """The number of images. Raises InputError where so many can't be drawn at once."""
-        if not 1 <= count <= self.images:
-            raise InputError(f"{count} images are asked for; 1 to {self.images} can be drawn at once")
-        return int(count)
 
 
 class Picture(NamedTuple):
@@ -63,9 +52,9 @@ def take(path: Path, channels: int, size: int, limits: Limits) -> Picture:
     try:
         decoded = decode_image(path, channels, limits.pixels)
         square = torch.from_numpy(decode_image(path, channels, limits.pixels, size).pixels)
-    except InputError as error:
+    except InputError as error:  # Pillow names the whole path
         raise InputError(str(error).replace(str(path), path.name)) from error
-    own, reduced = _reduced(torch.from_numpy(decoded.pixels), limits.coded_pixels)
+    own, reduced = _reduced(torch.from_numpy(decoded.pixels), _CODED_PIXELS)
     return Picture(own, square, "; ".join(note for note in (decoded.lost, reduced) if note))
 
 

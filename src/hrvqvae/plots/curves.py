@@ -22,7 +22,7 @@ from hrvqvae.plots.images import level_captions, level_rows
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.files import writable, write_atomic
 
 _LINES = ("-", "--", ":", "-.")
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
@@ -42,10 +42,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     stream = BytesIO()
     if path.suffix == ".svg":
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    try:
+    with writable(path):
         write_atomic(path, stream.getvalue() or png(figure))
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
 
 def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:

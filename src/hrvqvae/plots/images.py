@@ -18,6 +18,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import note
 
 if TYPE_CHECKING:
@@ -47,12 +48,11 @@ def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> l
 
 def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
     """A sheet of one image by each prefix of its levels that the model decodes."""
-    rows, total = list[sheets.SheetRow](), codes.header
-    for level, length in enumerate(codes.lengths, start=1):
-        total += length
-        if level in model.autoencoder.prefixes:
+    rows = list[sheets.SheetRow]()
+    for level in model.autoencoder.prefixes:
+        if level <= len(codes.codes):
             decoded = decode_images(model.autoencoder, [codes], model.device, level)
-            rows.append(sheets.SheetRow(f"{_named(level)}: {total} bytes", decoded))
+            rows.append(sheets.SheetRow(f"{_named(level)}: {sum(codes.lengths[: level + 1])} bytes", decoded))
     write_image(sheets.draw(rows), out)
 
 
@@ -95,10 +95,8 @@ def sample(
     check_writable(out)
     model = TrainedModel(run)
     if save_dir is not None:
-        try:
+        with writable(save_dir):
             save_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{save_dir} can't be made ({error.strerror or error})") from error
     drawn = model.draw(count, seed=seed, class_name=class_name, params=params)
     write_image(sheets.grid(list(drawn.images)), out)
     if save_dir is not None:

@@ -6,7 +6,6 @@ codeword each one got (path = book * m + child).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -26,19 +25,29 @@ def random_latents(num_leaves: int, dim: int, generator: torch.Generator) -> Ten
     return torch.randn(max(1024, 4 * num_leaves), dim, generator=generator, dtype=torch.float32)
 
 
-class Codebook(nn.Module, ABC):
+class Codebook(nn.Module):
     """The codebooks of one level, (num_books, m, D), with the moving average of how often each codeword is used.
 
-    `codewords` is a buffer where moving averages lead it, and a parameter where the gradient does.
+    With the update "ema" codewords are a buffer, the moving average of the vectors that chose them (VQVAE's appendix
+    A.1; VQVAE-2); with "gradient" a parameter, which the codebook loss moves (docs/method.md, the loss as printed).
     """
 
     codewords: Tensor
     count: Tensor  # (num_books, m): moving average of assignments a batch
+    total: Tensor | None  # (num_books, m, D): that of the sum of the vectors assigned, with "ema"
 
-    def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
+    def __init__(
+        self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema"
+    ) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
+        codewords, follows = torch.zeros(num_books, size, dim, dtype=torch.float32), update == "ema"
+        if follows:
+            self.register_buffer("codewords", codewords)
+        else:
+            self.codewords = nn.Parameter(codewords)
+        self.register_buffer("total", torch.zeros_like(codewords) if follows else None)
 
     @property
     def num_codewords(self) -> int:
@@ -49,28 +58,34 @@ class Codebook(nn.Module, ABC):
         """Codewords that paths stand for: (...) int64 -> (..., D)."""
         return self.codewords.flatten(0, 1)[path]
 
-    @abstractmethod
     def codebook_loss(self, residual: Tensor, codeword: Tensor) -> Tensor | None:
         """||sg[residual] - codeword||^2, a scalar, where the gradient moves the codewords; None elsewhere."""
+        return vq.squared_error(residual.detach(), codeword) if self.total is None else None
 
-    @abstractmethod
     def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
-        """Place the codewords of those paths (K,) at vectors (K, D), with the count (K,) that they begin with.
-
-        Every moving average that a later update would use is reset with them.
-        """
+        """Place the codewords of those paths (K,) at vectors (K, D), with the count (K,) that they begin with."""
+        self.codewords.data.flatten(0, 1)[path] = vectors
+        self.count.view(-1)[path] = count
+        if self.total is not None:
+            self.total.flatten(0, 1)[path] = vectors * count.unsqueeze(-1)
 
     def statistics(self, residual: Tensor, path: Tensor) -> list[Tensor]:
         """What a batch of assignments adds to each moving average: residual (N, D), path (N,) -> the counts first.
 
         Those of several batches add up to those of all of them together.
         """
-        return [vq.counts(path, self.num_codewords).to(self.count.dtype).view_as(self.count)]
+        found = [vq.counts(path, self.num_codewords).to(self.count.dtype).view_as(self.count)]
+        if self.total is not None:
+            found.append(vq.sums(residual, path, self.num_codewords).view_as(self.total))
+        return found
 
     @torch.no_grad()
     def average(self, statistics: Sequence[Tensor]) -> None:
         """Take the statistics of a batch into the moving averages, and let the codewords follow."""
         self.count.lerp_(statistics[0], 1 - self.decay)
+        if self.total is not None:
+            self.total.lerp_(statistics[1], 1 - self.decay)
+            self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
 
     @torch.no_grad()
     def initialize(self, residual: Tensor, parent: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
@@ -127,61 +142,6 @@ class Codebook(nn.Module, ABC):
             moved.append(book * size + children)
             source.append(path[drawn])
         return torch.cat(moved), torch.cat(source)
-
-    @torch.no_grad()
-    def copy(self, source: Tensor, target: Tensor, weight: Tensor) -> None:
-        """Place codewords `target` (K,) where `source` (K,) are, with `weight` (K,) times their counts."""
-        self.set_codewords(target, self.lookup(source), self.count.view(-1)[source] * weight)
-
-
-class EMACodebook(Codebook):
-    """Codewords are the moving average of the vectors that chose them (VQVAE's appendix A.1; VQVAE-2)."""
-
-    total: Tensor  # (num_books, m, D): moving average of the sum of the vectors assigned
-
-    def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
-        super().__init__(num_books, size, dim, decay)
-        self.register_buffer("codewords", torch.zeros(num_books, size, dim, dtype=torch.float32))
-        self.register_buffer("total", torch.zeros(num_books, size, dim, dtype=torch.float32))
-
-    def codebook_loss(self, residual: Tensor, codeword: Tensor) -> None:
-        return None
-
-    def statistics(self, residual: Tensor, path: Tensor) -> list[Tensor]:
-        sums = vq.sums(residual, path, self.num_codewords).view_as(self.total)
-        return [*super().statistics(residual, path), sums]
-
-    @torch.no_grad()
-    def average(self, statistics: Sequence[Tensor]) -> None:
-        super().average(statistics)
-        self.total.lerp_(statistics[1], 1 - self.decay)
-        self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
-
-    def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
-        self.codewords.flatten(0, 1)[path] = vectors
-        self.count.view(-1)[path] = count
-        self.total.flatten(0, 1)[path] = vectors * count.unsqueeze(-1)
-
-
-class GradientCodebook(Codebook):
-    """Codewords are parameters that the codebook loss moves (docs/method.md, the loss as printed)."""
-
-    def __init__(self, num_books: int, size: int, dim: int, decay: float) -> None:
-        super().__init__(num_books, size, dim, decay)
-        self.codewords = nn.Parameter(torch.zeros(num_books, size, dim, dtype=torch.float32))
-
-    def codebook_loss(self, residual: Tensor, codeword: Tensor) -> Tensor:
-        return vq.squared_error(residual.detach(), codeword)
-
-    def set_codewords(self, path: Tensor, vectors: Tensor, count: Tensor) -> None:
-        self.codewords.data.flatten(0, 1)[path] = vectors
-        self.count.view(-1)[path] = count
-
-
-CODEBOOKS: dict[Literal["ema", "gradient"], type[EMACodebook] | type[GradientCodebook]] = {
-    "ema": EMACodebook,
-    "gradient": GradientCodebook,
-}
 
 
 @torch.no_grad()

@@ -1,14 +1,16 @@
-"""What every quantizer gives and takes."""
+"""The contract of every quantizer, and the checks of what it is given."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 Codes = tuple[Tensor, ...]
 """int64 tensors (B, H_l, W_l), coarse first."""
@@ -23,6 +25,43 @@ class Quantized:
     losses: Mapping[str, Tensor]  # codebook and commitment terms, beta included; squared errors summed over the batch
 
 
+class Quantizer(nn.Module, ABC):
+    """Latents (B, H, W, D) of one grid -> codes of one or several levels, (B, H, W) each, and back.
+
+    Attributes:
+        config: has the field `dim`, D.
+    """
+
+    config: Any
+
+    @abstractmethod
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize; in training mode, let the codewords follow. Raises NonFiniteError where a latent is not finite."""
+
+    @abstractmethod
+    def encode(self, latents: Tensor) -> Codes:
+        """The codes alone; nothing is changed. Raises as `forward`."""
+
+    @abstractmethod
+    def lookup(self, codes: Codes) -> Tensor:
+        """(B, H, W, D) of the codes of a prefix of the levels. Raises InputError where they are not such codes."""
+
+    def paths(self, codes: Codes) -> Codes:
+        """Number of each code's codeword among all of its level: same shapes."""
+        return codes
+
+    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Of each level what is quantized, and what its codes stand for: the latents, and the codewords so far."""
+        return tuple((latents, self.lookup(codes[:levels])) for levels in range(1, len(codes) + 1))
+
+    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+        """Start from (..., D) latents, each of which weighs `weight` in the codewords' counts."""
+
+    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
+        """Move dead codewords to (..., D) latents of a training batch; -> how many."""
+        return 0
+
+
 def check_codes(code: Tensor, shape: Sequence[int], size: int, level: int) -> None:
     """Raises InputError where a level's codes are not int64 (B, H, W) of that shape in [0, size).
 
@@ -33,3 +72,20 @@ def check_codes(code: Tensor, shape: Sequence[int], size: int, level: int) -> No
     if not torch.compiler.is_compiling() and code.numel() and (code.min() < 0 or code.max() >= size):
         worst = int(code.min()) if code.min() < 0 else int(code.max())
         raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
+
+
+def check_levels(codes: Codes, sizes: Sequence[int]) -> None:
+    """Raises InputError where codes are not those of a prefix of the levels, whose codes lie in [0, size)."""
+    if not 1 <= len(codes) <= len(sizes):
+        raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
+    for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
+        check_codes(code, codes[0].shape, size, level)
+
+
+def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
+    """Raises NonFiniteError with the count where a latent or a codeword is NaN or infinite: nothing is nearest."""
+    named = {"latents": latents} | {f"codebook of level {level}": one for level, one in enumerate(codebooks, start=1)}
+    for name, values in named.items():
+        finite = torch.isfinite(values)
+        if not finite.all():
+            raise NonFiniteError(f"{name}: {int((~finite).sum())} of {values.numel()} values are NaN or infinite")

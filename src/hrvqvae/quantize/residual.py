@@ -22,32 +22,29 @@ from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import CODEBOOKS, Codebook, follow
+from hrvqvae.quantize.codebook import Codebook, follow
 from hrvqvae.quantize.losses import residual_losses
-from hrvqvae.quantize.quantized import Codes, Quantized, check_codes
-from hrvqvae.quantize.search import Search
-from hrvqvae.quantize.search import search as fastest
-from hrvqvae.quantize.search.reference import require_finite
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
+from hrvqvae.quantize.search import Search, search
+from hrvqvae.utils.errors import NonFiniteError
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(Quantizer):
     """L levels on one latent grid: VQ with one level, RQ where none are linked, HR-VQVAE where all are.
 
     The codebooks of a group's level l, counted from 0, are (m^l, m, D). Codewords change in training mode alone.
     Everything is computed in float32, whatever autocast says.
-
-    Args:
-        config: of the codebooks, and of the search.
-        search: of a group of linked levels, instead of the beam or greedy search that the configuration asks for.
     """
 
-    def __init__(self, config: QuantizerConfig, search: Search | None = None) -> None:
+    config: QuantizerConfig
+
+    def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.search = search or partial(fastest, width=config.beam, coarse_weight=config.coarse_weight)
-        kind, numbers = CODEBOOKS[config.update], config.num_codebooks[:1] if config.shared else config.num_codebooks
-        books = nn.ModuleList(kind(number, config.codewords, config.dim, config.decay) for number in numbers)
+        self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        numbers = config.num_codebooks[:1] if config.shared else config.num_codebooks
+        each = (config.codewords, config.dim, config.decay, config.update)
+        books = nn.ModuleList(Codebook(number, *each) for number in numbers)
         if config.levels == 1:
             self.codebook = books[0]  # the name of its weights in all files, whose digests depend on it
         else:
@@ -82,44 +79,48 @@ class ResidualQuantizer(nn.Module):
         return Quantized(through, self._codes(paths, latents.shape[:-1]), losses)
 
     def encode(self, latents: Tensor) -> Codes:
-        """Codes of (B, H, W, D) latents: L tensors (B, H, W) int64 in [0, m).
-
-        Raises:
-            NonFiniteError: a latent is NaN or infinite.
-        """
         return self._codes(self._search(self._flat(latents)), latents.shape[:-1])
 
     def lookup(self, codes: Codes) -> Tensor:
-        """Sum of the codewords of the levels that are given, any non-empty prefix: -> (B, H, W, D).
-
-        Raises:
-            InputError: no level, more levels than there are, different grids, or a code outside [0, m).
-        """
-        if not 1 <= len(codes) <= self.config.levels:
-            raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {self.config.levels}")
-        for level, code in enumerate(codes, start=1):
-            check_codes(code, codes[0].shape, self.config.codewords, level)
+        """Sum of the codewords of the levels that are given."""
+        check_levels(codes, (self.config.codewords,) * self.config.levels)
         quantized = torch.zeros((), device=codes[0].device)
         for codebook, path in zip(self.levels, self.paths(codes), strict=False):
             quantized = quantized + codebook.lookup(path)
         return quantized
 
     def paths(self, codes: Codes) -> Codes:
-        """Number of the codeword among all of its level, counted from the root of its group: same shapes."""
+        """Numbers are counted from the root of a group."""
         found: list[Tensor] = []
         for level, code in enumerate(codes):
             begins = level % self.config.group_size == 0
             found.append(code if begins else found[-1] * self.config.codewords + code)
         return tuple(found)
 
+    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
+        """A beam chooses the codes of linked levels by the cost of the whole path: the squared distance between the
+        levels' vectors side by side, (B, H, W, levels * D), the coarser ones times the root of their weight.
+        """
+        pairs = super().compared(latents, codes)
+        if self.config.beam == 1:
+            return pairs
+        found: list[tuple[Tensor, Tensor]] = []
+        for first in range(0, len(pairs), self.config.group_size):
+            group = pairs[first : first + self.config.group_size]
+            weights = [self.config.coarse_weight**0.5] * (len(group) - 1) + [1.0]
+            target, chosen = (
+                torch.cat([weight * one for weight, one in zip(weights, part, strict=True)], -1)
+                for part in zip(*group, strict=True)
+            )
+            found += [(target, chosen)] * len(group)
+        return tuple(found)
+
     @torch.no_grad()
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
-        """k-means start from (..., D) latents, level by level and codebook by codebook, on what the coarser ones leave.
+        """k-means, level by level and codebook by codebook, on what the coarser ones leave.
 
         A shared codebook is fitted to what all levels so far have to code, once for each level: fitted to the latents
         alone, it would hold no codeword as short as the finer levels' residuals.
-
-        Each vector weighs `weight` in the codewords' counts.
         """
         left = self._flat(latents)
         for level in range(1, self.config.levels + 1) if self.config.shared else ():
@@ -136,7 +137,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
-        """Move dead codewords to (..., D) latents of a training batch; returns how many.
+        """Move dead codewords to latents of a training batch.
 
         The subtree below a restarted codeword begins as a copy of the one below the codeword that had its vector: what
         it held before belongs to the place that was left.
@@ -167,7 +168,7 @@ class ResidualQuantizer(nn.Module):
         for codebook in levels[level + 1 : level - level % linked + linked]:
             source, target = ((path[:, None] * size + children).flatten() for path in (source, target))
             weight = weight.repeat_interleave(size)
-            codebook.copy(source, target, weight)
+            codebook.set_codewords(target, codebook.lookup(source), codebook.count.view(-1)[source] * weight)
 
     def _flat(self, latents: Tensor) -> Tensor:
         return latents.reshape(-1, latents.shape[-1]).float()

@@ -18,6 +18,7 @@ from hrvqvae.data.images import SUFFIXES, check_writable, to_pil, write_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.tokens.shards import Rows, Shards, named_shards
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import task
 
 _PIXELS = 1 << 18  # of the images that are decoded together
@@ -56,10 +57,8 @@ def detokenize(
                     check_writable(out / names[-1], force)
             for place, image in _painted(painter, rows, used, str(shards)):
                 path = out / names[place]
-                try:
+                with writable(path, "; give another folder"):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise InputError(f"{path} can't be written ({error.strerror}); give another folder") from error
                 write_image(to_pil(image), path, force=force, optimize=False)
                 advance(1)
     return len(written)

@@ -21,7 +21,7 @@ from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import locked, remove_temporaries, writing
+from hrvqvae.utils.files import locked, remove_temporaries, writable, writing
 from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:
@@ -64,12 +64,10 @@ def _laid_out(folder: Path, path: Path, model: Autoencoder, config: Config) -> d
     states = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in shards.paths]
     source = {"model": digest, "labels": config.data.labels, "shards": states}
     if read_maps(folder, _NAME, source, config.model.num_symbols) is None:
-        try:
+        with writable(f"the folder of codes {folder}"):
             remove_temporaries(folder)
             (folder / f"{_NAME}.json").unlink(missing_ok=True)
             _lay_out(folder, shards, config, source)
-        except OSError as error:
-            raise InputError(f"the codes can't be written to {folder} ({error.strerror or error})") from error
     return source
 
 

@@ -35,7 +35,7 @@ from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
 from hrvqvae.data.images import SUFFIXES, Pixels, decode
 from hrvqvae.data.loading import open_whole
-from hrvqvae.data.sources.base import WORDS, Names, Source
+from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
 from hrvqvae.data.sources.files import FolderSource, names_below
 from hrvqvae.tokens.shards import SUFFIX, About, Plan, open_shards, schema
 from hrvqvae.utils.errors import InputError
@@ -61,8 +61,12 @@ class KeyedImages:
     """Images in the order of their keys."""
 
     source: Source  # with their labels
-    keys: Names  # sorted, each once
+    keys: NDArray[np.bytes_]  # sorted, each once
     rows: NDArray[np.int64]  # (N,) the place of each in the source
+
+    def key(self, place: int) -> str:
+        """The key of an image."""
+        return decoded(self.keys, place)
 
     def label(self, place: int) -> str | int | None:
         """The class name of an image, or its number where classes have no names; None where it has none."""
@@ -83,8 +87,8 @@ class KeyedImages:
     def digest(self) -> str:
         """A name for these keys and labels, in this order."""
         state = hashlib.blake2b(digest_size=16)
-        for place, key in enumerate(self.keys):
-            state.update(f"{key}\0{self.label(place)!r}\0".encode())
+        for place in range(len(self.keys)):
+            state.update(f"{self.key(place)}\0{self.label(place)!r}\0".encode())
         return state.hexdigest()
 
 
@@ -119,8 +123,7 @@ def keyed_images(path: Path) -> KeyedImages:
     for one, other in itertools.pairwise(rows):
         if names[one] == names[other]:
             raise InputError(f"{path} has two images named {names[one]}; every image needs a name of its own")
-    keys = Names(names[row] for row in rows)
-    return KeyedImages(source, keys, np.array(rows))
+    return KeyedImages(source, encoded(names[row] for row in rows), np.array(rows))
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:
@@ -165,7 +168,7 @@ class _Reader(Dataset[Read]):
                 read[place], lost = decode(opens, where, self.channels, self.max_pixels, self.size)
                 losses += [lost] if lost else []
             except InputError as error:  # the reason is the same on every machine: without paths and addresses
-                broken[self.images.keys[place]] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
+                broken[self.images.key(place)] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
         return read, broken, losses
 
 
@@ -233,7 +236,7 @@ class Tokenizer:
     def _append(self, file: pq.ParquetWriter, rows: Sequence[Row], columns: pa.Schema) -> None:
         """Append a row group."""
         places, sizes, codes = zip(*rows, strict=True)
-        values = [[self.images.keys[place] for place in places], [self.images.label(place) for place in places]]
+        values = [[self.images.key(place) for place in places], [self.images.label(place) for place in places]]
         values += [list(side) for side in zip(*sizes, strict=True)]
         for level in zip(*codes, strict=True):
             values += [list(side) for side in zip(*(one.shape for one in level), strict=True)]
@@ -320,8 +323,8 @@ def _finish(
         read = set(rows.keys)
         broken = {key: why for key, why in broken.items() if key not in read}
     if retry and broken:
-        keys = tokenizer.images.keys
-        places = [place for place, key in enumerate(keys) if key in broken]
+        key = tokenizer.images.key
+        places = [place for place in range(plan.keys) if key(place) in broken]
         with task("retry", len(places)) as advance:
             for start in range(0, len(places), plan.shard_size):
                 some = places[start : start + plan.shard_size]
@@ -333,7 +336,7 @@ def _finish(
                 else:
                     path.unlink()
                 made += done.images
-                tried = {keys[place] for place in some} - done.broken.keys()
+                tried = {key(place) for place in some} - done.broken.keys()
                 broken = {key: why for key, why in broken.items() if key not in tried}
     if broken:
         lines = [json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n" for key in sorted(broken)]

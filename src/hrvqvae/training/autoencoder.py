@@ -57,7 +57,7 @@ class ImageTask(Task[Batch]):
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
             self.images, batch_size=self.training.batch_size, seed=self.training.seed, first_step=first_step,
-            workers=self.config.data.workers, on_error=self.config.data.on_error, part=distributed.part(),
+            workers=self.config.data.workers, part=distributed.part(),
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
@@ -80,9 +80,8 @@ class ImageTask(Task[Batch]):
 
     def _test_batches(self, limit: int, workers: int, part: Part = WHOLE) -> Generator[Batch, None, None]:
         return evaluation_batches(
-            self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers,
-            on_error=self.config.data.on_error, part=part,
-        )  # fmt: skip
+            self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, part=part
+        )
 
     def _few_test_images(self) -> Tensor:
         few = next(self._test_batches(_SHEET_IMAGES, workers=0)).images
@@ -122,10 +121,7 @@ class AutoencoderTask(ImageTask):
         config, size = self.config, self.training.batch_size
         rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
         wanted = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
-        some = batches(
-            self.images, batch_size=min(wanted, size), seed=self.training.seed, workers=0,
-            on_error=config.data.on_error,
-        )  # fmt: skip
+        some = batches(self.images, batch_size=min(wanted, size), seed=self.training.seed)
         return torch.cat([batch.images for batch in islice(some, -(-wanted // size))])[:wanted]
 
     def auxiliary(self, model: nn.Module) -> Mapping[str, nn.Module]:

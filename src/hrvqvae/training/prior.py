@@ -26,7 +26,7 @@ from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_fo
 from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_prior
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
-from hrvqvae.data.batches import Stream
+from hrvqvae.data.batches import sample_stream
 from hrvqvae.data.image_sets import stream
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
@@ -182,7 +182,7 @@ class PriorTask(Task[CodeBatch]):
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
-        for samples in Stream(self.samples, size, seed, first_step, distributed.part()):
+        for samples in sample_stream(self.samples, size, seed, first_step, distributed.part()):
             flipped, places = np.divmod([index for index, _ in samples], len(self.kept))
             batch = read_codes(self.maps, self.model, self.levels, self.kept[places])
             if self.mirrored is not None:

@@ -77,11 +77,12 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
     """Have numba compile a function when it is first called, and keep the code on disk for later processes.
 
     Args:
-        options: as numba's `njit`, without `cache`. The interpreter's lock is released while the code runs.
+        options: as numba's `njit`, without `cache`. The interpreter's lock is released while the code runs, and a
+            division by zero raises nothing.
     """
 
     def compile_function(function: Function) -> Any:
-        dispatcher: Any = numba.njit(nogil=True, **options)(function)
+        dispatcher: Any = numba.njit(nogil=True, **{"error_model": "numpy", **options})(function)
         with suppress(RuntimeError):  # no folder can be written: each process compiles for itself
             found = FunctionCache(function)  # type: ignore[no-untyped-call]
             found._cache_file = _Files(found._cache_path, function)

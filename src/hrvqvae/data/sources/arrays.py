@@ -1,12 +1,9 @@
 """Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1) if there are any.
 
 In an .npz the arrays are named `images` or `x`, labels `labels` or `y`, with a word for the split where it holds both:
-`x_train`, `y_train`, `x_test`, `train_images`, `val_labels`. The only array of a file may have any name. Labels of
-`digits.npy` are in `digits-labels.npy` beside it, those of `train-images.npy` in `train-labels.npy`, of `x_train.npy`
-in `y_train.npy`.
-
-Images stay on disk, mapped into memory; those of an .npz if they are not compressed (numpy.savez, not
-savez_compressed).
+`x_train`, `val_labels`. The only array of a file may have any name. Labels of `digits.npy` are in `digits-labels.npy`
+beside it, those of `train-images.npy` in `train-labels.npy`. Images stay on disk, mapped into memory, except those of a
+compressed .npz.
 """
 
 from __future__ import annotations
@@ -62,7 +59,7 @@ class ArraySource(Source):
 
 
 def parts(files: Sequence[Path], base: Path) -> list[Part]:
-    """The arrays of images in these files. Raises InputError where an .npz has none that is named as images are."""
+    """The arrays of images in these files, with names below `base`. Raises InputError where there are none."""
     found = list[Part]()
     for file in files:
         name = file.relative_to(base).as_posix()
@@ -105,7 +102,7 @@ def _keys(path: Path) -> list[str]:
 
 
 def _array(part: Part) -> NDArray[Any]:
-    """An array of a file, mapped where it can be. Raises InputError where the file is damaged or holds objects."""
+    """An array of a file, mapped where it can be."""
     try:
         if not part.key:
             found: NDArray[Any] = np.load(part.path, mmap_mode="r", allow_pickle=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,31 +18,18 @@ HELD_OUT = ("test", "val", "validation")  # names of a given test split, in the 
 WORDS = (TRAIN, *HELD_OUT)
 
 
-class Names:
-    """Many names as one block of UTF-8, which takes a third of a list and is not copied by processes that are forked.
+def encoded(names: Iterable[str]) -> NDArray[np.bytes_]:
+    """Names, with surrogates for what is no UTF-8, as one array, which forked processes do not copy as a list."""
+    return np.array([name.encode("utf-8", "surrogateescape") for name in names], np.bytes_)
 
-    Names in bytes that are no UTF-8 are kept as Python reads them, with surrogates.
-    """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._text, self._ends = np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
-
-    def __getitem__(self, row: int) -> str:
-        return self._text[self._ends[row] : self._ends[row + 1]].tobytes().decode("utf-8", "surrogateescape")
+def decoded(names: NDArray[np.bytes_], row: int) -> str:
+    """One of these names."""
+    return str(names[row].decode("utf-8", "surrogateescape"))
 
 
 class Source(ABC):
-    """Stored images in a fixed order, read one by one by their number.
-
-    It goes to the processes that decode, forked or pickled, so it holds nothing open.
-    """
+    """Stored images in a fixed order. It goes to the processes that decode, so it holds nothing open."""
 
     labels: NDArray[Any] | None = None  # (N,) whole numbers or texts; None where an image has none, or nobody asked
     class_names: tuple[str, ...] = ()  # of labels that are numbers; empty where no names are kept
@@ -84,26 +71,10 @@ class Part(NamedTuple):
     key: str = ""  # of the array in an .npz
 
 
-class Form(Protocol):
-    """A module for files of one form."""
-
-    def parts(self, files: Sequence[Path], base: Path) -> list[Part]:
-        """The parts in the files, with names below the folder `base`."""
-
-    def read(self, parts: Sequence[Part], labels: bool) -> Source:
-        """The images of some of these parts. Raises InputError where they are damaged or hold no image."""
-
-
-def file_parts(files: Sequence[Path], base: Path) -> list[Part]:
-    """A part for each file."""
-    return [Part(file.relative_to(base).as_posix(), file) for file in files]
-
-
 def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
     """(word of the train split, word of the test split) of a given split; None where there is none.
 
-    `words` are those of the names, "" of a name without one. Raises InputError where every name has a word, and one of
-    the two splits is missing.
+    `words` are those of the names, "" of a name without one. Raises InputError for half of a split.
     """
     test = next((word for word in HELD_OUT if word in words), None)
     if TRAIN in words and test is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources.base import WORDS, Names, Source, given_split
+from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded, given_split
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
@@ -28,20 +28,20 @@ class FolderSource(Source):
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         super().__init__([len(files)])
-        self.folder, self.files = folder, Names(files)
+        self.folder, self._names = folder, encoded(files)
 
     def name(self, row: int) -> str:
-        return normal(self.files[row])
+        return normal(decoded(self._names, row))
 
     def where(self, row: int) -> str:
-        return str(self.folder / self.files[row])
+        return str(self.folder / decoded(self._names, row))
 
     def open(self, row: int) -> Image.Image:
-        return opened_file(self.folder / self.files[row])
+        return opened_file(Path(self.where(row)))
 
 
 def normal(name: str) -> str:
-    """A name as it is on every machine: some file systems decompose letters with accents."""
+    """A name as on every machine: some file systems decompose letters with accents."""
     return unicodedata.normalize("NFC", name)
 
 

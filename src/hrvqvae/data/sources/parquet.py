@@ -4,9 +4,8 @@ The column holds the bytes of PNG, JPEG and WebP files, or the hub's struct {byt
 holds numbers or texts; names of numbers are read from the features that `datasets` keeps in the file. An image is named
 by its path where the struct has another one for each, else by its file and row.
 
-A row group is the least that can be read, and it may hold a hundred images or a hundred thousand. So each process keeps
-the row groups that it read last, up to `WINDOW_BYTES`, and the order of an epoch, a function of (seed, epoch) as every
-order, stays within so many: the row groups are drawn in a new order, and the images of those that fit into the window
+A row group is the least that can be read. So each process keeps those that it read last, up to `WINDOW_BYTES`, and an
+epoch stays within so many: row groups are drawn in a new order, and the images of those that fit into the window
 together in any order. A set that fits as a whole is drawn as a folder is.
 """
 
@@ -25,13 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Names, Part, Source, file_parts
+from hrvqvae.data.sources.base import Part, Source, decoded, encoded
 from hrvqvae.utils.errors import InputError
 
 WINDOW_BYTES = 256 * 2**20  # of row groups, uncompressed, that are drawn from together and that a process keeps
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
-
-parts = file_parts
 
 
 class Group(NamedTuple):
@@ -57,7 +54,7 @@ class ParquetSource(Source):
         return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_read": OrderedDict()}
 
     @cached_property
-    def _paths(self) -> Names | None:
+    def _paths(self) -> NDArray[np.bytes_] | None:
         """The paths that the files give their images; None unless each has another one."""
         import pyarrow.parquet
 
@@ -68,11 +65,11 @@ class ParquetSource(Source):
                     return None
                 values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
             found += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
-        return None if None in found or len(set(found)) < len(found) else Names(found)
+        return None if None in found or len(set(found)) < len(found) else encoded(found)
 
     def name(self, row: int) -> str:
         if self._paths is not None:
-            return self._paths[row]
+            return decoded(self._paths, row)
         number, within = self.place(row)
         return f"{self.groups[number].file.name}/{self.groups[number].before + within}"
 
@@ -121,7 +118,6 @@ def _bytes_of(group: Group) -> Any:
     except pyarrow.ArrowException as error:
         raise OSError(f"row group {group.number}: {_line(error)}") from error
     images = table.column(0).combine_chunks()
-    images = images.chunk(0) if isinstance(images, pyarrow.ChunkedArray) else images
     return images.field("bytes") if pyarrow.types.is_struct(images.type) else images
 
 
@@ -168,7 +164,7 @@ def _groups(file: Any, path: Path) -> list[Group]:
 
 
 def _image_column(schema: Any, path: Path) -> str:
-    """The column with the bytes of images. Raises InputError where there is none, or several may be."""
+    """The column with the bytes of images."""
     from pyarrow import types
 
     def is_bytes(kind: Any) -> bool:

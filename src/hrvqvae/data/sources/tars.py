@@ -4,10 +4,8 @@ A sample is the members that lie beside each other and have one name up to its f
 `cats/001.cls`. Each PNG, JPEG and WebP member is an image. Its label is the whole number in `.cls`, else under "label"
 in `.json`; class names are the lines of `classnames.txt` beside the shards or in the folder above them.
 
-A shard is opened for each image, as a file of a folder is: processes share nothing, and there is no limit of open
-files. In memory is only where each image lies, some 30 bytes beside its name. It is found by reading the headers once,
-which takes a minute a million, and kept in the user's cache folder for as long as the shards have the same names, sizes
-and times of change.
+A shard is opened for each image, so there is no limit of open files. Where each image lies is found by reading the
+headers once, and kept in the user's cache folder for as long as the shards have the same names, sizes and times.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from array import array
@@ -31,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources.base import Names, Part, Source, file_parts
+from hrvqvae.data.sources.base import Part, Source, decoded, encoded
 from hrvqvae.data.sources.files import normal
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic
@@ -40,26 +37,27 @@ from hrvqvae.utils.progress import note, waiting
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
 KEPT_FROM = 2_000  # images, from which an index is kept
-_FORMAT = 2  # of a kept index
+_FORMAT = 3  # of a kept index
 _BLOCK = 512  # bytes, of which a tar is made
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # of a member's name, as WebDataset divides it
-
-parts = file_parts
 
 
 class TarSource(Source):
     """The image members of tars, shard after shard."""
 
-    def __init__(self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: Names) -> None:
-        """`places` (N, 2) are where the content of each image begins in its shard, and how many bytes it has."""
+    def __init__(
+        self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: NDArray[np.bytes_],
+        labels: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        """`places` (N, 2) are where each image begins in its shard and its bytes; `labels` (N,) may be NO_LABEL."""
         super().__init__(counts)
-        self.files, self._places, self._names = tuple(files), places, names
+        self.files, self._places, self._names, self.given = tuple(files), places, names, labels
 
     def name(self, row: int) -> str:
-        return normal(self._names[row])
+        return normal(decoded(self._names, row))
 
     def where(self, row: int) -> str:
-        return f"{self.files[self.place(row)[0]]}: {self._names[row]}"
+        return f"{self.files[self.place(row)[0]]}: {decoded(self._names, row)}"
 
     def open(self, row: int) -> Image.Image:
         start, size = map(int, self._places[row])
@@ -75,13 +73,13 @@ def read(parts: Sequence[Part], labels: bool) -> TarSource:
     """The images of shards. Raises InputError as `scan`, and where there is no image in any."""
     files = [part.path for part in parts]
     try:
-        source, found = _indexed(files)
+        source = _indexed(files)
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
         raise InputError(f"{files[0]}: no PNG, JPEG or WebP image is in it")
-    if labels and not (found == NO_LABEL).any():
-        source.labels, source.class_names = found, _class_names(files)
+    if labels and NO_LABEL not in source.given:
+        source.labels, source.class_names = source.given, _class_names(files)
     return source
 
 
@@ -97,15 +95,13 @@ def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
     return ()
 
 
-def _indexed(files: Sequence[Path]) -> tuple[TarSource, NDArray[np.int64]]:
-    """Shards, and the label of each image, by an index that was kept, or that is made now."""
+def _indexed(files: Sequence[Path]) -> TarSource:
+    """Shards by an index that was kept, or that is made now."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     known = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     kept = Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)) / "indexes" / f"{known}.npz"
     with contextlib.suppress(Exception), kept.open("rb") as stream:  # what is damaged raises whatever it runs into
-        file = np.load(stream)
-        names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-        return TarSource(files, file["counts"].tolist(), file["places"], Names(names)), file["labels"]
+        return TarSource(files, **np.load(stream))
     if len(files) > 1:
         waiting(f"reading what is in {len(files):,} shards")
     counts, starts, told, names = list[int](), array("q"), array("q"), list[str]()
@@ -113,13 +109,14 @@ def _indexed(files: Sequence[Path]) -> tuple[TarSource, NDArray[np.int64]]:
         scan(path, starts, told, names)
         counts.append(len(names) - sum(counts))
     places, labels = np.array(starts, np.int64).reshape(-1, 2), np.array(told, np.int64)
+    index: dict[str, Any] = {"counts": counts, "places": places, "names": encoded(names), "labels": labels}
     if len(names) >= KEPT_FROM:
-        content, text = io.BytesIO(), np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
-        np.savez(content, counts=counts, places=places, labels=labels, names=text)
+        content = io.BytesIO()
+        np.savez(content, **index)
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(kept, content.getvalue())
-    return TarSource(files, counts, places, Names(names)), labels
+    return TarSource(files, **index)
 
 
 def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
@@ -153,25 +150,21 @@ def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The files and links in a tar, in order. Raises InputError where it is cut short, damaged or no tar."""
-    length, whole, latest = os.fstat(stream.fileno()).st_size, "", ""
+    latest, reason = "", ""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
-                latest = member.name
-                if member.offset_data + member.size <= length:
-                    whole = latest
+                latest = f" after its member {member.name}"
                 if member.isreg() or member.issym() or member.islnk():
                     yield member
             stream.seek(archive.offset)
-            ending = stream.read(_BLOCK)
-            if ending == bytes(_BLOCK):
+            if stream.read(_BLOCK) == bytes(_BLOCK):
                 return
-            fault = "is damaged" if len(ending) == _BLOCK else "is cut short"
     except (tarfile.TarError, EOFError) as error:
-        fault = "is cut short" if latest else f"is no uncompressed tar that can be read by index ({error})"
-    last = f" after its member {whole}" if whole else ""
-    raise InputError(f"{path} {fault}{last}; get or pack it again")
+        reason = f" ({error})"
+    fault = "is cut short or damaged" if latest else "is no uncompressed tar that can be read by index"
+    raise InputError(f"{path} {fault}{latest}{reason}; get or pack it again")
 
 
 def _label(kind: str, content: bytes, where: str) -> int:

@@ -9,8 +9,8 @@ the least cost at each level; one as wide as the level before the last has codew
 With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest; a little weight keeps prefixes
 of the levels good (docs/method.md). A beam of one path is the greedy search, and one level is a flat codebook.
 
-There are three forms with the same answers: `reference` is plain, `compiled` runs on a CPU, `tensors` on a GPU and in
-graphs. Of equal costs the path is taken whose parent costs less, then the one with the lower child.
+There are two forms with the same answers: `compiled` runs on a CPU, `tensors` on a GPU and in graphs. Of equal costs
+the path is taken whose parent costs less, then the one with the lower child.
 
 Shapes: N vectors of width D, L levels, m codewords a codebook; level l's codebooks are (m^(l-1), m, D).
 """

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hrvqvae.quantize.search.reference import require_finite
+from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.search.vectors import (
     GROUP,
     LANES,

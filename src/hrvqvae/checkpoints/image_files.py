@@ -5,47 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression import archive, hrv
-from hrvqvae.compression.archive import Archive, ArchiveWriter
-from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import check_levels, decode_images, flat_codes
-from hrvqvae.config import Config
 from hrvqvae.data.images import SUFFIXES, conversions, decode_image, to_pil, write_image
-from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import TEMPORARY, write_atomic
+from hrvqvae.utils.files import TEMPORARY, writable, write_atomic
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
 _IMAGES, _PIXELS = 1024, 1 << 26  # that are read, coded and written before the next are; a block of an archive
-Say = Callable[[str], None]
 T = TypeVar("T")
-
-
-class Model(Protocol):
-    """What is needed of a trained model (`checkpoints.trained.TrainedModel`)."""
-
-    autoencoder: Autoencoder
-    config: Config
-    device: torch.device
-
-    @property
-    def codec(self) -> EntropyModel: ...
-
-    def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Encode: ...
-
-    def compress(
-        self, images: Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
-        lmbda: float | None = None, names: Sequence[str] | None = None,
-    ) -> list[bytes]: ...  # fmt: skip
 
 
 @dataclass
@@ -55,23 +34,9 @@ class Written:
     `lost` says for each path what was lost when it was converted to the channels of the model.
     """
 
-    images: int = 0
+    lost: dict[Path, str]
     bytes: int = 0
     pixels: int = 0
-    lost: dict[Path, str] = field(default_factory=dict)
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a path has the name of an archive."""
-    return path.suffix.lower() == archive.SUFFIX
-
-
-def content_of(path: Path) -> bytes:
-    """The bytes of a file of codes. Raises InputError where there is none."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -106,12 +71,12 @@ def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]
         yield some
 
 
-def _read(model: Model, named: dict[str, Path], written: Written) -> Iterator[list[tuple[str, Tensor]]]:
+def _read(model: TrainedModel, named: dict[str, Path], written: Written) -> Iterator[list[tuple[str, Tensor]]]:
     """The images with their names, as many at a time as are worked on together."""
 
     def read(path: Path) -> Tensor:
         pixels, written.lost[path] = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
-        written.images, written.pixels = written.images + 1, written.pixels + pixels.size
+        written.pixels += pixels.size
         return torch.from_numpy(pixels)
 
     images = ((name, read(path)) for name, path in named.items())
@@ -119,10 +84,10 @@ def _read(model: Model, named: dict[str, Path], written: Written) -> Iterator[li
 
 
 def compress_files(
-    model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, *, force: bool = False, say: Say = note,
+    model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
+    lmbda: float | None = None, *, force: bool = False,
 ) -> Written:  # fmt: skip
-    """Write the codes of image files.
+    """Write the codes of image files; notices say what images lost by conversion, and what is there already.
 
     Args:
         paths: image files, and folders of them.
@@ -130,24 +95,16 @@ def compress_files(
             which gets a file for each image.
         levels, max_bytes, lmbda: as for `TrainedModel.compress`.
         force: write over other files (.hrv) that exist.
-        say: gets what was lost when images were converted to the channels of the model, and what is there already.
 
     Raises:
         InputError: an image can't be read, levels are out of range, an image does not fit, another file exists already,
             or `out` can't be written.
     """
-    named, written = _named(paths), Written()
-    if is_archive(out):
+    named, written = _named(paths), Written({})
+    if archive.is_archive(out):
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        for name, path in named.items():
-            if any("\ud800" <= letter <= "\udfff" for letter in name):
-                raise InputError(
-                    f"{str(path)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead"
-                )
-        encode, used = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels)
-        with archive.appending(out, model.codec) as writer:
-            _append(model, named, writer, encode, used, written, say)
+        _append(model, named, out, levels, lmbda, written)
     else:
         single = out.suffix.lower() == hrv.SUFFIX
         if single and len(named) != 1:
@@ -155,45 +112,44 @@ def compress_files(
         for batch in _read(model, named, written):
             sources = [str(named[name]) for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
-            made = {
-                out if single else out / f"{name}{hrv.SUFFIX}": one for (name, _), one in zip(batch, files, strict=True)
-            }
-            for path, content in made.items():
+            targets = [out if single else out / f"{name}{hrv.SUFFIX}" for name, _ in batch]
+            for path, content in zip(targets, files, strict=True):
                 if not force and path.is_file() and path.read_bytes() != content:
                     raise InputError(f"{path} exists already; choose another place, or write over it with --force")
-            for path, content in made.items():
+            for path, content in zip(targets, files, strict=True):
                 with _writable(path):
                     write_atomic(path, content)
                 written.bytes += len(content)
-    if converted := conversions(written.lost, written.images):
-        say(converted)
+    if converted := conversions(written.lost, len(named)):
+        note(converted)
     return written
 
 
 @contextmanager
 def _writable(path: Path) -> Iterator[None]:
     """Make the folder that a file is written to. Raises InputError where that or the file can't be written."""
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error})") from error
 
 
 def _append(
-    model: Model, named: dict[str, Path], writer: ArchiveWriter, encode: Encode, levels: int, written: Written, say: Say
+    model: TrainedModel, named: dict[str, Path], path: Path, levels: int | None, lmbda: float | None, written: Written
 ) -> None:
-    path = writer.archive.path
-    if writer.set_aside:
-        left = counted(writer.archive.left_over, "byte")
-        say(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
-    new = 0
-    for batch in _read(model, named, written):
-        codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
-        sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
-        new += writer.append(codes, sizes, [name for name, _ in batch], levels)
+    for name, source in named.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(f"{str(source)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
+    encode, used, new = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels), 0
+    with archive.appending(path, model.codec) as writer:
+        if writer.set_aside:
+            left = counted(writer.archive.left_over, "byte")
+            note(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
+        for batch in _read(model, named, written):
+            codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
+            sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
+            new += writer.append(codes, sizes, [name for name, _ in batch], used)
     if new < len(named):
-        say(f"{path} had {len(named) - new} of {counted(len(named), 'image')} already")
+        note(f"{path} had {len(named) - new} of {counted(len(named), 'image')} already")
     written.bytes = writer.grown
 
 
@@ -208,10 +164,10 @@ class _Job:
 
 
 def decompress_files(
-    model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, names: Sequence[str] = (),
-    *, force: bool = False, say: Say = note,
+    model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, names: Sequence[str] = (),
+    *, force: bool = False,
 ) -> int:  # fmt: skip
-    """Write the images of files of codes and archives as PNG; -> how many.
+    """Write the images of files of codes and archives as PNG; -> how many. Notices say what is cut short or damaged.
 
     What is damaged is passed over: all other images are written before the error.
 
@@ -221,33 +177,41 @@ def decompress_files(
         levels: how many levels to use, as far as they are there; None uses all.
         names: of the images of archives that are wanted; none names all.
         force: write over images that exist.
-        say: gets what is cut short or damaged.
 
     Raises:
         InputError: a file of another model, no such name, an image exists already, or `out` can't be written.
         DamagedFileError: an image has no whole level, or an archive has damaged blocks.
     """
     check_levels(model.autoencoder, levels)
-    jobs, faults, count = [_job(model, path, out, names) for path in paths], list[str](), 0
-    _check_targets(jobs, out, force)
-    images = (pair for job in jobs for pair in _decoded(model, job, levels, faults, say))
-    for target, image in tracked(images, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
+    png = out.suffix.lower() == ".png"
+    jobs, faults, count = [_job(model, path, out, png, names) for path in paths], list[str](), 0
+    targets = [target for job in jobs for target in job.targets]
+    if png and len(targets) != 1:
+        raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
+    seen = set[Path]()
+    for target in targets:
+        if target in seen:
+            raise InputError(f"two images would be written to {target}; use another folder")
+        seen.add(target)
+        if not force and target.exists():
+            raise InputError(f"{target} exists already; choose another place, or write over it with --force")
+    images = (pair for job in jobs for pair in _decoded(model, job, levels, faults))
+    for target, image in tracked(images, "decompress", len(targets), lambda _: 1):
         with _writable(target):
             write_image(to_pil(image), target, force=force)
         count += 1
     for fault in faults[:-1]:
-        say(fault)
+        note(fault)
     if faults:
         raise DamagedFileError(f"{faults[-1]}; {counted(count, 'image')} written" if count else faults[-1])
     return count
 
 
-def _job(model: Model, path: Path, out: Path, names: Sequence[str]) -> _Job:
-    png = out if out.suffix.lower() == ".png" else None
-    if not is_archive(path):
+def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[str]) -> _Job:
+    if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(path, None, [0], [png or out / f"{path.stem}.png"])
+        return _Job(path, None, [0], [out if png else out / f"{path.stem}.png"])
     opened = archive.open_archive(path)
     if opened.codec.model != model.codec.model:
         raise InputError(
@@ -260,29 +224,16 @@ def _job(model: Model, path: Path, out: Path, names: Sequence[str]) -> _Job:
         below = Path(name)
         if below.is_absolute() or ".." in below.parts or "\\" in name or "\0" in name:
             raise DamagedFileError(f"{path}: image {number} has a name that leads out of a folder: {name!r}")
-    return _Job(path, opened, numbers, [png or out / f"{opened.names[number]}.png" for number in numbers])
+    return _Job(path, opened, numbers, [out if png else out / f"{opened.names[number]}.png" for number in numbers])
 
 
-def _check_targets(jobs: Sequence[_Job], out: Path, force: bool) -> None:
-    targets = [target for job in jobs for target in job.targets]
-    if out.suffix.lower() == ".png" and len(targets) != 1:
-        raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
-    seen = set[Path]()
-    for target in targets:
-        if target in seen:
-            raise InputError(f"two images would be written to {target}; use another folder")
-        seen.add(target)
-        if not force and target.exists():
-            raise InputError(f"{target} exists already; choose another place, or write over it with --force")
-
-
-def _decoded(model: Model, job: _Job, levels: int | None, faults: list[str], say: Say) -> Iterator[tuple[Path, Tensor]]:
+def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
     opened, least = job.archive, model.autoencoder.prefixes[0]
     if opened and (damaged := opened.damaged + (0 if opened.cut else opened.left_over)):
         faults.append(f"{job.path}: {counted(damaged, 'byte')} are damaged, with the images in them")
     if opened and opened.left_over and opened.cut:
-        say(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
+        note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
     wanted = zip(job.numbers, job.targets, strict=True)
     for some in _together(wanted, lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
         good = list[tuple[Path, ImageCodes]]()
@@ -292,18 +243,18 @@ def _decoded(model: Model, job: _Job, levels: int | None, faults: list[str], say
                 faults.append(f"{name}: {one.fault or 'it ends too early'}")
                 continue
             if one.fault:
-                say(f"{name}: {one.fault}; decoded from {counted(len(one.codes), 'whole level')}")
+                note(f"{name}: {one.fault}; decoded from {counted(len(one.codes), 'whole level')}")
             good.append((target, one))
         images = decode_images(model.autoencoder, [one for _, one in good], model.device, levels)
         yield from zip((target for target, _ in good), images, strict=True)
 
 
-def _codes(model: Model, job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes]:
+def _codes(model: TrainedModel, job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes]:
     """Images of a file, as far as they can be read."""
     max_pixels = model.config.data.max_pixels
     if job.archive:
         return job.archive.read(numbers, levels, max_pixels)
     try:
-        return hrv.read(model.codec, [content_of(job.path)], levels, [str(job.path)], max_pixels)
+        return hrv.read(model.codec, [hrv.content_of(job.path)], levels, [str(job.path)], max_pixels)
     except DamagedFileError as error:
         return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]
