@@ -22,6 +22,7 @@ from hrvqvae.checkpoints.trained import TrainedModel, load
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
+from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import Part
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
@@ -94,6 +95,24 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     with torch.inference_mode():
         nats = float(code_loss(load_priors(run).networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
+
+
+def test_an_epoch_has_each_image_and_its_mirror_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = load_with_config(run)
+    plain, mirrored = (codemaps.extract(model, config, "train", flip=flip).levels[0] for flip in (False, True))
+    stored = load_images(config.data, "train")
+    images = torch.stack([torch.from_numpy(stored.read(index, None)).float() / 255 for index in range(len(stored))])
+    assert np.array_equal(mirrored, model.encode(images.flip(3))[0].numpy())
+    seen, original = list[bytes](), PriorTask.step
+
+    def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
+        seen.extend(one.numpy().astype(np.uint8).tobytes() for one in batch.codes[0])
+        return original(self, state, batch)
+
+    monkeypatch.setattr(PriorTask, "step", step)
+    kept, _ = held_out_split(len(plain), 0.05, 0)
+    train_levels(run, 1, flip="true", training__batch_size=str(len(kept)), training__max_steps="2")
+    assert sorted(seen) == sorted(maps[image].tobytes() for maps in (plain, mirrored) for image in kept)
 
 
 def test_held_out_images_are_never_trained_on() -> None:
