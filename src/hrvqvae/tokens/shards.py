@@ -171,35 +171,35 @@ class Shards:
         Raises:
             DamagedFileError: a file is damaged, has not the columns of the format, or codes that fill no grid.
         """
-        names = ["key", "label", "height", "width"]
+        kinds = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
         for level in range(1, levels + 1):
-            names += [f"height_{level}", f"width_{level}", f"codes_{level}"]
+            kinds |= {
+                f"height_{level}": pa.int64(),
+                f"width_{level}": pa.int64(),
+                f"codes_{level}": pa.list_(pa.int64()),
+            }
         for path in self.paths:
             with _opened(path) as file:
                 for number in range(file.num_row_groups):
-                    if len(table := file.read_row_group(number, columns=names)):
-                        yield _rows(table, path, names)
+                    if len(table := file.read_row_group(number, columns=[*kinds, "label"])):
+                        yield _rows(table, path, kinds, levels)
 
 
-def _rows(table: pa.Table, path: Path, names: Sequence[str]) -> Rows:
-    for name in names:
-        if name not in table.column_names:
-            raise DamagedFileError(f"{path} has no column {name}; docs/tokens.md says which there are")
-        column, is_list = table.column(name), name.startswith("codes_")
-        kind = column.type
-        if name != "label" and column.null_count:
-            raise DamagedFileError(f"{path}: the column {name} has nulls; only labels may be null")
-        if is_list and not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            raise DamagedFileError(f"{path}: the column {name} is {kind}; it must be a list of whole numbers")
-        if name not in ("key", "label") and not pa.types.is_integer(kind.value_type if is_list else kind):
-            raise DamagedFileError(f"{path}: the column {name} holds something else than whole numbers")
+def _rows(table: pa.Table, path: Path, kinds: Mapping[str, pa.DataType], levels: int) -> Rows:
+    try:
+        labels = table.column("label").to_pylist()
+        table = table.select([*kinds]).cast(pa.schema(kinds))
+    except (KeyError, pa.ArrowException) as error:
+        raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({_line(error)})") from error
+    if any(column.null_count for column in table.columns):
+        raise DamagedFileError(f"{path} has nulls; only labels may be null")
 
     def pairs(end: str) -> list[Grid]:
         columns = (table.column(f"{side}{end}").to_pylist() for side in ("height", "width"))
         return list(zip(*columns, strict=True))
 
     grids, codes = [], []
-    for level in range(1, len(names[4:]) // 3 + 1):
+    for level in range(1, levels + 1):
         column = table.column(f"codes_{level}").combine_chunks()
         if column.values.null_count:
             raise DamagedFileError(f"{path}: codes_{level} has nulls; only labels may be null")
@@ -210,7 +210,11 @@ def _rows(table: pa.Table, path: Path, names: Sequence[str]) -> Rows:
             if min(height, width) < 1 or len(one) != height * width:
                 key = table.column("key")[place].as_py()
                 raise DamagedFileError(f"{path}: {key} has {len(one)} codes of level {level} for {height}x{width}")
-    return Rows(table.column("key").to_pylist(), table.column("label").to_pylist(), pairs(""), grids, codes)
+    return Rows(table.column("key").to_pylist(), labels, pairs(""), grids, codes)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 @contextmanager
@@ -221,8 +225,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
-        text = " ".join(str(error).split())[:100]
-        raise DamagedFileError(f"{path} is damaged or cut short ({text}); delete it, and make it anew") from error
+        raise DamagedFileError(
+            f"{path} is damaged or cut short ({_line(error)}); delete it, and make it anew"
+        ) from error
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
