@@ -115,7 +115,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has 256 codes of level 2 for 9x16",
     ),
     "nulls": (
-        lambda path: _rewritten(path, _with("codes_1", lambda old: [None, *old.to_pylist()[1:]])), "has nulls; only labels may be null",
+        lambda path: _rewritten(path, _with("codes_1", lambda old: [None, *old.to_pylist()[1:]])), "has nulls",
     ),
     "no numbers": (
         lambda path: _rewritten(path, _with("codes_1", lambda old: [[0.5] * 256] * len(old))),

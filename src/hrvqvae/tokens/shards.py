@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hrvqvae import __version__
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import write_atomic
@@ -92,45 +93,31 @@ _SAID = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class About:
-    """The metadata of a shard."""
+def metadata(
+    model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str]
+) -> dict[str, str]:
+    """The key-value metadata of a shard, as docs/tokens.md has it; `broken` is key -> why."""
+    values = {
+        "format": FORMAT, "model": model, "config": json.dumps(config, sort_keys=True),
+        "image_size": json.dumps(image_size), "classes": json.dumps(list(classes)), "version": __version__,
+        "broken": json.dumps([{"key": key, "error": error} for key, error in broken.items()]),
+    }  # fmt: skip
+    return {f"{_PREFIX}{name}": value for name, value in values.items()}
 
-    model: str  # digest of the weights
-    config: Mapping[str, Any] = field(default_factory=dict)  # of the model, as plain values; another tool may lack it
-    image_size: int | None = None  # height and width that every image was brought to; None where each kept its own
-    classes: tuple[str, ...] = ()  # names of the labels, in order; empty where they have none
-    version: str = ""  # of the package that wrote it
-    broken: tuple[tuple[str, str], ...] = ()  # (key, why) of the images of this shard that could not be read
 
-    def metadata(self) -> dict[str, str]:
-        """The file's key-value metadata."""
-        broken = [{"key": key, "error": error} for key, error in self.broken]
-        values = {
-            "format": FORMAT, "model": self.model, "config": json.dumps(self.config, sort_keys=True),
-            "image_size": json.dumps(self.image_size), "classes": json.dumps(list(self.classes)),
-            "version": self.version, "broken": json.dumps(broken),
-        }  # fmt: skip
-        return {f"{_PREFIX}{name}": value for name, value in values.items()}
-
-    @staticmethod
-    def of(metadata: Mapping[bytes, bytes] | None, path: Path) -> About:
-        """What the metadata of a file says. Raises InputError where it is not of this format."""
-        plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
-        values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
-        if "format" not in values or "model" not in values:
-            raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
-        if values["format"] != FORMAT:
-            raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
-        try:
-            broken = [(str(one["key"]), str(one["error"])) for one in json.loads(values.get("broken", "[]"))]
-            size = json.loads(values.get("image_size", "null"))
-            return About(
-                values["model"], dict(json.loads(values.get("config", "{}"))), None if size is None else int(size),
-                tuple(map(str, json.loads(values.get("classes", "[]")))), values.get("version", ""), tuple(broken),
-            )  # fmt: skip
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
+def _read_metadata(metadata: Mapping[bytes, bytes] | None, path: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """(model, classes, broken) of a shard. Raises InputError where it is not of this format."""
+    plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
+    values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
+    if "format" not in values or "model" not in values:
+        raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
+    if values["format"] != FORMAT:
+        raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
+    try:
+        broken = {str(one["key"]): str(one["error"]) for one in json.loads(values.get("broken", "[]"))}
+        return values["model"], tuple(map(str, json.loads(values.get("classes", "[]")))), broken
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -161,7 +148,8 @@ class Shards:
     """Shards that belong together, in order."""
 
     paths: tuple[Path, ...]
-    about: About  # of the first; the model is that of all of them
+    model: str  # digest of its weights
+    classes: tuple[str, ...]  # of the first
     count: int  # images in all
     broken: Mapping[str, str]  # key -> why, of the images that could not be read
 
@@ -236,14 +224,15 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     Raises InputError where one is none, of another version of the format, or of another model than the first, and
     DamagedFileError where one is damaged.
     """
-    told, count = list[About](), 0
+    told, count = [], 0
     for path in paths:
         with _opened(path) as file:
-            told.append(About.of(file.metadata.metadata, path))
+            told.append(_read_metadata(file.metadata.metadata, path))
             count += file.metadata.num_rows
-        if told[-1].model != told[0].model:
+        if told[-1][0] != told[0][0]:
             raise InputError(f"{path} and {paths[0].name} are of two models; shards of one model belong together")
-    return Shards(tuple(paths), told[0], count, {key: why for about in told for key, why in about.broken})
+    model, classes, _ = told[0]
+    return Shards(tuple(paths), model, classes, count, {key: why for *_, broken in told for key, why in broken.items()})
 
 
 def named_shards(path: Path) -> Shards:

@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import described_config, load_with_config
@@ -37,7 +36,7 @@ from hrvqvae.data.images import SUFFIXES, Pixels, decode
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
 from hrvqvae.data.sources.files import FolderSource, names_below
-from hrvqvae.tokens.shards import SUFFIX, About, Plan, open_shards, schema
+from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
@@ -208,9 +207,8 @@ class Tokenizer:
                 advance(len(read) + len(broken))
             if rows:
                 self._append(file, rows, columns)
-            named = tuple(done.broken.items()) if name_broken else ()
-            about = About(self.digest, self._described, self.size, self.images.classes, __version__, named)
-            file.add_key_value_metadata(about.metadata())
+            named = done.broken if name_broken else {}
+            file.add_key_value_metadata(metadata(self.digest, self._described, self.size, self.images.classes, named))
         return done
 
     @torch.inference_mode()
@@ -303,8 +301,8 @@ def _finish(
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
     there = [*(path for path in parts if path not in left), *retries]
     shards = open_shards(there) if there else None
-    if shards and shards.about.model != plan.model:
-        raise InputError(f"{out} holds shards of another model ({shards.about.model[:12]}); delete them")
+    if shards and shards.model != plan.model:
+        raise InputError(f"{out} holds shards of another model ({shards.model[:12]}); delete them")
     broken = dict(shards.broken) if shards else {}
     made, lost = 0, list[str]()
     with task("tokenize", plan.keys, done=shards.count + len(broken) if shards else 0) as advance:
