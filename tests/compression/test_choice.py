@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -52,26 +53,16 @@ class Problem:
         return np.take_along_axis(self.errors, self.choice.chosen[:, :, None], 2).sum((1, 2)).astype(np.float64)
 
 
-class ByThePage:
-    """Bits of codes by the decoder that is written from docs/format.md."""
-
-    def __init__(self, codec: EntropyModel, size: tuple[int, int]) -> None:
-        assert codec.networks
-        self.tables = oracle.TablesFile(codec.content)
-        self.grids = self.tables.grids(*size)
-
-    def bits(self, codes: Any) -> float:
-        """codes[level][y][x]"""
-        total = 0.0
-        for level, about in enumerate(self.tables.levels):
-            if about is None:
-                continue
-            height, width = self.grids[level]
-            for y in range(height):
-                for x in range(width):
-                    counts = self.tables.frequencies(level, self.grids, codes, y, x)
-                    total += math.log2(sum(counts) / counts[codes[level][y][x]])
-        return total
+def bits_by_the_page(tables: oracle.TablesFile, size: tuple[int, int], codes: Any) -> float:
+    """Bits of codes[level][y][x] by the decoder that is written from docs/format.md."""
+    total, grids = 0.0, tables.grids(*size)
+    for level, about in enumerate(tables.levels):
+        if about is None:
+            continue
+        for y, x in itertools.product(*map(range, grids[level])):
+            counts = tables.frequencies(level, grids, codes, y, x)
+            total += math.log2(sum(counts) / counts[codes[level][y][x]])
+    return total
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -79,9 +70,9 @@ def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypat
     """The plain descent computes the bits of the whole image for every candidate. Twice, since rows are kept."""
     monkeypatch.setattr(choice, "_MARGINS", (1e6, 1e6))
     problem, lmbda = Problem(CODECS[name], 5 if name == "half" else 8, count=1, seed=3), 0.02
-    page, grid = ByThePage(problem.codec, problem.size), problem.grid
+    page, grid = oracle.TablesFile(problem.codec.content), problem.grid
     codes = problem.choice.codes[0].reshape(-1, *grid).tolist()
-    assert problem.choice.bits[0] == pytest.approx(page.bits(codes), rel=1e-5)
+    assert problem.choice.bits[0] == pytest.approx(bits_by_the_page(page, problem.size, codes), rel=1e-5)
     chosen = [0] * len(problem.places)
     for _ in range(2):
         for place in problem.places.tolist():
@@ -90,14 +81,15 @@ def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypat
             for number, candidate in enumerate(problem.candidates[0, place].tolist()):
                 for level, code in enumerate(candidate):
                     codes[level][y][x] = code
-                sums.append(float(problem.errors[0, place, number]) + lmbda * page.bits(codes))
+                bits = bits_by_the_page(page, problem.size, codes)
+                sums.append(float(problem.errors[0, place, number]) + lmbda * bits)
             chosen[place] = min(range(len(sums)), key=lambda one: sums[one])
             for level, code in enumerate(problem.candidates[0, place, chosen[place]].tolist()):
                 codes[level][y][x] = code
-        bits = problem.choose(lmbda)
+        found = problem.choose(lmbda)
         assert problem.choice.chosen[0].tolist() == chosen
         assert problem.choice.codes[0].reshape(-1, *grid).tolist() == codes
-        assert bits[0] == pytest.approx(page.bits(codes), rel=1e-5)
+        assert found[0] == pytest.approx(bits_by_the_page(page, problem.size, codes), rel=1e-5)
     assert any(chosen), "nothing was better than what there was"
 
 
