@@ -121,16 +121,6 @@ def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
         assert writer.grown == 0
 
 
-def test_damaged_files_are_refused() -> None:
-    content = TREE.content
-    for place in range(0, len(content), 7):
-        damaged = bytearray(content)
-        damaged[place] ^= 4
-        for some in (bytes(damaged), content[:place]):
-            with pytest.raises(DamagedFileError):
-                read_entropy_model(some)
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -165,13 +155,14 @@ def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
         Contexts(1, (3, 3), ((0, 1),), (), 0)
 
 
-def test_contexts_are_as_many_as_a_network_can_hold() -> None:
-    tree = usual_contexts(2, (8, 8, 8), [(4, 4)] * 3)
-    assert (tree.values(0), tree.sets) == (512, 64)
-    flat = usual_contexts(3, (512,) * 4, [(4, 4)] * 4)
-    assert (flat.values(0), flat.sets) == (512, 1)
-    grids = usual_contexts(1, (8, 8), [(4, 4), (8, 8)])
-    assert grids.values(0) == 8, "levels of different grids are not taken together"
+def test_levels_are_taken_together_up_to_512_values_on_one_grid() -> None:
+    for symbols, sides, values, sets in (
+        ((8, 8, 8), (4, 4, 4), 512, 64),
+        ((512,) * 4, (4,) * 4, 512, 1),
+        ((8, 8), (4, 8), 8, 8),
+    ):
+        contexts = usual_contexts(len(symbols) - 1, symbols, [(side, side) for side in sides])
+        assert (contexts.values(0), contexts.sets) == (values, sets)
 
 
 @pytest.mark.parametrize("name", list(presets.names()))

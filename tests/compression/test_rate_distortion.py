@@ -14,7 +14,6 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.compression import rate_distortion, sensitivity
 from hrvqvae.compression.archive import open_archive
-from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.images import flat_codes
@@ -26,7 +25,7 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
-from tests.compression.made import digits, single_grid, squared_errors, untrained
+from tests.compression.made import bits_of, digits, single_grid, squared_errors, untrained
 from tests.devices import on_each_device
 from tests.tiny_systems import tiny_systems
 
@@ -38,12 +37,7 @@ def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
 
 def bits(codec: EntropyModel, size: tuple[int, int], codes: Codes) -> Tensor:
     """Of each image, by the networks of the entropy model."""
-    layout, networks = codec.layout(size).first(len(codes)), [codec.network(level) for level in range(len(codes))]
-    leaves = torch.stack([code.flatten(1) for code in codes], -1).int().numpy()  # those of each position
-    numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
-    choice = Choice(layout, networks, leaves.reshape(-1, len(codes)), numbers)
-    assert np.array_equal(choice.codes, flat_codes(codes))
-    return torch.from_numpy(choice.bits)
+    return torch.from_numpy(bits_of(codec, size, flat_codes(codes), len(codes)))
 
 
 def total(model: hrvqvae.TrainedModel, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
