@@ -36,17 +36,15 @@ def bench_onnx(
     """
     model, config = load_with_config(run)
     found = load_images(config.with_root(data).data, "test")
-    agreement, kept = Agreement(), list[Tensor]()
     with tempfile.TemporaryDirectory() as folder:
         export_graphs(run, Path(folder) / "onnx", "onnx")
         graphs = OnnxModel(Path(folder) / "onnx")
-        for batch in evaluation_batches(found, batch_size=_BATCH, limit=images, workers=0):
-            unit = batch.images.float() / 255
-            agreement += compare(model, graphs, unit)
-            kept = [*kept, unit][:1]
-        if not kept:
+        batched = evaluation_batches(found, batch_size=_BATCH, limit=images, workers=0)
+        units = [batch.images.float() / 255 for batch in batched]
+        if not units:
             raise InputError(f"no test image of {run} could be read")
-        rows = [row for size in batches for row in _timed(model, graphs, _so_many(kept[0], size), rounds)]
+        agreement = compare(model, graphs, units)
+        rows = [row for size in batches for row in _timed(model, graphs, _so_many(units[0], size), rounds)]
     return agreement, rows
 
 

@@ -34,11 +34,11 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
             tree = hierarchy.Tree(tree.codebooks, None, tree.name)
     else:
         model, config = load_with_config(run)
-        books = hierarchy.codebooks_of(model, config.model.system)
+        books = hierarchy.codebooks_of(model)
         if position is not None:
             name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"
             image = torch.from_numpy(load_images(config.data, "test").read(0, None))
-            tree = hierarchy.tree_at(model, config.model.system, image, (position[0], position[1]), name)
+            tree = hierarchy.tree_at(model, image, (position[0], position[1]), name)
         elif path is not None:
             tree = hierarchy.Tree(books, None, f"{config.name}, the path given")
         else:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of
 from hrvqvae.compression.hrv import write
 from hrvqvae.compression.levels import decode_level
@@ -66,6 +67,14 @@ def random_codes(codec: EntropyModel, size: Grid, count: int, seed: int = 0) -> 
 def files_of(codec: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None) -> list[bytes]:
     """Files (.hrv) of such codes."""
     return [b"".join(parts) for parts in write(codec, random_codes(codec, size, count, seed), size, levels)]
+
+
+def bits_of(codec: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int) -> NDArray[np.float64]:
+    """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have them."""
+    leaves = codes.reshape(len(codes), levels, -1).transpose(0, 2, 1)
+    numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
+    networks = [codec.network(level) for level in range(levels)]
+    return Choice(codec.layout(size).first(levels), networks, leaves.reshape(-1, levels), numbers).bits
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

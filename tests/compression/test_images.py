@@ -28,7 +28,7 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
 from tests.tiny_systems import tiny_systems
 
-NAMES = ("hrvqvae", "groups", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
+NAMES = ("groups", "vqvae2", "fsq", "vqpytorch")
 CPU = torch.device("cpu")
 
 
@@ -121,20 +121,20 @@ def test_the_entropy_model_belongs_to_the_weights(run: Path, tmp_path: Path) -> 
 
 
 def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:
-    model, images, most = hrvqvae.load(run), digits(8), 26
+    model, images, most = hrvqvae.load(run), digits(4), 26
 
     def errors(files: list[bytes]) -> Tensor:
         return squared_errors(torch.stack(model.decompress(files)), images)
 
     found = model.compress(images, max_bytes=most)
     assert max(map(len, found)) <= most
-    least = torch.full((8,), torch.inf)
+    least = torch.full((4,), torch.inf)
     for levels in (1, 2, 3):
         for lmbda in (None, *(2.0**power for power in range(-7, 4, 2))):
             files = model.compress(images, levels, lmbda=lmbda)
             fits = torch.tensor([len(file) <= most for file in files])
             least = torch.where(fits, torch.minimum(least, errors(files)), least)
-        assert model.compress(images[:4], levels, max_bytes=1000) == model.compress(images[:4], levels, lmbda=0)
+        assert model.compress(images[:2], levels, max_bytes=1000) == model.compress(images[:2], levels, lmbda=0)
     assert least.isfinite().all()
     assert errors(found).sum() <= 1.005 * least.sum()
     several = [images[0], images[1, :, :, :7], images[2]]
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_named(run: Path) -> None:
         model.compress(digits(1), max_bytes=0)
 
 
-@pytest.mark.parametrize("least", [0.001, 0.03, 0.3, 6.0])
+@pytest.mark.parametrize("least", [0.001, 6.0])
 def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 31 bytes up to that lambda, where 30 are admitted: it lies far from where their size says."""
 

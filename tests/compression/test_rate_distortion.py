@@ -14,7 +14,6 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.compression import rate_distortion, sensitivity
 from hrvqvae.compression.archive import open_archive
-from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.images import flat_codes
@@ -26,7 +25,7 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
-from tests.compression.made import digits, single_grid, squared_errors, untrained
+from tests.compression.made import bits_of, digits, single_grid, squared_errors, untrained
 from tests.devices import on_each_device
 from tests.tiny_systems import tiny_systems
 
@@ -38,12 +37,7 @@ def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
 
 def bits(codec: EntropyModel, size: tuple[int, int], codes: Codes) -> Tensor:
     """Of each image, by the networks of the entropy model."""
-    layout, networks = codec.layout(size).first(len(codes)), [codec.network(level) for level in range(len(codes))]
-    leaves = torch.stack([code.flatten(1) for code in codes], -1).int().numpy()  # those of each position
-    numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
-    choice = Choice(layout, networks, leaves.reshape(-1, len(codes)), numbers)
-    assert np.array_equal(choice.codes, flat_codes(codes))
-    return torch.from_numpy(choice.bits)
+    return torch.from_numpy(bits_of(codec, size, flat_codes(codes), len(codes)))
 
 
 def total(model: hrvqvae.TrainedModel, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
@@ -52,7 +46,7 @@ def total(model: hrvqvae.TrainedModel, images: Tensor, codes: Codes, lmbda: floa
     return errors(model.autoencoder, images, codes) + lmbda * bits(model.codec, size, codes)
 
 
-@pytest.mark.parametrize("name", ["hrvqvae", "groups", "vqvae", "rqvae", "fsq", "vqgan"])
+@pytest.mark.parametrize("name", ["groups", "vqvae", "fsq"])
 def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_root: Path) -> None:
     """Of untrained models with one grid, whose quantizers know no leaves by themselves; images that do not fill it."""
     model, codec = untrained(single_grid(name, mnist_root))
@@ -105,9 +99,8 @@ def test_images_have_a_lambda_each(device: str, run: Path) -> None:
     torch.testing.assert_close(squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path, levels: int) -> None:
-    model, images = hrvqvae.load(run), digits(20)
+def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> None:
+    model, images, levels = hrvqvae.load(run), digits(), 2
     found = model.encoder(0.02, levels)(images)
     usual, of_all = model.encode(images)[:levels], model.encode(images, 0.02)[:levels]
     sums = [total(model, images, codes, 0.02) for codes in (usual, of_all, found)]
@@ -119,7 +112,7 @@ def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path, lev
 
 
 def test_chunks_and_tiles_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = hrvqvae.load(run), digits(16).repeat(1, 1, 3, 3)
+    model, images = hrvqvae.load(run), digits(4).repeat(1, 1, 3, 3)
     usual = total(model, images, model.encode(images, 0.02), 0.02)
     monkeypatch.setattr(rate_distortion, "_NUMBERS", 4000)
     monkeypatch.setattr(rate_distortion, "_POSITIONS", 400)
@@ -129,19 +122,18 @@ def test_chunks_and_tiles_change_next_to_nothing(run: Path, monkeypatch: pytest.
     assert found.sum() < 1.001 * usual.sum()
 
 
-@pytest.mark.parametrize("levels", [2, 3])
 def test_the_command_writes_files_and_archives_of_the_same_images(
-    run: Path, levels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "in"
     images.mkdir()
     for number, pixels in enumerate(digits(4)):
         Image.fromarray(pixels[0].numpy()).save(images / f"{number}.png")
-    weigh = ["--lmbda", "0.05", "--device", "cpu", "--levels", str(levels)]
+    weigh = ["--lmbda", "0.05", "--device", "cpu", "--levels", "2"]
     for out in ("files", "all.hrva"):
         assert main(["compress", str(run), str(images), "-o", str(tmp_path / out), *weigh]) == 0
     found = sorted((tmp_path / "files").iterdir())
-    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), levels, lmbda=0.05)
+    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), 2, lmbda=0.05)
     archive = open_archive(tmp_path / "all.hrva")
     alone = read(archive.codec, [path.read_bytes() for path in found])
     for one, other in zip(archive.read(range(4)), alone, strict=True):
@@ -179,9 +171,9 @@ def test_gradient_and_curvature_by_tiles_are_those_of_the_image(
     jacobian = torch.autograd.functional.jacobian(decoded, vectors)
     rows = jacobian.reshape(unit.numel(), grid[0] * grid[1], model.latent_dim)
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
-    monkeypatch.setattr(sensitivity, "_PROJECTIONS", 400)
+    monkeypatch.setattr(sensitivity, "_PROJECTIONS", 100)
     for core in (160, 6):
         monkeypatch.setattr(sensitivity, "_CORE", core)
         torch.testing.assert_close(decoding.gradient(vectors, unit), slope)
-        assert (decoding.curvature(vectors, unit)[0] - mean).norm() < 0.1 * mean.norm()
+        assert (decoding.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
     assert len(list(tiles(grid))) > 4

@@ -71,7 +71,7 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture
     whole = np.stack([images.read(index, None) for index in range(len(images))])
     places = [int(np.flatnonzero((whole == one.numpy()).all((1, 2, 3)))[0]) for one in pixels]
     assert places[0] == 0
-    assert all(0 < after - before <= -(-len(images) // count) for before, after in pairwise(places))
+    assert all(0 < after - before <= -(-len(images) // count) for before, after in pairwise([*places, len(images)]))
 
 
 # Workers, broken and converted images

@@ -73,9 +73,9 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 257 * 100, 257 * 100 + 200, 65535]], np.uint16)).save(tmp_path / "x.png")
+    Image.fromarray(np.array([[0, 257 * 200, 257 * 100 + 200, 65535]], np.uint16)).save(tmp_path / "x.png")
     pixels, lost = decode_image(tmp_path / "x.png", 1)
-    assert pixels.tolist() == [[[0, 100, 101, 255]]], "they are rounded"
+    assert pixels.tolist() == [[[0, 200, 101, 255]]], "they are rounded"
     assert lost == "16 bits to 8"
     (tmp_path / "rgb.png").write_bytes(_rgb16())
     assert decode_image(tmp_path / "rgb.png", 3).lost == "16 bits to 8"

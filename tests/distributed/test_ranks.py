@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrvqvae import distributed
 from hrvqvae.data.batches import sample_stream
 from hrvqvae.distributed import Part
 
@@ -28,17 +27,3 @@ def test_the_parts_of_a_stream_are_the_stream_whoever_goes_on_with_it(count: int
     after = [list(islice(sample_stream(50, 12, 3, 4, Part(number, count)), 5)) for number in range(count)]
     steps = [[*chain(*samples)] for shares in (before, after) for samples in zip(*shares, strict=True)]
     assert steps == whole
-
-
-def test_alone_everything_is_the_identity() -> None:
-    assert (distributed.rank(), distributed.world_size(), distributed.is_rank_zero(), distributed.is_distributed()) == (
-        0,
-        1,
-        True,
-        False,
-    )
-    assert distributed.part().of(7) == range(7)
-    assert distributed.all_gather_object("x") == distributed.gather_object("x") == ["x"]
-    assert distributed.all_gather_numbers(1.5, 2) == [(1.5, 2)]
-    assert distributed.on_rank_zero(lambda: 3) == 3
-    distributed.require_equal_parts(7)

@@ -26,7 +26,6 @@ from hrvqvae.export.graphs import FORMS, GraphModel, OnnxModel, TorchModel
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused
 from tests.tiny_systems import tiny_systems
 
@@ -79,8 +78,7 @@ def check(model: Autoencoder, graphs: GraphModel, refusal: str) -> None:
 
 @pytest.mark.parametrize(
     ("form", "system"),
-    [("onnx", one) for one in ("vqvae2", "rqvae", "fsq", "treevq")]
-    + [("torch", one) for one in ("hrvqvae", "treevq", "vqgan")],
+    [("onnx", "treevq"), ("torch", "vqvae2"), ("torch", "fsq"), ("torch", "hrvqvae"), ("torch", "vqgan")],
 )
 def test_graphs_do_what_the_model_does(
     form: str, system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -203,27 +201,25 @@ def test_a_beam_is_judged_by_the_cost_of_whole_paths() -> None:
     assert count_errors(model, images, ours, theirs) == 0
 
 
-def test_graphs_that_do_not_agree_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = saved("vqvae", tmp_path)
-    monkeypatch.setattr(export, "PIXELS", -1.0)
-    with pytest.raises(InputError, match="graphs of .* do not agree with the model"):
-        export.export_graphs(run, tmp_path / "out", "torch")
-    assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
-
-
-def test_graphs_that_fail_on_other_sizes_are_not_written(
+def test_graphs_that_do_not_agree_or_fail_are_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, encode = saved("vqvae", tmp_path), TorchModel.encode
+
+    def other_codes(graphs: TorchModel, images: Tensor) -> Codes:
+        return tuple((code + 1) % 27 for code in encode(graphs, images))
 
     def traced_for_three(graphs: TorchModel, images: Tensor) -> Codes:
         if len(images) != 3:
             raise RuntimeError("The input tensor cannot be reshaped\nto the requested shape")
         return encode(graphs, images)
 
-    monkeypatch.setattr(TorchModel, "encode", traced_for_three)
-    line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
-    assert "graphs fail on images of another number or size (The input tensor cannot be reshaped to the" in line
+    for wrong, line in (
+        (other_codes, "do not agree with the model (4 images: 0 of "),
+        (traced_for_three, "fail on images of another number or size (The input tensor cannot be reshaped to the"),
+    ):
+        monkeypatch.setattr(TorchModel, "encode", wrong)
+        assert line in refused(["export", run, tmp_path / "out", "--torch"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 

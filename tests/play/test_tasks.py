@@ -24,7 +24,6 @@ from hrvqvae.compression.entropy_model import Geometry
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, _reduced, marked, take
 from hrvqvae.plots import hierarchy
-from hrvqvae.plots.curves import png
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, write_picture
 from tests.trained_run import tiny_run_with_priors
@@ -195,7 +194,7 @@ def test_the_figure_of_a_position_shows_the_codes_there(
     drawn: list[Any] = []
     monkeypatch.setattr(hierarchy, "draw", lambda tree: drawn.append(tree) or draw(tree))
     for x, y in ((0, 0), (5, 3), (11, 11)):
-        assert png(tasks.hierarchy_at(model, image, x, y)).startswith(b"\x89PNG")
+        tasks.hierarchy_at(model, image, x, y).savefig(BytesIO(), format="png")
         row, column = (y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit
         assert hierarchy.nearest_path(drawn[-1]) == [int(code[0, row, column]) for code in codes]
     with pytest.raises(InputError, match="not on the latent grid"):

@@ -76,7 +76,8 @@ def test_figure_10_has_its_codewords() -> None:
     assert len({tuple(points.get_facecolor()[0]) for points in reachable}) == 3
     assert len({len(points.get_paths()[0].vertices) for points in reachable}) == 3, "shapes differ without colour"
     residual, place = tree.target, 0
-    for book, child in zip(tree.codebooks, hierarchy.nearest_path(tree), strict=True):
+    for book, axes in zip(tree.codebooks, hierarchy.draw(tree).axes, strict=True):
+        child = int(axes.texts[0].get_text().strip("$").split("=")[1])
         assert child == np.square(residual - book[place]).sum(-1).argmin()
         residual, place = residual - book[place, child], place * 4 + child
     assert "first two principal components" in hierarchy.draw(tree_of(6, 3), [0, 2, 1]).get_supxlabel()

@@ -185,12 +185,6 @@ def pictures(tiny: Config, picture_folder: Path) -> Config:
     return with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random")
 
 
-def test_a_folder_decoded_by_workers_resumes_as_well(pictures: Config, tmp_path: Path) -> None:
-    config = with_data(pictures, flip=True, workers=2)
-    assert same(trained(config, tmp_path / "whole", 8), trained(config, tmp_path / "parts", 4, 8))
-    assert multiprocessing.active_children() == [], "the workers have ended"
-
-
 def test_broken_images(pictures: Config, tmp_path: Path) -> None:
     """They stop a run; where they are skipped they are counted, and do not move the data against the steps."""
     folder = Path(str(pictures.data.root))
@@ -231,6 +225,7 @@ def test_every_form_of_data_trains_to_the_bits_of_a_folder(tiny: Config, tmp_pat
     ):  # fmt: skip
         found = trained(with_data(config, root=str(root), workers=workers), tmp_path / "runs" / name, *steps)
         assert same(found, expected), name
+    assert multiprocessing.active_children() == [], "the workers have ended"
 
 
 def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
@@ -242,16 +237,21 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     train_autoencoder(with_training(config, max_steps=4, schedule="constant"), tmp_path / "run", resume=True)
     for number in range(3):  # not all of which are for test
         (moved / "cats" / f"new-{number}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
-    with pytest.raises(InputError, match="trained on other images"):
+    with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
         train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True)
+    checkpoint = RunFolder(tmp_path / "run").saved()[0]
+    tensors, meta = storage.read(checkpoint)
+    del meta["data"]  # as versions before wrote it
+    storage.write(checkpoint, tensors, meta)
+    assert train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True).step == 5
 
 
-def test_ten_random_kills_of_the_process(tiny: Config, tmp_path: Path) -> None:
+def test_random_kills_of_the_process(tiny: Config, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(tiny)))
     train_autoencoder(tiny, tmp_path / "undisturbed")
     command = [sys.executable, "-m", "tests.training.killed_runs", tmp_path / "config.yaml", tmp_path / "killed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "10", "5"], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([*command, "5", "5"], capture_output=True, text=True, env=environment, check=False)
     assert done.stderr == ""
     folders = [Path(line) for line in done.stdout.splitlines() if line.startswith("/")]
     assert folders

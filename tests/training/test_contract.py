@@ -19,7 +19,6 @@ from hrvqvae.config.parsing import override
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
-from hrvqvae.training.trainer import Say, Task, Trainer
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError
 from tests.checkpoints.other_process import in_another_process
@@ -41,12 +40,17 @@ def at_step(
     monkeypatch.setattr(case.kind, "step", step)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-@pytest.mark.parametrize(("precision", "memory_format"), [("fp32", "contiguous"), ("bf16", "channels_last")])
-def test_stopping_and_resuming_changes_nothing(
-    case: Case, other: Case, precision: str, memory_format: str, optimizer: str
-) -> None:
-    form = {"precision": precision, "memory_format": memory_format, "optimizer": optimizer, "schedule": "constant"}
+of_the_trainer = pytest.mark.parametrize("case", ["autoencoder"], indirect=True)
+"""What no task has a part in is seen in one of them."""
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"precision": "fp32", "optimizer": "adam"},
+     {"precision": "bf16", "memory_format": "channels_last", "optimizer": "muon"}],
+)  # fmt: skip
+def test_stopping_and_resuming_changes_nothing(case: Case, other: Case, form: dict[str, str]) -> None:
+    form = {**form, "schedule": "constant"}
     case.train(**form)
     for steps in (5, 8, 12):
         torch.manual_seed(steps)  # another process has drawn other numbers
@@ -71,7 +75,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
         (Path, "unlink"), (MetricsLog, "write"), (TrainState, "update"),
     ))  # fmt: skip
     kills = 0
-    while kills < 20:
+    while kills < 12:
         killer.arm(60)
         try:
             case.train(resume=True)
@@ -86,6 +90,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
     assert not list(case.folder.path.rglob(f"{TEMPORARY}*"))
 
 
+@of_the_trainer
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_after_the_step(
     case: Case, whole: Case, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -103,6 +108,7 @@ def test_signals_end_it_after_the_step(
     assert same(case.state(), whole.state())
 
 
+@of_the_trainer
 def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -112,6 +118,7 @@ def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.
         signal.signal(signal.SIGHUP, before)
 
 
+@of_the_trainer
 def test_a_signal_in_the_last_evaluation_is_told(case: Case) -> None:
     outcome = case.train(callbacks=(lambda *_: signal.raise_signal(signal.SIGTERM),), evaluate_every=100)
     assert (outcome.step, outcome.signal) == (12, signal.SIGTERM)
@@ -186,6 +193,7 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch: pytest.Mon
     assert same(case.state(), whole.state())
 
 
+@of_the_trainer
 def test_a_finished_run_stays_as_it_is(case: Case) -> None:
     case.train()
     files = {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")}
@@ -195,10 +203,6 @@ def test_a_finished_run_stays_as_it_is(case: Case) -> None:
         case.train()
     assert {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")} == files
     assert case.records() == records
-
-
-def test_a_model_without_checkpoints_is_not_trained_over(case: Case) -> None:
-    case.train()
     shutil.rmtree(case.folder.checkpoints)
     model, log = case.folder.model.read_bytes(), case.folder.metrics.read_bytes()
     with pytest.raises(InputError, match="no checkpoint to go on from.*--init-from"):
@@ -206,31 +210,15 @@ def test_a_model_without_checkpoints_is_not_trained_over(case: Case) -> None:
     assert (case.folder.model.read_bytes(), case.folder.metrics.read_bytes()) == (model, log)
 
 
-def test_other_data_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.train(max_steps=4)
-    tensors, meta = storage.read(case.folder.saved()[0])
-    original = case.kind.open
-
-    def others(self: Task[object], say: Say) -> None:
-        original(self, say)
-        self.data = "another digest"
-
-    monkeypatch.setattr(case.kind, "open", others)
-    with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
-        case.train(resume=True)
-    del meta["data"]  # as versions before wrote it
-    storage.write(case.folder.saved()[0], tensors, meta)
-    assert case.train(resume=True).step == 12
-
-
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header", "text"])
+@of_the_trainer
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header"])
 def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str) -> None:
     said = list[str]()
     case.train(max_steps=8, schedule="constant")
     newest, older = case.folder.saved()
     content = bytearray(newest.read_bytes())
     content[{"flip": -100, "header": 10}.get(damage, -1)] ^= 255
-    newest.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"none"}.get(damage, content))
+    newest.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
     case.train(resume=True, schedule="constant", say=said.append)
     assert f"{newest.name} is damaged" in said[0]
     assert older.name in said[1]
@@ -265,6 +253,7 @@ def test_a_kill_between_checkpoint_and_model(
     assert case.records("evaluation") == whole.records("evaluation")
 
 
+@of_the_trainer
 def test_another_process_that_trains_there_is_named(case: Case) -> None:
     with (
         in_another_process(case.folder.path) as pid,
@@ -298,17 +287,16 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
     assert not other.folder.begun()
 
 
-def test_a_folder_that_can_not_be_written(case: Case) -> None:
-    blocked = case.path.parent / "file"
-    blocked.write_text("")
-    task = case.task(case.config())
-    task.run = type(task.run)(blocked / "run")
+@of_the_trainer
+def test_a_folder_that_can_not_be_written(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be written"):
-        Trainer(task).train()
+        case.at(tmp_path / "file" / "run").train()
 
 
+@of_the_trainer
 def test_a_budget_in_minutes_ends(case: Case) -> None:
-    outcome = case.train(max_steps=0, epochs=0, max_minutes=1 / 60)
+    outcome = case.train(max_steps=0, epochs=0, max_minutes=0.3 / 60)
     assert outcome.step > 3
-    assert outcome.seconds >= 1
+    assert outcome.seconds >= 0.3
     assert outcome.peak_bytes > 10**7

@@ -13,11 +13,9 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config, decide_autoencoder, decide_priors, override, prior_config
-from hrvqvae.models.build import build
 from hrvqvae.training.loggers import read_records
-from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
 from tests.devices import on_each_device
 from tests.trained_run import train_autoencoder
@@ -76,10 +74,7 @@ def test_a_run_that_goes_on_computes_as_it_began(left_open: Config, monkeypatch:
     machine(monkeypatch, bf16=True)
     begun, _ = decide_autoencoder(dataclasses.replace(left_open, name="hrvqvae/mnist"))
     machine(monkeypatch, bf16=False)
-    resumed = autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun)
-    assert resumed.training == begun.training
-    with pytest.raises(InputError, match="--training.precision is bf16 there, fp32 here"):
-        autoencoder_config("hrvqvae/mnist", {"training.precision": "fp32"}, begun)
+    assert autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training == begun.training
     of_prior = prior_config(begun, {})
     assert of_prior.prior.training.precision == "fp32"
     machine(monkeypatch, bf16=True)
@@ -134,11 +129,3 @@ def test_a_run_goes_on_where_it_stopped(device: str, tiny: Config, tmp_path: Pat
     model, _ = load_with_config(run.path)
     assert next(model.parameters()).device.type == "cpu"
     assert model.decode(model.encode(torch.zeros(1, 1, 12, 12)), size=(12, 12)).shape == (1, 1, 12, 12)
-
-
-@on_each_device
-def test_nan_is_noticed_before_the_update(device: str, tiny: Config) -> None:
-    compute = Compute.of(with_training(tiny, device=device).training)
-    state = TrainState.start(compute.place_model(build(tiny)), with_training(tiny, device=device).training)
-    with pytest.raises(NonFiniteError, match="is not finite"):
-        state.take_gradient({"loss": (next(state.model.parameters()) * torch.inf).sum() * 0})

@@ -140,9 +140,11 @@ def _append(
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise InputError(f"{str(source)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
     encode, used, new = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels), 0
+    before = path.stat().st_size if path.exists() else 0
     with archive.appending(path, model.codec) as writer:
         if writer.set_aside:
             left = counted(writer.archive.left_over, "byte")
+            before = writer.archive.end
             note(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
         for batch in _read(model, named, written):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
@@ -150,7 +152,7 @@ def _append(
             new += writer.append(codes, sizes, [name for name, _ in batch], used)
     if new < len(named):
         note(f"{path} had {len(named) - new} of {counted(len(named), 'image')} already")
-    written.bytes = writer.grown
+    written.bytes = path.stat().st_size - before
 
 
 @dataclass(frozen=True)

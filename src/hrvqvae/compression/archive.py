@@ -267,7 +267,7 @@ def _records_of(
     return [record + bytes([crc8(record)]) for record in records]
 
 
-def _block_of(records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[str], levels: int) -> bytes:
+def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[str]) -> bytes:
     kinds = sizes[:1] if len(set(sizes)) == 1 else sizes
     least = min(map(len, records))
     encoded = [name.encode() for name in names]
@@ -280,13 +280,13 @@ def _block_of(records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[s
 
 
 class ArchiveWriter:
-    """Appends images to an archive, which has `grown` by so many bytes since; see `appending`.
+    """Appends images to an archive, see `appending`.
 
     `set_aside` is the file that has got what lay behind the last whole block of `archive`, as it was before.
     """
 
-    def __init__(self, archive: Archive, stream: BinaryIO, set_aside: Path | None, grown: int) -> None:
-        self.archive, self.set_aside, self.grown, self._stream = archive, set_aside, grown, stream
+    def __init__(self, archive: Archive, stream: BinaryIO, set_aside: Path | None) -> None:
+        self.archive, self.set_aside, self._stream = archive, set_aside, stream
         self._known: dict[str, Entry | None] = {entry.name: entry for entry in archive.entries if entry.name}
 
     def append(
@@ -314,13 +314,9 @@ class ArchiveWriter:
             new.append(number)
             named[name] = None
         if new:
-            block = _block_of(
-                [records[number] for number in new], [sizes[number] for number in new],
-                [names[number] for number in new], levels,
-            )  # fmt: skip
-            _write_flushed(self._stream, block)
+            chosen = [(records[number], sizes[number], names[number]) for number in new]
+            _write_flushed(self._stream, _block_of(levels, *zip(*chosen, strict=True)))
             self._known |= named
-            self.grown += len(block)
         return len(new)
 
 
@@ -336,7 +332,7 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
         DamagedFileError: the file is no archive, or its head is damaged.
     """
     with locked_file(path), path.open("a+b") as stream:
-        grown = _write_head(stream, codec.content)
+        _write_head(stream, codec.content)
         archive = _opened(path, stream)
         if not archive.codec.same_codes(codec):
             raise InputError(
@@ -350,20 +346,18 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
             set_aside = path.with_name(f"{path.name}.{archive.end}-{zlib.crc32(rest):08x}.damaged")
             write_atomic(set_aside, rest)
             stream.truncate(archive.end)
-        yield ArchiveWriter(archive, stream, set_aside, grown)
+        yield ArchiveWriter(archive, stream, set_aside)
 
 
-def _write_head(stream: BinaryIO, tables: bytes) -> int:
-    """Write the head of a new archive, or of one whose writer was killed before it was there; -> bytes written."""
+def _write_head(stream: BinaryIO, tables: bytes) -> None:
+    """Write the head of a new archive, or of one whose writer was killed before it was there."""
     start = _MAGIC + len(tables).to_bytes(4, "little") + tables
     head = start + zlib.crc32(start).to_bytes(4, "little")
     stream.seek(0)
     there = stream.read(len(head))
-    if len(there) == len(head) or not head.startswith(there):
-        return 0
-    stream.truncate(0)
-    _write_flushed(stream, head)
-    return len(head)
+    if len(there) < len(head) and head.startswith(there):
+        stream.truncate(0)
+        _write_flushed(stream, head)
 
 
 def _write_flushed(stream: BinaryIO, content: bytes) -> None:

@@ -88,8 +88,14 @@ class EntropyModel:
             "model": self.model,
             "geometry": {"unit": self.geometry.unit, "margin": self.geometry.margin, "times": self.geometry.times},
             "symbols": self.symbols,
-            "levels": [None if one is None else _described(one) for one in networks],
-        }
+            "levels": [
+                one and {
+                    "groups": one.contexts.groups, "features": one.contexts.features,
+                    "selecting": one.contexts.selecting, "hidden": len(one.bias), "shift": one.shift,
+                }
+                for one in networks
+            ],
+        }  # fmt: skip
         text = json.dumps(header, separators=(",", ":")).encode()
         arrays = [getattr(one, name).astype(kind) for one in networks if one is not None for name, kind in _KINDS]
         check = zlib.crc32(text).to_bytes(_CHECK, "little")
@@ -123,14 +129,6 @@ class EntropyModel:
         if sum(height * width for height, width in grids) > MOST_CODES:
             raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {MOST_CODES} codes")
         return Layout.of(grids, self.symbols)
-
-
-def _described(network: Network) -> dict[str, Any]:
-    contexts = network.contexts
-    return {
-        "groups": contexts.groups, "features": contexts.features, "selecting": contexts.selecting,
-        "hidden": len(network.bias), "shift": network.shift,
-    }  # fmt: skip
 
 
 def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:

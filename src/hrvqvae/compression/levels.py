@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,24 @@ _ALONE = 8  # images that are not worth a second thread
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the codes of the levels of an image lie, level after level: grids (levels, 2) and symbols (levels,).
-
-    `begins` (levels + 1,) has the first code of each level, and the number of all codes.
-    """
+    """Where the codes of the levels of an image lie, level after level: grids (levels, 2) and symbols (levels,)."""
 
     grids: Integers
-    begins: Integers
     symbols: Integers
 
     @classmethod
     def of(cls, grids: Sequence[Grid], symbols: Sequence[int]) -> Layout:
         """Of levels with these grids, coarse first."""
-        begins = np.cumsum([0, *(height * width for height, width in grids)])
-        return cls(np.array(grids, np.int64), begins.astype(np.int64), np.array(symbols, np.int64))
+        return cls(np.array(grids, np.int64), np.array(symbols, np.int64))
+
+    @cached_property
+    def begins(self) -> Integers:
+        """(levels + 1,), the first code of each level, and the number of all codes."""
+        return np.cumsum([0, *self.grids.prod(1)]).astype(np.int64)
 
     def first(self, levels: int) -> Layout:
         """Of the first levels alone."""
-        return Layout(self.grids[:levels], self.begins[: levels + 1], self.symbols[:levels])
+        return Layout(self.grids[:levels], self.symbols[:levels])
 
     def part(self, level: int) -> slice:
         """Where a level's codes are."""

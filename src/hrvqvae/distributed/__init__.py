@@ -20,10 +20,6 @@ from hrvqvae.utils.errors import InputError
 T = TypeVar("T")
 
 
-class DriftError(InputError):
-    """Processes that must hold the same values do not."""
-
-
 def is_distributed() -> bool:
     """Whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -64,26 +60,8 @@ def part() -> Part:
     return Part(rank(), world_size())
 
 
-def require_equal_parts(batch_size: int) -> None:
-    """Raises InputError where a batch can't be divided into parts of one size."""
-    if batch_size % world_size():
-        raise InputError(
-            f"{world_size()} processes can't share a batch of {batch_size} equally; "
-            f"choose a batch size that is a multiple of {world_size()}"
-        )
-
-
-def all_gather_object(value: T) -> list[T]:
-    """The values of all processes in the order of their ranks. They must pickle."""
-    if not is_distributed():
-        return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
 def gather_object(value: T) -> list[T]:
-    """In rank 0 the values of all processes in the order of their ranks; elsewhere only the own one."""
+    """In rank 0 the values, which must pickle, of all processes by their ranks; elsewhere only the own one."""
     if not is_distributed():
         return [value]
     found: list[Any] | None = [None] * world_size() if is_rank_zero() else None
@@ -92,7 +70,7 @@ def gather_object(value: T) -> list[T]:
 
 
 def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
-    """The numbers of all processes in the order of their ranks: a fast `all_gather_object`."""
+    """The numbers of all processes in the order of their ranks: a fast `gather_object` to all."""
     if not is_distributed():
         return [values]
     found = torch.zeros(world_size(), len(values), dtype=torch.float64)
@@ -145,13 +123,6 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [one / world_size() for one in all_reduce(tensors)] if is_distributed() else list(tensors)
 
 
-def all_reduce_mean_in_place(tensors: Sequence[Tensor]) -> None:
-    """Overwrite tensors with their mean over the processes, by one all-reduce. They keep their memory format."""
-    if is_distributed():
-        for one, mean in zip(tensors, all_reduce_mean(tensors), strict=True):
-            one.copy_(mean)
-
-
 class _Sum(torch.autograd.Function):
     """The sum over the processes, and the sum of their gradients."""
 
@@ -180,9 +151,7 @@ def all_gather(vectors: Tensor) -> Tensor:
     """The entries of all processes in the order of their ranks: (N_rank, ...) -> (sum of N_rank, ...)."""
     if not is_distributed():
         return vectors
-    counts = [torch.zeros(1, dtype=torch.long, device=vectors.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(vectors)], device=vectors.device))
-    numbers = [int(count) for count in counts]
+    numbers = [int(number) for (number,) in all_gather_numbers(len(vectors))]
     filled = vectors.new_zeros(max(numbers), *vectors.shape[1:])  # all_gather takes one shape
     filled[: len(vectors)] = vectors
     found = [torch.empty_like(filled) for _ in numbers]
@@ -200,11 +169,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def require_same(named: Mapping[str, Tensor], when: str) -> None:
-    """Raises DriftError where a checksum of a tensor differs between processes; the first is named.
-
-    Args:
-        when: for the message, such as "at step 50".
-    """
+    """Raises InputError where a checksum of a tensor differs between processes; `when` is such as "at step 50"."""
     if not is_distributed():
         return
     sums = torch.stack([_checksum(one) for one in named.values()]).cpu()
@@ -213,7 +178,7 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
     differs = both[: len(sums)] != ~both[len(sums) :]
     if differs.any():
         names = [name for name, one in zip(named, differs.tolist(), strict=True) if one]
-        raise DriftError(
+        raise InputError(
             f"the processes have drifted apart {when}: {names[0]} is not the same in all of them "
             f"({len(names)} of {len(named)} tensors); give every process the same kind of device"
         )

@@ -23,19 +23,13 @@ from hrvqvae.utils.errors import InputError
 TIMEOUT = timedelta(minutes=30)  # for which the others are waited for; those that end are noticed at once
 
 
-class LostProcessError(InputError):
-    """Another of the processes that train together has ended, or can't be reached."""
-
-
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, where it did; leave them at the end.
 
     GPUs talk by NCCL where each process of this machine has one, by LOCAL_RANK; else all talk by gloo. Only rank 0
-    prints. Where an error ends all of them one process tells it; the others exit with code 2.
-
-    Raises:
-        LostProcessError: another process has ended.
+    prints. Where an error ends all of them one process tells it; the others exit with code 2. Raises InputError where
+    another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ or dist.is_initialized():
@@ -63,7 +57,7 @@ def process_group() -> Iterator[None]:
         if store is not None and not _tells(store):
             sys.exit(2)
         if _is_lost(error):
-            raise LostProcessError(
+            raise InputError(
                 "another process of this training has ended or can't be reached; "
                 "what the newest checkpoint holds is kept, and --resume goes on from it"
             ) from error
@@ -89,7 +83,7 @@ def _name_of_these(store: Any, number: int, size: int) -> str:
                 store.set(f"answer/{store.get(f'asks/{other}').decode()}", word)
         missing = {other for other in missing if not store.check([f"heard/{word}/{other}"])}
         if time.monotonic() > ends:
-            raise LostProcessError(f"{len(missing)} of {size} processes have not come; start the training again")
+            raise InputError(f"{len(missing)} of {size} processes have not come; start the training again")
         time.sleep(0.01)
     return word
 
@@ -113,10 +107,8 @@ def _is_lost(error: Exception) -> bool:
 def is_restarted(began: Callable[[], bool]) -> bool:
     """Whether torchrun started these processes to go on with a training of processes that have ended.
 
-    torchrun does not count it as a restart when machines come or go; then the name of the job tells.
-
-    Args:
-        began: whether the run bears the mark of this job already (`job_id`); called in rank 0.
+    torchrun does not count it as a restart when machines come or go; then the name of the job tells. `began`, called in
+    rank 0, tells whether the run bears the mark of this job already (`job_id`).
     """
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

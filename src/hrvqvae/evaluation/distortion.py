@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hrvqvae import distributed
-from hrvqvae.config import Config, bits_per_image, compression_ratio
+from hrvqvae.config import Config, bits_per_image, compression_ratio, level_names
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import functional as vq
@@ -61,6 +61,11 @@ class Report:
         plain = dict(vars(self))
         plain["levels"] = [{k: v for k, v in vars(level).items() if k != "counts"} for level in self.levels]
         return plain
+
+    def captions(self) -> list[str]:
+        """The error of each prefix of the levels that the system decodes, for people."""
+        mse = {level_names(range(level)): one.mse for level, one in enumerate(self.levels, start=1)}
+        return [f"{name}: MSE {error:.2e}" for name, error in mse.items() if error is not None]
 
 
 @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +29,9 @@ TIE = 1e-5
 of the image: about the error of float32 in another order of summation."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Agreement:
-    """The outcome of a comparison; comparisons add up.
+    """The outcome of a comparison.
 
     A code that is neither equal nor an error is a tie, or a finer code of an image in which a coarser one is tied.
     """
@@ -39,12 +41,6 @@ class Agreement:
     equal: int = 0
     errors: int = 0  # codes that differ and are no tie
     pixels: float = 0.0  # the largest difference of decoded images, over all numbers of levels
-
-    def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(
-            images=self.images + other.images, codes=self.codes + other.codes, equal=self.equal + other.equal,
-            errors=self.errors + other.errors, pixels=max(self.pixels, other.pixels),
-        )  # fmt: skip
 
     def __str__(self) -> str:
         tied = self.codes - self.equal - self.errors
@@ -56,19 +52,23 @@ class Agreement:
 
 
 @torch.inference_mode()
-def compare(model: Autoencoder, graphs: GraphModel, images: Tensor) -> Agreement:
-    """Compare on images (B, C, Y, X), float32 in [0, 1]."""
-    ours, theirs = model.encode(images), graphs.encode(images)
-    codes = sum(one.numel() for one in ours)
-    if [one.shape for one in ours] != [one.shape for one in theirs]:
-        return Agreement(images=len(images), codes=codes, errors=codes, pixels=torch.inf)
-    pixels = 0.0
-    for levels in model.prefixes:
-        one, other = model.decode(ours[:levels], levels), graphs.decode(ours, levels)
-        pixels = max(pixels, float((one - other).abs().max()) if one.shape == other.shape else torch.inf)
-    equal = sum(int((one == other).sum()) for one, other in zip(ours, theirs, strict=True))
-    errors = count_errors(model, images, ours, theirs)
-    return Agreement(images=len(images), codes=codes, equal=equal, errors=errors, pixels=pixels)
+def compare(model: Autoencoder, graphs: GraphModel, batches: Iterable[Tensor]) -> Agreement:
+    """Compare on batches of images (B, C, Y, X), float32 in [0, 1]."""
+    found = Agreement()
+    for images in batches:
+        ours, theirs = model.encode(images), graphs.encode(images)
+        found.images += len(images)
+        found.codes += sum(one.numel() for one in ours)
+        if [one.shape for one in ours] != [one.shape for one in theirs]:
+            found.errors, found.pixels = found.codes, torch.inf
+            break
+        for levels in model.prefixes:
+            one, other = model.decode(ours[:levels], levels), graphs.decode(ours, levels)
+            apart = float((one - other).abs().max()) if one.shape == other.shape else torch.inf
+            found.pixels = max(found.pixels, apart)
+        found.equal += sum(int((one == other).sum()) for one, other in zip(ours, theirs, strict=True))
+        found.errors += count_errors(model, images, ours, theirs)
+    return found
 
 
 def count_errors(model: Autoencoder, images: Tensor, ours: Codes, theirs: Codes) -> int:
@@ -119,16 +119,16 @@ def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None
         kind.require()
         model, config = load_with_config(run, beam=beam)
         encoder, decoder, least = trace(model, config)
-        about = {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}
+        about = json.dumps(
+            {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}, sort_keys=True
+        )  # fmt: skip
         for part, graph in (("encoder", encoder), ("decoder", decoder)):
             (folder / f"{part}{kind.suffix}").write_bytes(kind.to_bytes(graph, about))
-        graphs, agreement = kind(folder), Agreement()
-        for images in _check_images(config, least):
-            try:
-                agreement += compare(model, graphs, images)
-            except Exception as error:  # of the runtime, where a size was taken for a constant
-                why = " ".join(str(error).split())[-200:]
-                raise InputError(f"the {kind.name} graphs fail on images of another number or size ({why})") from error
+        try:
+            agreement = compare(model, kind(folder), _check_images(config, least))
+        except Exception as error:  # of the runtime, where a size was taken for a constant
+            why = " ".join(str(error).split())[-200:]
+            raise InputError(f"the {kind.name} graphs fail on images of another number or size ({why})") from error
         if agreement.errors or agreement.pixels > PIXELS:
             raise InputError(f"the {kind.name} graphs of {run} do not agree with the model ({agreement})")
     return sorted(out.iterdir()), agreement

@@ -13,10 +13,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
-import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -67,10 +66,8 @@ class _Decoder(nn.Module):
 def trace(autoencoder: Autoencoder, config: Config) -> tuple[Graph, Graph, int]:
     """(encoder, decoder, least image size a side) of a model in evaluation mode on the CPU.
 
-    The least size has two positions a side on the coarsest grid: torch takes one for a constant.
-
-    Raises:
-        InputError: torch.export can't trace the system.
+    The least size has two positions a side on the coarsest grid: torch takes one for a constant. Raises InputError
+    where torch.export can't trace the system.
     """
 
     def rows_of(size: int) -> int:
@@ -127,6 +124,17 @@ class GraphModel(ABC):
     suffix: ClassVar[str]  # of the files `encoder` and `decoder`
     needs: ClassVar[tuple[str, ...]] = ()  # modules
 
+    def __init__(self, folder: Path) -> None:
+        self._encoder, self._decoder = (self._load(folder / f"{part}{self.suffix}") for part in ("encoder", "decoder"))
+
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images (B, C, Y, X), float32 in [0, 1]: (B, H_l, W_l) int64 of each level, coarse first."""
+        return tuple(self._run(self._encoder, images))
+
+    def decode(self, codes: Codes, levels: int) -> Tensor:
+        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
+        return self._run(self._decoder, codes, torch.tensor(levels))[0]
+
     @classmethod
     def require(cls) -> None:
         """Raises InputError where a package is missing."""
@@ -136,19 +144,16 @@ class GraphModel(ABC):
 
     @staticmethod
     @abstractmethod
-    def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
-        """The content of a graph's file."""
+    def to_bytes(graph: Graph, about: str) -> bytes:
+        """The content of a graph's file, with that text under the name `ABOUT`."""
 
+    @staticmethod
     @abstractmethod
-    def __init__(self, folder: Path) -> None: ...
+    def _load(path: Path) -> Any: ...
 
+    @staticmethod
     @abstractmethod
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images (B, C, Y, X), float32 in [0, 1]: (B, H_l, W_l) int64 of each level, coarse first."""
-
-    @abstractmethod
-    def decode(self, codes: Codes, levels: int) -> Tensor:
-        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
+    def _run(graph: Any, *arguments: Tensor | Codes) -> Sequence[Tensor]: ...
 
 
 class OnnxModel(GraphModel):
@@ -157,7 +162,7 @@ class OnnxModel(GraphModel):
     name, suffix, needs = "ONNX", ".onnx", ("onnx", "onnxscript", "onnxruntime")
 
     @staticmethod
-    def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
+    def to_bytes(graph: Graph, about: str) -> bytes:
         with _silent():
             exported = torch.onnx.export(
                 graph.program, dynamo=True, verbose=False, external_data=False, input_names=graph.inputs,
@@ -166,30 +171,23 @@ class OnnxModel(GraphModel):
         assert exported is not None
         for node in exported.model.graph.all_nodes():
             node.metadata_props.clear()
-        exported.model.metadata_props[ABOUT] = json.dumps(about, sort_keys=True)
+        exported.model.metadata_props[ABOUT] = about
         return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
-    def __init__(self, folder: Path) -> None:
+    @staticmethod
+    def _load(path: Path) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # its errors are raised
-        self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(folder / f"{part}{self.suffix}", options, ["CPUExecutionProvider"])
-            for part in ("encoder", "decoder")
-        )
+        return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
     @staticmethod
-    def _run(session: Any, *inputs: Tensor) -> list[Tensor]:
-        named = zip((one.name for one in session.get_inputs()), inputs, strict=True)
-        return [torch.from_numpy(one) for one in session.run(None, {name: one.numpy() for name, one in named})]
-
-    def encode(self, images: Tensor) -> Codes:
-        return tuple(self._run(self._encoder, images))
-
-    def decode(self, codes: Codes, levels: int) -> Tensor:
-        return self._run(self._decoder, *codes, torch.tensor(levels))[0]
+    def _run(graph: Any, *arguments: Tensor | Codes) -> Sequence[Tensor]:
+        given = [one.numpy() for part in arguments for one in (part if isinstance(part, tuple) else (part,))]
+        names = [one.name for one in graph.get_inputs()]
+        return [torch.from_numpy(one) for one in graph.run(None, dict(zip(names, given, strict=True)))]
 
 
 class TorchModel(GraphModel):
@@ -198,26 +196,22 @@ class TorchModel(GraphModel):
     name, suffix = "torch.export", ".pt2"
 
     @staticmethod
-    def to_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
+    def to_bytes(graph: Graph, about: str) -> bytes:
         content = io.BytesIO()
         with _silent():
-            torch.export.save(graph.program, content, extra_files={ABOUT: json.dumps(about, sort_keys=True)})
+            torch.export.save(graph.program, content, extra_files={ABOUT: about})
         return content.getvalue()
 
-    def __init__(self, folder: Path) -> None:
+    @staticmethod
+    def _load(path: Path) -> Any:
         with _silent():
-            self._encoder, self._decoder = (
-                torch.export.load(folder / f"{part}{self.suffix}").module() for part in ("encoder", "decoder")
-            )
+            return torch.export.load(path).module()
 
+    @staticmethod
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Codes:
-        return tuple(self._encoder(images))
-
-    @torch.inference_mode()
-    def decode(self, codes: Codes, levels: int) -> Tensor:
-        decoded: Tensor = self._decoder(codes, torch.tensor(levels))
-        return decoded
+    def _run(graph: Any, *arguments: Tensor | Codes) -> Sequence[Tensor]:
+        found: Tensor | Codes = graph(*arguments)
+        return (found,) if isinstance(found, Tensor) else found
 
 
 FORMS: dict[str, type[GraphModel]] = {"onnx": OnnxModel, "torch": TorchModel}

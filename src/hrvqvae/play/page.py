@@ -22,7 +22,6 @@ from hrvqvae.data.images import to_pil
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import MOST_IMAGES, Limits, Picture
 from hrvqvae.plots import sheets
-from hrvqvae.plots.curves import png
 from hrvqvae.utils.errors import InputError
 
 _Given = TypeVar("_Given")
@@ -106,7 +105,9 @@ class Page:
         """Figure 10 for the position that was clicked."""
         image = _given(picture).square
         x, y = (int(value) // _zoom(image) for value in where.index)
-        return Image.open(BytesIO(png(tasks.hierarchy_at(self.model, image, x, y))))
+        stream = BytesIO()
+        tasks.hierarchy_at(self.model, image, x, y).savefig(stream, format="png")
+        return Image.open(stream)
 
     def _canvas(self, picture: Picture) -> str:
         """The painter's JSON: an image, and nothing painted."""

@@ -158,4 +158,4 @@ def hierarchy_at(model: TrainedModel, image: Tensor, x: int, y: int) -> Figure:
     where = geometry(model)
     position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
-    return hierarchy.draw(hierarchy.tree_at(model.autoencoder, model.config.model.system, image, position, name))
+    return hierarchy.draw(hierarchy.tree_at(model.autoencoder, image, position, name))

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import level_names
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
-from hrvqvae.plots.images import level_captions, level_rows
+from hrvqvae.plots.images import level_rows
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
 from hrvqvae.utils.errors import InputError
@@ -28,13 +28,6 @@ _LINES = ("-", "--", ":", "-.")
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    stream = BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
-    return stream.getvalue()
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, by the name's suffix, atomically. Raises InputError."""
     if path.suffix not in (".png", ".svg"):
@@ -42,8 +35,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     stream = BytesIO()
     if path.suffix == ".svg":
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    else:
+        figure.savefig(stream, format="png")
     with writable(path):
-        write_atomic(path, stream.getvalue() or png(figure))
+        write_atomic(path, stream.getvalue())
 
 
 def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -61,9 +56,9 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     if tests:
         at = [record["step"] for record in tests]
         for level in range(len(tests[0]["level_mse"])):
-            label = "level 1" if level == 0 else f"levels 1-{level + 1}"
             if tests[0]["level_mse"][level] is not None:
-                errors.plot(at, [record["level_mse"][level] for record in tests], ".-", label=label)
+                mse = [record["level_mse"][level] for record in tests]
+                errors.plot(at, mse, ".-", label=level_names(range(level + 1)))
             usage.plot(at, [record["usage"][level] * 100 for record in tests], ".-", label=f"level {level + 1}")
         errors.legend(frameon=False)
         usage.legend(frameon=False)
@@ -111,10 +106,7 @@ def draw_training(run: RunFolder, records: Sequence[Record], found: Evaluation) 
     if found.report is None or found.model is None or found.images is None:
         prior_curves(records, run.pictures / "curves.png")
         return
-    levels = found.report.levels
-    write_image(
-        sheets.draw(level_rows(found.model, found.images(), level_captions(levels))),
-        run.pictures / "reconstructions.png",
-    )
+    rows = level_rows(found.model, found.images(), found.report.captions())
+    write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
     training_curves(records, run.pictures / "curves.png")
-    codeword_usage([level.counts for level in levels], run.pictures / "usage.png")
+    codeword_usage([level.counts for level in found.report.levels], run.pictures / "usage.png")

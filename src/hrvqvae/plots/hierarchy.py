@@ -49,35 +49,26 @@ def sums_of(codebooks: Sequence[Points]) -> list[Points]:
     return sums
 
 
-def codebooks_of(model: Autoencoder, system: str) -> list[Points]:
-    """The linked codebooks of a model. Raises InputError where the model, which is of that system, has none."""
+def codebooks_of(model: Autoencoder) -> list[Points]:
+    """The linked codebooks of a model. Raises InputError where it has none."""
     if not isinstance(model, SingleGridAutoencoder) or not model.linked_codebooks:
-        raise InputError(f"this is a model of {system}: it has no linked codebooks")
+        raise InputError("this model has no linked codebooks")
     return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
 
 
 @torch.inference_mode()
-def tree_at(model: Autoencoder, system: str, image: Tensor, position: tuple[int, int], name: str) -> Tree:
+def tree_at(model: Autoencoder, image: Tensor, position: tuple[int, int], name: str) -> Tree:
     """The linked codebooks, and the vector at a position (row, column) of the latent grid of an image (C, Y, X) uint8.
 
-    Raises:
-        InputError: as `codebooks_of`; the position is not on the grid.
+    Raises InputError as `codebooks_of`, and where the position is not on the grid.
     """
-    books = codebooks_of(model, system)
+    books = codebooks_of(model)
     assert isinstance(model, SingleGridAutoencoder)
     latents = model.latents(image[None].to(model.linked_codebooks[0].device).float() / 255)[0]
     row, column = position
     if not (0 <= row < latents.shape[0] and 0 <= column < latents.shape[1]):
         raise InputError(f"position {row} {column} is not on the latent grid of {latents.shape[0]}x{latents.shape[1]}")
     return Tree(books, latents[row, column].cpu().numpy().astype(np.float64), name)
-
-
-def nearest_path(tree: Tree) -> list[int]:
-    """Child indices that the tree search chooses for the target."""
-    assert tree.target is not None
-    books = [torch.from_numpy(book).float() for book in tree.codebooks]
-    paths = search(torch.from_numpy(tree.target).float()[None], books)[:, 0]
-    return [int(path) % book.shape[1] for path, book in zip(paths, books, strict=True)]
 
 
 def _plane(leaves: Points) -> tuple[Points, Points, str]:
@@ -119,16 +110,17 @@ def _panel(axes: Axes, level: int, points: Points, within: slice, chosen: int, p
 
 
 def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
-    """The panels side by side; `path` holds child indices, None takes `nearest_path`.
+    """The panels side by side; `path` holds child indices, None takes those that the search chooses for the target.
 
-    Raises:
-        InputError: the path does not fit the tree, or there are too many codewords to draw.
+    Raises InputError where the path does not fit the tree, or there are too many codewords to draw.
     """
     size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
     if size**levels > _MOST_DRAWN:
         raise InputError(f"{size}^{levels} leaves are too many to draw; at most {_MOST_DRAWN}")
     if path is None:
-        path = nearest_path(tree)
+        assert tree.target is not None
+        books = [torch.from_numpy(book).float() for book in tree.codebooks]
+        path = [int(one) % size for one in search(torch.from_numpy(tree.target).float()[None], books)[:, 0]]
     if len(path) != levels:
         raise InputError(f"the path has {len(path)} levels; this tree has {levels}")
     if not all(0 <= child < size for child in path):

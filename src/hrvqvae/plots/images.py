@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.nn.functional import interpolate
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
+from hrvqvae.config import level_names
 from hrvqvae.data.images import check_writable, conversions, decode_image, to_pil, write_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
@@ -21,19 +21,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import note
 
-if TYPE_CHECKING:
-    from hrvqvae.evaluation.distortion import LevelReport  # which needs an extra to be imported
-
 _COMPLETIONS_A_ROW = 8
-
-
-def _named(level: int) -> str:
-    return "level 1" if level == 1 else f"levels 1-{level}"
-
-
-def level_captions(levels: Sequence[LevelReport]) -> list[str]:
-    """The error of each prefix of the levels that the system decodes, for people."""
-    return [f"{_named(level)}: MSE {one.mse:.2e}" for level, one in enumerate(levels, start=1) if one.mse is not None]
 
 
 @torch.inference_mode()
@@ -52,7 +40,8 @@ def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
     for level in model.autoencoder.prefixes:
         if level <= len(codes.codes):
             decoded = decode_images(model.autoencoder, [codes], model.device, level)
-            rows.append(sheets.SheetRow(f"{_named(level)}: {sum(codes.lengths[: level + 1])} bytes", decoded))
+            written = sum(codes.lengths[: level + 1])
+            rows.append(sheets.SheetRow(f"{level_names(range(level))}: {written} bytes", decoded))
     write_image(sheets.draw(rows), out)
 
 
@@ -82,7 +71,7 @@ def reconstruct(
             errors.append((path, float((image - pixels / 255).square().mean())))
     if converted := conversions(lost, len(paths)):
         say(converted)
-    caption = f"reconstruction, {_named(levels or most)}{'' if levels == 1 else f' of {most}'}"
+    caption = f"reconstruction, {level_names(range(levels or most))}{'' if levels == 1 else f' of {most}'}"
     write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
     return errors
 

@@ -66,7 +66,7 @@ def detokenize(
 
 def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
     """The model that is named, or the one inside the package, by which the shards were made."""
-    wanted = opened.about.model
+    wanted = opened.model
     for name in [named] if named is not None else shipped():
         model, _ = load_with_config(name, device)
         found = weights_digest(model.state_dict())

@@ -59,7 +59,7 @@ def _laid_out(folder: Path, path: Path, model: Autoencoder, config: Config) -> d
 
     shards = named_shards(path)
     digest = weights_digest(model.state_dict())
-    if shards.about.model != digest:
+    if shards.model != digest:
         raise InputError(f"{path} holds codes of another model than this run's")
     states = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in shards.paths]
     source = {"model": digest, "labels": config.data.labels, "shards": states}
@@ -94,7 +94,7 @@ def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any
         without = int((numbers < 0).sum())
         if known and without:
             raise InputError(f"{without:,} of {count:,} images have no label; label all of them, or none")
-        classes, order = _classes(list(known), shards.about.classes)
+        classes, order = _classes(list(known), shards.classes)
     write_array(folder / f"{_NAME}-labels.npy", order[numbers] if known else np.zeros(count, np.int64))
     write_about(folder, _NAME, source, len(symbols), classes)
 

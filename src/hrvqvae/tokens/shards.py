@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hrvqvae import __version__
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import write_atomic
@@ -92,45 +93,31 @@ _SAID = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class About:
-    """The metadata of a shard."""
+def metadata(
+    model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str]
+) -> dict[str, str]:
+    """The key-value metadata of a shard, as docs/tokens.md has it; `broken` is key -> why."""
+    values = {
+        "format": FORMAT, "model": model, "config": json.dumps(config, sort_keys=True),
+        "image_size": json.dumps(image_size), "classes": json.dumps(list(classes)), "version": __version__,
+        "broken": json.dumps([{"key": key, "error": error} for key, error in broken.items()]),
+    }  # fmt: skip
+    return {f"{_PREFIX}{name}": value for name, value in values.items()}
 
-    model: str  # digest of the weights
-    config: Mapping[str, Any] = field(default_factory=dict)  # of the model, as plain values; another tool may lack it
-    image_size: int | None = None  # height and width that every image was brought to; None where each kept its own
-    classes: tuple[str, ...] = ()  # names of the labels, in order; empty where they have none
-    version: str = ""  # of the package that wrote it
-    broken: tuple[tuple[str, str], ...] = ()  # (key, why) of the images of this shard that could not be read
 
-    def metadata(self) -> dict[str, str]:
-        """The file's key-value metadata."""
-        broken = [{"key": key, "error": error} for key, error in self.broken]
-        values = {
-            "format": FORMAT, "model": self.model, "config": json.dumps(self.config, sort_keys=True),
-            "image_size": json.dumps(self.image_size), "classes": json.dumps(list(self.classes)),
-            "version": self.version, "broken": json.dumps(broken),
-        }  # fmt: skip
-        return {f"{_PREFIX}{name}": value for name, value in values.items()}
-
-    @staticmethod
-    def of(metadata: Mapping[bytes, bytes] | None, path: Path) -> About:
-        """What the metadata of a file says. Raises InputError where it is not of this format."""
-        plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
-        values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
-        if "format" not in values or "model" not in values:
-            raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
-        if values["format"] != FORMAT:
-            raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
-        try:
-            broken = [(str(one["key"]), str(one["error"])) for one in json.loads(values.get("broken", "[]"))]
-            size = json.loads(values.get("image_size", "null"))
-            return About(
-                values["model"], dict(json.loads(values.get("config", "{}"))), None if size is None else int(size),
-                tuple(map(str, json.loads(values.get("classes", "[]")))), values.get("version", ""), tuple(broken),
-            )  # fmt: skip
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
+def _read_metadata(metadata: Mapping[bytes, bytes] | None, path: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """(model, classes, broken) of a shard. Raises InputError where it is not of this format."""
+    plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
+    values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
+    if "format" not in values or "model" not in values:
+        raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
+    if values["format"] != FORMAT:
+        raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
+    try:
+        broken = {str(one["key"]): str(one["error"]) for one in json.loads(values.get("broken", "[]"))}
+        return values["model"], tuple(map(str, json.loads(values.get("classes", "[]")))), broken
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -161,7 +148,8 @@ class Shards:
     """Shards that belong together, in order."""
 
     paths: tuple[Path, ...]
-    about: About  # of the first; the model is that of all of them
+    model: str  # digest of its weights
+    classes: tuple[str, ...]  # of the first
     count: int  # images in all
     broken: Mapping[str, str]  # key -> why, of the images that could not be read
 
@@ -171,35 +159,35 @@ class Shards:
         Raises:
             DamagedFileError: a file is damaged, has not the columns of the format, or codes that fill no grid.
         """
-        names = ["key", "label", "height", "width"]
+        kinds = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
         for level in range(1, levels + 1):
-            names += [f"height_{level}", f"width_{level}", f"codes_{level}"]
+            kinds |= {
+                f"height_{level}": pa.int64(),
+                f"width_{level}": pa.int64(),
+                f"codes_{level}": pa.list_(pa.int64()),
+            }
         for path in self.paths:
             with _opened(path) as file:
                 for number in range(file.num_row_groups):
-                    if len(table := file.read_row_group(number, columns=names)):
-                        yield _rows(table, path, names)
+                    if len(table := file.read_row_group(number, columns=[*kinds, "label"])):
+                        yield _rows(table, path, kinds, levels)
 
 
-def _rows(table: pa.Table, path: Path, names: Sequence[str]) -> Rows:
-    for name in names:
-        if name not in table.column_names:
-            raise DamagedFileError(f"{path} has no column {name}; docs/tokens.md says which there are")
-        column, is_list = table.column(name), name.startswith("codes_")
-        kind = column.type
-        if name != "label" and column.null_count:
-            raise DamagedFileError(f"{path}: the column {name} has nulls; only labels may be null")
-        if is_list and not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            raise DamagedFileError(f"{path}: the column {name} is {kind}; it must be a list of whole numbers")
-        if name not in ("key", "label") and not pa.types.is_integer(kind.value_type if is_list else kind):
-            raise DamagedFileError(f"{path}: the column {name} holds something else than whole numbers")
+def _rows(table: pa.Table, path: Path, kinds: Mapping[str, pa.DataType], levels: int) -> Rows:
+    try:
+        labels = table.column("label").to_pylist()
+        table = table.select([*kinds]).cast(pa.schema(kinds))
+    except (KeyError, pa.ArrowException) as error:
+        raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({_line(error)})") from error
+    if any(column.null_count for column in table.columns):
+        raise DamagedFileError(f"{path} has nulls; only labels may be null")
 
     def pairs(end: str) -> list[Grid]:
         columns = (table.column(f"{side}{end}").to_pylist() for side in ("height", "width"))
         return list(zip(*columns, strict=True))
 
     grids, codes = [], []
-    for level in range(1, len(names[4:]) // 3 + 1):
+    for level in range(1, levels + 1):
         column = table.column(f"codes_{level}").combine_chunks()
         if column.values.null_count:
             raise DamagedFileError(f"{path}: codes_{level} has nulls; only labels may be null")
@@ -210,7 +198,11 @@ def _rows(table: pa.Table, path: Path, names: Sequence[str]) -> Rows:
             if min(height, width) < 1 or len(one) != height * width:
                 key = table.column("key")[place].as_py()
                 raise DamagedFileError(f"{path}: {key} has {len(one)} codes of level {level} for {height}x{width}")
-    return Rows(table.column("key").to_pylist(), table.column("label").to_pylist(), pairs(""), grids, codes)
+    return Rows(table.column("key").to_pylist(), labels, pairs(""), grids, codes)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 @contextmanager
@@ -221,8 +213,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
-        text = " ".join(str(error).split())[:100]
-        raise DamagedFileError(f"{path} is damaged or cut short ({text}); delete it, and make it anew") from error
+        raise DamagedFileError(
+            f"{path} is damaged or cut short ({_line(error)}); delete it, and make it anew"
+        ) from error
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
@@ -231,14 +224,15 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     Raises InputError where one is none, of another version of the format, or of another model than the first, and
     DamagedFileError where one is damaged.
     """
-    told, count = list[About](), 0
+    told, count = [], 0
     for path in paths:
         with _opened(path) as file:
-            told.append(About.of(file.metadata.metadata, path))
+            told.append(_read_metadata(file.metadata.metadata, path))
             count += file.metadata.num_rows
-        if told[-1].model != told[0].model:
+        if told[-1][0] != told[0][0]:
             raise InputError(f"{path} and {paths[0].name} are of two models; shards of one model belong together")
-    return Shards(tuple(paths), told[0], count, {key: why for about in told for key, why in about.broken})
+    model, classes, _ = told[0]
+    return Shards(tuple(paths), model, classes, count, {key: why for *_, broken in told for key, why in broken.items()})
 
 
 def named_shards(path: Path) -> Shards:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import described_config, load_with_config
@@ -37,7 +36,7 @@ from hrvqvae.data.images import SUFFIXES, Pixels, decode
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
 from hrvqvae.data.sources.files import FolderSource, names_below
-from hrvqvae.tokens.shards import SUFFIX, About, Plan, open_shards, schema
+from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
@@ -60,35 +59,21 @@ Read = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by place, b
 class KeyedImages:
     """Images in the order of their keys."""
 
-    source: Source  # with their labels
+    source: Source
     keys: NDArray[np.bytes_]  # sorted, each once
     rows: NDArray[np.int64]  # (N,) the place of each in the source
+    labels: pa.Array  # class names, or numbers where classes have no names; null where an image has none
+    classes: tuple[str, ...]  # their names, in order
 
     def key(self, place: int) -> str:
         """The key of an image."""
         return decoded(self.keys, place)
 
-    def label(self, place: int) -> str | int | None:
-        """The class name of an image, or its number where classes have no names; None where it has none."""
-        if self.source.labels is None:
-            return None
-        value = self.source.labels[self.rows[place]]
-        if self.source.class_names:
-            return self.source.class_names[int(value)]
-        plain: str | int | None = value.item() if isinstance(value, np.generic) else value
-        return plain
-
-    @property
-    def label_type(self) -> pa.DataType:
-        """The type of the labels in a shard."""
-        numbers = self.source.labels is not None and self.source.labels.dtype.kind in "iu"
-        return pa.int64() if numbers and not self.source.class_names else pa.string()
-
     def digest(self) -> str:
         """A name for these keys and labels, in this order."""
         state = hashlib.blake2b(digest_size=16)
-        for place in range(len(self.keys)):
-            state.update(f"{self.key(place)}\0{self.label(place)!r}\0".encode())
+        for place, label in enumerate(self.labels.to_pylist()):
+            state.update(f"{self.key(place)}\0{label!r}\0".encode())
         return state.hexdigest()
 
 
@@ -104,29 +89,34 @@ def keyed_images(path: Path) -> KeyedImages:
     """
     path = path.absolute()
     source: Source
+    classes: tuple[str, ...] = ()
+    labels: Sequence[Any] | None = None
     if path.is_dir() and (names := list(names_below(path, SUFFIXES))):
         source = FolderSource(path, names)
         above = 1 if {name.split("/")[0] for name in names} <= set(WORDS) else 0  # classes lie below a given split
         if all(name.count("/") > above for name in names):
-            classes, source.labels = np.unique([name.split("/")[above] for name in names], return_inverse=True)
-            source.class_names = tuple(map(str, classes))
+            labels = [name.split("/")[above] for name in names]
+            classes = tuple(sorted(set(labels)))
     elif path.is_file() and path.suffix.lower() in LISTS:
         listed, labels = _listed(path)
         source = FolderSource(path.parent, listed)
-        if any(labels):
-            source.labels = np.array([label or None for label in labels], object)
         names = [re.sub(r"^(\.\./|/)+", "", name) for name in listed]
     else:
         source = open_whole(path)
-        names = [source.name(row) for row in range(len(source))]
+        names, classes = [source.name(row) for row in range(len(source))], source.class_names
+        if source.labels is not None:
+            labels = [classes[number] if classes else number for number in source.labels.tolist()]
+    labels = labels or [None] * len(names)
     rows = sorted(range(len(names)), key=names.__getitem__)
     for one, other in itertools.pairwise(rows):
         if names[one] == names[other]:
             raise InputError(f"{path} has two images named {names[one]}; every image needs a name of its own")
-    return KeyedImages(source, encoded(names[row] for row in rows), np.array(rows))
+    kind = pa.int64() if isinstance(labels[0], int) else pa.string()
+    in_order = pa.array([labels[row] for row in rows], kind)
+    return KeyedImages(source, encoded(names[row] for row in rows), np.array(rows), in_order, classes)
 
 
-def _listed(path: Path) -> tuple[list[str], list[str]]:
+def _listed(path: Path) -> tuple[list[str], list[str | None]]:
     """(names, labels) of a list: a name a line, and after a tab its label."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -136,7 +126,7 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     found = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in parted if name]
     if not found:
         raise InputError(f"{path} names no image; it has a path a line")
-    return [name for name, _ in found], [label for _, label in found]
+    return [name for name, _ in found], [label or None for _, label in found]
 
 
 # From images to a shard
@@ -202,7 +192,7 @@ class Tokenizer:
         """
         at_once = _READ_OWN if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
         chunks = (places[start : start + at_once] for start in range(0, len(places), at_once))
-        columns = schema(self._symbols, self.images.label_type)
+        columns = schema(self._symbols, self.images.labels.type)
         rows, done = list[Row](), Done(0, {}, [])
         with (
             writing(path) as temporary,
@@ -217,9 +207,8 @@ class Tokenizer:
                 advance(len(read) + len(broken))
             if rows:
                 self._append(file, rows, columns)
-            named = tuple(done.broken.items()) if name_broken else ()
-            about = About(self.digest, self._described, self.size, self.images.source.class_names, __version__, named)
-            file.add_key_value_metadata(about.metadata())
+            named = done.broken if name_broken else {}
+            file.add_key_value_metadata(metadata(self.digest, self._described, self.size, self.images.classes, named))
         return done
 
     @torch.inference_mode()
@@ -236,7 +225,7 @@ class Tokenizer:
     def _append(self, file: pq.ParquetWriter, rows: Sequence[Row], columns: pa.Schema) -> None:
         """Append a row group."""
         places, sizes, codes = zip(*rows, strict=True)
-        values = [[self.images.key(place) for place in places], [self.images.label(place) for place in places]]
+        values = [[self.images.key(place) for place in places], self.images.labels.take(pa.array(places)).to_pylist()]
         values += [list(side) for side in zip(*sizes, strict=True)]
         for level in zip(*codes, strict=True):
             values += [list(side) for side in zip(*(one.shape for one in level), strict=True)]
@@ -312,8 +301,8 @@ def _finish(
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
     there = [*(path for path in parts if path not in left), *retries]
     shards = open_shards(there) if there else None
-    if shards and shards.about.model != plan.model:
-        raise InputError(f"{out} holds shards of another model ({shards.about.model[:12]}); delete them")
+    if shards and shards.model != plan.model:
+        raise InputError(f"{out} holds shards of another model ({shards.model[:12]}); delete them")
     broken = dict(shards.broken) if shards else {}
     made, lost = 0, list[str]()
     with task("tokenize", plan.keys, done=shards.count + len(broken) if shards else 0) as advance:

@@ -147,7 +147,7 @@ class AutoencoderTask(ImageTask):
         if (state.step + 1) % self.training.log_every == 0:
             counts = vq.counts(model.paths(codes)[-1], self.config.model.num_codewords[-1])
             metrics["usage"] = float((distributed.all_reduce([counts])[0] > 0).double().mean())  # of the finest level
-            self.broken.update(*distributed.all_gather_object(self.broken))
+            self.broken.update(*distributed.gather_object(self.broken))
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))
         return metrics

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.adam import adam
 
 from hrvqvae.config import StageConfig
 
@@ -62,7 +60,7 @@ def matrices(module: nn.Module) -> list[Tensor]:
     return [one for one in found if min(one.shape[:2]) >= _FEWEST_CHANNELS]
 
 
-class Muon(Optimizer):
+class Muon(Adam):
     """Momentum whose matrices are orthogonalized before the step (Jordan et al. 2024); Adam for all that is no matrix.
 
     A filter (outputs, inputs, rows, columns) is the matrix (outputs, inputs * rows * columns); that of a transposed
@@ -82,26 +80,24 @@ class Muon(Optimizer):
         chosen = {id(one) for one in orthogonal}
         rest = [one for one in module.parameters() if id(one) not in chosen]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
-        # "fused" is Adam's, and has torch restore "step" on the device of the weights
-        defaults = {"lr": learning_rate, "betas": betas, "fused": True}
-        super().__init__([group for group in groups if group["params"]], defaults)
+        super().__init__([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)  # Adam's own asks every parameter for a number of steps
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        if closure is not None:
-            raise TypeError("Muon takes no closure")
-        for group in self.param_groups:
-            trained = [one for one in group["params"] if one.grad is not None]
-            if group["orthogonal"]:
-                for parameter in trained:
-                    self._orthogonal_step(parameter, group["lr"])
-            elif trained:
-                self._adam_step(trained, group)
+        groups = self.param_groups
+        for group in groups:
+            for parameter in group["params"] if group["orthogonal"] else ():
+                if parameter.grad is not None:
+                    self._orthogonal_step(parameter, parameter.grad, group["lr"])
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
+        super().step()
+        self.param_groups = groups
 
-    def _orthogonal_step(self, parameter: Tensor, learning_rate: float) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
+    def _orthogonal_step(self, parameter: Tensor, gradient: Tensor, learning_rate: float) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -109,16 +105,3 @@ class Muon(Optimizer):
         ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
         scale = _LIKE_ADAM * math.sqrt(max(ahead.shape))
         parameter.add_(orthogonalized(ahead).view(parameter.shape), alpha=-learning_rate * scale)
-
-    def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self.state[one] for one in parameters]
-        for parameter, state in zip(parameters, states, strict=True):
-            if not state:
-                state["step"] = torch.zeros((), device=parameter.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        adam(
-            parameters, [one.grad for one in parameters if one.grad is not None], [one["exp_avg"] for one in states],
-            [one["exp_avg_sq"] for one in states], [], [one["step"] for one in states],
-            fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-            weight_decay=0.0, eps=1e-8, maximize=False,
-        )  # fmt: skip

@@ -10,9 +10,9 @@ import hashlib
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 
-@dataclass(frozen=True)
-class CodeBatch:
+class CodeBatch(NamedTuple):
     """Codes of some images as a prior sees them."""
 
     codes: tuple[Tensor, ...]  # (B, H, W) int64 of each level that it covers
@@ -96,11 +95,7 @@ def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: 
 class PriorTask(Task[CodeBatch]):
     """The prior of some levels of a run. What is kept is the averaged state that codes held-out images in fewest bits.
 
-    Args:
-        path: the run folder.
-        levels: that it covers.
-        config: of the run, with `prior` as it is to be trained.
-        trained: the autoencoder, its configuration and its digest.
+    `config` is that of the run, with `prior` as it is to be trained; `trained` is as of `load_with_digest`.
     """
 
     part_of: Path
@@ -232,7 +227,7 @@ class PriorTask(Task[CodeBatch]):
             some = held_out[start : start + size]
             placed = read_codes(self.maps, self.model, self.levels, some).to(self.compute.device)
             with self.compute.autocast():
-                spent += torch.tensor(total_bits(prior, placed.codes, placed.coarser, placed.label))
+                spent += torch.tensor(total_bits(prior, *placed))
             images += len(some)
         every = distributed.all_gather_numbers(*spent.tolist(), images)
         *levels, number = (sum(each) for each in zip(*every, strict=True))
@@ -248,13 +243,8 @@ def train_priors(
 ) -> dict[Levels, Outcome]:  # fmt: skip
     """Train priors of a run, one after the other; -> how each ended. Ends early where a signal stopped one.
 
-    Args:
-        path: the run folder.
-        configs: the levels that a prior covers -> its configuration.
-        resume, renew, callbacks, say: of each `Trainer`.
-
-    Raises:
-        InputError: no trained autoencoder; as `Trainer.train`, before any prior is trained where that can be known.
+    The options are those of `Trainer`. Raises InputError: no trained autoencoder; as `Trainer.train`, before any prior
+    is trained where that can be known.
     """
     trained = load_with_digest(path, progressive=False)
     trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
@@ -284,7 +274,6 @@ def resolve_priors(
     With `resume`, priors that have begun keep their networks; the levels that are left get new priors.
 
     Args:
-        path: a run folder.
         level: counted from 1: the prior that covers it, alone; None takes all.
         given: dotted name -> text.
 

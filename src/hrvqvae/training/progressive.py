@@ -33,14 +33,9 @@ class ProgressiveTask(ImageTask):
     """A progressive decoder: each image of a batch is cut to a prefix, in turn.
 
     The error of each prefix is divided by its own value, so that none outweighs another: what grows is the mean of
-    their PSNR.
+    their PSNR. `config` is that of the run, with `progressive` as it is to be trained.
 
-    Args:
-        path: the folder of the trained autoencoder.
-        config: of the run, with `progressive` as it is to be trained.
-
-    Raises:
-        InputError: no trained autoencoder, or one without prefixes.
+    Raises InputError: no trained autoencoder, or one without prefixes.
     """
 
     what = ", prefixes"
@@ -98,8 +93,7 @@ class ProgressiveTask(ImageTask):
         return self.model
 
     def line(self, report: Report) -> str:
-        named = {f"levels 1-{level}" if level > 1 else "level 1": one.mse for level, one in enumerate(report.levels, 1)}
-        return ", ".join(f"{name}: MSE {mse:.2e}" for name, mse in named.items() if mse is not None)
+        return ", ".join(report.captions())
 
     def save(self, state: TrainState) -> None:
         weights, path = state.averaged.module.state_dict(), self.run.model
@@ -109,11 +103,7 @@ class ProgressiveTask(ImageTask):
 def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:
     """The configuration of a run, with the training of the progressive decoder as it begins or is resumed.
 
-    Args:
-        given: dotted name -> text.
-
-    Raises:
-        InputError: no such folder, or as `progressive_config`.
+    `given` is dotted name -> text. Raises InputError: no such folder, or as `progressive_config`.
     """
     stored = described_config(path)
     require_own(path)

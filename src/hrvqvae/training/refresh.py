@@ -10,7 +10,6 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import stale_parts
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.training.prior import train_priors
 from hrvqvae.training.progressive import ProgressiveTask
@@ -24,23 +23,20 @@ def refresh(
 ) -> int | None:  # fmt: skip
     """Train what is stale in a run folder anew, as it was trained before, and fit its entropy model.
 
-    Args:
-        root: where the data is, if it has moved since.
-
-    Returns:
-        The signal that stopped it, None at the end. Called again, it goes on where it stopped.
-
-    Raises:
-        InputError: as `Trainer.train` and `fit_entropy_model`.
+    Returns the signal that stopped it, None at the end; called again, it goes on where it stopped. `root` is where the
+    data is, if it has moved since. Raises InputError as `Trainer.train` and `fit_entropy_model`.
     """
     locate(run)  # raises where there is no model
     stale = {part.path for part in distributed.on_rank_zero(lambda: stale_parts(run))}
-    priors = {levels: folder.path for levels, folder in prior_folders(run).items()}
-    for levels, path in [*priors.items(), (None, progressive_folder(run).path)]:
-        mark = path / _MARK
-        if not (path in stale or mark.is_file()):
+    for levels, folder in [*prior_folders(run).items(), (None, progressive_folder(run))]:
+        mark = folder.path / _MARK
+        if not (folder.path in stale or mark.is_file()):
             continue
-        config = _config(RunFolder(path)).with_root(root)
+        if folder.config.is_file():
+            config = folder.read_config()
+        else:  # it was exported
+            config = from_dict(storage.read_meta(folder.model)["config"], str(folder.model))
+        config = config.with_root(root)
         distributed.on_rank_zero(mark.touch)
         if levels is None:
             task = ProgressiveTask(run, config)
@@ -54,10 +50,3 @@ def refresh(
     if RunFolder(Path(run)).tables in stale:
         distributed.on_rank_zero(lambda: fit_entropy_model(run, root, say=say))
     return None
-
-
-def _config(folder: RunFolder) -> Config:
-    """What was trained in a folder; of what was exported, from the file of its weights."""
-    if folder.config.is_file():
-        return folder.read_config()
-    return from_dict(storage.read_meta(folder.model)["config"], str(folder.model))

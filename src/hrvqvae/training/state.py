@@ -133,7 +133,9 @@ class TrainState:
         terms.sum().backward()  # type: ignore[no-untyped-call]
         terms = terms.detach()
         gradients = [one.grad for one in network.module.parameters() if one.grad is not None]
-        distributed.all_reduce_mean_in_place([terms, *gradients])
+        own = [terms, *gradients]
+        for one, mean in zip(own, distributed.all_reduce_mean(own), strict=True):
+            one.copy_(mean)  # which keeps its memory format
         values = dict(zip(losses, terms.tolist(), strict=True))
         norm = float(torch.nn.utils.get_total_norm(gradients))
         for what, numbers in (("loss", values.values()), ("gradient", (norm,))):

@@ -126,11 +126,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Give a network the weights that `training.init_from` names; -> a line that says so.
-
-        Raises:
-            InputError: there are none, or they do not fit.
-        """
+        """Give a network the weights that `training.init_from` names; -> a line that says so. Raises InputError."""
 
     def initialize(self, model: nn.Module) -> None:
         """Start a fresh network from data, on its device."""
@@ -184,9 +180,9 @@ class Trainer(Generic[B]):
 
         Raises:
             InUseError: another process trains in that folder.
-            InputError: bad data, a folder that can't be written, one that holds another training, a full disk.
+            InputError: bad data, a folder that can't be written, one that holds another training, a full disk;
+                processes that train together no longer hold the same weights and codebooks.
             NonFiniteError: a loss or gradient is not finite; nothing was updated.
-            DriftError: processes that train together no longer hold the same weights and codebooks.
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
@@ -251,11 +247,14 @@ class Trainer(Generic[B]):
     def check(self) -> bool:
         """Whether the folder holds what is trained for another state of the autoencoder, and is renewed.
 
-        Raises:
-            InputError: the folder holds what must not be overwritten, or the task can't be trained as configured.
+        Raises InputError: the folder holds what must not be overwritten, or the task can't be trained as configured.
         """
         task, run, training = self.task, self.task.run, self.task.training
-        distributed.require_equal_parts(training.batch_size)
+        if training.batch_size % (processes := distributed.world_size()):
+            raise InputError(
+                f"{processes} processes can't share a batch of {training.batch_size} equally; "
+                f"choose a batch size that is a multiple of {processes}"
+            )
         loggers.require(training.loggers)
         task.compute = Compute.of(training)
         if distributed.is_distributed() and task.compute.device.index is not None:
@@ -288,8 +287,10 @@ class Trainer(Generic[B]):
         if training.threads:
             torch.set_num_threads(training.threads)
         task.open(self.say)
-        if training.init_from and (stale or not distributed.on_rank_zero(run.begun)):
-            task.init_from(task.build())  # raises where it does not fit, before anything is written
+        fresh = stale or not distributed.on_rank_zero(run.begun)
+        torch.manual_seed(training.seed)
+        model = task.build()
+        beginning = task.init_from(model) if fresh and training.init_from else ""  # raises before anything is written
 
         def prepare() -> None:
             for path in (run.model, *run.saved()) if stale else ():
@@ -301,15 +302,13 @@ class Trainer(Generic[B]):
         distributed.on_rank_zero(prepare)
         if stale:
             self.say(f"{run.path} was made for another state of the model, and is trained anew")
-        saved = distributed.on_rank_zero(lambda: run.newest(self.say)) if self.resume else None
-        if self.resume and saved is None:
+        saved = None if fresh else distributed.on_rank_zero(lambda: run.newest(self.say))
+        if self.resume and fresh:
             self.say(f"no checkpoint in {run.path}: starting anew")
-        torch.manual_seed(training.seed)
-        model = task.build()
-        if saved is None and training.init_from:
-            self.say(task.init_from(model))
+        if beginning:
+            self.say(beginning)
         model = task.compute.place_model(model)
-        if saved is None and not training.init_from:
+        if fresh and not beginning:
             task.initialize(model)
         budget = Budget.of(training, task.samples)
         state = TrainState.start(model, training, task.auxiliary(model), budget)
