@@ -10,8 +10,9 @@ channels, such as (B, N) or (B, H, W).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +90,10 @@ class TreeVQ(nn.Module):
         self.quantizer = ResidualQuantizer(config)
         self.channel_last, self.restart_every = channel_last, restart_every
         self.start_vectors = start_vectors or min(max(_LEAST_START, _START_A_LEAF * codewords**levels), _MOST_START)
-        self.steps = 0  # training steps since the start; 0 until it is done
-        self._waiting: Tensor | None = None  # (N, D), for the start
+        # Since the start; 0 until it is done. A float, so that an average of models is above 0 if one of them is.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
+        self.steps: Tensor
+        self._waiting: Tensor | None = None  # (N, D), for the start; in no state
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize features of any floating type; in training mode, let the codebooks follow.
@@ -131,11 +134,12 @@ class TreeVQ(nn.Module):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., l) of the first l levels, 1 to L -> the sum of their codewords, placed as the input is.
 
-        float32, without gradient to the indices; positions whose indices are -1 are zero.
+        Indices are of any integer type. float32, without gradient to the indices; positions whose indices are -1 are zero.
 
         Raises:
             InputError: no level, more levels than there are, or an index that is neither -1 nor in [0, m).
         """
+        indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         found = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1))
         return self._as_input(found.masked_fill(padding, 0))
@@ -160,10 +164,11 @@ class TreeVQ(nn.Module):
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
-        if self.steps == 0:
+        steps = math.ceil(self.steps)
+        if steps == 0:
             self._start(vectors.detach().float())
         found: Quantized = self.quantizer(vectors)
-        if self.steps and self.restart_every and self.steps % self.restart_every == 0:
+        if steps and self.restart_every and steps % self.restart_every == 0:
             self.quantizer.restart_dead_codes(distributed.all_gather(vectors.detach().float()), self._generator())
             self._share_codebooks()
         self.steps += self._waiting is None
@@ -186,15 +191,14 @@ class TreeVQ(nn.Module):
         distributed.broadcast(one.detach() for one in self.quantizer.state_dict().values())
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.steps)
+        return torch.Generator().manual_seed(math.ceil(self.steps))
 
-    def get_extra_state(self) -> Tensor:
-        """What `state_dict` holds beside the codebooks: the steps since the start, or the vectors that wait for it."""
-        return torch.tensor(self.steps) if self._waiting is None else self._waiting
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take what `get_extra_state` gave: () int64 or (N, D)."""
-        self.steps, self._waiting = (int(state), None) if state.ndim == 0 else (0, state.clone())
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """As torch's; take the steps from the extra state of an earlier version, too. A start that was not done begins
+        anew."""
+        if (earlier := state_dict.pop(f"{prefix}_extra_state", None)) is not None:
+            state_dict[f"{prefix}steps"] = earlier.float() if earlier.ndim == 0 else torch.zeros_like(self.steps)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
         """Move to another device, but let codebooks and statistics be float32: bfloat16 can't count to 257."""
