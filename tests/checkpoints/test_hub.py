@@ -98,6 +98,7 @@ def test_what_the_hub_does_not_give_is_one_line(
     assert "the hub has no model someone/none, or it is private" in refused(["hub", "get", "someone/none"], capfd)
     assert "has no revision 'v9'" in refused(["hub", "get", "someone/digits", "--revision", "v9"], capfd)
     assert "'digits' is no name of the hub; it must be user/name" in refused(["hub", "push", run, "digits"], capfd)
+    assert "'a--b/c' is no name of the hub" in refused(["hub", "get", "a--b/c"], capfd)
     hub.repositories["someone/digits"].files.pop("model.safetensors")
     assert "is no model of hrvqvae (it has no model.safetensors)" in refused(["hub", "get", "someone/digits"], capfd)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -24,18 +24,23 @@ TENSORS = {
 META = {"step": 7, "name": "ünïcode"}
 
 
+def same(found: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
+    tensors, meta = found
+    equal = all(tensors[name].dtype == one.dtype and torch.equal(tensors[name], one) for name, one in TENSORS.items())
+    return meta == META and tensors.keys() == TENSORS.keys() and equal
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    storage.write(tmp_path / "x.safetensors", TENSORS, META)
-    tensors, meta = storage.read(tmp_path / "x.safetensors")
-    assert meta == META
-    assert set(tensors) == set(TENSORS)
-    for name, tensor in TENSORS.items():
-        assert tensors[name].dtype == tensor.dtype
-        assert torch.equal(tensors[name], tensor)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    path = tmp_path / "x.safetensors"
+    storage.write(path, TENSORS, META)
+    assert same(storage.read(path))
+    assert [*tmp_path.iterdir()] == [path]
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    assert storage.read_meta(path) == META, "the header alone is read"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.dictionaries(st.text("abc.é", min_size=1, max_size=9), st.integers(0, 9), max_size=6),
     name=st.text(max_size=9),
@@ -56,16 +61,6 @@ def test_the_header_is_in_order_and_the_data_aligned(
     assert meta == {"name": name}
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
-    with safe_open(path, "pt") as file:
-        assert set(file.keys()) == set(tensors)
-
-
-def test_meta_is_read_without_the_tensors(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    storage.write(path, TENSORS, META)
-    content = path.read_bytes()
-    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
-    assert storage.read_meta(path) == META
 
 
 @pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}"])
@@ -77,7 +72,7 @@ def test_a_damaged_header_is_named(content: bytes, tmp_path: Path) -> None:
         storage.read_meta(tmp_path / "x.safetensors")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("damage") / "x.safetensors"
@@ -89,6 +84,4 @@ def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.Tem
         content[data.draw(st.integers(0, len(content) - 1), "place")] ^= 1 << data.draw(st.integers(0, 7), "bit")
     path.write_bytes(content)
     with contextlib.suppress(DamagedFileError):  # else a bit of the header that carries nothing, such as a space
-        tensors, meta = storage.read(path)
-        assert meta == META
-        assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+        assert same(storage.read(path))

@@ -17,6 +17,11 @@ def write_file(config: Config, path: Path) -> Path:
     return path
 
 
+def do(*arguments: object) -> None:
+    """Run a command that ends well."""
+    assert main([str(argument) for argument in arguments]) == 0
+
+
 def refused(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command refuses with, exit code 2."""
     capsys.readouterr()

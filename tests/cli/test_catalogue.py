@@ -7,43 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.cli import main
 from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
+from tests.cli.helpers import do
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets"]) == 0
-    captured = capsys.readouterr()
-    listed = [tuple(line.split(maxsplit=1)) for line in captured.out.splitlines()]
+    do("presets")
+    listed = [tuple(line.split(maxsplit=1)) for line in capsys.readouterr().out.splitlines()]
     assert listed == [(name, presets.get(name).about) for name in presets.names()]
-    assert captured.err == ""
-    assert main(["presets", "--json"]) == 0
+    do("presets", "--json")
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*presets.names()]
 
 
 def test_a_preset_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets", "hrvqvae/ffhq"]) == 0
+    do("presets", "hrvqvae/ffhq")
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
-    assert rows["hrvqvae/ffhq:"] == ["FFHQ,", "256x256", "colour,", "a", "folder", "of", "faces"]
+    assert rows["hrvqvae/ffhq:"][:1] == ["FFHQ,"]
     assert rows["model.quantizer.codewords"] == ["8", "Table", "6"]
     assert rows["model.quantizer.decay"] == ["0.95", "ours"]
     assert rows["compression_ratio"] == ["170.67", "computed;", "printed:", "171"]
     assert rows["training_steps"] == ["750,000", "computed;", "printed:", "875,000"]
     assert rows["Note:"]
-
-
-def test_a_preset_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets", "hrvqvae/mnist", "--json"]) == 0
+    do("presets", "hrvqvae/mnist", "--json")
     entry = json.loads(capsys.readouterr().out)
-    assert entry["values"]["model.quantizer.dim"] == {"value": 8, "source": "Table 6"}
     assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
     assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
 
 
 def test_data_is_listed(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "list", "--root", str(mnist_root)]) == 0
+    do("data", "list", "--root", mnist_root)
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"root folder: {mnist_root}"
     assert [line.split()[0] for line in lines] == [*DATASETS, "any", *published.NETWORKS]

@@ -65,18 +65,15 @@ def test_fields_are_told_from_the_rest(parts: list[tuple[str, str, bool] | str])
     assert fields == {part[0]: part[1] for part in parts if not isinstance(part, str)}
 
 
-def test_what_follows_two_dashes_is_no_field() -> None:
+def test_fields_that_are_none_or_wrong() -> None:
     assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (["a", "--", "--x.z", "3"], {"x.y": ""})
     assert split_fields(["--x.y", "1", "--x.y=1"]) == ([], {"x.y": "1"})
+    assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (["--out=runs/a.b", "--out", "runs/a.b"], {})
     with pytest.raises(InputError, match=r"--x\.y 2 contradicts --x\.y 1"):
         split_fields(["--x.y", "1", "--x.y=2"])
-    assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (["--out=runs/a.b", "--out", "runs/a.b"], {})
-
-
-@pytest.mark.parametrize("after", [[], ["--resume"], ["-o", "x.png"], ["--"], ["--x.z", "3"]])
-def test_a_field_needs_a_value(after: list[str]) -> None:
-    with pytest.raises(InputError, match=r"--x\.y needs a value"):
-        split_fields(["train", "--x.y", *after])
+    for after in ([], ["--resume"], ["-o", "x.png"], ["--"], ["--x.z", "3"]):
+        with pytest.raises(InputError, match=r"--x\.y needs a value"):
+            split_fields(["train", "--x.y", *after])
 
 
 @pytest.mark.parametrize(
@@ -84,20 +81,16 @@ def test_a_field_needs_a_value(after: list[str]) -> None:
     [
         (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
         (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
-        (["train", "hrvqvae/mnist", "--max-steps", "many"], "training.max_steps is 'many'; it must be a whole number"),
         (["train", "hrvqvae/mnist", "--max-step", "5"], "unknown argument '--max-step' (see hrvqvae train --help)"),
         (["train", "hrvqvae/mnist", "--seed", "-1"], "training.seed is -1; it must be at least 0"),
-        (["train", "nowhere.yaml"], "nowhere.yaml can't be read"),
         (["evaluate", "nowhere"], "there is no such run folder"),
         (["evaluate", "nowhere", "--data.size", "12"], "unknown argument '--data.size' (see hrvqvae evaluate --help)"),
         (["data", "get", "ffhq"], "can't be got by command"),
         (["nothing"], "invalid choice: 'nothing'"),
         ([], "COMMAND"),
-        (["data"], "ACTION"),
         (["reconstruct", "run"], "required: IMAGE"),
         (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "of hrvqvae"),
         (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k is 0; it must be at least 1"),
-        (["sample", "mnist", "--top-k", "x", "-o", "x.png"], "--top-k: invalid whole number value: 'x'"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
         (["train-judge", "cifar10"], "another name: train-classifier"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -18,11 +19,12 @@ from hrvqvae.utils import extras
 from tests.cli.helpers import refused
 
 
-def examined(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
-    capsys.readouterr()
+def examined(capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
+    """What doctor finds: for programs, as it prints it, and the lines of its problems."""
+    assert main(["doctor"]) == code
+    printed = capsys.readouterr()
     assert main(["doctor", "--json"]) == code
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return json.loads(capsys.readouterr().out), printed.out, printed.err.splitlines()
 
 
 @pytest.fixture
@@ -41,25 +43,23 @@ def requirements(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    found = examined(capsys)
-    assert found["problems"] == []
+    found, printed, problems = examined(capsys)
+    assert found["problems"] == problems == []
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["precision"] in ("bf16", "fp32")
     assert found["folders"]["data sets (HRVQVAE_DATA)"] == str(tmp_path / "data")
     assert found["folders"]["published networks (TORCH_HOME)"] == str(tmp_path / "hub" / "checkpoints")
     assert found["extras"]["figures"] == []
-    assert main(["doctor"]) == 0
-    printed = capsys.readouterr().out
     assert str(tmp_path / "data") in printed
     assert all(f"extra {extra} " in printed for extra in found["extras"])
 
 
 def test_an_extra_that_is_not_whole(requirements: Any, capsys: pytest.CaptureFixture[str]) -> None:
     requirements(["torch>=2", 'no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"'])
-    assert examined(capsys)["extras"] == {"one": ["no-such-package"], "two": []}
-    assert main(["doctor"]) == 0
-    assert "pip install 'hrvqvae[one]' for no-such-package\n" in capsys.readouterr().out
+    found, printed, _ = examined(capsys)
+    assert found["extras"] == {"one": ["no-such-package"], "two": []}
+    assert "pip install 'hrvqvae[one]' for no-such-package\n" in printed
 
 
 def test_what_keeps_it_from_working_is_exit_code_1(
@@ -69,14 +69,13 @@ def test_what_keeps_it_from_working_is_exit_code_1(
     (tmp_path / "file").touch()
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "file" / "data"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = examined(capsys, code=1)
+    found, _, problems = examined(capsys, code=1)
     missing, broken, folder = found["problems"]
     assert missing == "no-such-package is missing: pip install no-such-package"
     assert broken.startswith("torch can't be used: ")
     assert folder.endswith(f"can't be written: {tmp_path / 'file' / 'data'}")
     assert "device" not in found
-    assert main(["doctor"]) == 1
-    assert capsys.readouterr().err.splitlines() == [f"hrvqvae: {problem}" for problem in found["problems"]]
+    assert problems == [f"hrvqvae: {problem}" for problem in found["problems"]]
 
 
 def test_completion_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,17 +87,15 @@ def test_completion_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     def completed(*words: str) -> list[str]:
         """What bash offers for the last of these words."""
-        line = " ".join(f"'{word}'" for word in words)
         program = f"""
             source {script}
-            COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}
+            COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}
             _shtab_hrvqvae hrvqvae "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD - 1]}}"
             printf '%s\\n' "${{COMPREPLY[@]}}"
         """
         done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.split()
 
-    assert completed("hrvqvae", "rec") == ["reconstruct"]
     assert completed("hrvqvae", "data", "") == ["list", "get", "pack"]
     assert completed("hrvqvae", "sample", "--temp") == ["--temperature"]
     assert completed("hrvqvae", "train", "vqvae2/") == [n for n in presets.names() if n.startswith("vqvae2/")]

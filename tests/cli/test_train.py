@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.cli import main
 from hrvqvae.config.parsing import from_file
-from tests.cli.helpers import refused, write_file
+from tests.cli.helpers import do, refused, write_file
 from tests.tiny_systems import tiny_run
 
 
@@ -27,25 +26,25 @@ def tiny_file(mnist_root: Path, tmp_path: Path) -> str:
 
 def test_print_config_is_a_file_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = ["--model.quantizer.codewords", "8", "--prior.network.dropout", "0.3"]
-    assert main(["train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print_config"]) == 0
+    do("train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print_config")
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     config = from_file(tmp_path / "printed.yaml")
     assert (config.model.num_symbols, config.training.max_steps) == ((8, 8, 8), 5)
-    assert main(["train", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    do("train", tmp_path / "printed.yaml", "--print_config")
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((tmp_path / "printed.yaml").read_text())
 
 
 def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command: list[object] = ["train", tiny_file, "--out", str(tmp_path / "run")]
-    assert main([*map(str, command), "--max-steps", "10"]) == 0
-    assert main([*map(str, command), "--max-steps", "14", "--resume"]) == 0
+    command = ["train", tiny_file, "--out", tmp_path / "run"]
+    do(*command, "--max-steps", "10")
+    do(*command, "--max-steps", "14", "--resume")
     printed = capsys.readouterr().out
     assert "resuming" in printed
     assert printed.count("hint: 10 steps of training: little is learned beyond the start") == 1
     assert "hint: 14" not in printed
-    assert main(["train", "--resume", str(tmp_path / "run"), "--max-steps", "15"]) == 0
+    do("train", "--resume", tmp_path / "run", "--max-steps", "15")
     assert "trained 15 steps" in capsys.readouterr().out, "a run folder says itself what it is"
-    assert main(["train", tiny_file, "--out", str(tmp_path / "short"), "--max-minutes", "0.0001"]) == 0
+    do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
     assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", capsys.readouterr().out)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"], capsys)
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
@@ -55,9 +54,9 @@ def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
-    assert main(["train", tiny_file, "--max-steps", "2", "--out", run]) == 0
+    do("train", tiny_file, "--max-steps", "2", "--out", run)
     command = ["train-prior", "--prior.training.batch_size", "8,6,4", run, "--level", "3", "--max-steps", "2"]
-    assert main([*command, "--prior.network.kind", "transformer", "--prior.network.layers", "1"]) == 0
+    do(*command, "--prior.network.kind", "transformer", "--prior.network.layers", "1")
     assert f"priors in {run}/priors" in capsys.readouterr().out
     prior = prior_folder(run, 2).read_config().prior
     assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "transformer")

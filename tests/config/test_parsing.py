@@ -55,14 +55,12 @@ def test_options_replace_fields_and_only_those() -> None:
     assert override(elsewhere, {"data.root": "null"}).data.root is None
 
 
-@pytest.mark.parametrize(
-    ("text", "values"), [("16", (16,)), ("128,64,32", (128, 64, 32)), ("[16]", (16,)), ("[128, 64, 32]", (128, 64, 32))]
-)
-def test_a_value_a_level(text: str, values: tuple[int, ...]) -> None:
-    assert override(mnist(), {"prior.training.batch_size": text}).prior.training.batch_size == values
-    if "," not in text or text.startswith("["):
-        tree = yaml.safe_load(f"prior: {{training: {{batch_size: {text}}}}}")
-        assert from_dict(tree, "here").prior.training.batch_size == values
+def test_a_value_a_level() -> None:
+    for text, values in (("16", (16,)), ("128,64,32", (128, 64, 32)), ("[16]", (16,)), ("[128, 64]", (128, 64))):
+        assert override(mnist(), {"prior.training.batch_size": text}).prior.training.batch_size == values
+    for value in (16, [16], [128, 64]):
+        found = from_dict({"prior": {"training": {"batch_size": value}}}, "here").prior.training.batch_size
+        assert found == (tuple(value) if isinstance(value, list) else (value,))
 
 
 def test_another_network_of_priors_begins_with_its_defaults() -> None:
@@ -77,16 +75,12 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
     ("name", "value", "message"),
     [
         ("model.quantizer.codewords", "1", "codewords is 1; it must be at least 2"),
-        *(
-            ("model.quantizer.codewords", text, f"is '{text}'; it must be a whole number")
-            for text in ("4.5", "true", "")
-        ),
+        ("model.quantizer.codewords", "4.5", "is '4.5'; it must be a whole number"),
+        ("model.quantizer.codewords", "", "is ''; it must be a whole number"),
         ("model.quantizer.codewords", "1000", "4 GiB of leaves"),
         ("model.stride", "3", "stride is 3; it must be a power of two"),
         ("model.kernel", "4", "kernel is 4; it must be odd"),
         ("training.seed", "20240101120000", "seed is 20240101120000"),
-        ("training.seed", "-1", "training.seed is -1; it must be at least 0"),
-        ("training.max_minutes", "nan", "max_minutes is nan"),
         ("training.max_minutes", "inf", "training.max_minutes is inf"),
         ("training.learning_rate", "fast", "training.learning_rate is 'fast'; it must be a number"),
         ("training.precision", "fp8", "training.precision is 'fp8'; it must be auto or fp32 or bf16"),
@@ -95,16 +89,13 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
         ("prior.training.batch_size", "", "batch_size is (); it must be one number, or one a level"),
         ("prior.training.batch_size", "[16", "batch_size is '[16'"),
         ("prior.training.batch_size", "16,0", "batch_size is (16, 0); it must be at least 1"),
-        ("prior.training.batch_size", "few", "is 'few'; it must be a whole number, or one for each level"),
         ("prior.training.epochs", "0", "no budget: give prior.training.epochs, "),
         ("prior.held_out", "1", "prior.held_out is 1.0; it must be between 0 and 1"),
         ("prior.network.kind", "pixelsnial", "unknown network of priors 'pixelsnial': did you mean pixelsnail"),
         ("model.system", "vqvae", "--model.system can't change from hrvqvae"),
         ("model.strid", "8", "'model.strid' of hrvqvae; did you mean model.stride"),
-        ("model.grids", "3", "unknown field 'model.grids'"),
         ("model.quantizer", "8", "unknown field 'model.quantizer' of hrvqvae; it must be a mapping"),
         ("training.start_from", "mnist", "it is called training.init_from now"),
-        ("prefixes.training.seed", "1", "it is called progressive.training.seed now"),
         ("data.split", "sorted", "data.train_samples"),
     ],
 )
@@ -119,35 +110,26 @@ def test_wrong_options(name: str, value: str, message: str) -> None:
     ("content", "message"),
     [
         ("[1, 2]", "a configuration is a mapping with data, model and training"),
-        ("", "a configuration is a mapping with data, model and training"),
         ("name: [", "can't be read as YAML or JSON (ParserError)"),
         ("model: {stride: 2, colour: red}", "unknown field 'model.colour'"),
         ("training:", "'training' of hrvqvae; it must be a mapping"),
         ("model: {system: [vqvae]}", "unknown system \"['vqvae']\""),
         ("prior: {network: {kind: rnn}}", "unknown network of priors 'rnn': there are pixelsnail, transformer"),
-        ("prior: {network: {kind: transformer, residual_blocks: 3}}", "unknown field 'prior.network.residual_blocks'"),
         *((f"training: {{epochs: {value}}}", "; it must be a whole number") for value in ("null", 2.5, "true")),
-        ("data: {labels: 1}", "data.labels is 1; it must be true or false"),
         ("data: {root: 5}", "data.root is 5; it must be text or null"),
-        ("data: {root: {a: 1}}", "unknown field 'data.root.a'"),
-        ("model: {quantizer: {codewords: 1}}", "model.quantizer.codewords is 1; it must be at least 2"),
         ("1: 2", "unknown field '1'"),
     ],
 )
 def test_files_that_are_no_configuration(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
+    with pytest.raises(InputError, match="can't be read"):
+        from_file(path)
     path.write_text(content)
     with pytest.raises(InputError) as refused:
         from_file(path)
     assert str(refused.value).startswith(str(path))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_files_that_can_not_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.yaml"):
-        with pytest.raises(InputError, match="can't be read"):
-            from_file(path)
 
 
 @pytest.mark.parametrize(
@@ -232,15 +214,13 @@ class TheirData(DataConfig):
     """Types that a third party's configuration may have."""
 
     ratio: Optional[float] = None  # noqa: UP045
-    deep: bool | None = None
     names: tuple[str, ...] = ()
 
 
 def test_types_of_a_third_party() -> None:
     config = dataclasses.replace(mnist(), data=TheirData())
-    given = {"data.ratio": "0.5", "data.deep": "true", "data.names": "a, b"}
-    data = to_dict(override(config, given).data)
-    assert (data["ratio"], data["deep"], data["names"]) == (0.5, True, ("a", "b"))
+    data = to_dict(override(config, {"data.ratio": "0.5", "data.names": "a, b"}).data)
+    assert (data["ratio"], data["names"]) == (0.5, ("a", "b"))
     with pytest.raises(InputError, match="data.ratio is 'wide'; it must be a number or null"):
         override(config, {"data.ratio": "wide"})
 
@@ -249,8 +229,7 @@ def test_types_of_a_third_party() -> None:
     ("given", "same"),
     [
         ({"training.device": "cuda:1", "training.threads": "3", "training.loggers": "tensorboard"}, True),
-        ({"data.root": "/elsewhere", "data.workers": "0", "training.log_every": "7"}, True),
-        ({"prior.training.device": "cuda", "prior.training.checkpoint_every": "7"}, True),
+        ({"data.root": "/elsewhere", "data.workers": "0", "prior.training.checkpoint_every": "7"}, True),
         ({"progressive.training.max_steps": "7"}, True),
         ({"training.seed": "7"}, False),
         ({"training.max_steps": "7"}, False),

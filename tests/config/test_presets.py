@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import pytest
 
@@ -19,8 +18,6 @@ BITS = {"hrvqvae/ffhq": (32 * 32 * 3 * 3, 170.67, 171), "vqvae2/ffhq": ((32 * 32
 def test_a_batch_a_level_is_that_levels() -> None:
     prior = presets.get("vqvae2/ffhq").config.prior
     assert [prior.training_of(level).batch_size for level in range(3)] == [128, 64, 32]
-    with pytest.raises(InputError, match="level 4 needs one"):
-        prior.training_of(3)
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq", "emoji32", "photos"])
@@ -36,9 +33,6 @@ def test_a_system_that_is_not_printed_says_so(system: str) -> None:
     printed = any(source.startswith("Table") and source != "Table 5" for source in preset.sources.values())
     assert printed == (system in ("hrvqvae", "vqvae2"))
     assert printed or any("not printed" in note for note in preset.notes)
-    if system == "vqgan":
-        assert set(preset.sources.values()) == {"ours", "Table 5"}
-        assert preset.config.model.num_codewords == (1024,)
 
 
 @pytest.mark.parametrize(("data", "column"), [("emoji32", "cifar10"), ("photos", "ffhq")])
@@ -74,32 +68,26 @@ def test_bits_of_a_grid_that_the_stride_does_not_divide() -> None:
     assert compression_ratio(model, 1, 9, 13) == pytest.approx(8 * 9 * 13 / 96)
 
 
-def test_near_names_are_offered() -> None:
-    with pytest.raises(InputError, match="unknown preset 'hrvqvae/minst': did you mean hrvqvae/mnist"):
-        presets.get("hrvqvae/minst")
-    for known in ("zzz", "hrvqvae/fashion-mnist", "hrvqvae/", "/mnist", "vqvae2-original/mnist", "hrvqvae/mnist/"):
+def test_unknown_presets() -> None:
+    for name in ("zzz", "hrvqvae/fashion-mnist", "hrvqvae/", "/mnist", "vqvae2-original/mnist", "hrvqvae/mnist/"):
         with pytest.raises(InputError, match="unknown preset"):
-            presets.get(known)
+            presets.get(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithoutPadding(ModelConfig):
     """A system that has no padding, which MNIST's settings give."""
 
-    system: Literal["bare"] = "bare"
+    num_symbols = (2,)
 
     def latent_grids(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         return ((height, width),)
-
-    @property
-    def num_symbols(self) -> tuple[int, ...]:
-        return (2,)
 
 
 def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
     bare = System(name="bare", title="Bare", config=WithoutPadding(), model="nowhere:Bare", settings={})
     preset = presets.of_dataset(bare, DATASETS.get("mnist"))
-    assert preset.config.model == WithoutPadding()
+    assert preset.config.model == WithoutPadding(system="bare")
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)
 
 

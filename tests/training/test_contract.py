@@ -103,6 +103,7 @@ def test_signals_end_it_after_the_step(
     outcome = case.train()
     assert (outcome.step, outcome.signal) == (7, number)
     assert signal.getsignal(number) == handler, "as it was before"
+    assert case.folder.saved()[0].stem == "step-000000007"
     monkeypatch.undo()
     assert case.train(resume=True).signal is None
     assert same(case.state(), whole.state())

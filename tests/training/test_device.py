@@ -119,13 +119,13 @@ def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
 @on_each_device
 def test_a_run_goes_on_where_it_stopped(device: str, tiny: Config, tmp_path: Path) -> None:
     run, config = RunFolder(tmp_path / "run"), with_training(tiny, device=device, precision="auto", log_every=1)
-    train_autoencoder(with_training(config, max_steps=12), run)
-    assert train_autoencoder(with_training(config, max_steps=20), run, resume=True).step == 20
+    train_autoencoder(with_training(config, max_steps=6), run)
+    assert train_autoencoder(with_training(config, max_steps=10), run, resume=True).step == 10
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == device
     assert all(bool(torch.isfinite(values).all()) for values in tensors.values() if values.is_floating_point())
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
-    assert steps == list(range(1, 21)), "no step twice, none left out"
+    assert steps == list(range(1, 11)), "no step twice, none left out"
     model, _ = load_with_config(run.path)
     assert next(model.parameters()).device.type == "cpu"
     assert model.decode(model.encode(torch.zeros(1, 1, 12, 12)), size=(12, 12)).shape == (1, 1, 12, 12)

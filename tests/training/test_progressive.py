@@ -51,7 +51,7 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, i
     run = case.path
     before, digest = load(run), storage.digest(RunFolder(run).model)
     file = before.compress(images[:1])[0]
-    case.train(max_steps=150, learning_rate=0.01, evaluate_every=75)
+    case.train(max_steps=100, learning_rate=0.01, evaluate_every=50)
     after = load(run)
     codes = before.encode(images)
     assert all(torch.equal(one, other) for one, other in zip(codes, after.encode(images), strict=True))

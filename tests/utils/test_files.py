@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -23,38 +23,25 @@ from hrvqvae.utils.files import (
     write_atomic,
     writing_folder,
 )  # fmt: skip
+from tests.checkpoints.other_process import in_another_process
 
-_HOLDING = """
+_FORKING = """
 import os, sys, time
 from pathlib import Path
-from hrvqvae.utils.files import locked, locked_file
-with {lock}(Path(sys.argv[1])):
-    if not {fork}:
+from hrvqvae.utils.files import locked
+with locked(Path(sys.argv[1])):
+    if not os.fork():
         print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
 
-@contextmanager
-def held(path: Path, lock: str = "locked", fork: bool = False) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Another process that has a lock, or has forked one while it had it; -> it, and the number of that one."""
-    program = _HOLDING.format(lock=lock, fork="os.fork()" if fork else "False")
-    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        number = int(process.stdout.readline())
-        try:
-            yield process, number
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("lock", [locked, locked_file])
-def test_one_process_has_it(lock: object, tmp_path: Path) -> None:
+def test_one_process_has_it(lock: Callable[[Path], AbstractContextManager[None]], tmp_path: Path) -> None:
     """The number of another one is named; a killed one frees it; who has it may take it again."""
-    assert callable(lock)
     path = tmp_path / "x"
     holder = path / ".lock-holder" if lock is locked else tmp_path / ".x.lock-holder"
-    with held(path, lock.__name__) as (_, number):
+    with in_another_process(path, lock.__name__) as number:
         with pytest.raises(InUseError, match=rf"x is in use by another process \(pid {number}\); wait"), lock(path):
             pass
         holder.write_text("")
@@ -70,10 +57,13 @@ def test_one_process_has_it(lock: object, tmp_path: Path) -> None:
 
 def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
     """Processes that decode images are forked while it is held, and outlive a killed parent for a while."""
-    with held(tmp_path, fork=True) as (process, child):
+    command = [sys.executable, "-c", _FORKING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
         try:
-            process.kill()
-            process.wait()
             with locked(tmp_path):
                 os.kill(child, 0)  # it lives
         finally:

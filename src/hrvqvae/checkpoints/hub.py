@@ -81,6 +81,7 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
         "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
+        "HFValidationError": f"{name!r} is no name of the hub",
     }
     try:
         with quiet_network():
@@ -88,13 +89,12 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
     except Exception as error:
         line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
         client = type(error).__module__.partition(".")[0]  # the HTTP client, by the library's version
+        if line is None and isinstance(error, hub.errors.HfHubHTTPError):
+            line = f"the hub refuses {name}; log in: hf auth login"
+        elif line is None and (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
+            line = f"the hub can't be reached for {name}"
         if line is None:
-            if not (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
-                raise
-            refused = isinstance(error, hub.errors.HfHubHTTPError)
-            line = (
-                f"the hub refuses {name}; log in: hf auth login" if refused else f"the hub can't be reached for {name}"
-            )
+            raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
             cause = cause.__cause__  # an error that says only that something failed

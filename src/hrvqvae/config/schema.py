@@ -230,12 +230,8 @@ def level_names(levels: Levels) -> str:
 
 
 def at_level(values: tuple[T, ...], level: int) -> T:
-    """The value of a level, of one value for all levels or one a level. Raises InputError where there is none."""
-    if len(values) == 1:
-        return values[0]
-    if level < len(values):
-        return values[level]
-    raise InputError(f"{values!r} has {len(values)} values; level {level + 1} needs one, or give one for all levels")
+    """The value of a level, of one value for all levels or one a level."""
+    return values[0] if len(values) == 1 else values[level]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,12 +112,14 @@ def export_graphs(run: str | Path, out: Path, form: str, beam: int | None = None
         beam: paths that the encoder's search keeps at each level; None keeps as many as in training.
 
     Raises:
-        InputError: the run has no model, or no linked codebooks for a beam, a package is missing, the system can't be
-            traced, the graphs fail or do not agree with the model, `out` exists or can't be written.
+        InputError: the run has no model, or no linked codebooks for a beam, the system can't be traced, the graphs fail
+            or do not agree with the model, `out` exists or can't be written.
+        ModuleNotFoundError: a package is missing.
     """
     kind = FORMS[form]
     with writing_folder(out) as folder:
-        kind.require()
+        for module in kind.needs:
+            importlib.import_module(module)
         model, config = load_with_config(run, beam=beam)
         encoder, decoder, least = trace(model, config)
         about = json.dumps(

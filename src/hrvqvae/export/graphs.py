@@ -10,7 +10,6 @@ checked inside a graph: a code out of range is an error of the runtime, or anoth
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import logging
@@ -134,13 +133,6 @@ class GraphModel(ABC):
     def decode(self, codes: Codes, levels: int) -> Tensor:
         """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
         return self._run(self._decoder, codes, torch.tensor(levels))[0]
-
-    @classmethod
-    def require(cls) -> None:
-        """Raises InputError where a package is missing."""
-        missing = [name for name in cls.needs if importlib.util.find_spec(name) is None]
-        if missing:
-            raise InputError(f"{cls.name} needs {' and '.join(missing)}: pip install 'hrvqvae[onnx]'")
 
     @staticmethod
     @abstractmethod

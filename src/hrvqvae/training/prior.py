@@ -254,11 +254,11 @@ def train_priors(
     with ExitStack() as locks:
         for trainer in trainers.values():
             locks.enter_context(distributed.context_on_rank_zero(trainer.task.run.locked))
-        stale = [trainer.check() for trainer in trainers.values()]
+        for trainer in trainers.values():
+            trainer.check()
         next(iter(trainers.values())).task.open(say)
-        for trainer, is_stale in zip(trainers.values(), stale, strict=True):
-            if not is_stale:  # what was asked for holds for priors that a signal keeps from beginning
-                distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
+        for trainer in trainers.values():  # what was asked for holds for priors that a signal keeps from beginning
+            distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
         for levels, trainer in trainers.items():
             outcomes[levels] = trainer.train()
             if outcomes[levels].signal is not None:
