@@ -23,7 +23,7 @@ from tests.trained_run import tiny_run_with_priors
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
-SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
+SMALL_PRIOR = "--prior.network.hidden_units 40 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
 PIXELSNAIL = "--prior.network.residual_blocks 4"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
@@ -99,9 +99,12 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for words in recorded(tmp_path):
         replay([word for word in cut(words, cuts) if word])
     files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
+    beside = {
+        "treevq-cifar10": ("priors/levels-1-4", "priors/levels-5-8", "priors/levels-9-12", "prefixes"),
+        "treevq-mnist": ("priors/levels-1-3", "prefixes"),
+    }
     each = ("priors/level-1", "priors/level-2", "priors/level-3")
-    beside = ("priors/levels-1-3", "prefixes") if name.startswith("treevq") else each
-    others = {f"{folder}/model.safetensors" for folder in beside}
+    others = {f"{folder}/model.safetensors" for folder in beside.get(name, each)}
     assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *others}
     assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 

@@ -134,7 +134,7 @@ class TreeVQ(nn.Module):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., l) of the first l levels, 1 to L -> the sum of their codewords, placed as the input is.
 
-        Indices are of any integer type. float32, without gradient to the indices; positions whose indices are -1 are zero.
+        Indices are of any integer type. float32, without gradient to the indices; zero where the indices are -1.
 
         Raises:
             InputError: no level, more levels than there are, or an index that is neither -1 nor in [0, m).
