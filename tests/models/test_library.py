@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from hrvqvae.config import Config, presets
 from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
@@ -56,25 +55,6 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
     assert dict(result.losses) == {}
 
 
-def test_fsq_passes_the_gradient_of_the_bound_through_the_rounding() -> None:
-    z = latents(1, 2, 2, dim=2).requires_grad_()
-    quantized = FSQQuantizer(FSQQuantizerConfig(channel_levels=(5, 7), dim=2))(z).latents
-    (gradient,) = torch.autograd.grad(quantized.sum(), z)
-    half = torch.tensor([4.0, 6.0]) * (1 + 1e-3) / 2
-    expected = (1 - torch.tanh(z.detach()).square()) * half / torch.tensor([2, 3])
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_fsq_goes_to_its_channels_and_back() -> None:
-    quantizer, z = FSQQuantizer(FSQQuantizerConfig(channel_levels=(8, 8), dim=6)), latents(2, 3, 4)
-    into, out = quantizer.fsq.project_in, quantizer.fsq.project_out
-    assert isinstance(into, nn.Linear)
-    inner = FSQQuantizer(FSQQuantizerConfig(channel_levels=(8, 8), dim=2))
-    expected = inner(into(z))
-    assert torch.equal(quantizer.encode(z)[0], expected.codes[0])
-    torch.testing.assert_close(quantizer(z).latents, out(expected.latents))
-
-
 # The library's others
 
 
@@ -92,16 +72,15 @@ def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
 
 
 def test_vq_starts_from_the_latents_it_is_given() -> None:
-    centers = 10 * torch.eye(6).repeat(2, 1)[:8] * torch.tensor([1.0] * 6 + [-1.0] * 2)[:, None]
-    z = centers.repeat(50, 1).view(4, 10, 10, 6) + 0.01 * latents(4, 10, 10)
-    errors = []
+    z, found = latents(4, 10, 10), []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
         quantizer.initialize(z, torch.Generator().manual_seed(seed))
-        errors.append(float((quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).mean()))
-    assert errors[0] == errors[1]  # seeded
-    assert max(errors) < 0.5 * float(z.square().sum(-1).mean())
+        found.append(quantizer.eval()(z).latents)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert float((found[0] - z).square().mean()) < 0.8 * float(z.square().mean())
 
 
 # The systems
@@ -128,16 +107,15 @@ def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -
 def test_another_quantizer_is_one_option() -> None:
     config = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
     assert type(build(config).quantizer.residual).__name__ == "ResidualLFQ"
-    residual = override(config, {"model.quantizer.levels": "3", "model.quantizer.codewords": "4"}).model
-    assert (residual.num_symbols, residual.latent_grids(28, 28)) == ((4, 4, 4), ((16, 16),) * 3)
-    with pytest.raises(InputError, match=r"model\.quantizer\.codewords is 100; it must be a power of two for lfq"):
-        override(config, {"model.quantizer.codewords": "100"})
-    levels = override(presets.get("fsq/mnist").config, {"model.quantizer.channel_levels": "7,5,5"})
-    assert levels.model.num_symbols == (175,)
-    with pytest.raises(InputError, match="at least 3 each"):
-        override(levels, {"model.quantizer.channel_levels": "2,5"})
-    with pytest.raises(InputError, match="it must be at most 2"):
-        override(levels, {"model.quantizer.channel_levels": "8,8,8,8,8,8,8,8,8"})
+    for preset, fields, message in (
+        ("vqpytorch", {"name": "lfq", "codewords": "100"}, r"quantizer\.codewords is 100; it must be a power of"),
+        ("fsq", {"channel_levels": "2,5"}, "at least 3 each"), ("fsq", {"channel_levels": "8," * 9 + "8"}, "at most 2"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            override(
+                presets.get(f"{preset}/mnist").config,
+                {f"model.quantizer.{name}": value for name, value in fields.items()},
+            )
 
 
 def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,13 +40,9 @@ def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> tu
         duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
     """
     centers = seed_clusters(vectors, num_clusters, generator)
-    for _ in range(ITERATIONS):
-        sizes, nearest = _sizes(vectors, centers)
-        centers = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
-    return centers, _sizes(vectors, centers)[0]
-
-
-def _sizes(vectors: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of each cluster (num_clusters,), and the cluster of each vector (N,)."""
-    (nearest,) = search(vectors, [centers.unsqueeze(0)])
-    return vq.counts(nearest, len(centers)).to(vectors.dtype), nearest
+    for iteration in range(ITERATIONS + 1):
+        (nearest,) = search(vectors, [centers.unsqueeze(0)])
+        sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
+        if iteration < ITERATIONS:
+            centers = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
+    return centers, sizes
