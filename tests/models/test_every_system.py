@@ -127,9 +127,10 @@ def _reduced(config: Config) -> Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in presets.names() if not name.endswith(("cifar10", "imagenet", "emoji32"))]
-)
+_LEFT_OUT = {f"{system}/{data}" for system in EVERY for data in ("cifar10", "imagenet", "emoji32")}
+
+
+@pytest.mark.parametrize("name", [name for name in presets.names() if name not in _LEFT_OUT])
 def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name: str) -> None:
     whole = presets.get(name).config
     assert sum(parameter.numel() for parameter in build(whole).parameters()) > 100_000

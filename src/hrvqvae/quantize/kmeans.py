@@ -32,12 +32,8 @@ def seed_clusters(vectors: Tensor, num_clusters: int, generator: torch.Generator
 def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from k-means++ seeds, with the search of training, so that no N x num_clusters matrix exists.
 
-    Args:
-        vectors: (N, D) float32.
-
-    Returns:
-        Centers (num_clusters, D), and the number of vectors that are nearest to each, (num_clusters,) float32. Of
-        duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
+    (N, D) float32 -> centers (num_clusters, D), and the number of vectors that are nearest to each, (num_clusters,)
+    float32. Of duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
     """
     centers = seed_clusters(vectors, num_clusters, generator)
     for iteration in range(ITERATIONS + 1):
