@@ -420,7 +420,7 @@ def test_vectors_of_dead_codewords_are_not_drawn() -> None:
 
 
 def test_vectors_of_the_place_that_was_left_are_not_drawn_below_it() -> None:
-    quantizer = random_quantizer(TREE, levels=2, codewords=2, dim=1)
+    quantizer = random_quantizer(dataclasses.replace(TREE, levels=2, codewords=2, dim=1))
     for level, last in zip(quantizer.levels, (FAR, 2 * FAR), strict=True):
         books = len(level.count)
         vectors, counts = torch.tensor([[0.0], [last]]), torch.tensor([4.0, 1e-4])
