@@ -11,19 +11,11 @@ from hypothesis import strategies as st
 
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry
-from hrvqvae.compression.hrv import ImageCodes, read, read_header, write
+from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import GRIDS, TREE, files_of, flat, made_codec, random_codes
+from tests.compression.made import GRIDS, TREE, files_of, flat, made_codec, random_codes, read_one
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
-
-
-def read_one(codec: EntropyModel, content: bytes) -> ImageCodes:
-    """What is read of a file; what it was refused with is its fault."""
-    try:
-        return read(codec, [content])[0]
-    except InputError as error:
-        return ImageCodes((0, 0), (), fault=str(error))
 
 
 @settings(max_examples=100, deadline=None)
