@@ -109,6 +109,7 @@ def test_files_of_several_sizes_and_modes_keep_their_order() -> None:
     assert [one.size for one in found] == [*sizes, (4, 4)]
     for number, one in enumerate(found[:4]):
         assert np.array_equal(flat(one.codes), random_codes(TREE, sizes[number], 1, number)[0])
+    assert np.array_equal(flat(found[4].codes), random_codes(TREE.bare, (4, 4), 1)[0])
 
 
 def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed() -> None:

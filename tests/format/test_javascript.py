@@ -43,8 +43,8 @@ def write_all(folder: Path, files: dict[str, bytes]) -> list[str]:
 
 def agree(found: Result, picture: ImageCodes) -> bool:
     """Whether both refuse a file, or read the same whole levels and both find or miss a fault after them."""
-    if not picture.codes or "refused" in found:
-        return not picture.codes and "refused" in found
+    if "refused" in found:
+        return not picture.codes
     same = found["levels"] == [level.tolist() for level in picture.codes]
     size = (found["height"], found["width"])
     return same and size == picture.size and (found["fault"] is not None) == bool(picture.fault)
