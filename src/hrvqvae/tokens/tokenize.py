@@ -32,7 +32,7 @@ from hrvqvae.checkpoints.loading import described_config, load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
-from hrvqvae.data.images import SUFFIXES, Pixels, decode
+from hrvqvae.data.images import SUFFIXES, Pixels, decode_image
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
 from hrvqvae.data.sources.files import FolderSource, names_below
@@ -155,7 +155,7 @@ class _Reader(Dataset[Read]):
             where = source.where(row)
             try:
                 opens = partial(source.open, row)
-                read[place], lost = decode(opens, where, self.channels, self.max_pixels, self.size)
+                read[place], lost = decode_image(opens, self.channels, self.max_pixels, self.size, name=where)
                 losses += [lost] if lost else []
             except InputError as error:  # the reason is the same on every machine: without paths and addresses
                 broken[self.images.key(place)] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
