@@ -88,6 +88,7 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     content = compress(model, codec, pictures(1, (12, 12)), CPU)[0]
     with pytest.raises(DamagedFileError, match=r"file 1 has 1 whole level, .* 2 or more together: level 2 is cut"):
         decode_images(model, read(codec, [content[:-1]]), CPU)
+    assert compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [content]
     with pytest.raises(InputError, match="bytes at the least"):
         compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
