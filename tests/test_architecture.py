@@ -46,6 +46,9 @@ LIGHT = {
     "from hrvqvae import TreeVQ; TreeVQ(dim=4)": (
         "matplotlib", "torchmetrics", "torchvision", "numba", "rich", "yaml", "PIL", "torch._dynamo",
     ),
+    "from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS; [*SYSTEMS, *PRIORS, *DATASETS]": (
+        "hrvqvae.models", "hrvqvae.priors", "hrvqvae.data", "torch",
+    ),
     "from hrvqvae.config import presets; [presets.get(name) for name in presets.names()]": ("torch", "matplotlib"),
 }  # fmt: skip
 """Code -> modules that it must not import."""

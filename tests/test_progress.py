@@ -13,7 +13,7 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.utils import progress
-from hrvqvae.utils.progress import task, told_once, tracked, waiting
+from hrvqvae.utils.progress import task, tracked, waiting
 from hrvqvae.utils.quantities import clock, counted, psnr
 from tests.tokens.made import digit_files
 
@@ -42,13 +42,6 @@ def test_a_library_shows_nothing(
     waiting("reading")
     assert list(tracked(range(5), "count", 5, lambda _: 1)) == list(range(5))
     assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
-
-
-def test_what_a_person_should_know_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    told_once.cache_clear()
-    for line in ("one", "two", "one"):
-        told_once(line)
-    assert caplog.messages == ["one", "two"]
 
 
 @pytest.mark.parametrize(("stream", "said"), [(Terminal(), "hrvqvae: reading ...\n"), (io.StringIO(), "")])

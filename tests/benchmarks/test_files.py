@@ -68,7 +68,7 @@ def test_by_command(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 21, 34)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 21, 34)])
 def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
     codec, images = kind(qualities=(5, 90), reductions=(1, 2)), smooth_images(2, *shape)
     errors, sizes = {}, {}

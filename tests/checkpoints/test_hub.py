@@ -33,11 +33,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def commands(card: str) -> list[list[str]]:
-    """The commands of this package that a card shows."""
-    return [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
-
-
 def test_a_run_with_priors_there_and_back(
     whole: Path, tmp_path: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,7 +42,8 @@ def test_a_run_with_priors_there_and_back(
     assert pushed.private
     assert pushed.files.keys() == {str(path.relative_to("out")) for path in export(whole, Path("out"))}
     assert front_matter(pushed.files["README.md"].decode())["license"] == "mit"
-    shown = commands(pushed.files["README.md"].decode())
+    card = pushed.files["README.md"].decode()
+    shown = [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
     assert [words[:2] for words in shown] == [["hub", "get"], ["reconstruct", "digits"]]
     write_picture(tmp_path / "x.png", 1, (12, 12), "L")
     assert [main(words) for words in shown] == [0, 0], "what the card shows, as it stands"

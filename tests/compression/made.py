@@ -12,13 +12,14 @@ from torch import Tensor
 
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of
-from hrvqvae.compression.hrv import write
+from hrvqvae.compression.hrv import ImageCodes, read, write
 from hrvqvae.compression.levels import decode_level
 from hrvqvae.compression.network import Contexts, Network, usual_contexts
 from hrvqvae.config import Config, Grid
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
+from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits
 from tests.tiny_systems import tiny_systems
 
@@ -67,6 +68,14 @@ def random_codes(codec: EntropyModel, size: Grid, count: int, seed: int = 0) -> 
 def files_of(codec: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None) -> list[bytes]:
     """Files (.hrv) of such codes."""
     return [b"".join(parts) for parts in write(codec, random_codes(codec, size, count, seed), size, levels)]
+
+
+def read_one(codec: EntropyModel, content: bytes) -> ImageCodes:
+    """What is read of a file; what it was refused with is its fault."""
+    try:
+        return read(codec, [content])[0]
+    except InputError as error:
+        return ImageCodes((0, 0), (), fault=str(error))
 
 
 def bits_of(codec: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int) -> NDArray[np.float64]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.network import POWERS
+from hrvqvae.config import Grid
 from tests.compression import oracle
 from tests.compression.made import flat
 
@@ -24,6 +27,13 @@ INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
 def codec_of(one: dict[str, Any]) -> EntropyModel:
     codec = read_entropy_model((FOLDER / one["tables"]).read_bytes())
     return codec if one["by_tables"] else codec.bare
+
+
+def row_of(codec: EntropyModel, size: Grid, codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """All codes of an image, of which these are the first levels'."""
+    row = np.zeros(codec.layout(size).begins[-1], np.int32)
+    row[: len(flat(codes))] = flat(codes)
+    return row
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -39,10 +49,8 @@ def test_files_are_read_to_the_same_codes(threads: int, monkeypatch: pytest.Monk
 
 def test_files_are_written_bit_for_bit_as_they_were() -> None:
     for one in INDEX["files"]:
-        codec, codes = codec_of(one), flat([np.array(level, np.int32) for level in one["codes"]])
-        padded = np.zeros((1, codec.layout(tuple(one["size"])).begins[-1]), np.int32)
-        padded[0, : len(codes)] = codes
-        (parts,) = write(codec, padded, tuple(one["size"]), len(one["codes"]))
+        codec, codes, size = codec_of(one), [np.array(level, np.int32) for level in one["codes"]], tuple(one["size"])
+        (parts,) = write(codec, row_of(codec, size, codes)[None], size, len(codes))
         assert b"".join(parts) == (FOLDER / one["file"]).read_bytes()
 
 
@@ -61,9 +69,7 @@ def test_archives_are_read_to_the_same_codes_and_written_as_they_were(tmp_path: 
         with appending(tmp_path / one["file"], archive.codec) as writer:
             for start in range(0, len(found), 2):  # two images a block
                 entries = archive.entries[start : start + 2]
-                codes = [np.zeros(archive.codec.layout(entry.size).begins[-1], np.int32) for entry in entries]
-                for row, image in zip(codes, found[start : start + 2], strict=True):
-                    row[: len(flat(image.codes))] = flat(image.codes)
+                codes = [row_of(archive.codec, one.size, one.codes) for one in found[start : start + 2]]
                 names = [entry.name for entry in entries]
                 writer.append(codes, [entry.size for entry in entries], names, entries[0].levels)
         assert (tmp_path / one["file"]).read_bytes() == (FOLDER / one["file"]).read_bytes()

@@ -11,19 +11,11 @@ from hypothesis import strategies as st
 
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry
-from hrvqvae.compression.hrv import ImageCodes, read, read_header, write
+from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import GRIDS, TREE, files_of, flat, made_codec, random_codes
+from tests.compression.made import GRIDS, TREE, files_of, flat, made_codec, random_codes, read_one
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
-
-
-def read_one(codec: EntropyModel, content: bytes) -> ImageCodes:
-    """What is read of a file; what it was refused with is its fault."""
-    try:
-        return read(codec, [content])[0]
-    except InputError as error:
-        return ImageCodes((0, 0), (), fault=str(error))
 
 
 @settings(max_examples=100, deadline=None)
@@ -117,6 +109,7 @@ def test_files_of_several_sizes_and_modes_keep_their_order() -> None:
     assert [one.size for one in found] == [*sizes, (4, 4)]
     for number, one in enumerate(found[:4]):
         assert np.array_equal(flat(one.codes), random_codes(TREE, sizes[number], 1, number)[0])
+    assert np.array_equal(flat(found[4].codes), random_codes(TREE.bare, (4, 4), 1)[0])
 
 
 def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed() -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict
@@ -20,10 +18,15 @@ from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
 systems = pytest.mark.parametrize("name", EVERY)
 
 
-@systems
-@pytest.mark.parametrize("size", [(14, 14), (9, 17), (1, 1)])
-def test_codes_and_images_of_any_size(name: str, size: tuple[int, int]) -> None:
-    config = config_of(name)
+@pytest.mark.parametrize(
+    ("name", "changes", "size"),
+    [
+        *((name, {}, size) for name in EVERY for size in ((14, 14), (9, 17), (1, 1))),
+        ("hrvqvae", {"stride": 16, "padding": 3}, (5, 40)), ("vqvae2", {"stride": 8, "padding": 2}, (37, 11)),
+    ],
+)  # fmt: skip
+def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: tuple[int, int]) -> None:
+    config = config_of(name, **changes)
     model, images = model_of(config), torch.rand(2, 3, *size)
     codes, result = model.encode(images), model(images)
     assert [tuple(code.shape) for code in codes] == [(2, *grid) for grid in config.latent_grids(*size)]
@@ -44,28 +47,6 @@ def test_codes_and_images_of_any_size(name: str, size: tuple[int, int]) -> None:
         assert prefix.shape == images.shape
         assert 0 <= float(prefix.min()) <= float(prefix.max()) <= 1
         assert torch.equal(prefix, model.decode(codes, levels=levels)[..., : size[0], : size[1]])
-    assert torch.equal(model.decode(codes, levels=model.prefixes[-1], size=size), decoded)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    levels=st.integers(1, 4), codewords=st.integers(2, 5), linked=st.integers(0, 4), halvings=st.integers(1, 4),
-    padding=st.integers(0, 3), height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]),
-    update=st.sampled_from(["ema", "gradient"]),
-)  # fmt: skip
-def test_one_grid_of_any_shape(
-    levels: int, codewords: int, linked: int, halvings: int, padding: int, height: int, width: int, channels: int,
-    update: Any,
-) -> None:  # fmt: skip
-    quantizer = QuantizerConfig(levels=levels, codewords=codewords, linked=linked, dim=3, update=update)
-    config = config_of("hrvqvae", stride=2**halvings, padding=padding, quantizer=quantizer)
-    model, images = model_of(config, channels), torch.rand(2, channels, height, width)
-    result = model(images)
-    grid = (-(-(height + 2 * padding) // 2**halvings), -(-(width + 2 * padding) // 2**halvings))
-    assert [tuple(code.shape) for code in result.codes] == [(2, *grid)] * levels
-    for prefix in range(1, levels + 1):
-        assert model.decode(result.codes, levels=prefix, size=(height, width)).shape == images.shape
-    torch.testing.assert_close(model.decode(result.codes, size=(height, width)), result.images.clamp(0, 1))
 
 
 @systems
@@ -160,40 +141,34 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
 
 # What is stored
 
-_KEYS = {  # of the quantizer's weights, by system
-    "hrvqvae": "quantizer.codebooks.2.codewords",
-    "treevq": "quantizer.codebooks.2.codewords",
-    "vqvae": "quantizer.codebook.codewords",
-    "vqvae2": "quantizers.2.codebook.codewords",
-    "vqgan": "quantizer.codebook.codewords",
-    "rqvae": "quantizer.codebooks.2.codewords",
-    "fsq": "quantizer.fsq.project_in.weight",
-    "vqpytorch": "quantizer.residual.project_in.weight",
-}
 _FLAT = {"codewords": 512, "dim": 32, "beta": 0.25, "update": "ema", "decay": 0.99, "init_vectors": 0}
 _RESIDUAL = {**_FLAT, "codewords": 8, "levels": 3, "level_betas": []}
-_STORED: dict[str, dict[str, Any]] = {  # the quantizer's section of configurations of version 0.1
-    "hrvqvae": {**_RESIDUAL, "beam": 1, "coarse_weight": 0.0},
-    "treevq": {**_RESIDUAL, "beam": 4, "coarse_weight": 0.1},
-    "vqvae": _FLAT,
-    "vqvae2": _FLAT,
-    "vqgan": {**_FLAT, "codewords": 1024},
-    "rqvae": {**_RESIDUAL, "shared": False},
-    "fsq": {"channel_levels": [8, 8, 8], "dim": 32},
-    "vqpytorch": {"name": "lfq", "codewords": 512, "levels": 1, "dim": 32},
-}
-_LEVELS = {"hrvqvae": (8, 64, 512), "treevq": (8, 64, 512), "rqvae": (8, 8, 8), "vqvae2": (512,) * 3, "vqgan": (1024,)}
+_TREE, _ONE = "quantizer.codebooks.2.codewords", "quantizer.codebook.codewords"
 
 
-@pytest.mark.parametrize("system", [*SYSTEMS.built_in])
-def test_a_stored_configuration_is_the_same_model(system: str) -> None:
-    stored = {"data": {"channels": 3}, "model": {"system": system, "quantizer": _STORED[system]}}
-    config = from_dict(stored, "stored")
-    assert config.model.num_codewords == _LEVELS.get(system, (512,))
-    assert config.model.system == system
-    assert type(config.model) is type(SYSTEMS.get(system).config)
+@pytest.mark.parametrize(
+    ("system", "quantizer", "codewords", "key"),
+    [
+        ("hrvqvae", {**_RESIDUAL, "beam": 1, "coarse_weight": 0.0}, (8, 64, 512), _TREE),
+        ("treevq", {**_RESIDUAL, "beam": 4, "coarse_weight": 0.1}, (8, 64, 512), _TREE),
+        ("vqvae", _FLAT, (512,), _ONE),
+        ("vqvae2", _FLAT, (512,) * 3, "quantizers.2.codebook.codewords"),
+        ("vqgan", {**_FLAT, "codewords": 1024}, (1024,), _ONE),
+        ("rqvae", {**_RESIDUAL, "shared": False}, (8, 8, 8), _TREE),
+        ("fsq", {"channel_levels": [8, 8, 8], "dim": 32}, (512,), "quantizer.fsq.project_in.weight"),
+        ("vqpytorch", {"name": "lfq", "codewords": 512, "levels": 1, "dim": 32}, (512,),
+         "quantizer.residual.project_in.weight"),
+    ],
+)  # fmt: skip
+def test_a_stored_configuration_is_the_same_model(
+    system: str, quantizer: dict[str, Any], codewords: tuple[int, ...], key: str
+) -> None:
+    """The quantizer's section of configurations of version 0.1, and a name of its weights."""
+    config = from_dict({"data": {"channels": 3}, "model": {"system": system, "quantizer": quantizer}}, "stored")
+    assert config.model.num_codewords == codewords
+    assert (config.model.system, type(config.model)) == (system, type(SYSTEMS.get(system).config))
     assert from_dict(to_dict(config), "stored again") == config
-    assert _KEYS[system] in build(config).state_dict()
+    assert key in build(config).state_dict()
 
 
 def test_what_a_quantizer_makes_of_one_architecture() -> None:

@@ -34,15 +34,25 @@ from tests.undrawn import undrawn
 EVERY = tuple(SYSTEMS.built_in)
 
 
+def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ...], priors: bool = True) -> None:
+    """By command, to each of these steps in turn; at a constant rate, so that the budget may grow."""
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
+    first = ["train", str(file), "--out", str(folder), *constant, *options]
+    with undrawn():
+        for command in [first, ["train-prior", str(folder)]] if priors else [first]:
+            for number, step in enumerate(steps):
+                torch.manual_seed(number)  # another process has drawn other numbers
+                assert main([*command, "--max-steps", step, *(["--resume"] if number else [])]) == 0
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
-    """A folder with a run of each system, priors included, by command."""
+    """A folder with a run of each system, priors included."""
     folder = tmp_path_factory.mktemp("systems")
     for system, config in tiny_systems(mnist_root).items():
-        path = folder / f"{system}.yaml"
-        path.write_text(yaml.safe_dump(to_dict(config)))
-        assert main(["train", str(path), "--max-steps", "12", "--out", str(folder / system)]) == 0
-        assert main(["train-prior", str(folder / system), "--max-steps", "6"]) == 0
+        train(folder / system, config, [], ("6",))
     return folder
 
 
@@ -79,30 +89,19 @@ def _options(**fields: str) -> list[str]:
     ],
 )
 def test_stopped_and_resumed_it_is_the_same_run(
-    system: str, options: list[str], tmp_path: Path, mnist_root: Path
+    system: str, options: list[str], runs: Path, tmp_path: Path, mnist_root: Path
 ) -> None:
-    """Autoencoder and every level's prior, to the bit; at a constant rate, so that the budget may grow."""
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(tiny_systems(mnist_root)[system])))
-    constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
-
-    def train(steps: tuple[str, ...], folder: Path) -> None:
-        for command in (
-            ["train", str(tmp_path / "x.yaml"), "--out", str(folder), *constant, *options],
-            ["train-prior", str(folder)],
-        )[: 1 if options else 2]:
-            for number, step in enumerate(steps):
-                torch.manual_seed(number)  # another process has drawn other numbers
-                assert main([*command, "--max-steps", step, *(["--resume"] if number else [])]) == 0
-
-    with undrawn():
-        train(("9",), tmp_path / "whole")
-        train(("2", "5", "9"), tmp_path / "parts")
-    run = RunFolder(tmp_path / "whole")
+    """Autoencoder and every level's prior, to the bit."""
+    tiny, whole_run = tiny_systems(mnist_root)[system], tmp_path / "whole" if options else runs / system
+    if options:
+        train(whole_run, tiny, options, ("6",), priors=False)
+    train(tmp_path / "parts", tiny, options, ("3", "6"), priors=not options)
+    run = RunFolder(whole_run)
     config = run.read_config()
     for level in (None, *range(0 if options else len(config.model.num_symbols))):
         states = []
-        for name in ("whole", "parts"):
-            folder = RunFolder(tmp_path / name) if level is None else prior_folder(tmp_path / name, level)
+        for path in (whole_run, tmp_path / "parts"):
+            folder = RunFolder(path) if level is None else prior_folder(path, level)
             states.append(storage.read(folder.saved()[0])[0] | storage.read(folder.model)[0])
         whole, parts = states
         assert whole.keys() == parts.keys()
@@ -128,8 +127,11 @@ def _reduced(config: Config) -> Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*presets.names()])
-def test_every_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name: str) -> None:
+_LEFT_OUT = {f"{system}/{data}" for system in EVERY for data in ("cifar10", "imagenet", "emoji32")}
+
+
+@pytest.mark.parametrize("name", [name for name in presets.names() if name not in _LEFT_OUT])
+def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name: str) -> None:
     whole = presets.get(name).config
     assert sum(parameter.numel() for parameter in build(whole).parameters()) > 100_000
     config = _reduced(whole)
@@ -176,7 +178,7 @@ def test_no_room_asks_which_system_it_has() -> None:
 def test_what_is_left_to_the_machine_is_decided_when_a_run_begins(
     tmp_path: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda name: "none" if name == "auto" else name)
+    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "none")
     config = tiny_systems(mnist_root)["vqgan"]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, perceptual="auto"))
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(config)))
@@ -184,6 +186,6 @@ def test_what_is_left_to_the_machine_is_decided_when_a_run_begins(
     assert main([*command, "3"]) == 0
     stored = RunFolder(tmp_path / "run").read_config()
     assert to_dict(stored)["model"]["perceptual"] == "none"
-    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda name: "efficientnet-lite0")
+    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "efficientnet-lite0")
     assert main([*command, "5", "--resume"]) == 0
     assert RunFolder(tmp_path / "run").read_config().model == stored.model

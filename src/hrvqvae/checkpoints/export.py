@@ -14,9 +14,8 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from torch import Tensor
@@ -25,9 +24,9 @@ from hrvqvae.checkpoints import hub, loading, storage
 from hrvqvae.checkpoints.compact import compact
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_folder, progressive_folder, shipped
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
-from hrvqvae.config import Config, DataConfig, Levels, StageConfig, bits_per_image, level_names, to_dict
+from hrvqvae.config import Config, DataConfig, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
-from hrvqvae.config.schema import DEFAULT_PRIOR
+from hrvqvae.config.schema import DEFAULT_PRIOR, STAGES, replaced
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import system_of
 from hrvqvae.utils.errors import InputError
@@ -37,7 +36,6 @@ from hrvqvae.utils.progress import told_once
 _FRONT = "---\n"
 _UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
-_Stage = TypeVar("_Stage", bound=StageConfig)
 
 
 def export(
@@ -102,15 +100,9 @@ def _write_part(target: RunFolder, weights: Mapping[str, Tensor], about: dict[st
 
 def without_paths(config: Config) -> Config:
     """A configuration without the places of data, codes and first weights on this machine."""
-
-    def cleared(training: _Stage) -> _Stage:
-        return training if training.init_from in shipped() else replace(training, init_from="")
-
-    return replace(
-        config, data=replace(config.data, root=None), training=cleared(config.training),
-        prior=replace(config.prior, codes=None, training=cleared(config.prior.training)),
-        progressive=replace(config.progressive, training=cleared(config.progressive.training)),
-    )  # fmt: skip
+    values = dict(flatten(to_dict(config)))
+    began = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in shipped()]
+    return replaced(config, {"data.root": None, "prior.codes": None, **dict.fromkeys(began, "")})
 
 
 def _write_config(target: RunFolder, config: Config) -> None:

@@ -51,13 +51,9 @@ def examine() -> dict[str, Any]:
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             problems.append(f"the folder for {what} can't be written: {path}")
-    extras = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
-    return {
-        **found,
-        "folders": {what: str(path) for what, path in folders.items()},
-        "extras": extras,
-        "problems": problems,
-    }
+    found["folders"] = {what: str(path) for what, path in folders.items()}
+    found["extras"] = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
+    return found | {"problems": problems}
 
 
 def _doctor(arguments: Arguments) -> int:

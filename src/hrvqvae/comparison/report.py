@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hrvqvae.comparison.folder import Folder, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
-from hrvqvae.comparison.systems import Comparison, remarks, style
+from hrvqvae.comparison.systems import Comparison, style
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
@@ -53,8 +53,11 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     Raises InputError as `run_cases`.
     """
     folder = Folder(out)
-    for line in remarks([comparison.config(system, 0) for system in comparison.systems]):
-        say(line)
+    for system in comparison.systems:
+        start = getattr(comparison.config(system, 0).model, "adversarial_start", 0)
+        if 0 < comparison.max_steps <= start:
+            never = f"{system}'s discriminator begins at step {start:,}, which this budget does not reach"
+            say(f"note: {never}; model.adversarial_start lets it begin earlier")
     signal = run_cases(comparison.cases(), comparison.about(), folder, say)
     with locked(out, wait=say):
         rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*SYSTEMS, row["system"]).index(row["system"])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,16 +51,6 @@ def codewords_searched(model: ModelConfig) -> int | None:
     kept = getattr(quantizer, "beam", 1)  # paths, fewer where a level has fewer
     levels = zip(model.num_symbols, model.num_codewords, strict=True)
     return sum(min(kept * symbols, codewords) for symbols, codewords in levels)
-
-
-def remarks(configs: Sequence[Config]) -> list[str]:
-    """A line for each system whose discriminator begins after its budget."""
-    return [
-        f"note: {config.model.system}'s discriminator begins at step {start:,}, which this budget does not reach; "
-        "model.adversarial_start lets it begin earlier"
-        for config in configs
-        if 0 < config.training.max_steps <= (start := getattr(config.model, "adversarial_start", 0))
-    ]
 
 
 def available_systems() -> tuple[str, ...]:

@@ -94,14 +94,8 @@ class Archive:
         """The codes of these images, in order.
 
         An image whose record is damaged, or that has more pixels than are admitted, has no codes, and a `fault`.
-
-        Raises:
-            InputError: there is no image of such a number.
         """
-        if not all(0 <= number < len(self.entries) for number in numbers):
-            raise InputError(f"{self.path} has images 0 to {len(self.entries) - 1}, not all of {list(numbers)[:5]}")
-        chosen = sorted(set(numbers))
-        entries, found = [self.entries[number] for number in chosen], dict[int, ImageCodes]()
+        entries, found = [self.entries[number] for number in numbers], dict[int, ImageCodes]()
         with self.path.open("rb") as stream:
             records = [_read_at(stream, entry) for entry in entries]
         for some in same_size([(*entry.size, entry.levels) for entry in entries], MOST_PIXELS):
@@ -110,8 +104,8 @@ class Archive:
                 decoded = [ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")] * len(some)
             else:
                 decoded = _decode_records(self.codec, [records[one] for one in some], size, stored, levels)
-            found.update(zip([chosen[one] for one in some], decoded, strict=True))
-        return [found[number] for number in numbers]
+            found.update(zip(some, decoded, strict=True))
+        return [found[place] for place in range(len(numbers))]
 
 
 def _read_at(stream: BinaryIO, entry: Entry) -> bytes:

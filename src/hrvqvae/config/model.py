@@ -145,7 +145,7 @@ class VQGANConfig(SingleGridConfig):
     system: str = "vqgan"
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codewords=1024))
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = decided_on_start(
-        "hrvqvae.models.perceptual:decide"
+        "hrvqvae.models.perceptual:choose_perceptual"
     )
     perceptual_weight: float = 1.0
     adversarial_weight: float = 0.8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -71,10 +70,7 @@ def _settings(system: System, dataset: Dataset) -> Settings:
     if dataset.column != dataset.name:  # whose column it borrows
         label = f" ({dataset.column})"
         own = {key: (value, source if source == OURS else source + label) for key, (value, source) in own.items()}
-    fields = {f"model.{one.name}" for one in dataclasses.fields(system.config)}
-    # A field of the model that the system has not means nothing to it.
-    data = {key: one for key, one in dataset.settings.items() if not key.startswith("model.") or key in fields}
-    return own | data
+    return {**own, **dataset.settings}  # a field of the model that the system has not means nothing to it
 
 
 def of_dataset(system: System, dataset: Dataset) -> Preset:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.images import Decoded, Pixels, decode
+from hrvqvae.data.images import Decoded, Pixels, decode_image
 from hrvqvae.data.sources.base import Source
 
 Augmentation = tuple[int, int, int]
@@ -65,7 +65,8 @@ class ImageSet:
             if generator and config.crop == "random":
                 place = (generator.random(), generator.random())
             opens = partial(self.source.open, int(self.rows[index]))
-            pixels, lost = decode(opens, self.where(index), config.channels, config.max_pixels, config.size, place)
+            where = self.where(index)
+            pixels, lost = decode_image(opens, config.channels, config.max_pixels, config.size, place, where)
         if generator and config.flip and generator.random() < 0.5:
             pixels = pixels[..., ::-1].copy()
         return Decoded(pixels, lost)

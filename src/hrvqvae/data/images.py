@@ -42,21 +42,8 @@ def opened_file(file: Path | BinaryIO) -> Image.Image:
 
 
 def decode_image(
-    path: Path, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
-    place: tuple[float, float] = (0.5, 0.5),
-) -> Decoded:  # fmt: skip
-    """An image file, upright, converted to the channels that a model has; see `decode`."""
-    return decode(lambda: opened_file(path), str(path), channels, max_pixels, size, place)
-
-
-def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """The pixels that `decode_image` gives: (C, Y, X) uint8. Raises as it does."""
-    return decode_image(path, channels, max_pixels).pixels
-
-
-def decode(
-    opens: Open, name: str, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
-    place: tuple[float, float] = (0.5, 0.5),
+    image: Path | Open, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
+    place: tuple[float, float] = (0.5, 0.5), name: str = "",
 ) -> Decoded:  # fmt: skip
     """An image, upright, converted to the channels that a model has; `Decoded.lost` says what that lost.
 
@@ -64,19 +51,20 @@ def decode(
     of several frames the first is taken.
 
     Args:
-        name: of the image, for messages.
         size: height and width that a square of the short side is resized to; None keeps the image as it is.
         place: where that square lies, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
+        name: of an image that is no file, for messages.
 
     Raises:
         BrokenImageError: not a PNG, JPEG or WebP that can be read, or larger than `max_pixels`.
         InputError: there is no such file.
     """
+    name = name or str(image)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image, lost = _upright(opens, name, max_pixels)
-            image = _converted(image, channels, lost)
+            upright, lost = _upright(image, name, max_pixels)
+            found = _converted(upright, channels, lost)
     except BrokenImageError:
         raise
     except FileNotFoundError as error:
@@ -84,17 +72,22 @@ def decode(
     except Exception as error:  # decoders of damaged files raise whatever they run into
         raise BrokenImageError(f"{name} is not a readable PNG, JPEG or WebP image ({error})") from error
     if size is not None:
-        side = min(image.size)
-        left, top = (round(share * (length - side)) for share, length in zip(place, image.size, strict=True))
+        side = min(found.size)
+        left, top = (round(share * (length - side)) for share, length in zip(place, found.size, strict=True))
         box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    array = np.array(image, np.uint8)
+        found = found.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    array = np.array(found, np.uint8)
     return Decoded(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)), ", ".join(lost))
 
 
-def _upright(opens: Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
+def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The pixels that `decode_image` gives: (C, Y, X) uint8. Raises as it does."""
+    return decode_image(path, channels, max_pixels).pixels
+
+
+def _upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
     """(image, what its first frame in 8 bits has lost), which only the file as it was opened says."""
-    with opens() as opened:
+    with opened_file(image) if isinstance(image, Path) else image() as opened:
         if opened.width * opened.height > max_pixels:
             raise BrokenImageError(
                 f"{name} has {opened.width}x{opened.height} pixels; data.max_pixels admits {max_pixels}"

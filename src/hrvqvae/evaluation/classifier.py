@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
-        self.body, self.width, self.head = body, width, nn.Linear(width, classes)
+        self.body, self.head = body, nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, Y, X) -> (B, width), what the last layer sees."""

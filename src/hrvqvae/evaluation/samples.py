@@ -197,7 +197,7 @@ class SampleQuality:
 
 
 def measure_samples(
-    model: TrainedModel, config: DataConfig, count: int, *, seed: int = 0, guidance: Sequence[float] = (1.0,),
+    model: TrainedModel, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
     lmbda: float | None = None, say: Callable[[str], None] = note,
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
@@ -207,27 +207,22 @@ def measure_samples(
         lmbda: of the reconstructions, as for `TrainedModel.encode`.
 
     Raises:
-        InputError: a level has no prior, or one that can't be guided; no classes, or others than the data has; the data
-            is not there.
+        InputError: a level has no prior, or one that can't be guided; no classes; the data is not there.
     """
-    classes = model.classes
-    if not classes:
+    if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")
-    if load_images(config, "train", say).classes != classes:
-        raise InputError(f"the priors of {model.run} know other classes than the data has: {', '.join(classes)}")
     trained = classifier_of(config, say=say)
     tests, labels = split_images(config, "test", count)
     compared = len(tests)
     size = (tests.shape[-2], tests.shape[-1])
     decoded = torch.cat([model.decode(model.encode(some, lmbda), size=size) for some in torch.split(tests, _BATCH)])
-    real = RealImages(
-        Features(f"a classifier of {config.dataset}", trained.classifier.features), torch.split(tests, _BATCH)
-    )
+    features = Features(f"a classifier of {config.dataset}", trained.classifier.features)
+    real = RealImages(features, torch.split(tests, _BATCH))
     others = {"reconstructions": decoded, "training images": split_images(config, "train", compared)[0]}
     distances = {name: real.distances(torch.split(images, _BATCH)) for name, images in others.items()}
     reconstructed, found = _accuracy(trained, decoded, labels), []
     for weight in guidance:
-        drawn, wanted = _draw(model, count, seed, SamplingParams(guidance=weight))
+        drawn, wanted = _draw(model, count, SamplingParams(guidance=weight))
         some = drawn[torch.linspace(0, count - 1, compared).long()]
         found.append(
             SampleQuality(
@@ -239,13 +234,13 @@ def measure_samples(
     return tuple(found)
 
 
-def _draw(model: TrainedModel, count: int, seed: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
+def _draw(model: TrainedModel, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """(images (count, C, Y, X), the class (count,) that each was asked for)."""
     drawn, wanted = [], []
     for number, name in enumerate(model.classes):
         share = count // len(model.classes) + (number < count % len(model.classes))
         if share:
-            drawn.append(model.draw(share, seed=seed + number, class_name=name, params=params).images)
+            drawn.append(model.draw(share, seed=number, class_name=name, params=params).images)
             wanted += [number] * share
     return torch.cat(drawn), torch.tensor(wanted)
 

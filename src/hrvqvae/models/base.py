@@ -30,13 +30,11 @@ Encode = Callable[[Tensor], Codes]  # images (B, C, Y, X)
 class Reconstructed:
     """What a forward pass gives.
 
-    Attributes:
-        images: (B, C, Y, X) float32 around [0, 1], not clamped, with gradient.
-        losses: scalars, whose sum training minimizes. "reconstruction" is the mean squared error over the original
-            pixels in [-1, 1]; the others are on the same scale.
+    The sum of the losses, scalars, is what training minimizes. "reconstruction" is the mean squared error over the
+    original pixels in [-1, 1]; the others are on the same scale.
     """
 
-    images: Tensor
+    images: Tensor  # (B, C, Y, X) float32 around [0, 1], not clamped, with gradient
     codes: Codes
     losses: Mapping[str, Tensor]
 
@@ -86,13 +84,9 @@ def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
 
 
 class Autoencoder(nn.Module, ABC):
-    """A system that turns images into codes and back.
+    """A system that turns images into codes and back."""
 
-    Attributes:
-        run_config: of the run that the model was loaded from, if it was.
-    """
-
-    run_config: Config | None = None
+    run_config: Config | None = None  # of the run that the model was loaded from, if it was
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()

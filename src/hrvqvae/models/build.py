@@ -34,10 +34,7 @@ def build_objective(model: Autoencoder, config: Config, place: Place) -> Objecti
 
 
 def several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
-    """The model, which must have several levels on one grid, as a progressive decoder needs.
-
-    Raises InputError where it has not.
-    """
+    """The model. Raises InputError where it has not several levels on one grid, as a progressive decoder needs."""
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
         title = system_of(config).title
         raise InputError(f"{title} has no prefixes for a decoder of their own: it has not several levels on one grid")

@@ -72,8 +72,7 @@ class FSQQuantizer(Adapter):
 
     z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
 
-    The code is the number of the grid point, the first channel's value changing fastest. Nothing is learned but the
-    linear layers, and there is no loss.
+    The code is the number of the grid point, the first channel's value changing fastest. There is no loss.
     """
 
     config: FSQQuantizerConfig

@@ -40,13 +40,9 @@ class Learner(Protocol):
 
 
 class Objective(ABC):
-    """One update of a system from a batch of images.
+    """One update of a system from a batch of images."""
 
-    Attributes:
-        auxiliary: networks that are trained beside the model, by name, on its device.
-    """
-
-    auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
+    auxiliary: Mapping[str, nn.Module] = MappingProxyType({})  # trained beside the model, by name, on its device
 
     @abstractmethod
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None: ...

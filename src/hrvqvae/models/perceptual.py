@@ -177,18 +177,11 @@ class EfficientNetDistance(PerceptualDistance):
 _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}  # the best first
 
 
-def decide(config: Any) -> str:
-    """What a configuration's `perceptual` becomes when a run begins."""
-    return choose_perceptual(config.perceptual)
-
-
-def choose_perceptual(name: str = "auto") -> str:
-    """The name itself, or for "auto" the best distance whose network is on this machine.
+def choose_perceptual(_: object = None) -> str:
+    """The best distance whose network is on this machine; for configurations as well that leave it to the machine.
 
     Raises InputError where there is none.
     """
-    if name != "auto":
-        return name
     for found, kind in _DISTANCES.items():
         if kind.there():
             return found
@@ -198,6 +191,6 @@ def choose_perceptual(name: str = "auto") -> str:
     )
 
 
-def perceptual_distance(name: str = "auto") -> PerceptualDistance:
-    """The distance of that name, or the best there is. Raises InputError where its network is not on this machine."""
-    return _DISTANCES[choose_perceptual(name)]()
+def perceptual_distance(name: str) -> PerceptualDistance:
+    """The distance of that name, or the best for "auto". Raises InputError where its network is not on this machine."""
+    return _DISTANCES[choose_perceptual() if name == "auto" else name]()

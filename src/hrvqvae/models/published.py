@@ -20,18 +20,13 @@ from hrvqvae.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that their authors publish.
-
-    Attributes:
-        package: the library that reads them; the extra of hrvqvae installs it.
-        url: asks the library for the address; the file's name ends in the beginning of its SHA-256.
-    """
+    """Weights that their authors publish."""
 
     name: str
     about: str
-    package: str
-    extra: str
-    url: Callable[[], str]
+    package: str  # the library that reads them
+    extra: str  # of hrvqvae, which installs it
+    url: Callable[[], str]  # asks the library; the file's name ends in the beginning of its SHA-256
 
     @property
     def how(self) -> str:

@@ -23,10 +23,8 @@ class SingleGridAutoencoder(Autoencoder):
         z -> quantizer -> codes, a tensor (B, H, W) a level
         codes of any prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
-    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride.
-
-    Args:
-        quantizer: None is the residual one of a `SingleGridConfig`.
+    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride. Without a
+    quantizer it has the residual one of a `SingleGridConfig`.
     """
 
     config: NetworkConfig

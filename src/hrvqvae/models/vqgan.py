@@ -1,7 +1,5 @@
 """How a VQGAN learns (Esser et al. 2021): squared error, perceptual distance, and a patch discriminator.
 
-image, reconstruction -> perceptual distance, patch discriminator -> losses
-
 Departs from the paper: encoder and decoder are those of the other systems here, so that only the objective differs.
 
 Shapes: images (B, C, Y, X) in [-1, 1]; the discriminator's answers (B, 1, h, w), one a patch.
@@ -25,8 +23,6 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 
 DISCRIMINATOR = "discriminator"
-_LARGEST = 1e4
-_DELTA = 1e-6
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -76,14 +72,14 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """lambda = |grad reconstruction| / (|grad adversarial| + delta) by the decoder's last weights (equation 7).
+    """lambda = |grad reconstruction| / (|grad adversarial| + 1e-6) by the decoder's last weights (equation 7).
 
     At most 1e4; a scalar without gradient. In several processes the gradients are those of the whole batch.
     """
     gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
     of_reconstruction, of_adversarial = (gradient.norm() for gradient in distributed.all_reduce_mean(gradients))
-    weight: Tensor = of_reconstruction / (of_adversarial + _DELTA)
-    return weight.clamp(max=_LARGEST).detach()
+    weight: Tensor = of_reconstruction / (of_adversarial + 1e-6)
+    return weight.clamp(max=1e4).detach()
 
 
 def with_known_gradient(loss: Tensor, at: Tensor) -> Tensor:

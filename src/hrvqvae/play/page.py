@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial, wraps
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -39,7 +38,6 @@ class Page:
 
     def __init__(self, model: TrainedModel, limits: Limits) -> None:
         self.model, self.limits, self.size = model, limits, model.config.data.size
-        self._turn = Lock()
         try:
             self.classes, self.missing = model.classes, ""
             self.guided = all(prior.level.unconditional for prior in model.priors.networks)
@@ -47,13 +45,12 @@ class Page:
             self.classes, self.missing, self.guided = (), str(error), False
 
     def _answer(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, one call at a time; the page shows its InputError as one line."""
+        """The function; the page shows its InputError as one line."""
 
         @wraps(function)
         def answer(*values: Any) -> Any:
             try:
-                with self._turn:
-                    return function(*values)
+                return function(*values)
             except InputError as error:
                 raise gr.Error(str(error), title="Not possible", print_exception=False) from None
 
@@ -166,7 +163,7 @@ class Page:
                         clicked = _image("Click on a position", "clicked")
                         reach = _image("The codebooks within its reach (Figure 10)", "reach")
             seen = [picture, original, note, made, line, painter, clicked, table, reach]
-            on = partial(gr.on, concurrency_id="model", concurrency_limit=1)
+            on = partial(gr.on, concurrency_id="model", concurrency_limit=1)  # one request at a time
             answer, how = self._answer, [levels, whole]
             on(file.upload, answer(self.upload), [file, *how], seen, api_name="upload")
             on(borrow.click, answer(self.borrow), [next_seed, *how], [next_seed, *seen], api_name="borrow")

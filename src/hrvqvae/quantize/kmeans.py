@@ -32,21 +32,13 @@ def seed_clusters(vectors: Tensor, num_clusters: int, generator: torch.Generator
 def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from k-means++ seeds, with the search of training, so that no N x num_clusters matrix exists.
 
-    Args:
-        vectors: (N, D) float32.
-
-    Returns:
-        Centers (num_clusters, D), and the number of vectors that are nearest to each, (num_clusters,) float32. Of
-        duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
+    (N, D) float32 -> centers (num_clusters, D), and the number of vectors that are nearest to each, (num_clusters,)
+    float32. Of duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
     """
     centers = seed_clusters(vectors, num_clusters, generator)
-    for _ in range(ITERATIONS):
-        sizes, nearest = _sizes(vectors, centers)
-        centers = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
-    return centers, _sizes(vectors, centers)[0]
-
-
-def _sizes(vectors: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of each cluster (num_clusters,), and the cluster of each vector (N,)."""
-    (nearest,) = search(vectors, [centers.unsqueeze(0)])
-    return vq.counts(nearest, len(centers)).to(vectors.dtype), nearest
+    for iteration in range(ITERATIONS + 1):
+        (nearest,) = search(vectors, [centers.unsqueeze(0)])
+        sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
+        if iteration < ITERATIONS:
+            centers = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
+    return centers, sizes

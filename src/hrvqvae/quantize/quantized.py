@@ -26,13 +26,9 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (B, H, W, D) of one grid -> codes of one or several levels, (B, H, W) each, and back.
+    """Latents (B, H, W, D) of one grid -> codes of one or several levels, (B, H, W) each, and back."""
 
-    Attributes:
-        config: has the field `dim`, D.
-    """
-
-    config: Any
+    config: Any  # with the field `dim`, D
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:

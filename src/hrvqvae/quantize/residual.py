@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
+
+T = TypeVar("T")
 
 
 class ResidualQuantizer(Quantizer):
@@ -56,17 +58,15 @@ class ResidualQuantizer(Quantizer):
         books: list[Any] = [self.codebook] if self.config.levels == 1 else [*self.codebooks]
         return books * self.config.levels if self.config.shared else books
 
-    @property
-    def _groups(self) -> list[Sequence[Codebook]]:
-        """The codebooks of each group of linked levels, coarse first."""
-        levels, size = self.levels, self.config.group_size
+    def _groups(self, levels: Sequence[T]) -> list[Sequence[T]]:
+        """What each level has -> the same by groups of linked levels, coarse first."""
+        size = self.config.group_size
         return [levels[first : first + size] for first in range(0, len(levels), size)]
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize (B, H, W, D); in training mode, let the codewords follow.
 
-        Raises:
-            NonFiniteError: a latent is NaN or infinite.
+        Raises NonFiniteError where a latent is NaN or infinite.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = self._flat(latents)
@@ -105,8 +105,7 @@ class ResidualQuantizer(Quantizer):
         if self.config.beam == 1:
             return pairs
         found: list[tuple[Tensor, Tensor]] = []
-        for first in range(0, len(pairs), self.config.group_size):
-            group = pairs[first : first + self.config.group_size]
+        for group in self._groups(pairs):
             weights = [self.config.coarse_weight**0.5] * (len(group) - 1) + [1.0]
             target, chosen = (
                 torch.cat([weight * one for weight, one in zip(weights, part, strict=True)], -1)
@@ -126,7 +125,7 @@ class ResidualQuantizer(Quantizer):
         for level in range(1, self.config.levels + 1) if self.config.shared else ():
             ((codebook, vectors, _),) = self._assigned(left, self._search(left)[:level])
             codebook.initialize(vectors, _root(vectors), generator, weight)
-        for books in () if self.config.shared else self._groups:
+        for books in () if self.config.shared else self._groups(self.levels):
             residual, path = left, _root(left)
             for number, codebook in enumerate(books, start=1):
                 codebook.initialize(residual, path, generator, weight)
@@ -159,7 +158,7 @@ class ResidualQuantizer(Quantizer):
     def _copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,).
 
-        Their counts are in proportion to the codewords' own. A source is alive, so its count is not zero.
+        Counts are in proportion to the codewords' own. A source is alive, so its count is not zero.
         """
         size, levels, linked = self.config.codewords, self.levels, self.config.group_size
         count = levels[level].count.view(-1)
@@ -177,7 +176,7 @@ class ResidualQuantizer(Quantizer):
         """Paths of vectors (N, D) at each level, (N,) each."""
         residual = flat.detach()
         paths: list[Tensor] = []
-        for books in self._groups:
+        for books in self._groups(self.levels):
             try:
                 found = self.search(residual, [book.codewords.detach() for book in books])
             except NonFiniteError:  # it counts the levels of a group

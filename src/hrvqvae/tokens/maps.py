@@ -1,8 +1,7 @@
 """Codes in shards as the code maps that priors are trained from, however many they are.
 
 A training step reads images in a drawn order, which compressed row groups are slow at. So the codes are laid out once
-beside the run as arrays that are mapped into memory, as those of its own images are (`checkpoints.codemaps`), under
-the name "shards", in the order of the shards by name and of their rows. A row group is in memory at a time.
+beside the run as arrays that are mapped into memory, as those of its own images are (`checkpoints.codemaps`).
 """
 
 from __future__ import annotations

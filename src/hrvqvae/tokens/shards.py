@@ -1,7 +1,6 @@
 """Shards of codes: Parquet files of one format, written whole or not at all, and read row group by row group.
 
-docs/tokens.md is the page of the format; others may write such files too. What `tokenize` makes is cut by the sorted
-keys of the images alone: shard i holds the images i * S to (i + 1) * S - 1 of them, whoever makes it and whenever.
+docs/tokens.md is the page of the format. Shard i holds the images i * S to (i + 1) * S - 1 by their sorted keys.
 
 OUT/_manifest.json        the plan
     part-000000.parquet   the first S images, and so on

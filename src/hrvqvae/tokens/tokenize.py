@@ -1,8 +1,7 @@
 """Images to a folder of shards of codes, in as many goes as it takes.
 
-Shards are independent: each is a function of the sorted keys of the images, so one machine writes them one after the
-other, or Ray shares them out, and the files are the same. A shard that is there is never touched again; what was not
-finished is made anew. So the command may be ended at any moment, in any way, and run again.
+Each shard is a function of the sorted keys of the images, so one machine writes them one after the other, or Ray shares
+them out, and the files are the same. A shard that is there is never touched again; what was not finished is made anew.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from hrvqvae.checkpoints.loading import described_config, load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
-from hrvqvae.data.images import SUFFIXES, Pixels, decode
+from hrvqvae.data.images import SUFFIXES, Pixels, decode_image
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
 from hrvqvae.data.sources.files import FolderSource, names_below
@@ -155,7 +154,7 @@ class _Reader(Dataset[Read]):
             where = source.where(row)
             try:
                 opens = partial(source.open, row)
-                read[place], lost = decode(opens, where, self.channels, self.max_pixels, self.size)
+                read[place], lost = decode_image(opens, self.channels, self.max_pixels, self.size, name=where)
                 losses += [lost] if lost else []
             except InputError as error:  # the reason is the same on every machine: without paths and addresses
                 broken[self.images.key(place)] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
@@ -283,8 +282,8 @@ def tokenize(
                 shard_size=shard_size or (before.shard_size if before else SHARD_SIZE), beam=beam,
             )  # fmt: skip
             plan.begin(out)
-            on_ray = partial(_on_ray, model=model, full_size=full_size, beam=beam)
-            return _finish(tokenizer, plan, out, on_ray if engine == "ray" else _in_turn, retry_broken, say)
+            on_ray = partial(_on_ray, model=model, full_size=full_size, beam=beam) if engine == "ray" else None
+            return _finish(tokenizer, plan, out, on_ray, retry_broken, say)
     except OSError as error:
         raise InputError(
             f"{out} can't be written ({error.strerror or error}); finished shards stay, and the same command goes on"
@@ -292,7 +291,7 @@ def tokenize(
 
 
 def _finish(
-    tokenizer: Tokenizer, plan: Plan, out: Path, write: Callable[..., Iterator[Done]], retry: bool,
+    tokenizer: Tokenizer, plan: Plan, out: Path, on_ray: Callable[..., Iterator[Done]] | None, retry: bool,
     say: Callable[[str], None],
 ) -> Tokenized:  # fmt: skip
     """Write the shards that are missing, and those of images that were broken if they are to be tried again."""
@@ -306,7 +305,8 @@ def _finish(
     broken = dict(shards.broken) if shards else {}
     made, lost = 0, list[str]()
     with task("tokenize", plan.keys, done=shards.count + len(broken) if shards else 0) as advance:
-        for done in write(tokenizer, left, advance):
+        in_turn = (tokenizer.write(path, places, advance=advance) for path, places in left.items())
+        for done in on_ray(tokenizer, left, advance) if on_ray else in_turn:
             made, broken, lost = made + done.images, broken | done.broken, lost + done.lost
     for rows in open_shards(retries).rows(0) if retries else ():
         read = set(rows.keys)
@@ -336,12 +336,6 @@ def _finish(
     if lost:
         say(f"images converted: {len(lost):,} ({lost[0]})")
     return Tokenized(plan.keys - len(broken), len(broken), len(parts) + len(retries), made)
-
-
-def _in_turn(tokenizer: Tokenizer, left: dict[Path, range], advance: Advance) -> Iterator[Done]:
-    """Write these shards, one after the other."""
-    for path, places in left.items():
-        yield tokenizer.write(path, places, advance=advance)
 
 
 def _on_ray(

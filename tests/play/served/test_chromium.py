@@ -1,4 +1,4 @@
-"""A person at the page, in headless Chromium: draws, moves the slider, paints, clicks, uploads what is no image.
+"""A person at the page, in headless Chromium: draws, moves the slider, paints, clicks.
 
 With PLAY_SCREENSHOTS=DIR in the environment, the pictures of docs/play.md are written there.
 """
@@ -19,7 +19,6 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.play.served.conftest import Server
-from tests.play.served.test_page import image_file
 
 
 class Person:
@@ -142,14 +141,3 @@ def test_codebook(person: Person) -> None:
     assert "64" in person.text("#usage")
     person.screenshot("codebook")
     person.everything_was_local()
-
-
-def test_hostile_upload(person: Person, tmp_path: Path) -> None:
-    large = tmp_path / "large.png"
-    with large.open("wb") as file:
-        file.truncate(100_000_000)
-    person.find("input[type=file]").send_keys(str(large))
-    person.wait(lambda: "exceed" in person.browser.page_source or "too large" in person.browser.page_source)
-    person.browser.refresh()
-    person.find("input[type=file]").send_keys(str(image_file(tmp_path / "good.png")))
-    person.wait(lambda: "PSNR" in person.text("#line"))
