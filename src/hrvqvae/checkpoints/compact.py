@@ -1,7 +1,7 @@
 """Weights in a fifth of their bytes, for models that are passed on: `hrvqvae export --compact`.
 
 In the file, a matrix or filter of a prior is int8 with a float32 scale a row, `NAME:scale`; every other number is
-float16; and `total` of codebooks, which is codewords * count, is left out. Whoever reads the file gets them back.
+float16; and `total` of codebooks is left out. Whoever reads the file gets float32, and codewords * count for `total`.
 """
 
 from __future__ import annotations
