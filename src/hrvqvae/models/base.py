@@ -71,15 +71,21 @@ def framed(images: Tensor, padding: int, height: int, width: int) -> Tensor:
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
-def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """A decoder's output without what `framed` added, float32, not clamped; a size of None is the largest.
+def fitting(size: Grid | None, height: int, width: int, padding: int) -> Grid:
+    """The size in pixels, of which None is the largest, of what a decoder gives as height x width with padding.
 
-    Raises InputError where the size does not fit.
+    Raises InputError where it does not fit.
     """
-    largest = (decoded.shape[-2] - 2 * padding, decoded.shape[-1] - 2 * padding)
+    largest = (height - 2 * padding, width - 2 * padding)
     height, width = size or largest
     if not (1 <= height <= largest[0] and 1 <= width <= largest[1]):
         raise InputError(f"size {height}x{width} does not fit these codes; at most {largest[0]}x{largest[1]}")
+    return height, width
+
+
+def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
+    """A decoder's output without what `framed` added, float32, not clamped; size as `fitting`."""
+    height, width = fitting(size, decoded.shape[-2], decoded.shape[-1], padding)
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
-from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
+from hrvqvae.models import tiles
+from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, fitting, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, random_latents
 from hrvqvae.utils.errors import InputError
@@ -83,7 +84,14 @@ class SingleGridAutoencoder(Autoencoder):
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
 
     def encode(self, images: Tensor) -> Codes:
-        return self.quantizer.encode(self.latents(unit_images(images, self.channels)))
+        def whole(part: Tensor) -> Codes:
+            return self.quantizer.encode(self.latents(unit_images(part, self.channels)))
+
+        grid, stride = self.config.grid(images.shape[-2], images.shape[-1]), self.config.stride
+        return tiles.encode(whole, images, grid, stride, lambda: self._reach(self.encoder))
+
+    def _reach(self, network: nn.Module) -> int:
+        return tiles.reach(network, self.config.padding, self.config.stride)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         most = self.prefixes[-1]
@@ -91,10 +99,15 @@ class SingleGridAutoencoder(Autoencoder):
             raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
         if levels is not None and len(codes) < levels:
             raise InputError(f"levels is {levels}, and the codes have {counted(len(codes), 'level')}")
-        used = codes[:levels]
-        latents = self.quantizer.lookup(used)
-        number = torch.tensor(len(used), device=latents.device) if len(used) < most else None
-        return ((self.pixels(latents, size, number) + 1) / 2).clamp(0, 1)
+        used, stride = codes[:levels], self.config.stride
+        number = torch.tensor(len(used), device=used[0].device) if len(used) < most else None
+
+        def whole(part: Codes, size: Grid) -> Tensor:
+            return ((self.pixels(self.quantizer.lookup(part), size, number) + 1) / 2).clamp(0, 1)
+
+        size = fitting(size, used[0].shape[1] * stride, used[0].shape[2] * stride, self.config.padding)
+        network = self.progressive_decoder if number is not None and self.progressive_decoder else self.decoder
+        return tiles.decode(whole, used, size, stride, lambda: self._reach(network))
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Only the prefix that is asked for is decoded."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
-from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, framed, unit_images
+from hrvqvae.models import tiles
+from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, fitting, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes, random_latents
 from hrvqvae.utils.errors import InputError
@@ -90,14 +91,25 @@ class VQVAE2(Autoencoder):
         return Reconstructed((output + 1) / 2, tuple(result.codes[0] for result in results), losses)
 
     def encode(self, images: Tensor) -> Codes:
-        codes: list[Tensor] = []
+        def whole(part: Tensor) -> Codes:
+            codes: list[Tensor] = []
 
-        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
-            codes.extend(quantizer.encode(latents))
-            return quantizer.lookup((codes[-1],))
+            def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
+                codes.extend(quantizer.encode(latents))
+                return quantizer.lookup((codes[-1],))
 
-        self._top_down(unit_images(images, self.channels), quantize)
-        return tuple(codes)
+            self._top_down(unit_images(part, self.channels), quantize)
+            return tuple(codes)
+
+        grid = self.config.latent_grids(images.shape[-2], images.shape[-1])[0]
+        return tiles.encode(whole, images, grid, self._coarsest_stride, self._reach)
+
+    @property
+    def _coarsest_stride(self) -> int:
+        return self.config.stride << (self.config.grids - 1)
+
+    def _reach(self) -> int:
+        return tiles.reach(self, self.config.padding, self._coarsest_stride)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         grids = self.config.grids
@@ -108,8 +120,14 @@ class VQVAE2(Autoencoder):
         for level, code in enumerate(codes):
             shape = (top[0], top[1] * 2**level, top[2] * 2**level)
             check_codes(code, shape, self.config.quantizer.codewords, level + 1)
-        quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, codes, strict=True)]
-        return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
+
+        def whole(part: Codes, size: Grid) -> Tensor:
+            quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, part, strict=True)]
+            return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
+
+        stride = self._coarsest_stride
+        size = fitting(size, top[1] * stride, top[2] * stride, self.config.padding)
+        return tiles.decode(whole, codes, size, stride, self._reach)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """Each grid's features, given the codewords of the coarser ones, and its own codewords."""

@@ -1,0 +1,90 @@
+"""Large images in tiles: the codes and the pixels of the whole image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrvqvae.config.parsing import override
+from hrvqvae.config.presets import get
+from hrvqvae.models import tiles
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build, build_progressive_decoder
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.utils.errors import InputError
+
+SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.quantizer.dim": "4"}
+
+
+@pytest.fixture
+def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image of more than 400 pixels is divided."""
+    monkeypatch.setattr(tiles, "_TILE", 24)
+    monkeypatch.setattr(tiles, "_WHOLE", 400)
+
+
+def model_of(preset: str, **fields: str) -> Autoencoder:
+    torch.manual_seed(0)
+    given = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    config = override(get(preset).config, given)
+    model = build(config).eval().requires_grad_(False)
+    model.initialize(torch.rand(64, config.data.channels, 32, 32), torch.Generator().manual_seed(0))
+    if isinstance(model, SingleGridAutoencoder) and preset.startswith("treevq"):
+        decoder = build_progressive_decoder(model, config).requires_grad_(False)
+        for values in decoder.parameters():
+            values.add_(torch.randn_like(values) * 0.1)
+        model.use_progressive_decoder(decoder.eval())
+    return model
+
+
+MODELS = [
+    ("treevq/cifar10", {"model__quantizer__beam": "2"}),
+    ("treevq-deep/mnist", {}),
+    ("hrvqvae/mnist", {"model__padding": "3", "model__residual_blocks": "1"}),
+    ("vqvae2/cifar10", {"model__padding": "1"}),
+]
+
+
+def image(model: Autoencoder, height: int, width: int) -> Tensor:
+    return torch.rand(1, model.channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("preset", "fields"), MODELS)
+@pytest.mark.parametrize("size", [(131, 97), (40, 201)])
+def test_codes_and_pixels_are_those_of_the_whole_image(
+    preset: str, fields: dict[str, str], size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    model = model_of(preset, **fields)
+    pixels = image(model, *size)
+    codes = model.encode(pixels)
+    whole = [model.decode(codes[:levels], levels, size) for levels in model.prefixes]
+    largest = model.decode(codes)
+    request.getfixturevalue("tiled")
+    for one, other in zip(model.encode(pixels), codes, strict=True):
+        assert torch.equal(one, other)
+    for levels, decoded in zip(model.prefixes, whole, strict=True):
+        torch.testing.assert_close(model.decode(codes[:levels], levels, size), decoded, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.decode(codes), largest, atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("tiled")
+def test_a_size_that_does_not_fit_is_refused() -> None:
+    model = model_of("hrvqvae/mnist")
+    codes = model.encode(image(model, 60, 60))
+    with pytest.raises(InputError, match="at most 60x60"):
+        model.decode(codes, size=(61, 60))
+
+
+def test_a_tile_needs_no_more_than_its_margin() -> None:
+    """Farther pixels change no code and no pixel: the margin is an upper bound of what a gradient reaches."""
+    model = model_of("treevq/cifar10")
+    assert isinstance(model, SingleGridAutoencoder)
+    pixels = image(model, 160, 160).requires_grad_()
+    model.latents(pixels)[0, 40, 40].sum().backward()
+    assert pixels.grad is not None
+    seen = pixels.grad[0].abs().sum(0).nonzero()
+    margin = tiles.reach(model.encoder, 0, 2)
+    assert seen.min() >= 2 * (40 - margin)
+    assert seen.max() < 2 * (41 + margin)
+    assert seen.max() - seen.min() > 2 * margin, "and no more than twice of it"
