@@ -78,7 +78,7 @@ def check(model: Autoencoder, graphs: GraphModel, refusal: str) -> None:
 
 @pytest.mark.parametrize(
     ("form", "system"),
-    [("onnx", "treevq"), ("torch", "vqvae2"), ("torch", "fsq"), ("torch", "hrvqvae"), ("torch", "vqgan")],
+    [("onnx", "treevq"), ("onnx", "vqvae2"), ("torch", "fsq"), ("torch", "hrvqvae"), ("torch", "vqgan")],
 )
 def test_graphs_do_what_the_model_does(
     form: str, system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -123,7 +123,7 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--top-k", "4"], "top-k is 4, but a code has only 3"), (["--top-k", "0"], "0; it must be at least 1"),
         (["--top-p", "2"], "top-p is 2"), (["-n", "0"], "is 0"), (["--seed", "-1"], "seed is -1"),
         (["-o", "sheet.gif"], "must end in .png"), (["-o", "nowhere/sheet.png"], "there is no folder"),
-        (["--save-dir", "file"], "can't be made"),
+        (["--save-dir", "file"], "can't be written"),
     ],
 )  # fmt: skip
 def test_bad_sampling(

@@ -1,7 +1,8 @@
 """Weights in a fifth of their bytes, for models that are passed on: `hrvqvae export --compact`.
 
 In the file, a matrix or filter of a prior is int8 with a float32 scale a row, `NAME:scale`; every other number is
-float16; and `total` of codebooks is left out. Whoever reads the file gets float32, and codewords * count for `total`.
+float16; and `total` of codebooks is left out, for which `NAME:product` stands. Whoever reads the file gets the names
+of the weights: matrices in float32, and codewords * count for `total`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_SCALE = ":scale"
+_SCALE, _PRODUCT = ":scale", ":product"
 
 
 def compact(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tensor]:
@@ -22,7 +23,9 @@ def compact(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tenso
             scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
             found[name] = (tensor.float() / _by_row(scale, tensor)).round().to(torch.int8)
             found[name + _SCALE] = scale
-        elif not (name.endswith(".total") and name.removesuffix("total") + "count" in weights):
+        elif name.endswith(".total") and name.removesuffix("total") + "count" in weights:
+            found[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
+        else:
             found[name] = tensor.half() if tensor.is_floating_point() else tensor
     return found
 
@@ -33,12 +36,11 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in stored.items():
         if name + _SCALE in stored:
             found[name] = tensor * _by_row(stored[name + _SCALE], tensor)
+        elif name.endswith(_PRODUCT):
+            codewords, count = (stored[name.removesuffix(f"total{_PRODUCT}") + one] for one in ("codewords", "count"))
+            found[name.removesuffix(_PRODUCT)] = codewords.float() * count.float()[..., None]
         elif not name.endswith(_SCALE):
             found[name] = tensor
-    for name, count in stored.items():
-        total, codewords = (f"{name.removesuffix('count')}{one}" for one in ("total", "codewords"))
-        if name.endswith(".count") and total not in stored and codewords in stored:
-            found[total] = stored[codewords].float() * count.float()[..., None]
     return found
 
 

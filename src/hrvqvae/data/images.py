@@ -134,10 +134,10 @@ def conversions(lost: Mapping[Path, str] | Mapping[str, str], count: int) -> str
 
 def to_pil(image: Any) -> Image.Image:
     """(C, Y, X), an array or a tensor, uint8 or float in [0, 1] -> a greyscale image of 1 channel, RGB of 3."""
-    pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(pixels.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image).transpose(1, 2, 0)
+    if pixels.dtype != np.uint8:  # row after row: an image may be large
+        pixels = np.stack([np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels])
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
 
 
 def check_writable(path: Path, force: bool = True) -> None:
