@@ -89,7 +89,7 @@ class GPT(Prior):
         )
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
-        for layer in (*self.layers, *self.heads):  # each layer begins as the identity, all codes equally likely
+        for layer in self.layers:  # each begins as the identity
             for name in ("output", "narrow"):
                 nn.init.zeros_(layer.get_submodule(name).weight)
 
