@@ -90,8 +90,9 @@ class GPT(Prior):
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
         for layer in self.layers:  # each begins as the identity
-            for name in ("output", "narrow"):
-                nn.init.zeros_(layer.get_submodule(name).weight)
+            assert isinstance(layer, TransformerLayer)
+            nn.init.zeros_(layer.output.weight)
+            nn.init.zeros_(layer.narrow.weight)
 
     @classmethod
     def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
