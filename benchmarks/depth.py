@@ -1,4 +1,4 @@
-"""One prior for all levels beside a prior for each: a training step of all levels, and a sample."""
+"""Two kinds of priors side by side, such as one for each level and one for all: a training step, and a sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from hrvqvae.priors.base import build_prior
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.priors.sampling import SamplingParams
 
-_ONE = {"prior.network.kind": "depth"}
+
+def _of_kind(config: Config, kind: str) -> Config:
+    """The configuration with priors of that kind: as they stand, or with that network's defaults."""
+    return config if config.prior.network.kind == kind else override(config, {"prior.network.kind": kind})
 
 
 def _steps(config: Config) -> tuple[Callable[[], object], int]:
@@ -38,16 +41,15 @@ def _draws(config: Config, batch: int) -> Callable[[], object]:
     return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
 
 
-def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Row]:
+def bench_depth(
+    config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64), kinds: tuple[str, str] = ("pixelsnail", "depth")
+) -> list[Row]:
     """Rows with method, measured, batch, parameters, seconds_per_image; the second of two has ratio, by turns measured.
 
-    Args:
-        config: of a system whose levels share one grid, with a prior for each.
-
     Raises:
-        InputError: its levels have different grids.
+        InputError: a kind of prior can't cover the levels of this system.
     """
-    compared = {"a prior for each level": config, "one prior for all levels": override(config, _ONE)}
+    compared = {kind: _of_kind(config, kind) for kind in kinds}
     steps = {method: _steps(one) for method, one in compared.items()}
     rows = []
     trained = config.prior.training_of(0).batch_size
@@ -57,15 +59,15 @@ def bench_depth(config: Config, rounds: int = 3, batches: Sequence[int] = (1, 64
             for method, one in compared.items()
         }
         spent = side_by_side(calls, rounds)
-        several, single = (
+        first, second = (
             {
                 "method": method, "measured": measured, "batch": batch, "parameters": steps[method][1],
                 "seconds_per_image": seconds / batch,
             }
             for method, seconds in spent.items()
         )  # fmt: skip
-        single["ratio"] = spent["a prior for each level"] / spent["one prior for all levels"]
-        rows += [several, single]
+        second["ratio"] = spent[kinds[0]] / spent[kinds[1]]
+        rows += [first, second]
     return rows
 
 
@@ -76,14 +78,17 @@ COLUMNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Time both kinds of priors of a preset; `--section.field VALUE` changes the preset."""
+    """Time two kinds of priors of a preset; `--section.field VALUE` changes the preset."""
     parser = options(__doc__)
     parser.add_argument("--preset", default="hrvqvae/cifar10", metavar="PRESET", help="default: hrvqvae/cifar10")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="calls of each row (default: 3)")
     parser.add_argument("--batches", type=positive, nargs="+", default=(1, 64), metavar="N", help="samples at a time")
-    given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "6"}
-    arguments, config = preset_of(parser, argv, given=given)
-    finish(bench_depth(config, arguments.rounds, arguments.batches), COLUMNS, arguments.json)
+    parser.add_argument(
+        "--kinds", nargs=2, default=("pixelsnail", "depth"), metavar="KIND", help="default: pixelsnail depth"
+    )
+    arguments, config = preset_of(parser, argv, given={"prior.training.batch_size": "32"})
+    rows = bench_depth(config, arguments.rounds, arguments.batches, tuple(arguments.kinds))
+    finish(rows, COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":
