@@ -186,6 +186,17 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
 # What is refused, what is stored
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_vector_that_overflowed_spoils_no_codebook(bad: float) -> None:
+    """As on a GPU, where no vector is checked."""
+    book = Codebook(1, 3, 2, decay=0.5)
+    book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
+    vectors, path = torch.tensor([[bad, 0], [4, 4], [5, 5]]), torch.tensor([0, 1, 1])
+    book.average(book.statistics(vectors, path))
+    assert book.codewords.isfinite().all()
+    torch.testing.assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))
+
+
 def test_codewords_that_are_not_finite_are_named_by_their_level() -> None:
     for config in VARIANTS.values():
         quantizer = random_quantizer(config)

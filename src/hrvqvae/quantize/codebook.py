@@ -81,10 +81,15 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def average(self, statistics: Sequence[Tensor]) -> None:
-        """Take the statistics of a batch into the moving averages, and let the codewords follow."""
+        """Take the statistics of a batch into the moving averages, and let the codewords follow.
+
+        Sums that are not finite, as of a vector that overflowed on a GPU, are left out.
+        """
         self.count.lerp_(statistics[0], 1 - self.decay)
         if self.total is not None:
-            self.total.lerp_(statistics[1], 1 - self.decay)
+            finite = statistics[1].isfinite().all(-1, keepdim=True)
+            sums = torch.where(finite, statistics[1], self.total)
+            self.total.lerp_(sums, 1 - self.decay)
             self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
 
     @torch.no_grad()
