@@ -12,6 +12,7 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints import image_files
+from hrvqvae.cli import main
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from tests.cli.helpers import do, refused
@@ -93,9 +94,10 @@ def test_an_archive_grows_and_gives_images_by_name(
     for _ in range(2):  # run again, it goes on where it was
         do("compress", run, images, "-o", path)
     assert "had 4 of 4 images already" in capsys.readouterr().err
-    do("inspect", path)
+    do("inspect", path, "--verify")
     printed = capsys.readouterr().out
     assert f"{path}: 4 images, by tiny" in printed
+    assert "verified: 4 of 4 images whole" in printed
     assert "sizes: 7x30, 12x12" in printed
     do("decompress", path, "-o", tmp_path / "back", "--model", run, "--names", "2")
     assert [one.name for one in (tmp_path / "back").iterdir()] == ["2.png"]
@@ -146,6 +148,26 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "z.hrva").exists()
 
 
+def test_broken_images_can_be_left_out(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "in")
+    (tmp_path / "in" / "1.png").write_bytes(b"none")
+    command = ["compress", run, tmp_path / "in", "-o"]
+    assert "leave such images out with --on-error skip" in refused([*command, tmp_path / "x.hrva"], capsys)
+    for out in (tmp_path / "y.hrva", tmp_path / "files"):
+        do(*command, out, "--on-error", "skip")
+        printed = capsys.readouterr()
+        assert "3 images" in printed.out
+        assert "1.png" in printed.err
+        assert "already" not in printed.err
+    assert [entry.name for entry in open_archive(tmp_path / "y.hrva").entries] == ["0", "2", "more/0"]
+    only = ["compress", run, tmp_path / "in" / "1.png", "-o", tmp_path / "z.hrva", "--on-error", "skip"]
+    assert main([str(word) for word in only]) == 2
+    assert "no image could be read" in capsys.readouterr().err
+    assert not (tmp_path / "z.hrva").exists()
+
+
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "..\\out"])
 def test_an_archive_writes_nowhere_but_where_it_is_told(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -186,7 +208,7 @@ def test_what_is_damaged_stops_no_other_image(
     entries = open_archive(archive).entries
     assert [entry.name for entry in entries] == ["0", "1", "2", "more/0"]
     content = bytearray(archive.read_bytes())
-    arguments = ["decompress", archive, "-o", out, "--model", run, "--force"]
+    arguments, shown = ["decompress", archive, "-o", out, "--model", run, "--force"], list[str]()
     for place, told in (
         (entries[2].place, f"{archive}: image 2: its record is damaged; 3 images written"),
         (entries[1].place - 1, "are damaged, with the images in them; 2 images written"),  # the second block's index
@@ -195,6 +217,9 @@ def test_what_is_damaged_stops_no_other_image(
         content[place] ^= 1
         archive.write_bytes(content)
         assert told in refused(arguments, capsys)
+        assert main(["inspect", str(archive), "--verify"]) == 2
+        shown.append(capsys.readouterr().out)
+    assert "2: its record is damaged" in shown[0]
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {"0.png", "1.png", "more/0.png"}
     content[entries[3].place - 1] ^= 1
     archive.write_bytes(content)

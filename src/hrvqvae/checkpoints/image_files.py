@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import check_levels, decode_images, flat_codes
-from hrvqvae.data.images import SUFFIXES, conversions, decode_image, to_pil, write_image
+from hrvqvae.data.images import SUFFIXES, BrokenImageError, conversions, decode_image, to_pil, write_image
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import TEMPORARY, writable, write_atomic
 from hrvqvae.utils.progress import note, tracked
@@ -71,21 +72,31 @@ def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]
         yield some
 
 
-def _read(model: TrainedModel, named: dict[str, Path], written: Written) -> Iterator[list[tuple[str, Tensor]]]:
-    """The images with their names, as many at a time as are worked on together."""
+def _read(
+    model: TrainedModel, named: dict[str, Path], written: Written, skip: bool
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """The images with their names, as many at a time as are worked on together; `skip` leaves out broken ones."""
 
-    def read(path: Path) -> Tensor:
-        pixels, written.lost[path] = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
-        written.pixels += pixels.size
-        return torch.from_numpy(pixels)
+    def read() -> Iterator[tuple[str, Tensor]]:
+        for name, path in named.items():
+            try:
+                pixels, lost = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
+            except BrokenImageError as error:
+                if not skip:
+                    raise InputError(f"{error}; leave such images out with --on-error skip") from error
+                note(f"{error}; left out")
+                continue
+            written.lost[path] = lost
+            written.pixels += pixels.size
+            yield name, torch.from_numpy(pixels)
 
-    images = ((name, read(path)) for name, path in named.items())
+    images = read()
     return tracked(_together(images, lambda one: math.prod(one[1].shape[1:])), "compress", len(named), len)
 
 
 def compress_files(
     model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, *, force: bool = False,
+    lmbda: float | None = None, *, force: bool = False, skip: bool = False,
 ) -> Written:  # fmt: skip
     """Write the codes of image files; notices say what images lost by conversion, and what is there already.
 
@@ -95,21 +106,22 @@ def compress_files(
             which gets a file for each image.
         levels, max_bytes, lmbda: as for `TrainedModel.compress`.
         force: write over other files (.hrv) that exist.
+        skip: leave out images that can't be read, with a notice of each.
 
     Raises:
-        InputError: an image can't be read, levels are out of range, an image does not fit, another file exists already,
-            or `out` can't be written.
+        InputError: an image, or with `skip` every image, can't be read, levels are out of range, an image does not fit,
+            another file exists already, or `out` can't be written.
     """
     named, written = _named(paths), Written({})
     if archive.is_archive(out):
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        _append(model, named, out, levels, lmbda, written)
+        _append(model, named, out, levels, lmbda, written, skip)
     else:
         single = out.suffix.lower() == hrv.SUFFIX
         if single and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
-        for batch in _read(model, named, written):
+        for batch in _read(model, named, written, skip):
             sources = [str(named[name]) for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
             targets = [out if single else out / f"{name}{hrv.SUFFIX}" for name, _ in batch]
@@ -120,7 +132,9 @@ def compress_files(
                 with _writable(path):
                     write_atomic(path, content)
                 written.bytes += len(content)
-    if converted := conversions(written.lost, len(named)):
+    if not written.lost:
+        raise InputError("no image could be read")
+    if converted := conversions(written.lost, len(written.lost)):
         note(converted)
     return written
 
@@ -134,24 +148,28 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _append(
-    model: TrainedModel, named: dict[str, Path], path: Path, levels: int | None, lmbda: float | None, written: Written
-) -> None:
+    model: TrainedModel, named: dict[str, Path], path: Path, levels: int | None, lmbda: float | None, written: Written,
+    skip: bool,
+) -> None:  # fmt: skip
     for name, source in named.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise InputError(f"{str(source)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
     encode, used, new = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels), 0
-    before = path.stat().st_size if path.exists() else 0
+    before, batches = path.stat().st_size if path.exists() else 0, _read(model, named, written, skip)
+    first = next(batches, [])  # no archive is made of nothing
+    if not first:
+        return
     with archive.appending(path, model.codec) as writer:
         if writer.set_aside:
             left = counted(writer.archive.left_over, "byte")
             before = writer.archive.end
             note(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
-        for batch in _read(model, named, written):
+        for batch in chain([first], batches):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
             sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
             new += writer.append(codes, sizes, [name for name, _ in batch], used)
-    if new < len(named):
-        note(f"{path} had {len(named) - new} of {counted(len(named), 'image')} already")
+    if new < len(written.lost):
+        note(f"{path} had {len(written.lost) - new} of {counted(len(written.lost), 'image')} already")
     written.bytes = path.stat().st_size - before
 
 

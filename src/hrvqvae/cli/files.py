@@ -18,7 +18,7 @@ def _compress(arguments: Arguments) -> int:
     model = TrainedModel(arguments.model, arguments.device, arguments.beam)
     written = compress_files(
         model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda,
-        force=arguments.force,
+        force=arguments.force, skip=arguments.on_error == "skip",
     )  # fmt: skip
     count, size = len(written.lost), counted(written.bytes, "byte")
     mean, share = written.bytes / count, written.bytes / written.pixels
@@ -51,7 +51,7 @@ def _inspect(arguments: Arguments) -> int:
     if is_archive(path):
         if arguments.out is not None:
             raise InputError("-o draws the levels of one file (.hrv), not of an archive")
-        return _inspect_archive(path)
+        return _inspect_archive(path, arguments.verify)
     if arguments.out is not None:
         check_writable(arguments.out)
     model = model_of_file(path, arguments.model)
@@ -77,7 +77,8 @@ def _inspect(arguments: Arguments) -> int:
     return 0
 
 
-def _inspect_archive(path: Path) -> int:
+def _inspect_archive(path: Path, verify: bool) -> int:
+    """Print what is in it; with `verify`, decode the codes of every image: 2 where any is damaged."""
     from hrvqvae.compression.archive import open_archive
 
     opened = open_archive(path)
@@ -98,7 +99,15 @@ def _inspect_archive(path: Path) -> int:
     if opened.left_over:
         left = counted(opened.left_over, "byte")
         print(f"{left} at the end of no whole block: a writer was killed, or the file was cut or damaged")
-    return 0
+    if not verify:
+        return 0
+    faults = 0
+    for number, name in enumerate(opened.names):
+        if fault := opened.read([number])[0].fault:
+            print(f"{name}: {fault}")
+            faults += 1
+    print(f"verified: {len(entries) - faults} of {counted(len(entries), 'image')} whole")
+    return 2 if faults or opened.damaged or opened.left_over else 0
 
 
 def _fit_entropy_model(arguments: Arguments) -> int:
@@ -122,6 +131,7 @@ def add(commands: Group) -> None:
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
         option("--levels", type=int, metavar="K", help="write levels 1..K only"),
         flag("--force", "write over other files (.hrv) that exist"),
+        option("--on-error", choices=("stop", "skip"), default="stop", help="at an image that can't be read"),
         option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
         "--beam",
         "--lmbda",
@@ -137,8 +147,9 @@ def add(commands: Group) -> None:
         option("--names", nargs="+", metavar="NAME", help="of an archive, these images only"),
     )  # fmt: skip
     sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
+    verify = flag("--verify", "of an archive: decode the codes of every image; exit code 2 where any is damaged")
     about = "what is in a file of codes or an archive: bytes by level"
-    command(commands, "inspect", about, _inspect, option("file", type=Path, metavar="FILE"), "--model", sheet)
+    command(commands, "inspect", about, _inspect, option("file", type=Path, metavar="FILE"), "--model", sheet, verify)
     about = "fit the entropy model, by which the codes of a run are coded, to its training images"
     effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
     command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, "--device")
