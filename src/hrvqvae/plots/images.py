@@ -22,6 +22,7 @@ from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import note
 
 _COMPLETIONS_A_ROW = 8
+_ROWS = 1024  # of an image that are compared together
 
 
 @torch.inference_mode()
@@ -68,7 +69,9 @@ def reconstruct(
             image = model.decode(encode(pixels[None]), levels, (pixels.shape[-2], pixels.shape[-1]))[0]
             originals.append(pixels)
             decoded.append(image)
-            errors.append((path, float((image - pixels / 255).square().mean())))
+            parts = (slice(top, top + _ROWS) for top in range(0, pixels.shape[1], _ROWS))
+            error = sum(float((image[:, rows] - pixels[:, rows] / 255).square().sum()) for rows in parts)
+            errors.append((path, error / pixels.numel()))
     if converted := conversions(lost, len(paths)):
         say(converted)
     caption = f"reconstruction, {level_names(range(levels or most))}{'' if levels == 1 else f' of {most}'}"
