@@ -1,8 +1,8 @@
 """Weights in a fifth of their bytes, for models that are passed on: `hrvqvae export --compact`.
 
-In the file, a matrix or filter of a prior is int8 with a float32 scale a row, `NAME:scale`; every other number is
-float16; and `total` of codebooks is left out, for which `NAME:product` stands. Whoever reads the file gets the names
-of the weights: matrices in float32, and codewords * count for `total`.
+In the file, a matrix or filter of a prior or a progressive decoder is int8 with a float32 scale a row, `NAME:scale`;
+every other number is float16; and `total` of codebooks is left out, for which `NAME:product` stands. Whoever reads the
+file gets the names of the weights: matrices in float32, and codewords * count for `total`.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def export(
     Args:
         name: of the model, for its card; None is the name of `out`.
         licence: as the hub names licences: mit, cc-by-4.0, ...
-        smaller: the autoencoder in half precision too, and the matrices of priors in 8 bits. Its codes can differ from
-            the run's where two codewords are about as near.
+        smaller: the autoencoder in half precision too, and the matrices of the priors and the progressive decoder in 8
+            bits. Codes can differ from the run's where two codewords are about as near.
 
     Raises:
         InputError: the run has no model, `out` exists or can't be written.
@@ -75,7 +75,7 @@ def export(
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
             weights, about = loading.read_part(decoder.model, "prefixes", digest, run)
-            weights = compact(weights, matrices=False) if smaller else weights
+            weights = compact(weights, matrices=True) if smaller else weights
             _write_part(progressive_folder(folder), weights, about, autoencoder)
             prefix_step = about["step"]
         if smaller:

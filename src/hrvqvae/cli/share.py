@@ -69,7 +69,7 @@ def add(commands: Group) -> None:
     where = folder("RUN-exported, RUN-onnx or RUN-torch")
     export = command(commands, "export", about, _export, "run", where, licence, "--beam")
     forms = export.add_mutually_exclusive_group()
-    smaller = "the autoencoder in half precision, the priors in 8 bits: a few codes and samples differ"
+    smaller = "the autoencoder in half precision, all else in 8 bits: a few codes and samples differ"
     forms.add_argument("--compact", action="store_true", help=smaller)
     for form, title in (("onnx", "ONNX"), ("torch", "torch.export")):
         what = f"encoder and decoder as graphs of {title}, checked against the model"
