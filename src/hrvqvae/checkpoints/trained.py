@@ -216,6 +216,11 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
     return TrainedModel(run, device, beam)
 
 
+_REPLACED = dict.fromkeys(  # digest and fingerprints of a model that the package had
+    ("98bf4f8a25166b29625d84e56c414a3c", "28c828", "98bf4f"), "the treevq-cifar10 of commit c72954c and before"
+)
+
+
 def model_of_file(path: Path, run: str | None) -> TrainedModel:
     """The model that is named, or that inside the package by which a file was made. Raises InputError."""
     if run is not None:
@@ -230,4 +235,6 @@ def model_of_file(path: Path, run: str | None) -> TrainedModel:
         model = TrainedModel(name)
         if wanted in (bytes.fromhex(model.codec.model), model.codec.fingerprint, model.codec.bare.fingerprint):
             return model
+    if wanted.hex() in _REPLACED:
+        raise InputError(f"{path} was made by {_REPLACED[wanted.hex()]}: a copy of that version reads it")
     raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")

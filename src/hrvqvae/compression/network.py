@@ -33,8 +33,8 @@ TOP = 16  # bits of the largest frequency
 POWERS: Integers = np.array([round(2 ** (TOP - step / STEPS)) for step in range(STEPS)], np.int64)
 _LARGEST = 2**31 - 1
 
-_TOGETHER = 512  # values that a group of several levels may have
-_SELECTED = 4096  # values of a group times symbols, up to which it selects the output weights
+# Values that a group of several levels may have; and times symbols, up to which it selects the output weights.
+_FEW, _OF_FEW, _OF_MANY = 5, (512, 4096), (64, 512)  # levels; for a model of so many at most, and of more
 _BEFORE = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
@@ -109,13 +109,14 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
     Of the own level, the six nearest codes before the code together with coarser levels, and six more alone (eighteen
     at the coarsest level); of the coarser levels, taken together as far as that makes no more than 512 values, the 25
-    positions around.
+    positions around. Of a model of many levels 64 values, so that tables stay small.
     """
+    together, selected = _OF_FEW if len(symbols) <= _FEW else _OF_MANY
     groups: list[tuple[int, int]] = []
 
     def begins(last: int) -> int:
         first = last
-        while first > 0 and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= _TOGETHER:
+        while first > 0 and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= together:
             first -= 1
         return first
 
@@ -133,7 +134,7 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
         features += [(coarser, *offset) for offset in _AROUND if last == level - 1 or max(map(abs, offset)) < 2]
         last = groups[coarser][0] - 1
     selecting = -1
-    if level and math.prod(symbols[begins(level - 1) : level + 1]) <= _SELECTED:
+    if level and math.prod(symbols[begins(level - 1) : level + 1]) <= selected:
         selecting = group(begins(level - 1), level - 1)
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
