@@ -254,6 +254,6 @@ def add(commands: Group) -> None:
         commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo,
         option("--out", default="runs/demo", metavar="RUN"),
         option("--root", metavar="DIR", help="root folder of the data"),
-        option("--max-minutes", type=float, default=10.5, metavar="M", help="training time in all (default: 10.5)"),
+        option("--max-minutes", type=float, default=9.5, metavar="M", help="training time in all (default: 9.5)"),
         option("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most"),
     )  # fmt: skip

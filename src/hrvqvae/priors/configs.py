@@ -52,12 +52,6 @@ def check_dropout(share: float) -> None:
     require(0 <= share < 1, "prior.network.dropout", share, "at least 0 and below 1")
 
 
-def check_heads(heads: int, hidden: int) -> None:
-    """Raises InputError where features of that width can't be split into so many heads."""
-    if hidden % heads:
-        raise InputError(f"prior.network.heads is {heads}; it must divide hidden_units ({hidden})")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PixelSNAILConfig(TrunkConfig):
     """The autoregressive network of each level (docs/paper-tables.md, Tables 8 and 9).
@@ -118,8 +112,8 @@ class DepthConfig(TrunkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(PriorNetworkConfig):
-    """A GPT-like network (docs/method.md; Esser et al. 2021).
+class TransformerSizes(PriorNetworkConfig):
+    """Sizes of a transformer.
 
     Attributes:
         hidden_units: width of the features.
@@ -128,7 +122,6 @@ class TransformerConfig(PriorNetworkConfig):
         dropout: share of what a layer adds that training drops.
     """
 
-    kind: Literal["transformer"] = "transformer"
     hidden_units: int = 256
     layers: int = 6
     heads: int = 8
@@ -138,35 +131,37 @@ class TransformerConfig(PriorNetworkConfig):
         for name in ("hidden_units", "layers", "heads"):
             require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
         check_dropout(self.dropout)
-        check_heads(self.heads, self.hidden_units)
+        if self.hidden_units % self.heads:
+            raise InputError(f"prior.network.heads is {self.heads}; it must divide hidden_units ({self.hidden_units})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig(PriorNetworkConfig):
+class TransformerConfig(TransformerSizes):
+    """A GPT-like network for each level (docs/method.md; Esser et al. 2021)."""
+
+    kind: Literal["transformer"] = "transformer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(TransformerSizes):
     """One transformer for each group of linked levels, with a head for each level (docs/method.md).
 
     Attributes:
-        hidden_units: width of the features.
-        layers: of attention and two-layer network.
-        heads: of each attention; their number divides `hidden_units`.
-        dropout: share of what a layer adds that training drops.
         path_units: width of the embeddings of paths.
         most_paths: embeddings of a level; of more paths, those that are equal modulo this share one.
     """
 
     kind: Literal["gpt"] = "gpt"
     hidden_units: int = 128
-    layers: int = 6
     heads: int = 4
     dropout: float = 0.0
     path_units: int = 48
     most_paths: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("hidden_units", "layers", "heads", "path_units", "most_paths"):
+        super().__post_init__()
+        for name in ("path_units", "most_paths"):
             require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
-        check_dropout(self.dropout)
-        check_heads(self.heads, self.hidden_units)
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         starts = [level for level, joined in enumerate(linked) if not joined or grids[level] != grids[level - 1]]

@@ -17,7 +17,7 @@ from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.priors.transformer import TransformerLayer, advance
+from hrvqvae.priors.transformer import TransformerLayer, advance, place_and_class
 
 
 class Head(nn.Module):
@@ -102,10 +102,7 @@ class GPT(Prior):
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `level_logits` does."""
         self.level.check(coarser, label)
-        place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
-        features = place.expand(batch, -1, -1)
-        if self.classes is not None:
-            features = features + self.classes(label)[:, None]
+        features = place_and_class(self, label, batch)
         if coarser:
             maps = [self.coarser.of_level(index, paths).permute(0, 3, 1, 2) for index, paths in enumerate(coarser)]
             seen = torch.stack([interpolate(one, self.level.grid) for one in maps]).sum(0)

@@ -6,6 +6,7 @@ Shapes: N = H * W positions in raster order, (B, N, C) features, C hidden units;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,13 @@ class TransformerLayer(nn.Module):
         return features + cheap_dropout(self.network(features), self.dropped, self.training)
 
 
+def place_and_class(prior: Any, label: Tensor | None, batch: int) -> Tensor:
+    """The embeddings of row, column and, where there are classes, of the label (B,): (B, N, C)."""
+    place: Tensor = (prior.rows[:, None] + prior.columns[None]).flatten(0, 1)
+    features = place.expand(batch, -1, -1)
+    return features if prior.classes is None else features + prior.classes(label)[:, None]
+
+
 class Transformer(LevelPrior):
     """Causal attention over the codes before each position, and the class and coarser levels there are.
 
@@ -72,10 +80,7 @@ class Transformer(LevelPrior):
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `logits` does."""
         self.level.check(coarser, label)
-        place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
-        features = place.expand(batch, -1, -1)
-        if self.classes is not None:
-            features = features + self.classes(label)[:, None]
+        features = place_and_class(self, label, batch)
         for embedding, paths in zip(self.coarser, coarser, strict=True):
             seen = interpolate(embedding(paths).permute(0, 3, 1, 2), self.level.grid)
             features = features + seen.flatten(2).transpose(1, 2)
