@@ -164,7 +164,7 @@ class GPTConfig(TransformerSizes):
             require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
-        starts = [level for level, joined in enumerate(linked) if not joined or grids[level] != grids[level - 1]]
+        starts = [level for level, joined in enumerate(linked) if not joined]
         return tuple(range(start, stop) for start, stop in pairwise([*starts, len(grids)]))
 
 
