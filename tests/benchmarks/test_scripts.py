@@ -65,7 +65,8 @@ def test_rows_and_columns(
     column = lines[0].find("ratio")
     ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
     assert all(one == "-" or float(one) > 0 for one in ratios)
-    assert ratios.count("1.00") == (name in ("train", "prior", "layer"))
+    if name in ("train", "prior", "layer"):  # one row is what the others are compared with
+        assert "1.00" in ratios
 
 
 @pytest.mark.parametrize(
