@@ -16,6 +16,7 @@ from torch import Tensor
 import hrvqvae
 from hrvqvae import Autoencoder, TrainedModel
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.compact import compacted, restored
 from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.loading import load_priors
@@ -54,7 +55,7 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path,
 def test_a_compact_export_is_half_the_size_and_nearly_the_same(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = export(whole, tmp_path / "out", smaller=True)
+    files = export(whole, tmp_path / "out", compact=True)
     assert "tables.hrvt" not in [path.name for path in files]
     assert f"hrvqvae fit-entropy-model {tmp_path / 'out'}" in caplog.text
     for path in (RunFolder(whole).model, prior_folder(whole, 1).model):
@@ -68,6 +69,13 @@ def test_a_compact_export_is_half_the_size_and_nearly_the_same(
         for name, tensor in one.state_dict().items():
             own = other.state_dict()[name]
             assert (tensor - own).abs().max() <= own.abs().max() / 250
+
+
+def test_a_number_too_large_for_half_precision_stays() -> None:
+    weights = {"large": torch.tensor([7e4, 0.1]), "small": torch.tensor([0.5])}
+    found = restored(compacted(weights, matrices=False))
+    assert torch.equal(found["large"], weights["large"])
+    assert found["small"].dtype == torch.float16
 
 
 def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:

@@ -66,6 +66,8 @@ def test_what_it_refuses(name: str) -> None:
             call(torch.rand(1, 3, 8, 8) * 2 + 0.5)
     codes = model.encode(torch.rand(1, 3, 8, 8))
     last = len(codes)
+    with pytest.raises(InputError, match="level"):
+        model.decode(())
     for levels in (0, -1, last + 1):
         with pytest.raises(InputError, match="level"):
             model.decode(codes, levels=levels)
@@ -82,7 +84,8 @@ def test_what_it_refuses(name: str) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.rand(3, 8, 8), "3 dimensions"), (torch.full((1, 3, 8, 8), -0.1), "values from -0.1"),
+        (torch.rand(3, 8, 8), "3 dimensions"), (torch.rand(8), "1 dimensions"),
+        (torch.full((1, 3, 8, 8), -0.1), "values from -0.1"),
         (torch.full((1, 3, 8, 8), float("nan")), "nan"), (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
         (torch.rand(1, 3, 0, 8), "0x8 pixels"),
     ],

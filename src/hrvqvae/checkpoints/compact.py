@@ -1,8 +1,8 @@
-"""Weights in a fifth of their bytes, for models that are passed on: `hrvqvae export --compact`.
+"""Weights in a quarter to a half of their bytes, for models that are passed on: `hrvqvae export --compact`.
 
 In the file, a matrix or filter of a prior or a progressive decoder is int8 with a float32 scale a row, `NAME:scale`;
-every other number is float16; and `total` of codebooks is left out, for which `NAME:product` stands. Whoever reads the
-file gets the names of the weights: matrices in float32, and codewords * count for `total`.
+every other number is float16 where it fits; and `total` of codebooks is left out, for which `NAME:product` stands.
+Whoever reads the file gets the names of the weights: matrices in float32, and codewords * count for `total`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 _SCALE, _PRODUCT = ":scale", ":product"
 
 
-def compact(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tensor]:
+def compacted(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tensor]:
     """What the file holds; `matrices` says whether matrices become int8."""
     found = dict[str, Tensor]()
     for name, tensor in weights.items():
@@ -26,7 +26,8 @@ def compact(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tenso
         elif name.endswith(".total") and name.removesuffix("total") + "count" in weights:
             found[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         else:
-            found[name] = tensor.half() if tensor.is_floating_point() else tensor
+            half = tensor.half() if tensor.is_floating_point() else tensor
+            found[name] = half if half.isfinite().all() else tensor
     return found
 
 

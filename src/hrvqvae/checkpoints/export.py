@@ -21,7 +21,7 @@ import yaml
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub, loading, storage
-from hrvqvae.checkpoints.compact import compact
+from hrvqvae.checkpoints.compact import compacted
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_folder, progressive_folder, shipped
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, DataConfig, Levels, bits_per_image, flatten, level_names, to_dict
@@ -39,7 +39,7 @@ _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation
 
 
 def export(
-    run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None, smaller: bool = False
+    run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None, compact: bool = False
 ) -> list[Path]:
     """Write the model of a run, its priors in half precision, and a model card; -> the files. Whole or not at all.
 
@@ -48,7 +48,7 @@ def export(
     Args:
         name: of the model, for its card; None is the name of `out`.
         licence: as the hub names licences: mit, cc-by-4.0, ...
-        smaller: the autoencoder in half precision too, and the matrices of the priors and the progressive decoder in 8
+        compact: the autoencoder in half precision too, and the matrices of the priors and the progressive decoder in 8
             bits. Codes can differ from the run's where two codewords are about as near.
 
     Raises:
@@ -64,21 +64,21 @@ def export(
     priors, prefix_step = dict[Levels, dict[str, Any]](), None
     with writing_folder(out) as folder:
         target = RunFolder(folder)
-        weights = compact(weights, matrices=False) if smaller else weights
+        weights = compacted(weights, matrices=False) if compact else weights
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder = storage.digest(target.model)
         for levels, prior in loading.trained_priors(beside.path).items():
             if prior.path not in stale:
                 weights, priors[levels] = loading.read_part(prior.model, "prior", digest, run)
-                weights = compact(weights, matrices=smaller)
+                weights = compacted(weights, matrices=compact)
                 _write_part(prior_folder(folder, *levels), weights, priors[levels], autoencoder)
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
             weights, about = loading.read_part(decoder.model, "prefixes", digest, run)
-            weights = compact(weights, matrices=True) if smaller else weights
+            weights = compacted(weights, matrices=True) if compact else weights
             _write_part(progressive_folder(folder), weights, about, autoencoder)
             prefix_step = about["step"]
-        if smaller:
+        if compact:
             told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
         elif beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())

@@ -18,7 +18,7 @@ def _export(arguments: Arguments) -> int:
             raise InputError("--beam is of graphs (--onnx, --torch); a folder takes it where images are encoded")
         from hrvqvae.checkpoints.export import export
 
-        files = export(arguments.run, out, licence=arguments.licence, smaller=arguments.compact)
+        files = export(arguments.run, out, licence=arguments.licence, compact=arguments.compact)
     else:
         from hrvqvae.export.export import export_graphs
 
@@ -69,8 +69,8 @@ def add(commands: Group) -> None:
     where = folder("RUN-exported, RUN-onnx or RUN-torch")
     export = command(commands, "export", about, _export, "run", where, licence, "--beam")
     forms = export.add_mutually_exclusive_group()
-    smaller = "the autoencoder in half precision, all else in 8 bits: a few codes and samples differ"
-    forms.add_argument("--compact", action="store_true", help=smaller)
+    what = "the autoencoder in half precision, all else in 8 bits: a few codes and samples differ"
+    forms.add_argument("--compact", action="store_true", help=what)
     for form, title in (("onnx", "ONNX"), ("torch", "torch.export")):
         what = f"encoder and decoder as graphs of {title}, checked against the model"
         forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=what)

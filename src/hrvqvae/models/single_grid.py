@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, fitting, framed, unit_images
+from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, random_latents
 from hrvqvae.utils.errors import InputError
@@ -87,8 +87,7 @@ class SingleGridAutoencoder(Autoencoder):
         def whole(part: Tensor) -> Codes:
             return self.quantizer.encode(self.latents(unit_images(part, self.channels)))
 
-        grid, stride = self.config.grid(images.shape[-2], images.shape[-1]), self.config.stride
-        return tiles.encode(whole, images, grid, stride, lambda: self._reach(self.encoder))
+        return tiles.encode(whole, images, self.config.grid, self.config.stride, lambda: self._reach(self.encoder))
 
     def _reach(self, network: nn.Module) -> int:
         return tiles.reach(network, self.config.padding, self.config.stride)
@@ -99,15 +98,16 @@ class SingleGridAutoencoder(Autoencoder):
             raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
         if levels is not None and len(codes) < levels:
             raise InputError(f"levels is {levels}, and the codes have {counted(len(codes), 'level')}")
-        used, stride = codes[:levels], self.config.stride
-        number = torch.tensor(len(used), device=used[0].device) if len(used) < most else None
+        used = codes[:levels]
+        network = self.decoder if len(used) == most else self.progressive_decoder or self.decoder
 
-        def whole(part: Codes, size: Grid) -> Tensor:
-            return ((self.pixels(self.quantizer.lookup(part), size, number) + 1) / 2).clamp(0, 1)
+        def whole(part: Codes, size: Grid | None) -> Tensor:
+            latents = self.quantizer.lookup(part)
+            number = torch.tensor(len(part), device=latents.device) if len(part) < most else None
+            return ((self.pixels(latents, size, number) + 1) / 2).clamp(0, 1)
 
-        size = fitting(size, used[0].shape[1] * stride, used[0].shape[2] * stride, self.config.padding)
-        network = self.progressive_decoder if number is not None and self.progressive_decoder else self.decoder
-        return tiles.decode(whole, used, size, stride, lambda: self._reach(network))
+        padding, stride = self.config.padding, self.config.stride
+        return tiles.decode(whole, used, size, padding, stride, lambda: self._reach(network))
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Only the prefix that is asked for is decoded."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid
+from hrvqvae.models.base import fitting
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.progress import tracked
 
@@ -44,18 +45,19 @@ def _tiles(grid: Grid, stride: int, margin: int, what: str) -> Iterator[tuple[tu
 
 
 def encode(
-    whole: Callable[[Tensor], Codes], images: Tensor, grid: Grid, stride: int, margin: Callable[[], int]
-) -> Codes:
-    """Codes of images (B, C, Y, X), by the function that encodes whole ones.
+    whole: Callable[[Tensor], Codes], images: Tensor, grid_of: Callable[[int, int], Grid], stride: int,
+    margin: Callable[[], int],
+) -> Codes:  # fmt: skip
+    """Codes of images (B, C, Y, X), by the function that encodes whole ones, which checks them.
 
     Args:
-        grid: the coarsest of these images.
+        grid_of: height and width in pixels -> the coarsest grid.
         stride: s.
         margin: gives what `reach` does, where it is needed.
     """
-    if torch.compiler.is_compiling() or images.shape[-2] * images.shape[-1] <= _WHOLE:
+    if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _WHOLE:
         return whole(images)
-    found: list[Tensor] = []
+    grid, found = grid_of(images.shape[-2], images.shape[-1]), list[Tensor]()
     for rows, columns in _tiles(grid, stride, margin(), "encode"):
         (top, first, last, bottom), (left, begin, end, right) = rows, columns
         part = whole(images[..., top * stride : bottom * stride, left * stride : right * stride])
@@ -69,25 +71,28 @@ def encode(
 
 
 def decode(
-    whole: Callable[[Codes, Grid], Tensor], codes: Codes, size: Grid, stride: int, margin: Callable[[], int]
-) -> Tensor:
-    """Images (B, C, Y, X) of codes, by the function that decodes whole ones to a size; the rest as `encode`."""
-    grid = (codes[0].shape[1], codes[0].shape[2])
-    if torch.compiler.is_compiling() or size[0] * size[1] <= _WHOLE:
+    whole: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, padding: int, stride: int,
+    margin: Callable[[], int],
+) -> Tensor:  # fmt: skip
+    """Images (B, C, Y, X) of codes, by the function that decodes whole ones, which checks them, to a size in pixels.
+
+    A size of None is the largest. The rest as `encode`. Raises InputError where the size does not fit.
+    """
+    positions = codes[0].shape[1:].numel() if codes else 0
+    if torch.compiler.is_compiling() or positions * stride**2 <= _WHOLE:
         return whole(codes, size)
-    images = None
+    grid = (codes[0].shape[1], codes[0].shape[2])
+    height, width = fitting(size, grid[0] * stride, grid[1] * stride, padding)
+    times, images = [code.shape[1] // grid[0] for code in codes], None
     for rows, columns in _tiles(grid, stride, margin(), "decode"):
         (top, first, last, bottom), (left, begin, end, right) = rows, columns
-        times = [code.shape[1] // grid[0] for code in codes]
         some = (code[:, top * n : bottom * n, left * n : right * n] for code, n in zip(codes, times, strict=True))
         # A position's pixels are `padding` up and left of where it lies, which the margin holds.
-        part = whole(
-            tuple(some), (min(last * stride, size[0]) - top * stride, min(end * stride, size[1]) - left * stride)
-        )
+        reached = (min(last * stride, height) - top * stride, min(end * stride, width) - left * stride)
+        part = whole(tuple(some), reached)
         if images is None:
-            images = part.new_empty(*part.shape[:2], *size)
-        images[..., first * stride : last * stride, begin * stride : end * stride] = part[
-            ..., (first - top) * stride :, (begin - left) * stride :
-        ]
+            images = part.new_empty(*part.shape[:2], height, width)
+        own = part[..., (first - top) * stride :, (begin - left) * stride :]
+        images[..., first * stride : last * stride, begin * stride : end * stride] = own
     assert images is not None
     return images

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, fitting, framed, unit_images
+from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes, random_latents
 from hrvqvae.utils.errors import InputError
@@ -101,8 +101,8 @@ class VQVAE2(Autoencoder):
             self._top_down(unit_images(part, self.channels), quantize)
             return tuple(codes)
 
-        grid = self.config.latent_grids(images.shape[-2], images.shape[-1])[0]
-        return tiles.encode(whole, images, grid, self._coarsest_stride, self._reach)
+        grids = self.config.latent_grids
+        return tiles.encode(whole, images, lambda *size: grids(*size)[0], self._coarsest_stride, self._reach)
 
     @property
     def _coarsest_stride(self) -> int:
@@ -121,13 +121,11 @@ class VQVAE2(Autoencoder):
             shape = (top[0], top[1] * 2**level, top[2] * 2**level)
             check_codes(code, shape, self.config.quantizer.codewords, level + 1)
 
-        def whole(part: Codes, size: Grid) -> Tensor:
+        def whole(part: Codes, size: Grid | None) -> Tensor:
             quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, part, strict=True)]
             return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
-        stride = self._coarsest_stride
-        size = fitting(size, top[1] * stride, top[2] * stride, self.config.padding)
-        return tiles.decode(whole, codes, size, stride, self._reach)
+        return tiles.decode(whole, codes, size, self.config.padding, self._coarsest_stride, self._reach)
 
     def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
         """Each grid's features, given the codewords of the coarser ones, and its own codewords."""
