@@ -78,8 +78,7 @@ def decode(
 
     A size of None is the largest. The rest as `encode`. Raises InputError where the size does not fit.
     """
-    positions = codes[0].shape[1:].numel() if codes else 0
-    if torch.compiler.is_compiling() or positions * stride**2 <= _WHOLE:
+    if torch.compiler.is_compiling() or not codes or codes[0].shape[1:].numel() * stride**2 <= _WHOLE:
         return whole(codes, size)
     grid = (codes[0].shape[1], codes[0].shape[2])
     height, width = fitting(size, grid[0] * stride, grid[1] * stride, padding)
