@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import data_root, load_images
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits
@@ -75,3 +77,22 @@ def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
     with pytest.raises(InputError, match="there is no such image") as caught:
         next(iter(evaluation_batches(images, batch_size=4, workers=2)))
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory_mb", [0, 512])
+def test_validation_images_are_cut_from_the_training_split(memory_mb: int, picture_folder: Path) -> None:
+    config = folder_config(picture_folder, memory_mb=memory_mb)
+    whole = load_images(config, "train")
+    cut = dataclasses.replace(config, validation=0.2)
+    parts = {split: load_images(cut, split) for split in ("train", "test")}
+    assert len(parts["test"]) == len(whole) // 5
+
+    def pixels(images: ImageSet) -> list[bytes]:
+        return [images.read(index, None).tobytes() for index in range(len(images))]
+
+    held = pixels(parts["test"])
+    assert [one for one in pixels(whole) if one not in held] == pixels(parts["train"])
+    assert set(held) <= set(pixels(whole))
+    assert not set(held) & set(pixels(load_images(config, "test")))
+    with pytest.raises(InputError, match="leaves one part empty"):
+        load_images(dataclasses.replace(config, validation=0.01), "test")

@@ -28,7 +28,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
     "fsq": ("fsq", {"quantizer": FSQQuantizerConfig(channel_levels=(4, 3), dim=4)}),
     **{
         name: ("vqpytorch", {"quantizer": LibraryQuantizerConfig(name=name, codewords=4, levels=2, dim=4)})
-        for name in ("simvq", "lfq", "vq")
+        for name in ("simvq", "lfq", "qinco", "vq")
     },
 }
 EVERY = tuple(_MODELS)

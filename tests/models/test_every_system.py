@@ -85,7 +85,7 @@ def _options(**fields: str) -> list[str]:
         *((system, []) for system in EVERY),
         ("rqvae", _options(shared="true")),
         ("hrvqvae", _options(levels="4", linked="2", update="gradient")),
-        *(("vqpytorch", _options(name=name, codewords="8")) for name in ("simvq", "lfq")),
+        *(("vqpytorch", _options(name=name, codewords="8")) for name in ("simvq", "lfq", "qinco")),
     ],
 )
 def test_stopped_and_resumed_it_is_the_same_run(

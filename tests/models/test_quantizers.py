@@ -21,7 +21,7 @@ QUANTIZERS: dict[str, QuantizerConfig | FSQQuantizerConfig | LibraryQuantizerCon
     "gradient": QuantizerConfig(levels=2, codewords=4, dim=DIM, update="gradient"),
     "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=DIM),
     **{f"{name}-{levels}": LibraryQuantizerConfig(name=name, codewords=4, levels=levels, dim=DIM)
-       for name in ("simvq", "lfq", "vq") for levels in (1, 3)},
+       for name in ("simvq", "lfq", "qinco", "vq") for levels in (1, 3)},
 }  # fmt: skip
 every = pytest.mark.parametrize("name", QUANTIZERS)
 

@@ -5,6 +5,7 @@ DIR/comparison.json      what is compared; another comparison is refused
     rows/NAME.json       what was measured of it
     rows/NAME-KIND.png   a few of its images side by side: reconstructions, samples
     results.json, results.md, and pictures, of all rows
+    tuning/              a folder of the same form: the trials of the search for settings
 
 A row that is there is not measured again, so all but the runs is enough to go on elsewhere. Several processes can share
 the cases: what lies in DIR is written under its lock, and a run under the lock of the run.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
@@ -31,7 +32,7 @@ from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporaries, write_atomic
 from hrvqvae.utils.quantities import clock, counted
 
@@ -74,6 +75,13 @@ class Folder:
                 raise InputError(f"{self.path} holds another comparison: {differs}; choose another --out")
         return {"about": there, "chosen": dict(found.get("chosen", {}))}
 
+    def about(self) -> dict[str, Any]:
+        """What is compared. Raises InputError where there is nothing yet."""
+        found = _read(self.path / "comparison.json")
+        if not found:
+            raise InputError(f"{self.path} holds no comparison")
+        return dict(found["about"])
+
     def begin(self, claim: Mapping[str, Any]) -> None:
         """Write down what is compared, and clear what killed writers left."""
         self.rows_path.mkdir(parents=True, exist_ok=True)
@@ -90,8 +98,9 @@ class Folder:
         return [_read(path) for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
-        """Keep the row of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1]."""
-        write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
+        """Keep the row of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1], where there are some."""
+        if images.numel():
+            write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
         _write(self.rows_path / f"{name}.json", row)  # last, so that the images of a row are there
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
@@ -108,7 +117,7 @@ class Folder:
 
 def run_cases(
     cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say,
-    more: Callable[[RunFolder], Measured] = lambda _: {},
+    more: Callable[[RunFolder], Measured] = lambda _: {}, using: type[Any] = Instruments,
 ) -> int:  # fmt: skip
     """Train and measure every case that is not measured yet; -> the signal that stopped it (0: none).
 
@@ -117,6 +126,7 @@ def run_cases(
     Args:
         about: as `Comparison.about`.
         more: further columns of a run.
+        using: what the runs are measured with.
 
     Raises:
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
@@ -130,15 +140,15 @@ def run_cases(
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
         if not left:
             return 0
-        using = Instruments(left[0].config, folder.path, say)
-        using.require_same(rows, folder.path)
+        instruments = using(left[0].config, folder.path, say)
+        instruments.require_same(rows, folder.path)
         folder.begin(claim)
     measured, passed = len(cases) - len(left), 0
     say(f"{counted(len(left), 'case')} to train and measure; {measured:,} measured before")
     for case in left:
         begun = time.monotonic()
         try:
-            signal = _make(case, folder, using, say, more)
+            signal = _make(case, folder, instruments, say, more)
         except InUseError as error:
             say(f"{error}".partition(";")[0])
             passed += 1
@@ -148,7 +158,7 @@ def run_cases(
         measured += 1
         say(f"{measured} of {counted(len(cases), 'case')} measured, this one in {clock(time.monotonic() - begun)}")
     if 0 < passed < len(left):
-        return run_cases(cases, about, folder, say, more)  # some may have been given up since
+        return run_cases(cases, about, folder, say, more, using)  # some may have been given up since
     if passed:
         say(f"still being made elsewhere: {passed} of {len(cases)} cases; the last to end completes the table")
     return 0
@@ -183,7 +193,7 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
                     raise InputError(f"the {part} of {case.name} has another configuration than {other}")
 
 
-def _make(case: Case, folder: Folder, using: Instruments, say: Say, more: Callable[[RunFolder], Measured]) -> int:
+def _make(case: Case, folder: Folder, using: Any, say: Say, more: Callable[[RunFolder], Measured]) -> int:
     """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
 
     def keep(row: Measured, kind: str, images: Tensor) -> None:
@@ -200,7 +210,15 @@ def _make(case: Case, folder: Folder, using: Instruments, say: Say, more: Callab
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
         if not row:
             task = AutoencoderTask(case.config, run)
-            outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=say).train()
+            try:
+                outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=say).train()
+            except NonFiniteError:
+                if using.diverged is None:
+                    raise
+                keep(
+                    {**case.labels, **using.diverged, "digests": {"autoencoder": digests["autoencoder"]}}, "", empty(0)
+                )
+                return 0
             if outcome.signal is not None:
                 return outcome.signal
             measured, shown = using.measure(run)

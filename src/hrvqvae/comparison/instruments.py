@@ -51,10 +51,13 @@ class Instruments:
 
     Attributes:
         names: true names of the distances.
+        diverged: the row of a training that diverged; None where that is an error.
 
     Raises:
         InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
     """
+
+    diverged: Measured | None = None
 
     def __init__(self, config: Config, folder: Path, say: Say) -> None:
         """A classifier that is trained for it is kept in `folder`."""

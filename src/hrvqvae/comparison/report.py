@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from hrvqvae.comparison import tuning
 from hrvqvae.comparison.folder import Folder, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
 from hrvqvae.comparison.systems import Comparison, style
@@ -16,7 +18,7 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
-from hrvqvae.utils.files import locked
+from hrvqvae.utils.files import locked, write_atomic
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 _LINES = ("-", "--", ":", "-.")  # of seeds
@@ -53,6 +55,12 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     Raises InputError as `run_cases`.
     """
     folder = Folder(out)
+    if comparison.tune:
+        trials = Folder(out / "tuning")
+        if signal := tuning.tune(comparison, trials, say):
+            return [], signal
+        write_atomic(trials.path / "results.md", tuning.table(trials.rows()).encode())
+        comparison = tuning.tuned(comparison, out, say)
     for system in comparison.systems:
         start = getattr(comparison.config(system, 0).model, "adversarial_start", 0)
         if 0 < comparison.max_steps <= start:
@@ -62,7 +70,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     with locked(out, wait=say):
         rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*SYSTEMS, row["system"]).index(row["system"])))
         if rows and not signal:
-            folder.write_results(rows, table(rows))
+            folder.write_results(rows, f"{table(rows)}\n{versus(rows)}".rstrip() + "\n")
             _sheets(comparison, rows, folder, say)
             _curves(rows, out / "curves.png")
     return rows, signal
@@ -71,6 +79,48 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 def table(rows: Sequence[Measured]) -> str:
     """The comparison as Markdown, a row a system."""
     return as_markdown(rows, ("system",), COLUMNS)
+
+
+def versus(rows: Sequence[Measured], column: str = "mse") -> str:
+    """Every two systems of several seeds: how much the mean of a column differs, with p-values, as Markdown.
+
+    p is of Welch's t-test, two-sided, and after Holm's correction for the number of pairs.
+    """
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["system"], []).append(row[column])
+    several = [name for name, some in values.items() if len(some) > 1]
+    pairs = [(one, other) for place, one in enumerate(several) for other in several[place + 1 :]]
+    tested = sorted((welch(values[one], values[other]), one, other) for one, other in pairs)
+    lines, least = (
+        [f"| {column.upper()} of | against | n | difference | p | p, Holm |", "|---|---|---|---|---|---|"],
+        0.0,
+    )
+    for place, (p, one, other) in enumerate(tested):
+        least = max(least, min(1.0, p * (len(tested) - place)))
+        counts = f"{len(values[one])}, {len(values[other])}"
+        difference = mean(values[one]) / mean(values[other]) - 1
+        lines.append(f"| {one} | {other} | {counts} | {difference:+.1%} | {_p(p)} | {_p(least)} |")
+    return "\n".join(lines) + "\n" if tested else ""
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def welch(some: Sequence[float], others: Sequence[float]) -> float:
+    """The two-sided p-value of Welch's t-test (Welch 1947) that two samples of at least two values have one mean."""
+    squared = [variance(one) / len(one) for one in (some, others)]
+    if not sum(squared):
+        return float(mean(some) == mean(others))
+    t = abs(mean(some) - mean(others)) / sum(squared) ** 0.5
+    freedom = sum(squared) ** 2 / sum(one**2 / (len(of) - 1) for one, of in zip(squared, (some, others), strict=True))
+    # Half of Student's density lies between 0 and pi / 2 where x = sqrt(freedom) * tan(angle).
+    end = math.atan(t / freedom**0.5)
+    angles = (np.arange(20_000) + 0.5) * end / 20_000
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.pi**0.5
+    area = end * float(np.mean(np.cos(angles) ** (freedom - 1)))
+    return max(0.0, 1 - 2 * scale * area)
 
 
 def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:

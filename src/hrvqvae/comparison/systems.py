@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from hrvqvae.utils.errors import InputError
 _STYLES = {
     "hrvqvae": ("o", "#4477aa"), "treevq": ("*", "#222255"), "vqvae": ("s", "#cc6677"), "vqvae2": ("^", "#228833"),
     "vqgan": ("D", "#aa8800"), "rqvae": ("v", "#aa3377"), "fsq": ("P", "#66ccee"), "vqpytorch": ("X", "#555555"),
+    "simvq": ("p", "#ee8866"), "qinco": ("h", "#bbaa00"),
 }  # fmt: skip
 
 # The printed batch sizes of priors are for a GPU: every system's get the same small batch here.
@@ -88,6 +90,7 @@ class Comparison:
 
     dataset: str  # the part of a preset's name after the system
     systems: tuple[str, ...]
+    variants: Mapping[str, str] = field(default_factory=dict)  # those of them that are variants -> of which system
     seeds: int = 1  # how many; each trains every system
     first_seed: int = 0
     max_steps: int = 0  # budget of each autoencoder; 0: no such limit, but one is needed
@@ -96,22 +99,33 @@ class Comparison:
     prior_steps: int = 0  # the same in so many updates instead; 0: not so
     root: str | None = None  # folder of the data
     fields: Mapping[str, str] = field(default_factory=dict)  # for every system; "vqgan.model.NAME" for one
+    tune: int = 0  # trials of the search for the settings of each system; 0: none
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields of each system, as a search chose
 
     def __post_init__(self) -> None:
         if not (self.max_steps > 0 or self.max_minutes > 0):
             raise InputError("no budget: give --max-steps or --max-minutes")
-        for name in self.systems or ("none",):
-            if name not in SYSTEMS:
+        for name in (*self.variants.values(), *self.systems) or ("none",):
+            if name not in SYSTEMS and name not in self.variants:
                 raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
-        for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0)):
+        for name in self.variants:
+            if not re.fullmatch("[a-z0-9_]+", name) or name in (*SYSTEMS, "data", "model", "training", "prior"):
+                raise InputError(
+                    f"--systems names a variant {name!r}; take a name of small letters and digits of its own"
+                )
+        for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0), ("tune", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option.replace('_', '-')} is below {least}")
         for name in self.fields:
             first, *rest = name.split(".")
             if name in _DECIDED:
                 raise InputError(f"--{name} is decided by the comparison: give {_DECIDED[name]}")
-            if first in SYSTEMS and (first not in self.systems or rest[0] != "model"):
-                raise InputError(f"--{name} must be a field of the model of {', '.join(self.systems)}")
+            if first in self.systems and (inner := ".".join(rest)) in _DECIDED:
+                raise InputError(f"--{name} is decided by the comparison: give {_DECIDED[inner]}")
+            if first in (*SYSTEMS, *self.systems) and (
+                first not in self.systems or rest[0] not in ("model", "training")
+            ):
+                raise InputError(f"--{name} must be a field of the model or training of {', '.join(self.systems)}")
         for system in self.systems:  # checks its package and fields before any training
             system_of(self.config(system, self.first_seed))
 
@@ -124,13 +138,18 @@ class Comparison:
         """The preset of a system with the budget and seed of this comparison."""
         budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
         given = {f"training.{name}": str(value) for name, value in budget.items()}
+        preset = presets.get(f"{self.variants.get(system, system)}/{self.dataset}").config.with_root(self.root)
+        return override(preset, {**self.settings.get(system, {}), **self.given(system), **given})
+
+    def given(self, system: str) -> dict[str, str]:
+        """The fields of a system that are given for it, or for all."""
         own = {name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")}
-        preset = presets.get(f"{system}/{self.dataset}").config.with_root(self.root)
-        return override(preset, {**self._shared_fields, **own, **given})
+        return {**self._shared_fields, **own}
 
     @property
     def _shared_fields(self) -> dict[str, str]:
-        return {name: value for name, value in self.fields.items() if name.split(".")[0] not in SYSTEMS}
+        names = (*SYSTEMS, *self.systems)
+        return {name: value for name, value in self.fields.items() if name.split(".")[0] not in names}
 
     def cases(self) -> list[Case]:
         """Every system, seed after seed."""

@@ -233,19 +233,24 @@ class LibraryQuantizerConfig:
     """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
     Attributes:
-        name: simvq (Zhu et al. 2024), lfq (Yu et al. 2023), or vq: moving averages, the rotation trick, the library's
-            k-means start and restart of dead codewords.
+        name: simvq (Zhu et al. 2024), lfq (Yu et al. 2023), qinco (Huijben et al. 2024): codewords that a network
+            shifts by what the levels before chose, or vq: moving averages, the rotation trick, the library's k-means
+            start and restart of dead codewords.
         codewords: of a level; a power of two for lfq.
         levels: of residual quantization with codebooks that are not linked; 1 is flat.
         dim: D, width of a latent.
+        beta: weight of the commitment loss; None takes the library's.
     """
 
-    name: Literal["simvq", "lfq", "vq"] = "simvq"
+    name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
     codewords: int = 512
     levels: int = 1
     dim: int = 32
+    beta: float | None = None
 
     def __post_init__(self) -> None:
+        right = self.beta is None or 0 <= self.beta < math.inf
+        require(right, "model.quantizer.beta", self.beta, "at least 0, or null")
         for name, least in (("codewords", 2), ("levels", 1), ("dim", 1)):
             require(getattr(self, name) >= least, f"model.quantizer.{name}", getattr(self, name), f"at least {least}")
         right = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
@@ -265,5 +270,5 @@ class LibraryConfig(NetworkConfig):
 
     @property
     def start_vectors(self) -> int:
-        """Latents for the library's own k-means start, which vq alone has."""
-        return 131_072 if self.quantizer.name == "vq" else 0
+        """Latents for the library's own k-means start, which vq and qinco have."""
+        return 131_072 if self.quantizer.name in ("vq", "qinco") else 0

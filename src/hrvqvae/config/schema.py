@@ -73,6 +73,7 @@ class DataConfig:
         split: without a given split, by a hash of the file name, or the first `train_samples` names in sorted order
             for training (FFHQ's convention).
         test_fraction: share of the files in the test split where the split is by hash.
+        validation: share of the training images, spread evenly, that stands for the test split and is not trained on.
         crop: of training images; test images always take the centre.
         flip: mirror half of the training images.
         labels: whether class folders are classes.
@@ -90,6 +91,7 @@ class DataConfig:
     test_samples: int = 0
     split: Literal["hash", "sorted"] = "hash"
     test_fraction: float = 0.1
+    validation: float = 0.0
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     labels: bool = True
@@ -102,6 +104,7 @@ class DataConfig:
         require(self.size >= 1, "data.size", self.size, "at least 1 pixel")
         require(self.channels in (1, 3), "data.channels", self.channels, "1 (greyscale) or 3 (RGB)")
         require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "between 0 and 1")
+        require(0 <= self.validation < 1, "data.validation", self.validation, "at least 0 and below 1")
         for name in ("train_samples", "test_samples", "workers", "memory_mb"):
             require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "at least 0")
         counted = self.split != "sorted" or self.train_samples > 0

@@ -53,6 +53,8 @@ def missing_files(dataset: Dataset, root: Path) -> list[Path]:
 def load_images(config: DataConfig, split: str, say: Callable[[str], None] = note) -> ImageSet:
     """Images of the split "train" or "test" that the configuration describes.
 
+    With `data.validation`, that share of the training split stands for the test split.
+
     Args:
         say: takes lines about what is not read, and about broken images of a set that is held in memory.
 
@@ -61,6 +63,20 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
             or images can't be divided (`open_stored`).
         BrokenImageError: an image can't be decoded and `on_error` says stop.
     """
+    if config.validation:
+        images = _load(config, "train", say)
+        places = np.arange(len(images) + 1) * config.validation
+        validation = np.floor(places[1:]) > np.floor(places[:-1])
+        some = images.subset(validation == (split == "test"))
+        if not len(some):
+            raise InputError(
+                f"data.validation {config.validation} of {len(images):,} training images leaves one part empty"
+            )
+        return some
+    return _load(config, split, say)
+
+
+def _load(config: DataConfig, split: str, say: Callable[[str], None]) -> ImageSet:
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:

@@ -100,10 +100,12 @@ class FSQQuantizer(Adapter):
         return ((bounded, self.fsq.indices_to_level_indices(codes[0]) - steps // 2),)
 
 
-_RESIDUAL: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the library, options that are not its defaults
-    "simvq": ("ResidualSimVQ", {}),
-    "lfq": ("ResidualLFQ", {}),
-    "vq": ("ResidualVQ", {"kmeans_init": True, "threshold_ema_dead_code": 2}),
+# name -> class of the library, its name of beta, options that are not its defaults
+_RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "simvq": ("ResidualSimVQ", "input_to_quantize_commit_loss_weight", {}),
+    "lfq": ("ResidualLFQ", "commitment_loss_weight", {}),
+    "qinco": ("ResidualVQ", "commitment_weight", {"implicit_neural_codebook": True, "kmeans_init": True}),
+    "vq": ("ResidualVQ", "commitment_weight", {"kmeans_init": True, "threshold_ema_dead_code": 2}),
 }
 
 
@@ -113,7 +115,9 @@ class LibraryQuantizer(Adapter):
     def __init__(self, config: LibraryQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        kind, options = _RESIDUAL[config.name]
+        kind, beta, options = _RESIDUAL[config.name]
+        if config.beta is not None:
+            options = {**options, beta: config.beta}
         self.residual: Any = getattr(library, kind)(
             dim=config.dim, num_quantizers=config.levels, codebook_size=config.codewords, **options
         )
@@ -130,7 +134,7 @@ class LibraryQuantizer(Adapter):
 
 
 class LibraryAutoencoder(SingleGridAutoencoder):
-    """One latent grid, a quantizer of the library: SimVQ, LFQ, VectorQuantize or FSQ, by its configuration."""
+    """One latent grid, a quantizer of the library: SimVQ, LFQ, QINCo, VectorQuantize or FSQ, by its configuration."""
 
     def __init__(self, config: FSQConfig | LibraryConfig, channels: int) -> None:
         own = config.quantizer

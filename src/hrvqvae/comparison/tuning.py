@@ -1,0 +1,205 @@
+"""The search for the settings of each system: the same ladders of values, seed, budget and images for all of them.
+
+One setting after the other, from the preset's values on: the learning rate, with Adam and with Muon; the decay of
+codebooks; the commitment weight. Of a ladder the middle values are tried first, and the search goes on beyond an end
+that is the best so far. What a system does not have is not searched, and what is given by an option stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor, empty
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.comparison.folder import Folder, run_cases
+from hrvqvae.comparison.instruments import Measured, Say
+from hrvqvae.comparison.systems import Case, Comparison
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import override
+from hrvqvae.config.schema import flatten, to_dict
+from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.utils.errors import InputError
+
+Settings = tuple[tuple[str, str], ...]
+"""(dotted name, text) of each field that is searched."""
+
+SEED = 1_000  # of all trials; none of the comparison's own
+VALIDATION = "0.1"  # share of the training images
+_IMAGES = 2_000  # of them, that a trial is measured on
+_OPTIMIZER, _RATE = "training.optimizer", "training.learning_rate"
+LADDERS: Mapping[str, tuple[str, ...]] = {
+    _RATE: ("0.0003", "0.001", "0.003", "0.01", "0.03", "0.1"),
+    "model.quantizer.decay": ("0.5", "0.8", "0.95", "0.99", "0.995"),
+    "model.quantizer.beta": ("0.06", "0.25", "1.0", "4.0", "16.0"),
+}
+_FIRST = 1, 3  # the values that a ladder begins with, by their places
+
+
+class Validation:
+    """What a trial is measured with: the error on the images that were cut from the training split."""
+
+    names: Mapping[str, str] = MappingProxyType({})
+    diverged: Mapping[str, None] = MappingProxyType({"validation_mse": None, "leaves_used": None})
+
+    def __init__(self, config: Config, folder: Path, say: Say) -> None:
+        """Nothing is loaded for it."""
+
+    def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
+        """All trials are measured alike."""
+
+    def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
+        """The columns of a trial; no images."""
+        report = evaluate_run(run.path, rate=False, limit=_IMAGES).report
+        return {"validation_mse": report.mse, "leaves_used": report.levels[-1].used}, empty(0)
+
+
+def open_trials(start: Settings, tried: Mapping[Settings, float], most: int) -> list[Settings]:
+    """The trials that come next and don't depend on each other; none where the search has ended.
+
+    They don't depend on the order in which those before were made.
+
+    Args:
+        start: the fields that are searched, at the preset's values.
+        tried: settings -> validation error, infinite where the training diverged.
+        most: trials of the search in all.
+    """
+    known: dict[Settings, float] = {}
+    while trials := _wave(start, known)[: most - len(known)]:
+        if left := [one for one in trials if one not in tried]:
+            return left
+        known |= {one: tried[one] for one in trials}
+    return []
+
+
+def _wave(start: Settings, tried: Mapping[Settings, float]) -> list[Settings]:
+    best = start
+    for name in (name for name in LADDERS if name in dict(start)):
+        lines = [best]
+        if name == _RATE and _OPTIMIZER in dict(start):
+            lines = [_with(best, _OPTIMIZER, optimizer) for optimizer in ("adam", "muon")]
+        ladders = [[_with(line, name, value) for value in LADDERS[name]] for line in lines]
+        if wanted := [one for ladder in ladders for one in _wanted(ladder, tried)]:
+            return wanted
+        best = min((one for one in chain([best], *ladders) if one in tried), key=tried.__getitem__)
+    return []
+
+
+def _with(settings: Settings, name: str, value: str) -> Settings:
+    return tuple({**dict(settings), name: value}.items())
+
+
+def _wanted(ladder: Sequence[Settings], tried: Mapping[Settings, float]) -> list[Settings]:
+    low, high = _FIRST
+    while True:
+        some = ladder[low : high + 1]
+        if wanted := [one for one in some if one not in tried]:
+            return wanted
+        best = min(some, key=tried.__getitem__)
+        if best == some[0] and low > 0:
+            low -= 1
+        elif best == some[-1] and high + 1 < len(ladder):
+            high += 1
+        else:
+            return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The search of one system, of at most `trials` trials."""
+
+    comparison: Comparison
+    system: str
+    trials: int
+
+    @property
+    def start(self) -> Settings:
+        """What is searched, at the preset's values."""
+        given, known = self.comparison.given(self.system), dict(flatten(to_dict(self._config(()))))
+        names = [name for name in (_OPTIMIZER, *LADDERS) if name in known and name not in given]
+        return tuple((name, "null" if known[name] is None else str(known[name])) for name in names)
+
+    def _config(self, settings: Settings) -> Config:
+        return override(self.comparison.config(self.system, SEED), dict(settings))
+
+    def case(self, settings: Settings) -> Case:
+        """One trial."""
+        told = "-".join(value for _, value in settings)
+        config = override(self._config(settings), {"data.validation": VALIDATION})
+        labels = {"system": self.system, **{name.rpartition(".")[2]: value for name, value in settings}, "seed": SEED}
+        return Case(name=f"{self.system}-{told}", labels=labels, config=config)
+
+    def tried(self, rows: Sequence[Measured]) -> dict[Settings, float]:
+        """What the rows of trials say of this system, in their order."""
+        found = {}
+        for row in rows:
+            if row["system"] == self.system:
+                settings = tuple((name, row[name.rpartition(".")[2]]) for name, _ in self.start)
+                found[settings] = math.inf if row["validation_mse"] is None else row["validation_mse"]
+        return found
+
+    def next(self, rows: Sequence[Measured]) -> list[Settings]:
+        """The next trials, as many as are left."""
+        return open_trials(self.start, self.tried(rows), self.trials)
+
+    def best(self, rows: Sequence[Measured]) -> dict[str, str]:
+        """The settings with the least validation error. Raises InputError where no trial has one."""
+        if not self.start:
+            return {}
+        tried = self.tried(rows)
+        if not tried or min(tried.values()) == math.inf:
+            raise InputError(f"no trial of {self.system} has ended: search with --tune N and --systems {self.system}")
+        best: Settings = min(tried, key=tried.__getitem__)
+        return dict(best)
+
+
+def tune(comparison: Comparison, folder: Folder, say: Say) -> int:
+    """Make the trials that are open, until the search of every system has ended; -> the signal that stopped it, or 0.
+
+    Several processes share them. Raises InputError as `run_cases`.
+    """
+    searches = [Search(comparison, system, comparison.tune) for system in comparison.systems]
+    about = {**comparison.about(), "study": "tuning", "priors": None}
+    while True:
+        rows = folder.rows()
+        cases = [one.case(settings) for one in searches for settings in one.next(rows)]
+        if not cases:
+            return 0
+        if signal := run_cases(cases, about, folder, say, using=Validation):
+            return signal
+        if len(folder.rows()) == len(rows):
+            time.sleep(2)  # what is left is being made elsewhere
+
+
+def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
+    """The comparison with the settings that the search in its folder, or in that of another budget, has chosen.
+
+    Raises InputError where there is none for a system, or it was one of other data or fields.
+    """
+    folder = Folder(out / "tuning")
+    known = folder.about()
+    for name, here in comparison.about().items():
+        if name in ("dataset", "fields", "root") and known.get(name) != here:
+            raise InputError(f"{folder.path} searched with {name} {known.get(name)}, this comparison has {here}")
+    rows = folder.rows()
+    settings = {system: Search(comparison, system, 0).best(rows) for system in comparison.systems}
+    for system, chosen in settings.items():
+        say(f"{system}: {', '.join(f'{name} {value}' for name, value in chosen.items()) or 'nothing searched'}")
+    return dataclasses.replace(comparison, settings=settings)
+
+
+def table(rows: Sequence[Measured]) -> str:
+    """What was tried, the best of each system first, as Markdown."""
+    names = [name.rpartition(".")[2] for name in (_OPTIMIZER, *LADDERS)]
+    lines = [f"| system | {' | '.join(names)} | validation MSE | leaves used |", "|---" * (len(names) + 3) + "|"]
+    for row in sorted(rows, key=lambda row: (row["system"], row["validation_mse"] or math.inf)):
+        error = "diverged" if row["validation_mse"] is None else f"{row['validation_mse']:.3e}"
+        cells = [row["system"], *(row.get(name, "") for name in names), error, row["leaves_used"] or ""]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,178 @@
+"""The search for settings: what is tried next, stopped, shared and diverged searches, and what a comparison takes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.cli import main
+from hrvqvae.comparison.report import versus, welch
+from hrvqvae.comparison.systems import Comparison
+from hrvqvae.comparison.tuning import LADDERS, Settings, open_trials
+from hrvqvae.config import Config
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from tests.checkpoints.other_process import in_another_process
+from tests.cli.helpers import refused
+
+RATE, DECAY, BETA = LADDERS
+START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
+TUNE = [
+    "compare", "mnist", "--systems", "fsq,wide=vqvae", "--wide.model.quantizer.codewords", "5",
+    "--wide.training.optimizer", "adam", "--max-steps",
+]  # fmt: skip
+
+
+def searched(start: Settings, error: Any, most: int = 99) -> dict[Settings, float]:
+    """All trials of a search, in waves of those that don't depend on each other."""
+    tried: dict[Settings, float] = {}
+    while wave := open_trials(start, tried, most):
+        assert not tried.keys() & set(wave)
+        tried |= {one: error(dict(one)) for one in wave}
+    return tried
+
+
+@given(seed=st.integers(0, 10**9))
+def test_a_search_ends_at_the_best_of_each_line(seed: int) -> None:
+    def error(fields: dict[str, str]) -> int:
+        return hash((seed, *fields.values()))
+
+    tried = searched(START, error)
+    best = dict(min(tried, key=tried.__getitem__))
+    assert len(tried) <= 2 * 6 + 5 + 5
+    assert list(searched(START, error, 9)) == list(tried)[:9]
+    for name, ladder in LADDERS.items():
+        place = ladder.index(best[name])
+        line = [{**best, name: value} for value in ladder[max(0, place - 1) : place + 2]]
+        known = [one for one in line if tuple(one.items()) in tried]
+        assert min(known, key=error) == best
+        assert name != BETA or known == line, "the neighbours on the last ladder were tried"
+    for optimizer in ("adam", "muon"):
+        rates = {dict(one)[RATE] for one in tried if dict(one)["training.optimizer"] == optimizer}
+        assert rates >= {"0.001", "0.003", "0.01"}
+
+
+def test_a_search_goes_on_beyond_an_end() -> None:
+    tried = searched(START, lambda fields: -float(fields[RATE]) - float(fields[DECAY]) + float(fields[BETA]))
+    assert dict(min(tried, key=tried.__getitem__)) == dict(START) | {RATE: "0.1", DECAY: "0.995", BETA: "0.06"}
+    only = searched(((RATE, "0.003"),), lambda fields: float("inf") if fields[RATE] == "0.01" else float(fields[RATE]))
+    assert [dict(one)[RATE] for one in only] == ["0.001", "0.003", "0.01", "0.0003"]
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_stopped_search_goes_on_to_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, steps = AutoencoderTask.step, [0]
+
+    def step(self: Any, state: Any, batch: Any) -> Any:
+        steps[0] += 1
+        if (self.training.optimizer, self.training.learning_rate) == ("muon", 0.003):
+            raise NonFiniteError("diverged")
+        if steps[0] % 11 == 0 and "parts" in str(self.run.path):
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, state, batch)
+
+    monkeypatch.setattr(AutoencoderTask, "step", step)
+    whole, parts = ([*TUNE, "3", "--tune", "5", "--out", str(tmp_path / name)] for name in ("whole", "parts"))
+    assert main(whole) == 0
+    stops = 0
+    while main(parts) == 128 + signal.SIGTERM:
+        stops += 1
+        assert not (tmp_path / "parts" / "results.md").exists()
+    assert stops > 2
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        paths = sorted((tmp_path / name / "tuning" / "rows").glob("*.json"))
+        return [{**json.loads(path.read_text()), "training_seconds": None} for path in paths]
+
+    tried = rows("whole")
+    assert rows("parts") == tried
+    assert [sum(row["system"] == name for row in tried) for name in ("wide", "fsq")] == [5, 5]
+    diverged = [row for row in tried if row["validation_mse"] is None]
+    found = {(row["system"], row.get("optimizer"), row["learning_rate"]) for row in diverged}
+    assert found == {("fsq", "muon", "0.003")}
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts")]
+    assert [row["mse"] for row in results[0]] == [row["mse"] for row in results[1]]
+
+    def config_of(folder: str, system: str) -> Config:
+        return RunFolder(tmp_path / folder / "runs" / f"{system}-0").read_config()
+
+    for system in ("wide", "fsq"):
+        own = [row for row in tried if row["system"] == system and row not in diverged]
+        best, config = min(own, key=lambda row: row["validation_mse"]), config_of("whole", system)
+        assert config.training.optimizer == best.get("optimizer", "adam")
+        assert str(config.training.learning_rate) == best["learning_rate"]
+        assert config.data.validation == 0
+    other = [*TUNE, "4", "--tuned-in", str(tmp_path / "whole"), "--out", str(tmp_path / "other")]
+    assert main(other) == 0
+    for system in ("wide", "fsq"):
+        here, there = config_of("whole", system), config_of("other", system)
+        assert (here.training.learning_rate, here.model) == (there.training.learning_rate, there.model)
+    capsys.readouterr()
+    assert "searched with fields" in refused([*other, "--training.batch_size", "5"], capsys)
+    other[3] = "fsq,vqvae,wide=vqvae"
+    assert "no trial of vqvae has ended" in refused([*other, "--out", tmp_path / "new"], capsys)
+
+
+@pytest.mark.usefixtures("systems")
+def test_two_processes_share_a_search(tmp_path: Path) -> None:
+    """A trial that another process holds is waited for, and made here where it is given up."""
+    command = ["compare", "mnist", "--systems", "fsq", "--max-steps", "2", "--tune", "6", "--out", str(tmp_path)]
+    held = in_another_process(tmp_path / "tuning" / "runs" / "fsq-adam-0.003")
+    held.__enter__()
+    original = AutoencoderTask.step
+    made = list[str]()
+
+    def step(self: Any, state: Any, batch: Any) -> Any:
+        made.append(self.run.path.name)
+        if self.run.path.name == "fsq-muon-0.01":
+            held.__exit__(None, None, None)
+        return original(self, state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderTask, "step", step)
+        assert main(command) == 0
+    trials = list(dict.fromkeys(name for name in made if name != "fsq-0"))
+    assert len(trials) == 6
+    assert trials[-1] == "fsq-adam-0.003"
+
+
+def test_variants_have_names_and_fields_of_their_own() -> None:
+    fields = {"wide.model.quantizer.codewords": "7", "wide.training.learning_rate": "0.5", "training.batch_size": "3"}
+    given: dict[str, Any] = {"dataset": "mnist", "variants": {"wide": "vqvae"}, "max_steps": 1}
+    both = Comparison(systems=("vqvae", "wide"), fields=fields, **given)
+    one, other = (both.config(name, 0) for name in both.systems)
+    assert (one.model.num_symbols, other.model.num_symbols) == ((64,), (7,))
+    assert (one.training.learning_rate, other.training.learning_rate) == (0.003, 0.5)
+    assert [case.labels["system"] for case in both.cases()] == ["vqvae", "wide"]
+    for changed, message in (
+        ({"variants": {"wide": "vqae"}}, "--systems names vqae"),
+        ({"variants": {"wide": "vqvae", "fsq": "vqvae"}}, "names a variant 'fsq'"),
+        ({"fields": {"wide.training.max_steps": "3"}}, "--max-steps"),
+        ({"fields": {"wide.data.size": "3"}}, "model or training"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            Comparison(**{**given, "systems": ("wide",), **changed})
+
+
+def test_p_values() -> None:
+    """Against R's t.test, and Holm's correction by hand."""
+    assert welch([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) == pytest.approx(0.1075312, abs=1e-6)
+    assert welch([3.0, 3.1, 2.9], [5.0, 5.1, 4.9]) == pytest.approx(1.64831e-5, rel=1e-4)
+    assert welch([1.0, 1.0], [1.0, 1.0]) == 1
+    assert welch([1.0, 1.0], [2.0, 2.0]) == 0
+    values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "one": (9,)}
+    table = versus([{"system": name, "mse": value} for name, some in values.items() for value in some])
+    assert table.splitlines()[2:] == [
+        "| a | b | 5, 5 | -50.0% | 0.108 | 0.323 |",
+        "| b | c | 5, 5 | +100.0% | 0.108 | 0.323 |",
+        "| a | c | 5, 5 | +0.0% | 1.000 | 1.000 |",
+    ]
