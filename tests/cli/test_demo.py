@@ -36,4 +36,4 @@ def test_the_demo(
     monkeypatch.undo()
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)
     assert main(command) == 2
-    assert "holds a run of tiny, not of hrvqvae/mnist" in capsys.readouterr().err
+    assert "holds a run of tiny, not of treevq-deep/mnist" in capsys.readouterr().err

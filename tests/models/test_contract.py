@@ -140,6 +140,8 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
         model = model_of(config_of("hrvqvae", quantizer=quantizer))
         finest = model.quantizer.levels[-1].codewords  # type: ignore[union-attr]
         assert sum(len(book.unique(dim=0)) for book in finest) > 0.95 * leaves
+        codes = model.paths(model.encode(torch.rand(64, 3, 14, 14)))[-1]
+        assert len(codes.unique()) > 0.3 * leaves, "they lie where latents are"
 
 
 # What is stored

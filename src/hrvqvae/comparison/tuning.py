@@ -115,31 +115,31 @@ class Search:
     """The search of one system, of at most `trials` trials."""
 
     comparison: Comparison
-    system: str
+    name: str
     trials: int
 
     @property
     def start(self) -> Settings:
         """What is searched, at the preset's values."""
-        given, known = self.comparison.given(self.system), dict(flatten(to_dict(self._config(()))))
+        given, known = self.comparison.given(self.name), dict(flatten(to_dict(self._config(()))))
         names = [name for name in (_OPTIMIZER, *LADDERS) if name in known and name not in given]
         return tuple((name, "null" if known[name] is None else str(known[name])) for name in names)
 
     def _config(self, settings: Settings) -> Config:
-        return override(self.comparison.config(self.system, SEED), dict(settings))
+        return override(self.comparison.config(self.name, SEED), dict(settings))
 
     def case(self, settings: Settings) -> Case:
         """One trial."""
         told = "-".join(value for _, value in settings)
         config = override(self._config(settings), {"data.validation": VALIDATION})
-        labels = {"system": self.system, **{name.rpartition(".")[2]: value for name, value in settings}, "seed": SEED}
-        return Case(name=f"{self.system}-{told}", labels=labels, config=config)
+        labels = {"system": self.name, **{name.rpartition(".")[2]: value for name, value in settings}, "seed": SEED}
+        return Case(name=f"{self.name}-{told}", labels=labels, config=config)
 
     def tried(self, rows: Sequence[Measured]) -> dict[Settings, float]:
         """What the rows of trials say of this system, in their order."""
         found = {}
         for row in rows:
-            if row["system"] == self.system:
+            if row["system"] == self.name:
                 settings = tuple((name, row[name.rpartition(".")[2]]) for name, _ in self.start)
                 found[settings] = math.inf if row["validation_mse"] is None else row["validation_mse"]
         return found
@@ -154,7 +154,7 @@ class Search:
             return {}
         tried = self.tried(rows)
         if not tried or min(tried.values()) == math.inf:
-            raise InputError(f"no trial of {self.system} has ended: search with --tune N and --systems {self.system}")
+            raise InputError(f"no trial of {self.name} has ended: search with --tune N and --systems {self.name}")
         best: Settings = min(tried, key=tried.__getitem__)
         return dict(best)
 

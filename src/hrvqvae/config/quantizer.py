@@ -27,7 +27,7 @@ class QuantizerConfig:
             levels, as printed. A level of weight 0, and a single one without a value, has no commitment of its own.
         update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
         decay: decay of those moving averages.
-        init_vectors: latent vectors that the k-means start takes (0: random start).
+        init_vectors: latent vectors that the k-means start takes (0: random codewords at the scale of the latents).
         restart_every: training steps between restarts of dead codewords (0: none).
         restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
         beam: paths that the search keeps at each of the linked levels; 1 is greedy, as printed.

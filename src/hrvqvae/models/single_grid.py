@@ -131,12 +131,11 @@ class SingleGridAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+        latents = self.latents(unit_images(images, self.channels))
         if self.config.start_vectors:
-            latents = self.latents(unit_images(images, self.channels))
             self.quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
         else:
-            noise = random_latents(max(self.config.num_codewords), self.latent_dim, generator)
-            self.quantizer.initialize(noise.to(images.device), generator)
+            self.quantizer.initialize(random_latents(latents, max(self.config.num_codewords), generator), generator)
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:

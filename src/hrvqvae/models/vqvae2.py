@@ -144,8 +144,7 @@ class VQVAE2(Autoencoder):
             if quantizer.config.init_vectors:
                 quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
             else:
-                noise = random_latents(quantizer.config.codewords, latents.shape[-1], generator)
-                quantizer.initialize(noise.to(latents.device), generator)
+                quantizer.initialize(random_latents(latents, quantizer.config.codewords, generator), generator)
             return quantizer.lookup(quantizer.encode(latents))
 
         self._top_down(unit_images(images, self.channels), quantize)

@@ -17,12 +17,15 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 
 
-def random_latents(num_leaves: int, dim: int, generator: torch.Generator) -> Tensor:
-    """(N, D) of N(0, 1), for a start that knows no data: four for each codeword of the finest level.
+def random_latents(latents: Tensor, num_leaves: int, generator: torch.Generator) -> Tensor:
+    """(N, D) normal vectors for a random start, four a leaf, with mean and standard deviation of latents (..., D).
 
-    So codewords begin apart from each other, in a tree and in a flat codebook alike, but not where latents are.
+    So codewords begin apart from each other, in a tree and in a flat codebook alike, and no farther than latents are:
+    from N(0, 1), far from the latents of an untrained encoder, few codewords are ever chosen (docs/comparison.md).
     """
-    return torch.randn(max(1024, 4 * num_leaves), dim, generator=generator, dtype=torch.float32)
+    known = latents.reshape(-1, latents.shape[-1]).float()
+    noise = torch.randn(max(1024, 4 * num_leaves), known.shape[-1], generator=generator, dtype=torch.float32)
+    return noise.to(known.device) * known.std(0, correction=0) + known.mean(0)
 
 
 class Codebook(nn.Module):
