@@ -113,12 +113,12 @@ def welch(some: Sequence[float], others: Sequence[float]) -> float:
     squared = [variance(one) / len(one) for one in (some, others)]
     if not sum(squared):
         return float(mean(some) == mean(others))
-    t = abs(mean(some) - mean(others)) / sum(squared) ** 0.5
+    t = abs(mean(some) - mean(others)) / math.sqrt(sum(squared))
     freedom = sum(squared) ** 2 / sum(one**2 / (len(of) - 1) for one, of in zip(squared, (some, others), strict=True))
     # Half of Student's density lies between 0 and pi / 2 where x = sqrt(freedom) * tan(angle).
-    end = math.atan(t / freedom**0.5)
+    end = math.atan(t / math.sqrt(freedom))
     angles = (np.arange(20_000) + 0.5) * end / 20_000
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.pi**0.5
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     area = end * float(np.mean(np.cos(angles) ** (freedom - 1)))
     return max(0.0, 1 - 2 * scale * area)
 
