@@ -63,21 +63,34 @@ class SmallAutoencoder(nn.Module):
         return self.decoder(quantized).clamp(-1, 1), indices, loss.sum()  # ResidualVQ gives a loss for each level
 
 
+def _library() -> Any:
+    """Raises InputError where vector-quantize-pytorch is missing."""
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
+    return vector_quantize_pytorch
+
+
+def flat_of(levels: int, codewords: int) -> Callable[..., nn.Module]:
+    """VectorQuantize of as many codewords as the tree has leaves, by options. Raises InputError without the library."""
+    size = codewords**levels
+    return partial(_library().VectorQuantize, dim=WIDTH, codebook_size=size, accept_image_fmap=True)
+
+
+def residual_of(levels: int, codewords: int) -> Callable[..., nn.Module]:
+    """ResidualVQ of as many levels, by options. Raises InputError without the library."""
+    make = partial(_library().ResidualVQ, dim=WIDTH, num_quantizers=levels, codebook_size=codewords)
+    return lambda **options: _OfPositions(make(**options))
+
+
 def layers(levels: int, codewords: int) -> dict[str, Make]:
     """What is compared, all at levels * log2(codewords) bits a position; the library's by default and at its best.
 
     Raises:
         InputError: vector-quantize-pytorch is missing.
     """
-    try:
-        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
-    except ImportError as error:
-        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
-    flat = partial(VectorQuantize, dim=WIDTH, codebook_size=codewords**levels, accept_image_fmap=True)
-
-    def residual(**options: Any) -> nn.Module:
-        return _OfPositions(ResidualVQ(dim=WIDTH, num_quantizers=levels, codebook_size=codewords, **options))
-
+    flat, residual = flat_of(levels, codewords), residual_of(levels, codewords)
     helped: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 2}
     return {
         "TreeVQ": lambda: TreeVQ(WIDTH, codewords, levels, channel_last=False),
@@ -88,7 +101,7 @@ def layers(levels: int, codewords: int) -> dict[str, Make]:
     }
 
 
-class _Side:
+class Side:
     """One layer in its autoencoder: the same start, the same batches."""
 
     def __init__(self, make: Make, seed: int) -> None:
@@ -144,7 +157,7 @@ def bench_layer(
         InputError: vector-quantize-pytorch is missing, or the data is not there.
     """
     images, test = load_images(data, "train"), load_images(data, "test")
-    sides = {name: _Side(make, seed) for name, make in layers(levels, codewords).items()}
+    sides = {name: Side(make, seed) for name, make in layers(levels, codewords).items()}
     stream = batches(images, batch_size=batch_size, seed=seed, workers=0)
     for _, batch in zip(range(steps), stream, strict=False):
         scaled = batch.images.float() / 127.5 - 1

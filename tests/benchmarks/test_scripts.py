@@ -40,6 +40,7 @@ SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "start": ("--later 1", ("cache", "method", "s"), 4),
     "layer": ("--size 2 3 --steps 2 --batch 8 --images 20 --rounds 1", ("layer", "MSE", "MAE"), 5),
+    "layer_tuned": ("--size 2 3 --steps 2 --seeds 2 --images 20", ("layer", "decay", "commitment"), 4),
     "train": (
         f"--rounds 1 --profile --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
         ("method", "preset", "batch"), 2,

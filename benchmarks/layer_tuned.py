@@ -1,0 +1,127 @@
+"""TreeVQ beside VectorQuantize and ResidualVQ at equal bits, each at its best of one grid (benchmarks.layer's model).
+
+The grid is decay and commitment weight; every layer starts by k-means and restarts dead codewords. It is searched for
+the first number of steps, with a seed of its own, on training images that are set aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import Row, as_script, finish, options, positive
+from benchmarks.layer import WIDTH, Make, Side, flat_of, residual_of
+from hrvqvae.comparison.report import welch
+from hrvqvae.config import DataConfig
+from hrvqvae.data.batches import batches
+from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.loading import load_images
+from hrvqvae.quantize.layer import TreeVQ
+
+GRID = [(decay, weight) for decay in (0.8, 0.95, 0.99) for weight in (0.25, 1.0, 4.0)]
+SEARCH_SEED, SET_ASIDE = 1_000, 12  # one image of so many is set aside
+
+
+def candidates(levels: int, codewords: int) -> dict[str, list[Make]]:
+    """Every layer with each point of the grid; TreeVQ by default, and with the search and loss of `treevq/*`."""
+
+    def tree(**fields: Any) -> list[Make]:
+        make = partial(TreeVQ, WIDTH, codewords, levels, channel_last=False, **fields)
+        return [partial(make, decay=decay, beta=weight) for decay, weight in GRID]
+
+    def library(make: Callable[..., nn.Module]) -> list[Make]:
+        helped = partial(make, kmeans_init=True, threshold_ema_dead_code=2)
+        return [partial(helped, decay=decay, commitment_weight=weight) for decay, weight in GRID]
+
+    return {
+        "TreeVQ": tree(),
+        "TreeVQ, as treevq/*": tree(beam=4, coarse_weight=0.1, level_betas=(0.05,)),
+        "VectorQuantize": library(flat_of(levels, codewords)),
+        "ResidualVQ": library(residual_of(levels, codewords)),
+    }
+
+
+def _train(makes: Sequence[Make], steps: int, seed: int, images: ImageSet, batch_size: int) -> list[Side]:
+    """All of them, a step each in turn, on the same batches."""
+    sides = [Side(make, seed) for make in makes]
+    stream = batches(images, batch_size=batch_size, seed=seed, workers=0)
+    for _, batch in zip(range(steps), stream, strict=False):
+        for side in sides:
+            side.step(batch.images.float() / 127.5 - 1)
+    return sides
+
+
+def _pixels(images: ImageSet, count: int) -> Tensor:
+    return torch.stack([torch.from_numpy(images.decode(index, None).pixels) for index in range(count)]) / 127.5 - 1
+
+
+def _used(leaf: Tensor) -> int:
+    return int((torch.bincount(leaf.flatten()) > 0).sum())
+
+
+def bench_layer_tuned(
+    data: DataConfig, levels: int = 4, codewords: int = 4, steps: Sequence[int] = (400, 2000), batch_size: int = 64,
+    seeds: int = 3, test_images: int = 10_000,
+) -> list[Row]:  # fmt: skip
+    """Rows with layer, decay, weight, steps, mse and sd (over the seeds, of test images in [0, 1]), used (leaves), and
+    ratio and p (Welch) to TreeVQ's mse.
+
+    Raises InputError as `layers`, and where the data is not there.
+    """
+    makes, images = candidates(levels, codewords), load_images(data, "train")
+    aside = np.arange(len(images)) % SET_ASIDE == 0
+    held_out, rest = _pixels(images.subset(aside), int(aside.sum())), images.subset(~aside)
+    best: dict[str, int] = {}
+    for name, some in makes.items():
+        sides = _train(some, steps[0], SEARCH_SEED, rest, batch_size)
+        best[name] = int(np.argmin([side.measure(held_out, codewords)[0] for side in sides]))
+    test, rows = _pixels(load_images(data, "test"), test_images), list[Row]()
+    for most in steps:
+        first: list[float] = []
+        for name, place in best.items():
+            sides = [_train([makes[name][place]], most, seed, images, batch_size)[0] for seed in range(seeds)]
+            measured = [side.measure(test, codewords) for side in sides]
+            errors = [one[0] for one in measured]
+            first = first or errors
+            rows.append(
+                {
+                    "layer": name, "decay": GRID[place][0], "weight": GRID[place][1], "steps": most,
+                    "mse": mean(errors), "sd": stdev(errors), "used": mean(_used(one[2]) for one in measured),
+                    "ratio": mean(errors) / mean(first), "p": welch(errors, first),
+                }
+            )  # fmt: skip
+    return rows
+
+
+COLUMNS = {
+    "layer": "{layer}", "decay": "{decay}", "commitment": "{weight}", "steps": "{steps:,}",
+    "MSE": "{mse:.3e} ± {sd:.1e}", "leaves used": "{used:.0f}", "ratio": "{ratio:.3f}", "p": "{p:.3f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search the grid, then train each layer at its best with every seed."""
+    parser = options(__doc__)
+    parser.add_argument("--dataset", default="fashion-mnist", metavar="NAME", help="or mnist")
+    parser.add_argument(
+        "--size", type=positive, nargs=2, default=(4, 4), metavar=("L", "M"), help="L levels of M words"
+    )
+    parser.add_argument("--steps", type=positive, nargs="+", default=(400, 2000), metavar="N", help="default: 400 2000")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="K", help="two or more (default: 3)")
+    parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="test images (default: 10000)")
+    arguments = parser.parse_args(argv)
+    data = DataConfig(dataset=arguments.dataset, size=28, channels=1)
+    levels, codewords = arguments.size
+    count = {"seeds": arguments.seeds, "test_images": arguments.images}
+    rows = bench_layer_tuned(data, levels, codewords, arguments.steps, **count)
+    finish(rows, COLUMNS, arguments.json)
+
+
+if __name__ == "__main__":
+    as_script(main)
