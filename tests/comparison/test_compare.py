@@ -160,6 +160,8 @@ def test_what_a_killed_writer_left_is_no_row(
         damaged.write_bytes(content[: len(content) // 2])
         assert f"{damaged} is damaged" in refused(command, capsys)
         damaged.write_bytes(content)
+    row.write_bytes(row.read_bytes().replace(b'"mse"', b'"nse"'))
+    assert f"{row} has no mse; delete it" in refused(command, capsys)
 
 
 @pytest.mark.usefixtures("systems")

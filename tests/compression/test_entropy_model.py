@@ -136,7 +136,8 @@ def test_damaged_files_are_refused() -> None:
     [
         ('"0123', '"x123'), ('"unit":2', '"unit":0'), ('"times":[1,1,1]', '"times":[1,1,9999]'),
         ('"symbols":[3,', '"symbols":[0,'),
-        ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'), ('"shift":8', '"shift":31'),
+        ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'), ('"unit":2', '"unit":' + "[" * 2000),
+        ('"shift":8', '"shift":31'),
         ('"symbols":[3,', '"symbols":[3,3,'), ('"selecting":-1', '"selecting":0'),
     ],
 )  # fmt: skip

@@ -36,12 +36,24 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporaries, write_atomic
 from hrvqvae.utils.quantities import clock, counted
 
+_MEASURED = {
+    "seed",
+    "prior",
+    "prior_bits_per_image",
+    "perceptual",
+    "frechet",
+    "kernel",
+    "mse",
+    "bits_per_image",
+    "test_errors",
+}  # of any row
+
 
 def _read(path: Path) -> dict[str, Any]:
     """Of JSON; empty where there is no file. Raises DamagedFileError."""
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
 
@@ -95,7 +107,12 @@ class Folder:
 
     def rows(self) -> list[Measured]:
         """All rows."""
-        return [_read(path) for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
+        paths = [path for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
+        rows = [_read(path) for path in paths]
+        for path, row in zip(paths, rows, strict=True):
+            if missing := _MEASURED - row.keys():
+                raise DamagedFileError(f"{path} has no {min(missing)}; delete it to have it made again")
+        return rows
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
         """Keep the row of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1], where there are some."""
