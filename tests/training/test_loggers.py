@@ -138,7 +138,7 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Kept, "write", fails)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
         run_to(with_training(tiny, loggers="kept, kept", max_steps=4, log_every=2), tmp_path)
     assert [sink.closed for sink in SINKS] == [True, True]
 

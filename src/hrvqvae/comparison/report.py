@@ -18,6 +18,7 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
+from hrvqvae.utils.errors import DamagedFileError
 from hrvqvae.utils.files import locked, write_atomic
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
@@ -77,8 +78,11 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """The comparison as Markdown, a row a system."""
-    return as_markdown(rows, ("system",), COLUMNS)
+    """The comparison as Markdown, a row a system. Raises DamagedFileError: a value is not of the kind of its column."""
+    try:
+        return as_markdown(rows, ("system",), COLUMNS)
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(f"a file in rows/ is damaged ({error}); delete it to have it made again") from error
 
 
 def versus(rows: Sequence[Measured], column: str = "mse") -> str:
