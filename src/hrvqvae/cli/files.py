@@ -101,12 +101,10 @@ def _inspect_archive(path: Path, verify: bool) -> int:
         print(f"{left} at the end of no whole block: a writer was killed, or the file was cut or damaged")
     if not verify:
         return 0
-    faults = 0
-    for number, name in enumerate(opened.names):
-        if fault := opened.read([number])[0].fault:
-            print(f"{name} (image {number}): {fault}")
-            faults += 1
-    print(f"verified: {len(entries) - faults} of {counted(len(entries), 'image')} whole")
+    faults = {number: fault for number, fault in enumerate(opened.faults()) if fault}
+    for number, fault in faults.items():
+        print(f"{opened.names[number]} (image {number}): {fault}")
+    print(f"verified: {len(entries) - len(faults)} of {counted(len(entries), 'image')} whole")
     if not (faults or opened.damaged or opened.left_over):
         return 0
     print(f"write these into a new archive: hrvqvae salvage {path} NEW.hrva")

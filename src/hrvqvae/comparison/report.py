@@ -124,7 +124,7 @@ def welch(some: Sequence[float], others: Sequence[float]) -> float:
     angles = (np.arange(20_000) + 0.5) * end / 20_000
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.pi**0.5
     area = end * float(np.mean(np.cos(angles) ** (freedom - 1)))
-    return max(0.0, 1 - 2 * scale * area)
+    return float(max(0.0, 1 - 2 * scale * area))
 
 
 def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:

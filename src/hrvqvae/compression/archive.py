@@ -36,7 +36,7 @@ _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
 _VARINT = 5  # bytes of a number in an index, at most
 _MOST_FALSE = 64  # first bytes of a block that begin none
 _WINDOW = 1 << 20  # bytes that are searched at once
-_TOGETHER = 1024  # images of a block that is written anew
+_TOGETHER = 1024  # images that are verified at once, or written into a new block
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ class Archive:
     def lost(self) -> int:
         """Bytes that were blocks, and are damaged."""
         return self.damaged + (0 if self.cut else self.left_over)
+
+    def faults(self) -> list[str]:
+        """What is wrong with each image, whose codes are decoded; "" for nothing."""
+        starts = range(0, len(self.entries), _TOGETHER)
+        some = (self.read(range(start, min(start + _TOGETHER, len(self.entries)))) for start in starts)
+        return [image.fault for images in some for image in images]
 
     def numbers(self, names: Sequence[str]) -> list[int]:
         """The numbers of images by name, or by number where none has that name. Raises InputError: one is not there."""
@@ -210,7 +216,10 @@ def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
         raise DamagedFileError(f"{path} is damaged: its entropy model is cut short")
     tables, check = stream.read(length), stream.read(4)
     if zlib.crc32(start + tables).to_bytes(4, "little") != check:
-        raise DamagedFileError(f"{path} is damaged: its entropy model does not match its checksum")
+        raise DamagedFileError(
+            f"{path} is damaged: its entropy model does not match its checksum; with the model that made it the images "
+            f"can be read: hrvqvae salvage {path} NEW{_SUFFIX} --model MODEL"
+        )
     return read_entropy_model(tables, str(path))
 
 
@@ -311,7 +320,7 @@ def salvage(path: Path, out: Path, codec: EntropyModel | None = None) -> int:
         InputError, DamagedFileError: no image can be read, `out` exists or can't be written.
     """
     opened = open_archive(path, codec)
-    whole = [number for number in range(len(opened.entries)) if not opened.read([number])[0].fault]
+    whole = [number for number, fault in enumerate(opened.faults()) if not fault]
     if not whole:
         raise DamagedFileError(f"{path} has no image that is whole")
     if out.exists():
@@ -389,7 +398,7 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
         if archive.lost:
             raise DamagedFileError(
                 f"{path} is damaged ({counted(archive.lost, 'byte')}), so nothing is added; write what is whole into a "
-                f"new archive: hrvqvae salvage {path} NEW.hrva"
+                f"new archive: hrvqvae salvage {path} NEW{_SUFFIX}"
             )
         set_aside = None
         if archive.left_over:
