@@ -78,6 +78,8 @@ class Folder:
         Raises InputError where the folder holds another comparison.
         """
         found = _read(self.path / "comparison.json") or {"about": about}
+        if not all(isinstance(found.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in found:
+            raise DamagedFileError(f"{self.path / 'comparison.json'} does not say what is compared: it is damaged")
         here, there = json.loads(json.dumps(about)), dict(found["about"])
         there["priors"] = there.get("priors") or here["priors"]  # priors may be added to autoencoders
         here["priors"] = here["priors"] or there["priors"]
