@@ -40,8 +40,8 @@ def patches(images: NDArray[np.uint8], number: int, seed: int) -> Floats:
     generator, chosen = np.random.default_rng(seed), np.arange(number) % len(images)
     y, x = generator.integers(0, 25, (2, number))
     windows = np.lib.stride_tricks.sliding_window_view(images, (8, 8), axis=(2, 3))
-    chosen_windows: Floats = windows[chosen, :, y, x].reshape(number, -1) / np.float32(255)
-    return chosen_windows
+    found: Floats = np.divide(windows[chosen, :, y, x].reshape(number, -1), 255, dtype=np.float32)
+    return found
 
 
 def features(images: NDArray[np.uint8]) -> Floats:
@@ -59,7 +59,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise InputError("this compares with faiss: pip install faiss-cpu") from error
+        raise InputError("this compares with faiss: pip install 'hrvqvae[bench]'") from error
     faiss.omp_set_num_threads(1)
     return faiss
 
