@@ -200,6 +200,12 @@ class TreeVQ(nn.Module):
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
+        if torch._C._current_graph_task_id() != -1:  # within backward: activation checkpointing, of a step taken before
+            self.quantizer.eval()
+            try:
+                return self.quantizer(vectors)  # type: ignore[no-any-return]
+            finally:
+                self.quantizer.train()
         steps = math.ceil(self.steps)
         if steps == 0:
             self._start(vectors.detach().float())
