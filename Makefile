@@ -1,13 +1,14 @@
 # make demo   set up, then MNIST from nothing to reconstructions
 # make test-browser   the page of `hrvqvae play` in Chromium, which it installs (Debian)
 # make test   set up, then format check, lint, types and tests
+# make torture   damaged files for every reader; kills and full disks for every command that writes (MINUTES=10, SEED=0)
 # make docs   set up, then the documentation site in build/site
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser docs setup setup-dev clean
+.PHONY: demo test test-browser torture docs setup setup-dev clean
 
 demo: setup
 	$(BIN)/hrvqvae demo
@@ -22,6 +23,9 @@ test-browser: setup-dev
 	command -v chromium chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/pytest -o addopts= -q tests/play/served
+
+torture: setup-dev
+	$(BIN)/python -m benchmarks.torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
 docs: setup-dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs build/site

@@ -9,11 +9,12 @@ from math import log2
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import hrvqvae
-from benchmarks import processes, study_codebook, study_rate
+from benchmarks import processes, study_codebook, study_rate, vectors
 from benchmarks.beam import bench_beam
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
@@ -22,7 +23,7 @@ from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
-from tests.replay import drawn_mnist
+from tests.replay import drawn_cifar10, drawn_mnist
 from tests.trained_run import tiny_run_with_priors
 
 SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
@@ -205,3 +206,15 @@ def test_the_study_of_rate_and_distortion(
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
     with pytest.raises(hrvqvae.InputError, match="study is rate there, codebook here"):
         study_codebook.main(command.split())
+
+
+def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_cifar10(tmp_path, monkeypatch)
+    rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 1 --json", capsys))
+    assert [row["side"] for row in rows] == list(vectors.sides(12, 0))
+    assert all(0 < row["left"] < 1 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows)
+    tree = rows[-1]
+    assert tree["against"].split(", ")[0] == f"{tree['left'] / rows[0]['left'] - 1:+.1%}"
+    train, test = np.array([[0, 0], [0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
+    classes = (np.array([2, 2, 1, 0]), np.array([2, 1, 0, 1]))
+    assert vectors.purity(train, test, classes) == [0.5, 0.75], "a code that no training vector has counts for class 0"

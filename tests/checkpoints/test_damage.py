@@ -31,6 +31,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     ),
     "text": lambda content: b"this is text\n",
     "binary": lambda content: b"\xff\xfe\x00" * 40,
+    "nested": lambda content: b"[" * 2000,
 }
 Use = Callable[[Path], object]
 TENSORS: dict[str, tuple[Callable[[Path], Path], Use]] = {
@@ -49,7 +50,7 @@ FILES = TENSORS | {
 # A configuration that is cut short may be one still; another model in it is refused, which is tested for itself.
 PAIRS = [
     (kind, damage) for kind in FILES for damage in DAMAGES
-    if "configuration" not in kind or damage in ("empty", "text", "binary")
+    if "configuration" not in kind or damage in ("empty", "text", "binary", "nested")
 ]  # fmt: skip
 
 
@@ -126,6 +127,10 @@ OF_MAPS: dict[str, Callable[[Path], object]] = {
     "another type": lambda path: array(path / CODES, lambda codes: codes.view(np.int8)),
     "another shape": lambda path: array(path / CODES, lambda codes: codes.reshape(9, 49, 1)),
     "JSON": lambda path: (path / "train.json").write_text("[1]"),
+    "JSON without classes": lambda path: (path / "train.json").write_bytes(
+        (path / "train.json").read_bytes().replace(b'"classes', b'"glasses')
+    ),
+    "header": lambda path: (path / CODES).write_bytes((path / CODES).read_bytes().replace(b"}", b"{")),
 }  # fmt: skip
 
 

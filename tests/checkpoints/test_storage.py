@@ -63,7 +63,7 @@ def test_the_header_is_in_order_and_the_data_aligned(
     assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}"])
+@pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}", b"[" * 2000])
 def test_a_damaged_header_is_named(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         storage.read(tmp_path / "x.safetensors")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +116,23 @@ def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "hrvqvae/mnist: MNIST, 28x28 greyscale\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[...] DefaultCPUAllocator: can't ...")],
+)
+def test_out_of_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("hrvqvae.cli.run", runs)
+    assert "out of memory: take a smaller batch (--training.batch_size" in refused(["train"], capsys)
+    error = RuntimeError("a mistake of ours")
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["train"])
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:

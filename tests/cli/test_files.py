@@ -227,7 +227,10 @@ def test_what_is_damaged_stops_no_other_image(
         assert told in refused(arguments, capsys)
         assert main(["inspect", str(archive), "--verify"]) == 2
         shown.append(capsys.readouterr().out)
-    assert "2: its record is damaged" in shown[0]
+    assert "2 (image 2): its record is damaged" in shown[0]
+    assert "whole\nwrite these into a new archive: hrvqvae salvage" in shown[0]
+    do("salvage", archive, tmp_path / "new.hrva", "--model", run)
+    assert open_archive(tmp_path / "new.hrva").names == ("0",)
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {"0.png", "1.png", "more/0.png"}
     content[entries[3].place - 1] ^= 1
     archive.write_bytes(content)

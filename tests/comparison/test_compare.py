@@ -160,6 +160,18 @@ def test_what_a_killed_writer_left_is_no_row(
         damaged.write_bytes(content[: len(content) // 2])
         assert f"{damaged} is damaged" in refused(command, capsys)
         damaged.write_bytes(content)
+    claim = tmp_path / "comparison.json"
+    before = claim.read_bytes()
+    claim.write_bytes(before.replace(b'"about"', b'"above"'))
+    assert f"{claim} does not say what is compared" in refused(command, capsys)
+    claim.write_bytes(before)
+    content = row.read_bytes()
+    for damaged, told in (
+        (content.replace(b'"mse"', b'"nse"'), f"{row} has no mse; delete it"),
+        (content.replace(b'"psnr": ', b'"psnr": "high", "other": '), "a file in rows/ is damaged"),
+    ):
+        row.write_bytes(damaged)
+        assert told in refused(command, capsys)
 
 
 @pytest.mark.usefixtures("systems")

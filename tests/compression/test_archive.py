@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrvqvae.compression.archive import appending, open_archive
+from hrvqvae.compression.archive import appending, open_archive, salvage
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import crc8
 from hrvqvae.config import Grid
@@ -88,7 +88,7 @@ def test_names_are_unique_and_each_image_has_one(tmp_path: Path) -> None:
     add(path, TREE, [(4, 4)], ["a"], 3)
     assert path.read_bytes() == before, "the same image is there already"
     archive = open_archive(path)
-    assert archive.numbers(["000002", "a"]) == [2, 0]
+    assert archive.numbers(["000002", "a", "1"]) == [2, 0, 1]
     twice = dataclasses.replace(archive, entries=(*archive.entries, archive.entries[0]))  # of an earlier version
     assert twice.numbers(["a", "a-000003"]) == [0, 3]
     with pytest.raises(InputError, match="no image named 'd'"):
@@ -129,22 +129,63 @@ def test_a_damaged_block_hides_none_behind_it(block: int, tmp_path: Path) -> Non
     assert archive.names == (("2", "3", "4", "5"), ("0", "1", "4", "5"))[block]
     assert archive.damaged == (ends[1] - ends[0] if block else archive.entries[0].place - begin)
     assert archive.left_over == 0
-    add(path, GRIDS, [(6, 6)], ["6"], 2)
-    assert len(open_archive(path).entries) == 5
+    before = path.read_bytes()
+    with pytest.raises(DamagedFileError, match="so nothing is added; .* hrvqvae salvage"):
+        add(path, GRIDS, [(6, 6)], ["6"], 2)
+    assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("place", [4, 8, 12, 16, 22])
+@pytest.mark.parametrize("place", [4, 8, 11, 16, 22])
 def test_appending_cuts_off_no_block_that_was_damaged(place: int, tmp_path: Path) -> None:
-    """Its index, or the lengths and the checksum in its head: what lies behind the last whole block is kept beside."""
+    """Its index, or the checksum in its head: refused. A larger length there: what may be cut short is kept beside."""
     path = tmp_path / "x.hrva"
     ends = three_blocks(path)
     flip(path, ends[1] + place)
-    tail = path.read_bytes()[ends[1] :]
-    assert place in (8, 12) or not open_archive(path).cut, "lengths alone tell that it is whole"
+    before = path.read_bytes()
+    if place != 11:
+        with pytest.raises(DamagedFileError, match="so nothing is added"), appending(path, GRIDS):
+            pass
+        assert path.read_bytes() == before
+        return
     with appending(path, GRIDS) as writer:
         assert writer.set_aside is not None
-        assert writer.set_aside.read_bytes() == tail
+        assert writer.set_aside.read_bytes() == before[ends[1] :]
     assert path.stat().st_size == ends[1]
+
+
+def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
+    """Of blocks of one and of two levels, one of them damaged, with a damaged record and, at last, a damaged head."""
+    path, new = tmp_path / "x.hrva", tmp_path / "new.hrva"
+    ends = three_blocks(path)
+    add(path, GRIDS, [(5, 7), (6, 6)], ["6", "7"], 1, 40)
+    entries = open_archive(path).entries
+    expected = open_archive(path).read(range(8))
+    flip(path, ends[0] + 22)  # the index of the second block
+    flip(path, entries[5].place)
+    kept = [0, 1, 4, 6, 7]
+    for codec in (None, GRIDS):
+        assert salvage(path, new, codec) == len(kept)
+        saved = open_archive(new)
+        assert (saved.lost, saved.left_over) == (0, 0)
+        assert [(one.name, one.size, one.levels) for one in saved.entries] == [
+            (entries[one].name, entries[one].size, entries[one].levels) for one in kept
+        ]
+        for number, image in zip(kept, saved.read(range(len(kept))), strict=True):
+            assert np.array_equal(flat(image.codes), flat(expected[number].codes))
+        with pytest.raises(InputError, match="exists already"):
+            salvage(path, new, codec)
+        new.unlink()
+        flip(path, 20)  # in the entropy model
+    flip(path, 20)
+    with pytest.raises(DamagedFileError, match="entropy model"):
+        salvage(path, new)
+    with pytest.raises(DamagedFileError, match="entropy model"):
+        salvage(path, new, TREE)
+    path.write_bytes(path.read_bytes()[: ends[0] - 1])
+    flip(path, 20)
+    with pytest.raises(DamagedFileError, match="no image that is whole"):
+        salvage(path, new)
+    assert not new.exists()
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

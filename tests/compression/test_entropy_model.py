@@ -136,7 +136,8 @@ def test_damaged_files_are_refused() -> None:
     [
         ('"0123', '"x123'), ('"unit":2', '"unit":0'), ('"times":[1,1,1]', '"times":[1,1,9999]'),
         ('"symbols":[3,', '"symbols":[0,'),
-        ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'), ('"shift":8', '"shift":31'),
+        ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'),
+        ('"shift":8', '"shift":31'), ('"unit":2', '"unit":' + "[" * 2000),
         ('"symbols":[3,', '"symbols":[3,3,'), ('"selecting":-1', '"selecting":0'),
     ],
 )  # fmt: skip
@@ -149,6 +150,16 @@ def test_files_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
     packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
     with pytest.raises(DamagedFileError):
         read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
+
+
+def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
+    network = made_network(contexts, 1, np.random.default_rng(0))
+    content = EntropyModel("x", "00" * 16, Geometry(1, 0, (1,)), (2,), (network,)).content
+    asked, values = list[int](), Contexts.values
+    monkeypatch.setattr(Contexts, "values", lambda self, group: (asked.append(group), values(self, group))[1])
+    assert len(read_entropy_model(content).networks) == 1
+    assert 1000 <= len(asked) < 3000
 
 
 def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:

@@ -111,6 +111,7 @@ def test_wrong_options(name: str, value: str, message: str) -> None:
     [
         ("[1, 2]", "a configuration is a mapping with data, model and training"),
         ("name: [", "can't be read as YAML or JSON (ParserError)"),
+        ("name: " + "[" * 2000, "can't be read as YAML or JSON (RecursionError)"),
         ("model: {stride: 2, colour: red}", "unknown field 'model.colour'"),
         ("training:", "'training' of hrvqvae; it must be a mapping"),
         ("model: {system: [vqvae]}", "unknown system \"['vqvae']\""),

@@ -495,6 +495,14 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     whole = write_parquet(folder / "cut.parquet", images).read_bytes()
     (folder / "cut.parquet").write_bytes(whole[:-20])
     yield folder / "cut.parquet", "cut.parquet is damaged, or no Parquet file"
+    named = pa.array([{"bytes": image, "path": f"path-{number}"} for number, image in enumerate(images)])
+    pq.write_table(pa.table({"image": named}), folder / "paths.parquet", compression="none")
+    content = (folder / "paths.parquet").read_bytes()
+    assert content.count(b"path-1") == 1
+    (folder / "paths.parquet").write_bytes(content.replace(b"path-1", b"\xff" * 6))
+    yield folder / "paths.parquet", "paths.parquet is damaged, or no Parquet file"
+    (folder / "names.parquet").write_bytes(content.replace(b"image", b"imag\xff"))
+    yield folder / "names.parquet", "names.parquet is damaged, or no Parquet file"
     pixels, flat = np.zeros((5, 3, 8, 8), np.uint8), np.zeros((5, 8, 8), np.uint8)
     np.save(folder / "many-labels.npy", np.arange(6))
     np.save(folder / "odd-labels.npy", np.arange(5) / 2)
@@ -511,12 +519,20 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cutted.npy").write_bytes((folder / "cutted.npy").read_bytes()[:-1])
     np.save(folder / "object.npy", np.array([{}]), allow_pickle=True)
     np.savez(folder / "object.npz", images=np.array([{}]))
-    for name in ("cutted.npy", "object.npy", "object.npz"):
+    np.save(folder / "header.npy", flat)
+    (folder / "header.npy").write_bytes((folder / "header.npy").read_bytes().replace(b"}", b"{"))
+    np.savez_compressed(folder / "inflated.npz", images=flat)
+    content = bytearray((folder / "inflated.npz").read_bytes())
+    content[60:64] = b"\xff" * 4
+    (folder / "inflated.npz").write_bytes(content)
+    for name in ("cutted.npy", "object.npy", "object.npz", "header.npy", "inflated.npz"):
         yield folder / name, "is damaged or holds no numbers"
     np.savez(folder / "keys.npz", pixels=pixels, more=pixels)
     yield folder / "keys.npz", "holds pixels, more; name the images `images` or `x`"
-    (folder / "zip.npz").write_bytes(b"nothing")
-    yield folder / "zip.npz", "zip.npz can't be read"
+    content[content.index(b"PK\1\2") + 6] = 255  # the version that reads it
+    for some in (b"nothing", bytes(content)):
+        (folder / "zip.npz").write_bytes(some)
+        yield folder / "zip.npz", "zip.npz can't be read"
 
 
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent.parent
 def torchrun(count: int, *options: str) -> list[str]:
     """The command line that starts so many processes of this package on this machine; what they run comes after it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return [*command, "--monitor-interval", "0.1", *options, "-m", "hrvqvae"]
+    return [*command, "--monitor-interval", "0.5", *options, "-m", "hrvqvae"]
 
 
 def ranks(launcher: int) -> list[int]:

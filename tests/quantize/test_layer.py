@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from hrvqvae import InputError, QuantizerConfig, TreeVQ
 from hrvqvae.utils.errors import NonFiniteError
@@ -243,6 +244,23 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(wa
     before = float(found.steps)
     fresh(features(5, 20, seed=99))
     assert float(found.steps) == before + 1 > 1, "it follows, and does not start anew"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_takes_statistics_once(reentrant: bool) -> None:
+    """backward computes the layer anew, which must not be another step of it."""
+    plain = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2))
+    other = copy.deepcopy(plain)
+    for seed in range(6):
+        for one in (plain, other):
+            one.zero_grad()
+            x = features(5, 20, seed=seed).requires_grad_()
+            quantized, _, loss = checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
+            (quantized.square().mean() + loss).backward()
+        assert equal(state_of(plain[1]), state_of(other[1]))
+        torch.testing.assert_close(plain[0].weight.grad, other[0].weight.grad, rtol=0.1, atol=0.05)
+    assert other[1].training
+    assert other[1].quantizer.training
 
 
 @pytest.mark.parametrize("every", [4, 0])

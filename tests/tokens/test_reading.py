@@ -102,6 +102,10 @@ def _flipped_byte(path: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or cut short"),
     "flipped": (_flipped_byte, "is damaged or cut short"),
+    "name of a column": (
+        lambda path: path.write_bytes(path.read_bytes().replace(b"height_2", b"height_\xff")),
+        "is damaged or cut short",
+    ),
     "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format"),
     "models": (lambda path: _rewritten(path, model="0" * 32), "shards of one model belong together"),
     "metadata": (lambda path: _rewritten(path, broken="["), "has damaged metadata"),

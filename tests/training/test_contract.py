@@ -20,7 +20,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
-from hrvqvae.utils.files import TEMPORARY, InUseError
+from hrvqvae.utils.files import TEMPORARY, InUseError, writable
 from tests.checkpoints.other_process import in_another_process
 from tests.kills import Killed, Kills
 from tests.training.tasks import Case, same
@@ -129,15 +129,16 @@ def test_an_evaluation_that_fails_loses_no_step(case: Case, whole: Case, monkeyp
     def fails(*_: object) -> None:
         raise OSError(errno.EACCES, "a picture")
 
-    with pytest.raises(OSError, match="a picture"):
+    with pytest.raises(InputError, match=r"step 4 could not be evaluated \(Permission.*step-000000004.*--resume"):
         case.train(callbacks=(fails,))
     assert [path.stem for path in case.folder.saved()] == ["step-000000004", "step-000000003"]
     monkeypatch.setattr(case.kind, "evaluate", fails)
-    with pytest.raises((OSError, InputError)):
+    with pytest.raises(InputError):
         case.train(resume=True)
-    assert case.folder.saved()[0].stem == "step-000000008"
     monkeypatch.undo()
-    case.train(resume=True)
+    drawn = list[int]()
+    case.train(resume=True, callbacks=(lambda _, records, __: drawn.append(records[-1]["step"]),))
+    assert drawn == [4, 8, 12]
     assert same(case.state(), whole.state())
     assert case.records("evaluation") == whole.records("evaluation")
 
@@ -192,6 +193,20 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch: pytest.Mon
     monkeypatch.undo()
     case.train(resume=True)
     assert same(case.state(), whole.state())
+
+
+@of_the_trainer
+def test_a_full_disk_while_it_is_drawn_or_logged(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        with writable("x.png"):
+            raise OSError(errno.ENOSPC, "full")
+
+    told = r"step 4 could not be {} \(.*full.*step-000000004.*: make room and continue with --resume"
+    with pytest.raises(InputError, match=told.format("evaluated")):
+        case.train(callbacks=(fails,))
+    monkeypatch.setattr("hrvqvae.training.loggers.write_atomic", fails)
+    with pytest.raises(InputError, match=told.format("logged")):
+        case.train(resume=True)
 
 
 @of_the_trainer

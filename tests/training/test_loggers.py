@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hrvqvae.config import Config
 from hrvqvae.config.registry import LOGGERS, Logger
-from hrvqvae.training.loggers import require, values
+from hrvqvae.training.loggers import read_records, require, values
 from hrvqvae.utils.errors import InputError
 from tests.cli.helpers import refused, write_file
 from tests.conftest import with_training
@@ -55,6 +55,14 @@ def test_what_a_system_can_not_measure_is_left_out() -> None:
     """A prefix that VQ-VAE-2 does not decode, and the similarity of images below 11 pixels."""
     record = {"kind": "evaluation", "step": 1, "mse": 0.5, "ssim": None, "level_mse": [None, 0.5]}
     assert values(record) == {"evaluation/mse": 0.5, "evaluation/level_mse/level-2": 0.5}
+
+
+def test_damaged_records_are_dropped(tmp_path: Path) -> None:
+    good = b'{"kind": "train", "step": 1}\n'
+    (tmp_path / "x.jsonl").write_bytes(
+        b"\xff\n[1]\n" + b"[" * 2000 + b'\n{"kind": "train", "step": "1"}\n' + good + good[:9]
+    )
+    assert read_records(tmp_path / "x.jsonl") == [{"kind": "train", "step": 1}]
 
 
 def test_weights_and_biases_has_what_the_log_holds_in_one_run(
@@ -130,7 +138,7 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Kept, "write", fails)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
         run_to(with_training(tiny, loggers="kept, kept", max_steps=4, log_every=2), tmp_path)
     assert [sink.closed for sink in SINKS] == [True, True]
 

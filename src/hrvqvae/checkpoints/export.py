@@ -210,7 +210,8 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
 def _measured(run: RunFolder) -> str:
     """The last evaluation in a run's metrics.jsonl."""
     measured = _UNMEASURED
-    with suppress(OSError, ValueError, KeyError):  # no file, its last line was cut by a kill, or it has other figures
+    # No file, its last line was cut by a kill, or it has other figures.
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         for row in map(json.loads, run.metrics.read_text().splitlines()):
             if row["kind"] == "evaluation":
                 usage = ", ".join(f"{share:.1%}" for share in row["usage"])

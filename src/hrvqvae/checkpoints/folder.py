@@ -101,7 +101,7 @@ class RunFolder:
             raise InputError(f"{self.path} is not a run folder (it has no {file.name})")
         try:
             return json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DamagedFileError(f"{file} is damaged: not {file.suffix[1:].upper()}") from error
 
     def read_config(self) -> Config:

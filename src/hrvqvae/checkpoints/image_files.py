@@ -250,8 +250,8 @@ def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[
 def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
     opened, least = job.archive, model.autoencoder.prefixes[0]
-    if opened and (damaged := opened.damaged + (0 if opened.cut else opened.left_over)):
-        faults.append(f"{job.path}: {counted(damaged, 'byte')} are damaged, with the images in them")
+    if opened and opened.lost:
+        faults.append(f"{job.path}: {counted(opened.lost, 'byte')} are damaged, with the images in them")
     if opened and opened.left_over and opened.cut:
         note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
     wanted = zip(job.numbers, job.targets, strict=True)

@@ -63,7 +63,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
-    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise DamagedFileError(f"{path} is damaged: {reason}") from error
 

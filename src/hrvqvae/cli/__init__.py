@@ -44,6 +44,12 @@ def run(argv: Sequence[str]) -> int:
     return code
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python and numpy, of torch on a GPU, or of torch on a CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; -> exit code. An error that a user can cause is one line on stderr and exit code 2."""
     handler, level = logging.StreamHandler(), LOG.level
@@ -64,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not extra:
             raise
         LOG.error("this needs %s: pip install 'hrvqvae[%s]'", error.name, extra)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        LOG.error(
+            "out of memory: take a smaller batch (--training.batch_size, --prior.training.batch_size of priors) in a "
+            "new run, smaller images, or fewer workers (--data.workers)"
+        )
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Codes as files: compress, decompress, inspect, fit-entropy-model."""
+"""Codes as files: compress, decompress, inspect, salvage, fit-entropy-model."""
 
 from __future__ import annotations
 
@@ -101,13 +101,23 @@ def _inspect_archive(path: Path, verify: bool) -> int:
         print(f"{left} at the end of no whole block: a writer was killed, or the file was cut or damaged")
     if not verify:
         return 0
-    faults = 0
-    for number, name in enumerate(opened.names):
-        if fault := opened.read([number])[0].fault:
-            print(f"{name}: {fault}")
-            faults += 1
-    print(f"verified: {len(entries) - faults} of {counted(len(entries), 'image')} whole")
-    return 2 if faults or opened.damaged or opened.left_over else 0
+    faults = {number: fault for number, fault in enumerate(opened.faults()) if fault}
+    for number, fault in faults.items():
+        print(f"{opened.names[number]} (image {number}): {fault}")
+    print(f"verified: {len(entries) - len(faults)} of {counted(len(entries), 'image')} whole")
+    if not (faults or opened.damaged or opened.left_over):
+        return 0
+    print(f"write these into a new archive: hrvqvae salvage {path} NEW.hrva")
+    return 2
+
+
+def _salvage(arguments: Arguments) -> int:
+    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.compression.archive import salvage
+
+    codec = TrainedModel(arguments.model).codec if arguments.model else None
+    print(f"{counted(salvage(arguments.archive, arguments.out, codec), 'image')}: {arguments.out}")
+    return 0
 
 
 def _fit_entropy_model(arguments: Arguments) -> int:
@@ -123,7 +133,7 @@ def _fit_entropy_model(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """compress, decompress, inspect, fit-entropy-model."""
+    """compress, decompress, inspect, salvage, fit-entropy-model."""
     command(
         commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress,
         "model",
@@ -144,12 +154,17 @@ def add(commands: Group) -> None:
         "--model",
         flag("--force", "write over images that exist"),
         "--levels",
-        option("--names", nargs="+", metavar="NAME", help="of an archive, these images only"),
+        option("--names", nargs="+", metavar="NAME", help="of an archive, these only (or numbers)"),
     )  # fmt: skip
     sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
     verify = flag("--verify", "of an archive: decode the codes of every image; exit code 2 where any is damaged")
     about = "what is in a file of codes or an archive: bytes by level"
     command(commands, "inspect", about, _inspect, option("file", type=Path, metavar="FILE"), "--model", sheet, verify)
+    command(
+        commands, "salvage", "write what is whole in a damaged archive into a new one", _salvage,
+        option("archive", type=Path, metavar="ARCHIVE"), option("out", type=Path, metavar="NEW.hrva"),
+        option("--model", metavar="MODEL", help="by which it was made: needed where the head is damaged"),
+    )  # fmt: skip
     about = "fit the entropy model, by which the codes of a run are coded, to its training images"
     effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
     command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, "--device")

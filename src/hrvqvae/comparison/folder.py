@@ -36,12 +36,24 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporaries, write_atomic
 from hrvqvae.utils.quantities import clock, counted
 
+_MEASURED = {
+    "seed",
+    "prior",
+    "prior_bits_per_image",
+    "perceptual",
+    "frechet",
+    "kernel",
+    "mse",
+    "bits_per_image",
+    "test_errors",
+}  # of any row
+
 
 def _read(path: Path) -> dict[str, Any]:
     """Of JSON; empty where there is no file. Raises DamagedFileError."""
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
 
@@ -66,6 +78,8 @@ class Folder:
         Raises InputError where the folder holds another comparison.
         """
         found = _read(self.path / "comparison.json") or {"about": about}
+        if not all(isinstance(found.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in found:
+            raise DamagedFileError(f"{self.path / 'comparison.json'} does not say what is compared: it is damaged")
         here, there = json.loads(json.dumps(about)), dict(found["about"])
         there["priors"] = there.get("priors") or here["priors"]  # priors may be added to autoencoders
         here["priors"] = here["priors"] or there["priors"]
@@ -95,7 +109,12 @@ class Folder:
 
     def rows(self) -> list[Measured]:
         """All rows."""
-        return [_read(path) for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
+        paths = [path for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
+        rows = [_read(path) for path in paths]
+        for path, row in zip(paths, rows, strict=True):
+            if missing := _MEASURED - row.keys():
+                raise DamagedFileError(f"{path} has no {min(missing)}; delete it to have it made again")
+        return rows
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
         """Keep the row of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1], where there are some."""

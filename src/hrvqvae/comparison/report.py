@@ -18,6 +18,7 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
+from hrvqvae.utils.errors import DamagedFileError
 from hrvqvae.utils.files import locked, write_atomic
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
@@ -77,8 +78,11 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """The comparison as Markdown, a row a system."""
-    return as_markdown(rows, ("system",), COLUMNS)
+    """The comparison as Markdown, a row a system. Raises DamagedFileError: a value is not of the kind of its column."""
+    try:
+        return as_markdown(rows, ("system",), COLUMNS)
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(f"a file in rows/ is damaged ({error}); delete it to have it made again") from error
 
 
 def versus(rows: Sequence[Measured], column: str = "mse") -> str:
@@ -120,7 +124,7 @@ def welch(some: Sequence[float], others: Sequence[float]) -> float:
     angles = (np.arange(20_000) + 0.5) * end / 20_000
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     area = end * float(np.mean(np.cos(angles) ** (freedom - 1)))
-    return max(0.0, 1 - 2 * scale * area)
+    return float(max(0.0, 1 - 2 * scale * area))
 
 
 def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,8 @@ from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import locked_file, write_atomic
+from hrvqvae.utils.files import locked_file, writable, write_atomic, writing
+from hrvqvae.utils.quantities import counted
 
 _SUFFIX = ".hrva"
 _MAGIC, _BLOCK = b"HRVA\x00", b"HRVB"
@@ -34,6 +36,7 @@ _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
 _VARINT = 5  # bytes of a number in an index, at most
 _MOST_FALSE = 64  # first bytes of a block that begin none
 _WINDOW = 1 << 20  # bytes that are searched at once
+_TOGETHER = 1024  # images that are verified at once, or written into a new block
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,21 @@ class Archive:
             found[name] = None
         return tuple(found)
 
+    @property
+    def lost(self) -> int:
+        """Bytes that were blocks, and are damaged."""
+        return self.damaged + (0 if self.cut else self.left_over)
+
+    def faults(self) -> list[str]:
+        """What is wrong with each image, whose codes are decoded; "" for nothing."""
+        starts = range(0, len(self.entries), _TOGETHER)
+        some = (self.read(range(start, min(start + _TOGETHER, len(self.entries)))) for start in starts)
+        return [image.fault for images in some for image in images]
+
     def numbers(self, names: Sequence[str]) -> list[int]:
-        """The numbers of images by name. Raises InputError where one is not there."""
-        known = {name: number for number, name in enumerate(self.names)}
+        """The numbers of images by name, or by number where none has that name. Raises InputError: one is not there."""
+        known = {str(number): number for number in range(len(self.entries))}
+        known |= {name: number for number, name in enumerate(self.names)}
         for name in names:
             if name not in known:
                 raise InputError(f"{self.path} has no image named {name!r}")
@@ -141,35 +156,35 @@ def is_archive(path: Path) -> bool:
     return path.suffix.lower() == _SUFFIX
 
 
-def open_archive(path: Path) -> Archive:
-    """An archive with its index; no image is read yet. Raises InputError, DamagedFileError: it is none."""
+def open_archive(path: Path, codec: EntropyModel | None = None) -> Archive:
+    """An archive with its index; no image is read yet.
+
+    Args:
+        codec: stands in for the file's entropy model where that is damaged, if half of its bytes are the same.
+
+    Raises:
+        InputError, DamagedFileError: it is none.
+    """
     try:
         with path.open("rb") as stream:
-            return _opened(path, stream)
+            return _opened(path, stream, codec)
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such archive") from error
 
 
-def _opened(path: Path, stream: BinaryIO) -> Archive:
+def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> Archive:
     size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    start = stream.read(len(_MAGIC) + 4)
-    if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
-        raise DamagedFileError(f"{path} is not an archive ({_SUFFIX}), or it is damaged")
-    if start[4] != _MAGIC[4]:
-        raise DamagedFileError(
-            f"{path} is of version {start[4]}, and this program reads version {_MAGIC[4]}; or the file is damaged"
-        )
-    length = int.from_bytes(start[5:], "little")
-    if length > min(size, _MOST_TABLES):
-        raise DamagedFileError(f"{path} is damaged: its entropy model is cut short")
-    tables, check = stream.read(length), stream.read(4)
-    if zlib.crc32(start + tables).to_bytes(4, "little") != check:
-        raise DamagedFileError(f"{path} is damaged: its entropy model does not match its checksum")
-    codec = read_entropy_model(tables, str(path))
+    try:
+        codec, place = _read_head(path, stream, size), stream.tell()
+    except DamagedFileError:
+        head = _head_of(known.content) if known else b""
+        stream.seek(0)
+        alike = sum(one == other for one, other in zip(head, stream.read(len(head)), strict=False))
+        if known is None or alike < len(head) / 2:
+            raise
+        codec, place = known, len(head)
     entries = list[Entry]()
-    end = place = stream.tell()
-    damaged = false = 0
+    end, damaged, false = place, 0, 0
     while place < size and false < _MOST_FALSE:
         block = _read_block(stream, place, size, len(codec.symbols))
         if block is None:
@@ -184,6 +199,28 @@ def _opened(path: Path, stream: BinaryIO) -> Archive:
     length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
     cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
     return Archive(path, codec, tuple(entries), end, damaged, size - end, cut)
+
+
+def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
+    """The entropy model at the beginning. Raises DamagedFileError."""
+    stream.seek(0)
+    start = stream.read(len(_MAGIC) + 4)
+    if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
+        raise DamagedFileError(f"{path} is not an archive ({_SUFFIX}), or it is damaged")
+    if start[4] != _MAGIC[4]:
+        raise DamagedFileError(
+            f"{path} is of version {start[4]}, and this program reads version {_MAGIC[4]}; or the file is damaged"
+        )
+    length = int.from_bytes(start[5:], "little")
+    if length > min(size, _MOST_TABLES):
+        raise DamagedFileError(f"{path} is damaged: its entropy model is cut short")
+    tables, check = stream.read(length), stream.read(4)
+    if zlib.crc32(start + tables).to_bytes(4, "little") != check:
+        raise DamagedFileError(
+            f"{path} is damaged: its entropy model does not match its checksum; with the model that made it the images "
+            f"can be read: hrvqvae salvage {path} NEW{_SUFFIX} --model MODEL"
+        )
+    return read_entropy_model(tables, str(path))
 
 
 def _find_block(stream: BinaryIO, place: int, size: int) -> int:
@@ -273,6 +310,32 @@ def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], name
     return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
 
 
+def salvage(path: Path, out: Path, codec: EntropyModel | None = None) -> int:
+    """Write the images of an archive whose records are whole into a new one, as they are; -> how many.
+
+    Args:
+        codec: as for `open_archive`.
+
+    Raises:
+        InputError, DamagedFileError: no image can be read, `out` exists or can't be written.
+    """
+    opened = open_archive(path, codec)
+    whole = [number for number, fault in enumerate(opened.faults()) if not fault]
+    if not whole:
+        raise DamagedFileError(f"{path} has no image that is whole")
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another file")
+    with writable(out), writing(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
+        target.write(_head_of(opened.codec.content))
+        for levels, some in groupby(whole, lambda number: opened.entries[number].levels):
+            while numbers := list(islice(some, _TOGETHER)):
+                entries = [opened.entries[number] for number in numbers]
+                records = [_read_at(source, entry) for entry in entries]
+                sizes, names = [entry.size for entry in entries], [entry.name for entry in entries]
+                target.write(_block_of(levels, records, sizes, names))
+    return len(whole)
+
+
 class ArchiveWriter:
     """Appends images to an archive, see `appending`.
 
@@ -318,12 +381,11 @@ class ArchiveWriter:
 def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
     """Append images to an archive, which is made if it does not exist.
 
-    What lies behind its last whole block is moved into a file beside it: it may be of a killed writer, or a block that
-    was damaged later.
+    The beginning of a block, as a killed writer leaves it, is moved into a file beside it: a damaged block can look so.
 
     Raises:
         InputError: another process writes to it, it was made by another model, or it can't be written.
-        DamagedFileError: the file is no archive, or its head is damaged.
+        DamagedFileError: the file is no archive, or it is damaged.
     """
     with locked_file(path), path.open("a+b") as stream:
         _write_head(stream, codec.content)
@@ -332,6 +394,11 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
             raise InputError(
                 f"{path} was made by another model or another entropy model: that of {archive.codec.name} (weights "
                 f"{archive.codec.model[:12]}), not of {codec.name} ({codec.model[:12]}); choose another file"
+            )
+        if archive.lost:
+            raise DamagedFileError(
+                f"{path} is damaged ({counted(archive.lost, 'byte')}), so nothing is added; write what is whole into a "
+                f"new archive: hrvqvae salvage {path} NEW{_SUFFIX}"
             )
         set_aside = None
         if archive.left_over:
@@ -343,10 +410,14 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
         yield ArchiveWriter(archive, stream, set_aside)
 
 
+def _head_of(tables: bytes) -> bytes:
+    start = _MAGIC + len(tables).to_bytes(4, "little") + tables
+    return start + zlib.crc32(start).to_bytes(4, "little")
+
+
 def _write_head(stream: BinaryIO, tables: bytes) -> None:
     """Write the head of a new archive, or of one whose writer was killed before it was there."""
-    start = _MAGIC + len(tables).to_bytes(4, "little") + tables
-    head = start + zlib.crc32(start).to_bytes(4, "little")
+    head = _head_of(tables)
     stream.seek(0)
     there = stream.read(len(head))
     if len(there) < len(head) and head.startswith(there):

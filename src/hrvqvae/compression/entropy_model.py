@@ -147,7 +147,7 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         found = _parsed(json.loads(text.decode()), body[:-_CHECK])
     except DamagedFileError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, zlib.error) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, zlib.error) as error:
         raise DamagedFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}") from error
     vars(found)["content"] = content  # zlib of another machine may compress otherwise, and the digest is of the file
     return found

@@ -147,7 +147,7 @@ def from_file(path: Path) -> Config:
     """A configuration from a YAML or JSON file. Raises as `from_dict` does, and where the file can't be read."""
     try:
         return from_dict(yaml.safe_load(path.read_text()), str(path))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({type(error).__name__})") from error
 
 

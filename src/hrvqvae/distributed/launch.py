@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import time
 import uuid
@@ -54,6 +55,7 @@ def process_group() -> Iterator[None]:
         dist.barrier()  # rank 0 ends last: it evaluates and draws, and a process that left before it has been aborted
         dist.destroy_process_group()
     except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left: the line is told before
         if store is not None and not _tells(store):
             sys.exit(2)
         if _is_lost(error):

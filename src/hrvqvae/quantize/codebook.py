@@ -96,7 +96,9 @@ class Codebook(nn.Module):
             self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
 
     @torch.no_grad()
-    def initialize(self, residual: Tensor, parent: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+    def initialize(
+        self, residual: Tensor, parent: Tensor, generator: torch.Generator, weight: float = 1.0, even: bool = False
+    ) -> None:
         """k-means in each codebook that gets data; a codebook that gets none starts near zero residual.
 
         Each codeword begins with the count of its cluster, so that the first batches refine it instead of replacing it.
@@ -105,6 +107,7 @@ class Codebook(nn.Module):
             residual: (N, D), what this level has to code.
             parent: (N,), the codebook that each vector is searched in.
             weight: of a vector in the counts: vectors of a training batch over N, since counts are those of a batch.
+            even: codewords get about equally many vectors (`kmeans`).
         """
         num_books, size = self.count.shape
         dim = residual.shape[-1]
@@ -113,7 +116,7 @@ class Codebook(nn.Module):
         count = torch.zeros(num_books * size, device=residual.device, dtype=torch.float32)
         for book, members in vq.nodes(parent, num_books):
             children = slice(book * size, (book + 1) * size)
-            start[children], count[children] = kmeans(residual[members], size, generator)
+            start[children], count[children] = kmeans(residual[members], size, generator, even)
         self.set_codewords(torch.arange(num_books * size, device=residual.device), start, count * weight)
 
     @torch.no_grad()

@@ -11,7 +11,8 @@ channels, such as (B, N) or (B, H, W).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize.fitting import Vectors, batches_of, fit
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.utils.errors import InputError, require
@@ -131,6 +133,40 @@ class TreeVQ(nn.Module):
             indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
         return self._as_input(quantized), indices, loss
 
+    def fit(self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0) -> TreeVQ:
+        """Fit the codebooks to vectors that are there already, whatever the mode; -> itself.
+
+        k-means on `start_vectors` of them, drawn evenly; then passes over all, each a step of Lloyd's algorithm with
+        the layer's own search. Codewords that get no vector split those that get most, where there are eight vectors a
+        codeword. Equal batches and seeds give equal codebooks (on a CPU). Training afterwards goes on from there.
+
+        Args:
+            vectors: array or tensor (N, D) of a floating type, which may be memory-mapped; or an iterable of such
+                that can be iterated again, as each pass does.
+            batch: vectors that are in memory together, beside the start's.
+
+        Raises:
+            InputError: there are no vectors, they have another shape or type, or can be iterated once only.
+            NonFiniteError: a value is NaN or infinite.
+        """
+        require(passes >= 1, "passes", passes, "at least 1")
+        require(batch >= 1, "batch", batch, "at least 1")
+        if isinstance(vectors, Iterator):
+            raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
+        batches = partial(batches_of, vectors, batch, self.quantizer.config.dim)
+        fit(self.quantizer, batches, self.start_vectors, passes, seed)
+        self._waiting = None
+        self.steps.fill_(1)
+        return self
+
+    @torch.no_grad()
+    def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
+        """Vectors as `fit` takes them -> indices (N, L) int64, on the CPU; nothing is changed. Raises as `fit`."""
+        device = self.quantizer.levels[0].count.device
+        batches = batches_of(vectors, batch, self.quantizer.config.dim)
+        found = [torch.stack(self.quantizer.encode(some.to(device)), -1).cpu() for some in batches]
+        return torch.cat(found) if found else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
+
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., l) of the first l levels, 1 to L -> the sum of their codewords, placed as the input is.
 
@@ -164,6 +200,12 @@ class TreeVQ(nn.Module):
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
+        if torch._C._current_graph_task_id() != -1:  # within backward: activation checkpointing, of a step taken before
+            self.quantizer.eval()
+            try:
+                return self.quantizer(vectors)  # type: ignore[no-any-return]
+            finally:
+                self.quantizer.train()
         steps = math.ceil(self.steps)
         if steps == 0:
             self._start(vectors.detach().float())

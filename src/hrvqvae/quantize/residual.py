@@ -150,12 +150,12 @@ class ResidualQuantizer(Quantizer):
             moved, source = codebook.restart_dead_codes(
                 residual[kept], known // self.config.codewords, known, self.config.restart_below, generator
             )
-            self._copy_subtrees(level, source, moved)
+            self.copy_subtrees(level, source, moved)
             kept &= ~torch.isin(path, moved)  # what a finer level has to code there is of the place that was left
             restarted += len(moved)
         return restarted
 
-    def _copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
+    def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,).
 
         Counts are in proportion to the codewords' own. A source is alive, so its count is not zero.

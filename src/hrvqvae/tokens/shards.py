@@ -211,7 +211,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what is damaged raises whatever its reader runs into
         raise DamagedFileError(
             f"{path} is damaged or cut short ({_line(error)}); delete it, and make it anew"
         ) from error

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -84,16 +84,14 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics file; a last line cut short by a kill is dropped."""
+    """Records of a metrics file; a last line cut short by a kill is dropped, and any that is damaged."""
     records = []
     if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError, RecursionError):
                 record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and "step" in record and "kind" in record:
-                records.append(record)
+                if isinstance(record, dict) and type(record.get("step")) is int and "kind" in record:
+                    records.append(record)
     return records
 
 

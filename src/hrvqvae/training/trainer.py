@@ -6,6 +6,7 @@ is made again where the run goes on.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -193,7 +194,8 @@ class Trainer(Generic[B]):
             batches = stack.enter_context(closing(task.batches(state.step)))
             stop = stack.enter_context(StopSignal())
             self.meter = stack.enter_context(Meter(sys.stdout))
-            self.log = MetricsLog(run.metrics, state.step, sinks)
+            with saving(run, state.step, "logged"):
+                self.log = MetricsLog(run.metrics, state.step, sinks)
             saved = state.step or -1
 
             def due(every: int) -> bool:
@@ -344,7 +346,8 @@ class Trainer(Generic[B]):
 
     def _log(self, state: TrainState) -> None:
         """Log and show the means since the last log."""
-        mean = self.log.write_means(state.step, self.task.training.batch_size)
+        with saving(self.task.run, state.step, "logged"):
+            mean = self.log.write_means(state.step, self.task.training.batch_size)
         if not mean:
             return
         used = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
@@ -361,12 +364,14 @@ class Trainer(Generic[B]):
                 self.task.save(state)
 
     def _evaluate(self, state: TrainState) -> None:
-        found = self.task.evaluate(state, self.log.records)
-        self.log.write("evaluation", state.step, found.record)
-        self.meter.say(f"step {state.step}  {found.line}")
-        if distributed.is_rank_zero():
-            for callback in self.callbacks:
-                callback(self.task.run, self.log.records, found)
+        with saving(self.task.run, state.step, "evaluated"):
+            found = self.task.evaluate(state, self.log.records)
+            self.meter.say(f"step {state.step}  {found.line}")
+            if distributed.is_rank_zero():
+                records = [*self.log.records, {"kind": "evaluation", "step": state.step, **found.record}]
+                for callback in self.callbacks:
+                    callback(self.task.run, records, found)
+            self.log.write("evaluation", state.step, found.record)  # last: without it the evaluation is made again
 
 
 class StopSignal:
@@ -422,14 +427,22 @@ def seed_step(seed: int, step: int) -> None:
 
 
 @contextmanager
-def saving(run: RunFolder, step: int) -> Iterator[None]:
-    """Turns an OSError while something is saved into an InputError with the step and the last good checkpoint."""
+def saving(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
+    """Turns an OSError while a step is saved or logged into an InputError with the step and the last good checkpoint.
+
+    So is an InputError that comes of a full disk.
+    """
     try:
         yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+    except (OSError, InputError) as error:
+        number = error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not isinstance(error, OSError):
+            raise
+        reason = os.strerror(number) if number and isinstance(error, OSError) else error
+        mend = "make room" if full else "mend that"
         raise InputError(
-            f"step {step} could not be saved ({reason}); {_last_good(run)}: make room and continue with --resume"
+            f"step {step} could not be {how} ({reason}); {_last_good(run)}: {mend} and continue with --resume"
         ) from error
 
 

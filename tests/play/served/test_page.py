@@ -17,6 +17,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from hrvqvae.play.server import Guard
 from tests.play.served.conftest import Server
 
 
@@ -110,6 +111,19 @@ def test_pages_of_other_sites_are_turned_away(headers: dict[str, str], server: S
         answer = connection.getresponse()
         assert answer.status == 403
         assert json.loads(answer.read())["detail"].startswith("this page answers to ")
+
+
+def test_uploads_are_limited_in_all(tmp_path: Path) -> None:
+    async def nothing(*_: object) -> None:
+        pytest.fail("it was passed on")
+
+    guard = Guard(nothing, most_bytes=10, hosts=(), folder=tmp_path)
+    for count, status in ((64, None), (65, 503)):
+        for number in range(count):
+            (tmp_path / f"{number}").write_bytes(bytes(10))
+        refusal = guard._refusal("/gradio_api/upload", {})
+        assert (refusal and refusal[0]) == status
+    assert guard._refusal("/gradio_api/call/reconstruct", {}) is None
 
 
 def test_memory_stays_flat(client: Client, server: Server, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def _keys(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what is damaged raises whatever it runs into
         raise InputError(f"{path} can't be read ({error}); write it again with numpy.savez") from error
 
 
@@ -109,7 +109,7 @@ def _array(part: Part) -> NDArray[Any]:
             return found
         mapped = _mapped_member(part)
         return np.asarray(np.load(part.path, allow_pickle=False)[part.key]) if mapped is None else mapped
-    except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # of damaged files, whatever their readers run into
         reason = " ".join(str(error).split())
         raise InputError(f"{_named(part)} is damaged or holds no numbers ({reason}); write it again") from error
 

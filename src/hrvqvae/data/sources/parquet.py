@@ -14,7 +14,8 @@ from __future__ import annotations
 import io
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,15 +57,13 @@ class ParquetSource(Source):
     @cached_property
     def _paths(self) -> NDArray[np.bytes_] | None:
         """The paths that the files give their images; None unless each has another one."""
-        import pyarrow.parquet
-
         found = list[str]()
         for path, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with _opened(path) as file:
                 if f"{column}.path" not in {file.schema.column(place).path for place in range(len(file.schema))}:
                     return None
                 values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
-            found += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
+                found += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
         return None if None in found or len(set(found)) < len(found) else encoded(found)
 
     def name(self, row: int) -> str:
@@ -107,6 +106,20 @@ class ParquetSource(Source):
         return np.lexsort((keys, np.repeat(windows, counts)))
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file. Raises InputError where it is damaged, whatever its reader runs into."""
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is damaged, or no Parquet file ({_line(error)})") from error
+
+
 def _bytes_of(group: Group) -> Any:
     """The column of images of a row group, read by this thread alone: other threads do not outlive a fork."""
     import pyarrow
@@ -126,21 +139,15 @@ def read(parts: Sequence[Part], labels: bool) -> ParquetSource:
 
     Raises InputError where a file is damaged, has no column of images or labels of another type, or there is no row.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     groups, told, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
     for part in parts:
-        try:
-            with pyarrow.parquet.ParquetFile(part.path) as file:
-                some = _groups(file, part.path)
-                groups += some
-                if labels and some:
-                    values, named = _labels(file, part.path)
-                    told.append(values)
-                    names.add(named)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{part.path} is damaged, or no Parquet file ({_line(error)})") from error
+        with _opened(part.path) as file:
+            some = _groups(file, part.path)
+            groups += some
+            if labels and some:
+                values, named = _labels(file, part.path)
+                told.append(values)
+                names.add(named)
     if not groups:
         raise InputError(f"{parts[0].path}: there is no row in it")
     source = ParquetSource(groups)

@@ -1,0 +1,199 @@
+"""Damaged files for every reader; kills, full disks and company for every command that writes: what comes of it.
+
+python -m benchmarks.torture --minutes 30 --seed 0, or make torture MINUTES=30. A case is named by the seed, by what is
+tried and by a number; --case "archive 17" runs it again and tells what happens. Exit code 1 where something is wrong.
+
+A reader may refuse a file in words (InputError, OSError), or read what is whole in it and say so. Wrong are other
+errors and signals, more than 5 s of computing, more than 1 GB, and content that differs from the file's without a word:
+where the format has check bytes, more often than these let pass. A command that was disturbed must end well, or with
+exit code 2 and a line. Then the same command, with --force where the line names it, must leave the files that one
+leaves which was never disturbed, as far as two of these leave the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.common import Row, as_script, finish, options
+from benchmarks.torture.commands import COMMANDS, Disturbances
+from benchmarks.torture.readers import MODEL, READERS, SECONDS, Parts
+from hrvqvae.checkpoints import codemaps
+from hrvqvae.checkpoints.folder import run_folder
+from hrvqvae.cli import main as hrvqvae
+from hrvqvae.config import presets, to_dict
+from hrvqvae.config.parsing import override
+from hrvqvae.data.sets.mnist import write_idx
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
+
+_CHUNK = 100  # cases of a reader that one process takes
+
+
+class Torture:
+    """Cases that are run on a ground, and what was wrong in them."""
+
+    def __init__(self, ground: Path, seed: int) -> None:
+        self.ground, self.seed, self._disturb = ground, seed, Disturbances(ground, seed)
+        self.found: dict[str, Counter[str]] = {}
+        self.faults: dict[tuple[str, str], list[int]] = {}  # numbers of cases, by name and what is wrong
+        self._expected: dict[str, dict[str, Parts]] = {}
+
+    def run(self, name: str, numbers: Sequence[int]) -> str:
+        """Run some cases of a reader or a command; -> what commands told."""
+        counts, told, faults = self.found.setdefault(name, Counter()), "", list[str]()
+        if name in READERS:
+            if name not in self._expected:
+                self._expected[name] = READERS[name].expected(self.ground)
+            faults += READERS[name].run(self.ground, self.seed, numbers, self._expected[name])
+        else:
+            for number in numbers:
+                fault, told = self._disturb.case(name, number)
+                faults.append(fault)
+        for number, fault in zip(numbers, faults, strict=True):
+            counts.update(["cases", fault.partition(":")[0]])
+            if fault and (fault != "accepted" or name in COMMANDS or READERS[name].check > 8):
+                self.faults.setdefault((name, fault), []).append(number)
+        return told
+
+    def go_on(self, names: Sequence[str], until: float) -> None:
+        """Run cases in turn, half of the time those of readers."""
+        kinds = [[one for one in names if one in known] for known in (READERS, COMMANDS)]
+        spent, turn = [0.0, 0.0], [0, 0]
+        while time.monotonic() < until:
+            kind = 1 if not kinds[0] or (kinds[1] and spent[1] < spent[0]) else 0
+            name, began = kinds[kind][turn[kind] % len(kinds[kind])], time.monotonic()
+            first = self.found.get(name, Counter())["cases"]
+            self.run(name, range(first, first + (1 if kind else _CHUNK)))
+            turn[kind] += 1
+            spent[kind] += time.monotonic() - began
+
+    def tell(self, as_json: bool) -> bool:
+        """Print the table and the faults; -> whether nothing was wrong."""
+        rows: list[Row] = []
+        for name, counts in self.found.items():
+            row: Row = {"what": name, "accepted": 0, "crash": 0, "hang": 0, "memory": 0, "check": "-", **counts}
+            if name in READERS:
+                bits, sealed = READERS[name].check, READERS[name].sealed is not None
+                row["check"] = "made right" if sealed else f"{2.0**-bits:.0e}" if bits else "none"
+                if bits and row["accepted"] > 2 + 3 * row["cases"] * 2.0**-bits:
+                    self.faults[name, f"more is accepted than {bits} check bits let pass"] = []
+            rows.append({**row, "share": row["accepted"] / row["cases"]})
+        heads = {
+            "reader or command": "{what}", "cases": "{cases:,}", "crashes": "{crash}", f"over {SECONDS} s": "{hang}",
+            "over 1 GB": "{memory}", "other content accepted": "{accepted}", "share": "{share:.1e}",
+            "what a check lets pass": "{check}",
+        }  # fmt: skip
+        finish(rows, heads, as_json)
+        for (name, fault), numbers in self.faults.items():
+            print(f"{name}: {fault}: {counted(len(numbers), 'case')}, {', '.join(map(str, numbers[:5]))}")
+        return not self.faults
+
+
+def prepare(ground: Path) -> None:
+    """Write what readers read and commands take: drawn images, a small trained run, files of a model of the package."""
+    draw = np.random.default_rng(0)
+    places = ("pictures/a", "pictures/b", "image", "data/mnist", "arrays", "maps")
+    for name in places:
+        (ground / name).mkdir(parents=True)
+    for number in range(12):
+        pixels = draw.integers(0, 256, (7, 7), np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(pixels).save(ground / "pictures" / "ab"[number % 2] / f"{number}.png")
+    for name in ("grey.png", "x.png", "x.jpg", "x.webp"):
+        Image.fromarray(pixels if name == "grey.png" else np.stack([pixels, pixels.T, pixels], 2)[:20]).save(
+            ground / "image" / name
+        )
+    for part, count in (("train", 96), ("t10k", 40)):
+        images = 255 * draw.integers(0, 2, (count, 3, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        write_idx(ground / "data" / "mnist" / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(ground / "data" / "mnist" / f"{part}-labels-idx1-ubyte.gz", labels)
+    np.save(ground / "arrays" / "a.npy", images)
+    np.save(ground / "arrays" / "a-labels.npy", labels)
+    np.savez(ground / "arrays" / "b.npz", x=images, y=labels)
+    np.savez_compressed(ground / "arrays" / "c.npz", x=images, y=labels)
+    maps = [images[:, :5, :5] % 4, images.astype(np.uint16)[:, :6, :6], labels.astype(np.int64)]
+    for path, array in zip(codemaps._paths(ground / "maps", "train", 2), maps, strict=True):
+        codemaps.write_array(path, array)
+    codemaps.write_about(ground / "maps", "train", {"of": 1}, 2, ["a", "b"])
+    given = {
+        "data.root": str(ground / "data"), "data.size": "12", "data.workers": "0", "model.hidden_units": "8",
+        "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",
+        "model.quantizer.init_vectors": "500", "training.batch_size": "16", "training.device": "cpu",
+        "training.epochs": "0", "training.max_steps": "5", "training.evaluate_every": "100",
+        "training.checkpoint_every": "2", "training.log_every": "2", "training.evaluation_images": "20",
+        "training.warmup_steps": "2", "prior.network.hidden_units": "8", "prior.network.residual_units": "8",
+        "prior.network.residual_blocks": "2", "prior.network.attention_layers": "1", "prior.training.batch_size": "16",
+        "prior.training.device": "cpu", "prior.training.epochs": "0", "prior.training.max_steps": "6",
+        "progressive.network.hidden_units": "8",
+    }  # fmt: skip
+    config = to_dict(override(presets.get("hrvqvae/mnist").config, given))
+    (ground / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    for name in ("train", "train-prior", "train-progressive", "fit-entropy-model"):
+        _run(name, ground)
+        if name == "train":
+            shutil.copytree(ground / "run", ground / "start" / "run")
+    (ground / "run").rename(ground / "trained")
+    for name in ("compress", "compress to an archive", "tokenize", "data pack", "data pack to Parquet", "compare"):
+        _run(name, ground)
+    parts = {
+        "archive": [ground / "x.hrva"], "tars": ground.glob("*.tar"), "parquets": ground.glob("*.parquet"),
+        "tables": [run_folder(MODEL) / "tables.hrvt"], "metrics": [ground / "trained" / "metrics.jsonl"],
+        "configs": [ground / "tiny.yaml"], "about": [ground / "comparison" / "comparison.json"],
+        "start/comparison": [ground / "comparison" / "classifier.safetensors"],
+    }  # fmt: skip
+    for name, paths in parts.items():
+        (ground / name).mkdir(parents=True)
+        for path in list(paths):
+            shutil.copy(path, ground / name)
+    (ground / "configs" / "x.json").write_text(json.dumps(config))
+
+
+def _run(name: str, ground: Path) -> None:
+    """Run a command in this process, so that those of the cases inherit what it has loaded."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        code = hrvqvae(COMMANDS[name].split(ground, ground))
+    if code:
+        raise InputError(f"{name}: {told.getvalue()}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = options(__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, metavar="M")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--only", default="", metavar="A,B", help="these readers and commands (default: all)")
+    parser.add_argument("--case", metavar="'NAME N'", help="run one again, and tell what happens")
+    arguments = parser.parse_args(argv)
+    known = {**READERS, **COMMANDS}
+    named, _, number = (arguments.case or "").rpartition(" ")
+    chosen = [named] if arguments.case else [one for one in arguments.only.split(",") if one] or [*known]
+    if unknown := {*chosen} - {*known}:
+        raise InputError(f"no reader or command is named {', '.join(unknown)}; there are: {', '.join(known)}")
+    torch.set_num_threads(1)
+    with TemporaryDirectory(prefix="torture-") as folder:
+        prepare(Path(folder))
+        torture = Torture(Path(folder), arguments.seed)
+        if arguments.case:
+            print(torture.run(named, [int(number)]))
+        else:
+            torture.go_on(chosen, time.monotonic() + 60 * arguments.minutes)
+        sys.exit(0 if torture.tell(arguments.json) else 1)
+
+
+if __name__ == "__main__":
+    as_script(main)

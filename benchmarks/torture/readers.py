@@ -1,0 +1,334 @@
+"""Readers and the damage that is done to their files: what each gives of a file, in processes that may end."""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from hrvqvae.checkpoints import codemaps, export, loading, storage
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.trained import TrainedModel
+from hrvqvae.comparison import report
+from hrvqvae.comparison.folder import Folder
+from hrvqvae.compression import archive, hrv
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.config import DataConfig, to_dict
+from hrvqvae.config.parsing import from_file
+from hrvqvae.data.images import decode_image
+from hrvqvae.data.loading import load_images, open_whole
+from hrvqvae.tokens.shards import Plan, named_shards
+from hrvqvae.training.loggers import MetricsLog
+from hrvqvae.utils.errors import InputError
+
+Parts = dict[str, str]
+"""Digest of each thing that a file holds, by name; "told" is there where the reader says that something is wrong."""
+
+SECONDS, BYTES = 5, 1 << 30  # of a case, at most
+MODEL = "treevq-mnist"
+_PATIENCE = 60  # seconds of a case by the clock
+_NASTY = (
+    "", "null", "-1", "0", "1", "1e999", "nan", "9" * 30, "true", "[]", "{}", '""', "[" * 2000, "{a: " * 2000, "\0",
+    "é\ud800", "../x", "x" * 70_000, "&a [*a]", "!!python/name:os.system", "2026-01-01", "0x10", "~", "level", "'",
+)  # fmt: skip
+_KINDS = ("cut", "bit", "bytes", "number", "zero", "remove", "repeat", "move", "word", "word", "word")
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """A file with damage: cut, bits and bytes changed, numbers at their ends, parts moved, words replaced."""
+    made = bytearray(content)
+    for _ in range(draw.choice((1, 1, 1, 2, 5))):
+        place, length = draw.randrange(len(made) or 1), draw.choice((1, 2, 4, 8, 64, 1024))
+        part, bits = slice(place, place + length), 8 * min(length, 8)
+        match draw.choice(_KINDS):
+            case "cut":
+                del made[place:]
+            case "bit" if made:
+                made[place] ^= 1 << draw.randrange(8)
+            case "bytes":
+                made[part] = draw.randbytes(length)
+            case "number":
+                number = draw.choice((0, 1, 2 ** (bits - 1) - 1, 2**bits - 1, 1 << draw.randrange(bits)))
+                made[place : place + bits // 8] = number.to_bytes(bits // 8, "little")
+            case "zero":
+                made[place:] = bytes(len(made) - place)
+            case "remove":
+                del made[part]
+            case "repeat":
+                made[place:place] = made[part]
+            case "move":
+                other = draw.randrange(len(content))
+                made[place:place] = content[other : other + length]
+            case "word":
+                if found := re.search(rb"[\w.+-]+|\S", bytes(made[place : place + 200])):
+                    word = draw.choice(_NASTY).encode(errors="surrogatepass")
+                    made[place + found.start() : place + found.end()] = word
+    return bytes(made)
+
+
+@dataclass
+class Reader:
+    """What reads a kind of file.
+
+    Attributes:
+        folder: of the files, below the ground.
+        read: the parts that the damaged file, or its folder, holds; None is a refusal.
+        files: patterns of the files that are damaged, one in each case.
+        check: bits of the check of a part; 0 where the format has none.
+        opened: the content that is damaged, where `sealed` makes all checks right again: nothing is then told by them.
+    """
+
+    folder: str
+    read: Callable[[Path], Parts | None]
+    files: tuple[str, ...] = ("*",)
+    check: int = 0
+    opened: Callable[[bytes], bytes] | None = None
+    sealed: Callable[[bytes, bytes], bytes] | None = None
+
+    def paths(self, ground: Path) -> list[Path]:
+        """The files that are damaged."""
+        return sorted({path for pattern in self.files for path in (ground / self.folder).glob(pattern)})
+
+    def case(self, ground: Path, seed: int, number: int) -> tuple[Path, bytes]:
+        """The file that a case damages, and what it becomes."""
+        draw = random.Random(f"{seed} {self.folder} {self.files} {number}")
+        path = draw.choice(self.paths(ground))
+        content = path.read_bytes()
+        if self.opened and self.sealed:
+            return path, self.sealed(content, damaged(self.opened(content), draw))
+        return path, damaged(content, draw)
+
+    def expected(self, ground: Path) -> dict[str, Parts]:
+        """What the undamaged files hold, by path, read by a process of its own: none inherits its threads."""
+        told = "".join(_in_child(lambda say: say(json.dumps({str(one): self.read(one) for one in self.paths(ground)}))))
+        found: dict[str, Parts] = json.loads(told or "{}")
+        if not found or any(not parts or "told" in parts for parts in found.values()):
+            raise InputError(f"the files in {ground / self.folder} can't be read undamaged: {told}")
+        return found
+
+    def run(self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]) -> Iterator[str]:
+        """What is wrong in each case, in order; "" for nothing. Where a process ends in one, another goes on."""
+        left = list(numbers)
+        while left:
+            before = {path: path.read_bytes() for path in self.paths(ground)}
+            code = 0
+            for line in _in_child(lambda say: self._run(ground, seed, left, expected, say)):
+                if line.startswith("exit code"):
+                    code = int(line.split()[-1])
+                else:
+                    left.pop(0)
+                    yield line
+            if left:
+                for path, content in before.items():
+                    path.write_bytes(content)
+                left.pop(0)
+                yield "hang" if code in (-signal.SIGXCPU, -signal.SIGALRM) else f"crash: exit code {code}"
+
+    def _run(
+        self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts], say: Callable[[str], None]
+    ) -> None:
+        faulthandler.enable()
+        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + 4 * BYTES, resource.RLIM_INFINITY))
+        for number in numbers:
+            path, content = self.case(ground, seed, number)
+            before = path.read_bytes()
+            signal.alarm(_PATIENCE)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS + 1, resource.RLIM_INFINITY))
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+            begun, rest = time.process_time(), resident("VmRSS")
+            path.write_bytes(content)
+            fault = _fault(self.read, path, expected[str(path)])
+            path.write_bytes(before)
+            if not fault and time.process_time() - begun > SECONDS:
+                fault = "hang"
+            say(fault or ("memory" if resident("VmHWM") - rest > BYTES else ""))
+
+
+def _in_child(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:
+    """The lines that a process of its own says, and "exit code N" where it is not 0."""
+    listen, say = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with os.fdopen(say, "w", buffering=1) as lines:
+                work(lambda line: print(line, file=lines))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(say)
+    with os.fdopen(listen) as lines:
+        for line in lines:
+            yield line.rstrip("\n")
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        yield f"exit code {code}"
+
+
+def _fault(read: Callable[[Path], Parts | None], path: Path, expected: Parts) -> str:
+    """What a reader does wrong with a file."""
+    try:
+        found = read(path)
+    except (InputError, OSError):
+        return ""
+    except MemoryError:
+        return "memory"
+    except BaseException as error:
+        traceback.print_exc()
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"crash: {type(error).__name__}, {Path(last.filename).name}:{last.lineno}"
+    if found is None:
+        return ""
+    told = found.pop("told", "")
+    wrong = any(expected.get(name) != digest for name, digest in found.items())
+    return "accepted" if wrong or (not told and len(found) < len(expected)) else ""
+
+
+def resident(what: str) -> int:
+    """VmRSS, VmHWM (its peak) or VmSize of this process in bytes."""
+    found = re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def digest(value: Any) -> str:
+    """Of plain values, bytes, arrays and tensors, or lists and mappings of these."""
+    if isinstance(value, (list, tuple)):
+        value = [digest(one) for one in value]
+    elif isinstance(value, Mapping):
+        value = [(str(name), digest(one)) for name, one in value.items()]
+    elif isinstance(value, (np.ndarray, torch.Tensor)):
+        array = np.asarray(value)
+        value = (array.shape, array.dtype.str, array.tobytes())
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
+
+
+def _of_run(path: Path) -> Parts:
+    run = next(one for one in path.parents if (one / "priors").is_dir())
+    model, priors = TrainedModel(run), loading.load_priors(run)
+    found = {"config": to_dict(model.config), "weights": model.autoencoder.state_dict(), "tables": model.codec.content}
+    found["priors"] = [[one.state_dict() for one in priors.networks], priors.classes, priors.class_counts]
+    return {name: digest(value) for name, value in found.items()} | {"card": export._measured(RunFolder(run))}
+
+
+def _with_meta(content: bytes, meta: bytes) -> bytes:
+    tensors, text = load(content), meta.decode("latin-1")
+    return save(tensors, {"format": "pt", "meta": text, "digest": storage._digest(tensors, text)})
+
+
+def _tables_opened(content: bytes) -> bytes:
+    end = 12 + int.from_bytes(content[8:12], "little")
+    return content[8:end] + zlib.decompress(content[end:])[:-4]
+
+
+def _tables_sealed(content: bytes, plain: bytes) -> bytes:
+    end = 4 + int.from_bytes(plain[:4], "little")
+    return content[:8] + plain[:end] + zlib.compress(plain[end:] + zlib.crc32(plain[4:end]).to_bytes(4, "little"), 1)
+
+
+def _of_maps(path: Path) -> Parts | None:
+    found = codemaps.read_maps(path.parent, "train", {"of": 1}, (4, 300))
+    return None if found is None else {"": digest([found.levels, found.labels, found.classes])}
+
+
+def _of_archive(path: Path) -> Parts:
+    opened = archive.open_archive(path)
+    images = opened.read(range(len(opened.entries)))
+    found = {name: digest(one.codes) for name, one in zip(opened.names, images, strict=True) if not one.fault}
+    return found | ({"told": "yes"} if opened.damaged or opened.left_over or len(found) < len(images) else {})
+
+
+def _archive_opened(content: bytes) -> bytes:
+    place = content.index(b"HRVB")
+    length = int.from_bytes(content[place + 8 : place + 12], "little")
+    return content[place + 4 : place + 16] + zlib.decompress(content[place + 20 : place + 20 + length])
+
+
+def _archive_sealed(content: bytes, plain: bytes) -> bytes:
+    place, index = content.index(b"HRVB"), zlib.compress(plain[12:])
+    rest = place + 20 + int.from_bytes(content[place + 8 : place + 12], "little")
+    head = b"HRVB" + plain[:4] + len(index).to_bytes(4, "little") + plain[8:12]
+    return content[:place] + head + zlib.crc32(head + index).to_bytes(4, "little") + index + content[rest:]
+
+
+@cache
+def _codec() -> EntropyModel:
+    return TrainedModel(MODEL).codec
+
+
+def _of_file(path: Path) -> Parts:
+    found, codec = hrv.read(_codec(), [path.read_bytes()])[0], _codec()
+    levels = {f"{number}": digest(level) for number, level in enumerate(found.codes)}
+    cut = found.fault or len(levels) < len(codec.symbols)  # fewer levels are a whole file
+    return {"size": digest(found.size)} | levels | ({"told": "yes"} if cut else {})
+
+
+def _of_shards(path: Path) -> Parts:
+    shards, found = named_shards(path.parent), Parts()
+    for rows in shards.rows(2):
+        for place, key in enumerate(rows.keys):
+            found[key] = digest([rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]])
+    return found | {"about": digest([shards.broken, shards.classes, str(Plan.of(path.parent))])}
+
+
+def _of_images(path: Path) -> Parts:
+    source = open_whole(path.with_name(path.name.replace("-labels", "")))
+    found = {source.name(row): decode_image(lambda row=row: source.open(row), 3) for row in range(len(source))}  # type: ignore[misc]
+    return {"labels": digest(source.labels)} | {name: digest(one.pixels) for name, one in found.items()}
+
+
+def _of_set(path: Path) -> Parts:
+    images = load_images(DataConfig(dataset="mnist", root=str(path.parent), size=12, channels=1), "train")
+    return {"": digest([images.pixels, images.labels])}
+
+
+def _of_comparison(path: Path) -> Parts:
+    place = path.parent.parent if path.parent.name == "rows" else path.parent
+    about = json.loads((place.parent / "about" / "comparison.json").read_text())["about"]
+    return {"": digest([Folder(place).claim(about), report.table(Folder(place).rows())])}
+
+
+_WEIGHTS = ("model.safetensors", "p*/**/model.safetensors")
+READERS = {
+    "run": Reader("trained", _of_run, (*_WEIGHTS, "tables.hrvt"), 128),
+    "sealed run": Reader(
+        "trained", _of_run, _WEIGHTS, opened=lambda content: storage._header(content)[0].encode(), sealed=_with_meta
+    ),
+    "texts of a run": Reader("trained", _of_run, ("config.yaml", "metrics.jsonl", "p*/**/config.yaml")),
+    "tables": Reader("tables", lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)}, check=32),
+    "sealed tables": Reader(
+        "tables", lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)},
+        opened=_tables_opened, sealed=_tables_sealed,
+    ),
+    "code maps": Reader("maps", _of_maps, check=128),
+    "archive": Reader("archive", _of_archive, check=8),
+    "sealed archive": Reader("archive", _of_archive, opened=_archive_opened, sealed=_archive_sealed),
+    "file of codes": Reader("codes", _of_file, ("**/*.hrv",), 8),
+    "shards of codes": Reader("shards", _of_shards, ("[!.]*",)),
+    "tar": Reader("tars", _of_images, ("*.tar",)),
+    "Parquet of images": Reader("parquets", _of_images),
+    "npy and npz": Reader("arrays", _of_images),
+    "image": Reader("image", lambda path: {"": digest(decode_image(path, 3).pixels)}),
+    "MNIST": Reader("data/mnist", _of_set, ("train*",), 32),
+    "configuration": Reader("configs", lambda path: {"": digest(to_dict(from_file(path)))}),
+    "metrics": Reader("metrics", lambda path: {"": digest(MetricsLog(path, 10**9).records)}),
+    "comparison": Reader("comparison", _of_comparison, ("comparison.json", "rows/*.json")),
+}  # fmt: skip
+"""By name. Texts, arrays and images of others have no check of their own, or one that their readers do not compare."""

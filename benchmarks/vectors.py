@@ -1,0 +1,217 @@
+"""TreeVQ alone, fitted to vectors that are there, beside faiss: its residual quantizer, and flat k-means.
+
+Vectors are patches of 8x8 colour pixels of CIFAR10, 192 values each, or with --features what efficientnet-lite0 makes
+of whole images, 320 values. Seconds are those of the processor, one thread. A seed draws patches and starts all sides.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import Row, as_script, finish, options, positive
+from hrvqvae.comparison.report import welch
+from hrvqvae.config import DataConfig
+from hrvqvae.data.loading import load_images
+from hrvqvae.quantize.layer import TreeVQ
+from hrvqvae.utils.errors import InputError
+
+Floats = NDArray[np.float32]
+SHAPES = {12: ((8, 4), (64, 2)), 18: ((8, 6), (64, 3))}  # bits -> (m, L)
+TREES = {12: ((8, 4, 1), (8, 4, 4), (16, 3, 4), (64, 2, 4)), 18: ((8, 6, 4), (64, 3, 4))}  # (m, L, beam)
+
+
+def pixels(split: str, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(images, 3, 32, 32) of CIFAR10, and their classes."""
+    found = load_images(DataConfig(dataset="cifar10", size=32, channels=3), split)
+    decoded = [found.decode(index, None) for index in range(min(images, len(found)))]
+    return np.stack([one.pixels for one in decoded]), found.labels[: len(decoded)]
+
+
+def patches(images: NDArray[np.uint8], number: int, seed: int) -> Floats:
+    """(number, 192) in [0, 1], at random places, as many of each image."""
+    generator, chosen = np.random.default_rng(seed), np.arange(number) % len(images)
+    y, x = generator.integers(0, 25, (2, number))
+    windows = np.lib.stride_tricks.sliding_window_view(images, (8, 8), axis=(2, 3))
+    found: Floats = np.divide(windows[chosen, :, y, x].reshape(number, -1), 255, dtype=np.float32)
+    return found
+
+
+def features(images: NDArray[np.uint8]) -> Floats:
+    """(B, 320) of efficientnet-lite0."""
+    from hrvqvae.models.perceptual import EFFICIENTNET, EfficientNetDistance, perceptual_distance
+
+    network = perceptual_distance(EFFICIENTNET)
+    assert isinstance(network, EfficientNetDistance)
+    with torch.no_grad():
+        parts = torch.from_numpy(images).split(250)  # type: ignore[no-untyped-call]
+        return torch.cat([network.pooled(some.float() / 255) for some in parts]).numpy()
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError("this compares with faiss: pip install 'hrvqvae[bench]'") from error
+    faiss.omp_set_num_threads(1)
+    return faiss
+
+
+Coded = tuple[NDArray[np.int64], Floats]  # codes (N, L), and the vectors that they stand for
+Fit = Callable[[Floats], Callable[[Floats], Coded]]
+
+
+def residual(size: int, levels: int, seed: int) -> Fit:
+    """faiss's residual quantizer with a beam of 4."""
+
+    def fit(vectors: Floats) -> Callable[[Floats], Coded]:
+        faiss, bits = _faiss(), size.bit_length() - 1
+        quantizer = faiss.ResidualQuantizer(vectors.shape[1], levels, bits)
+        quantizer.max_beam_size, quantizer.cp.seed = 4, seed + 1
+        quantizer.train(vectors)
+
+        def encode(some: Floats) -> Coded:
+            codes = quantizer.compute_codes(some)
+            return faiss.unpack_bitstrings(codes, levels, bits).astype(np.int64), quantizer.decode(codes)
+
+        return encode
+
+    return fit
+
+
+def flat(clusters: int, seed: int) -> Fit:
+    """faiss's k-means of all vectors, 25 iterations."""
+
+    def fit(vectors: Floats) -> Callable[[Floats], Coded]:
+        found = _faiss().Kmeans(
+            vectors.shape[1], min(clusters, len(vectors)), niter=25, seed=seed + 1, max_points_per_centroid=10**9
+        )
+        found.train(vectors)
+
+        def encode(some: Floats) -> Coded:
+            nearest = found.index.search(some, 1)[1]
+            return nearest, found.centroids[nearest[:, 0]]
+
+        return encode
+
+    return fit
+
+
+def tree(size: int, levels: int, beam: int, seed: int) -> Fit:
+    """TreeVQ."""
+
+    def fit(vectors: Floats) -> Callable[[Floats], Coded]:
+        layer = TreeVQ(vectors.shape[1], size, levels, beam=beam).fit(vectors, seed=seed)
+
+        def encode(some: Floats) -> Coded:
+            indices = layer.encode(some)
+            return indices.numpy(), layer.get_output_from_indices(indices).numpy()
+
+        return encode
+
+    return fit
+
+
+def sides(bits: int, seed: int) -> dict[str, Fit]:
+    """What is compared at so many bits."""
+    found = {f"faiss RQ {levels}x{size}, beam 4": residual(size, levels, seed) for size, levels in SHAPES[bits]}
+    if bits == 12:
+        found["flat k-means"] = flat(4096, seed)
+    trees = {
+        f"TreeVQ {size}^{levels}, beam {beam}": tree(size, levels, beam, seed) for size, levels, beam in TREES[bits]
+    }
+    return found | trees
+
+
+def purity(train: NDArray[np.int64], test: NDArray[np.int64], classes: Sequence[NDArray[np.int64]]) -> list[float]:
+    """Of codes (N, L), by prefix: test vectors whose class is the most frequent one of training vectors of theirs."""
+    found = []
+    for levels in range(1, train.shape[1] + 1):
+        both = np.concatenate([train[:, :levels], test[:, :levels]])
+        cluster = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+        votes = np.zeros((cluster.max() + 1, classes[0].max() + 1), int)
+        np.add.at(votes, (cluster[: len(train)], classes[0]), 1)
+        found.append(float((votes[cluster[len(train) :]].argmax(1) == classes[1]).mean()))
+    return found
+
+
+def measure(fit: Fit, train: Floats, test: Floats, classes: Sequence[NDArray[np.int64]] = ()) -> Row:
+    """Row with left (share of the test vectors' variance), fit_seconds, search_seconds, used (codes of the training
+    vectors) and, with classes, purity by prefix."""
+    begun = time.process_time()
+    encode = fit(train)
+    fitted = time.process_time()
+    codes, values = encode(test)
+    ended = time.process_time()
+    own, _ = encode(train)
+    variance = np.square(test - train.mean(0)).sum(dtype=np.float64)
+    row: Row = {
+        "left": float(np.square(test - values).sum(dtype=np.float64) / variance), "fit_seconds": fitted - begun,
+        "search_seconds": ended - fitted, "used": len(np.unique(own, axis=0)),
+    }  # fmt: skip
+    return row | ({"purity": purity(own, codes, classes)} if classes else {})
+
+
+def bench_vectors(
+    bits: int, seeds: int = 3, number: int = 200_000, test_number: int = 20_000, *, whole: bool = False
+) -> list[Row]:
+    """A row for each side: what `measure` gives, means over seeds, with spread and p against each of faiss's.
+
+    Args:
+        whole: features of whole images, of which as many are taken, in place of patches.
+    """
+    train, test = pixels("train", number), pixels("test", test_number)
+    values = [features(images) for images, _ in (train, test)] if whole else []
+    measured: dict[str, list[Row]] = {}
+    for seed in range(seeds):
+        given = values or [patches(train[0], number, 2 * seed), patches(test[0], test_number, 2 * seed + 1)]
+        for name, fit in sides(bits, seed).items():
+            row = measure(fit, given[0], given[1], (train[1], test[1]) if whole else ())
+            measured.setdefault(name, []).append(row)
+            print(f"{name}, seed {seed}: {row}", file=sys.stderr, flush=True)
+    rows = []
+    for name, runs in measured.items():
+        left = [run["left"] for run in runs]
+        row = {"side": name, "bits": bits, "left": mean(left), "spread": stdev(left) if seeds > 1 else 0.0}
+        row |= {key: mean(run[key] for run in runs) for key in ("fit_seconds", "search_seconds", "used")}
+        if whole:
+            row["purity"] = " ".join(f"{mean(each):.3f}" for each in zip(*(run["purity"] for run in runs), strict=True))
+        others = {other: [run["left"] for run in runs] for other, runs in measured.items() if "TreeVQ" not in other}
+        if "TreeVQ" in name:
+            row["against"] = ", ".join(
+                f"{mean(left) / mean(other) - 1:+.1%}" + (f" (p {welch(left, other):.2g})" if seeds > 1 else "")
+                for other in others.values()
+            )
+        rows.append(row)
+    return rows
+
+
+COLUMNS = {
+    "side": "{side}", "bits": "{bits}", "variance left": "{left:.4f} ± {spread:.4f}", "fit s": "{fit_seconds:.1f}",
+    "search s": "{search_seconds:.2f}", "codes used": "{used:,.0f}", "against faiss's, in order": "{against}",
+    "purity by prefix": "{purity}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit every side to vectors of CIFAR10."""
+    parser = options(__doc__)
+    parser.add_argument("--bits", type=int, choices=tuple(SHAPES), default=12, help="of a vector (default: 12)")
+    parser.add_argument("--features", action="store_true", help="of whole images, by efficientnet-lite0")
+    parser.add_argument("--vectors", type=positive, nargs=2, default=(200_000, 20_000), metavar=("TRAIN", "TEST"))
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="(default: 3)")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = bench_vectors(given.bits, given.seeds, *given.vectors, whole=given.features)
+    finish(rows, COLUMNS, given.json)
+
+
+if __name__ == "__main__":
+    as_script(main)
