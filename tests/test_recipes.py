@@ -102,7 +102,7 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
     beside = {
         "treevq-cifar10": ("priors/levels-1-4", "priors/levels-5-8", "priors/levels-9-12", "prefixes"),
-        "treevq-mnist": ("priors/levels-1-3", "prefixes"),
+        "treevq-mnist": ("priors/levels-1-5", "prefixes"),
     }
     each = ("priors/level-1", "priors/level-2", "priors/level-3")
     others = {f"{folder}/model.safetensors" for folder in beside.get(name, each)}
