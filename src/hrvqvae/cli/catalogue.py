@@ -103,7 +103,9 @@ def add(commands: Group) -> None:
     command(commands, "presets", about, _presets, option("name", nargs="?", metavar="NAME"), "--json")
 
     folder = option("folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help="default: runs")
-    command(commands, "runs", "list the runs below a folder: step, error, priors, what is stale", _runs, folder, "--json")
+    command(
+        commands, "runs", "list the runs below a folder: step, error, priors, what is stale", _runs, folder, "--json"
+    )
 
     actions = group(commands, "data", "data sets, and networks to compare images by")
     root = option("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")

@@ -208,9 +208,7 @@ def _own_bits(
                     for h in range(hidden):
                         spare[h] += np.int32(table[new, h]) - np.int32(table[old, h])
                 chosen = _value(own, groups[selecting], layout[2]) if selecting >= 0 else 0
-                totals[one] = frequencies_of(
-                    spare[:hidden], chosen, weights, offsets, shift, frequencies[one, :values]
-                )
+                totals[one] = frequencies_of(spare[:hidden], chosen, weights, offsets, shift, frequencies[one, :values])
             found[one] += math.log2(totals[like] / frequencies[like, own[level]])
 
 

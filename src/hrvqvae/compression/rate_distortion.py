@@ -113,9 +113,7 @@ class RateDistortion:
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
-    def _weighed(
-        self, images: Tensor, lmbdas: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int32], Tensor]:
+    def _weighed(self, images: Tensor, lmbdas: NDArray[np.float64]) -> tuple[NDArray[np.int32], Tensor]:
         """Codes (L, B, H, W) of images that are searched as a whole, and their squared errors (B, Y, X)."""
         unit = unit_images(images, self._model.channels).clone()
         layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
@@ -123,7 +121,9 @@ class RateDistortion:
         networks = [codec.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
         usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
-        for code, symbols in zip(self._model.quantizer.encode(latents)[: self.levels], self.codec.symbols, strict=False):
+        for code, symbols in zip(
+            self._model.quantizer.encode(latents)[: self.levels], self.codec.symbols, strict=False
+        ):
             usual = usual * symbols + code
         numbers = torch.cat([usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])

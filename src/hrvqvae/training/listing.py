@@ -45,12 +45,13 @@ def _row(run: RunFolder) -> dict[str, Any]:
         limits = {"step": config.training.max_steps, "epoch": config.training.epochs}
         minutes = config.training.max_minutes
         budget = [f"{number:,} {name}s" for name, number in limits.items() if number]
+        budget += [f"{minutes:g} minutes"] if minutes else []
         errors = [record["mse"] for record in read_records(run.metrics) if "mse" in record]
         row |= {
             "system": config.model.system, "preset": config.name,
             "step": max([about.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
-            "budget": ", ".join(budget + [f"{minutes:g} minutes"] * bool(minutes)), "mse": errors[-1] if errors else None,
-            "priors": [level_names(levels) for levels, prior in prior_folders(run.path).items() if prior.model.is_file()],
+            "budget": ", ".join(budget), "mse": errors[-1] if errors else None,
+            "priors": [level_names(one) for one, prior in prior_folders(run.path).items() if prior.model.is_file()],
             "stale": [str(part.path.relative_to(run.path)) for part in stale_parts(run.path)],
         }  # fmt: skip
     except (OSError, InputError, KeyError) as error:

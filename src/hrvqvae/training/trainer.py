@@ -363,7 +363,9 @@ class Trainer(Generic[B]):
         """Write a checkpoint, and then what others load."""
         if distributed.is_rank_zero():
             with saving(self.task.run, state.step):
-                self.task.run.save(state.step, state.tensors(), {**state.meta(), "data": self.task.data, "spent": state.fraction})
+                self.task.run.save(
+                    state.step, state.tensors(), {**state.meta(), "data": self.task.data, "spent": state.fraction}
+                )
                 self.task.save(state)
 
     def _evaluate(self, state: TrainState) -> None:
