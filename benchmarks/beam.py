@@ -138,8 +138,9 @@ def bench_effort(
             row["bytes"].append(len(b"".join(write(trained.codec, flat_codes(codes), size)[0])))
             row["psnr"].append(psnr(float((trained.decode(codes, size=size) - image / 255).square().mean())))
         rows.append(row)
-        known = sorted(zip(np.log(rows[0]["bytes"]), rows[0]["psnr"], strict=True))
-        there = np.interp(np.log(row["bytes"]), *zip(*known, strict=True), left=np.nan, right=np.nan)
+        order = np.argsort(rows[0]["bytes"])
+        sizes, best = np.log(rows[0]["bytes"])[order], np.array(rows[0]["psnr"])[order]
+        there = np.interp(np.log(row["bytes"]), sizes, best, left=np.nan, right=np.nan)
         row["gain"] = (np.array(row["psnr"]) - there).tolist()
     return rows
 

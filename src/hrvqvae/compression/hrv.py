@@ -74,7 +74,7 @@ def crc8(content: bytes | NDArray[np.uint8], register: int) -> int:
 
 
 @compiled()
-def _crc8(content: Any, register: int) -> Any:
+def _crc8(content: Any, register: Any) -> Any:
     for byte in content:
         register = np.int64(_CRC[(register ^ np.int64(byte)) & 0xFF])
     return register
