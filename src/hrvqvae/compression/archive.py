@@ -204,7 +204,7 @@ def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> 
     head = stream.read(_HEAD)
     length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
     cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
-    return Archive(path, start[4], codec, tuple(entries), end, damaged, size - end, cut)
+    return Archive(path, version, codec, tuple(entries), end, damaged, size - end, cut)
 
 
 def _read_head(path: Path, stream: BinaryIO, size: int) -> tuple[EntropyModel, int]:
