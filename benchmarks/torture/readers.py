@@ -277,7 +277,8 @@ def _of_file(path: Path) -> Parts:
     found, codec = hrv.read(_codec(), [path.read_bytes()])[0], _codec()
     levels = {f"{number}": digest(level) for number, level in enumerate(found.codes)}
     cut = found.fault or len(levels) < len(codec.symbols)  # fewer levels are a whole file
-    return {"size": digest(found.size)} | levels | ({"told": "yes"} if cut else {})
+    size = {"size": digest(found.size)} if levels else {}  # the first check is of size and level 1
+    return size | levels | ({"told": "yes"} if cut else {})
 
 
 def _of_shards(path: Path) -> Parts:

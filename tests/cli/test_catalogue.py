@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,10 @@ import pytest
 from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
-from tests.cli.helpers import do
+from hrvqvae.utils.files import locked
+from tests.cli.helpers import do, refused
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +40,29 @@ def test_a_preset_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     entry = json.loads(capsys.readouterr().out)
     assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
     assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
+
+
+def test_runs_are_listed_with_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(GOLDEN, runs / "more")
+    shutil.copytree(GOLDEN / "vqvae", runs / "other")
+    shutil.copy(runs / "other" / "model.safetensors", runs / "more" / "treevq")
+    (runs / "bad" / "checkpoints").mkdir(parents=True)
+    (runs / "bad" / "config.yaml").write_text("model: [")
+    with locked(runs / "other"):
+        script = "import sys; from hrvqvae.cli import main; main(sys.argv[1:])"
+        done = subprocess.run([sys.executable, "-c", script, "runs", runs, "--json"], capture_output=True, check=True)
+    bad, tree, plain, other = json.loads(done.stdout)
+    assert "damaged" in bad["fault"]
+    assert (tree["run"], tree["system"], tree["step"]) == (str(runs / "more" / "treevq"), "treevq", 8)
+    assert tree["stale"] == ["priors/levels-1-3", "prefixes", "tables.hrvt"]
+    assert plain == other | {"run": str(runs / "more" / "vqvae"), "in_use": False}
+    assert other["in_use"]
+    assert other["mse"] == pytest.approx(0.288086, abs=1e-6)
+    assert (other["preset"], other["priors"]) == ("vqvae/mnist", [])
+    do("runs", runs)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert "there is no such folder" in refused(["runs", runs / "gone"], capsys)
 
 
 def test_data_is_listed(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,21 @@ def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path, capsys
     assert "level 3 is cut short or damaged" in capsys.readouterr().out
 
 
+def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images: Path, tmp_path: Path) -> None:
+    do("data", "pack", images, tmp_path / "t")
+    do("data", "pack", images, tmp_path / "p", "--format", "parquet")
+    paths = sorted(images.rglob("*.png"))
+    (images / "names.txt").write_text("\n".join(f"{path.relative_to(images)}\tlabel" for path in paths))
+    found = []
+    for number, given in enumerate((images, tmp_path / "t-000000.tar", tmp_path / "p-*.parquet", images / "names.txt")):
+        out = tmp_path / f"{number}"
+        do("compress", run, given, "-o", out)
+        found.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.hrv")})
+    (images / "names.txt").unlink()
+    assert len(found[0]) == 4
+    assert found[1:] == [found[0]] * 3
+
+
 def test_a_folder_gets_a_file_for_each_image(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,7 +148,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["compress", run, images, "-o", tmp_path / "y.hrv"], "takes one image, and there are 4"),
         (["compress", run, image, images / "more" / "0.png", "-o", tmp_path / "d"], "would both be named 0"),
         (["compress", run, odd, "-o", tmp_path / "z.hrva"], "has a name that is not UTF-8"),
-        (["compress", run, tmp_path / "none", "-o", tmp_path / "d"], "has no PNG, JPEG or WebP image"),
+        (["compress", run, tmp_path / "none", "-o", tmp_path / "d"], "has no image: neither PNG, JPEG or WebP"),
         (["compress", run, images / "none.png", "-o", file], "there is no such image"),
         (["compress", run, image, "-o", file, "--bytes", "6"], f"{image} takes"),
         (["compress", run, image, "-o", file, "--bytes", "60", "--lmbda", "1"], "max_bytes or a lambda"),

@@ -298,7 +298,9 @@ def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     ):  # fmt: skip
         crafted(path, index, record, after, count)
         assert open_archive(path).entries == ()
+    crafted(path, sound, bytes(len(record)))  # of zeros
+    assert open_archive(path).read([0])[0].fault
     longer = record[:-1] + b"\0"
-    longer += bytes([crc8(longer)])
+    longer += bytes([crc8(longer, 0xFF)])
     crafted(path, sound[:4] + bytes([len(longer)]) + sound[5:], longer)
     assert open_archive(path).read([0])[0].fault

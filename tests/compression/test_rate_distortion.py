@@ -18,7 +18,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.rate_distortion import RateDistortion
-from hrvqvae.compression.sensitivity import Decoding, tiles
+from hrvqvae.compression.sensitivity import Decoding
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -111,12 +111,11 @@ def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> 
     assert torch.equal(torch.stack(model.decompress(files)), model.decode(found, levels, (12, 12)))
 
 
-def test_chunks_and_tiles_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = hrvqvae.load(run), digits(4).repeat(1, 1, 3, 3)
     usual = total(model, images, model.encode(images, 0.02), 0.02)
     monkeypatch.setattr(rate_distortion, "_NUMBERS", 4000)
     monkeypatch.setattr(rate_distortion, "_POSITIONS", 400)
-    monkeypatch.setattr(sensitivity, "_CORE", 10)
     found = total(model, images, model.encode(images, 0.02), 0.02)
     torch.testing.assert_close(found, usual, rtol=0.01, atol=0)
     assert found.sum() < 1.001 * usual.sum()
@@ -152,7 +151,7 @@ def test_models_that_take_no_lambda_are_told(mnist_root: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("padding", "levels"), [(0, 3), (3, 1)])
-def test_gradient_and_curvature_by_tiles_are_those_of_the_image(
+def test_gradient_and_curvature_are_those_of_the_image(
     mnist_root: Path, monkeypatch: pytest.MonkeyPatch, padding: int, levels: int
 ) -> None:
     """Images that do not fill their grid. Random projections come near to the mean of J^T J."""
@@ -172,8 +171,22 @@ def test_gradient_and_curvature_by_tiles_are_those_of_the_image(
     rows = jacobian.reshape(unit.numel(), grid[0] * grid[1], model.latent_dim)
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
     monkeypatch.setattr(sensitivity, "_PROJECTIONS", 100)
-    for core in (160, 6):
-        monkeypatch.setattr(sensitivity, "_CORE", core)
-        torch.testing.assert_close(decoding.gradient(vectors, unit), slope)
-        assert (decoding.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
-    assert len(list(tiles(grid))) > 4
+    monkeypatch.setattr(sensitivity, "computes_bf16", lambda _: False)
+    torch.testing.assert_close(decoding.gradient(vectors, unit), slope)
+    assert (decoding.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
+
+
+def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And to what they decode to, of which the errors are told."""
+    model, lmbda = hrvqvae.load(run), 0.02
+    image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[None, :, :55, :70]
+    encoder = RateDistortion(model.autoencoder, model.codec)
+    whole, usual = encoder.encode(image, lmbda), model.encode(image)
+    monkeypatch.setattr(rate_distortion, "_SIDE", 12)
+    monkeypatch.setattr(rate_distortion, "_AROUND", 6)
+    assert [len(rate_distortion._parts(side)) for side in usual[0].shape[1:]] == [3, 3]
+    found, squares = encoder.weigh(image, lmbda)
+    assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
+    least, most, tiled = (float(total(model, image, codes, lmbda)) for codes in (whole, usual, found))
+    assert tiled < least + 0.1 * (most - least)
+    assert float(squares) == pytest.approx(float(errors(model.autoencoder, image, found)), rel=0.02)

@@ -24,7 +24,7 @@ const MAX_INDEX = 2 ** 26;
 const MAX_IMAGES = 2 ** 20;
 
 function readImage(bytes, tables) {
-  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd0 && bytes[0] <= 0xd3, "not a file of codes");
+  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd0 && bytes[0] <= 0xd7, "not a file of codes");
   const [square, byTables] = [(bytes[0] >> 1) & 1, bytes[0] & 1];
   refuseUnless(tables, "no file of tables comes before it");
   const varints = new Varints(bytes, 4, 4);
@@ -33,13 +33,16 @@ function readImage(bytes, tables) {
   refuseUnless(square || width !== height, "the width is written, though it is the height");
   refuseUnless(height * width <= MAX_PIXELS, `${height}x${width} pixels are more than ${MAX_PIXELS}`);
   refuseUnless(tables.fingerprints[byTables].equals(bytes.subarray(1, 4)), "it is of another model");
-  let register = crc8(0, bytes, 0, varints.at);
+  const first = bytes[0] & 4 ? 0xff : 0; // the register after a check, by the version
+  let register = crc8(first, bytes, 0, varints.at);
   let checked = varints.at;
   const after = (stop) => {
     if (stop === bytes.length) return { wrong: "is cut short" };
     register = crc8(register, bytes, checked, stop + 1);
     checked = stop + 1;
-    return register === 0 ? { stop: checked, ended: checked === bytes.length } : { wrong: "is damaged" };
+    if (register !== 0) return { wrong: "is damaged" };
+    register = first;
+    return { stop: checked, ended: checked === bytes.length };
   };
   const count = tables.levels.length;
   const image = decodeLevels(tables, byTables, [height, width], count, bytes, checked, bytes.length, after);
@@ -48,14 +51,14 @@ function readImage(bytes, tables) {
 }
 
 /** The images of the block that begins at `at` and where it ends; null where there is no whole one. */
-function readBlock(tables, bytes, at) {
+function readBlock(tables, first, bytes, at) {
   if (at + 20 > bytes.length || bytes.toString("latin1", at, at + 4) !== "HRVB") return null;
   const [count, ofIndex, ofRecords, check] = [4, 8, 12, 16].map((i) => bytes.readUInt32LE(at + i));
   const [index, records, next] = [at + 20, at + 20 + ofIndex, at + 20 + ofIndex + ofRecords];
   if (next > bytes.length || check !== crc32(bytes.subarray(at, at + 16), bytes.subarray(index, records))) return null;
   try {
     const plain = inflate(bytes.subarray(index, records), MAX_INDEX, "the index");
-    return { images: readRecords(tables, count, plain, bytes.subarray(records, next)), next };
+    return { images: readRecords(tables, first, count, plain, bytes.subarray(records, next)), next };
   } catch (error) {
     if (error instanceof Refused) return null;
     throw error;
@@ -63,7 +66,7 @@ function readBlock(tables, bytes, at) {
 }
 
 /** The images of a block, from its index and records. */
-function readRecords(tables, count, index, records) {
+function readRecords(tables, first, count, index, records) {
   const varints = new Varints(index, 0, 5);
   const levels = varints.next();
   const sizes = varints.next();
@@ -86,14 +89,14 @@ function readRecords(tables, count, index, records) {
   let start = 0;
   return lengths.map((length, i) => {
     const record = records.subarray(start, (start += length));
-    return { name: names[i], ...readRecord(tables, pairs[sizes === 1 ? 0 : i], levels, record) };
+    return { name: names[i], ...readRecord(tables, first, pairs[sizes === 1 ? 0 : i], levels, record) };
   });
 }
 
 /** A record has one check, so its levels are whole together or not at all. */
-function readRecord(tables, [height, width], count, record) {
+function readRecord(tables, first, [height, width], count, record) {
   const damaged = { height, width, levels: [], fault: "the record is damaged" };
-  if (record.length === 0 || crc8(0, record, 0, record.length) !== 0) return damaged;
+  if (record.length === 0 || crc8(first, record, 0, record.length) !== 0) return damaged;
   const after = (stop) => ({ stop });
   const image = decodeLevels(tables, true, [height, width], count, record, 0, record.length - 1, after);
   return image.fault ? damaged : image;
@@ -101,7 +104,7 @@ function readRecord(tables, [height, width], count, record) {
 
 function readArchive(bytes) {
   refuseUnless(bytes.length >= 9, "the archive ends in its head");
-  refuseUnless(bytes[4] === 0, `version ${bytes[4]} of archives is not known`);
+  refuseUnless(bytes[4] <= 1, `version ${bytes[4]} of archives is not known`);
   const end = 9 + bytes.readUInt32LE(5);
   refuseUnless(end + 4 <= bytes.length, "the archive ends in its head");
   refuseUnless(bytes.readUInt32LE(end) === crc32(bytes.subarray(0, end)), "the check of the archive's head fails");
@@ -110,7 +113,7 @@ function readArchive(bytes) {
   let whole = end + 4; // where the last whole block ends
   let passed = false;
   for (let at = whole; at >= 0 && at < bytes.length; ) {
-    const block = readBlock(tables, bytes, at);
+    const block = readBlock(tables, bytes[4] ? 0xff : 0, bytes, at);
     if (block) images.push(...block.images);
     passed ||= block && at > whole;
     at = block ? (whole = block.next) : bytes.indexOf("HRVB", at + 1);

@@ -57,12 +57,14 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
 
 def test_golden_files_have_the_codes_that_they_were_made_of() -> None:
     index = json.loads((GOLDEN / "codes.json").read_text())
-    files, archives = index["files"], index["archives"]
+    files, archives = (
+        [one | {"file": folder + one["file"]} for folder in ("", "version-1/") for one in index[kind]]
+        for kind in ("files", "archives")
+    )
     arguments = [name for one in files for name in (one["tables"], one["file"])] + [one["file"] for one in archives]
     found = decode(GOLDEN, arguments)
-    assert {one["file"] for one in found} == {path.name for path in GOLDEN.glob("*.hrv*")} - {
-        path.name for path in GOLDEN.glob("*.hrvt")
-    }
+    paths = {*GOLDEN.rglob("*.hrv"), *GOLDEN.rglob("*.hrva")}
+    assert {one["file"] for one in found} == {path.relative_to(GOLDEN).as_posix() for path in paths}
     for one, result in zip(files, found[: len(files)], strict=True):
         height, width = one["size"]
         expected = {"height": height, "width": width, "levels": one["codes"], "fault": None}
@@ -102,7 +104,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
             expected.append((size, [one.tolist() for one in codec.layout(size).maps(codes[0], count)]))
             kinds.add(content[0])
-    assert kinds == {0xD0, 0xD1, 0xD2, 0xD3}
+    assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
     found = decode(tmp_path, arguments)
     assert [one.get("fault") for one in found] == [None] * 200
     for one, (size, codes) in zip(found, expected, strict=True):
@@ -182,10 +184,10 @@ def test_archives_give_the_blocks_and_records_that_are_whole(codec: EntropyModel
 def test_what_is_no_file_of_codes_is_refused(tmp_path: Path) -> None:
     print_of = TREE.fingerprint
     cases = [
-        b"", b"\x89PNG", b"\xd7" + print_of + b"\0", b"\xd3" + print_of[:2], b"\xd3" + print_of + b"\x80\0",
+        b"", b"\x89PNG", b"\xdb" + print_of + b"\0", b"\xd3" + print_of[:2], b"\xd3" + print_of + b"\x80\0",
         b"\xd3" + print_of + b"\xff\xff\xff\xff\x01", b"\xd1" + print_of + b"\x07\x07",
         b"\xd3" + print_of + b"\xff\xff\x7f", b"\xd3" + bytes(3) + b"\x07", b"\xd3" + print_of + b"\x07",
-        b"\xd2" + TREE.bare.fingerprint + b"\x07" + b"\xff" * 20, b"HRVA\x01\0\0\0\0",
+        b"\xd2" + TREE.bare.fingerprint + b"\x07" + b"\xff" * 20, b"HRVA\x02\0\0\0\0",
         b"\xd3" + print_of, b"\xd1" + print_of + b"\x00\xff\xff\xff\x7f",
     ]  # fmt: skip
     tables = write_all(tmp_path, {"t.hrvt": TREE.content})

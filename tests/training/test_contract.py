@@ -227,6 +227,16 @@ def test_a_finished_run_stays_as_it_is(case: Case) -> None:
 
 
 @of_the_trainer
+def test_a_rate_that_rises_again_is_told(case: Case) -> None:
+    told = list[bool]()
+    for steps in (2, 5, 5):
+        said = list[str]()
+        case.train(resume=steps > 2, max_steps=steps, schedule="cosine", say=said.append)
+        told.append(any("had come down to 0" in line for line in said))
+    assert told == [False, True, False]
+
+
+@of_the_trainer
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header"])
 def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str) -> None:
     said = list[str]()

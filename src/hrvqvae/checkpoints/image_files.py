@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import torch
@@ -18,7 +20,9 @@ from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import check_levels, decode_images, flat_codes
-from hrvqvae.data.images import SUFFIXES, BrokenImageError, conversions, decode_image, to_pil, write_image
+from hrvqvae.data.images import SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, write_image
+from hrvqvae.data.loading import is_stored, open_whole
+from hrvqvae.data.sources.files import LISTS, listed
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import TEMPORARY, writable, write_atomic
 from hrvqvae.utils.progress import note, tracked
@@ -32,29 +36,50 @@ T = TypeVar("T")
 class Written:
     """What was written of image files: `bytes` of all their files, or that the archive grew by; `pixels`: plain bytes.
 
-    `lost` says for each path what was lost when it was converted to the channels of the model.
+    `lost` says for each image what was lost when it was converted to the channels of the model.
     """
 
-    lost: dict[Path, str]
+    lost: dict[str, str]
     bytes: int = 0
     pixels: int = 0
 
 
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Image files, and those below folders, by the name that their codes get. Raises InputError: none, or one twice."""
+@dataclass(frozen=True)
+class _Stored:
+    """An image: where it lies, and the file, or what opens it."""
+
+    where: str
+    what: Path | Open
+
+
+def _named(paths: Sequence[Path]) -> dict[str, _Stored]:
+    """Images of files, folders, lists, tars, Parquet files and arrays by the name that their codes get.
+
+    Raises InputError: there are none, or two of one name.
+    """
 
     def is_image(path: Path) -> bool:
         return path.suffix.lower() in SUFFIXES and not path.name.startswith(TEMPORARY) and path.is_file()
 
-    found: dict[str, Path] = {}
+    def images_of(path: Path) -> Iterator[tuple[str, _Stored]]:
+        if below := sorted(filter(is_image, path.rglob("*"))):
+            yield from ((one.relative_to(path).as_posix(), _Stored(str(one), one)) for one in below)
+        elif path.suffix.lower() in LISTS:
+            for one in listed(path)[0]:
+                yield re.sub(r"^(\.\./|/)+", "", one), _Stored(one, path.parent / one)
+        elif path.suffix.lower() not in SUFFIXES and (path.is_dir() or is_stored(path)):
+            source = open_whole(path)
+            for row in range(len(source)):
+                yield source.name(row), _Stored(source.where(row), partial(source.open, row))
+        else:
+            yield path.name, _Stored(str(path), path)
+
+    found: dict[str, _Stored] = {}
     for path in paths:
-        below = sorted(filter(is_image, path.rglob("*"))) if path.is_dir() else [path]
-        if not below:
-            raise InputError(f"{path} has no PNG, JPEG or WebP image")
-        for one in below:
-            name = (one.relative_to(path) if path.is_dir() else Path(one.name)).with_suffix("").as_posix()
+        for name, one in images_of(path):
+            name = str(PurePosixPath(name).with_suffix("")) if name.lower().endswith(SUFFIXES) else name
             if found.setdefault(name, one) != one:
-                raise InputError(f"{found[name]} and {one} would both be named {name}; compress them apart")
+                raise InputError(f"{found[name].where} and {one.where} would both be named {name}; compress them apart")
     return found
 
 
@@ -73,20 +98,22 @@ def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]
 
 
 def _read(
-    model: TrainedModel, named: dict[str, Path], written: Written, skip: bool
+    model: TrainedModel, named: dict[str, _Stored], written: Written, skip: bool
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """The images with their names, as many at a time as are worked on together; `skip` leaves out broken ones."""
 
     def read() -> Iterator[tuple[str, Tensor]]:
-        for name, path in named.items():
+        for name, one in named.items():
             try:
-                pixels, lost = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
+                pixels, lost = decode_image(
+                    one.what, model.autoencoder.channels, model.config.data.max_pixels, name=one.where
+                )
             except BrokenImageError as error:
                 if not skip:
                     raise InputError(f"{error}; leave such images out with --on-error skip") from error
                 note(f"{error}; left out")
                 continue
-            written.lost[path] = lost
+            written.lost[one.where] = lost
             written.pixels += pixels.size
             yield name, torch.from_numpy(pixels)
 
@@ -101,7 +128,7 @@ def compress_files(
     """Write the codes of image files; notices say what images lost by conversion, and what is there already.
 
     Args:
-        paths: image files, and folders of them.
+        paths: image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.hrva, an archive, to which those are appended that it has not yet; else a folder,
             which gets a file for each image.
         levels, max_bytes, lmbda: as for `TrainedModel.compress`.
@@ -122,7 +149,7 @@ def compress_files(
         if single and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
         for batch in _read(model, named, written, skip):
-            sources = [str(named[name]) for name, _ in batch]
+            sources = [named[name].where for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
             targets = [out if single else out / f"{name}{hrv.SUFFIX}" for name, _ in batch]
             for path, content in zip(targets, files, strict=True):
@@ -148,12 +175,12 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _append(
-    model: TrainedModel, named: dict[str, Path], path: Path, levels: int | None, lmbda: float | None, written: Written,
-    skip: bool,
+    model: TrainedModel, named: dict[str, _Stored], path: Path, levels: int | None, lmbda: float | None,
+    written: Written, skip: bool,
 ) -> None:  # fmt: skip
     for name, source in named.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(f"{str(source)!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
+            raise InputError(f"{source.where!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
     encode, used, new = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels), 0
     before, batches = path.stat().st_size if path.exists() else 0, _read(model, named, written, skip)
     first = next(batches, [])  # no archive is made of nothing

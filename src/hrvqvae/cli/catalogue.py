@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table, whole
@@ -78,10 +79,33 @@ def _data_pack(arguments: Arguments) -> int:
     return 0
 
 
+def _runs(arguments: Arguments) -> int:
+    from hrvqvae.training.listing import list_runs
+
+    found = list_runs(arguments.folder)
+    if arguments.json:
+        print_json(found)
+        return 0
+    rows: list[Sequence[object]] = [("run", "system", "preset", "step", "budget", "test MSE", "priors", "stale", "")]
+    for one in found:
+        error = "-" if one["mse"] is None else f"{one['mse']:.4e}"
+        lists = (", ".join(one[name]) or "-" for name in ("priors", "stale"))
+        state = one["fault"] or ("in use" if one["in_use"] else "")
+        known = (one[name] or "-" for name in ("run", "system", "preset", "step", "budget"))
+        rows.append((*known, error, *lists, state))
+    print_table(rows)
+    return 0
+
+
 def add(commands: Group) -> None:
-    """presets, data list, data get, data pack."""
+    """presets, runs, data list, data get, data pack."""
     about = "list presets, or show one: every value with where it comes from"
     command(commands, "presets", about, _presets, option("name", nargs="?", metavar="NAME"), "--json")
+
+    folder = option("folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help="default: runs")
+    command(
+        commands, "runs", "list the runs below a folder: step, error, priors, what is stale", _runs, folder, "--json"
+    )
 
     actions = group(commands, "data", "data sets, and networks to compare images by")
     root = option("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")

@@ -137,7 +137,7 @@ def add(commands: Group) -> None:
     command(
         commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress,
         "model",
-        option("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them"),
+        option("images", nargs="+", type=Path, metavar="IMAGE", help="files, folders, lists, tars, Parquet, arrays"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
         option("--levels", type=int, metavar="K", help="write levels 1..K only"),
         flag("--force", "write over other files (.hrv) that exist"),

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.hrv import MOST_PIXELS, ImageCodes, crc8, read_varint, varint
+from hrvqvae.compression.hrv import MOST_PIXELS, STARTS, ImageCodes, crc8, read_varint, varint
 from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
@@ -30,7 +30,7 @@ from hrvqvae.utils.files import locked_file, writable, write_atomic, writing
 from hrvqvae.utils.quantities import counted
 
 _SUFFIX = ".hrva"
-_MAGIC, _BLOCK = b"HRVA\x00", b"HRVB"
+_MAGIC, _BLOCK = b"HRVA\x01", b"HRVB"  # with the version
 _HEAD = 20  # bytes before the index of a block
 _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
 _VARINT = 5  # bytes of a number in an index, at most
@@ -56,6 +56,7 @@ class Archive:
 
     Attributes:
         path: of the file.
+        version: of the format.
         codec: by which its codes are read.
         entries: its images, in order.
         end: where its last whole block ends.
@@ -65,6 +66,7 @@ class Archive:
     """
 
     path: Path
+    version: int
     codec: EntropyModel
     entries: tuple[Entry, ...]
     end: int
@@ -118,7 +120,9 @@ class Archive:
             if math.prod(size) > max_pixels:
                 decoded = [ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")] * len(some)
             else:
-                decoded = _decode_records(self.codec, [records[one] for one in some], size, stored, levels)
+                some_records = [records[one] for one in some]
+                whole = [one != b"" and crc8(one, STARTS[self.version]) == 0 for one in some_records]
+                decoded = _decode_records(self.codec, some_records, whole, size, stored, levels)
             found.update(zip(some, decoded, strict=True))
         return [found[place] for place in range(len(numbers))]
 
@@ -129,16 +133,16 @@ def _read_at(stream: BinaryIO, entry: Entry) -> bytes:
 
 
 def _decode_records(
-    codec: EntropyModel, records: Sequence[bytes], size: Grid, stored: int, levels: int | None
+    codec: EntropyModel, records: Sequence[bytes], checked: Sequence[bool], size: Grid, stored: int, levels: int | None
 ) -> list[ImageCodes]:
-    """The first levels of records of images of one size that have `stored` levels."""
+    """The first levels of records of images of one size that have `stored` levels; `checked`: whose check is right."""
     layout, used = codec.layout(size), min(levels or stored, stored)
     content = np.frombuffer(b"".join(records), np.uint8)
     stops = np.cumsum([len(one) for one in records])
     places = stops - [len(one) for one in records]
     stops = stops - 1  # of the check
     codes = np.zeros((len(records), layout.begins[-1]), np.int32)
-    whole = np.array([len(one) > 0 and crc8(one) == 0 for one in records])
+    whole = np.array(checked)
     for level in range(used):
         ends = decode_level(content, places, stops, codes, layout, level, codec.network(level))
         whole &= ends != NOT_WHOLE
@@ -175,14 +179,16 @@ def open_archive(path: Path, codec: EntropyModel | None = None) -> Archive:
 def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> Archive:
     size = stream.seek(0, os.SEEK_END)
     try:
-        codec, place = _read_head(path, stream, size), stream.tell()
+        codec, version = _read_head(path, stream, size)
+        place = stream.tell()
     except DamagedFileError:
         head = _head_of(known.content) if known else b""
         stream.seek(0)
         alike = sum(one == other for one, other in zip(head, stream.read(len(head)), strict=False))
         if known is None or alike < len(head) / 2:
             raise
-        codec, place = known, len(head)
+        stream.seek(4)
+        codec, place, version = known, len(head), min(stream.read(1)[0], _MAGIC[4])
     entries = list[Entry]()
     end, damaged, false = place, 0, 0
     while place < size and false < _MOST_FALSE:
@@ -198,18 +204,18 @@ def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> 
     head = stream.read(_HEAD)
     length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
     cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
-    return Archive(path, codec, tuple(entries), end, damaged, size - end, cut)
+    return Archive(path, version, codec, tuple(entries), end, damaged, size - end, cut)
 
 
-def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
-    """The entropy model at the beginning. Raises DamagedFileError."""
+def _read_head(path: Path, stream: BinaryIO, size: int) -> tuple[EntropyModel, int]:
+    """The entropy model at the beginning, and the version. Raises DamagedFileError."""
     stream.seek(0)
     start = stream.read(len(_MAGIC) + 4)
     if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
         raise DamagedFileError(f"{path} is not an archive ({_SUFFIX}), or it is damaged")
-    if start[4] != _MAGIC[4]:
+    if start[4] > _MAGIC[4]:
         raise DamagedFileError(
-            f"{path} is of version {start[4]}, and this program reads version {_MAGIC[4]}; or the file is damaged"
+            f"{path} is of version {start[4]}, later than this program reads; or the file is damaged"
         )
     length = int.from_bytes(start[5:], "little")
     if length > min(size, _MOST_TABLES):
@@ -220,7 +226,7 @@ def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
             f"{path} is damaged: its entropy model does not match its checksum; with the model that made it the images "
             f"can be read: hrvqvae salvage {path} NEW{_SUFFIX} --model MODEL"
         )
-    return read_entropy_model(tables, str(path))
+    return read_entropy_model(tables, str(path)), start[4]
 
 
 def _find_block(stream: BinaryIO, place: int, size: int) -> int:
@@ -285,9 +291,9 @@ def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[E
 
 
 def _records_of(
-    codec: EntropyModel, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], levels: int
+    archive: Archive, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], levels: int
 ) -> list[bytes]:
-    records = [b""] * len(codes)
+    records, codec = [b""] * len(codes), archive.codec
     for size in set(sizes):
         some = [number for number, one in enumerate(sizes) if one == size]
         batch, layout = np.stack([codes[number] for number in some]), codec.layout(size)
@@ -295,7 +301,7 @@ def _records_of(
             streams = encode_level(batch, layout, level, codec.network(level))
             for number, stream in zip(some, streams, strict=True):
                 records[number] += stream
-    return [record + bytes([crc8(record)]) for record in records]
+    return [record + bytes([crc8(record, STARTS[archive.version])]) for record in records]
 
 
 def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[str]) -> bytes:
@@ -326,7 +332,7 @@ def salvage(path: Path, out: Path, codec: EntropyModel | None = None) -> int:
     if out.exists():
         raise InputError(f"{out} exists already; choose another file")
     with writable(out), writing(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
-        target.write(_head_of(opened.codec.content))
+        target.write(_head_of(opened.codec.content, opened.version))
         for levels, some in groupby(whole, lambda number: opened.entries[number].levels):
             while numbers := list(islice(some, _TOGETHER)):
                 entries = [opened.entries[number] for number in numbers]
@@ -359,7 +365,7 @@ class ArchiveWriter:
         Raises:
             InputError: another image of such a name is there already; nothing is written.
         """
-        records, new = _records_of(self.archive.codec, codes, sizes, levels), list[int]()
+        records, new = _records_of(self.archive, codes, sizes, levels), list[int]()
         named = dict[str, Entry | None]()
         for number, name in enumerate(names):
             entry = self._known.get(name)
@@ -410,8 +416,8 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
         yield ArchiveWriter(archive, stream, set_aside)
 
 
-def _head_of(tables: bytes) -> bytes:
-    start = _MAGIC + len(tables).to_bytes(4, "little") + tables
+def _head_of(tables: bytes, version: int = _MAGIC[4]) -> bytes:
+    start = _MAGIC[:4] + bytes([version]) + len(tables).to_bytes(4, "little") + tables
     return start + zlib.crc32(start).to_bytes(4, "little")
 
 

@@ -179,6 +179,40 @@ def _change(
 
 
 @compiled()
+def _own_bits(
+    place: int, candidates: Codes, leaves: Codes, codes: Codes, layout: Any, models: Any, state: Any, spares: Any,
+    found: Any,
+) -> None:  # fmt: skip
+    """Write the bits of each candidate's own codes (K,) at a place; those of the same coarser codes are coded alike."""
+    spare, before, frequencies, totals = spares
+    found[:] = 0
+    for model in range(len(models[0])):
+        level, values, hidden, shift, selecting, arrays = _model(model, models)
+        table, _, weights, offsets, groups, features, _, firsts, members = arrays
+        for group in range(len(groups)):
+            before[group] = _value(codes[:, place], groups[group], layout[2])
+        for one in range(len(candidates)):
+            own, like = leaves[candidates[one]], 0
+            while like < one:
+                other, shared = leaves[candidates[like]], 0
+                while shared < level and other[shared] == own[shared]:
+                    shared += 1
+                if shared == level:
+                    break
+                like += 1
+            if like == one:
+                spare[:hidden] = state[0][model, place, :hidden]
+                for number in range(firsts[1]):  # at the place itself
+                    group, start = features[members[number], 0], features[members[number], 3]
+                    old, new = start + before[group], start + _value(own, groups[group], layout[2])
+                    for h in range(hidden):
+                        spare[h] += np.int32(table[new, h]) - np.int32(table[old, h])
+                chosen = _value(own, groups[selecting], layout[2]) if selecting >= 0 else 0
+                totals[one] = frequencies_of(spare[:hidden], chosen, weights, offsets, shift, frequencies[one, :values])
+            found[one] += math.log2(totals[like] / frequencies[like, own[level]])
+
+
+@compiled()
 def _settle(
     first: int, last: int, strips: Integers, places: Integers, images: Codes, numbers: Any, leaves: Codes,
     errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, models: Any, state: Any,
@@ -194,7 +228,8 @@ def _settle(
         np.empty(all_sums.shape[3], np.int32), np.empty(groups, np.int64), np.empty(groups, np.int64),
         np.empty(layout[2].max(), np.int64),
     )  # fmt: skip
-    own = np.empty(numbers.shape[2], np.float64)
+    own, bits = np.empty((2, numbers.shape[2]), np.float64)
+    own_spares = spares[0], spares[1], np.empty((len(own), layout[2].max()), np.int64), np.empty(len(own), np.int64)
     for unit in range(first, last):
         image, strip = unit // len(strips), unit % len(strips)
         codes, lmbda = images[image], lmbdas[image]
@@ -202,11 +237,11 @@ def _settle(
         for index in range(strips[strip, 0], strips[strip, 1]):
             place = places[index]
             now = chosen[image, place]
+            bits[:] = 0
+            if lmbda > 0:
+                _own_bits(place, numbers[image, place], leaves, codes, layout, models, state_of, own_spares, bits)
             for one in range(len(own)):
-                own[one] = errors[image, index, one] - errors[image, index, now]
-                if lmbda > 0 and one != now:
-                    leaf = leaves[numbers[image, place, one]]
-                    own[one] += lmbda * _change(place, leaf, 0, 1, False, codes, layout, models, state_of, spares)
+                own[one] = errors[image, index, one] - errors[image, index, now] + lmbda * (bits[one] - bits[now])
             own[now] = np.inf
             best, least = now, 0.0
             for _ in range(len(own) - 1):

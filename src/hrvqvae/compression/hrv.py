@@ -20,6 +20,7 @@ from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".hrv"
 MOST_PIXELS = 1 << 26
+STARTS = (0, 0xFF)  # of the check's register, by the version of a format; with 0 a tail of zeros looked whole
 _MARK, _SQUARE, _BY_TABLES = 0xD0, 2, 1
 _CHECK = 1
 _POLYNOMIAL = 0x1D  # x^8 + x^4 + x^3 + x^2 + 1, primitive: two flipped bits less than 255 apart are found as well
@@ -38,6 +39,7 @@ class Header:
     by_tables: bool
     fingerprint: bytes
     length: int
+    version: int
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,13 @@ def _crc_of(value: int) -> int:
 _CRC = np.array([_crc_of(value) for value in range(256)], np.uint8)
 
 
-def crc8(content: bytes | NDArray[np.uint8]) -> int:
+def crc8(content: bytes | NDArray[np.uint8], register: int) -> int:
     """The CRC-8 of these bytes, the first bit of each first; 0 of bytes that end with their own."""
-    return int(_crc8(np.frombuffer(content, np.uint8)))
+    return int(_crc8(np.frombuffer(content, np.uint8), register))
 
 
 @compiled()
-def _crc8(content: Any) -> Any:
-    register = np.int64(0)
+def _crc8(content: Any, register: Any) -> Any:
     for byte in content:
         register = np.int64(_CRC[(register ^ np.int64(byte)) & 0xFF])
     return register
@@ -102,7 +103,7 @@ def read_varint(content: bytes, place: int, most: int = 4) -> tuple[int, int]:
 
 def _header_bytes(size: Grid, codec: EntropyModel) -> bytes:
     height, width = size
-    first = _MARK + _SQUARE * (height == width) + _BY_TABLES * bool(codec.networks)
+    first = _MARK + 4 * (len(STARTS) - 1) + _SQUARE * (height == width) + _BY_TABLES * bool(codec.networks)
     numbers = varint(height - 1) + (b"" if height == width else varint(width - 1))
     return bytes([first]) + codec.fingerprint + numbers
 
@@ -111,10 +112,9 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     """The header of a file. Raises DamagedFileError: it is none, of a later version, or of too large an image."""
     if not content or content[0] & 0xF0 != _MARK:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
-    if content[0] & 0x0C:
-        raise DamagedFileError(
-            f"{name} is of version {content[0] >> 2 & 3}, and this program reads version 0; or the file is damaged"
-        )
+    version = content[0] >> 2 & 3
+    if version >= len(STARTS):
+        raise DamagedFileError(f"{name} is of version {version}, later than this program reads; or the file is damaged")
     place = 1 + FINGERPRINT
     try:
         height, place = read_varint(content, place)
@@ -126,7 +126,7 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     size = (height + 1, width + 1)
     if size[0] * size[1] > max_pixels:
         raise DamagedFileError(f"{name} says {size[0]}x{size[1]} pixels; at most {max_pixels} are admitted")
-    return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + FINGERPRINT], place)
+    return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + FINGERPRINT], place, version)
 
 
 def content_of(path: Path) -> bytes:
@@ -181,7 +181,7 @@ def _write(codec: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[l
     files = [[head] for _ in codes]
     for level in range(levels):
         for file, stream in zip(files, encode_level(codes, layout, level, codec.network(level)), strict=True):
-            file.append(stream + bytes([crc8(stream if level else head + stream)]))
+            file.append(stream + bytes([crc8(stream if level else head + stream, STARTS[-1])]))
     return files
 
 
@@ -200,7 +200,7 @@ def read(
     for header, name in zip(headers, names, strict=True):
         _require_model(codec, header, name)
     found: dict[int, ImageCodes] = {}
-    for numbers in same_size([(*header.size, header.by_tables) for header in headers], MOST_PIXELS):
+    for numbers in same_size([(*header.size, header.by_tables, header.version) for header in headers], MOST_PIXELS):
         some = _read(codec, [files[number] for number in numbers], headers[numbers[0]], levels)
         found.update(zip(numbers, some, strict=True))
     return [found[number] for number in range(len(files))]
@@ -229,7 +229,7 @@ def _read(codec: EntropyModel, files: Sequence[bytes], header: Header, levels: i
             begin = places[number] - (0 if level else header.length)  # the first check is of the header as well
             if end == NOT_WHOLE or end + _CHECK > stops[number]:
                 faults[number] = f"level {level + 1} is cut short or damaged"
-            elif crc8(content[begin : end + _CHECK]):
+            elif crc8(content[begin : end + _CHECK], STARTS[header.version]):
                 faults[number] = f"level {level + 1} is damaged"
             else:
                 lengths[number].append(int(end + _CHECK - places[number]))

@@ -10,10 +10,11 @@ g d + 1.5 d^T J^T J d. What neighbouring positions change overlaps in the image.
 of them side by side, is chosen by one gradient, and 1.5 in place of 1 is for what still overlaps. Bits are those of the
 integer models that the file is coded by (`choice.py`).
 
-Of the codes after each sweep and the usual ones, an image gets those of the least sum, by its true error and true bits.
+Of the codes after the sweeps and the usual ones, an image gets those of the lesser sum, by its true error and bits.
 
-Memory: what decoding the whole image takes without gradients, 1.5 kB for each position of its grid, and 0.3 GB for the
-gradients of a tile. Small images are taken together up to `_POSITIONS`.
+Memory: a large image is searched in tiles of `_SIDE` positions a side, each as if it were an image with the `_AROUND`
+positions around it, whose codes are not kept: what 80,000 positions take, some 0.7 GB. Small images are taken together
+up to `_POSITIONS`.
 
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import cast
 
 import numpy as np
@@ -31,21 +33,23 @@ from torch import Tensor
 
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.sensitivity import Decoding
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import tracked
 
-_NEAR = 16  # leaves that a position chooses from
+_NEAR = 8  # leaves that a position chooses from
 _SWEEPS = 2
 _OVERLAP = 1.5  # factor of the curvature
 _APART = 2  # rows and columns between positions that are chosen together
 _MOST_LEAVES = 1 << 16
 _NUMBERS = 1 << 22  # of distances, or of candidates' vectors, that exist at once
 _POSITIONS = 1 << 15  # of images that are encoded together
+_SIDE = 256  # positions of a tile
+_AROUND = 12  # twice as many as a decoder of convolutions looks at
 
 
 def why_no_lambda(model: Autoencoder, levels: int) -> str:
@@ -90,32 +94,36 @@ class RateDistortion:
 
     def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
         """As `encode`, and the squared error of each image (B,)."""
-        unit = unit_images(images, self._model.channels)
-        layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
-        lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(len(unit))
-        together = max(1, _POSITIONS // int(layout.begins[1]))
-        chosen, errors = [np.zeros((0, layout.begins[-1]), np.int32)], [np.zeros(0)]
-        for begin in range(0, len(unit), together):
+        unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
+        count, stride = len(images), self._model.config.stride
+        grid = self._model.config.grid(images.shape[-2], images.shape[-1])
+        lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
+        chosen = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
+        errors = torch.zeros(count, dtype=torch.float64)
+        together, areas = max(1, _POSITIONS // math.prod(grid)), [*product(*map(_parts, grid))]
+        parts = [*product(range(0, count, together), areas)]
+        for begin, axes in tracked(parts, "search tiles", len(parts), lambda _: 1) if len(areas) > 1 else parts:
+            core, around, inside = zip(*axes, strict=True)
             some = slice(begin, begin + together)
-            codes, error = self._weighed(layout, unit[some], lmbdas[some].numpy())
-            chosen.append(codes)
-            errors.append(error)
-        maps = layout.maps(np.concatenate(chosen), self.levels)
-        found = tuple(torch.from_numpy(one).long().to(images.device) for one in maps)
-        return found, torch.from_numpy(np.concatenate(errors))
+            pixels, kept = ([slice(stride * one.start, stride * one.stop) for one in area] for area in (around, inside))
+            codes, squares = self._weighed(images[some, :, *pixels], lmbdas[some].numpy())
+            chosen[:, some, *core] = torch.from_numpy(codes[..., *inside])
+            errors[some] += squares[:, *kept].sum((1, 2), dtype=torch.float64)
+        return tuple(one.long().to(images.device) for one in chosen), errors
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
-    def _weighed(
-        self, layout: Layout, unit: Tensor, lmbdas: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Codes (B, all codes) of images that lie on this layout, level after level, and their errors (B,)."""
-        unit = unit.clone()
+    def _weighed(self, images: Tensor, lmbdas: NDArray[np.float64]) -> tuple[NDArray[np.int32], Tensor]:
+        """Codes (L, B, H, W) of images that are searched as a whole, and their squared errors (B, Y, X)."""
+        unit = unit_images(images, self._model.channels).clone()
+        layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
         codec = self.codec if lmbdas.any() else self.codec.bare
         networks = [codec.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
         usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
-        for code, symbols in zip(self._model.encode(unit)[: self.levels], self.codec.symbols, strict=False):
+        for code, symbols in zip(
+            self._model.quantizer.encode(latents)[: self.levels], self.codec.symbols, strict=False
+        ):
             usual = usual * symbols + code
         numbers = torch.cat([usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
@@ -127,13 +135,12 @@ class RateDistortion:
             """Codewords of what is chosen, (B, H, W, D)."""
             return self._vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
 
-        def measured() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            """The error of each image, and what is minimized."""
-            squares = (decoding(now(), size).clamp(0, 1) - unit).square()
-            error = squares.flatten(1).sum(1).double().cpu().numpy()
-            return error, error + lmbdas * choice.bits
+        def measured() -> tuple[Tensor, NDArray[np.float64]]:
+            """The squared errors (B, Y, X), and what is minimized of each image."""
+            squares = (decoding(now(), size).clamp(0, 1) - unit).square().sum(1).cpu()
+            return squares, squares.sum((1, 2), dtype=torch.float64).numpy() + lmbdas * choice.bits
 
-        best, (error, least) = choice.codes.copy(), measured()
+        best, (squares, least) = choice.codes.copy(), measured()
         curvature = decoding.curvature(now(), unit)
         for _ in range(_SWEEPS):
             for places in _quarters(grid):
@@ -141,10 +148,10 @@ class RateDistortion:
                 slopes = decoding.gradient(vectors, unit)
                 errors = self._errors(numbers, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
                 choice.settle(places, errors, lmbdas)
-            found, total = measured()
-            better = total < least
-            best[better], error[better], least[better] = choice.codes[better], found[better], total[better]
-        return best, error
+        found, total = measured()
+        better = total < least
+        best[better], squares[torch.from_numpy(better)] = choice.codes[better], found[torch.from_numpy(better)]
+        return best.reshape(len(unit), self.levels, *grid).swapaxes(0, 1), squares
 
     def _near(self, latents: Tensor) -> Tensor:
         """Numbers of the leaves nearest to (B, P, D) latents, the nearest first: (B, P, K - 1) int32."""
@@ -170,6 +177,16 @@ class RateDistortion:
             changed = (step * (slopes[:, some].unsqueeze(2) + bent)).sum(-1)
             found[:, begin : begin + together] = changed.cpu().numpy()
         return found
+
+
+def _parts(length: int) -> list[tuple[slice, slice, slice]]:
+    """Parts of a side of about the same length: the part, what is searched for it, and the part in that."""
+    found, count = [], -(-length // _SIDE)
+    for one in range(count):
+        first, last = length * one // count, length * (one + 1) // count
+        begin, end = max(0, first - _AROUND), min(length, last + _AROUND)
+        found.append((slice(first, last), slice(begin, end), slice(first - begin, last - begin)))
+    return found
 
 
 def _quarters(grid: Grid) -> Iterator[NDArray[np.int64]]:

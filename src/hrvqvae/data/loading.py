@@ -161,6 +161,11 @@ def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str],
     return ImageSet(config, own[rows], classes, source, rows)
 
 
+def is_stored(path: Path) -> bool:
+    """Whether a path names tars, Parquet files or arrays, by its suffix or as a pattern."""
+    return path.suffix.lower() in _READERS or _WILD.search(str(path)) is not None
+
+
 def open_whole(path: Path) -> Source:
     """Every image of tars, Parquet files or arrays, undivided, with labels. Raises InputError as `open_stored`."""
     read, parts = _parts(path)
@@ -174,7 +179,7 @@ def _parts(path: Path) -> tuple[Callable[[Sequence[Part], bool], Source], list[P
         files = sorted(path / name for name in found if not any(part.startswith(".") for part in name.split("/")))
         if not files:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
-    elif path.suffix.lower() in _READERS or _WILD.search(str(path)):
+    elif is_stored(path):
         files = named_files(path)
         base = Path(os.path.commonpath([file.parent for file in files]))
     else:

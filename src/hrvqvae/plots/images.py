@@ -67,10 +67,14 @@ def reconstruct(
             read, lost[path] = decode_image(path, model.channels, config.data.max_pixels)
             pixels = torch.from_numpy(read)
             image = model.decode(encode(pixels[None]), levels, (pixels.shape[-2], pixels.shape[-1]))[0]
+            error, shown = 0.0, torch.empty_like(pixels)
+            for top in range(0, pixels.shape[1], _ROWS):
+                rows = slice(top, top + _ROWS)
+                error += float((image[:, rows] - pixels[:, rows] / 255).square().sum())
+                shown[:, rows] = (image[:, rows] * 255).round()
+            del image  # of a large image four times as large as what is drawn
             originals.append(pixels)
-            decoded.append(image)
-            parts = (slice(top, top + _ROWS) for top in range(0, pixels.shape[1], _ROWS))
-            error = sum(float((image[:, rows] - pixels[:, rows] / 255).square().sum()) for rows in parts)
+            decoded.append(shown)
             errors.append((path, error / pixels.numel()))
     if converted := conversions(lost, len(paths)):
         say(converted)

@@ -34,13 +34,12 @@ from hrvqvae.data.batches import in_workers, same_size
 from hrvqvae.data.images import SUFFIXES, Pixels, decode_image
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
-from hrvqvae.data.sources.files import FolderSource, names_below
+from hrvqvae.data.sources.files import LISTS, FolderSource, listed, names_below
 from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
 
-LISTS = (".txt", ".list", ".tsv")
 BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000
 ROWS = 1_000  # of a row group
@@ -97,9 +96,9 @@ def keyed_images(path: Path) -> KeyedImages:
             labels = [name.split("/")[above] for name in names]
             classes = tuple(sorted(set(labels)))
     elif path.is_file() and path.suffix.lower() in LISTS:
-        listed, labels = _listed(path)
-        source = FolderSource(path.parent, listed)
-        names = [re.sub(r"^(\.\./|/)+", "", name) for name in listed]
+        found, labels = listed(path)
+        source = FolderSource(path.parent, found)
+        names = [re.sub(r"^(\.\./|/)+", "", name) for name in found]
     else:
         source = open_whole(path)
         names, classes = [source.name(row) for row in range(len(source))], source.class_names
@@ -113,19 +112,6 @@ def keyed_images(path: Path) -> KeyedImages:
     kind = pa.int64() if isinstance(labels[0], int) else pa.string()
     in_order = pa.array([labels[row] for row in rows], kind)
     return KeyedImages(source, encoded(names[row] for row in rows), np.array(rows), in_order, classes)
-
-
-def _listed(path: Path) -> tuple[list[str], list[str | None]]:
-    """(names, labels) of a list: a name a line, and after a tab its label."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a list of images in UTF-8") from error
-    parted = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
-    found = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in parted if name]
-    if not found:
-        raise InputError(f"{path} names no image; it has a path a line")
-    return [name for name, _ in found], [label or None for _, label in found]
 
 
 # From images to a shard

@@ -334,6 +334,9 @@ class Trainer(Generic[B]):
             )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
+        if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:
+            rate = learning_rate(task.training, state.step, state.fraction)
+            self.say(f"its learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")
         before, now = meta.get("device", task.compute.device.type), task.compute.device.type
         if before != now:
             self.say(f"trained on {before} so far, and on {now} from here on, where sums round differently")
@@ -360,7 +363,9 @@ class Trainer(Generic[B]):
         """Write a checkpoint, and then what others load."""
         if distributed.is_rank_zero():
             with saving(self.task.run, state.step):
-                self.task.run.save(state.step, state.tensors(), {**state.meta(), "data": self.task.data})
+                self.task.run.save(
+                    state.step, state.tensors(), {**state.meta(), "data": self.task.data, "spent": state.fraction}
+                )
                 self.task.save(state)
 
     def _evaluate(self, state: TrainState) -> None:

@@ -110,6 +110,20 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractC
     return _locked(folder, folder / ".lock", wait)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process keeps others out of a folder, as by `locked`; nothing is written."""
+    file = folder / ".lock"
+    try:
+        if file.is_file():
+            with FileLock(file, blocking=False):
+                pass
+    except Timeout:
+        return True
+    except OSError:  # no lock can be taken here
+        pass
+    return False
+
+
 def locked_file(path: Path) -> AbstractContextManager[None]:
     """Keep other processes that ask as well from a file, which need not exist. Raises InUseError, InputError."""
     return _locked(path, path.with_name(f".{path.name}.lock"))

@@ -17,6 +17,7 @@ from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded, given_spl
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
+LISTS = (".txt", ".list", ".tsv")  # of paths of images
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -43,6 +44,19 @@ class FolderSource(Source):
 def normal(name: str) -> str:
     """A name as on every machine: some file systems decompose letters with accents."""
     return unicodedata.normalize("NFC", name)
+
+
+def listed(path: Path) -> tuple[list[str], list[str | None]]:
+    """(names, labels) of a list: a name a line, and after a tab its label. Raises InputError: it is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a list of images in UTF-8") from error
+    parted = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
+    found = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in parted if name]
+    if not found:
+        raise InputError(f"{path} names no image; it has a path a line")
+    return [name for name, _ in found], [label or None for _, label in found]
 
 
 def folder_sources(folder: Path) -> dict[str, FolderSource]:

@@ -1,0 +1,59 @@
+"""What the run folders below a folder hold: the rows of `hrvqvae runs`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folders
+from hrvqvae.checkpoints.stale import stale_parts
+from hrvqvae.config import level_names
+from hrvqvae.config.parsing import from_dict
+from hrvqvae.training.loggers import read_records
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import in_use
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """A row for each run in a folder or below it, by path; priors and progressive decoders belong to their run.
+
+    A row has run (a path), system, preset, step, budget, mse (of the last evaluation on test images), priors, stale (a
+    list each), in_use (another process trains there) and fault: why the rest could not be read, or "".
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    rows = []
+    for path, below, files in os.walk(folder):
+        below.sort()
+        if "model.safetensors" in files or {"config.yaml", "checkpoints"} <= {*files, *below}:
+            below.clear()
+            rows.append(_row(RunFolder(Path(path))))
+    return rows
+
+
+def _row(run: RunFolder) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {"priors": [], "stale": []}
+    row = {"run": str(run.path), **row, "in_use": in_use(run.path), "fault": ""}
+    try:
+        about = storage.read_meta(run.model) if run.model.is_file() else {"step": 0}
+        config = run.read_config() if run.config.is_file() else from_dict(about["config"], str(run.model))
+        limits = {"step": config.training.max_steps, "epoch": config.training.epochs}
+        minutes = config.training.max_minutes
+        budget = [f"{number:,} {name}s" for name, number in limits.items() if number]
+        budget += [f"{minutes:g} minutes"] if minutes else []
+        errors = [record["mse"] for record in read_records(run.metrics) if "mse" in record]
+        row |= {
+            "system": config.model.system, "preset": config.name,
+            "step": max([about.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
+            "budget": ", ".join(budget), "mse": errors[-1] if errors else None,
+            "priors": [level_names(one) for one, prior in prior_folders(run.path).items() if prior.model.is_file()],
+            "stale": [str(part.path.relative_to(run.path)) for part in stale_parts(run.path)],
+        }  # fmt: skip
+    except (OSError, InputError, KeyError) as error:
+        row["fault"] = str(error)
+    return row
