@@ -15,13 +15,14 @@ import torch
 
 import hrvqvae
 from benchmarks import processes, study_codebook, study_rate, vectors
-from benchmarks.beam import bench_beam
+from benchmarks.beam import bench_beam, bench_effort
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
 from benchmarks.study import SYSTEMS
 from hrvqvae.comparison.systems import Comparison
+from hrvqvae.compression import rate_distortion
 from hrvqvae.config import Config
-from hrvqvae.data.images import read_image
+from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.data.loading import load_images
 from tests.replay import drawn_cifar10, drawn_mnist
 from tests.trained_run import tiny_run_with_priors
@@ -107,7 +108,7 @@ def test_rows_of_the_search(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").is_file()
 
 
-def test_beams_are_what_encoding_gives(mnist_root: Path) -> None:
+def test_beams_are_what_encoding_gives(mnist_root: Path, tmp_path: Path) -> None:
     run = tiny_run_with_priors(mnist_root)
     rows, rates = bench_beam(run, images=20, widths=(1, 9), weights=(0.0, 5.0), rates=(None, 0.0), rounds=1)
     assert [(row["width"], row["coarse_weight"]) for row in rows] == [(1, 0.0), (9, 0.0), (9, 5.0)]
@@ -123,6 +124,11 @@ def test_beams_are_what_encoding_gives(mnist_root: Path) -> None:
             assert error == pytest.approx(float(expected), rel=1e-4)
     assert rates[1]["level_mse"][-1] < rates[0]["level_mse"][-1]
     assert rates[0]["bytes_per_image"] * 20 == sum(map(len, hrvqvae.load(run).compress(images)))
+    write_image(to_pil(images[0]), tmp_path / "x.png")
+    usual = (rate_distortion._NEAR, rate_distortion._SWEEPS)
+    first, second = bench_effort(run, tmp_path / "x.png", (usual, (1, 1)), (0.02, 0.2))
+    assert first["bytes"] == [len(*hrvqvae.load(run).compress(images[:1], lmbda=rate)) for rate in (0.02, 0.2)]
+    assert first["psnr"][0] > second["psnr"][0], "more leaves, less error"
 
 
 def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

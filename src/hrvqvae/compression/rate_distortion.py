@@ -41,7 +41,7 @@ from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
-_NEAR = 8  # leaves that a position chooses from
+_NEAR = 16  # leaves that a position chooses from
 _SWEEPS = 2
 _OVERLAP = 1.5  # factor of the curvature
 _APART = 2  # rows and columns between positions that are chosen together
