@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import FRAME, Network, fill_maps, find_rows, find_set, frequencies_of, put
+from hrvqvae.compression.network import FRAME, PLACES, Network, fill_maps, find_rows, find_set, frequencies_of, put
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.threads import in_parts
 
@@ -79,7 +79,7 @@ def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code
 
 
 @compiled()
-def _begin(images: Codes, first: int, last: int, layout: Any, models: Any, state: Any) -> int:
+def _begin(images: Codes, first: int, last: int, window: Any, layout: Any, models: Any, state: Any) -> int:
     """Write what the models make of the codes of images[first:last], (N, L, P): the state of these images."""
     begins, grids, symbols = layout
     height, width = grids[0]
@@ -98,6 +98,8 @@ def _begin(images: Codes, first: int, last: int, layout: Any, models: Any, state
             for place in range(height * width):
                 y, x = place // width, place % width
                 find_rows(maps, groups, grids, level, features, y, x, rows)
+                row, column = (y + window[0]) * PLACES // window[2], (x + window[1]) * PLACES // window[3]
+                rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * PLACES + column
                 for h in range(hidden):
                     sums[place, h] = bias[h]
                 for row in rows:
@@ -271,7 +273,10 @@ class Choice:
         chosen: (N, P), the number of each position's candidate, the first to begin with.
     """
 
-    def __init__(self, layout: Layout, networks: Sequence[Network | None], leaves: Codes, numbers: Codes) -> None:
+    def __init__(
+        self, layout: Layout, networks: Sequence[Network | None], leaves: Codes, numbers: Codes,
+        window: tuple[int, int, int, int] | None = None,
+    ) -> None:  # fmt: skip
         """Begin with the first candidate of each position.
 
         Args:
@@ -279,6 +284,7 @@ class Choice:
             networks: of these levels.
             leaves: (n, L), the codes of all levels of each leaf.
             numbers: (N, P, K), the leaves that are candidates.
+            window: of tiles, the first row and column, and the grid of the whole image.
         """
         self._layout, self._leaves, self._numbers = layout, leaves, numbers
         self.chosen = np.zeros((len(numbers), numbers.shape[1]), np.int32)
@@ -297,7 +303,9 @@ class Choice:
         self._models = ((layout.begins, layout.grids, layout.symbols), (about, begins, joined))
         shape = (len(numbers), len(used), numbers.shape[1])
         self._state = (np.zeros((*shape, int(about[:, 2].max())), np.int32), np.zeros(shape, np.float32))
-        in_parts(len(numbers), lambda first, last: int(_begin(self._maps, first, last, *self._models, self._state)))
+        window = window or (0, 0, *layout.grids[0].tolist())
+        begun = (window, *self._models, self._state)
+        in_parts(len(numbers), lambda first, last: int(_begin(self._maps, first, last, *begun)))
 
     @property
     def codes(self) -> Codes:

@@ -106,14 +106,18 @@ class RateDistortion:
             core, around, inside = zip(*axes, strict=True)
             some = slice(begin, begin + together)
             pixels, kept = ([slice(stride * one.start, stride * one.stop) for one in area] for area in (around, inside))
-            codes, squares = self._weighed(images[some, :, *pixels], lmbdas[some].numpy())
+            codes, squares = self._weighed(
+                images[some, :, *pixels], lmbdas[some].numpy(), (around[0].start, around[1].start, *grid)
+            )
             chosen[:, some, *core] = torch.from_numpy(codes[..., *inside])
             errors[some] += squares[:, *kept].sum((1, 2), dtype=torch.float64)
         return tuple(one.long().to(images.device) for one in chosen), errors
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
-    def _weighed(self, images: Tensor, lmbdas: NDArray[np.float64]) -> tuple[NDArray[np.int32], Tensor]:
+    def _weighed(
+        self, images: Tensor, lmbdas: NDArray[np.float64], window: tuple[int, int, int, int]
+    ) -> tuple[NDArray[np.int32], Tensor]:
         """Codes (L, B, H, W) of images that are searched as a whole, and their squared errors (B, Y, X)."""
         unit = unit_images(images, self._model.channels).clone()
         layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
@@ -128,7 +132,7 @@ class RateDistortion:
         numbers = torch.cat([usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
-        choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(numbers.cpu().numpy()))
+        choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(numbers.cpu().numpy()), window)
         decoding, size = Decoding(self._model, self.levels), (unit.shape[-2], unit.shape[-1])
 
         def now() -> Tensor:
