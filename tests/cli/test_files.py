@@ -128,12 +128,13 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
     assert torch.equal(pixels(tmp_path / "x.hrv.png"), pixels(tmp_path / "x.hrva.png"))
 
 
+@pytest.mark.parametrize(("name", "commit"), [("treevq-cifar10", "c72954c"), ("treevq-mnist", "c83e58b")])
 def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, commit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = Path(__file__).parent.parent / "golden" / "replaced" / "treevq-cifar10.hrv"
+    file = Path(__file__).parent.parent / "golden" / "replaced" / f"{name}.hrv"
     line = refused(["decompress", file, "-o", tmp_path / "x.png"], capsys)
-    assert "was made by the treevq-cifar10 of commit c72954c" in line
+    assert f"was made by the {name} of commit {commit}" in line
 
 
 def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

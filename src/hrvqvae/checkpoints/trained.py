@@ -216,9 +216,14 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
     return TrainedModel(run, device, beam)
 
 
-_REPLACED = dict.fromkeys(  # digest and fingerprints of a model that the package had
-    ("98bf4f8a25166b29625d84e56c414a3c", "28c828", "98bf4f"), "the treevq-cifar10 of commit c72954c and before"
-)
+_REPLACED = {  # digest and fingerprints of models that the package had
+    **dict.fromkeys(
+        ("98bf4f8a25166b29625d84e56c414a3c", "28c828", "98bf4f"), "the treevq-cifar10 of commit c72954c and before"
+    ),
+    **dict.fromkeys(
+        ("89340fa544030c869ed8a6e4c3ae4250", "f679c4", "89340f"), "the treevq-mnist of commit c83e58b and before"
+    ),
+}
 
 
 def model_of_file(path: Path, run: str | None) -> TrainedModel:
