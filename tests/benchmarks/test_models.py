@@ -41,7 +41,7 @@ def test_error_and_leaves_of_a_layer_by_hand() -> None:
             indices[..., 1] = 1
             return features * 0, indices, torch.zeros(())
 
-    side = layer_script._Side(Halves, 0)
+    side = layer_script.Side(Halves, 0)
     constant = side.model(torch.zeros(1, 1, 28, 28))[0].detach()
     mse, mae, leaves = side.measure(constant.expand(6, 1, 28, 28) + 0.5, 3)
     assert (mse, mae) == (pytest.approx(0.25**2, rel=1e-5), pytest.approx(0.25, rel=1e-5))

@@ -69,7 +69,7 @@ def test_a_prefix_is_what_its_levels_add(name: str) -> None:
     pairs = quantizer.compared(z, codes)
     assert len(pairs) == levels
     assert all(one.shape == other.shape for one, other in pairs)
-    if levels == 3 and "-" in name:  # a level's codewords do not depend on the coarser ones
+    if levels == 3 and "-" in name and "qinco" not in name:  # a level's codewords do not depend on the coarser ones
         last = quantizer.lookup((codes[0], codes[0] * 0, codes[2])) - quantizer.lookup((codes[0], codes[0] * 0))
         torch.testing.assert_close(sums[2] - sums[1], last, rtol=1e-4, atol=1e-4)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,9 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporaries, write_atomic
 from hrvqvae.utils.quantities import clock, counted
 
-_MEASURED = {
-    "seed",
-    "prior",
-    "prior_bits_per_image",
-    "perceptual",
-    "frechet",
-    "kernel",
-    "mse",
-    "bits_per_image",
-    "test_errors",
-}  # of any row
+_COLUMNS = (
+    "seed", "prior", "prior_bits_per_image", "perceptual", "frechet", "kernel", "mse", "bits_per_image", "test_errors",
+)  # fmt: skip  # that every row has
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -64,8 +56,9 @@ def _write(path: Path, value: Any) -> None:
 class Folder:
     """A folder of that form, which need not exist yet. Reading it raises DamagedFileError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: Collection[str] = _COLUMNS) -> None:
+        """`columns` are those that every row has."""
+        self.path, self.columns = path, columns
         self.rows_path = path / "rows"
 
     def run(self, name: str) -> RunFolder:
@@ -112,7 +105,7 @@ class Folder:
         paths = [path for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
         rows = [_read(path) for path in paths]
         for path, row in zip(paths, rows, strict=True):
-            if missing := _MEASURED - row.keys():
+            if missing := set(self.columns) - row.keys():
                 raise DamagedFileError(f"{path} has no {min(missing)}; delete it to have it made again")
         return rows
 

@@ -57,7 +57,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     """
     folder = Folder(out)
     if comparison.tune:
-        trials = Folder(out / "tuning")
+        trials = tuning.folder_of(out)
         if signal := tuning.tune(comparison, trials, say):
             return [], signal
         write_atomic(trials.path / "results.md", tuning.table(trials.rows()).encode())

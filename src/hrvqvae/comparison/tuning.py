@@ -60,6 +60,11 @@ class Validation:
         return {"validation_mse": report.mse, "leaves_used": report.levels[-1].used}, empty(0)
 
 
+def folder_of(out: Path) -> Folder:
+    """The trials of a comparison."""
+    return Folder(out / "tuning", ("system", "seed", *Validation.diverged))
+
+
 def open_trials(start: Settings, tried: Mapping[Settings, float], most: int) -> list[Settings]:
     """The trials that come next and don't depend on each other; none where the search has ended.
 
@@ -182,7 +187,7 @@ def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
 
     Raises InputError where there is none for a system, or it was one of other data or fields.
     """
-    folder = Folder(out / "tuning")
+    folder = folder_of(out)
     known = folder.about()
     for name, here in comparison.about().items():
         if name in ("dataset", "fields", "root") and known.get(name) != here:
