@@ -108,7 +108,7 @@ def tree(size: int, levels: int, beam: int, seed: int) -> Fit:
     """TreeVQ."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
-        layer = TreeVQ(vectors.shape[1], size, levels, beam=beam).fit(vectors, seed=seed)
+        layer = TreeVQ(vectors.shape[1], size, levels, beam=beam, coarse_weight=0.0).fit(vectors, seed=seed)
 
         def encode(some: Floats) -> Coded:
             indices = layer.encode(some)

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from hrvqvae import InputError, QuantizerConfig, TreeVQ
+from hrvqvae.config import presets
 from hrvqvae.utils.errors import NonFiniteError
 from tests.quantize import oracle
 
@@ -67,7 +68,8 @@ def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: b
     def last(tensor: Tensor) -> Tensor:
         return (tensor if channel_last else tensor.movedim(1, -1)).flatten(0, -2).detach()
 
-    one, x = started(channel_last=channel_last), features(*positions, seed=1)
+    greedy = {"beam": 1, "coarse_weight": 0.0, "beta": 0.25, "level_betas": ()}
+    one, x = started(channel_last=channel_last, **greedy), features(*positions, seed=1)
     given = (x if channel_last else x.movedim(-1, 1)).requires_grad_()
     quantized, indices, loss = one(given)
     assert quantized.shape == given.shape
@@ -87,6 +89,11 @@ def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: b
     weight = torch.arange(x.numel()).view_as(given).float()
     (gradient,) = torch.autograd.grad((quantized * weight).sum(), given)
     assert torch.equal(gradient, weight)
+
+
+def test_defaults_are_those_of_the_system() -> None:
+    expected = presets.get("treevq/mnist").config.model.quantizer
+    assert TreeVQ(expected.dim, expected.codewords, expected.levels).quantizer.config == expected
 
 
 def test_options_of_the_quantizer_arrive() -> None:
