@@ -29,7 +29,7 @@ SEARCH_SEED, SET_ASIDE = 1_000, 12  # one image of so many is set aside
 
 
 def candidates(levels: int, codewords: int) -> dict[str, list[Make]]:
-    """Every layer with each point of the grid; TreeVQ by default, and with the search and loss of `treevq/*`."""
+    """Every layer with each point of the grid; TreeVQ also with a greedy search and every level's own commitment."""
 
     def tree(**fields: Any) -> list[Make]:
         make = partial(TreeVQ, WIDTH, codewords, levels, channel_last=False, **fields)
@@ -41,7 +41,7 @@ def candidates(levels: int, codewords: int) -> dict[str, list[Make]]:
 
     return {
         "TreeVQ": tree(),
-        "TreeVQ, as treevq/*": tree(beam=4, coarse_weight=0.1, level_betas=(0.05,)),
+        "TreeVQ, greedy": tree(beam=1, coarse_weight=0.0, level_betas=()),
         "VectorQuantize": library(flat_of(levels, codewords)),
         "ResidualVQ": library(residual_of(levels, codewords)),
     }

