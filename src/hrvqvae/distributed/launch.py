@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -53,6 +53,7 @@ def process_group() -> Iterator[None]:
                 stack.enter_context(redirect_stderr(nowhere))
             yield
         dist.barrier()  # rank 0 ends last: it evaluates and draws, and a process that left before it has been aborted
+        _wait_for_all(store, size)
         dist.destroy_process_group()
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left: the line is told before
@@ -88,6 +89,16 @@ def _name_of_these(store: Any, number: int, size: int) -> str:
             raise InputError(f"{len(missing)} of {size} processes have not come; start the training again")
         time.sleep(0.01)
     return word
+
+
+def _wait_for_all(store: Any, size: int) -> None:
+    """Wait until all have left the barrier: gloo aborts a process that is still in it when another closes."""
+    ends = time.monotonic() + 10
+    with suppress(Exception):  # the machine that kept the store is gone
+        here = store.add("left", 1)
+        while here < size and time.monotonic() < ends:
+            time.sleep(0.01)
+            here = store.add("left", 0)
 
 
 def _tells(store: Any) -> bool:
