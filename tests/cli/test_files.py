@@ -15,6 +15,7 @@ from hrvqvae.checkpoints import image_files
 from hrvqvae.cli import main
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
+from hrvqvae.utils.files import TEMPORARY
 from tests.cli.helpers import do, refused
 from tests.conftest import write_picture
 from tests.trained_run import tiny_run_with_entropy_model
@@ -163,6 +164,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "there is no such file"),
         (["decompress", file, file, "-o", tmp_path / "y.png", *named], "takes one image, and there are 2"),
         (["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"], "has no image named '9'"),
+        (["decompress", file, "-o", tmp_path / "d", *named, "--names", "0"], "is no archive (.hrva), whose images"),
         (["inspect", archive, "-o", tmp_path / "s.png"], "draws the levels of one file"),
         (["fit-entropy-model", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
     ):
@@ -271,3 +273,14 @@ def test_images_are_worked_on_by_pixels(
     monkeypatch.setattr(image_files, "decode_images", lambda *some: (decoded.append(len(some[1])), decode(*some))[1])
     do("decompress", tmp_path / "x.hrva", "-o", tmp_path / "out", "--model", run)
     assert decoded == [2, 1, 1]
+
+
+def test_a_folder_of_an_image_s_name_and_what_a_killed_writer_left_are_no_images(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    (mixed / "x.png").mkdir(parents=True)
+    for name in ("a.png", f"{TEMPORARY}b.png"):
+        shutil.copy(images / "0.png", mixed / name)
+    do("compress", run, mixed, "-o", tmp_path / "x.hrva")
+    assert "1 image," in capsys.readouterr().out
