@@ -168,6 +168,7 @@ def test_what_a_killed_writer_left_is_no_row(
     content = row.read_bytes()
     for damaged, told in (
         (content.replace(b'"mse"', b'"nse"'), f"{row} has no mse; delete it"),
+        (content.replace(b'"system"', b'"sysyem"'), f"{row} has no system; delete it"),
         (content.replace(b'"psnr": ', b'"psnr": "high", "other": '), "a file in rows/ is damaged"),
     ):
         row.write_bytes(damaged)

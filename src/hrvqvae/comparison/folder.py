@@ -37,7 +37,8 @@ from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporarie
 from hrvqvae.utils.quantities import clock, counted
 
 _COLUMNS = (
-    "seed", "prior", "prior_bits_per_image", "perceptual", "frechet", "kernel", "mse", "bits_per_image", "test_errors",
+    "system", "seed", "prior", "prior_bits_per_image", "perceptual", "frechet", "kernel", "mse", "bits_per_image",
+    "test_errors",
 )  # fmt: skip  # that every row has
 
 
