@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches
+from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.layer import TreeVQ
@@ -101,6 +102,11 @@ def layers(levels: int, codewords: int) -> dict[str, Make]:
     }
 
 
+def pixels(images: ImageSet, count: int) -> Tensor:
+    """The first images of a set, (count, 1, 28, 28) in [-1, 1]."""
+    return torch.stack([torch.from_numpy(images.decode(index, None).pixels) for index in range(count)]) / 127.5 - 1
+
+
 class Side:
     """One layer in its autoencoder: the same start, the same batches."""
 
@@ -166,10 +172,9 @@ def bench_layer(
     latents = {name: side.model.encoder(scaled).detach().requires_grad_() for name, side in sides.items()}
     alone = {name: partial(side.quantize, latents[name]) for name, side in sides.items()}
     times = side_by_side(alone, rounds)
-    held_out = torch.stack([torch.from_numpy(test.decode(index, None).pixels) for index in range(test_images)])
-    rows: list[Row] = []
+    held_out, rows = pixels(test, test_images), list[Row]()
     for name, side in sides.items():
-        squared, absolute, leaf = side.measure(held_out.float() / 127.5 - 1, codewords)
+        squared, absolute, leaf = side.measure(held_out, codewords)
         count = vq.counts(leaf, codewords**levels)
         rows.append(
             {

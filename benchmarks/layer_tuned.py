@@ -7,6 +7,7 @@ the first number of steps, with a seed of its own, on training images that are s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import mean, stdev
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive
-from benchmarks.layer import WIDTH, Make, Side, flat_of, residual_of
+from benchmarks.layer import WIDTH, Make, Side, flat_of, pixels, residual_of
 from hrvqvae.comparison.report import welch
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches
@@ -25,7 +26,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.quantize.layer import TreeVQ
 
 GRID = [(decay, weight) for decay in (0.8, 0.95, 0.99) for weight in (0.25, 1.0, 4.0)]
-SEARCH_SEED, SET_ASIDE = 1_000, 12  # one image of so many is set aside
+SEARCH_SEED, SET_ASIDE = 1_000, 1 / 12  # share of the training images
 
 
 def candidates(levels: int, codewords: int) -> dict[str, list[Make]]:
@@ -57,10 +58,6 @@ def _train(makes: Sequence[Make], steps: int, seed: int, images: ImageSet, batch
     return sides
 
 
-def _pixels(images: ImageSet, count: int) -> Tensor:
-    return torch.stack([torch.from_numpy(images.decode(index, None).pixels) for index in range(count)]) / 127.5 - 1
-
-
 def _used(leaf: Tensor) -> int:
     return int((torch.bincount(leaf.flatten()) > 0).sum())
 
@@ -74,14 +71,14 @@ def bench_layer_tuned(
 
     Raises InputError as `layers`, and where the data is not there.
     """
-    makes, images = candidates(levels, codewords), load_images(data, "train")
-    aside = np.arange(len(images)) % SET_ASIDE == 0
-    held_out, rest = _pixels(images.subset(aside), int(aside.sum())), images.subset(~aside)
+    makes, search = candidates(levels, codewords), replace(data, validation=SET_ASIDE)
+    rest, aside = load_images(search, "train"), load_images(search, "test")
+    held_out, images = pixels(aside, len(aside)), load_images(data, "train")
     best: dict[str, int] = {}
     for name, some in makes.items():
         sides = _train(some, steps[0], SEARCH_SEED, rest, batch_size)
         best[name] = int(np.argmin([side.measure(held_out, codewords)[0] for side in sides]))
-    test, rows = _pixels(load_images(data, "test"), test_images), list[Row]()
+    test, rows = pixels(load_images(data, "test"), test_images), list[Row]()
     for most in steps:
         first: list[float] = []
         for name, place in best.items():
