@@ -119,7 +119,9 @@ def test_a_stopped_search_goes_on_to_the_same_rows(
     capsys.readouterr()
     assert "searched with fields" in refused([*other, "--training.batch_size", "5"], capsys)
     other[3] = "fsq,vqvae,wide=vqvae"
-    assert "no trial of vqvae has ended" in refused([*other, "--out", tmp_path / "new"], capsys)
+    assert "the search for vqvae has not ended" in refused([*other, "--out", tmp_path / "new"], capsys)
+    other[3:6] = ["wide=vqvae", "--wide.model.quantizer.codewords", "6"]
+    assert "trials of wide are of another configuration" in refused([*other, "--out", tmp_path / "new"], capsys)
 
 
 @pytest.mark.usefixtures("systems")

@@ -71,9 +71,7 @@ class Folder:
 
         Raises InputError where the folder holds another comparison.
         """
-        found = _read(self.path / "comparison.json") or {"about": about}
-        if not all(isinstance(found.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in found:
-            raise DamagedFileError(f"{self.path / 'comparison.json'} does not say what is compared: it is damaged")
+        found = self.read_claim() if (self.path / "comparison.json").is_file() else {"about": about}
         here, there = json.loads(json.dumps(about)), dict(found["about"])
         there["priors"] = there.get("priors") or here["priors"]  # priors may be added to autoencoders
         here["priors"] = here["priors"] or there["priors"]
@@ -85,10 +83,16 @@ class Folder:
 
     def about(self) -> dict[str, Any]:
         """What is compared. Raises InputError where there is nothing yet."""
-        found = _read(self.path / "comparison.json")
-        if not found:
+        return dict(self.read_claim()["about"])
+
+    def read_claim(self) -> dict[str, Any]:
+        """What `claim` gives, of the folder alone. Raises InputError where there is nothing yet."""
+        if not (self.path / "comparison.json").is_file():
             raise InputError(f"{self.path} holds no comparison")
-        return dict(found["about"])
+        found = _read(self.path / "comparison.json")
+        if not all(isinstance(found.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in found:
+            raise DamagedFileError(f"{self.path / 'comparison.json'} does not say what is compared: it is damaged")
+        return found
 
     def begin(self, claim: Mapping[str, Any]) -> None:
         """Write down what is compared, and clear what killed writers left."""
@@ -147,7 +151,7 @@ def run_cases(
     """
     with locked(folder.path, wait=say):
         claim, rows = folder.claim(about), folder.rows()
-        cases = [_decided(case, claim["chosen"]) for case in cases]
+        cases = [decided(case, claim["chosen"]) for case in cases]
         for case in cases:
             _require_same(case, folder, rows)
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
@@ -177,7 +181,7 @@ def run_cases(
     return 0
 
 
-def _decided(case: Case, chosen: dict[str, str]) -> Case:
+def decided(case: Case, chosen: dict[str, str]) -> Case:
     """The case with precision and the like as `chosen` says; what is chosen now is added to it."""
     config, of_autoencoder = decide_autoencoder(case.config, chosen)
     config, of_priors = decide_priors(config, chosen)

@@ -96,10 +96,8 @@ def versus(rows: Sequence[Measured], column: str = "mse") -> str:
     several = [name for name, some in values.items() if len(some) > 1]
     pairs = [(one, other) for place, one in enumerate(several) for other in several[place + 1 :]]
     tested = sorted((welch(values[one], values[other]), one, other) for one, other in pairs)
-    lines, least = (
-        [f"| {column.upper()} of | against | n | difference | p | p, Holm |", "|---|---|---|---|---|---|"],
-        0.0,
-    )
+    lines = [f"| {column.upper()} of | against | n | difference | p | p, Holm |", "|---|---|---|---|---|---|"]
+    least = 0.0
     for place, (p, one, other) in enumerate(tested):
         least = max(least, min(1.0, p * (len(tested) - place)))
         counts = f"{len(values[one])}, {len(values[other])}"

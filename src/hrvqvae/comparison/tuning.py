@@ -18,7 +18,7 @@ from types import MappingProxyType
 from torch import Tensor, empty
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.folder import Folder, run_cases
+from hrvqvae.comparison.folder import Folder, decided, run_cases
 from hrvqvae.comparison.instruments import Measured, Say
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
@@ -62,7 +62,7 @@ class Validation:
 
 def folder_of(out: Path) -> Folder:
     """The trials of a comparison."""
-    return Folder(out / "tuning", ("system", "seed", *Validation.diverged))
+    return Folder(out / "tuning", ("system", "seed", "digests", *Validation.diverged))
 
 
 def open_trials(start: Settings, tried: Mapping[Settings, float], most: int) -> list[Settings]:
@@ -117,11 +117,11 @@ def _wanted(ladder: Sequence[Settings], tried: Mapping[Settings, float]) -> list
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The search of one system, of at most `trials` trials."""
+    """The search of one system, of at most `comparison.tune` trials."""
 
     comparison: Comparison
     name: str
-    trials: int
+    chosen: Mapping[str, str]  # what its folder left to the machine
 
     @property
     def start(self) -> Settings:
@@ -141,25 +141,27 @@ class Search:
         return Case(name=f"{self.name}-{told}", labels=labels, config=config)
 
     def tried(self, rows: Sequence[Measured]) -> dict[Settings, float]:
-        """What the rows of trials say of this system, in their order."""
-        found = {}
+        """What the rows of trials say of this system. Raises InputError where one is of another configuration."""
+        found, start = {}, self.start
         for row in rows:
             if row["system"] == self.name:
-                settings = tuple((name, row[name.rpartition(".")[2]]) for name, _ in self.start)
+                settings = tuple((name, row.get(name.rpartition(".")[2], value)) for name, value in start)
+                if row["digests"] != decided(self.case(settings), dict(self.chosen)).digests():
+                    raise InputError(f"trials of {self.name} are of another configuration; choose another --out")
                 found[settings] = math.inf if row["validation_mse"] is None else row["validation_mse"]
         return found
 
     def next(self, rows: Sequence[Measured]) -> list[Settings]:
         """The next trials, as many as are left."""
-        return open_trials(self.start, self.tried(rows), self.trials)
+        return open_trials(self.start, self.tried(rows), self.comparison.tune)
 
     def best(self, rows: Sequence[Measured]) -> dict[str, str]:
-        """The settings with the least validation error. Raises InputError where no trial has one."""
+        """The settings with the least validation error. Raises InputError where the search has not ended well."""
         if not self.start:
             return {}
         tried = self.tried(rows)
-        if not tried or min(tried.values()) == math.inf:
-            raise InputError(f"no trial of {self.name} has ended: search with --tune N and --systems {self.name}")
+        if open_trials(self.start, tried, self.comparison.tune) or min(tried.values()) == math.inf:
+            raise InputError(f"the search for {self.name} has not ended well: go on with --tune {self.comparison.tune}")
         best: Settings = min(tried, key=tried.__getitem__)
         return dict(best)
 
@@ -169,10 +171,11 @@ def tune(comparison: Comparison, folder: Folder, say: Say) -> int:
 
     Several processes share them. Raises InputError as `run_cases`.
     """
-    searches = [Search(comparison, system, comparison.tune) for system in comparison.systems]
-    about = {**comparison.about(), "study": "tuning", "priors": None}
+    about = {**comparison.about(), "study": "tuning", "priors": None, "tune": comparison.tune}
     while True:
         rows = folder.rows()
+        chosen = folder.read_claim().get("chosen", {}) if rows else {}
+        searches = [Search(comparison, system, chosen) for system in comparison.systems]
         cases = [one.case(settings) for one in searches for settings in one.next(rows)]
         if not cases:
             return 0
@@ -185,15 +188,17 @@ def tune(comparison: Comparison, folder: Folder, say: Say) -> int:
 def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
     """The comparison with the settings that the search in its folder, or in that of another budget, has chosen.
 
-    Raises InputError where there is none for a system, or it was one of other data or fields.
+    Raises InputError where there is none for a system, it has not ended, or it was one of other data or fields.
     """
     folder = folder_of(out)
     known = folder.about()
     for name, here in comparison.about().items():
         if name in ("dataset", "fields", "root") and known.get(name) != here:
             raise InputError(f"{folder.path} searched with {name} {known.get(name)}, this comparison has {here}")
-    rows = folder.rows()
-    settings = {system: Search(comparison, system, 0).best(rows) for system in comparison.systems}
+    rows, budget = folder.rows(), {name: known[name] for name in ("tune", "max_steps", "max_minutes")}
+    searched = dataclasses.replace(comparison, **budget)
+    chosen = folder.read_claim().get("chosen", {})
+    settings = {system: Search(searched, system, chosen).best(rows) for system in comparison.systems}
     for system, chosen in settings.items():
         say(f"{system}: {', '.join(f'{name} {value}' for name, value in chosen.items()) or 'nothing searched'}")
     return dataclasses.replace(comparison, settings=settings)
