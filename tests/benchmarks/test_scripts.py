@@ -14,11 +14,10 @@ import pytest
 import torch
 
 import hrvqvae
-from benchmarks import processes, study_codebook, study_rate, vectors
+from benchmarks import collapse, processes, study_rate, vectors
 from benchmarks.beam import bench_beam, bench_effort
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
-from benchmarks.study import SYSTEMS
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.compression import rate_distortion
 from hrvqvae.config import Config
@@ -79,7 +78,7 @@ def test_rows_and_columns(
         ("files.__main__", "emoji32 --formats gif", "no format gif"),
         ("processes", "--steps 1 --systems nothing", "nothing"),
         ("study_rate", "mnist --max-steps 1 --systems vqvae2 --out x", "leave vqvae2 out"),
-        ("study_codebook", "mnist --max-steps 1 --model.quantizer.init_vectors 9 --out x", "is what this study varies"),
+        ("study_rate", "mnist --max-steps 1 --model.quantizer.levels 2 --out x", "is what this study varies"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_measured_is_a_line(
@@ -169,25 +168,18 @@ def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("systems")
-def test_the_study_of_codebooks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cases = study_codebook.cases(Comparison(dataset="mnist", systems=SYSTEMS, max_steps=1))
-    configs = {case.name: case.config.model.quantizer for case in cases}
-    assert configs["hrvqvae-4096-neither-0"].codewords == 16
-    assert configs["vqvae-4096-neither-0"].codewords == 4096
-    flat = [one for name, one in configs.items() if name.startswith("vqvae-64-")]  # in the order of HELPS
-    helped = [(one.init_vectors > 0, one.restart_every > 0) for one in flat]
-    assert helped == [(True, True), (True, False), (False, True), (False, False)]
-    monkeypatch.setattr(study_codebook, "BRANCHING", (3,))
-    command = f"mnist --max-steps 4 --systems hrvqvae vqvae --out {tmp_path / 'out'} --json"
-    rows = json.loads(printed("study_codebook", command, capsys))
-    assert [(row["system"], row["leaves"], row["with"]) for row in rows] == [
-        (system, 27, helped) for helped in study_codebook.HELPS for system in ("hrvqvae", "vqvae")
-    ]
-    assert all(row["search_ms"] > 0 and row["leaves_used"] <= row["leaves"] for row in rows)
-    assert (tmp_path / "out" / "study.png").is_file()
-    assert "| hrvqvae | 27 | neither | 1 |" in (tmp_path / "out" / "results.md").read_text()
+def test_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = f"mnist --leaves 27 --kinds flat unlinked --max-steps 3 --model.quantizer.dim 2 --out {tmp_path / 'out'}"
+    monkeypatch.setattr(collapse, "SHOWN", {"kind": ("unlinked",), "start": ("N(0, 1)",)})
+    printed("collapse", command, capsys)
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert [(row["kind"], row["start"], row["restarts"]) for row in rows[:7]] == [
+        *(("flat", start, False) for start in collapse.STARTS), ("flat", "latents", True), ("flat", "k-means", True)
+    ]  # fmt: skip
+    assert [row["kind"] for row in rows[7:]] == ["unlinked"] * 7
+    assert all(1 <= row["perplexity"] <= row["used"] <= 27 for row in rows)
+    assert read_image(tmp_path / "out" / "collapse.png", 3).shape[0] == 3
+    assert printed("collapse", command, capsys).count("unlinked") == 1, "only what is drawn is trained again"
 
 
 @pytest.mark.usefixtures("systems")
@@ -210,8 +202,6 @@ def test_the_study_of_rate_and_distortion(
         assert row["level_mse"][-1] == row["test_errors"][-1][1]
     assert "| hrvqvae | 9 | 2 | 3 | 1 |" in printed("study_rate", command, capsys), "measured once"
     assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
-    with pytest.raises(hrvqvae.InputError, match="study is rate there, codebook here"):
-        study_codebook.main(command.split())
 
 
 def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,10 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(out.parent.iterdir())
     (out.parent / f"{TEMPORARY}out").mkdir()
     (out.parent / f"{TEMPORARY}out" / "of a killed writer").write_text("")
+    with in_another_process(out, "writing_folder"):
+        with pytest.raises(InUseError, match="in use"), writing_folder(out):
+            pass
+        assert (out.parent / f"{TEMPORARY}out").is_dir(), "the other one's work is left alone"
     with writing_folder(out) as folder:
         (folder / "whole").write_text("")
         assert not out.exists()

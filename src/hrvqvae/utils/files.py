@@ -69,18 +69,20 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: the folder exists already, or can't be written; nothing is left of it.
+        InUseError: another process writes it.
     """
-    if path.exists():
-        raise InputError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        with writable(path):
-            shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
-            temporary.mkdir(parents=True)
-            yield temporary
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locked_file(path):
+        if path.exists():
+            raise InputError(f"{path} exists already; choose another folder")
+        try:
+            with writable(path):
+                shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
+                temporary.mkdir(parents=True)
+                yield temporary
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path) -> None:

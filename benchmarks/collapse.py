@@ -1,0 +1,177 @@
+"""Collapse: leaves in use, and error, after a short training of trees, flat and unlinked codebooks from several starts.
+
+python -m benchmarks.collapse mnist --max-steps 200 --out DIR writes rows.json and collapse.png, and goes on where it
+stopped. A leaf is a sum of codewords that some path stands for: m^L in a tree of L levels and in unlinked codebooks, m
+in a flat one. `N(0, s)` draws codewords apart from the data; "latents" draws them at the scale of the latents of the
+untrained encoder, the default where there is no k-means.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from benchmarks.common import Row, as_script, options, positive, preset_of, show
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import decide_autoencoder, override
+from hrvqvae.data.batches import Batch
+from hrvqvae.evaluation.samples import split_images
+from hrvqvae.models.objective import Metrics
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.plots.curves import save_figure
+from hrvqvae.quantize import ResidualQuantizer
+from hrvqvae.quantize import functional as vq
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.state import TrainState
+from hrvqvae.training.trainer import Trainer
+from hrvqvae.utils.files import write_atomic
+
+KINDS = {"tree": (3, 3), "flat": (1, 1), "unlinked": (3, 1)}  # levels, linked
+SCALES = {"N(0, 1)": 1.0, "N(0, 0.1)": 0.1, "N(0, 0.01)": 0.01}
+STARTS = (*SCALES, "latents", "k-means")
+SHOWN = {"kind": ("tree", "flat"), "start": ("N(0, 1)", "latents"), "leaves": (512,)}
+_SHOWN_STEPS, _SHOWN_LATENTS, _TESTED = (0, 50), 400, 2_000  # steps beside the last one
+
+
+def configuration(base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int) -> Config:
+    """The preset with as many leaves in codebooks of that kind."""
+    levels, linked = KINDS[kind]
+    given = {
+        "model.quantizer.levels": levels, "model.quantizer.codewords": round(leaves ** (1 / levels)),
+        "model.quantizer.linked": linked, "training.seed": seed,
+        **({} if start == "k-means" else {"model.quantizer.init_vectors": 0}),
+        **({} if restarts else {"model.quantizer.restart_every": 0}),
+    }  # fmt: skip
+    return override(base, {name: str(value) for name, value in given.items()})
+
+
+class CollapseTask(AutoencoderTask):
+    """A training that starts its codewords at a scale, and keeps latents and leaves at a few steps."""
+
+    def __init__(self, config: Config, run: RunFolder, start: str) -> None:
+        super().__init__(config, run)
+        self.start, self.kept = start, dict[int, tuple[Tensor, Tensor]]()
+
+    def initialize(self, model: nn.Module) -> None:
+        super().initialize(model)
+        if self.start in SCALES:
+            assert isinstance(model, SingleGridAutoencoder)
+            assert isinstance(model.quantizer, ResidualQuantizer)
+            for book in model.quantizer.levels:
+                drawn = SCALES[self.start] * torch.randn(book.num_codewords, book.codewords.shape[-1])
+                book.set_codewords(torch.arange(len(drawn)), drawn, torch.ones(len(drawn)))
+
+    def step(self, state: TrainState, batch: Batch) -> Metrics:
+        if state.step in _SHOWN_STEPS:
+            self.keep(state.step, state.model, batch.images)
+        return super().step(state, batch)
+
+    @torch.no_grad()
+    def keep(self, step: int, model: nn.Module, images: Tensor) -> None:
+        """Keep some latents (n, D), and all leaves (m^L, D)."""
+        assert isinstance(model, SingleGridAutoencoder)
+        latents = model.latents(images.float() / 255).flatten(0, -2)
+        some = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:_SHOWN_LATENTS]
+        self.kept[step] = latents[some], leaf_vectors(model)
+
+
+def leaf_vectors(model: SingleGridAutoencoder) -> Tensor:
+    """(m^L, D): what every path stands for."""
+    numbers = [torch.arange(symbols) for symbols in model.config.num_symbols]
+    codes = torch.cartesian_prod(*numbers).view(1, 1, -1, len(numbers))
+    return model.quantizer.lookup(codes.unbind(-1)).flatten(0, -2)
+
+
+@torch.inference_mode()
+def measure(model: SingleGridAutoencoder, images: Tensor) -> Row:
+    """Leaves that the latents of images choose, the perplexity of these choices, and the reconstructions' MSE."""
+    codes, error = [], 0.0
+    for some in torch.split(images, 200):
+        codes.append(torch.stack(model.encode(some)))
+        error += float((model.decode(tuple(codes[-1])) - some).square().mean()) * len(some)
+    leaf = torch.zeros((), dtype=torch.long)
+    for symbols, one in zip(model.config.num_symbols, torch.cat(codes, dim=1), strict=True):
+        leaf = leaf * symbols + one
+    share = vq.counts(leaf.flatten(), int(leaf.max()) + 1) / leaf.numel()
+    used = share[share > 0]
+    return {"used": len(used), "perplexity": float((-used * used.log()).sum().exp()), "mse": error / len(images)}
+
+
+def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Tensor, Tensor]]]:
+    """Train and measure a case; -> its row, and what it kept of the steps that are shown."""
+    config, _ = decide_autoencoder(configuration(base, **case), {})
+    with TemporaryDirectory() as folder:
+        task = CollapseTask(config, RunFolder(Path(folder)), case["start"])
+        trainer = Trainer(task, say=lambda _: None, callbacks=[lambda *found: models.append(found[2].model)])
+        models: list[Any] = []
+        outcome = trainer.train()
+        if outcome.signal is not None:
+            sys.exit(128 + outcome.signal)
+    model = models[-1].cpu()
+    task.keep(outcome.step, model, (test[:128] * 255).byte())
+    return {**case, **measure(model, test)}, task.kept
+
+
+def draw(shown: dict[str, dict[int, tuple[Tensor, Tensor]]], path: Path) -> None:
+    """Latents and leaves in the latents' first two principal components: a row for each case, a column for a step."""
+    columns = max(map(len, shown.values()))
+    figure = Figure(figsize=(3 * columns, 2.8 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for row, (name, steps) in zip(grid, shown.items(), strict=True):
+        for axes, (step, (latents, words)) in zip(row, steps.items(), strict=True):
+            mean = latents.mean(0)
+            plane = torch.linalg.svd(latents - mean, full_matrices=False).Vh[:2].T
+            near = torch.unique(torch.cdist(latents, words).argmin(1))
+            chosen = torch.zeros(len(words), dtype=torch.bool).index_fill(0, near, True)
+            known, points = (latents - mean) @ plane, (words - mean) @ plane
+            axes.scatter(*points[~chosen].T, s=6, color="0.75", label="leaves that none of these latents chooses")
+            axes.scatter(*known.T, s=6, color="tab:blue", alpha=0.4, label="latents")
+            axes.scatter(*points[chosen].T, s=9, color="tab:red", label="leaves that some choose")
+            axes.set(xticks=[], yticks=[], title=f"step {step}: {len(near)} chosen", ylabel=name if step == 0 else "")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the study."""
+    parser = options(__doc__)
+    parser.add_argument("preset", metavar="DATASET", help="mnist or cifar10: the preset is hrvqvae/DATASET")
+    parser.add_argument("--leaves", type=positive, nargs="+", default=(512, 4096), metavar="N", help="cubes of m")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--max-steps", type=positive, default=200, metavar="N", help="of each training (default: 200)")
+    parser.add_argument("--seeds", type=positive, default=1, metavar="K")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    arguments, base = preset_of(parser, argv, "hrvqvae/")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "rows.json"
+    base = override(base, {"training.max_steps": str(arguments.max_steps), "training.evaluate_every": "1000000"})
+    test = split_images(base.data, "test", _TESTED)[0]
+    rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
+    shown = {}
+    for seed in range(arguments.seeds):
+        for leaves in arguments.leaves:
+            for kind in arguments.kinds:
+                for start, restarts in [*((start, False) for start in STARTS), ("latents", True), ("k-means", True)]:
+                    case: Row = {"kind": kind, "leaves": leaves, "start": start, "restarts": restarts, "seed": seed}
+                    pictured = seed == 0 and not restarts and all(case[name] in some for name, some in SHOWN.items())
+                    if pictured or not any(case.items() <= row.items() for row in rows):
+                        row, kept = run(case, base, test)
+                        rows = [one for one in rows if not case.items() <= one.items()] + [row]
+                        write_atomic(path, json.dumps(rows, indent=2).encode())
+                        if pictured:
+                            shown[f"{kind}, {start}"] = kept
+                            draw(shown, arguments.out / "collapse.png")
+                        show([row], {name: f"{{{name}}}" for name in row})
+
+
+if __name__ == "__main__":
+    as_script(main)
