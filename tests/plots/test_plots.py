@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import hrvqvae
 from hrvqvae.cli import main
-from hrvqvae.data.images import read_image
+from hrvqvae.data.images import read_image, write_image
 from hrvqvae.plots import curves, hierarchy, images, sheets
 from hrvqvae.plots.images import complete, reconstruct
 from hrvqvae.utils.errors import InputError
@@ -112,6 +113,14 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     for number, one in enumerate(completed):
         left = gap + number * (side + gap)
         assert np.array_equal(below[:, left : left + side : zoom], (one[0] * 255).round().byte().numpy())
+    mask = np.full((1, 12, 12), 255, np.uint8)
+    mask[0, 9:, 9:] = 0
+    write_image(Image.fromarray(mask[0]), tmp_path / "mask.png")
+    assert main([*command, "--keep", str(tmp_path / "mask.png")]) == 0
+    kept = read_image(out, 1)[0, top : top + side : zoom, 2 * gap + side : 2 * (gap + side) : zoom]
+    assert np.array_equal(kept == image[0], mask[0] > 0)
+    write_picture(tmp_path / "mask.png", 0, (9, 12), "L")
+    assert "the mask has 12x9 pixels" in refused([*command, "--keep", str(tmp_path / "mask.png")], capsys)
     for keep in ("bottom", "1.0", "0"):
         assert "--keep is" in refused([*command, "--keep", keep], capsys)
 

@@ -31,6 +31,16 @@ def test_a_code_is_kept_where_its_parent_is() -> None:
     assert torch.equal(fine[1::2, 1::2], middle)
 
 
+def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[5, 2] = False
+    coarse, fine = kept_parts(mask, [(4, 4), (8, 8)])
+    assert (~coarse).nonzero().tolist() == [[2, 1]]
+    assert (~fine).nonzero().tolist() == [[4, 2], [4, 3], [5, 2], [5, 3]]
+    with pytest.raises(InputError, match="keeps 16 of 16"):
+        kept_parts(torch.ones_like(mask), [(4, 4)])
+
+
 def test_a_class_is_named_or_numbered() -> None:
     priors = Priors((), ("cat", "dog"), (1, 1))
     assert [priors.class_number(name) for name in ("dog", "1", 1)] == [1, 1, 1]

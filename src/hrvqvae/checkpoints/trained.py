@@ -175,24 +175,26 @@ class TrainedModel:
             known=known, sampler=sampler,
         )  # fmt: skip
 
-    def known_part(self, image: Tensor, keep: str) -> KnownCodes:
-        """Codes of an image (C, size, size), and which of them a completion keeps: "top", "left", or a fraction."""
+    def known_part(self, image: Tensor, keep: str | Tensor) -> KnownCodes:
+        """Codes of an image (C, size, size), and which of them a completion keeps: see `complete`."""
         size = self.config.data.size
-        if image.shape[-2:] != (size, size):
-            raise InputError(f"the image has {image.shape[-2]}x{image.shape[-1]} pixels; this model completes {size}")
+        for what, one in {"image": image, "mask": keep}.items():
+            if isinstance(one, Tensor) and one.shape[-2:] != (size, size):
+                raise InputError(f"the {what} has {one.shape[-2]}x{one.shape[-1]} pixels; this model completes {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         return KnownCodes(codes, kept_parts(keep, [(code.shape[1], code.shape[2]) for code in codes]))
 
     def complete(
-        self, image: Tensor, count: int = 1, *, keep: str = "top", class_name: str | int | None = None, seed: int = 0,
-        params: SamplingParams | None = None,
+        self, image: Tensor, count: int = 1, *, keep: str | Tensor = "top", class_name: str | int | None = None,
+        seed: int = 0, params: SamplingParams | None = None,
     ) -> Tensor:  # fmt: skip
         """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.
 
         Codes at the border of that part have seen a few pixels beyond it.
 
         Args:
-            keep: "top", "left", or the upper fraction in (0, 1).
+            keep: "top", "left", the upper fraction in (0, 1), or a mask (size, size) bool. Codes are drawn in raster
+                order, and don't see what is kept after them.
 
         Raises:
             InputError: as `sample`; an image of another size than was trained on, or another `keep`.

@@ -148,9 +148,10 @@ def add(commands: Group) -> None:
         "run", option("-n", default=64, help="how many (default: 64)", **count), *drawing,
         option("--save-dir", type=Path, metavar="DIR", help="also a PNG file of each, named by class and number"),
     )  # fmt: skip
+    kept = "top, left, a fraction of the rows, or an image: white is kept"
     command(
         commands, "complete", "keep a part of an image and draw the rest from a run's priors", _complete,
         "run", option("image", type=Path, metavar="IMAGE"),
-        option("--keep", default="top", metavar="PART", help="top, left, or a fraction of the rows"),
+        option("--keep", default="top", metavar="PART", help=kept),
         option("-n", default=8, help="how many (default: 8)", **count), *drawing,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
-from hrvqvae.data.images import check_writable, conversions, decode_image, to_pil, write_image
+from hrvqvae.data.images import check_writable, conversions, decode_image, read_image, to_pil, write_image
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
@@ -108,7 +108,8 @@ def complete(
 ) -> None:  # fmt: skip
     """Write a sheet: an image, resized to the size of training, the part that is kept, and `count` completions.
 
-    The rest is as for `TrainedModel.complete`. Raises InputError: as there; the image can't be read.
+    `keep` may be an image file, whose white part is kept. The rest is as for `TrainedModel.complete`. Raises
+    InputError: as there; an image can't be read.
     """
     check_writable(out)
     model = TrainedModel(run)
@@ -117,7 +118,8 @@ def complete(
     if converted := conversions({path: lost}, 1):
         note(converted)
     pixels = torch.from_numpy(read)
-    known = model.known_part(pixels, keep)
+    mask = torch.from_numpy(read_image(Path(keep), 1))[0] > 127 if Path(keep).is_file() else keep
+    known = model.known_part(pixels, mask)
     images = list(model.draw(count, seed=seed, class_name=class_name, params=params, known=known).images)
     shown = interpolate(known.where[-1][None, None].float(), (data.size, data.size))[0] > 0.5
     rows = [sheets.SheetRow("original, and what is kept", [pixels, torch.where(shown, pixels / 255, 0.5)])]

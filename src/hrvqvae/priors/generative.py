@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
 
 from hrvqvae.config import Grid
 from hrvqvae.config.registry import PRIORS, imported
@@ -186,23 +187,29 @@ def sample_images(
     return Sampled(torch.cat(images), tuple(names or [""] * count), together)
 
 
-def kept_parts(keep: str, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
-    """(H_l, W_l) bool of each grid: what `top`, `left`, or a fraction of the rows from the top, keeps.
+def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
+    """(H_l, W_l) bool of each grid: what `top`, `left`, a fraction of the rows from the top, or a mask (Y, X) keeps.
 
-    The border is one of the coarsest grid's, so that no code is kept whose parent is drawn anew.
+    The border is one of the coarsest grid's, so that no code is kept whose parent is drawn anew. Of a mask a code is
+    kept where all of its pixels are. Codes are drawn in raster order, and don't see what is kept after them.
 
     Raises:
         InputError: it is none of these, or keeps nothing or everything.
     """
     rows, columns = min(grids)
     where = torch.zeros(rows, columns, dtype=torch.bool)
-    if keep == "left":
+    if isinstance(keep, Tensor):
+        where = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
+        keep = "of that mask"
+    elif keep == "left":
         where[:, : columns // 2] = True
     else:
         try:
             share = 0.5 if keep == "top" else float(keep)
         except ValueError as error:
-            raise InputError(f"--keep is {keep!r}; it must be top, left, or a fraction between 0 and 1") from error
+            raise InputError(
+                f"--keep is {keep!r}; it must be top, left, a fraction between 0 and 1, or an image file"
+            ) from error
         if not 0 < share < 1:
             raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
         where[: round(rows * share)] = True
