@@ -1,9 +1,10 @@
-"""Throughput of a prior's training, and what each step from a plain PixelSNAIL to this package's brought."""
+"""Throughput of a prior's training: forms of a PixelSNAIL side by side; or two kinds of priors, and their samples."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from hrvqvae.config import Config, Levels
+from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
 from hrvqvae.priors.causal import Attention, CausalConv2d
+from hrvqvae.priors.generative import sample_codes
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState, count_parameters
 from hrvqvae.utils.device import Compute
@@ -138,9 +142,54 @@ def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[Row]:
     ]  # fmt: skip
 
 
+def _draws(config: Config, batch: int) -> Callable[[], object]:
+    """Draws codes of all levels, by priors with random weights."""
+    model = build(config).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    priors = [build_prior(config, levels, classes=10).eval().requires_grad_(False) for levels in config.prior_levels]
+    label = torch.zeros(batch, dtype=torch.long)
+    return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
+
+
+def bench_kinds(config: Config, kinds: Sequence[str], rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Row]:
+    """Rows with method, measured, batch, parameters, seconds_per_image; the second of two has ratio, by turns measured.
+
+    A kind of prior that the preset does not take has that network's defaults. Training is a step of each prior.
+    """
+    compared = {
+        kind: config if config.prior.network.kind == kind else override(config, {"prior.network.kind": kind})
+        for kind in kinds
+    }
+    sides = {
+        kind: [PriorSide(one, levels, Form()) for levels in one.prior_levels] for kind, one in compared.items()
+    }  # fmt: skip
+    rows = []
+    for measured, batch in (("training", config.prior.training_of(0).batch_size), *(("sampling", n) for n in batches)):
+        calls = {
+            kind: partial(_train, sides[kind]) if measured == "training" else _draws(one, batch)
+            for kind, one in compared.items()
+        }
+        spent = side_by_side(calls, rounds)
+        for kind, seconds in spent.items():
+            parameters = sum(side.parameters for side in sides[kind])
+            row = {"method": kind, "measured": measured, "batch": batch, "parameters": parameters}
+            rows.append(row | {"seconds_per_image": seconds / batch})
+        rows[-1]["ratio"] = spent[kinds[0]] / spent[kinds[1]]
+    return rows
+
+
+def _train(sides: Sequence[PriorSide]) -> None:
+    for side in sides:
+        side.train()
+
+
 COLUMNS = {
     "method": "{method}", "batch": "{batch}", "parameters": "{parameters:,}", "images/s": "{images_per_second:.1f}",
     "ratio": "{ratio:.2f}",
+}  # fmt: skip
+KINDS = {
+    "measured": "{measured}", "batch": "{batch}", "method": "{method}", "parameters": "{parameters:,}",
+    "s per image": "{seconds_per_image:.4f}", "ratio": "{ratio:.2f}",
 }  # fmt: skip
 
 
@@ -150,8 +199,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
     parser.add_argument("--level", type=positive, default=1, metavar="L", help="1 is the coarsest (default)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="steps of each form (default: 5)")
+    parser.add_argument("--kinds", nargs=2, metavar="KIND", help="two kinds of priors, such as pixelsnail gpt")
+    parser.add_argument("--batches", type=positive, nargs="+", default=(1, 64), metavar="N", help="samples at a time")
     given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "18"}
     arguments, config = preset_of(parser, argv, given=given)
+    if arguments.kinds:
+        finish(bench_kinds(config, arguments.kinds, arguments.rounds, arguments.batches), KINDS, arguments.json)
+        return
     if arguments.level > len(config.model.num_symbols):
         raise InputError(f"--level is {arguments.level}; this model has levels 1 to {len(config.model.num_symbols)}")
     finish(bench_prior(config, arguments.level - 1, arguments.rounds), COLUMNS, arguments.json)

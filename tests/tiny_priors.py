@@ -19,6 +19,10 @@ GIVEN = {
     "prior.training.evaluate_every": "4", "prior.training.checkpoint_every": "3", "prior.training.log_every": "4",
     "prior.training.warmup_steps": "2", "prior.training.polyak_decay": "0.5",
 }  # fmt: skip
+GIVEN_GPT = {name: value for name, value in GIVEN.items() if not name.startswith("prior.network.")} | {
+    "prior.network.kind": "gpt", "prior.network.hidden_units": "16", "prior.network.layers": "1",
+    "prior.network.heads": "2", "prior.network.path_units": "8",
+}  # fmt: skip
 
 
 _TRAINED: dict[Config, Path] = {}
@@ -34,7 +38,9 @@ def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) ->
     return path
 
 
-def train_levels(path: Path, level: int | None = None, resume: bool = False, **changes: str) -> None:
+def train_levels(
+    path: Path, level: int | None = None, resume: bool = False, of: dict[str, str] = GIVEN, **changes: str
+) -> None:
     """Train the priors of a run, or one (1 is the coarsest), with `training__max_steps="9"` and the like changed."""
-    given = GIVEN | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
+    given = of | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
     train_priors(path, resolve_priors(str(path), level, given, resume=resume), resume=resume, say=silent)

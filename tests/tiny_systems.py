@@ -10,7 +10,7 @@ from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.configs import GPTConfig
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 
@@ -50,6 +50,6 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
     }  # fmt: skip
     models = {name: dataclasses.replace(SYSTEMS.get(name).config, **network, **own) for name, own in fields.items()}
     configs = {name: dataclasses.replace(tree, name=f"{name}/mnist", model=model) for name, model in models.items()}
-    transformer = TransformerConfig(hidden_units=16, layers=1, heads=2)
-    prior = PriorConfig(network=transformer, training=tree.prior.training)
+    gpt = GPTConfig(hidden_units=16, layers=1, heads=2, path_units=8)
+    prior = PriorConfig(network=gpt, training=tree.prior.training)
     return {**configs, "vqgan": dataclasses.replace(configs["vqgan"], prior=prior)}

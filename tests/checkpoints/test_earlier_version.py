@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.compression.archive import open_archive
 from hrvqvae.training.loggers import read_records
+from tests.cli.helpers import do, refused
 from tests.conftest import drawn_digits
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "runs"
@@ -35,13 +37,37 @@ def test_an_archive_holds_the_codes_that_its_model_gives(runs: Path) -> None:
         assert np.array_equal(codes.numpy().reshape(5, -1), np.stack([np.ravel(one.codes[level]) for one in stored]))
 
 
-def test_priors_progressive_decoder_and_entropy_model_are_used(runs: Path) -> None:
+def test_progressive_decoder_and_entropy_model_are_used(runs: Path) -> None:
     model = hrvqvae.load(runs / "treevq")
-    assert model.draw(2, class_name="3", seed=0).images.shape == (2, 1, 12, 12)
     codes = model.encode(torch.from_numpy(drawn_digits(40, 2)[0][:2, None]))
     assert not torch.equal(model.decode(codes, levels=2), model.decode(codes))
     assert model.autoencoder.progressive_decoder is not None  # type: ignore[attr-defined]
     assert model.codec.networks
+
+
+def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, sheet, removed = runs / "treevq", tmp_path / "sheet.png", "prior.network.kind 'depth' was removed: "
+    for command in (
+        ["sample", run, "-n", 2, "-o", sheet], ["train-prior", run], ["train-prior", run, "--resume"],
+        ["train", run / "config.yaml", "--out", tmp_path / "new"],
+        ["train", "treevq/mnist", "--prior.network.kind", "depth", "--out", tmp_path / "new"],
+        ["train-prior", run, "--prior.network.head_units", 8],
+    ):  # fmt: skip
+        line = refused(command, capsys)
+        assert removed in line or "prior.network.head_units" in line
+    do("evaluate", run, "--images", 4, "--device", "cpu", "--json")
+    assert removed in json.loads(capsys.readouterr().out)["no_priors"]
+    do("export", run, tmp_path / "out")
+    assert not (tmp_path / "out" / "priors").exists()
+    images = torch.from_numpy(drawn_digits(40, 2)[0][:2, None])
+    before, after = (hrvqvae.load(path).encode(images) for path in (run, tmp_path / "out"))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    shutil.rmtree(run / "priors" / "levels-1-3")
+    gpt = ("--prior.network.kind", "gpt", "--prior.network.layers", 1)
+    do("train-prior", run, *gpt, "--max-steps", 2, "--device", "cpu")
+    assert hrvqvae.load(run).draw(2, class_name="3", seed=0).images.shape == (2, 1, 12, 12)
 
 
 @pytest.mark.parametrize("name", ["treevq", "vqvae"])

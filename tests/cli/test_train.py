@@ -56,12 +56,12 @@ def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path, capsys: pytest.Cap
     run = str(tmp_path / "run")
     do("train", tiny_file, "--max-steps", "2", "--out", run)
     command = ["train-prior", "--prior.training.batch_size", "8,6,4", run, "--level", "3", "--max-steps", "2"]
-    do(*command, "--prior.network.kind", "transformer", "--prior.network.layers", "1")
+    do(*command)
     assert f"priors in {run}/priors" in capsys.readouterr().out
     prior = prior_folder(run, 2).read_config().prior
-    assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "transformer")
-    line = refused([*command, "--resume", "--prior.network.kind", "pixelsnail"], capsys)
-    assert "--prior.network.kind is transformer there, pixelsnail here" in line
+    assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "pixelsnail")
+    line = refused([*command, "--resume", "--prior.network.kind", "gpt"], capsys)
+    assert "--prior.network.kind is pixelsnail there, gpt here" in line
     line = refused(["train-prior", run, "--prior.training.batch_size", "8,6"], capsys)
     assert "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels" in line
     assert "--training.seed is no field of the priors" in refused(["train-prior", run, "--training.seed", 1], capsys)

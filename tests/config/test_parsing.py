@@ -64,11 +64,11 @@ def test_a_value_a_level() -> None:
 
 
 def test_another_network_of_priors_begins_with_its_defaults() -> None:
-    changed = override(mnist(), {"prior.network.kind": "transformer", "prior.network.layers": "3"})
+    changed = override(mnist(), {"prior.network.kind": "gpt", "prior.network.layers": "3"})
     network = to_dict(changed.prior.network)
-    assert (network["kind"], network["layers"], network["heads"]) == ("transformer", 3, 8)
+    assert (network["kind"], network["layers"], network["heads"]) == ("gpt", 3, 4)
     assert changed.prior.training == mnist().prior.training
-    assert override(changed, {"prior.network.kind": "transformer"}) == changed
+    assert override(changed, {"prior.network.kind": "gpt"}) == changed
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_wrong_options(name: str, value: str, message: str) -> None:
         ("model: {stride: 2, colour: red}", "unknown field 'model.colour'"),
         ("training:", "'training' of hrvqvae; it must be a mapping"),
         ("model: {system: [vqvae]}", "unknown system \"['vqvae']\""),
-        ("prior: {network: {kind: rnn}}", "unknown network of priors 'rnn': there are pixelsnail, transformer"),
+        ("prior: {network: {kind: rnn}}", "unknown network of priors 'rnn': there are pixelsnail, gpt"),
         *((f"training: {{epochs: {value}}}", "; it must be a whole number") for value in ("null", 2.5, "true")),
         ("data: {root: 5}", "data.root is 5; it must be text or null"),
         ("1: 2", "unknown field '1'"),
@@ -237,7 +237,7 @@ def test_types_of_a_third_party() -> None:
         ({"training.precision": "bf16"}, False),
         ({"model.quantizer.level_betas": "0.1,0.2,0.3"}, False),
         ({"data.size": "32"}, False),
-        ({"prior.network.kind": "depth"}, False),
+        ({"prior.network.kind": "gpt"}, False),
         ({"prior.training.evaluate_every": "7"}, False),
     ],
 )

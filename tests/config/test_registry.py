@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for registry in REGISTRIES:
         registry.__dict__.pop("_announced", None)
     presets.get.cache_clear()
+
+
+def test_a_package_may_add_a_network_of_priors_that_was_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "'depth' was removed" in PRIORS.removal("depth")
+    theirs = EntryPoint("depth", "theirs:DEPTH", "hrvqvae.priors")
+    monkeypatch.setitem(PRIORS.__dict__, "_announced", [theirs])
+    assert PRIORS.removal("depth") == PRIORS.removal("gpt") == ""
 
 
 def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,27 +12,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.cli import main
-from hrvqvae.priors.base import Level, LevelPrior
-from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import KnownCodes, Sampler, sample_cached, sample_codes
 from hrvqvae.priors.sampling import Guidance, SamplingParams, draw_code, sample_plain
-from hrvqvae.priors.transformer import Transformer
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from tests.priors.test_gpt import random_gpt
 from tests.priors.test_pixelsnail import network, random_prior
-from tests.priors.test_transformer import random_transformer
 
 _LABEL = torch.tensor([2, 0, 1, 1, 2])
 
 
-def random_network(kind: str, level: Level, seed: int = 0) -> LevelPrior:
+def random_network(kind: str, level: Level, seed: int = 0) -> Prior:
     """A network of that kind whose weights are large enough that everything matters."""
     if kind == "pixelsnail":
         return random_prior(network(), level, seed=seed)
-    return random_transformer(TransformerConfig(hidden_units=12, layers=2, heads=3), level, seed)
+    return random_gpt(GPTConfig(hidden_units=12, layers=2, heads=3, path_units=5), [level], seed)
 
 
-def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> list[LevelPrior]:
+def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> list[Prior]:
     levels = [
         Level(grid=grid, symbols=symbols, coarser=coarser, classes=3, unconditional=True)
         for coarser in ((), (symbols,))
@@ -45,7 +44,7 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 
 
 def sampled(
-    priors: list[LevelPrior], params: SamplingParams, sampler: Sampler = sample_cached, known: KnownCodes | None = None
+    priors: list[Prior], params: SamplingParams, sampler: Sampler = sample_cached, known: KnownCodes | None = None
 ) -> Codes:
     numbers = range(len(_LABEL))
     return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, params=params, known=known, sampler=sampler)
@@ -53,20 +52,22 @@ def sampled(
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
 def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
-    prior = random_network("transformer", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
+    prior = random_network("gpt", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
     (codes,) = sampled([prior], SamplingParams(guidance=guidance), sample_plain)
     for number, label in enumerate(_LABEL.tolist()):
         generator = np.random.default_rng((6, number))
         generator.random()  # the class
         expected = torch.zeros(1, 2, 3, dtype=torch.long)
         for place, uniform in enumerate(generator.random(6)):
-            c, u = (prior.logits(expected, [], torch.tensor([one])).flatten(2)[0, :, place] for one in (label, 3))
+            c, u = (
+                prior.level_logits([expected], [], torch.tensor([one]))[0].flatten(2)[0, :, place] for one in (label, 3)
+            )
             mixed = np.exp((u + guidance * (c - u)).double().numpy())
             expected.view(-1)[place] = int(np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right"))
         assert torch.equal(codes[number], expected[0])
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "transformer"])
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, 3.0])
 @pytest.mark.parametrize("seed", range(6))
 def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, seed: int) -> None:
@@ -100,7 +101,7 @@ def test_guidance_matters_and_two_threads_draw_the_same() -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "transformer"])
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
 def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_withholds_the_class(kind: str) -> None:
     level = Level(grid=(4, 5), symbols=4, classes=3, unconditional=True)
     guided = random_network(kind, level)
@@ -152,11 +153,11 @@ def test_what_was_trained_without_class_dropout_is_not_guided(sampler: Sampler) 
         Level(grid=(2, 2), symbols=3, classes=3, unconditional=True),
         Level(grid=(2, 2), symbols=3, coarser=(3,), classes=3),
     ]
-    priors: list[LevelPrior] = [random_network("transformer", level) for level in levels]
+    priors: list[Prior] = [random_network("gpt", level) for level in levels]
     line = "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with --prior.class_dr"
     with pytest.raises(InputError, match=line):
         sampled(priors, SamplingParams(guidance=1.5), sampler)
-    classless = [Transformer(TransformerConfig(hidden_units=4, layers=1, heads=1), Level(grid=(1, 1), symbols=2), 0)]
+    classless = [random_network("gpt", Level(grid=(1, 1), symbols=2))]
     with pytest.raises(InputError, match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
         sample_codes(
             classless, paths, [0], seed=0, label=None, params=SamplingParams(guidance=1.5), sampler=sampler
@@ -169,8 +170,8 @@ def test_only_a_prior_that_knows_no_class_takes_the_label_for_it() -> None:
         level = Level(grid=(2, 2), symbols=3, classes=3, unconditional=unconditional)
         prior = random_network("pixelsnail", level)
         if unconditional:
-            given = [prior.logits(codes, [], torch.tensor([label])) for label in range(4)]
+            given = [prior.level_logits([codes], [], torch.tensor([label]))[0] for label in range(4)]
             assert not any(torch.equal(given[3], one) for one in given[:3])
         else:
             with pytest.raises(InputError, match=r"outside 0\.\.2"):
-                prior.logits(codes, [], torch.tensor([level.no_class]))
+                prior.level_logits([codes], [], torch.tensor([level.no_class]))

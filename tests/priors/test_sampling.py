@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ from torch import Tensor
 
 from hrvqvae.config.registry import PRIORS, PriorNetwork
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.configs import TransformerConfig
+from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import KnownCodes, draw_labels, sample_cached, sample_codes
-from hrvqvae.priors.pixelsnail import PixelSNAIL
+from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, sample_plain
-from hrvqvae.priors.transformer import Transformer
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.priors.table import Table, TableConfig
@@ -238,13 +238,13 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
 
 
 @pytest.mark.parametrize(
-    ("kind", "sampler"), [("pixelsnail", sample_cached), ("pixelsnail", sample_plain), ("transformer", sample_cached)]
+    ("kind", "sampler"), [("pixelsnail", sample_cached), ("pixelsnail", sample_plain), ("gpt", sample_cached)]
 )
 def test_the_position_of_logits_that_are_not_finite_is_named(kind: str, sampler: Callable[..., None]) -> None:
     level = Level(grid=(4, 5), symbols=3, coarser=(3, 9))
-    prior: PixelSNAIL | Transformer = random_prior(network(attention_layers=(0,)), level)
-    if kind == "transformer":
-        prior = Transformer(TransformerConfig(hidden_units=4, layers=1, heads=1), level, 0).eval().requires_grad_(False)
+    prior: Any = random_prior(network(attention_layers=(0,)), level)
+    if kind == "gpt":
+        prior = GPT(GPTConfig(hidden_units=4, layers=1, heads=1), level).eval().requires_grad_(False)
     prior.rows[2] = float("nan")
     line = "the prior of level 3 gives logits that are NaN or infinite at row 2, column 0"
     with pytest.raises(NonFiniteError, match=line):

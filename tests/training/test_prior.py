@@ -17,7 +17,7 @@ import torch
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_config
+from hrvqvae.checkpoints.loading import lacking_priors, load_priors, load_with_config
 from hrvqvae.checkpoints.trained import TrainedModel, load
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
@@ -30,10 +30,10 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.models.objective import Metrics
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.priors.base import Level, code_loss
-from hrvqvae.priors.configs import PixelSNAILConfig, TransformerConfig
+from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.sampling import sample_plain
-from hrvqvae.priors.transformer import Transformer
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import (
     CodeBatch,
@@ -48,10 +48,9 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.other_process import in_another_process
 from tests.cli.helpers import refused
-from tests.tiny_priors import GIVEN, train_levels
+from tests.tiny_priors import GIVEN, GIVEN_GPT, train_levels
 from tests.trained_run import silent
 
-DEPTH = {"network__kind": "depth", "network__head_units": "8"}
 STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
 
@@ -181,7 +180,9 @@ def test_networks_that_can_not_be() -> None:
 
 
 def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Path) -> None:
-    train_levels(run, **DEPTH, training__max_steps="60", training__learning_rate="0.01", training__evaluate_every="20")
+    train_levels(
+        run, of=GIVEN_GPT, training__max_steps="60", training__learning_rate="0.01", training__evaluate_every="20"
+    )
     assert list(prior_folders(run)) == [range(2)]
     folder = prior_folder(run, 0, 1)
     _, about = storage.read(folder.model)
@@ -203,19 +204,19 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     assert bits in (tmp_path / "out" / "README.md").read_text()
     assert load(tmp_path / "out").sample(1).shape == (1, 1, 12, 12)
     (again,) = resolve_priors(run, None, {}, resume=True).values()
-    assert again.prior.network.kind == "depth", "it knows its network"
+    assert again.prior.network.kind == "gpt", "it knows its network"
 
 
 def test_a_level_has_one_prior(run: Path) -> None:
     train_levels(run, training__max_steps="1")
     told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train one of levels 1 to 2"
     with pytest.raises(InputError, match=told):
-        train_levels(run, **DEPTH)
+        train_levels(run, of=GIVEN_GPT)
     assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
     shutil.move(prior_folder(run, 0).path, run / "aside")
     shutil.rmtree(prior_folder(run, 1).path)
-    train_levels(run, **DEPTH, training__max_steps="1")
-    assert has_priors(run)
+    train_levels(run, of=GIVEN_GPT, training__max_steps="1")
+    assert lacking_priors(run) == ""
     with pytest.raises(InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
     shutil.move(run / "aside", prior_folder(run, 0).path)
@@ -263,7 +264,7 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monke
 
 def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     torch.manual_seed(0)
-    prior = Transformer(TransformerConfig(hidden_units=8, layers=1, heads=1, dropout=0), _LEVEL, 0)
+    prior = GPT(GPTConfig(hidden_units=8, layers=1, heads=1), _LEVEL)
     fields = {"learning_rate": "0.02", "warmup_steps": "1", "schedule": "constant", "polyak_decay": "0.95",
               "precision": "fp32", "device": "cpu", "batch_size": "256"}  # fmt: skip
     config = override(tiny, {f"prior.training.{name}": value for name, value in fields.items()})
@@ -277,7 +278,8 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
         state.step = number
         task.step(state, CodeBatch((codes,), (), label))
     learned = state.averaged.module.eval()
-    found = learned.logits(torch.zeros(5, 1, 1, dtype=torch.long), [], torch.arange(5)).softmax(1)[:, :, 0, 0]
+    (logits,) = learned.level_logits([torch.zeros(5, 1, 1, dtype=torch.long)], [], torch.arange(5))
+    found = logits.softmax(1)[:, :, 0, 0]
     for label, code in enumerate((0, 1, 0, 2)):
         assert found[label, code] > 0.95
     assert found[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)

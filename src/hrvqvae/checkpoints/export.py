@@ -69,9 +69,13 @@ def export(
         autoencoder = storage.digest(target.model)
         for levels, prior in loading.trained_priors(beside.path).items():
             if prior.path not in stale:
-                weights, priors[levels] = loading.read_part(prior.model, "prior", digest, run)
-                weights = compacted(weights, matrices=compact)
-                _write_part(prior_folder(folder, *levels), weights, priors[levels], autoencoder)
+                weights, about = loading.read_part(prior.model, "prior", digest, run)
+                removed = loading.removal(loading.config_of(about, prior.model))
+                if removed:
+                    told_once(f"left out of {out}: {prior.path.relative_to(beside.path)}: {removed}")
+                    continue
+                priors[levels], weights = about, compacted(weights, matrices=compact)
+                _write_part(prior_folder(folder, *levels), weights, about, autoencoder)
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
             weights, about = loading.read_part(decoder.model, "prefixes", digest, run)

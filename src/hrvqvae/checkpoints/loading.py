@@ -16,6 +16,7 @@ from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progres
 from hrvqvae.checkpoints.stale import renewal, require_current
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.priors.base import Priors, build_prior
@@ -167,10 +168,23 @@ def _first_without(priors: Iterable[Levels], config: Config) -> int | None:
     return next((level for level in range(len(config.model.num_symbols)) if level not in covered), None)
 
 
-def has_priors(run: str | Path) -> bool:
-    """Whether every level of a run has a prior. Reads no weights. Raises InputError where one has two."""
+def lacking_priors(run: str | Path) -> str:
+    """What is to be done before a run has priors; "" where every level has one. Reads no weights.
+
+    Raises:
+        InputError: a level has two.
+    """
     path = locate(run)
-    return _first_without(trained_priors(path.parent), config_of(storage.read_meta(path), path)) is None
+    folders = trained_priors(path.parent)
+    if _first_without(folders, config_of(storage.read_meta(path), path)) is not None:
+        return f"train them: hrvqvae train-prior {run}"
+    removed = [removal(config_of(storage.read_meta(one.model), one.model)) for one in folders.values()]
+    return next(filter(None, removed), "")
+
+
+def removal(config: Config) -> str:
+    """The line about a network of priors that this version has no more, or ""."""
+    return PRIORS.removal(config.prior.network.kind)
 
 
 def load_priors(run: str | Path) -> Priors:

@@ -136,6 +136,8 @@ def from_dict(tree: Any, where: str) -> Config:
     if _LINKED not in given and (given.get(_LEVELS), given.get(_BETAS)) == (1, []):  # it had beta's term twice
         given[_BETAS] = given.get("model.quantizer.beta", [])
     system, network = given.get("model.system", DEFAULT_SYSTEM), given.get("prior.network.kind", DEFAULT_PRIOR)
+    if PRIORS.removal(str(network)):  # the autoencoder of such a run is used still
+        given = {name: value for name, value in given.items() if not name.startswith("prior.network.")}
     try:
         base = default_config(str(system), str(network))
     except InputError as error:
@@ -173,7 +175,11 @@ def override(base: Config, given: Mapping[str, str]) -> Config:
 def base_config(name: str) -> Config:
     """The configuration of a preset, or of a YAML or JSON file. Raises InputError where it is neither."""
     path = Path(name)
-    return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return presets.get(name).config
+    config = from_file(path)
+    PRIORS.get(config.prior.network.kind)  # raises where it was removed
+    return config
 
 
 def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
@@ -242,6 +248,7 @@ def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = 
         InputError: a bad value, a field that is not the priors', or a resumed prior that would no longer be the same.
     """
     config = _later_stage("prior", run, given, stored, "priors")
+    PRIORS.get(config.prior.network.kind)  # raises where it was removed
     levels = len(run.model.num_symbols)
     for name, values in flatten(to_dict(config.prior), "prior."):
         if isinstance(values, tuple) and len(values) not in (1, levels):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hrvqvae.utils.errors import InputError, near_names
@@ -146,6 +147,7 @@ class Logger(Entry):
 
 
 E = TypeVar("E", bound=Entry)
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def imported(reference: str) -> Any:
@@ -168,10 +170,13 @@ class Registry(Generic[E]):
         what: the word for an entry, for messages.
         group: of the entry points; an entry point's name is the entry's name, and it stands for the entry object.
         built_in: name -> "module:attribute" of the entry object.
+        removed: name -> a line for those who ask for an entry of an earlier version.
     """
 
-    def __init__(self, kind: type[E], what: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.kind, self.what, self.group, self.built_in = kind, what, group, built_in
+    def __init__(
+        self, kind: type[E], what: str, group: str, built_in: Mapping[str, str], removed: Mapping[str, str] = _NONE
+    ) -> None:
+        self.kind, self.what, self.group, self.built_in, self.removed = kind, what, group, built_in, removed
         self._loaded: dict[str, E] = {}
 
     @cached_property
@@ -192,11 +197,18 @@ class Registry(Generic[E]):
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def removal(self, name: str) -> str:
+        """The line about an entry that was removed; "" for any other, and where a package adds one of that name."""
+        line = self.removed.get(name, "")
+        return "" if line and any(point.name == name for point in self._announced) else line
+
     def _load(self, name: str) -> E:
         points = [point for point in self._announced if point.name == name]
         if name in self.built_in and not points:
             entry: E = imported(self.built_in[name])
             return entry
+        if self.removal(name):
+            raise InputError(self.removal(name))
         if not points:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
@@ -235,7 +247,12 @@ _FOLDERS = ("imagenet", "ffhq", "emoji32", "photos")
 _ARRAYS = _in("data.sets.mnist", "mnist", "fashion-mnist") | _in("data.sets.cifar10", "cifar10")
 
 SYSTEMS = Registry(System, "system", "hrvqvae.systems", _in("models.systems", *_SYSTEMS))
-_NETWORKS = ("pixelsnail", "transformer", "depth", "gpt")
-PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _in("priors.configs", *_NETWORKS))
+_REMOVED = {
+    kind: f"prior.network.kind '{kind}' was removed: hrvqvae at commit b3f58bc reads it; "
+    "--prior.network.kind gpt trains a new one"
+    for kind in ("depth", "transformer")
+}
+_NETWORKS = _in("priors.configs", "pixelsnail", "gpt")
+PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _NETWORKS, _REMOVED)
 DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _ARRAYS | _in("data.sets.folders", *_FOLDERS))
 LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", _in("training.loggers", "tensorboard", "wandb"))

@@ -330,10 +330,11 @@ class Config:
 
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
-        """The levels that each prior covers, coarse first. Raises InputError where its network can't cover them."""
+        """The levels that each prior covers, coarse first. Raises InputError where its network can't or was removed."""
         model, size = self.model, self.data.size
         symbols, codewords = model.num_symbols, (0, *model.num_codewords)
         linked = [codewords[level + 1] == codewords[level] * m for level, m in enumerate(symbols)]
+        PRIORS.get(self.prior.network.kind)  # raises where it was removed
         return self.prior.network.covers(model.latent_grids(size, size), linked)
 
     def with_root(self, root: str | None) -> Config:
@@ -356,8 +357,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:
-    """The defaults of a system and a network of priors. Raises InputError where one is unknown."""
-    return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config()))
+    """The defaults of a system and a network of priors; of a network that was removed, its name alone.
+
+    Raises:
+        InputError: one is unknown.
+    """
+    of_priors = PriorNetworkConfig(kind=network) if PRIORS.removal(network) else PRIORS.get(network).config()
+    return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=of_priors))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

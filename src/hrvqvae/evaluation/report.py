@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.checkpoints.codemaps import extract
-from hrvqvae.checkpoints.loading import has_priors
+from hrvqvae.checkpoints.loading import lacking_priors
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import TrainingConfig
 from hrvqvae.data.batches import evaluation_batches
@@ -84,8 +84,9 @@ def evaluate_run(
     report = evaluate(model, config, shown, split, compute.device, encode)
     if not rate:
         return Evaluated(report, None, "not asked for")
-    if not samples and not has_priors(run):
-        return Evaluated(report, None, f"train them: hrvqvae train-prior {run}")
+    lacking = "" if samples else lacking_priors(run)
+    if lacking:
+        return Evaluated(report, None, lacking)
     priors = trained.priors
     coded = extract(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:

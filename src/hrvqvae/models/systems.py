@@ -48,11 +48,13 @@ _TREEVQ = {
     "model.quantizer.beam": 4,
     "model.quantizer.coarse_weight": 0.1,
     "training.optimizer": "muon",
-    "prior.network.kind": "depth",
-    "prior.network.hidden_units": [128, 128, 64, 64],
-    "prior.training.batch_size": (32,),
+    "prior.network.kind": "gpt",
+    "prior.network.layers": [6, 6, 6, 4],
+    "prior.training.optimizer": "muon",
+    "prior.training.adam_beta2": 0.99,
+    "prior.training.batch_size": (64,),
     "prior.training.epochs": 100,
-    "prior.training.learning_rate": 2e-3,
+    "prior.training.learning_rate": 3e-3,
     "prior.training.warmup_steps": 100,
     "prior.training.polyak_decay": 0.99,
 }
@@ -60,19 +62,8 @@ _TREEVQ = {
 
 def _deep(dataset: str, about: str, codes: dict[str, Any]) -> ExtraPreset:
     """Fewer positions with more levels, and the prior for them (docs/results.md, "Samples")."""
-    prior = {
-        "prior.network.kind": "gpt",
-        "prior.network.hidden_units": 160,
-        "prior.network.heads": 5,
-        "prior.class_dropout": 0.1,
-        "prior.training.optimizer": "muon",
-        "prior.training.adam_beta2": 0.99,
-        "prior.training.batch_size": (64,),
-        "prior.training.learning_rate": 3e-3,
-    }
-    return ExtraPreset(
-        name=f"treevq-deep/{dataset}", about=about, settings=settings(OURS, prior | codes), dataset=dataset
-    )
+    taken = settings(OURS, {"prior.class_dropout": 0.1, **codes})
+    return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=taken, dataset=dataset)
 
 
 _DEEP_CIFAR10 = {
@@ -82,6 +73,8 @@ _DEEP_CIFAR10 = {
     "model.quantizer.levels": 12,
     "model.quantizer.linked": 4,
     "model.quantizer.dim": 48,
+    "prior.network.hidden_units": 160,
+    "prior.network.heads": 5,
     "prior.flip": True,
 }
 _DEEP_MNIST = {
@@ -91,9 +84,6 @@ _DEEP_MNIST = {
     "model.quantizer.levels": 5,
     "model.quantizer.linked": 5,
     "model.quantizer.dim": 24,
-    "prior.network.hidden_units": 128,
-    "prior.network.heads": 4,
-    "prior.network.layers": 4,
 }
 TREEVQ = System(
     name="treevq",
@@ -150,9 +140,10 @@ _VQGAN = {
     "model.discriminator_layers": [3, 3, 2, 2],
     "training.learning_rate": [3e-4, 3e-4, 1e-3, 1e-3],
     "training.polyak_decay": 0.9,
-    "prior.network.kind": "transformer",
+    "prior.network.kind": "gpt",
     "prior.network.hidden_units": [512, 512, 128, 128],
     "prior.network.layers": [12, 12, 6, 6],
+    "prior.network.heads": 8,
     "prior.network.dropout": 0.1,
     "prior.training.batch_size": (32,),
     "prior.training.polyak_decay": 0.99,

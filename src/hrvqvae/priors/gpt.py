@@ -14,10 +14,38 @@ from torch.nn.functional import gelu, interpolate, pad
 
 from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.causal import cheap_dropout
+from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.priors.transformer import TransformerLayer, advance, place_and_class
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + two-layer network(norm(x)); dropout on what is added. Shape (B, N, C) kept."""
+
+    def __init__(self, hidden: int, heads: int, dropped: float) -> None:
+        super().__init__()
+        self.heads, self.dropped = heads, dropped
+        self.attention_norm, self.network_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.inputs = nn.Linear(hidden, 3 * hidden)  # queries, keys, values
+        self.output = nn.Linear(hidden, hidden)
+        self.widen, self.narrow = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
+
+    def split(self, three: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, 3C) -> queries, keys, values, each (B, heads, N, C / heads)."""
+        batch, number, width = three.shape
+        parts = three.view(batch, number, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
+        return parts[0], parts[1], parts[2]
+
+    def network(self, features: Tensor) -> Tensor:
+        """The second half's network, without what it is added to."""
+        added: Tensor = self.narrow(gelu(self.widen(self.network_norm(features))))
+        return added
+
+    def forward(self, features: Tensor) -> Tensor:
+        attended = attend(*self.split(self.inputs(self.attention_norm(features))), causal=True)
+        added = self.output(attended.transpose(1, 2).reshape(features.shape))
+        features = features + cheap_dropout(added, self.dropped, self.training)
+        return features + cheap_dropout(self.network(features), self.dropped, self.training)
 
 
 class Head(nn.Module):
@@ -102,7 +130,10 @@ class GPT(Prior):
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `level_logits` does."""
         self.level.check(coarser, label)
-        features = place_and_class(self, label, batch)
+        place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
+        features = place.expand(batch, -1, -1)
+        if self.classes is not None:
+            features = features + self.classes(label)[:, None]
         if coarser:
             maps = [self.coarser.of_level(index, paths).permute(0, 3, 1, 2) for index, paths in enumerate(coarser)]
             seen = torch.stack([interpolate(one, self.level.grid) for one in maps]).sum(0)
@@ -127,6 +158,16 @@ class GPT(Prior):
         return tuple(logits)
 
 
+def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+    """One layer at one position: features (B, 1, C); keys, values (B, heads, N, C / heads) get the position's own."""
+    queries, key, value = layer.split(layer.inputs(layer.attention_norm(features)))
+    keys[:, :, place], values[:, :, place] = key[:, :, 0], value[:, :, 0]
+    scores = queries @ keys[:, :, : place + 1].transpose(-1, -2) * queries.shape[-1] ** -0.5
+    attended = scores.softmax(-1) @ values[:, :, : place + 1]
+    features = features + layer.output(attended.transpose(1, 2).reshape(features.shape))
+    return features + layer.network(features)
+
+
 @torch.inference_mode()
 def sample_gpt(
     prior: GPT, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
@@ -147,7 +188,7 @@ def sample_gpt(
         features = prior.left(before) + seen[:, row, column : column + 3].flatten(1) @ above
         features = (features + base[:, place])[:, None]
         for index, layer in enumerate(layers):
-            features = advance(layer, features, keys[index], values[index], place)
+            features = _advance(layer, features, keys[index], values[index], place)
         features = prior.norm(features[:, 0])
         before = torch.zeros_like(before)
         path = torch.zeros(batch, dtype=torch.long)

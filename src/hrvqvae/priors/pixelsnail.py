@@ -1,5 +1,4 @@
-"""PixelSNAIL: a trunk of causal convolutions, gated residual blocks and attention, and the prior of one level
-(docs/paper-tables.md, Tables 8 and 9; Chen et al. 2018).
+"""PixelSNAIL, the prior of one level (docs/paper-tables.md, Tables 8 and 9; Chen et al. 2018).
 
 Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual blocks, A attention layers.
 """
@@ -16,60 +15,10 @@ from hrvqvae.config import at_level
 from hrvqvae.models.blocks import ResidualStack
 from hrvqvae.priors.base import Level, LevelPrior
 from hrvqvae.priors.causal import Attention, CausalConv2d, GatedResidualBlock
-from hrvqvae.priors.configs import PixelSNAILConfig, TrunkConfig
+from hrvqvae.priors.configs import PixelSNAILConfig
 
 
-class Trunk(nn.Module):
-    """Causal convolutions, gated residual blocks and causal attention. A base class: its layers are the network's own.
-
-        embedded codes -> strict causal conv, + base
-              -> [gated residual blocks with a condition each, attention after every R / A of them] -> features
-
-    The features of a position know the codes before it in raster order. A code at the end of a row is seen from where
-    the next row's convolution reaches it.
-    """
-
-    conditions: nn.Conv2d
-    first: CausalConv2d
-    blocks: nn.ModuleList
-    attentions: nn.ModuleList
-
-    def make_trunk(self, config: TrunkConfig, attentions: int, dropped: float) -> None:
-        """Make its layers, with so many of attention, and that share of dropout."""
-        hidden, heads = config.hidden_units, config.attention_heads
-        self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
-        self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
-        self.blocks = nn.ModuleList(
-            GatedResidualBlock(hidden, config.residual_units, config.kernel, dropped)
-            for _ in range(config.residual_blocks)
-        )
-        self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
-
-    @property
-    def attention_after(self) -> tuple[int, ...]:
-        """Residual blocks that each attention layer comes after: spread evenly, the last after the last block."""
-        count = len(self.attentions)
-        return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
-
-    def features(self, embedded: Tensor, base: Tensor, conditions: Tensor) -> Tensor:
-        """(B, C, H, W).
-
-        Args:
-            embedded: (B, C, H, W), of the code at each position.
-            base: what does not depend on the codes, (B, C, H, W).
-            conditions: of all blocks, (B, R * 2C, H, W): what `self.conditions` makes of the base.
-        """
-        features: Tensor = self.first(embedded) + base
-        after = self.attention_after
-        each = conditions.chunk(len(self.blocks), dim=1)
-        for number, (block, condition) in enumerate(zip(self.blocks, each, strict=True), start=1):
-            features = block(features, condition)
-            if number in after:
-                features = self.attentions[after.index(number)](features)
-        return features
-
-
-class PixelSNAIL(LevelPrior, Trunk):
+class PixelSNAIL(LevelPrior):
     """Causal convolutions, gated residual blocks and causal attention; conditioned on coarser levels and class.
 
         coarser paths -> embeddings -> conv, residual stack, attention --+   (not causal: the whole map is seen)
@@ -77,6 +26,9 @@ class PixelSNAIL(LevelPrior, Trunk):
                                                                          |      -> 1x1 conv -> one for each block
         codes -> embedding -> strict causal conv ------------------------+
               -> [gated residual blocks, attention after every R / A of them] -> elu -> 1x1 conv -> logits (B, m, H, W)
+
+    The features of a position know the codes before it in raster order. A code at the end of a row is seen from where
+    the next row's convolution reaches it.
 
     The output stack has no further layer (Table 8: 0). Where attention layers are 0, the coarser levels get none
     either, and are seen as far as the convolutions reach. Ours, since the paper does not print it: how many blocks
@@ -101,7 +53,13 @@ class PixelSNAIL(LevelPrior, Trunk):
                 *([Attention(hidden, heads, causal=False)] if attentions else []),
                 nn.Conv2d(hidden, hidden, 1),
             )
-        self.make_trunk(config, attentions, at_level(config.dropout, index))
+        self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
+        self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
+        self.blocks = nn.ModuleList(
+            GatedResidualBlock(hidden, config.residual_units, config.kernel, at_level(config.dropout, index))
+            for _ in range(config.residual_blocks)
+        )
+        self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
@@ -118,8 +76,20 @@ class PixelSNAIL(LevelPrior, Trunk):
             features = features + self.context(seen)
         return features
 
+    @property
+    def attention_after(self) -> tuple[int, ...]:
+        """Residual blocks that each attention layer comes after: spread evenly, the last after the last block."""
+        count = len(self.attentions)
+        return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
+
     def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
         base = self.base(coarser, label, len(codes))
-        features = self.features(self.embedding(codes).permute(0, 3, 1, 2), base, self.conditions(base))
+        features: Tensor = self.first(self.embedding(codes).permute(0, 3, 1, 2)) + base
+        after = self.attention_after
+        conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
+        for number, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
+            features = block(features, condition)
+            if number in after:
+                features = self.attentions[after.index(number)](features)
         output: Tensor = self.head(elu(features))
         return output

@@ -1,7 +1,14 @@
-"""The network of one PixelSNAIL prior, position by position: its trunk as `trunk_sampler` computes it, then its head.
+"""PixelSNAIL position by position: as its forward pass, but each number is computed once.
 
-Letters: B images, (H, W) grid, C hidden units, m symbols. Guided images are seen several times, S = K * B in all, and
-their logits mixed: see `guidance.Guidance`.
+Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers;
+q = k // 2 rows above and columns to each side that a convolution with filter k sees. Guided images are seen several
+times, S = K * B in all, and their logits mixed: see `sampling.Guidance`.
+
+Kept, in buffers made once: what every causal convolution took in, and every attention layer's keys and values. A row is
+computed in two parts. What a convolution sees of the rows above is known when the row begins, so that part of all
+blocks and positions is one matrix product; the position's own row, attention and the draw follow position by position,
+compiled. So a position reads only the weights to its left: (q + 1) / (q * k + q + 1) of a convolution's, 3 of 13 for
+filter 5.
 """
 
 from __future__ import annotations
@@ -11,54 +18,255 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.priors.trunk_sampler import (
-    OPTIONS,
-    Floats,
-    Rows,
-    add_first,
-    add_product,
-    advance,
-    elu,
-    first_table,
-    room,
-    trunk_weights,
-)
 from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.threads import in_parts
+
+_Floats = NDArray[np.float32]
+
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": {"reassoc", "contract", "nsz"}}
+_EPSILON = 1e-5  # of layer normalization, torch's
 
 
-@compiled(**OPTIONS)
+@compiled(**_OPTIONS)
+def _add_product(vector: _Floats, matrix: _Floats, out: _Floats) -> None:
+    """out (m,) += vector (n,) @ matrix (n, m), four rows at a time."""
+    rows, columns = matrix.shape
+    whole = rows - rows % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = vector[i], vector[i + 1], vector[i + 2], vector[i + 3]
+        for j in range(columns):
+            out[j] += a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
+    for i in range(whole, rows):
+        a = vector[i]
+        for j in range(columns):
+            out[j] += a * matrix[i, j]
+
+
+@compiled(**_OPTIONS)
+def _elu(value: Any) -> Any:
+    """As torch's."""
+    return value if value > 0 else np.expm1(value)
+
+
+@compiled(**_OPTIONS)
+def _attend(
+    features: _Floats, place: int, heads: int, norm: _Floats, inputs: _Floats, inputs_bias: _Floats, output: _Floats,
+    output_bias: _Floats, keys: _Floats, values: _Floats, three: _Floats, attended: _Floats, scores: _Floats,
+) -> None:  # fmt: skip
+    """features (C,) += attention to positions 0..place; keys and values (C, H * W) get the position's own.
+
+    norm (2, C) holds weight and bias; three (3C,), attended (C,) and scores (H * W,) are room to work in.
+    """
+    hidden = len(features)
+    mean: Any = np.float32(0.0)
+    for c in range(hidden):
+        mean += features[c]
+    mean /= np.float32(hidden)
+    variance: Any = np.float32(0.0)
+    for c in range(hidden):
+        variance += (features[c] - mean) * (features[c] - mean)
+    scale = np.float32(1.0) / np.sqrt(variance / np.float32(hidden) + np.float32(_EPSILON))
+    for c in range(hidden):
+        attended[c] = (features[c] - mean) * scale * norm[0, c] + norm[1, c]
+    three[:] = inputs_bias
+    _add_product(attended, inputs, three)
+    for c in range(hidden):
+        keys[c, place] = three[hidden + c]
+        values[c, place] = three[2 * hidden + c]
+    width = hidden // heads
+    unit = np.float32(1.0) / np.sqrt(np.float32(width))
+    seen = place + 1
+    for head in range(heads):
+        begin = head * width
+        for j in range(seen):
+            scores[j] = 0.0
+        for c in range(begin, begin + width):
+            query = three[c] * unit
+            for j in range(seen):
+                scores[j] += query * keys[c, j]
+        largest: Any = np.float32(-np.inf)
+        for j in range(seen):
+            largest = max(largest, scores[j])
+        total: Any = np.float32(0.0)
+        for j in range(seen):
+            scores[j] = np.exp(scores[j] - largest)
+            total += scores[j]
+        for c in range(begin, begin + width):
+            summed: Any = np.float32(0.0)
+            for j in range(seen):
+                summed += scores[j] * values[c, j]
+            attended[c] = summed / total
+    for c in range(hidden):
+        features[c] += output_bias[c]
+    _add_product(attended, output, features)
+
+
+@compiled(**_OPTIONS)
+def _room(weights: Any, positions: int) -> Any:
+    """Arrays for `_advance` to work in."""
+    lefts, _, _, _, _, _, _, _ = weights
+    _, _, hidden, inner = lefts.shape
+    return (
+        np.empty(2 * hidden, np.float32), np.empty(inner, np.float32), np.empty(3 * hidden, np.float32),
+        np.empty(hidden, np.float32), np.empty(positions, np.float32),
+    )  # fmt: skip
+
+
+@compiled(**_OPTIONS)
+def _add_first(features: _Floats, table: _Floats, codes: Any, row: int, x: int, reach: int) -> None:
+    """features (C,) += the first layer's convolution at a position; table (taps, m, C), codes (H, W)."""
+    for tap in range(table.shape[0]):
+        source = row + tap // (2 * reach + 1) - reach
+        column = x + tap % (2 * reach + 1) - reach
+        if source >= 0 and 0 <= column < codes.shape[1]:
+            features += table[tap, codes[source, column]]
+
+
+@compiled(**_OPTIONS)
+def _advance(
+    features: _Floats, seen: int, row: int, x: int, above: _Floats, conditions: _Floats, kept: Any, weights: Any,
+    heads: int, work: Any,
+) -> None:  # fmt: skip
+    """All blocks and attention layers at a position, of the image of that number among those that are seen.
+
+    features (C,) are the first layer's and become the last one's; above (R, S, W, U) and conditions (S, W, R * 2C) of
+    the row, biases added; kept as in `_Rows`, weights as in `_weights`, work from `_room`.
+    """
+    lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
+    taken, keys, values = kept
+    gated, narrow, three, attended, scores = work
+    blocks, taps, hidden, inner = lefts.shape
+    reach = taps - 1
+    place = row * above.shape[2] + x
+    for block in range(blocks):
+        came = taken[block, seen, row + reach]
+        for c in range(hidden):
+            came[x + reach, c] = _elu(features[c])
+        narrow[:] = above[block, seen, x]
+        for tap in range(taps):
+            _add_product(came[x + tap], lefts[block, tap], narrow)
+        for c in range(inner):
+            narrow[c] = _elu(narrow[c])
+        gated[:] = conditions[seen, x, block * 2 * hidden : (block + 1) * 2 * hidden]
+        _add_product(narrow, pointwise[block], gated)
+        for c in range(hidden):
+            features[c] += gated[c] / (np.float32(1.0) + np.exp(-gated[hidden + c]))
+        layer = after[block]
+        if layer >= 0:
+            _attend(
+                features, place, heads, norms[layer], inputs[layer], inputs_bias[layer], outputs[layer],
+                outputs_bias[layer], keys[layer, seen], values[layer, seen], three, attended, scores,
+            )  # fmt: skip
+
+
+def _stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> _Floats:
+    """Tensors of one shape, which is needed where there are none, as one array."""
+    stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
+    return stacked.contiguous().numpy()
+
+
+def _first_table(prior: PixelSNAIL) -> _Floats:
+    """The first layer's convolution of the embedded codes as a table: (taps before the position, m, C)."""
+    taps = torch.cat([prior.first.above.flatten(2), prior.first.left.flatten(2)], 2)  # (C, C, taps), rows above first
+    return torch.einsum("mi,oit->tmo", prior.embedding.weight, taps).contiguous().numpy()
+
+
+def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
+    """The weights that a position reads, each (inputs, outputs) so that a product runs along the outputs."""
+    blocks: Sequence[Any] = list(prior.blocks)
+    some: Sequence[Any] = list(prior.attentions)
+    hidden = prior.first.bias.shape[0]
+    after = np.full(len(blocks), -1)
+    for layer, block in enumerate(prior.attention_after):
+        after[block - 1] = layer
+    return (
+        _stack([block.spatial.left[:, :, 0].permute(2, 1, 0) for block in blocks]),
+        _stack([block.pointwise.weight[:, :, 0, 0].T for block in blocks]),
+        _stack([torch.stack([one.norm.weight, one.norm.bias]) for one in some], (2, hidden)),
+        _stack([one.inputs.weight.T for one in some], (hidden, 3 * hidden)),
+        _stack([one.inputs.bias for one in some], (3 * hidden,)),
+        _stack([one.output.weight.T for one in some], (hidden, hidden)),
+        _stack([one.output.bias for one in some], (hidden,)),
+        after,
+    )  # fmt: skip
+
+
+class _Rows:
+    """What the positions of a row need of a network, and what is kept from one position to the next.
+
+    Attributes:
+        kept: taken (R, S, H + q, W + 2q, C), what the convolutions of the blocks took in, zeros around; keys and values
+            (A, S, C, H * W).
+    """
+
+    def __init__(self, prior: PixelSNAIL, base: Tensor) -> None:
+        """Of a network's base (S, C, H, W): what does not depend on the codes."""
+        seen, hidden, height, width = base.shape
+        blocks: Sequence[Any] = list(prior.blocks)
+        convolutions = [block.spatial for block in blocks]
+        reach, kernel = convolutions[0].reach, convolutions[0].above.shape[3]
+        self._above = torch.stack([one.above.permute(2, 3, 1, 0).flatten(0, 2) for one in convolutions])
+        self._above_bias = torch.stack([one.bias for one in convolutions])[:, None]
+        self._base = base.permute(0, 2, 3, 1).contiguous()
+        self._started = self._base + prior.first.bias
+        bias = prior.conditions.bias
+        assert bias is not None
+        self._conditions = prior.conditions.weight[:, :, 0, 0].T
+        self._conditions_bias = bias + torch.cat([block.pointwise.bias for block in blocks])
+        taken = torch.zeros(len(blocks), seen, height + reach, width + 2 * reach, hidden)
+        block, image, row, column, _ = taken.stride()
+        shape, strides = (len(blocks), seen, width, reach, kernel, hidden), (block, image, column, row, column, 1)
+        self._windows = [taken.as_strided(shape, strides, number * row) for number in range(height)]
+        keys = torch.zeros(len(prior.attentions), seen, hidden, height * width)
+        self.kept = tuple(tensor.numpy() for tensor in (taken, keys, torch.zeros_like(keys)))
+
+    def row(self, row: int) -> tuple[_Floats, _Floats, _Floats]:
+        """Of row `row`: base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C), biases added."""
+        windows = self._windows[row]
+        seen = torch.baddbmm(self._above_bias, windows.reshape(len(windows), -1, self._above.shape[1]), self._above)
+        above = seen.view(*windows.shape[:3], -1)
+        base = self._base[:, row]
+        conditions = torch.addmm(self._conditions_bias, base.flatten(0, 1), self._conditions)
+        return (
+            self._started[:, row].contiguous().numpy(), above.numpy(),
+            conditions.view(*base.shape[:2], -1).numpy(),
+        )  # fmt: skip
+
+
+@compiled(**_OPTIONS)
 def _row(
-    begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: Floats, above: Floats,
-    conditions: Floats, kept: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
-    mixing: Floats, temperature: float, top_k: int, top_p: float,
+    begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: _Floats, above: _Floats,
+    conditions: _Floats, kept: Any, weights: Any, table: _Floats, head: _Floats, head_bias: _Floats, heads: int,
+    mixing: _Floats, temperature: float, top_k: int, top_p: float,
 ) -> int:  # fmt: skip
     """Draw the codes of a row of the images begin..end - 1 that are not known; -> -1, or the column that has no code.
 
-    codes, known, uniforms (B, H, W); mixing (K,); table (taps, m, C), head (C, m); the rest as `trunk_sampler.advance`.
+    codes, known, uniforms (B, H, W); mixing (K,); table (taps, m, C), head (C, m); the rest as `_advance`.
     """
     height, width = codes.shape[1:]
     features = np.empty(base.shape[2], np.float32)
     logits = np.empty(len(head_bias), np.float32)
     mixed = np.empty(len(head_bias), np.float32)
     reach = (kept[0].shape[3] - width) // 2
-    work = room(weights, height * width)
+    work = _room(weights, height * width)
     for image in range(begin, end):
         for x in range(width):
             mixed[:] = 0.0
             for copy in range(len(mixing)):
                 seen = copy * len(codes) + image
                 features[:] = base[seen, x]
-                add_first(features, table, codes[image], row, x, reach)
-                advance(features, seen, row, x, above, conditions, kept, weights, heads, work)
+                _add_first(features, table, codes[image], row, x, reach)
+                _advance(features, seen, row, x, above, conditions, kept, weights, heads, work)
                 if not known[image, row, x]:
                     for c in range(len(features)):
-                        features[c] = elu(features[c])
+                        features[c] = _elu(features[c])
                     logits[:] = head_bias
-                    add_product(features, head, logits)
+                    _add_product(features, head, logits)
                     for symbol in range(len(logits)):
                         mixed[symbol] += mixing[copy] * logits[symbol]
             if not known[image, row, x]:
@@ -74,23 +282,26 @@ def sample_pixelsnail(
     prior: PixelSNAIL, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
     label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Fill in the codes that are not known, in raster order; arguments as `plain.sample_plain`."""
+    """Fill in the codes that are not known, in raster order; arguments as `sampling.sample_plain`."""
     arrays = [only.numpy() for (only,) in (codes, known, uniforms)]
     batch = len(codes[0])
     guidance = guidance_of(prior.level, label, params)
     seen = [guidance.each(paths) for paths in coarser]
-    rows = Rows(prior, prior.base(seen, guidance.label, batch * len(guidance.weights)))
+    rows = _Rows(prior, prior.base(seen, guidance.label, batch * len(guidance.weights)))
     head = prior.head
     assert head.bias is not None
     fixed = (
-        rows.kept, trunk_weights(prior), first_table(prior, prior.embedding.weight),
+        rows.kept, _weights(prior), _first_table(prior),
         head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
         guidance.weights.numpy(), *params.values(),
     )  # fmt: skip
 
-    def some(begin: int, end: int, row: int, parts: tuple[Floats, Floats, Floats]) -> int:
-        return int(_row(begin, end, row, *arrays, *parts, *fixed))
+    for row in range(prior.level.grid[0]):
+        parts = rows.row(row)
 
-    row, column = rows.draw(batch, some)
-    if column >= 0:
-        raise no_distribution(prior.level.number, row, column)
+        def some(begin: int, end: int, row: int = row, parts: tuple[_Floats, _Floats, _Floats] = parts) -> int:
+            return int(_row(begin, end, row, *arrays, *parts, *fixed))
+
+        column = max(in_parts(batch, some))
+        if column >= 0:
+            raise no_distribution(prior.level.number, row, column)

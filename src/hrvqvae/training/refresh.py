@@ -11,6 +11,7 @@ from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import stale_parts
 from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.training.prior import train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Callback, Say, Trainer
@@ -36,6 +37,8 @@ def refresh(
             config = folder.read_config()
         else:  # it was exported
             config = from_dict(storage.read_meta(folder.model)["config"], str(folder.model))
+        if levels is not None:
+            PRIORS.get(config.prior.network.kind)  # raises where it was removed
         config = config.with_root(root)
         distributed.on_rank_zero(mark.touch)
         if levels is None:
