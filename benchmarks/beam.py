@@ -1,54 +1,36 @@
-"""Encoding in other ways than in training: a beam by width and weight, and codes that weigh error against bits.
-
-With --photo FILE: the search by rate and distortion of one image with fewer or more candidates and sweeps.
-"""
+"""Encoding with another beam than in training, by width and weight."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, options, positive, show, side_by_side
+from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.cli.console import print_json
-from hrvqvae.compression import rate_distortion
-from hrvqvae.compression.hrv import write
-from hrvqvae.compression.images import flat_codes
 from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.quantities import psnr
 
 WIDTHS, WEIGHTS = (1, 2, 4, 8, 16, 32, 64), (0.0, 0.1, 0.3)
-RATES = (None, 0.0, 0.0025, 0.005, 0.01)
-"""Rate-distortion lambda; None is the usual search."""
-EFFORTS = ((16, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1))
-"""Leaves near a latent, and sweeps."""
-_SHOWN = {"bytes": ",", "psnr": ".2f", "gain": "+.2f"}
-_BATCH, _WEIGHED = 100, 100
+_BATCH = 100
 
 
 def bench_beam(
     run: str | Path, *, images: int = 1000, data: str | None = None, widths: Sequence[int] = WIDTHS,
-    weights: Sequence[float] = WEIGHTS, rates: Sequence[float | None] = RATES, rounds: int = 5,
-) -> tuple[list[Row], list[Row]]:  # fmt: skip
+    weights: Sequence[float] = WEIGHTS, rounds: int = 5,
+) -> list[Row]:  # fmt: skip
     """Encode so many test images of a trained model with linked codebooks in many ways.
 
     Returns:
         Rows with width, coarse_weight, level_mse, milliseconds (of the search for the latents of 100 images, all widths
-        by turns) and ratio (to the greedy search's); and rows with lmbda, bytes_per_image (of files), level_mse
-        and milliseconds of processor time an image, of the first 100 images at most.
+        by turns) and ratio (to the greedy search's).
 
     Raises:
         InputError: the model has no linked codebooks, or the data is not there.
@@ -77,9 +59,7 @@ def bench_beam(
                     "milliseconds": spent * 1e3, "ratio": spent / seconds[str(widths[0])],
                 }
             )  # fmt: skip
-    some = units[0][:_WEIGHED]
-    trained.encode(some[:1], 0.0)  # what is compiled is compiled now
-    return rows, [_weighed(trained, model, some, rate) for rate in rates]
+    return rows
 
 
 def _codes(model: SingleGridAutoencoder, find: Search, flat: Tensor, unit: Tensor) -> Codes:
@@ -100,51 +80,6 @@ def _level_mse(model: SingleGridAutoencoder, units: Sequence[Tensor], codes: Seq
     return (totals / sum(map(len, units))).tolist()
 
 
-def _weighed(trained: TrainedModel, model: SingleGridAutoencoder, unit: Tensor, weight: float | None) -> Row:
-    """A row of images that are encoded with a lambda."""
-    begin = time.process_time()
-    codes = trained.encode(unit, weight)
-    spent = time.process_time() - begin
-    files = write(trained.codec, flat_codes(codes), (unit.shape[-2], unit.shape[-1]))
-    return {
-        "lmbda": weight, "bytes_per_image": sum(len(b"".join(parts)) for parts in files) / len(unit),
-        "level_mse": _level_mse(model, [unit], [codes]), "milliseconds": spent * 1e3 / len(unit),
-    }  # fmt: skip
-
-
-def bench_effort(
-    run: str | Path, photo: Path, efforts: Sequence[tuple[int, int]] = EFFORTS, rates: Sequence[float] = RATES[2:]
-) -> list[Row]:
-    """The search of an image by each effort: leaves near a latent, and sweeps.
-
-    Returns:
-        Rows with near, sweeps, seconds (of the processor for one lambda), and for each lambda bytes, psnr, and gain:
-        the decibels above the codes of the first effort in as many bytes, None beyond what was measured.
-
-    Raises:
-        InputError: the model takes no lambda, or the image can't be read.
-    """
-    trained = TrainedModel(run)
-    image = torch.from_numpy(read_image(photo, trained.autoencoder.channels))[None]
-    size, rows = (image.shape[-2], image.shape[-1]), list[Row]()
-    trained.encode(image[..., :32, :32], 0.01)  # what is compiled is compiled now
-    for near, sweeps in efforts:
-        row: Row = {"near": near, "sweeps": sweeps, "bytes": [], "psnr": []}
-        begin = time.process_time()
-        with patch.multiple(rate_distortion, _NEAR=near, _SWEEPS=sweeps):
-            found = [trained.encode(image, rate) for rate in rates]
-        row["seconds"] = (time.process_time() - begin) / len(rates)
-        for codes in found:
-            row["bytes"].append(len(b"".join(write(trained.codec, flat_codes(codes), size)[0])))
-            row["psnr"].append(psnr(float((trained.decode(codes, size=size) - image / 255).square().mean())))
-        rows.append(row)
-        order = np.argsort(rows[0]["bytes"])
-        sizes, best = np.log(rows[0]["bytes"])[order], np.array(rows[0]["psnr"])[order]
-        there = np.interp(np.log(row["bytes"]), sizes, best, left=np.nan, right=np.nan)
-        row["gain"] = (np.array(row["psnr"]) - there).tolist()
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Encode the test images of a run in every way."""
     parser = options(__doc__)
@@ -152,29 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
     parser.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
     parser.add_argument("--widths", type=positive, nargs="+", default=WIDTHS, metavar="W", help="paths that are kept")
-    parser.add_argument("--photo", type=Path, metavar="FILE", help="search this image with several efforts instead")
     arguments = parser.parse_args(argv)
-    if arguments.photo:
-        rows = bench_effort(arguments.run, arguments.photo)
-        if arguments.json:
-            print_json(rows)
-            return
-        for row in rows:
-            row |= {name: ", ".join(f"{one:{form}}" for one in row[name]) for name, form in _SHOWN.items()}
-        columns = {"leaves": "{near}", "sweeps": "{sweeps}", "CPU s": "{seconds:.1f}"}
-        show(rows, columns | {name: f"{{{name}}}" for name in _SHOWN})
-        return
-    rows, rate_rows = bench_beam(arguments.run, images=arguments.images, data=arguments.data, widths=arguments.widths)
-    if arguments.json:
-        print_json({"beams": rows, "rates": rate_rows})
-        return
+    rows = bench_beam(arguments.run, images=arguments.images, data=arguments.data, widths=arguments.widths)
     levels = range(1, len(rows[0]["level_mse"]) + 1)
     errors = {f"MSE, levels 1-{level}": f"{{level_mse[{level - 1}]:.3e}}" for level in levels}
     times = {"search, ms": "{milliseconds:.2f}", "ratio": "{ratio:.1f}"}
-    show(rows, {"width": "{width}", "coarse weight": "{coarse_weight:g}", **errors, **times})
-    print()
-    sizes = {"lambda": "{lmbda}", "bytes per image": "{bytes_per_image:.1f}"}
-    show(rate_rows, {**sizes, **errors, "ms per image": "{milliseconds:.0f}"})
+    finish(rows, {"width": "{width}", "coarse weight": "{coarse_weight:g}", **errors, **times}, arguments.json)
 
 
 if __name__ == "__main__":

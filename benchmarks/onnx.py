@@ -16,8 +16,7 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.cli.console import print_json
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.export.export import Agreement, compare, export_graphs
-from hrvqvae.export.graphs import GraphModel, OnnxModel
+from hrvqvae.export.graphs import Agreement, OnnxModel, compare, export_graphs
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import InputError
 
@@ -37,7 +36,7 @@ def bench_onnx(
     model, config = load_with_config(run)
     found = load_images(config.with_root(data).data, "test")
     with tempfile.TemporaryDirectory() as folder:
-        export_graphs(run, Path(folder) / "onnx", "onnx")
+        export_graphs(run, Path(folder) / "onnx")
         graphs = OnnxModel(Path(folder) / "onnx")
         batched = evaluation_batches(found, batch_size=_BATCH, limit=images, workers=0)
         units = [batch.images.float() / 255 for batch in batched]
@@ -53,7 +52,7 @@ def _so_many(images: Tensor, count: int) -> Tensor:
     return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
 
-def _timed(model: Autoencoder, graphs: GraphModel, images: Tensor, rounds: int) -> list[Row]:
+def _timed(model: Autoencoder, graphs: OnnxModel, images: Tensor, rounds: int) -> list[Row]:
     levels = model.prefixes[-1]
     with torch.inference_mode():
         codes = model.encode(images)

@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from benchmarks.common import Row, as_script, options, positive, show
-from benchmarks.study import with_leaves
 from hrvqvae.cli.console import print_json
 from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.parsing import override
@@ -63,10 +62,11 @@ def exchanged_by_leaves() -> list[Row]:
     config = presets.get("hrvqvae/mnist").config
     rows = []
     for branching, levels in LEAVES:
-        other = with_leaves(config, branching, levels)
+        sizes = {"codewords": branching, "levels": levels}
+        other = override(config, {f"model.quantizer.{name}": str(value) for name, value in sizes.items()})
         gradients, codebooks = exchanged(other)
-        sizes = {"leaves": branching**levels, "codewords": sum(other.model.num_codewords)}
-        rows.append({**sizes, "gradients": gradients, "codebooks": codebooks})
+        about = {"leaves": branching**levels, "codewords": sum(other.model.num_codewords)}
+        rows.append({**about, "gradients": gradients, "codebooks": codebooks})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG, ThumbHash and a linear transform, on test images."""
+"""Bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG and a linear transform, on test images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from benchmarks.common import Row, as_script, options, positive, preset_of, show
 from benchmarks.files.curves import Curve, FileCodec, Images, Point, against, measure
 from benchmarks.files.formats import formats
 from benchmarks.files.linear import Linear
-from benchmarks.files.thumbhash import ThumbHash
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.cli.console import print_json
@@ -114,7 +113,7 @@ def compare_files(
     config: DataConfig, models: Sequence[str] = (), names: Sequence[str] = (), *, limit: int | None = 1000,
     budgets: Sequence[int] = (), linear: bool = True,
 ) -> FilesCompared:  # fmt: skip
-    """Measure trained models, formats, ThumbHash and the linear transform on test images of a data set.
+    """Measure trained models, formats and the linear transform on test images of a data set.
 
     Args:
         config: the data.
@@ -128,7 +127,7 @@ def compare_files(
         InputError: the data, a model, a format or its package is not there.
     """
     codecs: list[FileCodec] = [TrainedFiles(model) for model in models]
-    codecs += [*formats(names), ThumbHash()]
+    codecs += formats(names)
     images = read_split(config, "test", limit)
     if linear:
         note("learning the linear transform")

@@ -22,7 +22,6 @@ from benchmarks.files.__main__ import main
 from benchmarks.files.curves import Count, Curve, FileCodec, Images, Shape, against, measure, squared_errors
 from benchmarks.files.formats import Avif, Jpeg, JpegScan, JpegXL, Setting, WebP, frame_bytes, scan_bytes
 from benchmarks.files.linear import Linear, from_blocks, to_blocks
-from benchmarks.files.thumbhash import ThumbHash, preview, thumbhash
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import locate
 from hrvqvae.utils.errors import InputError
@@ -56,7 +55,7 @@ def test_by_command(
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["shape"], [*found["ahead"]]) == (2, [1, 12, 12], ["hrvqvae mnist"])
     titles = [curve["title"] for curve in found["curves"]]
-    assert titles == ["hrvqvae mnist", "WebP", "JPEG", "ThumbHash", "PCA, ideal codes"]
+    assert titles == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
     assert found["curves"][2]["budgets"][0] == {"budget": 30, "fixed": None, "fitted": None}
     main([*command, "--no-linear", "-o", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()
@@ -213,33 +212,6 @@ def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
     finest = next(setting for setting in codec.settings if setting.step == 0.05)
     decoded = codec.decode(codec.encode(images, finest), (3, 16, 16))
     assert squared_errors(images, decoded).mean() < 0.05**2 / 2  # a step of 0.05 errs by 0.05^2 / 12 a number at most
-
-
-def ramps(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    planes = (x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) * 97 % 256)
-    return np.stack(planes).astype(np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((32, 32), "e0070a3f1a80878770878778887888878787080888808f07"),
-        ((60, 31), "df070a3c1a800777788777877778708008f878"),
-        ((1, 7), "93f62a59be7567888888088aa6874f8808"),
-    ],
-)
-def test_hashes_are_those_of_the_python_package(size: tuple[int, int], expected: str) -> None:
-    """The package thumbhash 0.1.2, whose encoder is right; and thumbhash-python 1.0.1, at its own size."""
-    assert thumbhash(ramps(*size)).hex() == expected
-    if size == (32, 32):
-        drawn = preview(bytes.fromhex(expected), (3, 32, 32))
-        assert drawn.sum((1, 2)).tolist() == [132329, 128455, 135393]
-        assert drawn[:, 3, 28].tolist() == [255, 12, 135]
-        codec, images = ThumbHash(), smooth_images(3)
-        previews = codec.decode(codec.encode(images, "standard"), (3, 32, 32))
-        flat = np.broadcast_to(images.mean((2, 3), keepdims=True), images.shape)
-        assert (squared_errors(images, previews) < squared_errors(images, flat)).all()
 
 
 def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:

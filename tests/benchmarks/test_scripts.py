@@ -14,14 +14,11 @@ import pytest
 import torch
 
 import hrvqvae
-from benchmarks import collapse, processes, study_rate, vectors
-from benchmarks.beam import bench_beam, bench_effort
+from benchmarks import collapse, processes, vectors
+from benchmarks.beam import bench_beam
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
-from hrvqvae.comparison.systems import Comparison
-from hrvqvae.compression import rate_distortion
 from hrvqvae.config import Config
-from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.data.loading import load_images
 from tests.replay import drawn_cifar10, drawn_mnist
 from tests.trained_run import tiny_run_with_priors
@@ -39,15 +36,12 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
-    "start": ("--later 1", ("cache", "method", "s"), 4),
-    "layer": ("--size 2 3 --steps 2 --batch 8 --images 20 --rounds 1", ("layer", "MSE", "MAE"), 5),
     "layer_tuned": ("--size 2 3 --steps 2 --seeds 2 --images 20", ("layer", "decay", "commitment"), 4),
     "train": (
         f"--rounds 1 --profile --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
         ("method", "preset", "batch"), 2,
     ),
     "prior": (f"--rounds 1 --level 2 {SMALL_PRIOR}", ("method", "batch", "parameters"), 7),
-    "depth": (f"--rounds 1 --batches 2 --data.size 8 {SMALL_PRIOR}", ("measured", "batch", "method"), 4),
     "sample": (
         "--rounds 1 --positions 1 --batches 3 --grids 4 --plain hrvqvae/cifar10:2 --whole hrvqvae/mnist:2",
         ("method", "network", "grid"), 6,
@@ -67,18 +61,16 @@ def test_rows_and_columns(
     column = lines[0].find("ratio")
     ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
     assert all(one == "-" or float(one) > 0 for one in ratios)
-    if name in ("train", "prior", "layer"):  # one row is what the others are compared with
+    if name in ("train", "prior"):  # one row is what the others are compared with
         assert "1.00" in ratios
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "field"),
     [
-        ("prior", "--level 4", "--level is 4"), ("depth", "--preset vqvae2/mnist", "one grid"),
+        ("prior", "--level 4", "--level is 4"),
         ("files.__main__", "emoji32 --formats gif", "no format gif"),
         ("processes", "--steps 1 --systems nothing", "nothing"),
-        ("study_rate", "mnist --max-steps 1 --systems vqvae2 --out x", "leave vqvae2 out"),
-        ("study_rate", "mnist --max-steps 1 --model.quantizer.levels 2 --out x", "is what this study varies"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_measured_is_a_line(
@@ -109,35 +101,27 @@ def test_rows_of_the_search(tmp_path: Path) -> None:
 
 def test_beams_are_what_encoding_gives(mnist_root: Path, tmp_path: Path) -> None:
     run = tiny_run_with_priors(mnist_root)
-    rows, rates = bench_beam(run, images=20, widths=(1, 9), weights=(0.0, 5.0), rates=(None, 0.0), rounds=1)
+    rows = bench_beam(run, images=20, widths=(1, 9), weights=(0.0, 5.0), rounds=1)
     assert [(row["width"], row["coarse_weight"]) for row in rows] == [(1, 0.0), (9, 0.0), (9, 5.0)]
     assert rows[0]["ratio"] == 1
     assert rows[2]["level_mse"] != rows[1]["level_mse"]
     data = load_images(hrvqvae.load(run).config.data, "test")
     images = torch.stack([torch.from_numpy(data.read(number, None)) for number in range(0, 40, 2)])
-    for row, weight in ((rows[0], None), (rows[1], None), (rates[0], None), (rates[1], 0.0)):
-        model = hrvqvae.load(run, beam=row.get("width"))
-        codes = model.encode(images, weight)
+    for row in rows[:2]:
+        model = hrvqvae.load(run, beam=row["width"])
+        codes = model.encode(images)
         for levels, error in enumerate(row["level_mse"], start=1):
             expected = (model.decode(codes, levels, (12, 12)) - images / 255).square().mean()
             assert error == pytest.approx(float(expected), rel=1e-4)
-    assert rates[1]["level_mse"][-1] < rates[0]["level_mse"][-1]
-    assert rates[0]["bytes_per_image"] * 20 == sum(map(len, hrvqvae.load(run).compress(images)))
-    write_image(to_pil(images[0]), tmp_path / "x.png")
-    usual = (rate_distortion._NEAR, rate_distortion._SWEEPS)
-    first, second = bench_effort(run, tmp_path / "x.png", (usual, (1, 1)), (0.02, 0.2))
-    assert first["bytes"] == [len(*hrvqvae.load(run).compress(images[:1], lmbda=rate)) for rate in (0.02, 0.2)]
-    assert first["psnr"][0] > second["psnr"][0], "more leaves, less error"
 
 
 def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = f"{tiny_run_with_priors(mnist_root)} --images 64 --archived 200 --damaged 300"
+    command = f"{tiny_run_with_priors(mnist_root)} --images 64 --archived 200"
     found = json.loads(printed("codec", f"{command} --json", capsys))
     assert found["images"] == 40, "all test images that there are"
     assert found["bytes"] == pytest.approx(sum(found["parts"]))
     assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
     assert 0 < found["archive"]["overhead an image"] < 3
-    assert sum(found["damage"][name] for name in ("refused", "told", "not noticed", "not damaged")) == 300
     lines = printed("codec", command, capsys).splitlines()
     assert lines[0].startswith(f"{found['bytes']:.1f} bytes per image (header 5.0, level 1")
     assert any(line.startswith("network, to codes") for line in lines)
@@ -180,28 +164,6 @@ def test_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert all(1 <= row["perplexity"] <= row["used"] <= 27 for row in rows)
     assert read_image(tmp_path / "out" / "collapse.png", 3).shape[0] == 3
     assert printed("collapse", command, capsys).count("unlinked") == 1, "only what is drawn is trained again"
-
-
-@pytest.mark.usefixtures("systems")
-def test_the_study_of_rate_and_distortion(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cases = study_rate.cases(Comparison(dataset="mnist", systems=("hrvqvae", "vqvae"), max_steps=1, seeds=2))
-    assert len({case.name for case in cases}) == len(cases) == 2 * (len(study_rate.SHAPES) + 3)
-    assert {case.config.model.num_codewords[-1] for case in cases} == {64, 512, 4096}
-    monkeypatch.setattr(study_rate, "SHAPES", ((2, 2), (4, 1), (3, 2)))
-    command = f"mnist --max-steps 3 --systems hrvqvae vqvae --out {tmp_path / 'out'}"
-    rows = json.loads(printed("study_rate", f"{command} --json", capsys))
-    assert [(row["system"], row["leaves"], row["levels"], row["codewords"]) for row in rows] == [
-        ("hrvqvae", 4, 1, 4), ("vqvae", 4, 1, 4), ("hrvqvae", 4, 2, 2), ("vqvae", 9, 1, 9), ("hrvqvae", 9, 2, 3),
-    ]  # fmt: skip
-    positions = rows[0]["bits_per_image"] / log2(4)
-    for row in rows:
-        assert row["bits_per_image"] == pytest.approx(positions * log2(row["leaves"])), "equal leaves, equal bits"
-        assert len(row["level_mse"]) == row["levels"]
-        assert row["level_mse"][-1] == row["test_errors"][-1][1]
-    assert "| hrvqvae | 9 | 2 | 3 | 1 |" in printed("study_rate", command, capsys), "measured once"
-    assert read_image(tmp_path / "out" / "study.png", 3).shape[0] == 3
 
 
 def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,9 @@
-"""hrvqvae doctor and completion: what is there and missing, where things are kept; what a shell offers."""
+"""hrvqvae doctor: what is there and missing, where things are kept."""
 
 from __future__ import annotations
 
 import json
 import platform
-import shlex
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +12,7 @@ from typing import Any
 import pytest
 
 from hrvqvae.cli import main
-from hrvqvae.config import presets
 from hrvqvae.utils import extras
-from tests.cli.helpers import refused
 
 
 def examined(capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
@@ -76,31 +72,3 @@ def test_what_keeps_it_from_working_is_exit_code_1(
     assert folder.endswith(f"can't be written: {tmp_path / 'file' / 'data'}")
     assert "device" not in found
     assert problems == [f"hrvqvae: {problem}" for problem in found["problems"]]
-
-
-def test_completion_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bash"]) == 0
-    script = tmp_path / "completion.sh"
-    script.write_text(capsys.readouterr().out)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine.png").touch()
-
-    def completed(*words: str) -> list[str]:
-        """What bash offers for the last of these words."""
-        program = f"""
-            source {script}
-            COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}
-            _shtab_hrvqvae hrvqvae "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD - 1]}}"
-            printf '%s\\n' "${{COMPREPLY[@]}}"
-        """
-        done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.split()
-
-    assert completed("hrvqvae", "data", "") == ["list", "get", "pack"]
-    assert completed("hrvqvae", "sample", "--temp") == ["--temperature"]
-    assert completed("hrvqvae", "train", "vqvae2/") == [n for n in presets.names() if n.startswith("vqvae2/")]
-    assert sorted(completed("hrvqvae", "evaluate", "min")) == ["mine", "mine.png"]
-    assert completed("hrvqvae", "train", "--out", "x", "hrvqvae/mnist", "--resu") == ["--resume"]
-    assert main(["completion", "zsh"]) == 0
-    assert capsys.readouterr().out.startswith("#compdef hrvqvae\n")
-    assert "invalid choice: 'csh'" in refused(["completion", "csh"], capsys)

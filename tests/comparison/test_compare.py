@@ -15,7 +15,8 @@ import pytest
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
-from hrvqvae.comparison.report import COLUMNS, as_markdown, compare
+from hrvqvae.comparison.report import COLUMNS, compare
+from hrvqvae.comparison.report import table as table_of
 from hrvqvae.comparison.systems import Comparison, available_systems
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
@@ -36,7 +37,7 @@ MNIST = ["compare", "mnist", "--max-steps", "4", "--out"]
 @pytest.mark.usefixtures("systems")
 def test_systems_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, systems = tmp_path / "out", ("hrvqvae", "vqvae", "vqgan", "fsq")  # one of each kind
-    command = [*MNIST, str(out), "--systems", ",".join(systems), "--priors"]
+    command = [*MNIST, str(out), "--systems", ",".join(systems), "--prior-steps", "4"]
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads((out / "results.json").read_text())
@@ -98,12 +99,15 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     ("system", "given", "expected"),
     [
         ("hrvqvae", {"max_steps": 90}, {}),
-        ("hrvqvae", {"max_steps": 90, "priors": True}, {"epochs": "0", "max_steps": "30", "max_minutes": "0.0"}),
-        ("vqgan", {"max_steps": 90, "priors": True}, {"max_steps": "90"}),
-        ("hrvqvae", {"max_steps": 90, "priors": True, "fields": {"prior.network.kind": "depth"}}, {"max_steps": "90"}),
-        ("hrvqvae", {"max_minutes": 6, "priors": True, "first_seed": 3}, {"max_minutes": "2.0", "seed": "3"}),
-        ("hrvqvae", {"max_minutes": 6, "prior_steps": 33}, {"max_steps": "11", "max_minutes": "0.0"}),
-        ("vqvae2", {"max_steps": 9, "priors": True, "fields": {"prior.training.batch_size": "8"}}, {"batch_size": "8"}),
+        ("hrvqvae", {"max_steps": 1, "prior_steps": 90}, {"epochs": "0", "max_steps": "30", "max_minutes": "0.0"}),
+        ("vqgan", {"max_steps": 1, "prior_steps": 90}, {"max_steps": "90"}),
+        ("hrvqvae", {"max_steps": 1, "prior_steps": 90, "fields": {"prior.network.kind": "gpt"}}, {"max_steps": "90"}),
+        ("hrvqvae", {"max_minutes": 6, "prior_steps": 33, "first_seed": 3}, {"max_steps": "11", "seed": "3"}),
+        (
+            "vqvae2",
+            {"max_steps": 9, "prior_steps": 9, "fields": {"prior.training.batch_size": "8"}},
+            {"batch_size": "8"},
+        ),
     ],
 )
 def test_the_budget_of_priors(system: str, given: dict[str, Any], expected: dict[str, str]) -> None:
@@ -244,11 +248,11 @@ def test_a_table_of_means() -> None:
         {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None, "frechet": "FID", "perceptual": None}
         for seed, mse in enumerate((1e-3, 3e-3))
     ]
-    table = as_markdown(rows, ("system",), COLUMNS).splitlines()
+    table = table_of(rows).splitlines()
     assert table[0] == "| system | seeds | MSE | PSNR, dB |"
     assert table[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
     rows[0]["ssim"] = 0.5
-    assert as_markdown(rows, ("system",), COLUMNS).splitlines()[2].endswith("| 0.5000 (n=1) |")
+    assert table_of(rows).splitlines()[2].endswith("| 0.5000 (n=1) |")
 
 
 def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,8 @@ from hrvqvae.checkpoints.loading import load_with_config, save_model, save_progr
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict
-from hrvqvae.export import export
-from hrvqvae.export.export import count_errors
-from hrvqvae.export.graphs import FORMS, GraphModel, OnnxModel, TorchModel
+from hrvqvae.export import graphs as export
+from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.quantize import Codes
@@ -61,7 +60,7 @@ def saved(system: str, folder: Path) -> Path:
     return run.path
 
 
-def check(model: Autoencoder, graphs: GraphModel, refusal: str) -> None:
+def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
     """Any size and number of images, every number of levels; others are refused."""
     for count, height, width in SIZES:
         images = torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(height))
@@ -76,18 +75,13 @@ def check(model: Autoencoder, graphs: GraphModel, refusal: str) -> None:
             graphs.decode(codes, levels)
 
 
-@pytest.mark.parametrize(
-    ("form", "system"),
-    [("onnx", "treevq"), ("onnx", "vqvae2"), ("torch", "fsq"), ("torch", "hrvqvae"), ("torch", "vqgan")],
-)
-def test_graphs_do_what_the_model_does(
-    form: str, system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("system", ["treevq", "vqvae2", "fsq", "hrvqvae"])
+def test_graphs_do_what_the_model_does(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, beam = saved(system, tmp_path), 4 if system == "hrvqvae" else None
     wider = [] if beam is None else ["--beam", str(beam)]
-    assert main(["export", str(run), str(tmp_path / "out"), f"--{form}", *wider]) == 0
+    assert main(["export", str(run), str(tmp_path / "out"), "--onnx", *wider]) == 0
     assert "codes equal, 0 tied; decoded images differ by at most" in capsys.readouterr().out
-    check(load_with_config(run, beam=beam)[0], FORMS[form](tmp_path / "out"), "out of")
+    check(load_with_config(run, beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
     check_paths(tmp_path / "out")
 
 
@@ -204,12 +198,12 @@ def test_a_beam_is_judged_by_the_cost_of_whole_paths() -> None:
 def test_graphs_that_do_not_agree_or_fail_are_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, encode = saved("vqvae", tmp_path), TorchModel.encode
+    run, encode = saved("vqvae", tmp_path), OnnxModel.encode
 
-    def other_codes(graphs: TorchModel, images: Tensor) -> Codes:
+    def other_codes(graphs: OnnxModel, images: Tensor) -> Codes:
         return tuple((code + 1) % 27 for code in encode(graphs, images))
 
-    def traced_for_three(graphs: TorchModel, images: Tensor) -> Codes:
+    def traced_for_three(graphs: OnnxModel, images: Tensor) -> Codes:
         if len(images) != 3:
             raise RuntimeError("The input tensor cannot be reshaped\nto the requested shape")
         return encode(graphs, images)
@@ -218,8 +212,8 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(
         (other_codes, "do not agree with the model (4 images: 0 of "),
         (traced_for_three, "fail on images of another number or size (The input tensor cannot be reshaped to the"),
     ):
-        monkeypatch.setattr(TorchModel, "encode", wrong)
-        assert line in refused(["export", run, tmp_path / "out", "--torch"], capsys)
+        monkeypatch.setattr(OnnxModel, "encode", wrong)
+        assert line in refused(["export", run, tmp_path / "out", "--onnx"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 
@@ -227,10 +221,10 @@ def test_what_can_not_be_exported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = saved("vqpytorch", tmp_path)
-    assert "--beam is of graphs (--onnx, --torch)" in refused(["export", run, "--beam", 2], capsys)
-    line = refused(["export", run, tmp_path / "out", "--torch"], capsys)
+    assert "--beam is of graphs (--onnx)" in refused(["export", run, "--beam", 2], capsys)
+    line = refused(["export", run, tmp_path / "out", "--onnx"], capsys)
     assert "torch.export can't trace the system vqpytorch" in line
-    assert "not allowed with argument" in refused(["export", run, "--onnx", "--torch"], capsys)
+    assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"], capsys)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = refused(["export", run, tmp_path / "out", "--onnx"], capsys)
     assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line

@@ -21,9 +21,8 @@ _RENAMED = {
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, tokens, share, compare):
+    for module in (catalogue, train, trained, files, tokens, share, compare, doctor):
         module.add(commands)
-    doctor.add(commands, parser)
     return parser
 
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, flag, import_training, option, print_json
+from hrvqvae.cli.console import Arguments, Group, command, import_training, option, print_json
 
 
 def _compare(arguments: Arguments) -> int:
@@ -21,7 +21,7 @@ def _compare(arguments: Arguments) -> int:
         dataset=arguments.dataset, systems=tuple(name for name, _, _ in pairs),
         variants={name: system for name, equals, system in pairs if equals}, tune=arguments.tune,
         seeds=arguments.seeds, first_seed=arguments.first_seed, max_steps=arguments.max_steps,
-        max_minutes=arguments.max_minutes, priors=arguments.priors, prior_steps=arguments.prior_steps,
+        max_minutes=arguments.max_minutes, prior_steps=arguments.prior_steps,
         root=None if arguments.data is None else str(Path(arguments.data).expanduser().absolute()),
         fields=arguments.fields,
     )  # fmt: skip
@@ -52,7 +52,6 @@ def add(commands: Group) -> None:
         option("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes"),
         option("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)"),
         option("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)"),
-        flag("--priors", "also priors: a system's get the budget of its autoencoder, shared by levels"),
         option("--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system in all"),
         option(
             "--tune", type=int, default=0, metavar="N", help="first search the optimizer, learning rate, decay and "

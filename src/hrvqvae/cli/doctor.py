@@ -1,16 +1,14 @@
-"""This installation: its packages and folders; and how a shell completes its commands."""
+"""This installation: its packages and folders."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.cli.console import Arguments, Group, command, option, print_json, print_table
+from hrvqvae.cli.console import Arguments, Group, command, print_json, print_table
 from hrvqvae.utils.progress import LOG, waiting
 
 
@@ -73,42 +71,7 @@ def _doctor(arguments: Arguments) -> int:
     return 1 if found["problems"] else 0
 
 
-def _arguments(parser: argparse.ArgumentParser) -> Iterator[Any]:
-    """Arguments of all commands below a parser."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from _arguments(inner)
-        else:
-            yield action
-
-
-def completion(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script by which a shell completes the commands of a parser; an argument's metavar says what it takes."""
-    import shtab
-
-    from hrvqvae.config import presets
-    from hrvqvae.config.registry import DATASETS
-
-    names = {"PRESET": list(presets.names()), "DATASET": list(DATASETS)}
-    for action in _arguments(parser):
-        if action.metavar in names:
-            action.choices = names[action.metavar]
-        elif action.metavar == "DIR":
-            action.complete = shtab.DIRECTORY
-        elif action.type is Path or action.metavar in ("MODEL", "RUN"):
-            action.complete = shtab.FILE
-    return shtab.complete(parser, shell)
-
-
-def add(commands: Group, parser: argparse.ArgumentParser) -> None:
-    """doctor, and completion of the whole command line that `parser` reads."""
-
-    def print_completion(arguments: Arguments) -> int:
-        print(completion(parser, arguments.shell))
-        return 0
-
+def add(commands: Group) -> None:
+    """doctor."""
     about = "what is installed and missing, what it computes on, where it keeps things; exit code 1 if it can't work"
     command(commands, "doctor", about, _doctor, "--json")
-    about = 'print a script by which a shell completes commands: eval "$(hrvqvae completion bash)"'
-    command(commands, "completion", about, print_completion, option("shell", choices=("bash", "zsh")))

@@ -10,20 +10,20 @@ from hrvqvae.utils.progress import note, waiting
 
 
 def _export(arguments: Arguments) -> int:
-    form = arguments.form
-    out = arguments.out or Path(f"{Path(arguments.run).name.removesuffix('.safetensors')}-{form or 'exported'}")
+    kind = "onnx" if arguments.onnx else "exported"
+    out = arguments.out or Path(f"{Path(arguments.run).name.removesuffix('.safetensors')}-{kind}")
     checked = None
-    if form is None:
+    if not arguments.onnx:
         if arguments.beam is not None:
-            raise InputError("--beam is of graphs (--onnx, --torch); a folder takes it where images are encoded")
+            raise InputError("--beam is of graphs (--onnx); a folder takes it where images are encoded")
         from hrvqvae.checkpoints.export import export
 
         files = export(arguments.run, out, licence=arguments.licence, compact=arguments.compact)
     else:
-        from hrvqvae.export.export import export_graphs
+        from hrvqvae.export.graphs import export_graphs
 
         waiting("tracing the model, and checking its graphs against it")
-        files, checked = export_graphs(arguments.run, out, form, arguments.beam)
+        files, checked = export_graphs(arguments.run, out, arguments.beam)
     for path in files:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     if checked is not None:
@@ -66,14 +66,13 @@ def add(commands: Group) -> None:
 
     licence = option("--licence", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
     about = "the model of a run and its priors in half precision, and nothing else; or the model as two graphs"
-    where = folder("RUN-exported, RUN-onnx or RUN-torch")
+    where = folder("RUN-exported or RUN-onnx")
     export = command(commands, "export", about, _export, "run", where, licence, "--beam")
     forms = export.add_mutually_exclusive_group()
     what = "the autoencoder in half precision, all else in 8 bits: a few codes and samples differ"
     forms.add_argument("--compact", action="store_true", help=what)
-    for form, title in (("onnx", "ONNX"), ("torch", "torch.export")):
-        what = f"encoder and decoder as graphs of {title}, checked against the model"
-        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=what)
+    what = "encoder and decoder as graphs of ONNX, checked against the model"
+    forms.add_argument("--onnx", action="store_true", help=what)
 
     actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)")
     name = option("name", metavar="USER/NAME")

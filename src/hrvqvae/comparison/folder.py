@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +132,22 @@ class Folder:
         write_atomic(self.path / "results.md", table.encode())
 
 
+def markdown(rows: Sequence[Sequence[object]]) -> str:
+    """A table, the heads first."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
+    return "\n".join(lines) + "\n"
+
+
 def run_cases(
-    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say,
-    more: Callable[[RunFolder], Measured] = lambda _: {}, using: type[Any] = Instruments,
-) -> int:  # fmt: skip
+    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say, using: type[Any] = Instruments
+) -> int:
     """Train and measure every case that is not measured yet; -> the signal that stopped it (0: none).
 
     A case that another process makes is passed over, and made here if that process stops.
 
     Args:
         about: as `Comparison.about`.
-        more: further columns of a run.
         using: what the runs are measured with.
 
     Raises:
@@ -165,7 +170,7 @@ def run_cases(
     for case in left:
         begun = time.monotonic()
         try:
-            signal = _make(case, folder, instruments, say, more)
+            signal = _make(case, folder, instruments, say)
         except InUseError as error:
             say(f"{error}".partition(";")[0])
             passed += 1
@@ -175,7 +180,7 @@ def run_cases(
         measured += 1
         say(f"{measured} of {counted(len(cases), 'case')} measured, this one in {clock(time.monotonic() - begun)}")
     if 0 < passed < len(left):
-        return run_cases(cases, about, folder, say, more, using)  # some may have been given up since
+        return run_cases(cases, about, folder, say, using)  # some may have been given up since
     if passed:
         say(f"still being made elsewhere: {passed} of {len(cases)} cases; the last to end completes the table")
     return 0
@@ -210,7 +215,7 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
                     raise InputError(f"the {part} of {case.name} has another configuration than {other}")
 
 
-def _make(case: Case, folder: Folder, using: Any, say: Say, more: Callable[[RunFolder], Measured]) -> int:
+def _make(case: Case, folder: Folder, using: Any, say: Say) -> int:
     """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
 
     def keep(row: Measured, kind: str, images: Tensor) -> None:
@@ -239,7 +244,7 @@ def _make(case: Case, folder: Folder, using: Any, say: Say, more: Callable[[RunF
             if outcome.signal is not None:
                 return outcome.signal
             measured, shown = using.measure(run)
-            row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured, **more(run)}
+            row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured}
             row["digests"] = {"autoencoder": digests["autoencoder"]}
             keep(row, "reconstructions", shown)
         if case.prior:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hrvqvae.comparison import tuning
-from hrvqvae.comparison.folder import Folder, run_cases
+from hrvqvae.comparison.folder import Folder, markdown, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
 from hrvqvae.comparison.systems import Comparison, style
 from hrvqvae.config.registry import SYSTEMS
@@ -24,7 +24,7 @@ from hrvqvae.utils.files import locked, write_atomic
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 _LINES = ("-", "--", ":", "-.")  # of seeds
 
-# column of results.json -> (head of results.md, how its values are shown)
+# column of results.json -> (head of results.md, how its values are shown); braces stand for what the rows have
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "parameters": ("parameters", "{:,.0f}"),
     "bits_per_image": ("bits per image", "{:,.0f}"),
@@ -78,11 +78,32 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """The comparison as Markdown, a row a system. Raises DamagedFileError: a value is not of the kind of its column."""
+    """The comparison as Markdown, a row a system: means over its seeds, with standard deviations where it has several.
+
+    Raises:
+        DamagedFileError: a value is not of the kind of its column.
+    """
     try:
-        return as_markdown(rows, ("system",), COLUMNS)
+        return _table(rows)
     except (TypeError, ValueError) as error:
         raise DamagedFileError(f"a file in rows/ is damaged ({error}); delete it to have it made again") from error
+
+
+def _table(rows: Sequence[Measured]) -> str:
+    shown = {name: column for name, column in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
+    lines = [["system", "seeds", *(head.format(**rows[0]) for head, _ in shown.values())]]
+    for system in dict.fromkeys(row["system"] for row in rows):
+        some = [row for row in rows if row["system"] == system]
+        lines.append([system, str(len(some))])
+        for name, (_, form) in shown.items():
+            values = [row[name] for row in some if row.get(name) is not None]
+            cell = form.format(mean(values)) if values else "-"
+            if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
+                cell += f" ± {form.format(stdev(values))}"
+            if 0 < len(values) < len(some):
+                cell += f" (n={len(values)})"
+            lines[-1].append(cell)
+    return markdown(lines)
 
 
 def versus(rows: Sequence[Measured], column: str = "mse") -> str:
@@ -96,14 +117,14 @@ def versus(rows: Sequence[Measured], column: str = "mse") -> str:
     several = [name for name, some in values.items() if len(some) > 1]
     pairs = [(one, other) for place, one in enumerate(several) for other in several[place + 1 :]]
     tested = sorted((welch(values[one], values[other]), one, other) for one, other in pairs)
-    lines = [f"| {column.upper()} of | against | n | difference | p | p, Holm |", "|---|---|---|---|---|---|"]
+    lines = [(f"{column.upper()} of", "against", "n", "difference", "p", "p, Holm")]
     least = 0.0
     for place, (p, one, other) in enumerate(tested):
         least = max(least, min(1.0, p * (len(tested) - place)))
         counts = f"{len(values[one])}, {len(values[other])}"
         difference = mean(values[one]) / mean(values[other]) - 1
-        lines.append(f"| {one} | {other} | {counts} | {difference:+.1%} | {_p(p)} | {_p(least)} |")
-    return "\n".join(lines) + "\n" if tested else ""
+        lines.append((one, other, counts, f"{difference:+.1%}", _p(p), _p(least)))
+    return markdown(lines) if tested else ""
 
 
 def _p(value: float) -> str:
@@ -123,31 +144,6 @@ def welch(some: Sequence[float], others: Sequence[float]) -> float:
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     area = end * float(np.mean(np.cos(angles) ** (freedom - 1)))
     return float(max(0.0, 1 - 2 * scale * area))
-
-
-def as_markdown(rows: Sequence[Measured], labels: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> str:
-    """A table with a row for each set of labels: means over the rest, with standard deviations where there are several.
-
-    Args:
-        columns: name -> (head, format of its values); a name in braces in a head stands for the rows' value of it.
-    """
-    shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    heads = [*labels, "seeds", *(columns[name][0].format(**rows[0]) for name in shown)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for key in dict.fromkeys(tuple(row[label] for label in labels) for row in rows):
-        some = [row for row in rows if tuple(row[label] for label in labels) == key]
-        cells = [*map(str, key), str(len(some))]
-        for name in shown:
-            values = [row[name] for row in some if row.get(name) is not None]
-            form = columns[name][1]
-            cell = form.format(mean(values)) if values else "-"
-            if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
-                cell += f" ± {form.format(stdev(values))}"
-            if 0 < len(values) < len(some):
-                cell += f" (n={len(values)})"
-            cells.append(cell)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, say: Say) -> None:

@@ -95,8 +95,7 @@ class Comparison:
     first_seed: int = 0
     max_steps: int = 0  # budget of each autoencoder; 0: no such limit, but one is needed
     max_minutes: float = 0.0
-    priors: bool = False  # train each system's priors too, in the same budget, shared equally among them
-    prior_steps: int = 0  # the same in so many updates instead; 0: not so
+    prior_steps: int = 0  # train each system's priors too, in so many updates, shared equally among them; 0: none
     root: str | None = None  # folder of the data
     fields: Mapping[str, str] = field(default_factory=dict)  # for every system; "vqgan.model.NAME" for one
     tune: int = 0  # trials of the search for the settings of each system; 0: none
@@ -157,27 +156,19 @@ class Comparison:
         for seed in self.seed_numbers:
             for system in self.systems:
                 config, labels = self.config(system, seed), {"system": system, "seed": seed}
-                prior = self._prior_of(config) if self._prior_budget else {}
+                prior = self._prior_of(config) if self.prior_steps else {}
                 found.append(Case(name=f"{system}-{seed}", labels=labels, config=config, prior=prior))
         return found
 
-    @property
-    def _prior_budget(self) -> dict[str, float] | None:
-        """Steps and minutes of a system's priors in all (0: no such limit); None without priors."""
-        if self.prior_steps:
-            return {"max_steps": self.prior_steps, "max_minutes": 0.0}
-        return {"max_steps": self.max_steps, "max_minutes": self.max_minutes} if self.priors else None
-
     def _prior_of(self, config: Config) -> dict[str, str]:
         """In what each prior differs from its configuration: budget, seed, and what suits few images a step."""
-        budget, priors = self._prior_budget or {}, len(config.prior_levels)
-        steps = max(1, int(budget["max_steps"]) // priors) if budget["max_steps"] else 0
-        minutes = budget["max_minutes"] / priors
-        given = {"epochs": 0, "max_steps": steps, "max_minutes": minutes, "seed": config.training.seed}
+        steps = max(1, self.prior_steps // len(config.prior_levels))
+        given = {"epochs": 0, "max_steps": steps, "max_minutes": 0.0, "seed": config.training.seed}
         asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
         return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
 
     def about(self) -> dict[str, Any]:
         """What may not change when more systems, seeds or priors are added; "priors" may be decided later."""
         plain = {name: getattr(self, name) for name in ("dataset", "max_steps", "max_minutes", "root")}
-        return {"study": None, **plain, "fields": self._shared_fields, "priors": self._prior_budget}
+        priors = {"max_steps": self.prior_steps, "max_minutes": 0.0} if self.prior_steps else None
+        return {"study": None, **plain, "fields": self._shared_fields, "priors": priors}

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from torch import Tensor, empty
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.folder import Folder, decided, run_cases
+from hrvqvae.comparison.folder import Folder, decided, markdown, run_cases
 from hrvqvae.comparison.instruments import Measured, Say
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
@@ -207,9 +207,8 @@ def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
 def table(rows: Sequence[Measured]) -> str:
     """What was tried, the best of each system first, as Markdown."""
     names = [name.rpartition(".")[2] for name in (_OPTIMIZER, *LADDERS)]
-    lines = [f"| system | {' | '.join(names)} | validation MSE | leaves used |", "|---" * (len(names) + 3) + "|"]
+    lines: list[Sequence[object]] = [("system", *names, "validation MSE", "leaves used")]
     for row in sorted(rows, key=lambda row: (row["system"], row["validation_mse"] or math.inf)):
         error = "diverged" if row["validation_mse"] is None else f"{row['validation_mse']:.3e}"
-        cells = [row["system"], *(row.get(name, "") for name in names), error, row["leaves_used"] or ""]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        lines.append((row["system"], *(row.get(name, "") for name in names), error, row["leaves_used"] or ""))
+    return markdown(lines)

@@ -1,4 +1,4 @@
-"""From an autoencoder to two graphs, encoder and decoder; the forms that they are written in, and how they are run.
+"""A run's autoencoder as a folder of two ONNX graphs that give its codes, except at ties, and its images.
 
 encoder: images (B, C, Y, X) float32 in [0, 1] -> a tensor of codes (B, H_l, W_l) int64 for each level, coarse first
 decoder: codes of every level, levels () int64 -> images (B, C, Y', X') float32 in [0, 1]
@@ -10,27 +10,43 @@ checked inside a graph: a code out of range is an error of the runtime, or anoth
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
+import json
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.nn.functional import interpolate
 
-from hrvqvae.config import Config
+from hrvqvae.checkpoints.export import without_paths
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.config import Config, to_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import writing_folder
+from hrvqvae.utils.quantities import counted
 
-ABOUT = "hrvqvae"  # the name of a file's metadata: JSON with the configuration and the numbers of levels to decode
+PIXELS = 1e-4
+"""The largest difference of images, on the scale [0, 1]."""
+
+TIE = 1e-5
+"""Two codes are tied where the distances from the vector to theirs differ by less than this share of the longest vector
+of the image: about the error of float32 in another order of summation."""
+
+_ABOUT = "hrvqvae"  # the name of a file's metadata: JSON with the configuration and the numbers of levels to decode
+_PARTS = ("encoder", "decoder")
+_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 _EXAMPLE = 3  # images, and positions of the coarsest grid a side: a size of 1 would be taken for a constant
 
 
@@ -116,94 +132,145 @@ def _traced(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, .
     return program
 
 
-class GraphModel(ABC):
-    """The encoder and the decoder of a folder, run on the CPU with as many threads as torch has."""
-
-    name: ClassVar[str]  # of the form, in messages
-    suffix: ClassVar[str]  # of the files `encoder` and `decoder`
-    needs: ClassVar[tuple[str, ...]] = ()  # modules
+class OnnxModel:
+    """The encoder and the decoder of a folder, run by onnxruntime on the CPU with as many threads as torch has."""
 
     def __init__(self, folder: Path) -> None:
-        self._encoder, self._decoder = (self._load(folder / f"{part}{self.suffix}") for part in ("encoder", "decoder"))
-
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images (B, C, Y, X), float32 in [0, 1]: (B, H_l, W_l) int64 of each level, coarse first."""
-        return tuple(self._run(self._encoder, images))
-
-    def decode(self, codes: Codes, levels: int) -> Tensor:
-        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
-        return self._run(self._decoder, codes, torch.tensor(levels))[0]
-
-    @staticmethod
-    @abstractmethod
-    def to_bytes(graph: Graph, about: str) -> bytes:
-        """The content of a graph's file, with that text under the name `ABOUT`."""
-
-    @staticmethod
-    @abstractmethod
-    def _load(path: Path) -> Any: ...
-
-    @staticmethod
-    @abstractmethod
-    def _run(graph: Any, *arguments: Tensor | Codes) -> Sequence[Tensor]: ...
-
-
-class OnnxModel(GraphModel):
-    """ONNX, run by onnxruntime."""
-
-    name, suffix, needs = "ONNX", ".onnx", ("onnx", "onnxscript", "onnxruntime")
-
-    @staticmethod
-    def to_bytes(graph: Graph, about: str) -> bytes:
-        with _silent():
-            exported = torch.onnx.export(
-                graph.program, dynamo=True, verbose=False, external_data=False, input_names=graph.inputs,
-                output_names=graph.outputs, dynamic_shapes=graph.dynamic,
-            )  # fmt: skip
-        assert exported is not None
-        for node in exported.model.graph.all_nodes():
-            node.metadata_props.clear()
-        exported.model.metadata_props[ABOUT] = about
-        return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _load(path: Path) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # its errors are raised
-        return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(folder / f"{part}.onnx", options, ["CPUExecutionProvider"]) for part in _PARTS
+        )
+
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images (B, C, Y, X), float32 in [0, 1]: (B, H_l, W_l) int64 of each level, coarse first."""
+        return self._run(self._encoder, images)
+
+    def decode(self, codes: Codes, levels: int) -> Tensor:
+        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
+        return self._run(self._decoder, *codes, torch.tensor(levels))[0]
 
     @staticmethod
-    def _run(graph: Any, *arguments: Tensor | Codes) -> Sequence[Tensor]:
-        given = [one.numpy() for part in arguments for one in (part if isinstance(part, tuple) else (part,))]
-        names = [one.name for one in graph.get_inputs()]
-        return [torch.from_numpy(one) for one in graph.run(None, dict(zip(names, given, strict=True)))]
+    def _run(session: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = {one.name: tensor.numpy() for one, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        return tuple(torch.from_numpy(one) for one in session.run(None, given))
 
 
-class TorchModel(GraphModel):
-    """A program of torch.export, run by torch."""
-
-    name, suffix = "torch.export", ".pt2"
-
-    @staticmethod
-    def to_bytes(graph: Graph, about: str) -> bytes:
-        content = io.BytesIO()
-        with _silent():
-            torch.export.save(graph.program, content, extra_files={ABOUT: about})
-        return content.getvalue()
-
-    @staticmethod
-    def _load(path: Path) -> Any:
-        with _silent():
-            return torch.export.load(path).module()
-
-    @staticmethod
-    @torch.inference_mode()
-    def _run(graph: Any, *arguments: Tensor | Codes) -> Sequence[Tensor]:
-        found: Tensor | Codes = graph(*arguments)
-        return (found,) if isinstance(found, Tensor) else found
+def _to_bytes(graph: Graph, about: str) -> bytes:
+    """The content of a graph's file, with that text under the name `_ABOUT`."""
+    with _silent():
+        exported = torch.onnx.export(
+            graph.program, dynamo=True, verbose=False, external_data=False, input_names=graph.inputs,
+            output_names=graph.outputs, dynamic_shapes=graph.dynamic,
+        )  # fmt: skip
+    assert exported is not None
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()
+    exported.model.metadata_props[_ABOUT] = about
+    return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
 
-FORMS: dict[str, type[GraphModel]] = {"onnx": OnnxModel, "torch": TorchModel}
+@dataclass
+class Agreement:
+    """The outcome of a comparison.
+
+    A code that is neither equal nor an error is a tie, or a finer code of an image in which a coarser one is tied.
+    """
+
+    images: int = 0
+    codes: int = 0
+    equal: int = 0
+    errors: int = 0  # codes that differ and are no tie
+    pixels: float = 0.0  # the largest difference of decoded images, over all numbers of levels
+
+    def __str__(self) -> str:
+        tied = self.codes - self.equal - self.errors
+        wrong = f", {self.errors:,} wrong" if self.errors else ""
+        return (
+            f"{counted(self.images, 'image')}: {self.equal:,} of {self.codes:,} codes equal, {tied:,} tied{wrong}; "
+            f"decoded images differ by at most {self.pixels:.1e}"
+        )
+
+
+@torch.inference_mode()
+def compare(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tensor]) -> Agreement:
+    """Compare on batches of images (B, C, Y, X), float32 in [0, 1]."""
+    found = Agreement()
+    for images in batches:
+        ours, theirs = model.encode(images), graphs.encode(images)
+        found.images += len(images)
+        found.codes += sum(one.numel() for one in ours)
+        if [one.shape for one in ours] != [one.shape for one in theirs]:
+            found.errors, found.pixels = found.codes, torch.inf
+            break
+        for levels in model.prefixes:
+            one, other = model.decode(ours[:levels], levels), graphs.decode(ours, levels)
+            apart = float((one - other).abs().max()) if one.shape == other.shape else torch.inf
+            found.pixels = max(found.pixels, apart)
+        found.equal += sum(int((one == other).sum()) for one, other in zip(ours, theirs, strict=True))
+        found.errors += count_errors(model, images, ours, theirs)
+    return found
+
+
+def count_errors(model: Autoencoder, images: Tensor, ours: Codes, theirs: Codes) -> int:
+    """How many codes differ and are no tie, each image judged by the coarsest level at which its codes differ."""
+    errors = 0
+    agreed = torch.ones(len(images), dtype=torch.bool)
+    for level, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        differ = (one != other) & agreed[:, None, None]
+        agreed &= ~differ.flatten(1).any(1)
+        if not differ.any():
+            continue
+        pairs, others = model.assignments(images, ours), model.assignments(images, theirs)
+        if not pairs:
+            errors += int(differ.sum())
+            continue
+        target, chosen = pairs[level]
+        length = target.norm(dim=-1).amax((1, 2), keepdim=True)
+        apart = (target - chosen).norm(dim=-1) - (target - others[level][1]).norm(dim=-1)
+        errors += int((differ & (apart.abs() > TIE * length)).sum())
+    return errors
+
+
+def _check_images(config: Config, least: int) -> list[Tensor]:
+    """3 images of the size of training, and 1 that need not fill the grid; `least` or more pixels a side."""
+    generator, size = torch.Generator().manual_seed(0), max(config.data.size, least)
+    batches = []
+    for count, height, width in ((3, size, size), (1, size + 3, size + size // 2 + 1)):
+        noise = torch.rand(count, config.data.channels, height, width, generator=generator)
+        coarse = torch.rand(count, config.data.channels, 4, 4, generator=generator)
+        smooth = interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+        batches.append(0.9 * smooth + 0.1 * noise)
+    return batches
+
+
+def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[list[Path], Agreement]:
+    """Write the encoder and the decoder of a run as graphs that agree with it, whole or not at all; -> the files.
+
+    Args:
+        beam: paths that the encoder's search keeps at each level; None keeps as many as in training.
+
+    Raises:
+        InputError: the run has no model, or no linked codebooks for a beam, the system can't be traced, the graphs fail
+            or do not agree with the model, `out` exists or can't be written.
+        ModuleNotFoundError: a package is missing.
+    """
+    with writing_folder(out) as folder:
+        for module in _NEEDS:
+            importlib.import_module(module)
+        model, config = load_with_config(run, beam=beam)
+        encoder, decoder, least = trace(model, config)
+        about = {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}
+        for part, graph in zip(_PARTS, (encoder, decoder), strict=True):
+            (folder / f"{part}.onnx").write_bytes(_to_bytes(graph, json.dumps(about, sort_keys=True)))
+        try:
+            agreement = compare(model, OnnxModel(folder), _check_images(config, least))
+        except Exception as error:  # of the runtime, where a size was taken for a constant
+            why = " ".join(str(error).split())[-200:]
+            raise InputError(f"the graphs fail on images of another number or size ({why})") from error
+        if agreement.errors or agreement.pixels > PIXELS:
+            raise InputError(f"the graphs of {run} do not agree with the model ({agreement})")
+    return sorted(out.iterdir()), agreement

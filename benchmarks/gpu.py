@@ -1,0 +1,360 @@
+"""Codes, training, search, sampling and memory of a GPU in minutes; without one, a small form on the CPU.
+
+The exit code is 1 where the codes of its searches are not the CPU's.
+
+Shapes: N vectors, D their width, L levels, m codewords a codebook; level l's codebooks are (m^(l-1), m, D).
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import CPU, Row, as_script, median_seconds, options, seconds, show, side_by_side
+from benchmarks.prior import Form as PriorForm
+from benchmarks.prior import PriorSide
+from benchmarks.sample import preset_case
+from benchmarks.search import TOLERANCE, exact_search, make_problem
+from benchmarks.train import AutoencoderSide
+from hrvqvae.cli.console import print_json
+from hrvqvae.config import Config, Grid, presets
+from hrvqvae.config.parsing import override
+from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
+from hrvqvae.quantize.search import Search
+from hrvqvae.quantize.search.compiled import search_compiled
+from hrvqvae.quantize.search.tensors import search_tensors
+from hrvqvae.utils.device import Compute, computes_bf16, resolve_device
+from hrvqvae.utils.progress import waiting
+from hrvqvae.utils.quantities import counted
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One kind of search: what the CPU runs, the tensor operations that a GPU runs, and its options."""
+
+    cpu: Search
+    gpu: Search
+    width: int = 1
+    coarse_weight: float = 0.0
+    flat: bool = False
+
+    @classmethod
+    def beam(cls, width: int, coarse_weight: float) -> Searched:
+        """A search that keeps several paths."""
+        cpu, gpu = (partial(one, width=width, coarse_weight=coarse_weight) for one in (search_compiled, search_tensors))
+        return cls(cpu, gpu, width, coarse_weight)
+
+
+SEARCHES = {
+    "greedy": Searched(search_compiled, search_tensors),
+    "beam of 4": Searched.beam(4, 0.1),
+    "flat": Searched(search_compiled, search_tensors, flat=True),
+}
+
+
+def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, found: Tensor, kind: Searched) -> Row:
+    """Paths (L, N) that two searches found for vectors (N, D), compared.
+
+    Returns:
+        equal (a share), ties (vectors whose codes differ where rounding decides), errors (all others that differ) and
+        worst (the largest relative difference of costs that a vector whose codes differ left, as `exact_search` says).
+    """
+    differ = (expected != found).any(0)
+    clear = exact_search(latents[differ], books, kind.width, kind.coarse_weight)[1] if differ.any() else torch.zeros(0)
+    errors = int((clear > TOLERANCE).sum())
+    return {
+        "equal": 1 - len(clear) / len(latents), "ties": len(clear) - errors, "errors": errors,
+        "worst": max(clear.tolist(), default=0.0),
+    }  # fmt: skip
+
+
+def codes_rows(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Row]:
+    """Rows with search, levels, codewords, width, vectors, and what `compare` finds.
+
+    On a CPU it is the tensor operations that are compared with the compiled loops.
+
+    Args:
+        device: what runs the tensor operations.
+        trees: (levels, codewords a codebook, width) of each; its flat codebook has as many codewords as it has leaves.
+    """
+    rows = []
+    for levels, codewords, width in trees:
+        case = make_problem(levels, codewords, vectors, width)
+        for name, kind in SEARCHES.items():
+            books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
+            found = kind.gpu(case.latents.to(device), [book.to(device) for book in books]).cpu()
+            about = {"levels": len(books), "codewords": books[0].shape[1], "width": width, "vectors": vectors}
+            compared = compare(case.latents, books, kind.cpu(case.latents, books), found, kind)
+            rows.append({"search": name, **about, **compared})
+    return rows
+
+
+def matrix_rate(device: torch.device, side: int, bf16: bool, rounds: int) -> float:
+    """FLOP a second of a product of two square matrices with so many rows, in bfloat16 or float32."""
+    kind = torch.bfloat16 if bf16 else torch.float32
+    one, other = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
+    return 2 * side**3 / median_seconds(lambda: one @ other, rounds, device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """From here on `peak_memory` counts."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> Row:
+    """peak_bytes: the most that tensors have held on a GPU since `forget_peak`; nothing on a CPU."""
+    return {"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+
+
+def _repeated(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+@torch.inference_mode()
+def search_rows(device: torch.device, vectors: int, tree: tuple[int, int, int], rounds: int, calls: int) -> list[Row]:
+    """Rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds, ratio; peak_bytes on a GPU.
+
+    bytes are those that must move: latents (N, D) float32 in, codes (L, N) int64 out.
+    copy_seconds is what they take at the rate of a copy of the latents, timed by turns with the searches.
+
+    Args:
+        tree: (levels, codewords a codebook, width); the flat codebook has as many codewords as it has leaves.
+        calls: that are timed together, so that a GPU is not waited for after each.
+    """
+    levels, codewords, width = tree
+    case = make_problem(levels, codewords, vectors, width)
+    latents, books = case.latents.to(device), [book.to(device) for book in case.books]
+    flat = [case.flat.to(device).unsqueeze(0)]
+    target = torch.empty_like(latents)
+    runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(latents)}
+    searched: dict[str, list[Tensor]] = {}
+    peaks: dict[str, Row] = {}
+    for name, kind in SEARCHES.items():
+        searched[name] = flat if kind.flat else books
+        runs[name] = partial(kind.gpu, latents, searched[name])
+        forget_peak(device)
+        runs[name]()
+        peaks[name] = peak_memory(device)
+    spent = side_by_side({name: partial(_repeated, run, calls) for name, run in runs.items()}, rounds, device)
+    rows = []
+    for name, used in searched.items():
+        moved = latents.nbytes + 8 * len(used) * vectors
+        copy = spent["copy"] / calls * moved / (2 * latents.nbytes)
+        rows.append(
+            {
+                "search": name, "levels": len(used), "codewords": used[0].shape[1], "width": width, "vectors": vectors,
+                "bytes": moved, "seconds": spent[name] / calls, "copy_seconds": copy,
+                "ratio": spent[name] / calls / copy, **peaks[name],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def flop_of_step(side: AutoencoderSide | PriorSide) -> int:
+    """FLOP of the convolutions and matrix products of a step, which is taken; a multiply-add is two."""
+    with FlopCounterMode(display=False) as counter:
+        side.train()
+    return int(counter.get_total_flops())
+
+
+def _row(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float) -> Row:
+    flop, spent = flop_of_step(side), median_seconds(side.train, steps, side.compute.device)
+    return {
+        "trained": trained, "batch": batch, "step_seconds": spent,
+        "images_per_second": batch / spent, "flop": flop, "matrix_share": flop / spent / rate,
+        **peak_memory(side.compute.device),
+    }  # fmt: skip
+
+
+def autoencoder_row(config: Config, steps: int, rate: float) -> Row:
+    """trained, batch, step_seconds, images_per_second, flop (a step), matrix_share (of `rate`), peak_bytes on a GPU."""
+    data, device = config.data, Compute.of(config.training).device
+    forget_peak(device)
+    shape = (config.training.batch_size, data.channels, data.size, data.size)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    side = AutoencoderSide(config, images.to(device), plain=False)
+    return _row(side, config.name, len(images), steps, rate)
+
+
+def prior_rows(config: Config, levels: Sequence[int], steps: int, rate: float) -> list[Row]:
+    """As `autoencoder_row`, of the priors of some levels (0 is the coarsest) for random codes."""
+    device = Compute.of(config.prior.training).device
+    rows = []
+    for level in levels:
+        forget_peak(device)
+        side = PriorSide(config, range(level, level + 1), PriorForm(bf16=computes_bf16(device)))
+        batch = len(side.batch.codes[0])
+        trained = f"{config.name}, prior of level {level + 1} ({counted(side.parameters, 'parameter')})"
+        rows.append(_row(side, trained, batch, steps, rate))
+    return rows
+
+
+def sampling_rows(device: torch.device, preset: str, grid: Grid, batches: Sequence[int]) -> list[Row]:
+    """Rows with sampler, device, batch, grid, seconds_per_image; peak_bytes on a GPU.
+
+    Of each batch two rows, of the prior of a preset's coarsest level with random weights. The second one has ratio,
+    the plain sampler's time over the cached one's, and equal, the share of equal codes: one that lies at the border
+    of two numbers may be drawn differently, and codes after it in its image with it.
+    """
+    case = preset_case(preset, 0, grid)
+    there = copy.deepcopy(case.prior).to(device)
+    rows = []
+    for batch in (1, *batches):  # the first one loads compiled code, and does not count
+        codes, known, coarser, label, uniforms = case.given(batch)
+        cached, plain = [codes[0].clone()], [codes[0].to(device, copy=True)]
+        placed = [one.to(device) for one in coarser], None if label is None else label.to(device)
+        shared = {"batch": batch, "grid": list(grid)}
+        spent = seconds(lambda: sample_cached(case.prior, cached, known, coarser, label, uniforms, SamplingParams()))  # noqa: B023
+        rows.append({"sampler": "cached", "device": CPU.type, **shared, "seconds_per_image": spent / batch})
+        forget_peak(device)
+        other = seconds(lambda: sample_plain(there, plain, known, *placed, uniforms, SamplingParams()), device)  # noqa: B023
+        rows.append(
+            {
+                "sampler": "plain", "device": device.type, **shared, "seconds_per_image": other / batch,
+                "ratio": other / spent, "equal": float((plain[0].cpu() == cached[0]).double().mean()),
+                **peak_memory(device),
+            }
+        )  # fmt: skip
+    return rows[2:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How much is measured."""
+
+    name: str
+    matrix: int  # rows of the matrices whose product gives the device's rate
+    trees: Sequence[tuple[int, int, int]]  # (levels, codewords a codebook, width), whose codes are compared
+    compared: int  # vectors whose codes are compared
+    searched: int  # vectors of the timed search, with the first tree
+    calls: int  # searches that are timed together
+    trained: Mapping[str, Mapping[str, str]]  # preset -> fields that differ from it
+    prior: tuple[str, Mapping[str, str]]  # preset whose priors are trained, and fields that differ from it
+    prior_levels: Sequence[int]  # 0 is the coarsest
+    steps: int  # of each training that are timed
+    sampled: tuple[str, Grid, Sequence[int]]  # preset whose coarsest level is sampled, on this grid, in these batches
+    rounds: int  # of other measurements
+
+
+_TREES = ((3, 8, 32), (3, 8, 16), (6, 4, 16))  # the first two of the presets for FFHQ and CIFAR10
+
+FULL = Form(
+    name="full", matrix=8192, trees=_TREES, compared=2**17, searched=2**20, calls=10,
+    trained={"hrvqvae/cifar10": {}, "hrvqvae/ffhq": {}},
+    prior=("hrvqvae/cifar10", {}), prior_levels=(0, 2), steps=30,
+    sampled=("hrvqvae/cifar10", (16, 16), (1, 64, 256)), rounds=20,
+)  # fmt: skip
+SMALL = Form(
+    name="small", matrix=1536, trees=_TREES, compared=2**13, searched=2**15, calls=1,
+    trained={"hrvqvae/cifar10": {"training.batch_size": "16"}, "hrvqvae/ffhq": {"training.batch_size": "2"}},
+    prior=("hrvqvae/cifar10", {"prior.training.batch_size": "8"}), prior_levels=(0,),
+    steps=5, sampled=("hrvqvae/cifar10", (8, 8), (1, 16)), rounds=5,
+)  # fmt: skip
+
+
+def bench_gpu(device: torch.device, form: Form) -> Row:
+    """Check and time a device.
+
+    Returns:
+        device, device_name, form, torch (its version), precision and matrix_rate (FLOP a second, in that precision);
+        codes, search, training and sampling, the rows of each part (`codes_rows`, `search_rows`, `autoencoder_row` and
+        `prior_rows`, `sampling_rows`); faults, a line for each search whose codes are not the CPU's; seconds, of all.
+    """
+    begun = time.perf_counter()
+    place, bf16 = str(device), computes_bf16(device)
+    waiting("timing matrix products")
+    rate = matrix_rate(device, form.matrix, bf16, form.rounds)
+    waiting("comparing codes")
+    codes = codes_rows(device, form.compared, form.trees)
+    waiting("timing the search")
+    search = search_rows(device, form.searched, form.trees[0], form.rounds, form.calls)
+    name, grid, batches = form.sampled
+    waiting("sampling")
+    sampling = sampling_rows(device, name, grid, batches)
+    name, fields = form.prior
+    config = override(presets.get(name).config, {**fields, "prior.training.device": place})
+    waiting(f"training priors of {name}")
+    priors = prior_rows(config, form.prior_levels, form.steps, rate)
+    training = list[Row]()
+    for name, fields in form.trained.items():
+        waiting(f"training {name}")
+        config = override(presets.get(name).config, {**fields, "training.device": place})
+        training.append(autoencoder_row(config, form.steps, rate))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": device.type, "device_name": name, "form": form.name, "torch": torch.__version__,
+        "precision": "bf16" if bf16 else "fp32", "matrix_rate": rate, "codes": codes, "search": search,
+        "training": [*training, *priors], "sampling": sampling,
+        "faults": [_fault(row) for row in codes if row["errors"]], "seconds": time.perf_counter() - begun,
+    }  # fmt: skip
+
+
+def _fault(row: Row) -> str:
+    size = f"{row['levels']} levels of {row['codewords']}, width {row['width']}"
+    return (
+        f"{row['search']} ({size}): {row['errors']:,} of {row['vectors']:,} vectors are not coded as on the CPU, "
+        f"by more than {TOLERANCE:g} of a distance"
+    )
+
+
+_SIZE = {"search": "{search}", "L": "{levels}", "m": "{codewords}", "D": "{width}", "vectors": "{vectors:,}"}
+COLUMNS = {
+    "codes": {**_SIZE, "equal": "{equal:.4%}", "ties": "{ties}", "errors": "{errors}", "clearest": "{worst:.1e}"},
+    "search": {
+        **_SIZE, "MB": "{MB:.1f}", "ms": "{ms:,.3f}", "copy ms": "{copy_ms:,.3f}", "ratio": "{ratio:.1f}",
+        "peak MB": "{peak_MB:,.0f}",
+    },
+    "training": {
+        "trained": "{trained}", "batch": "{batch}", "ms a step": "{step_ms:,.1f}",
+        "images/s": "{images_per_second:,.1f}", "FLOP a step": "{flop:.3e}", "share": "{matrix_share:.1%}",
+        "peak MB": "{peak_MB:,.0f}",
+    },
+    "sampling": {
+        "sampler": "{sampler}", "device": "{device}", "batch": "{batch}", "grid": "{grid[0]}x{grid[1]}",
+        "ms per image": "{ms_per_image:,.2f}", "ratio": "{ratio:.2f}", "equal codes": "{equal:.2%}",
+        "peak MB": "{peak_MB:,.0f}",
+    },
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and time this machine's GPU."""
+    arguments = options(__doc__).parse_args(argv)
+    device = resolve_device("auto")
+    found = bench_gpu(device, FULL if device.type == "cuda" else SMALL)
+    if arguments.json:
+        print_json(found)
+    else:
+        if device.type != "cuda":
+            print("no GPU here: a small form of the measurements, on the CPU")
+        rate = f"{found['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in {found['precision']}"
+        print(f"{found['device_name']}, torch {found['torch']}: {rate}; {found['seconds']:.0f} s in all")
+        for part, title in (
+            ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
+            ("search", "search beside a copy of the same bytes"),
+            ("training", f"training (share: of the rate of matrix products in {found['precision']})"),
+            ("sampling", "sampling of one level"),
+        ):
+            print(f"\n{title}")
+            show(found[part], COLUMNS[part])
+    for fault in found["faults"]:
+        print(fault, file=sys.stderr)
+    if found["faults"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    as_script(main)
