@@ -26,10 +26,7 @@ from tests.tiny_priors import GIVEN, trained_copy
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8 --model.quantizer.init_vectors 4096"
-SMALL_PRIOR = (
-    "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.evaluation_images 50 "
-    "--prior.training.batch_size 8"
-)
+SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.training.evaluation_images 50 --prior.training.batch_size 8"
 CUTS: tuple[Cut, ...] = (
     (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
     (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),

@@ -16,10 +16,10 @@ from torch import Tensor
 import hrvqvae
 from hrvqvae import Autoencoder, TrainedModel
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.compact import compacted, restored
 from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.loading import load_priors
+from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten, to_dict
 from hrvqvae.config.parsing import override

@@ -12,13 +12,12 @@ from torch import Tensor
 
 import hrvqvae
 from hrvqvae.cli import main
-from hrvqvae.compression import rate_distortion, sensitivity
+from hrvqvae.compression import rate_distortion
 from hrvqvae.compression.archive import open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.images import flat_codes
-from hrvqvae.compression.rate_distortion import RateDistortion
-from hrvqvae.compression.sensitivity import Decoding
+from hrvqvae.compression.rate_distortion import Decoding, RateDistortion
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -170,8 +169,8 @@ def test_gradient_and_curvature_are_those_of_the_image(
     jacobian = torch.autograd.functional.jacobian(decoded, vectors)
     rows = jacobian.reshape(unit.numel(), grid[0] * grid[1], model.latent_dim)
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
-    monkeypatch.setattr(sensitivity, "_PROJECTIONS", 100)
-    monkeypatch.setattr(sensitivity, "computes_bf16", lambda _: False)
+    monkeypatch.setattr(rate_distortion, "_PROJECTIONS", 100)
+    monkeypatch.setattr(rate_distortion, "computes_bf16", lambda _: False)
     torch.testing.assert_close(decoding.gradient(vectors, unit), slope)
     assert (decoding.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
 

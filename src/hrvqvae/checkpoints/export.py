@@ -21,7 +21,6 @@ import yaml
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub, loading, storage
-from hrvqvae.checkpoints.compact import compacted
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_folder, progressive_folder, shipped
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, DataConfig, Levels, bits_per_image, flatten, level_names, to_dict
@@ -64,7 +63,7 @@ def export(
     priors, prefix_step = dict[Levels, dict[str, Any]](), None
     with writing_folder(out) as folder:
         target = RunFolder(folder)
-        weights = compacted(weights, matrices=False) if compact else weights
+        weights = storage.compacted(weights, matrices=False) if compact else weights
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder = storage.digest(target.model)
         for levels, prior in loading.trained_priors(beside.path).items():
@@ -74,12 +73,12 @@ def export(
                 if removed:
                     told_once(f"left out of {out}: {prior.path.relative_to(beside.path)}: {removed}")
                     continue
-                priors[levels], weights = about, compacted(weights, matrices=compact)
+                priors[levels], weights = about, storage.compacted(weights, matrices=compact)
                 _write_part(prior_folder(folder, *levels), weights, about, autoencoder)
         decoder = progressive_folder(beside.path)
         if decoder.model.is_file() and decoder.path not in stale:
             weights, about = loading.read_part(decoder.model, "prefixes", digest, run)
-            weights = compacted(weights, matrices=True) if compact else weights
+            weights = storage.compacted(weights, matrices=True) if compact else weights
             _write_part(progressive_folder(folder), weights, about, autoencoder)
             prefix_step = about["step"]
         if compact:

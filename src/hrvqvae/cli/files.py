@@ -1,4 +1,4 @@
-"""Codes as files: compress, decompress, inspect, salvage, fit-entropy-model."""
+"""Codes as files: compress, decompress, inspect, salvage, fit-entropy-model; as Parquet: tokenize, detokenize."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_table, whole
+from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_json, print_table, whole
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -132,8 +132,35 @@ def _fit_entropy_model(arguments: Arguments) -> int:
     return 0
 
 
+def _tokenize(arguments: Arguments) -> int:
+    from hrvqvae.tokens.tokenize import tokenize
+
+    found = tokenize(
+        arguments.model, arguments.source, arguments.out, shard_size=arguments.shard_size,
+        full_size=arguments.full_size, workers=arguments.workers, device=arguments.device, engine=arguments.engine,
+        retry_broken=arguments.retry_broken, beam=arguments.beam,
+    )  # fmt: skip
+    if arguments.json:
+        print_json(vars(found))
+    else:
+        shards = counted(found.shards, "shard")
+        print(f"{counted(found.images, 'image')} in {shards}, {found.made:,} of them made now: {arguments.out}")
+    return 0
+
+
+def _detokenize(arguments: Arguments) -> int:
+    from hrvqvae.tokens.detokenize import detokenize
+
+    count = detokenize(
+        arguments.shards, arguments.out, model=arguments.model, levels=arguments.levels, device=arguments.device,
+        force=arguments.force,
+    )  # fmt: skip
+    print(f"{counted(count, 'image')}: {arguments.out}")
+    return 0
+
+
 def add(commands: Group) -> None:
-    """compress, decompress, inspect, salvage, fit-entropy-model."""
+    """compress, decompress, inspect, salvage, fit-entropy-model, tokenize, detokenize."""
     command(
         commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress,
         "model",
@@ -168,3 +195,22 @@ def add(commands: Group) -> None:
     about = "fit the entropy model, by which the codes of a run are coded, to its training images"
     effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
     command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, "--device")
+
+    source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
+    command(
+        commands, "tokenize", "codes of many images to Parquet files; ended at any moment, the same command goes on",
+        _tokenize, "model", option("source", type=Path, metavar="SOURCE", help=source),
+        option("out", type=Path, metavar="OUT", help="the folder of the shards"),
+        option("--shard-size", type=whole(1), metavar="N", help="images of a shard (default: 10,000)"),
+        flag("--full-size", "images at their own sizes, not cropped to the size of training"),
+        option("--workers", type=whole(0), metavar="N", help="processes that decode images beside a model"),
+        "--device", "--beam", "--json",
+        option("--engine", choices=("local", "ray"), default="local", help="ray: shared out over a cluster by Ray"),
+        flag("--retry-broken", "try images again that were broken before"),
+    )  # fmt: skip
+    command(
+        commands, "detokenize", "shards of codes back to PNG", _detokenize,
+        option("shards", type=Path, metavar="SHARDS", help="a folder of shards, or one"),
+        option("out", type=Path, metavar="OUT", help="a folder: each image at the path that is its key"),
+        "--model", "--levels", "--device", flag("--force", "write over images that exist"),
+    )  # fmt: skip

@@ -12,6 +12,9 @@ integer models that the file is coded by (`choice.py`).
 
 Of the codes after the sweeps and the usual ones, an image gets those of the lesser sum, by its true error and bits.
 
+Convolutions of gradients are in bfloat16 where the processor or GPU multiplies it: an error of 2% in a gradient changes
+no choice that matters, and takes half of the time.
+
 Memory: a large image is searched in tiles of `_SIDE` positions a side, each as if it were an image with the `_AROUND`
 positions around it, whose codes are not kept: what 80,000 positions take, some 0.7 GB. Small images are taken together
 up to `_POSITIONS`.
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
@@ -33,16 +37,17 @@ from torch import Tensor
 
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.compression.sensitivity import Decoding
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 _NEAR = 16  # leaves that a position chooses from
 _SWEEPS = 2
+_PROJECTIONS = 2  # for the curvature
 _OVERLAP = 1.5  # factor of the curvature
 _APART = 2  # rows and columns between positions that are chosen together
 _MOST_LEAVES = 1 << 16
@@ -60,6 +65,46 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
     if count > _MOST_LEAVES:
         return f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}"
     return ""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The decoder of the codewords of so many levels."""
+
+    model: SingleGridAutoencoder
+    levels: int
+
+    def __call__(self, vectors: Tensor, size: Grid) -> Tensor:
+        """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped; size as for `Autoencoder.decode`."""
+        fewer = self.levels < self.model.prefixes[-1]
+        levels = torch.tensor(self.levels, device=vectors.device) if fewer else None
+        return (self.model.pixels(vectors, size, levels) + 1) / 2
+
+    @torch.enable_grad()
+    def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
+        """Of the squared error of each image (B, C, Y, X), to its codewords (B, H, W, D)."""
+        at, decoded = self._decoded(vectors, unit)
+        (back,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), at)
+        return back
+
+    @torch.enable_grad()
+    def curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
+        """The mean of J^T J over the positions of each image: (B, D, D). An image's does not depend on the others."""
+        at, decoded = self._decoded(vectors, unit)
+        total = torch.zeros((), device=vectors.device)
+        generator = torch.Generator().manual_seed(0)
+        for number in range(_PROJECTIONS):
+            direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
+            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=number < _PROJECTIONS - 1)
+            rows = back.flatten(1, 2)
+            total = total + rows.mT @ rows
+        return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
+
+    def _decoded(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """The codewords, and what is decoded from them."""
+        at = vectors.detach().requires_grad_()
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=computes_bf16(at.device)):
+            return at, self(at, (unit.shape[-2], unit.shape[-1]))
 
 
 class RateDistortion:
