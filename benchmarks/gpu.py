@@ -1,4 +1,4 @@
-"""Codes, training, search, sampling and memory of a GPU in minutes; without one, a small form on the CPU.
+"""Codes, training, search and memory of a GPU in minutes; without one, a small form on the CPU.
 
 The exit code is 1 where the codes of its searches are not the CPU's.
 
@@ -7,7 +7,6 @@ Shapes: N vectors, D their width, L levels, m codewords a codebook; level l's co
 
 from __future__ import annotations
 
-import copy
 import platform
 import sys
 import time
@@ -19,17 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import CPU, Row, as_script, median_seconds, options, seconds, show, side_by_side
+from benchmarks.common import Row, as_script, median_seconds, options, show, side_by_side
 from benchmarks.prior import Form as PriorForm
 from benchmarks.prior import PriorSide
-from benchmarks.sample import preset_case
 from benchmarks.search import TOLERANCE, exact_search, make_problem
 from benchmarks.train import AutoencoderSide
 from hrvqvae.cli.console import print_json
-from hrvqvae.config import Config, Grid, presets
+from hrvqvae.config import Config, presets
 from hrvqvae.config.parsing import override
-from hrvqvae.priors.generative import sample_cached
-from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.quantize.search import Search
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
@@ -202,35 +198,6 @@ def prior_rows(config: Config, levels: Sequence[int], steps: int, rate: float) -
     return rows
 
 
-def sampling_rows(device: torch.device, preset: str, grid: Grid, batches: Sequence[int]) -> list[Row]:
-    """Rows with sampler, device, batch, grid, seconds_per_image; peak_bytes on a GPU.
-
-    Of each batch two rows, of the prior of a preset's coarsest level with random weights. The second one has ratio,
-    the plain sampler's time over the cached one's, and equal, the share of equal codes: one that lies at the border
-    of two numbers may be drawn differently, and codes after it in its image with it.
-    """
-    case = preset_case(preset, 0, grid)
-    there = copy.deepcopy(case.prior).to(device)
-    rows = []
-    for batch in (1, *batches):  # the first one loads compiled code, and does not count
-        codes, known, coarser, label, uniforms = case.given(batch)
-        cached, plain = [codes[0].clone()], [codes[0].to(device, copy=True)]
-        placed = [one.to(device) for one in coarser], None if label is None else label.to(device)
-        shared = {"batch": batch, "grid": list(grid)}
-        spent = seconds(lambda: sample_cached(case.prior, cached, known, coarser, label, uniforms, SamplingParams()))  # noqa: B023
-        rows.append({"sampler": "cached", "device": CPU.type, **shared, "seconds_per_image": spent / batch})
-        forget_peak(device)
-        other = seconds(lambda: sample_plain(there, plain, known, *placed, uniforms, SamplingParams()), device)  # noqa: B023
-        rows.append(
-            {
-                "sampler": "plain", "device": device.type, **shared, "seconds_per_image": other / batch,
-                "ratio": other / spent, "equal": float((plain[0].cpu() == cached[0]).double().mean()),
-                **peak_memory(device),
-            }
-        )  # fmt: skip
-    return rows[2:]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """How much is measured."""
@@ -245,7 +212,6 @@ class Form:
     prior: tuple[str, Mapping[str, str]]  # preset whose priors are trained, and fields that differ from it
     prior_levels: Sequence[int]  # 0 is the coarsest
     steps: int  # of each training that are timed
-    sampled: tuple[str, Grid, Sequence[int]]  # preset whose coarsest level is sampled, on this grid, in these batches
     rounds: int  # of other measurements
 
 
@@ -255,13 +221,13 @@ FULL = Form(
     name="full", matrix=8192, trees=_TREES, compared=2**17, searched=2**20, calls=10,
     trained={"hrvqvae/cifar10": {}, "hrvqvae/ffhq": {}},
     prior=("hrvqvae/cifar10", {}), prior_levels=(0, 2), steps=30,
-    sampled=("hrvqvae/cifar10", (16, 16), (1, 64, 256)), rounds=20,
+    rounds=20,
 )  # fmt: skip
 SMALL = Form(
     name="small", matrix=1536, trees=_TREES, compared=2**13, searched=2**15, calls=1,
     trained={"hrvqvae/cifar10": {"training.batch_size": "16"}, "hrvqvae/ffhq": {"training.batch_size": "2"}},
     prior=("hrvqvae/cifar10", {"prior.training.batch_size": "8"}), prior_levels=(0,),
-    steps=5, sampled=("hrvqvae/cifar10", (8, 8), (1, 16)), rounds=5,
+    steps=5, rounds=5,
 )  # fmt: skip
 
 
@@ -270,8 +236,8 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
 
     Returns:
         device, device_name, form, torch (its version), precision and matrix_rate (FLOP a second, in that precision);
-        codes, search, training and sampling, the rows of each part (`codes_rows`, `search_rows`, `autoencoder_row` and
-        `prior_rows`, `sampling_rows`); faults, a line for each search whose codes are not the CPU's; seconds, of all.
+        codes, search and training, the rows of each part (`codes_rows`, `search_rows`, `autoencoder_row` and
+        `prior_rows`); faults, a line for each search whose codes are not the CPU's; seconds, of all.
     """
     begun = time.perf_counter()
     place, bf16 = str(device), computes_bf16(device)
@@ -281,9 +247,6 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     codes = codes_rows(device, form.compared, form.trees)
     waiting("timing the search")
     search = search_rows(device, form.searched, form.trees[0], form.rounds, form.calls)
-    name, grid, batches = form.sampled
-    waiting("sampling")
-    sampling = sampling_rows(device, name, grid, batches)
     name, fields = form.prior
     config = override(presets.get(name).config, {**fields, "prior.training.device": place})
     waiting(f"training priors of {name}")
@@ -297,7 +260,7 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     return {
         "device": device.type, "device_name": name, "form": form.name, "torch": torch.__version__,
         "precision": "bf16" if bf16 else "fp32", "matrix_rate": rate, "codes": codes, "search": search,
-        "training": [*training, *priors], "sampling": sampling,
+        "training": [*training, *priors],
         "faults": [_fault(row) for row in codes if row["errors"]], "seconds": time.perf_counter() - begun,
     }  # fmt: skip
 
@@ -322,11 +285,6 @@ COLUMNS = {
         "images/s": "{images_per_second:,.1f}", "FLOP a step": "{flop:.3e}", "share": "{matrix_share:.1%}",
         "peak MB": "{peak_MB:,.0f}",
     },
-    "sampling": {
-        "sampler": "{sampler}", "device": "{device}", "batch": "{batch}", "grid": "{grid[0]}x{grid[1]}",
-        "ms per image": "{ms_per_image:,.2f}", "ratio": "{ratio:.2f}", "equal codes": "{equal:.2%}",
-        "peak MB": "{peak_MB:,.0f}",
-    },
 }  # fmt: skip
 
 
@@ -346,7 +304,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
             ("search", "search beside a copy of the same bytes"),
             ("training", f"training (share: of the rate of matrix products in {found['precision']})"),
-            ("sampling", "sampling of one level"),
         ):
             print(f"\n{title}")
             show(found[part], COLUMNS[part])

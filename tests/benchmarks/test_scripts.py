@@ -19,6 +19,7 @@ from benchmarks.beam import bench_beam
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
 from hrvqvae.config import Config
+from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from tests.replay import drawn_cifar10, drawn_mnist
 from tests.trained_run import tiny_run_with_priors
@@ -125,14 +126,6 @@ def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = printed("codec", command, capsys).splitlines()
     assert lines[0].startswith(f"{found['bytes']:.1f} bytes per image (header 5.0, level 1")
     assert any(line.startswith("network, to codes") for line in lines)
-
-
-def test_graphs_beside_torch(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = f"{tiny_run_with_priors(mnist_root)} --images 4 --rounds 1"
-    lines = printed("onnx", command, capsys).splitlines()
-    rows = [line.split() for line in lines[-8:]]
-    assert [row[:3] for row in rows[:2]] == [["encode", "1", "torch"], ["encode", "1", "onnxruntime"]]
-    assert [row[-1] for row in rows if row[2] == "torch"] == ["1.00"] * 4
 
 
 def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
