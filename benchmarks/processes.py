@@ -29,7 +29,6 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
 FIRST_STEPS = 10
-LEAVES = ((4, 3), (4, 4), (8, 3), (4, 5), (8, 4))  # branching, levels: 64 to 4,096
 _BYTES = 4  # of a float32
 _SMALL = {
     "training.precision": "fp32", "training.device": "cpu", "training.log_every": "1",
@@ -57,19 +56,6 @@ def exchanged(config: Config) -> tuple[int, int]:
     return _BYTES * gradients, _BYTES * sum(statistics)
 
 
-def exchanged_by_leaves() -> list[Row]:
-    """Rows with leaves, codewords, gradients and codebooks (bytes a step) of hrvqvae/mnist with other codebooks."""
-    config = presets.get("hrvqvae/mnist").config
-    rows = []
-    for branching, levels in LEAVES:
-        sizes = {"codewords": branching, "levels": levels}
-        other = override(config, {f"model.quantizer.{name}": str(value) for name, value in sizes.items()})
-        gradients, codebooks = exchanged(other)
-        about = {"leaves": branching**levels, "codewords": sum(other.model.num_codewords)}
-        rows.append({**about, "gradients": gradients, "codebooks": codebooks})
-    return rows
-
-
 def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()) -> Row:
     """Measure what `count` processes on this machine do as one does, on the CPU, a thread each.
 
@@ -80,7 +66,7 @@ def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()
     Returns:
         "systems": rows with system, first (largest relative difference of the loss in the first ten steps), all,
         restarted (in one process, in several), gradients and codebooks (bytes a step). "scaling": images a second of
-        one process, of `count` with a batch of the same size each, and their ratio. "leaves": `exchanged_by_leaves`.
+        one process, of `count` with a batch of the same size each, and their ratio.
 
     Raises:
         InputError: a training failed; what it said last is in the message.
@@ -94,7 +80,7 @@ def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()
             rows.append(_compare(_small(system, folder, 12 * count, steps), folder, count))
         note(f"images a second: one process, then {count}")
         scaling = _scaling(folder, count)
-    return {"systems": rows, "scaling": scaling, "leaves": exchanged_by_leaves()}
+    return {"systems": rows, "scaling": scaling}
 
 
 def _draw_images(folder: Path) -> None:
@@ -158,10 +144,10 @@ def _scaling(folder: Path, count: int) -> Row:
     return {"processes": count, "one": found[0], "several": found[1], "ratio": found[1] / found[0]}
 
 
-SIZES = {"gradients, bytes": "{gradients:,}", "codebooks, bytes": "{codebooks:,}"}
 SYSTEM_COLUMNS = {
     "system": "{system}", "first 10 losses": "{first:.1e}", "all losses": "{all:.1e}",
-    "restarted": "{restarted[0]}, {restarted[1]}", **SIZES,
+    "restarted": "{restarted[0]}, {restarted[1]}", "gradients, bytes": "{gradients:,}",
+    "codebooks, bytes": "{codebooks:,}",
 }  # fmt: skip
 SCALING = {"processes": "{processes}", "images/s, one": "{one:.0f}", "all": "{several:.0f}", "ratio": "{ratio:.2f}"}
 
@@ -178,8 +164,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_json(found)
         return
     show(found["systems"], SYSTEM_COLUMNS)
-    print()
-    show(found["leaves"], {"leaves": "{leaves:,}", "codewords": "{codewords:,}", **SIZES})
     print()
     show([found["scaling"]], SCALING)
 

@@ -140,7 +140,7 @@ def markdown(rows: Sequence[Sequence[object]]) -> str:
 
 
 def run_cases(
-    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say, using: type[Any] = Instruments
+    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say, using: type[Instruments] = Instruments
 ) -> int:
     """Train and measure every case that is not measured yet; -> the signal that stopped it (0: none).
 
@@ -215,7 +215,7 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
                     raise InputError(f"the {part} of {case.name} has another configuration than {other}")
 
 
-def _make(case: Case, folder: Folder, using: Any, say: Say) -> int:
+def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
     """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
 
     def keep(row: Measured, kind: str, images: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,14 +50,14 @@ class Instruments:
     """Test images of some data, and the best distances for it on this machine, between images and between sets of them.
 
     Attributes:
-        names: true names of the distances.
+        names: true names of the distances; every row has them.
         diverged: the row of a training that diverged; None where that is an error.
 
     Raises:
         InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
     """
 
-    diverged: Measured | None = None
+    diverged: Mapping[str, None] | None = None
 
     def __init__(self, config: Config, folder: Path, say: Say) -> None:
         """A classifier that is trained for it is kept in `folder`."""

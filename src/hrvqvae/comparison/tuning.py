@@ -19,7 +19,7 @@ from torch import Tensor, empty
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.folder import Folder, decided, markdown, run_cases
-from hrvqvae.comparison.instruments import Measured, Say
+from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
@@ -42,17 +42,14 @@ LADDERS: Mapping[str, tuple[str, ...]] = {
 _FIRST = 1, 3  # the values that a ladder begins with, by their places
 
 
-class Validation:
+class Validation(Instruments):
     """What a trial is measured with: the error on the images that were cut from the training split."""
 
-    names: Mapping[str, str] = MappingProxyType({})
-    diverged: Mapping[str, None] = MappingProxyType({"validation_mse": None, "leaves_used": None})
+    diverged = MappingProxyType({"validation_mse": None, "leaves_used": None})
 
     def __init__(self, config: Config, folder: Path, say: Say) -> None:
         """Nothing is loaded for it."""
-
-    def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
-        """All trials are measured alike."""
+        self.names = {}
 
     def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
         """The columns of a trial; no images."""
