@@ -12,7 +12,7 @@ import torch
 import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_own
-from hrvqvae.checkpoints.loading import has_priors, load_priors, load_with_config, load_with_digest
+from hrvqvae.checkpoints.loading import lacking_priors, load_priors, load_with_config, load_with_digest
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_quantizer, with_training
 
@@ -80,12 +80,12 @@ def test_priors_that_are_missing(whole: Path) -> None:
         content = path.read_bytes()
         path.with_suffix(".kept").write_bytes(content)
         path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])  # a header without any tensor
-    assert has_priors(whole)
+    assert lacking_priors(whole) == ""
     for path in list(whole.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
     prior_folder(whole, 1).model.unlink()
     for message in (f"no prior of level 2; train it: hrvqvae train-prior {whole} --level 2$", f"{whole} has no priors"):
-        assert not has_priors(whole)
+        assert lacking_priors(whole) == f"train them: hrvqvae train-prior {whole}"
         with pytest.raises(InputError, match=message):
             load_priors(whole)
         shutil.rmtree(whole / "priors", ignore_errors=True)
