@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, ImageDraw
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 
 import torch
+from torch import Tensor, nn
 
-from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
+from hrvqvae.cli import main
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig, to_dict
 from hrvqvae.data.sets.mnist import write_idx
 
 torch.set_num_threads(1)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+
+
+def same(one: Mapping[str, Tensor] | Sequence[Tensor], other: Mapping[str, Tensor] | Sequence[Tensor]) -> bool:
+    """Whether two states, or codes of the same levels, are the same to the bit."""
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())  # type: ignore[union-attr,call-overload]
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all its values."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +114,14 @@ def tiny(mnist_root: Path) -> Config:
     )  # fmt: skip
 
 
+@pytest.fixture
+def run(mnist_root: Path) -> Path:
+    """A run folder with priors, which is not to be written to."""
+    from tests.trained_run import tiny_run_with_priors
+
+    return tiny_run_with_priors(mnist_root)
+
+
 def with_training(config: Config, **changes: object) -> Config:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))  # type: ignore[arg-type]
 
@@ -95,3 +133,26 @@ def with_data(config: Config, **changes: object) -> Config:
 def with_quantizer(config: Config, **changes: object) -> Config:
     quantizer = dataclasses.replace(config.model.quantizer, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
+
+
+def write_file(config: Config, path: Path) -> Path:
+    """A configuration as the YAML file that the commands take."""
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    return path
+
+
+def do(*arguments: object) -> None:
+    """Run a command that ends well."""
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def refused(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command refuses with, exit code 2."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("hrvqvae: ")
+    return captured.err

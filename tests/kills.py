@@ -1,15 +1,32 @@
-"""Kills at random moments inside one process: what a power cut leaves, without the cost of starting anew."""
+"""Kills at random moments inside one process, without the cost of starting anew; another process that has a lock."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 
 class Killed(BaseException):
     """Stands for the end of the process."""
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, task: type[Any], number: int, do: Callable[[Any], object]) -> None:
+    """Have something done with the state at the beginning of a step of a task."""
+    original = task.step
+
+    def step(self: object, state: Any, batch: object) -> object:
+        if state.step == number:
+            do(state)
+        return original(self, state, batch)
+
+    monkeypatch.setattr(task, "step", step)
 
 
 class Kills:
@@ -40,3 +57,26 @@ class Kills:
             return result
 
         return wrapped
+
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+from hrvqvae.utils import files
+with getattr(files, sys.argv[2])(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def in_another_process(path: Path, lock: str = "locked") -> Iterator[int]:
+    """Another process has the lock of a folder, or by "locked_file" of a file, until the block ends; -> its number."""
+    command = [sys.executable, "-c", _PROGRAM, str(path), lock]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "locked\n"
+            yield process.pid
+        finally:
+            process.kill()

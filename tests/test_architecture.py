@@ -1,8 +1,9 @@
-"""Rooms import those before them alone; importing the package is cheap."""
+"""Rooms import those before them alone; importing the package is cheap; another Python compiles it."""
 
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,31 @@ def test_the_public_names_exist() -> None:
     assert all(getattr(hrvqvae, name) is not None for name in hrvqvae.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = hrvqvae.nothing
+
+
+PYTHON = shutil.which("python3.13")
+WORK = """
+import sys, warnings
+warnings.simplefilter("error")
+sys.path.insert(0, sys.argv[1])
+import hrvqvae.config.presets, hrvqvae.utils.errors, hrvqvae.utils.extras, hrvqvae.utils.quantities
+from hrvqvae.cli import main
+
+assert main(["reconstruct"]) == 2
+try:
+    main(["--help"])
+except SystemExit as left:
+    assert left.code == 0
+"""
+
+
+@pytest.mark.skipif(PYTHON is None, reason="there is no Python 3.13 on this machine")
+def test_every_module_compiles_and_what_needs_no_package_works(tmp_path: Path) -> None:
+    assert PYTHON is not None
+    compiled = f"import sys; sys.pycache_prefix = {str(tmp_path)!r}; import compileall as c; "
+    compiled += f"sys.exit(not c.compile_dir({str(SOURCE)!r}, quiet=1))"
+    for arguments in (["-W", "error", "-c", compiled], ["-c", WORK, str(SOURCE.parent)]):
+        done = subprocess.run([PYTHON, "-B", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "reconstruct" in done.stdout
+    assert "hrvqvae: the following arguments are required" in done.stderr

@@ -21,7 +21,7 @@ from hrvqvae.config import Config, presets
 from hrvqvae.config.registry import LOGGERS
 from tests.conftest import write_picture
 from tests.replay import Cut, cut, drawn_mnist, replay
-from tests.tiny_priors import GIVEN, trained_copy
+from tests.trained_run import GIVEN, trained_copy
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,9 +1,10 @@
-"""Every script in its smallest form: what it prints, and that a row holds what its docstring says."""
+"""Every script in its smallest form: its rows, and that they hold what it says; what the torture of readers sees."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from math import log2
 from pathlib import Path
@@ -18,11 +19,13 @@ from benchmarks import collapse, processes, vectors
 from benchmarks.beam import bench_beam
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
+from benchmarks.torture.commands import Ended
+from benchmarks.torture.readers import Parts, Reader
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
+from hrvqvae.utils.errors import InputError
 from tests.replay import drawn_cifar10, drawn_mnist
-from tests.trained_run import tiny_run_with_priors
 
 SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
 SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.batch_size 2"
@@ -100,8 +103,7 @@ def test_rows_of_the_search(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").is_file()
 
 
-def test_beams_are_what_encoding_gives(mnist_root: Path, tmp_path: Path) -> None:
-    run = tiny_run_with_priors(mnist_root)
+def test_beams_are_what_encoding_gives(run: Path) -> None:
     rows = bench_beam(run, images=20, widths=(1, 9), weights=(0.0, 5.0), rounds=1)
     assert [(row["width"], row["coarse_weight"]) for row in rows] == [(1, 0.0), (9, 0.0), (9, 5.0)]
     assert rows[0]["ratio"] == 1
@@ -116,16 +118,12 @@ def test_beams_are_what_encoding_gives(mnist_root: Path, tmp_path: Path) -> None
             assert error == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_files_of_codes(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = f"{tiny_run_with_priors(mnist_root)} --images 64 --archived 200"
-    found = json.loads(printed("codec", f"{command} --json", capsys))
+def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(printed("codec", f"{run} --images 64 --archived 200 --json", capsys))
     assert found["images"] == 40, "all test images that there are"
     assert found["bytes"] == pytest.approx(sum(found["parts"]))
     assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
     assert 0 < found["archive"]["overhead an image"] < 3
-    lines = printed("codec", command, capsys).splitlines()
-    assert lines[0].startswith(f"{found['bytes']:.1f} bytes per image (header 5.0, level 1")
-    assert any(line.startswith("network, to codes") for line in lines)
 
 
 def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +167,48 @@ def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     train, test = np.array([[0, 0], [0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
     classes = (np.array([2, 2, 1, 0]), np.array([2, 1, 0, 1]))
     assert vectors.purity(train, test, classes) == [0.5, 0.75], "a code that no training vector has counts for class 0"
+
+
+def read(path: Path) -> Parts:
+    """A reader of JSON that does all that it should not."""
+    content = path.read_bytes()
+    match len(content) % 6:
+        case 0:
+            raise InputError("refused")
+        case 1:
+            os.abort()
+        case 2:
+            raise MemoryError
+        case 3:
+            raise KeyError(0)
+        case 4:
+            return {"": "as it was", "told": "yes"}
+    return {"": "as it was" if content == b'{"a": 1234}' else "other"}
+
+
+def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.json").write_bytes(b'{"a": 1234}')
+    reader = Reader("x", read)
+    expected = reader.expected(tmp_path)
+    assert expected == {str(tmp_path / "x" / "a.json"): {"": "as it was"}}
+    found = list(reader.run(tmp_path, 0, range(60), expected))
+    told = {0: "", 1: "crash: exit code -6", 2: "memory", 3: "crash: KeyError, test_scripts.py:", 4: "", 5: "accepted"}
+    for number, fault in enumerate(found):
+        path, content = reader.case(tmp_path, 0, number)
+        assert path.read_bytes() == b'{"a": 1234}', "the file is put back"
+        same = content == b'{"a": 1234}'
+        assert fault.startswith("" if same else told[len(content) % 6])
+        assert bool(fault) == bool(told[len(content) % 6]) or same
+    assert len({fault.partition(":")[0] for fault in found}) == 4
+    assert "KeyError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "fault"),
+    [(0, "done\n", ""), (2, "hrvqvae: full\n", ""), (2, "full\n", "crash"), (1, "Traceback\n", "crash"),
+     (-14, "", "hang"), (-11, "", "crash")],
+)  # fmt: skip
+def test_how_a_command_may_end(code: int, told: str, fault: str) -> None:
+    assert Ended(code, told, 0, 0).fault(refused=True) == fault
+    assert Ended(code, told, 0, 2 << 30).fault(refused=True) == "memory"

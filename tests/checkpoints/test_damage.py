@@ -1,10 +1,12 @@
 """Damage to every kind of file that is read from a run: cut short, a bit turned, other content, another kind of file.
 
-It is one line that names the file, and nothing else; code maps, which are a cache, are made again.
+It is one line that names the file, and nothing else; code maps, which are a cache, are made again. What is whole
+comes back as it was written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hrvqvae
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
-from hrvqvae.checkpoints.loading import load_priors
+from hrvqvae.checkpoints.loading import load_priors, load_with_digest
 from hrvqvae.config import Config
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from tests.conftest import with_data, with_quantizer
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[:-3],
@@ -144,3 +150,105 @@ def test_damaged_code_maps_are_made_again(damage: str, taken: Callable[[], CodeM
     assert equal(taken(), MAPS)
     OF_MAPS[damage](tmp_path)
     assert equal(taken(), MAPS)
+
+
+# Codes of a split
+
+
+@pytest.mark.parametrize(("symbols", "kind"), [(256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
+def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path: Path) -> None:
+    config = with_quantizer(tiny, levels=1, codewords=symbols, dim=1)
+    model = build(config)
+    model.encode = lambda images: (torch.full((len(images), 7, 7), symbols - 1),)  # type: ignore[method-assign]
+    maps = codemaps.stored_or_extracted(tmp_path, model, "digest", config, "test")
+    assert maps.levels[0].dtype == kind
+    assert isinstance(maps.levels[0], np.memmap)
+    (codes,), _ = maps.read(np.arange(40))
+    assert bool((codes == symbols - 1).all())
+
+
+def test_codes_are_those_of_the_model(whole: Path) -> None:
+    model, config, digest = load_with_digest(whole)
+    maps = codemaps.stored(RunFolder(whole).codes, digest, config, "train")
+    assert maps is not None
+    codes, labels = maps.read(np.arange(96))
+    again, expected = codemaps.extract(model, config, "train").read(np.arange(96))
+    assert all(torch.equal(one, other) for one, other in zip(codes, again, strict=True))
+    assert torch.equal(labels, expected)
+    assert codemaps.stored(RunFolder(whole).codes, digest, with_data(config, size=11), "train") is None
+    assert codemaps.stored(RunFolder(whole).codes, "another", config, "train") is None
+
+
+# Files of tensors
+
+
+STORED = {
+    "weight": torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "step": torch.tensor(7),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 4),
+}
+META = {"step": 7, "name": "ünïcode"}
+
+
+def same(found: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
+    tensors, meta = found
+    equal = all(tensors[name].dtype == one.dtype and torch.equal(tensors[name], one) for name, one in STORED.items())
+    return meta == META and tensors.keys() == STORED.keys() and equal
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    storage.write(path, STORED, META)
+    assert same(storage.read(path))
+    assert [*tmp_path.iterdir()] == [path]
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    assert storage.read_meta(path) == META, "the header alone is read"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.dictionaries(st.text("abc.é", min_size=1, max_size=9), st.integers(0, 9), max_size=6),
+    name=st.text(max_size=9),
+)
+def test_the_header_is_in_order_and_the_data_aligned(
+    sizes: dict[str, int], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "x.safetensors"
+    tensors = {key: torch.arange(size, dtype=torch.float64) for key, size in sizes.items()}
+    storage.write(path, tensors, {"name": name})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0, "safetensors maps the data from there"
+    assert list(header) == sorted(header)
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    found, meta = storage.read(path)
+    assert meta == {"name": name}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}", b"[" * 2000])
+def test_a_damaged_header_is_named(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        storage.read(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):
+        storage.read_meta(tmp_path / "x.safetensors")
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("damage") / "x.safetensors"
+    storage.write(path, STORED, META)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans(), "cut"):
+        content = content[: data.draw(st.integers(0, len(content) - 1), "length")]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1), "place")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    path.write_bytes(content)
+    with contextlib.suppress(DamagedFileError):  # else a bit of the header that carries nothing, such as a space
+        assert same(storage.read(path))

@@ -1,21 +1,22 @@
-"""Runs and an archive that the version before wrote: they load, sample, resume and are decompressed."""
+"""Runs and an archive of the version before, and the shipped MNIST model: they give what they gave."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import hrvqvae
+from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.compression.archive import open_archive
 from hrvqvae.training.loggers import read_records
-from tests.cli.helpers import do, refused
-from tests.conftest import drawn_digits
+from tests.conftest import do, drawn_digits, refused
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "runs"
 
@@ -80,3 +81,28 @@ def test_training_goes_on(runs: Path, name: str) -> None:
     assert records[-1]["step"] == 12
     last = [record["loss"] for record in records if record["kind"] == "train"]
     assert last[-1] < last[0]
+
+
+# The shipped MNIST model
+
+
+CODES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "mnist_codes.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedModel:
+    return hrvqvae.load("mnist")
+
+
+def test_codes_of_images(model: TrainedModel) -> None:
+    images = torch.from_numpy(drawn_digits(4, CODES["image_seed"], 28)[0]).unsqueeze(1)
+    codes = model.encode(images)
+    assert [code.tolist() for code in codes] == CODES["image_codes"]
+    bytes_ = (model.decode(codes, size=(28, 28)) * 255).round()
+    assert float((bytes_ - images).square().mean()) < 255**2 * 0.01, "and they decode to the images"
+
+
+def test_codes_of_samples(model: TrainedModel) -> None:
+    sampled = model.draw(2, seed=CODES["sample_seed"], class_name=str(CODES["class"]))
+    assert [code.tolist() for code in sampled.codes] == CODES["sample_codes"]
+    assert sampled.images.shape == (2, 1, 28, 28)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 import hrvqvae
 from hrvqvae import Autoencoder, TrainedModel
@@ -94,20 +93,6 @@ def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path: Path, ca
     assert "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt" in caplog.text
     assert f"hrvqvae refresh {changed}" in caplog.text
     assert "| priors | none |" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_a_full_disk_leaves_no_export(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = storage.write
-
-    def full(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
-        if "level-2" in str(path):
-            raise OSError(28, "No space left on device")
-        original(path, tensors, meta)
-
-    monkeypatch.setattr(storage, "write", full)
-    with pytest.raises(InputError, match="can't be written"):
-        export(whole, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_card_says_what_it_is_and_what_it_shows_runs(

@@ -1,14 +1,24 @@
-"""Models put on the hub and got from there, with a stand-in for it on the loopback; never without being asked."""
+"""Models put on the hub and got from there, with a stand-in for it; never without being asked."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
+import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import huggingface_hub
+import huggingface_hub.constants as constants
+import huggingface_hub.utils._http as library
 import pytest
 import torch
 
@@ -18,9 +28,117 @@ from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
 from hrvqvae.models.vqvae2 import VQVAE2
 from tests.checkpoints.test_export import IMAGES, front_matter
-from tests.cli.helpers import refused
-from tests.conftest import write_picture
-from tests.hub_server import TOKEN, Hub, point_to, running_hub
+from tests.conftest import refused, write_picture
+
+TOKEN = "hf_test"
+http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]
+"""The library's HTTP client."""
+
+
+@dataclass
+class Repository:
+    """Files of a model: of the one branch, main."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    private: bool = False
+
+    @property
+    def commit(self) -> str:
+        state = b"".join(name.encode() + content for name, content in sorted(self.files.items()))
+        return hashlib.sha1(state).hexdigest()
+
+
+@dataclass
+class Hub:
+    """The state of the stand-in, and the requests to it."""
+
+    url: str = "https://huggingface.co"
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)  # method and path
+    uploads: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, before their commit
+    refuse_uploads: bool = False
+    reachable: bool = True
+
+    def answer(self, request: Any) -> Any:
+        """The response to a request."""
+        if not self.reachable:
+            raise http.ConnectError("Connection refused")
+        path = unquote(request.url.path)
+        self.requests.append(f"{request.method} {path}")
+        parts, known = path.strip("/").split("/"), request.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if request.method in ("GET", "HEAD"):
+            return self._read(parts, known)
+        if request.method != "PUT" and not known:  # an address for an upload is signed, and needs no token
+            return http.Response(401, json={"error": "Invalid username or password."})
+        return self._write(parts, request.read())
+
+    def _read(self, parts: list[str], known: bool) -> Any:
+        of_api = parts[:2] == ["api", "models"]
+        name = "/".join(parts[2:4] if of_api else parts[:2])
+        repository = self.repositories.get(name)
+        if repository is None or (repository.private and not known):
+            return http.Response(401, headers={"X-Error-Code": "RepoNotFound"})
+        if of_api and parts[-1] not in ("main", repository.commit) and "revision" in parts:
+            return http.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
+        if of_api and "tree" in parts:
+            rows = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in sorted(repository.files.items())
+            ]
+            return http.Response(200, json=rows)
+        if of_api:
+            siblings = [{"rfilename": file} for file in repository.files]
+            about = {"id": name, "modelId": name, "sha": repository.commit, "siblings": siblings}
+            return http.Response(200, json=about)
+        content = repository.files.get("/".join(parts[4:]))  # user/name/resolve/revision/file
+        if content is None:
+            return http.Response(404, headers={"X-Error-Code": "EntryNotFound"})
+        tags = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.commit}
+        return http.Response(200, content=content, headers=tags)
+
+    def _write(self, parts: list[str], body: bytes) -> Any:
+        found: Any = {"errors": [], "warnings": []}  # of a card's YAML
+        if parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.repositories.setdefault(name, Repository(private=private))
+            found = {"url": f"{self.url}/{name}", "id": name}
+        elif parts[:1] == ["upload"]:
+            self.uploads[parts[1]] = body
+            return http.Response(403 if self.refuse_uploads else 200)
+        elif parts[-3:] == ["lfs", "objects", "batch"]:
+            objects = json.loads(body)["objects"]
+            for one in objects:
+                one["actions"] = {"upload": {"href": f"{self.url}/upload/{one['oid']}"}}
+            found = {"transfer": "basic", "objects": objects}
+        elif "preupload" in parts:
+            names = [one["path"] for one in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+            rows = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            found = {"files": rows}
+        elif "commit" in parts:
+            repository = self.repositories["/".join(parts[2:4])]
+            for kind, value in (json.loads(line).values() for line in body.splitlines()):
+                if kind == "file":
+                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                elif kind == "lfsFile":
+                    repository.files[value["path"]] = self.uploads[value["oid"]]
+            url = f"{self.url}/{'/'.join(parts[2:4])}/commit/{repository.commit}"
+            found = {"commitUrl": url, "commitOid": repository.commit, "success": True}
+        return http.Response(200, json=found)
+
+
+@contextmanager
+def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in that huggingface_hub asks instead of the real one."""
+    hub = Hub()
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own for large files
+    client = http.Client(transport=http.MockTransport(hub.answer), follow_redirects=True)
+    huggingface_hub.set_client_factory(lambda: client)
+    yield hub
+    huggingface_hub.set_client_factory(library.default_client_factory)
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own uploads
 
@@ -113,7 +231,7 @@ def test_without_a_network(
     TrainedModel(run).push_to_hub("someone/digits")
     cache = tmp_path / "cache"
     Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
-    point_to("http://127.0.0.1:9", monkeypatch)
+    hub.reachable = False
     Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
     Autoencoder.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
     for options in ({}, {"local_files_only": True}):

@@ -1,4 +1,4 @@
-"""Models and priors from disk, and what is none. Damage: test_damage.py; what is stale: test_stale.py."""
+"""Models and priors from disk, and a trained model as one object. Damage: test_damage.py; stale: test_stale.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,11 @@ import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_own
 from hrvqvae.checkpoints.loading import lacking_priors, load_priors, load_with_config, load_with_digest
+from hrvqvae.cli import main
+from hrvqvae.data.images import read_image
+from hrvqvae.plots.sheets import grid
+from hrvqvae.priors import generative
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_quantizer, with_training
 
@@ -121,3 +127,56 @@ def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytes
     monkeypatch.undo()
     assert any(bool(parameter.any()) for parameter in model.parameters())
     assert digest == before != storage.digest(path)
+
+
+# A trained model as one object
+
+
+def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, tmp_path: Path) -> None:
+    model = hrvqvae.load(whole)
+    images = model.sample(6, class_name="7", seed=3, temperature=0.8, top_k=2, top_p=0.9)
+    assert images.shape == (6, 1, 12, 12)
+    assert images.dtype == torch.float32
+    draw = SamplingParams(temperature=0.8, top_k=2, top_p=0.9)
+    plain = model.draw(6, seed=3, class_name="7", params=draw, sampler=sample_plain)
+    assert torch.equal(images, plain.images)
+    assert plain.classes == ("7",) * 6
+    how = ["--class", "7", "--seed", "3", "--temperature", "0.8", "--top-k", "2", "--top-p", "0.9"]
+    where = ["-o", str(tmp_path / "sheet.png"), "--save-dir", str(tmp_path / "single")]
+    assert main(["sample", str(whole), "-n", "6", *how, *where]) == 0
+    assert np.array_equal(read_image(tmp_path / "sheet.png", 3), np.asarray(grid(list(images))).transpose(2, 0, 1))
+    for number, image in enumerate(images):
+        written = torch.from_numpy(read_image(tmp_path / "single" / f"7-{number:04d}.png", 1))
+        assert torch.equal(written, (image * 255).round().byte())
+
+
+def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hrvqvae.load(whole)
+    together = model.draw(40, seed=0)
+    assert together.images.shape == (40, 1, 12, 12)
+    assert len(set(together.classes)) > 5
+    monkeypatch.setattr(generative, "_BATCH", 7)
+    in_parts = model.draw(40, seed=0)
+    assert in_parts.classes == together.classes
+    assert all(torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True))
+    torch.testing.assert_close(in_parts.images, together.images)
+
+
+@pytest.mark.parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
+def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: int, columns: int) -> None:
+    model = hrvqvae.load(whole)
+    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    known = model.known_part(image, keep)
+    drawn = model.draw(5, seed=2, class_name="3", known=known)
+    for codes, given in zip(drawn.codes, model.encode(image[None]), strict=True):
+        expected = given.expand(5, -1, -1)
+        assert torch.equal(codes[:, :rows, :columns], expected[:, :rows, :columns])
+        assert not torch.equal(codes, expected)
+    assert torch.equal(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
+    for other, part, message in (
+        (image[:, 2:], keep, "the image has 10x12 pixels; this model completes 12"),
+        (image + 2.0, keep, "2"),
+        (image, "bottom", "--keep is 'bottom'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.complete(other, keep=part)

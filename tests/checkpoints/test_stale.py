@@ -18,13 +18,11 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_fold
 from hrvqvae.checkpoints.loading import load_priors
 from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
 from hrvqvae.cli import main
-from hrvqvae.models.objective import Metrics
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.conftest import change
-from tests.trained_run import tiny_run_with_priors
-from tests.undrawn import undrawn
+from tests.kills import at_step
+from tests.trained_run import tiny_run_with_priors, undrawn
 
 
 def priors(run: Path, *levels: int) -> list[StalePart]:
@@ -50,7 +48,6 @@ def test_only_what_is_of_another_state_is_stale(whole: Path) -> None:
     [
         ("level-1", load_priors),
         ("tables.hrvt", lambda run: hrvqvae.load(run).codec),
-        ("level-1", lambda run: train_priors(run, resolve_priors(run, 1, {}, resume=True), resume=True)),
     ],
 )
 def test_what_is_stale_is_not_used_and_stays(part: str, use: Callable[[Path], object], changed: Path) -> None:
@@ -78,13 +75,7 @@ def test_training_that_goes_on_tells_it(
     monkeypatch.chdir(whole.parent)
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
     going_on = ["train", str(file), "--out", "run", "--resume", "--max-steps"]
-    original = AutoencoderTask.step
-
-    def step(self: AutoencoderTask, state: object, batch: object) -> Metrics:
-        signal.raise_signal(signal.SIGTERM)
-        return original(self, state, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(AutoencoderTask, "step", step)
+    at_step(monkeypatch, AutoencoderTask, 60, lambda _: signal.raise_signal(signal.SIGTERM))
     parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
     for steps, code, stale in (("60", 0, False), ("62", 128 + signal.SIGTERM, True)):
         capsys.readouterr()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.utils.errors import InputError
-from tests.cli.helpers import refused
+from tests.conftest import refused
 
 TRAIN = (
     ["hrvqvae/mnist"], ["--print_config"], ["--max-steps", "5"], ["--data=somewhere"],
@@ -39,35 +39,9 @@ def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> No
     assert printed["data"]["root"].endswith("/somewhere")
 
 
-WORD = st.text(st.characters(exclude_categories=["Cs"]))
-NAME = st.from_regex(r"[a-z]+(\.[a-z_]+)+", fullmatch=True)
-NEGATIVE = st.integers(max_value=-1) | st.floats(max_value=-1, allow_infinity=False)
-VALUE = WORD.filter(lambda text: not text.startswith("-")) | NEGATIVE.map(str)
-OTHER = WORD.filter(lambda text: not text.startswith("--"))
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    st.lists(
-        st.tuples(NAME, VALUE, st.booleans()) | OTHER,
-        unique_by=lambda part: part[0] if isinstance(part, tuple) else object(),
-    )
-)
-def test_fields_are_told_from_the_rest(parts: list[tuple[str, str, bool] | str]) -> None:
-    words: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            words.append(part)
-        else:
-            name, value, equals = part
-            words += [f"--{name}={value}"] if equals else [f"--{name}", value]
-    others, fields = split_fields(words)
-    assert others == [part for part in parts if isinstance(part, str)]
-    assert fields == {part[0]: part[1] for part in parts if not isinstance(part, str)}
-
-
-def test_fields_that_are_none_or_wrong() -> None:
+def test_fields_are_told_from_the_rest() -> None:
     assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (["a", "--", "--x.z", "3"], {"x.y": ""})
+    assert split_fields(["--x.y", "-1e-3", "b c", "--z.w=-2", "--x"]) == (["b c", "--x"], {"x.y": "-1e-3", "z.w": "-2"})
     assert split_fields(["--x.y", "1", "--x.y=1"]) == ([], {"x.y": "1"})
     assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (["--out=runs/a.b", "--out", "runs/a.b"], {})
     with pytest.raises(InputError, match=r"--x\.y 2 contradicts --x\.y 1"):

@@ -16,8 +16,7 @@ from hrvqvae.cli import main
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from hrvqvae.utils.files import TEMPORARY
-from tests.cli.helpers import do, refused
-from tests.conftest import write_picture
+from tests.conftest import do, refused, write_picture
 from tests.trained_run import tiny_run_with_entropy_model
 
 

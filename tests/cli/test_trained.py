@@ -16,8 +16,7 @@ import hrvqvae
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
-from tests.cli.helpers import do, refused, write_file
-from tests.conftest import write_picture
+from tests.conftest import do, refused, same, write_file, write_picture
 from tests.trained_run import tiny_run_with_priors
 
 
@@ -47,31 +46,20 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By all commands that encode; files that were made so are read without a word about it."""
-    greedy, wide = hrvqvae.load(run), hrvqvae.load(run, beam=9)
+    greedy, wide, beam = hrvqvae.load(run), hrvqvae.load(run, beam=9), ["--beam", "9"]
     for number in range(3):
         write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
     paths = sorted((tmp_path / "images").iterdir())
     images = torch.stack([torch.from_numpy(read_image(path, 1)) for path in paths])
     codes = wide.encode(images)
-    latents = greedy.autoencoder.latents(images / 255)  # type: ignore[operator]
-    leaves = greedy.autoencoder.quantizer.lookup  # type: ignore[union-attr]
-    found, usual = (float((latents - leaves(one)).square().sum()) for one in (codes, greedy.encode(images)))  # type: ignore[operator]
-    assert found < usual
+    assert not same(codes, greedy.encode(images))
     decoded = greedy.decode(codes, size=(12, 12))
-
-    beam = ["--beam", "9"]
     do("reconstruct", run, *paths, "-o", tmp_path / "sheet.png", *beam)
     told = [float(line.split("MSE ")[1].split(",")[0]) for line in capsys.readouterr().out.splitlines()[:3]]
     assert told == pytest.approx((decoded - images / 255).square().mean((1, 2, 3)).tolist(), rel=1e-3)
     do("compress", run, tmp_path / "images", "-o", tmp_path / "codes", *beam)
     files = [path.read_bytes() for path in sorted((tmp_path / "codes").iterdir())]
     assert torch.equal(torch.stack(greedy.decompress(files)), decoded)
-    capsys.readouterr()
-    errors = []
-    for some in ([], beam):
-        do("evaluate", run, "--json", "--device", "cpu", *some)
-        errors.append(json.loads(capsys.readouterr().out)["mse"])
-    assert errors[0] != errors[1]
     shards = tmp_path / "shards"
     do("tokenize", run, tmp_path / "images", shards, "--workers", "0", *beam)
     rows = pq.read_table(shards / "part-000000.parquet")

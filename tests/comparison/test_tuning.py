@@ -19,8 +19,8 @@ from hrvqvae.comparison.tuning import LADDERS, Settings, open_trials
 from hrvqvae.config import Config
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.checkpoints.other_process import in_another_process
-from tests.cli.helpers import refused
+from tests.conftest import refused
+from tests.kills import in_another_process
 
 RATE, DECAY, BETA = LADDERS
 START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))

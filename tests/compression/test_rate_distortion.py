@@ -23,9 +23,8 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-from tests.cli.helpers import refused
 from tests.compression.made import bits_of, digits, single_grid, squared_errors, untrained
-from tests.devices import on_each_device
+from tests.conftest import on_each_device, refused
 from tests.tiny_systems import tiny_systems
 
 

@@ -13,8 +13,7 @@ import pytest
 from hrvqvae.cli import main
 from hrvqvae.data import packing
 from hrvqvae.utils.files import TEMPORARY
-from tests.cli.helpers import refused
-from tests.conftest import write_picture
+from tests.conftest import refused, write_picture
 from tests.data.stored import folder_of
 from tests.kills import Killed, Kills
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import os
 import pickle
 import tarfile
@@ -147,6 +148,7 @@ def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: p
     single, several = (list(islice(batches(windowed, batch_size=4, seed=2, workers=n), 14)) for n in (0, 2))
     assert all(torch.equal(a.images, b.images) for a, b in zip(single, several, strict=True))
     assert len(pickle.dumps(images)) < 5_000
+    assert multiprocessing.active_children() == [], "processes have ended with who asked for batches"
 
 
 @pytest.mark.parametrize("memory_mb", [0, 100])

@@ -33,8 +33,7 @@ from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
-from tests.tiny_priors import GIVEN
-from tests.trained_run import silent, train_autoencoder
+from tests.trained_run import GIVEN, silent, train_autoencoder
 from tests.training.tasks import Case
 
 Seen = dict[str, Any]

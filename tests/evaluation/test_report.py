@@ -23,15 +23,9 @@ from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import measure_samples
 from hrvqvae.utils.errors import InputError
-from tests.cli.helpers import refused, write_file
+from tests.conftest import refused, write_file
 from tests.tiny_systems import tiny_run
-from tests.trained_run import silent, tiny_run_with_priors
-from tests.undrawn import undrawn
-
-
-@pytest.fixture
-def run(mnist_root: Path) -> Path:
-    return tiny_run_with_priors(mnist_root)
+from tests.trained_run import silent, undrawn
 
 
 def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

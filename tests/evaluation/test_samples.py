@@ -1,13 +1,30 @@
-"""Distances between sets of images, against their equations in numpy."""
+"""Distances between sets of images, their features, and bits of codes, against equations in numpy."""
 
 from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from hrvqvae.evaluation.samples import Features, RealImages, share_among
+from hrvqvae.checkpoints.codemaps import CodeMaps
+from hrvqvae.compression import hrv
+from hrvqvae.compression.entropy_model import EntropyModel, Geometry
+from hrvqvae.compression.learning import fit
+from hrvqvae.config import DataConfig
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
+from hrvqvae.evaluation.rate import file_bits, label_bits, measure_rate
+from hrvqvae.evaluation.samples import Features, RealImages, features_of, share_among
+from hrvqvae.models import published
+from hrvqvae.priors.base import Level, LevelPrior, Priors
+from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
+from tests.conftest import write_picture
 
 PIXELS = Features("", lambda images: images.flatten(1))
 
@@ -63,3 +80,128 @@ def test_other_numbers_of_images_are_refused() -> None:
         RealImages(PIXELS, [real[:1]])
     with pytest.raises(InputError, match="19 images can't be compared with 20 real ones"):
         RealImages(PIXELS, [real]).distances([near[:19]])
+
+
+# Features of images, each under its own name
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of published networks."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch"
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_classifier_of_greyscale_images_is_trained_once(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    trained = []
+
+    def train(config: DataConfig, say: object) -> TrainedClassifier:
+        trained.append(config.dataset)
+        return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
+
+    monkeypatch.setattr(classifier, "train_classifier", train)
+    config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
+    one, again = (features_of(tmp_path, config, lambda _: None) for _ in range(2))
+    assert trained == ["mnist"]
+    assert one.title("FID", "Frechet distance", 2000) == (
+        "Frechet distance of 2,000 images, features of a classifier of mnist"
+    )
+    assert one(images).shape == (3, 128)
+    torch.testing.assert_close(one(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
+
+
+@pytest.mark.usefixtures("cache")
+def test_colour_takes_efficientnet(tmp_path: Path) -> None:
+    for index in range(12):
+        write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
+    config = DataConfig(dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0)
+    found = features_of(tmp_path, config, lambda _: None)
+    assert found.title("KID", "kernel distance", 200) == "kernel distance of 200 images, features of efficientnet-lite0"
+    assert found(torch.rand(2, 3, 32, 32)).shape == (2, 320)
+
+
+def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published network's form with weights of no use, read from where torch-fidelity reads them."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: made)
+    made: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
+    published.INCEPTION.path.parent.mkdir(parents=True)
+    published.INCEPTION.path.touch()
+    found = features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12), lambda _: None)
+    assert found.title("FID", "Frechet distance", 10_000) == "FID of 10,000 images"
+    grey = torch.rand(2, 1, 28, 28)
+    seen = found(grey)
+    assert seen.shape == (2, 2048)
+    torch.testing.assert_close(seen, found(grey.expand(-1, 3, -1, -1)))
+    assert not seen.isnan().any()
+
+
+def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) -> None:
+    published.INCEPTION.path.parent.mkdir(parents=True)
+    published.INCEPTION.path.write_bytes(b"nothing that was published" * 9)
+    with pytest.raises(InputError, match=r"inception.*pth is damaged .*; delete it, then hrvqvae data get inception"):
+        features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12), lambda _: None)
+
+
+# Bits of codes: under priors, by the entropy model as files hold them, of labels
+
+
+def striped(count: int, seed: int) -> CodeMaps:
+    """Two levels: a level 1 whose rows repeat, and a level 2 that is drawn."""
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(0, 4, (count, 8, 1)).repeat(8, 2)
+    return CodeMaps((rows, generator.integers(0, 4, (count, 8, 8))), np.zeros(count, np.int64), ())
+
+
+def test_the_entropy_model_is_measured_as_files_are_written() -> None:
+    bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
+    train, test = striped(400, 0), striped(40, 1)
+    codec = fit(bare, train.levels, 0.02, lambda _: None)
+    found = file_bits(codec, test, (16, 16))
+    flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
+    written = hrv._write(codec, flat, (16, 16), 2)
+    assert found == tuple(8 * np.mean([len(file[level]) - 1 for file in written]) for level in (1, 2))
+    assert found[0] < 0.5 * 128 < found[1], "what repeats takes fewer bits than what is drawn"
+
+
+def test_a_label_takes_the_bits_of_its_frequency() -> None:
+    counts = [7, 3, 3, 0]  # each once more: 8, 4, 4 and 1 of 17
+    assert label_bits(counts, np.array([0, 1])) == pytest.approx(np.log2(17) - 2.5)
+    assert label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
+
+
+class Knowing(LevelPrior):
+    """A prior that gives the class's own code half of the probability."""
+
+    def logits(self, codes: Tensor, coarser: object, label: Tensor | None) -> Tensor:
+        assert label is not None
+        shares = torch.full((len(codes), self.level.symbols), 0.5 / (self.level.symbols - 1))
+        shares[torch.arange(len(codes)), label] = 0.5
+        return shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid)
+
+
+class Paths:
+    """A model that is asked for paths alone, which are its codes."""
+
+    def paths(self, codes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return codes
+
+
+def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 130)
+    maps = CodeMaps((np.broadcast_to(labels[:, None, None], (130, 3, 5)).copy(),), labels, tuple("abcd"))
+    prior = Knowing(PixelSNAILConfig(), Level(grid=(3, 5), symbols=4, classes=4))
+    priors = Priors((prior,), maps.classes, (1000, 1000, 1000, 1000))
+    bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1,)), (4,))
+    rate = measure_rate(priors, Paths(), bare, maps, (6, 10), torch.device("cpu"))  # type: ignore[arg-type]
+    assert rate.prior == (pytest.approx(15),)
+    assert rate.positions == (15,)
+    assert rate.files is None
+    assert rate.label == pytest.approx(2)
+    wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
+    assert measure_rate(priors, Paths(), bare, wrong, (6, 10), torch.device("cpu")).prior[0] > 30  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.quantize import Codes
-from tests.cli.helpers import refused
+from tests.conftest import refused
 from tests.tiny_systems import tiny_systems
 
 SIZES = ((3, 12, 12), (1, 1, 1), (2, 13, 22), (5, 31, 8))

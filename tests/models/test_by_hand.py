@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from hrvqvae.models.vqvae2 import VQVAE2
 from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 from tests.models.small import config_of, model_of
+from tests.quantize import oracle
 
 
 @pytest.mark.parametrize("name", ["hrvqvae", "vqgan", "rqvae", "groups"])
@@ -41,21 +44,14 @@ def test_one_grid(name: str) -> None:
     x = relu(layer("encoder.2", x, stride=2, padding=1))
     x = stack("encoder.5", layer("encoder.4", x, padding=1))
     z = layer("encoder.6", x)
-    q = torch.zeros_like(z)
-    codes = torch.zeros(quantizer.levels, 2, 3, 4, dtype=torch.long)
-    linked = quantizer.linked or quantizer.levels
-    for b in range(2):
-        for i in range(3):
-            for j in range(4):
-                path, residual = 0, z[b, :, i, j]
-                for level in range(quantizer.levels):
-                    path = 0 if level % linked == 0 else path
-                    book = "codebook" if quantizer.levels == 1 else f"codebooks.{level}"
-                    words = weights[f"quantizer.{book}.codewords"][path]
-                    child = int((residual - words).square().sum(-1).argmin())
-                    residual, path = residual - words[child], path * quantizer.codewords + child
-                    q[b, :, i, j] += words[child]
-                    codes[level, b, i, j] = child
+    q, codes = torch.zeros_like(z), torch.zeros(quantizer.levels, 2, 3, 4, dtype=torch.long)
+    several = [f"codebooks.{level}" for level in range(quantizer.levels)]
+    names = several if quantizer.levels > 1 else ["codebook"]
+    books = [weights[f"quantizer.{name}.codewords"].numpy() for name in names]
+    for b, i, j in product(range(2), range(3), range(4)):
+        paths, residuals = oracle.search(z[b, :, i, j].numpy(), books, quantizer.linked or quantizer.levels)
+        codes[:, b, i, j] = torch.tensor(paths) % quantizer.codewords
+        q[b, :, i, j] = torch.from_numpy(residuals[0] - residuals[-1])
     x = stack("decoder.1", layer("decoder.0", q, padding=1))
     x = relu(layer("decoder.2", x, stride=2, padding=1, up=1))
     x = layer("decoder.4", x, stride=2, padding=1, up=1)

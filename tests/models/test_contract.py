@@ -13,6 +13,7 @@ from hrvqvae.config.parsing import from_dict
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import InputError
+from tests.conftest import same, state_of
 from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
 
 systems = pytest.mark.parametrize("name", EVERY)
@@ -39,7 +40,7 @@ def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: 
     decoded = model.decode(codes, size=size)
     assert decoded.shape == images.shape
     torch.testing.assert_close(decoded, result.images.clamp(0, 1), rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(one, other) for one, other in zip(codes, result.codes, strict=True))
+    assert same(codes, result.codes)
     torch.testing.assert_close(result.losses["reconstruction"], (result.images - images).square().mean() * 4)
     assert model.prefixes[-1] == len(codes)
     for levels in model.prefixes:
@@ -107,21 +108,22 @@ def test_every_parameter_learns_from_the_losses(name: str) -> None:
 @systems
 def test_training_alone_changes_a_model(name: str) -> None:
     model, images = model_of(config_of(name)), torch.rand(8, 3, 14, 14)
-    before = {key: one.clone() for key, one in model.state_dict().items()}
+    before = state_of(model)
     model.decode(model(images).codes)
     model.train().encode(images)
-    assert all(torch.equal(one, before[key]) for key, one in model.state_dict().items())
+    assert same(model.state_dict(), before)
     model(images)
     after = model.state_dict()
-    moved = {key for key, one in before.items() if not torch.equal(one, after[key])}
-    assert bool(moved) == (name not in ("fsq", "simvq", "lfq", "qinco")), "codebooks that follow moving averages"
+    assert same(after, before) != (name not in ("fsq", "simvq", "lfq", "qinco")), (
+        "codebooks that follow moving averages"
+    )
 
 
 @systems
 def test_a_start_is_seeded_and_dead_codewords_come_back(name: str) -> None:
     config, images = config_of(name), torch.rand(8, 3, 14, 14)
     one, other = model_of(config), model_of(config)
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    assert same(one.state_dict(), other.state_dict())
     counts = [buffer for key, buffer in one.named_buffers() if key.endswith(".count")]
     for count in counts:
         count.view(-1)[0] = 0

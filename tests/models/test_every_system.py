@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import math
@@ -27,9 +26,8 @@ from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from tests.conftest import write_picture
-from tests.test_architecture import SOURCE
 from tests.tiny_systems import tiny_systems
-from tests.undrawn import undrawn
+from tests.trained_run import undrawn
 
 EVERY = tuple(SYSTEMS.built_in)
 
@@ -163,18 +161,6 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
             task_of_prior.step(trained, batch)
         new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
         assert sum(new) > 0.7 * len(new)
-
-
-def test_no_room_asks_which_system_it_has() -> None:
-    """But those of systems: what a comparison says of them stands in one module. A message may name the system."""
-    own = ("models", "config", "comparison/systems.py")
-    paths = [path for path in SOURCE.rglob("*.py") if not path.relative_to(SOURCE).as_posix().startswith(own)]
-    assert len(paths) > 50
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Compare | ast.Subscript | ast.Match):
-                asked = any(isinstance(inner, ast.Attribute) and inner.attr == "system" for inner in ast.walk(node))
-                assert not asked, f"{path.name}:{node.lineno}"
 
 
 def test_what_is_left_to_the_machine_is_decided_when_a_run_begins(

@@ -27,7 +27,7 @@ from hrvqvae.models.vqgan import (
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import with_data
+from tests.conftest import same, state_of, with_data
 
 GAN = VQGANConfig(
     stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1, perceptual="none", adversarial_start=0,
@@ -138,15 +138,14 @@ def test_the_step_by_hand(gan: Config) -> None:
 def test_before_its_start_the_discriminator_rests(gan: Config) -> None:
     config = dataclasses.replace(gan, model=dataclasses.replace(GAN, adversarial_start=1))
     started = Started(config)
-    before = {name: one.clone() for name, one in started.discriminator.state_dict().items()}
+    before = state_of(started.discriminator)
     metrics, _ = started.step()
     assert "adversarial" not in metrics
-    after = started.discriminator.state_dict()
-    assert all(torch.equal(one, after[name]) for name, one in before.items())
+    assert same(started.discriminator.state_dict(), before)
     started.state.step = 1
     metrics, _ = started.step()
     assert {"adversarial", "discriminator", "adaptive_weight"} <= set(metrics)
-    assert any(not torch.equal(one, after[name]) for name, one in before.items())
+    assert not same(started.discriminator.state_dict(), before)
 
 
 def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config) -> None:

@@ -24,7 +24,6 @@ from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, _reduced, marked, take
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, write_picture
-from tests.trained_run import tiny_run_with_priors
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -101,8 +100,8 @@ def loaded(run: Path) -> TrainedModel:
 
 
 @pytest.fixture
-def model(mnist_root: Path) -> TrainedModel:
-    return loaded(tiny_run_with_priors(mnist_root))
+def model(run: Path) -> TrainedModel:
+    return loaded(run)
 
 
 @pytest.fixture
@@ -156,15 +155,6 @@ def test_a_completion_keeps_what_is_painted(model: TrainedModel, image: Tensor) 
     assert shown[0][-1].tolist() == [0.5] * 12
     assert torch.equal(images, tasks.complete(model, image, painted, 4, "3", 1.0, 2)[2])
     assert len({one.numpy().tobytes() for one in images}) > 1
-
-
-def test_the_upper_half_painted_is_the_upper_half_kept(model: TrainedModel, image: Tensor) -> None:
-    painted = torch.zeros(12, 12, dtype=torch.bool)
-    rows = tasks.geometry(model).grids(12, 12)[0][0]
-    edge = round(rows * 0.5) * tasks.geometry(model).unit - tasks.geometry(model).margin // 2
-    painted[:edge] = True
-    images = tasks.complete(model, image, painted, 2, None, 1.0, 1)[2]
-    assert torch.equal(images, model.complete(image, 2, keep="top", seed=1))
 
 
 @pytest.mark.parametrize(("value", "line"), [(False, "nothing is kept"), (True, "everything is kept")])

@@ -16,14 +16,7 @@ from hrvqvae.data.images import read_image, write_image
 from hrvqvae.plots import curves, hierarchy, images, sheets
 from hrvqvae.plots.images import complete, reconstruct
 from hrvqvae.utils.errors import InputError
-from tests.cli.helpers import refused
-from tests.conftest import write_picture
-from tests.trained_run import tiny_run_with_priors
-
-
-@pytest.fixture
-def run(mnist_root: Path) -> Path:
-    return tiny_run_with_priors(mnist_root)
+from tests.conftest import refused, write_picture
 
 
 def test_a_sheet_holds_every_image_at_its_pixels() -> None:

@@ -18,6 +18,7 @@ from hrvqvae.priors.generative import KnownCodes, Sampler, sample_cached, sample
 from hrvqvae.priors.sampling import Guidance, SamplingParams, draw_code, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from tests.conftest import same, threads
 from tests.priors.test_gpt import random_gpt
 from tests.priors.test_pixelsnail import network, random_prior
 
@@ -80,25 +81,15 @@ def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, 
     where = torch.from_numpy(generator.random(grid) < 0.3)
     given = tuple(torch.from_numpy(generator.integers(0, symbols, (len(_LABEL), *grid))) for _ in range(2))
     known = KnownCodes(given, (where, where)) if seed % 2 else None
-    for cached, plain in zip(
-        sampled(priors, params, sample_cached, known), sampled(priors, params, sample_plain, known), strict=True
-    ):
-        assert torch.equal(cached, plain)
+    assert same(sampled(priors, params, sample_cached, known), sampled(priors, params, sample_plain, known))
 
 
 def test_guidance_matters_and_two_threads_draw_the_same() -> None:
     priors = two_levels("pixelsnail", (5, 4), 4, 0)
     weak, strong = (sampled(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0))
     assert not torch.equal(weak[0], strong[0])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3 - threads if threads < 3 else 1)
-    try:
-        assert all(
-            torch.equal(one, other)
-            for one, other in zip(strong, sampled(priors, SamplingParams(guidance=3.0)), strict=True)
-        )
-    finally:
-        torch.set_num_threads(threads)
+    with threads(2):
+        assert same(strong, sampled(priors, SamplingParams(guidance=3.0)))
 
 
 @pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
@@ -110,16 +101,9 @@ def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_with
     weights["classes.weight"] = weights["classes.weight"][:3]
     plain.load_state_dict(weights)
     assert torch.equal(sampled([guided], SamplingParams())[0], sampled([plain], SamplingParams())[0])
-    other = sample_codes(
-        [guided],
-        paths,
-        range(5),
-        seed=6,
-        label=torch.zeros_like(_LABEL),
-        params=SamplingParams(guidance=0),
-        sampler=sample_cached,
-    )
-    assert torch.equal(sampled([guided], SamplingParams(guidance=0))[0], other[0]), "whatever the class"
+    without = SamplingParams(guidance=0)
+    other = sample_codes([guided], paths, range(5), seed=6, label=0 * _LABEL, params=without, sampler=sample_cached)
+    assert torch.equal(sampled([guided], without)[0], other[0]), "whatever the class"
 
 
 @pytest.mark.parametrize("guidance", [-0.5, float("nan"), float("inf"), 1e39, 1000.5])

@@ -1,8 +1,8 @@
-"""The cached sampler is the plain one, faster: every code the same, whatever the network and the options."""
+"""The cached sampler is the plain one, faster: every code the same, whatever network and options; completions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from hrvqvae.config.registry import PRIORS, PriorNetwork
-from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.generative import KnownCodes, draw_labels, sample_cached, sample_codes
+from hrvqvae.priors.base import Level, Prior, Priors
+from hrvqvae.priors.causal import attend, cheap_dropout
+from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
+from hrvqvae.priors.generative import KnownCodes, draw_labels, kept_parts, sample_cached, sample_codes
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.priors.table import Table, TableConfig
-from tests.priors.test_pixelsnail import inputs, network, random_prior
+from tests.conftest import same, threads
+from tests.priors.test_pixelsnail import Table, TableConfig, inputs, network, random_prior
 
 
 def drawn(
@@ -68,12 +69,8 @@ def test_two_threads_draw_the_same_codes_as_one() -> None:
     level = Level(grid=(5, 4), symbols=4, coarser=(4,), classes=3)
     prior = random_prior(network(), level)
     alone = drawn(sample_cached, prior, level, 7, 0, SamplingParams(), 0.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with threads(2):
         assert torch.equal(drawn(sample_cached, prior, level, 7, 0, SamplingParams(), 0.0), alone)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingParams) -> int:
@@ -145,56 +142,28 @@ def three_levels() -> list[Prior]:
     return [random_prior(network(), level, index, seed=index) for index, level in enumerate(levels)]
 
 
+def sampled(priors: list[Prior], numbers: Sequence[int], seed: int = 4, known: KnownCodes | None = None) -> Codes:
+    """Of class 1 where the number is odd, else of class 0."""
+    label = torch.tensor([number % 2 for number in numbers])
+    return sample_codes(priors, tree_paths, numbers, seed=seed, label=label, params=SamplingParams(), known=known)
+
+
 def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
-    label = torch.tensor([0, 1, 1, 0, 1])
-    together = sample_codes(three_levels, tree_paths, range(5), seed=4, label=label, params=SamplingParams())
+    together = sampled(three_levels, range(5))
     for number in range(5):
-        alone = sample_codes(
-            three_levels, tree_paths, [number], seed=4, label=label[number : number + 1], params=SamplingParams()
-        )
-        assert all(torch.equal(one[number : number + 1], other) for one, other in zip(together, alone, strict=True))
-    other = sample_codes(three_levels, tree_paths, range(5), seed=5, label=label, params=SamplingParams())
-    assert any(not torch.equal(one, two) for one, two in zip(together, other, strict=True))
-
-
-def test_all_levels_cached_and_plain(three_levels: list[Prior]) -> None:
-    label = torch.tensor([0, 1, 1])
-    cached, plain = (
-        sample_codes(
-            three_levels, tree_paths, range(3), seed=9, label=label, params=SamplingParams(top_p=0.9), sampler=sampler
-        )
-        for sampler in (sample_cached, sample_plain)
-    )
-    assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
+        assert same([one[number : number + 1] for one in together], sampled(three_levels, [number]))
+    assert not same(together, sampled(three_levels, range(5), seed=5))
 
 
 def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
-    label = torch.tensor([0])
-    free = sample_codes(three_levels, tree_paths, [0], seed=4, label=label, params=SamplingParams())
-    where = torch.zeros(4, 3, dtype=torch.bool)
+    free, where = sampled(three_levels, [0]), torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
-    again = sample_codes(
-        three_levels,
-        tree_paths,
-        [0],
-        seed=4,
-        label=label,
-        params=SamplingParams(),
-        known=KnownCodes(free, (where,) * 3),
-    )
-    assert all(torch.equal(one, other) for one, other in zip(free, again, strict=True)), "its own codes change nothing"
+    again = sampled(three_levels, [0], known=KnownCodes(free, (where,) * 3))
+    assert same(free, again), "its own codes change nothing"
     other = tuple((code + 1) % 3 for code in free)
-    kept = sample_codes(
-        three_levels,
-        tree_paths,
-        [0],
-        seed=4,
-        label=label,
-        params=SamplingParams(),
-        known=KnownCodes(other, (where,) * 3),
-    )
-    assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, other, strict=True))
-    assert any(not torch.equal(one[0][~where], two[0][~where]) for one, two in zip(kept, free, strict=True))
+    kept = sampled(three_levels, [0], known=KnownCodes(other, (where,) * 3))
+    assert same([one[0][where] for one in kept], [one[0][where] for one in other])
+    assert not same([one[0][~where] for one in kept], [one[0][~where] for one in free])
 
 
 def test_labels_come_as_often_as_in_training() -> None:
@@ -252,10 +221,114 @@ def test_the_position_of_logits_that_are_not_finite_is_named(kind: str, sampler:
 
 
 def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = PriorNetwork(name="table", title="a table", config=TableConfig, network="tests.priors.table:Table")
+    place = f"{Table.__module__}:Table"
+    entry = PriorNetwork(name="table", title="a table", config=TableConfig, network=place)
     monkeypatch.setitem(PRIORS._loaded, "table", entry)
     level = Level(grid=(3, 40), symbols=3)
     prior = Table(level, [0.2, 0.5, 0.3])
     codes = drawn(sample_cached, prior, level, 5, 0, SamplingParams(), 0.0)
     assert torch.equal(codes, drawn(sample_plain, prior, level, 5, 0, SamplingParams(), 0.0))
     assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx([0.2, 0.5, 0.3], abs=0.06)
+
+
+# What a completion keeps
+
+
+@pytest.mark.parametrize(("keep", "count"), [("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)])
+def test_what_is_kept(keep: str, count: int) -> None:
+    (where,) = kept_parts(keep, [(6, 7)])
+    assert int(where.sum()) == count
+    assert where[0, 0]
+    assert not where[-1, -1]
+
+
+@pytest.mark.parametrize("keep", ["0.03", "0.98", "left"])
+def test_nothing_and_everything_can_not_be_kept(keep: str) -> None:
+    with pytest.raises(InputError, match="--keep .* keeps .* codes"):
+        kept_parts(keep, [(16, 1)])
+
+
+def test_a_code_is_kept_where_its_parent_is() -> None:
+    coarse, middle, fine = kept_parts("0.3", [(4, 4), (8, 8), (16, 16)])
+    assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
+    assert torch.equal(fine[::4, ::4], coarse)
+    assert torch.equal(fine[1::2, 1::2], middle)
+
+
+def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[5, 2] = False
+    coarse, fine = kept_parts(mask, [(4, 4), (8, 8)])
+    assert (~coarse).nonzero().tolist() == [[2, 1]]
+    assert (~fine).nonzero().tolist() == [[4, 2], [4, 3], [5, 2], [5, 3]]
+    with pytest.raises(InputError, match="keeps 16 of 16"):
+        kept_parts(torch.ones_like(mask), [(4, 4)])
+
+
+def test_a_class_is_named_or_numbered() -> None:
+    priors = Priors((), ("cat", "dog"), (1, 1))
+    assert [priors.class_number(name) for name in ("dog", "1", 1)] == [1, 1, 1]
+
+
+# Attention by blocks, and dropout
+
+
+@pytest.mark.parametrize("number", [1, 31, 32, 33, 65, 130, 256])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_a_masked_softmax(number: int, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(number)
+    queries, keys, values = (torch.randn(2, 3, number, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    scores = queries @ keys.transpose(-1, -2) / 2
+    if causal:
+        scores = scores.masked_fill(torch.ones(number, number).triu(1).bool(), -torch.inf)
+    torch.testing.assert_close(attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.85])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
+    dropped = cheap_dropout(features, share, True)
+    assert dropped.is_contiguous(memory_format=memory_format)
+    assert abs(float((dropped == 0).double().mean()) - share) < 0.01
+    assert abs(float(dropped.mean()) - 1) < 0.03
+    assert len(dropped.unique()) == 2
+    by_place = (dropped == 0).double().flatten(1).mean(0)
+    assert by_place.std() < 1.3 * (share * (1 - share) / 20) ** 0.5, "every place alike"
+    assert not torch.equal(cheap_dropout(features, share, True), dropped)
+    torch.manual_seed(0)
+    assert torch.equal(cheap_dropout(features, share, True), dropped)
+    assert cheap_dropout(features, share, False) is features
+
+
+def test_dropout_of_nearly_everything_stays_finite() -> None:
+    """Rounded to 1/256 such a share would be all, and what is kept would be divided by zero."""
+    torch.manual_seed(0)
+    dropped = cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True)
+    assert torch.isfinite(dropped).all()
+    assert dropped.max() == 256
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (12, 9)])
+def test_grids_beyond_a_block_are_causal(grid: tuple[int, int]) -> None:
+    level = Level(grid=grid, symbols=3)
+    prior = random_prior(network(residual_blocks=2, attention_layers=(1,)), level).double()
+    codes, _, _ = inputs(level, 1)
+    before = prior.logits(codes, [], None)[0].flatten(1)
+    for place in (0, 40, 63, 64, 65, 100):
+        changed = codes.clone()
+        changed.view(-1)[place] = (changed.view(-1)[place] + 1) % 3
+        moved = (prior.logits(changed, [], None)[0].flatten(1) != before).any(0)
+        assert not moved[: place + 1].any()
+        assert moved[place + 1 :].any()
+
+
+def test_cached_and_plain_agree_on_a_printed_grid() -> None:
+    level = Level(grid=(16, 16), symbols=4, coarser=(4,), classes=10)
+    config = PixelSNAILConfig(hidden_units=16, residual_units=16, residual_blocks=4)
+    prior = random_prior(config, level)
+    cached, plain = (
+        drawn(sampler, prior, level, 2, 0, SamplingParams(), 0.0) for sampler in (sample_cached, sample_plain)
+    )
+    assert torch.equal(cached, plain)

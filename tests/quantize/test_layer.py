@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from hrvqvae import InputError, QuantizerConfig, TreeVQ
 from hrvqvae.config import presets
 from hrvqvae.utils.errors import NonFiniteError
-from tests.quantize import oracle
+from tests.conftest import same, state_of
 
 DIM, SIZE, LEVELS = 6, 3, 3
 
@@ -53,39 +53,28 @@ def books(one: TreeVQ) -> list[np.ndarray]:
     return [book.codewords.detach().numpy() for book in one.quantizer.levels]
 
 
-def state_of(one: TreeVQ) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in one.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize(
     ("positions", "channel_last"), [((7,), True), ((2, 5), False), ((2, 3, 4), True), ((1, 2, 3, 2), False)]
 )
-def test_any_positions_as_the_oracle(positions: tuple[int, ...], channel_last: bool) -> None:
-    def last(tensor: Tensor) -> Tensor:
-        return (tensor if channel_last else tensor.movedim(1, -1)).flatten(0, -2).detach()
+def test_any_positions_are_quantized_as_by_its_quantizer(positions: tuple[int, ...], channel_last: bool) -> None:
+    """Which tests/quantize/test_quantizer.py holds against an oracle."""
 
-    greedy = {"beam": 1, "coarse_weight": 0.0, "beta": 0.25, "level_betas": ()}
-    one, x = started(channel_last=channel_last, **greedy), features(*positions, seed=1)
+    def row(tensor: Tensor) -> Tensor:
+        return (tensor if channel_last else tensor.movedim(1, -1)).reshape(1, 1, -1, DIM)
+
+    one, x = started(channel_last=channel_last), features(*positions, seed=1)
     given = (x if channel_last else x.movedim(-1, 1)).requires_grad_()
     quantized, indices, loss = one(given)
-    assert quantized.shape == given.shape
-    assert indices.shape == (*positions, LEVELS)
-    vectors = x.flatten(0, -2).detach().numpy()
-    paths, residuals = zip(*(oracle.search(vector, books(one), LEVELS) for vector in vectors), strict=True)
-    assert one.paths(indices).flatten(0, -2).tolist() == list(paths)
-    assert indices.flatten(0, -2).tolist() == [[path % SIZE for path in each] for each in paths]
+    assert (quantized.shape, indices.shape) == (given.shape, (*positions, LEVELS))
+    expected = one.quantizer(row(given))
+    torch.testing.assert_close(row(quantized), expected.latents)
     for levels in range(1, LEVELS + 1):
-        expected = np.stack([each[0] - each[levels] for each in residuals])
+        code, path = (one_of[..., levels - 1].flatten() for one_of in (indices, one.paths(indices)))
+        assert torch.equal(code, expected.codes[levels - 1].flatten())
+        assert torch.equal(path, one.quantizer.paths(expected.codes)[levels - 1].flatten())
         coarse = one.get_output_from_indices(indices[..., :levels])
-        np.testing.assert_allclose(last(coarse).numpy(), expected, atol=1e-5)
-    np.testing.assert_allclose(last(quantized).numpy(), expected, atol=1e-5)
-    terms = oracle.losses(vectors, books(one), LEVELS, 0.25, (0.25,) * LEVELS)
-    commitment = sum(value for name, value in terms.items() if name.startswith("commitment"))
-    assert float(loss.detach()) == pytest.approx(commitment / x.numel(), rel=1e-4)
+        torch.testing.assert_close(row(coarse), one.quantizer.lookup(expected.codes[:levels]))
+    torch.testing.assert_close(loss, sum(expected.losses.values()) / x.numel())
     weight = torch.arange(x.numel()).view_as(given).float()
     (gradient,) = torch.autograd.grad((quantized * weight).sum(), given)
     assert torch.equal(gradient, weight)
@@ -114,7 +103,7 @@ def test_a_mask_leaves_positions_out_of_everything(update: str) -> None:
     for _ in range(3):
         quantized, indices, loss = masked(padded, mask)
         only, codes, expected = alone(x[mask].unsqueeze(0))
-    assert equal(state_of(masked), state_of(alone))
+    assert same(state_of(masked), state_of(alone))
     assert torch.equal(quantized[mask], only[0])
     assert torch.equal(indices[mask], codes[0])
     assert torch.equal(loss, expected)
@@ -144,7 +133,7 @@ def test_a_batch_of_padding_alone_changes_nothing_but_time() -> None:
     assert (quantized == 0).all()
     assert (indices == -1).all()
     one(features(10, 20))
-    assert equal(state_of(one), state_of(started()))
+    assert same(state_of(one), state_of(started()))
     before = books(one.train())[0].copy()
     one(features(2, 5), nothing)
     np.testing.assert_allclose(books(one)[0], before, rtol=1e-5)
@@ -184,7 +173,7 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     assert float(counts.sum()) == pytest.approx(100, rel=1e-4), "counts are those of a batch"
     before = state_of(one)
     one.eval()(batches[3])
-    assert equal(before, state_of(one)), "nothing changes in evaluation mode"
+    assert same(before, state_of(one)), "nothing changes in evaluation mode"
 
 
 @pytest.mark.parametrize("after", [3, 6])
@@ -200,11 +189,11 @@ def test_it_goes_on_from_its_state(tmp_path: Path, after: int, update: str) -> N
     for read in (lambda: torch.load(tmp_path / "state.pt"), lambda: load_file(tmp_path / "state.safetensors")):
         other = layer(start_vectors=250, restart_every=2, update=update)
         other.load_state_dict(read())
-        assert equal(state_of(one), state_of(other))
+        assert same(state_of(one), state_of(other))
         going = copy.deepcopy(one)
         for batch in batches[after:]:
             assert torch.equal(going(batch)[1], other(batch)[1])
-        assert equal(state_of(going), state_of(other))
+        assert same(state_of(going), state_of(other))
 
 
 def test_a_state_of_an_earlier_version_is_read() -> None:
@@ -265,7 +254,7 @@ def test_activation_checkpointing_takes_statistics_once(reentrant: bool) -> None
             x = features(5, 20, seed=seed).requires_grad_()
             quantized, _, loss = checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
             (quantized.square().mean() + loss).backward()
-        assert equal(state_of(plain[1]), state_of(other[1]))
+        assert same(state_of(plain[1]), state_of(other[1]))
         torch.testing.assert_close(plain[0].weight.grad, other[0].weight.grad, rtol=0.1, atol=0.05)
     assert other[1].training
     assert other[1].quantizer.training
@@ -339,4 +328,4 @@ def test_what_it_is_given_is_checked() -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=line):
             one.get_output_from_indices(codes)
-    assert equal(before, state_of(one))
+    assert same(before, state_of(one))

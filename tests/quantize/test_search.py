@@ -19,7 +19,7 @@ from hrvqvae.quantize.search import compiled, search, tensors
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
-from tests.devices import needs_gpu, on_each_device
+from tests.conftest import needs_gpu, on_each_device, threads
 from tests.quantize import oracle
 
 FORMS: dict[str, Callable[..., Tensor]] = {
@@ -242,14 +242,10 @@ def test_where_torch_can_not_compile_the_search_goes_on_uncompiled(monkeypatch: 
 def test_the_number_of_threads_changes_nothing(levels: int, size: int, width: int) -> None:
     books, latents = codebooks(levels, size, 32), vectors_of(30_000, 32)
     results = []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 4):
+        with threads(count), ThreadPoolExecutor(4) as pool:
             results.append(search_compiled(latents, books, width))
-        with ThreadPoolExecutor(4) as pool:
-            results += pool.map(lambda _: search_compiled(latents, books, width), range(10))
-    finally:
-        torch.set_num_threads(1)
+            results += pool.map(lambda _: search_compiled(latents, books, width), range(4))
     assert all(torch.equal(result, results[0]) for result in results)
     if width == 1:
         assert_greedy(latents.numpy()[:5_000], [book.numpy() for book in books], results[0].numpy()[:, :5_000])

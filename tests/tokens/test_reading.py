@@ -26,10 +26,10 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.errors import InputError
-from tests.checkpoints.other_process import in_another_process
-from tests.cli.helpers import refused
-from tests.tiny_priors import GIVEN, train_levels, trained_copy
+from tests.conftest import refused
+from tests.kills import in_another_process
 from tests.tokens.made import digit_files, table, tokenize
+from tests.trained_run import GIVEN, train_levels, trained_copy
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hrvqvae.config import Config
-from tests.tiny_priors import trained_copy
+from tests.trained_run import trained_copy
 from tests.training.tasks import SECTIONS, Case
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
@@ -20,7 +19,7 @@ from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Callback, Outcome, Say, Task, Trainer
-from tests.tiny_priors import GIVEN as PRIOR
+from tests.trained_run import GIVEN as PRIOR
 from tests.trained_run import silent
 
 PROGRESSIVE = {
@@ -91,8 +90,3 @@ class Case:
         """What the log holds, without what depends on the clock."""
         found = [one for one in read_records(self.folder.metrics) if kind in ("", one["kind"])]
         return [{name: value for name, value in one.items() if name != "images_per_second"} for one in found]
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two states are the same to the bit."""
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

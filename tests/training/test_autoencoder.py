@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
-from hrvqvae.config import Config, to_dict
+from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.data.packing import pack
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.plots.curves import draw_training
@@ -28,10 +20,9 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.optimizers import learning_rate
 from hrvqvae.training.state import Budget, TrainState
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import TEMPORARY
-from tests.conftest import drawn_digits, with_data, with_quantizer, with_training
-from tests.trained_run import silent, train_autoencoder
-from tests.training.tasks import Case, same
+from tests.conftest import same, with_data, with_quantizer, with_training
+from tests.trained_run import train_autoencoder
+from tests.training.tasks import Case
 
 FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
@@ -202,32 +193,6 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
         trained(config, tmp_path / "none", 3)
 
 
-def test_every_form_of_data_trains_to_the_bits_of_a_folder(tiny: Config, tmp_path: Path) -> None:
-    """Live from where the images lie, with flips: 50 images and 7 steps of 16 are two epochs and more."""
-    roots, arrays = {name: tmp_path / name for name in ("folder", "tar", "parquet", "npy")}, {}
-    for split, count in (("train", 50), ("test", 20)):
-        images, _ = drawn_digits(count, count)
-        (roots["folder"] / split).mkdir(parents=True)
-        for number, pixels in enumerate(images):
-            Image.fromarray(pixels).save(roots["folder"] / split / f"{number:03d}.png")
-        arrays[f"{split}_images"] = images
-    for form in ("tar", "parquet"):
-        pack(roots["folder"], roots[form] / "digits", form, shard_bytes=2_000, say=silent)
-        assert len(list(roots[form].glob("*-train-*"))) > 1
-    roots["npy"].mkdir()
-    for name, array in arrays.items():
-        np.save(roots["npy"] / f"{name}.npy", array)
-    config = with_data(tiny, dataset="digits", crop="random", flip=True)
-    expected = trained(with_data(config, root=str(roots["folder"])), tmp_path / "runs" / "folder", 7)
-    for name, root, workers, steps in (
-        ("tar", roots["tar"] / "digits-{train,test}-00000*.tar", 2, (3, 7)),
-        ("parquet", roots["parquet"], 2, (7,)), ("npy", roots["npy"], 0, (7,)),
-    ):  # fmt: skip
-        found = trained(with_data(config, root=str(root), workers=workers), tmp_path / "runs" / name, *steps)
-        assert same(found, expected), name
-    assert multiprocessing.active_children() == [], "the workers have ended"
-
-
 def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     """One image more in a folder is another order of all of them."""
     folder = Path(str(pictures.data.root))
@@ -244,21 +209,6 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     del meta["data"]  # as versions before wrote it
     storage.write(checkpoint, tensors, meta)
     assert train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True).step == 5
-
-
-def test_random_kills_of_the_process(tiny: Config, tmp_path: Path) -> None:
-    config = with_training(tiny, max_steps=12, evaluate_every=6)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
-    train_autoencoder(config, tmp_path / "undisturbed")
-    command = [sys.executable, "-m", "tests.training.killed_runs", tmp_path / "config.yaml", tmp_path / "killed"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "5", "5"], capture_output=True, text=True, env=environment, check=False)
-    assert done.stderr == ""
-    folders = [Path(line) for line in done.stdout.splitlines() if line.startswith("/")]
-    assert folders
-    for ended in folders:
-        assert same(state(ended), state(tmp_path / "undisturbed"))
-        assert not list(ended.rglob(f"{TEMPORARY}*"))
 
 
 def test_codebooks_keep_their_counts_where_a_run_begins_with_another(run: Path, tiny: Config, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,29 +15,13 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.config.parsing import override
-from hrvqvae.models.objective import Metrics
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.files import TEMPORARY, InUseError, writable
-from tests.checkpoints.other_process import in_another_process
-from tests.kills import Killed, Kills
-from tests.training.tasks import Case, same
-
-
-def at_step(
-    monkeypatch: pytest.MonkeyPatch, case: Case, number: int, do: Callable[[TrainState], object]
-) -> None:  # fmt: skip
-    """Have something done at the beginning of a step."""
-    original = case.kind.step
-
-    def step(self: object, state: TrainState, batch: object) -> Metrics:
-        if state.step == number:
-            do(state)
-        return original(self, state, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(case.kind, "step", step)
-
+from tests.conftest import same
+from tests.kills import Killed, Kills, at_step, in_another_process
+from tests.training.tasks import Case
 
 of_the_trainer = pytest.mark.parametrize("case", ["autoencoder"], indirect=True)
 """What no task has a part in is seen in one of them."""
@@ -99,7 +82,7 @@ def test_signals_end_it_after_the_step(
     handler = signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(number, handler)
     request.addfinalizer(lambda: signal.signal(number, before))
-    at_step(monkeypatch, case, 6, lambda _: signal.raise_signal(number))
+    at_step(monkeypatch, case.kind, 6, lambda _: signal.raise_signal(number))
     outcome = case.train()
     assert (outcome.step, outcome.signal) == (7, number)
     assert signal.getsignal(number) == handler, "as it was before"
@@ -113,7 +96,7 @@ def test_signals_end_it_after_the_step(
 def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        at_step(monkeypatch, case, 1, lambda _: signal.raise_signal(signal.SIGHUP))
+        at_step(monkeypatch, case.kind, 1, lambda _: signal.raise_signal(signal.SIGHUP))
         assert case.train(max_steps=3).signal is None
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -168,7 +151,7 @@ def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monk
         keep(state)
 
     monkeypatch.setattr(TrainState, "take_gradient", spoiled)
-    at_step(monkeypatch, case, 7, spoil)
+    at_step(monkeypatch, case.kind, 7, spoil)
     with pytest.raises(NonFiniteError, match=r"step 7: .*last good checkpoint is .*step-000000006"):
         case.train()
     trained = [name for name in seen[0] if "codebooks" not in name]
@@ -311,13 +294,6 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
     with pytest.raises(InputError, match=r"does not fit: .* there, .* here"):
         other.train(config=config)
     assert not other.folder.begun()
-
-
-@of_the_trainer
-def test_a_folder_that_can_not_be_written(case: Case, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="can't be written"):
-        case.at(tmp_path / "file" / "run").train()
 
 
 @of_the_trainer

@@ -16,8 +16,7 @@ from hrvqvae.config.parsing import autoencoder_config, decide_autoencoder, decid
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError
-from tests.conftest import with_training
-from tests.devices import on_each_device
+from tests.conftest import on_each_device, with_training
 from tests.trained_run import train_autoencoder
 
 

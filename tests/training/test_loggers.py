@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from inspect import signature
@@ -17,22 +16,14 @@ from hrvqvae.config import Config
 from hrvqvae.config.registry import LOGGERS, Logger
 from hrvqvae.training.loggers import read_records, require, values
 from hrvqvae.utils.errors import InputError
-from tests.cli.helpers import refused, write_file
-from tests.conftest import with_training
+from tests.conftest import refused, with_training, write_file
 from tests.trained_run import train_autoencoder
-
-
-def run_to(config: Config, folder: Path, resume: bool = False) -> None:
-    train_autoencoder(config, folder, resume=resume)
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def expected(folder: Path) -> dict[tuple[str, int], float]:
     """(name, step) -> value of every number in metrics.jsonl."""
-    return {(name, one["step"]): value for one in records(folder) for name, value in values(one).items()}
+    records = read_records(folder / "metrics.jsonl")
+    return {(name, one["step"]): value for one in records for name, value in values(one).items()}
 
 
 def shown(folder: Path) -> dict[tuple[str, int], float]:
@@ -43,10 +34,10 @@ def shown(folder: Path) -> dict[tuple[str, int], float]:
 
 def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Config, tmp_path: Path) -> None:
     config = with_training(tiny, loggers="tensorboard", max_steps=6, log_every=2, checkpoint_every=100)
-    run_to(config, tmp_path)
+    train_autoencoder(config, tmp_path)
     assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
     assert ("evaluation/usage/level-2", 6) in shown(tmp_path)
-    run_to(with_training(config, max_steps=8), tmp_path, resume=True)
+    train_autoencoder(with_training(config, max_steps=8), tmp_path, resume=True)
     assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
     assert ("train/loss", 8) in shown(tmp_path)
 
@@ -85,8 +76,8 @@ def test_weights_and_biases_has_what_the_log_holds_in_one_run(
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     config = with_training(tiny, loggers="wandb", max_steps=6, log_every=2, checkpoint_every=100)
-    run_to(config, tmp_path / "run")
-    run_to(with_training(config, max_steps=8), tmp_path / "run", resume=True)
+    train_autoencoder(config, tmp_path / "run")
+    train_autoencoder(with_training(config, max_steps=8), tmp_path / "run", resume=True)
     assert found == expected(tmp_path / "run")
     first, second = begun
     assert first["id"] == second["id"], "both are parts of one run"
@@ -123,10 +114,10 @@ def another(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("another")
 def test_a_sink_gets_every_record_once(tiny: Config, tmp_path: Path) -> None:
     config = with_training(tiny, loggers="kept", max_steps=4, log_every=2, checkpoint_every=100)
-    run_to(config, tmp_path)
-    run_to(with_training(config, max_steps=6), tmp_path, resume=True)
+    train_autoencoder(config, tmp_path)
+    train_autoencoder(with_training(config, max_steps=6), tmp_path, resume=True)
     first, second = SINKS
-    assert [*first.got, *second.got] == records(tmp_path)
+    assert [*first.got, *second.got] == read_records(tmp_path / "metrics.jsonl")
     assert (first.path, first.first_step, second.first_step) == (tmp_path, 0, 4)
     assert first.closed
     assert second.closed
@@ -139,7 +130,7 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Kept, "write", fails)
     with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
-        run_to(with_training(tiny, loggers="kept, kept", max_steps=4, log_every=2), tmp_path)
+        train_autoencoder(with_training(tiny, loggers="kept, kept", max_steps=4, log_every=2), tmp_path)
     assert [sink.closed for sink in SINKS] == [True, True]
 
 

@@ -46,10 +46,9 @@ from hrvqvae.training.prior import (
 )
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
-from tests.checkpoints.other_process import in_another_process
-from tests.cli.helpers import refused
-from tests.tiny_priors import GIVEN, GIVEN_GPT, train_levels
-from tests.trained_run import silent
+from tests.conftest import refused
+from tests.kills import at_step, in_another_process
+from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_levels
 
 STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
@@ -156,14 +155,7 @@ def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
 def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = PriorTask.step
-
-    def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
-        if state.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, state, batch)
-
-    monkeypatch.setattr(PriorTask, "step", step)
+    at_step(monkeypatch, PriorTask, 3, lambda _: signal.raise_signal(signal.SIGINT))
     train_levels(run, training__batch_size="7")
     assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 4
     monkeypatch.undo()

@@ -24,7 +24,7 @@ from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import DamagedFileError
 from tests.tiny_systems import tiny_systems
-from tests.training.tasks import PROGRESSIVE, Case
+from tests.training.tasks import Case
 
 
 @pytest.fixture
@@ -145,17 +145,3 @@ def test_other_systems_are_refused_in_one_line(
     assert "no prefixes for a decoder of their own" in told
     assert told.count("\n") == 1
     assert not progressive_folder(run.path).path.exists()
-
-
-def test_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fields = [part for name, value in PROGRESSIVE.items() if "max_steps" not in name for part in (f"--{name}", value)]
-    assert main(["train-progressive", "mnist", "--max-steps", "1"]) == 2
-    assert "hrvqvae export mnist DIR" in capsys.readouterr().err
-    assert main(["train-progressive", str(run), "--model.stride", "4"]) == 2
-    assert "--model.stride" in capsys.readouterr().err
-    assert main(["train-progressive", str(run), *fields, "--max-steps", "2"]) == 0
-    printed = capsys.readouterr().out
-    assert "step 2  test level 1: MSE" in printed
-    assert "trained 2 steps" in printed
-    assert main(["train-progressive", str(run), "--max-steps", "3", "--resume"]) == 0
-    assert "resuming" in capsys.readouterr().out

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,16 +15,14 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_fold
 from hrvqvae.checkpoints.stale import stale_parts
 from hrvqvae.cli import main
 from hrvqvae.config import Config
-from hrvqvae.models.objective import Metrics
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.refresh import refresh
-from hrvqvae.training.trainer import Task
 from hrvqvae.utils.errors import InputError
-from tests.conftest import with_training
-from tests.tiny_priors import train_levels
-from tests.trained_run import silent, train_autoencoder
-from tests.training.tasks import Case, same
+from tests.conftest import same, with_training
+from tests.kills import at_step
+from tests.trained_run import silent, train_autoencoder, train_levels
+from tests.training.tasks import Case
 
 
 @pytest.fixture
@@ -77,15 +73,8 @@ def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path: Pa
     assert refresh(whole, say=silent) is None
     said = list[str]()
     for task in (PriorTask, ProgressiveTask):
-        original = task.step
-
-        def step(self: Task[object], state: object, batch: object, original: Any = original) -> Metrics:
-            if state.step == 5:  # type: ignore[attr-defined]
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, state, batch)  # type: ignore[no-any-return]
-
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(task, "step", step)
+            at_step(patched, task, 5, lambda _: signal.raise_signal(signal.SIGTERM))
             assert refresh(stale, say=said.append) == signal.SIGTERM
     assert refresh(stale, say=said.append) is None
     assert sum("resuming" in line for line in said) == 2

@@ -1,4 +1,4 @@
-"""Compiled code on disk: taken again by later processes, never after a change of what it was compiled from."""
+"""Compiled code on disk, never taken after a change of what it was compiled from; work in parts on threads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from numba.core.caching import CacheImpl
 
 import hrvqvae
 from hrvqvae.utils.compiled import _Files, compiled
+from hrvqvae.utils.threads import in_parts
+from tests.conftest import threads
 
 FILES = {
     "__init__.py": "",
@@ -106,3 +108,16 @@ def test_where_no_folder_can_be_written_a_process_compiles_for_itself(monkeypatc
         return x + 1
 
     assert function(2) == 3
+
+
+def test_every_part_once_and_in_order_and_an_interruption_comes_out(capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted(first: int, last: int) -> None:
+        raise KeyboardInterrupt
+
+    with threads(2):
+        for count in (1, 2, 7):
+            parts = in_parts(count, lambda first, last: list(range(first, last)))
+            assert [number for part in parts for number in part] == list(range(count))
+        with pytest.raises(KeyboardInterrupt):
+            in_parts(4, interrupted)
+    assert capfd.readouterr().err == ""

@@ -23,7 +23,7 @@ from hrvqvae.utils.files import (
     write_atomic,
     writing_folder,
 )  # fmt: skip
-from tests.checkpoints.other_process import in_another_process
+from tests.kills import in_another_process
 
 _FORKING = """
 import os, sys, time
