@@ -126,20 +126,14 @@ RQVAE = System(
 )
 
 _VQGAN = {
-    "model.stride": [8, 4, 2, 2],
-    "model.hidden_units": [128, 128, 64, 64],
-    "model.residual_units": 64,
-    "model.kernel": 3,
     "model.quantizer.beta": 0.25,
     "model.quantizer.codewords": 1024,
-    "model.quantizer.dim": [32, 32, 16, 8],
     "model.quantizer.decay": 0.95,
     "model.adversarial_weight": 0.1,
     "model.adversarial_start": [10_000, 10_000, 1_000, 1_000],
     "model.discriminator_units": [64, 64, 32, 32],
     "model.discriminator_layers": [3, 3, 2, 2],
     "training.learning_rate": [3e-4, 3e-4, 1e-3, 1e-3],
-    "training.polyak_decay": 0.9,
     "prior.network.kind": "gpt",
     "prior.network.hidden_units": [512, 512, 128, 128],
     "prior.network.layers": [12, 12, 6, 6],
@@ -157,7 +151,7 @@ VQGAN = System(
     config=VQGANConfig(),
     model=_SINGLE_GRID,
     objective="hrvqvae.models.vqgan:AdversarialObjective",
-    settings=settings(OURS, _VQGAN),
+    settings=NETWORK_AS_TABLE_6 | settings(OURS, _VQGAN),
     few_images=settings(OURS, {"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
