@@ -14,7 +14,7 @@ from hrvqvae.utils.progress import LOG
 
 _RENAMED = {
     "tables": "fit-entropy-model", "train-judge": "train-classifier", "train-prefixes": "train-progressive",
-    "--start-from": "--init-from", "--rate-weight": "--lmbda",
+    "--start-from": "--init-from", "--rate-weight": "--lmbda", "--priors": "--prior-steps N",
 }  # fmt: skip
 
 
