@@ -84,8 +84,9 @@ def test_guided_codes_are_the_same_cached_and_plain(kind: str, guidance: float, 
     assert same(sampled(priors, params, sample_cached, known), sampled(priors, params, sample_plain, known))
 
 
-def test_guidance_matters_and_two_threads_draw_the_same() -> None:
-    priors = two_levels("pixelsnail", (5, 4), 4, 0)
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
+def test_guidance_matters_and_two_threads_draw_the_same(kind: str) -> None:
+    priors = two_levels(kind, (5, 4), 4, 0)
     weak, strong = (sampled(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0))
     assert not torch.equal(weak[0], strong[0])
     with threads(2):

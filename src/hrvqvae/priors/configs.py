@@ -104,5 +104,5 @@ GPT = PriorNetwork(
     title="transformer with a head for each level",
     config=GPTConfig,
     network="hrvqvae.priors.gpt:GPT",
-    sampler="hrvqvae.priors.gpt:sample_gpt",
+    sampler="hrvqvae.priors.gpt_sampler:sample_gpt",
 )

@@ -16,7 +16,6 @@ from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
 
 
 class TransformerLayer(nn.Module):
@@ -156,51 +155,3 @@ class GPT(Prior):
             logits.append(head(features, before).permute(0, 3, 1, 2))
             before = before + own
         return tuple(logits)
-
-
-def _advance(layer: TransformerLayer, features: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
-    """One layer at one position: features (B, 1, C); keys, values (B, heads, N, C / heads) get the position's own."""
-    queries, key, value = layer.split(layer.inputs(layer.attention_norm(features)))
-    keys[:, :, place], values[:, :, place] = key[:, :, 0], value[:, :, 0]
-    scores = queries @ keys[:, :, : place + 1].transpose(-1, -2) * queries.shape[-1] ** -0.5
-    attended = scores.softmax(-1) @ values[:, :, : place + 1]
-    features = features + layer.output(attended.transpose(1, 2).reshape(features.shape))
-    return features + layer.network(features)
-
-
-@torch.inference_mode()
-def sample_gpt(
-    prior: GPT, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
-) -> None:  # fmt: skip
-    """Fill in the codes that are not known, position by position; arguments as `sampling.sample_plain`."""
-    config, (height, width), batch = prior.config, prior.level.grid, len(codes[0])
-    guidance = guidance_of(prior.level, label, params)
-    base = prior.base([guidance.each(paths) for paths in coarser], guidance.label, batch * len(guidance.weights))
-    layers = [layer for layer in prior.layers if isinstance(layer, TransformerLayer)]
-    shape = (len(layers), len(base), config.heads, height * width, config.hidden_units // config.heads)
-    keys, values = torch.zeros(shape), torch.zeros(shape)
-    seen = torch.zeros(len(base), height + 1, width + 2, config.path_units)  # a row above and a column at each side
-    above = prior.above.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)
-    before = torch.zeros(len(base), config.path_units)
-    for place in range(height * width):
-        row, column = divmod(place, width)
-        features = prior.left(before) + seen[:, row, column : column + 3].flatten(1) @ above
-        features = (features + base[:, place])[:, None]
-        for index, layer in enumerate(layers):
-            features = _advance(layer, features, keys[index], values[index], place)
-        features = prior.norm(features[:, 0])
-        before = torch.zeros_like(before)
-        path = torch.zeros(batch, dtype=torch.long)
-        for index, (level, head) in enumerate(zip(prior.levels, prior.heads, strict=True)):
-            own, given, drawn = codes[index][:, row, column], known[index][:, row, column], uniforms[index]
-            if not given.all():
-                logits = guidance.mixed(head(features, before)).numpy()
-                for image in (~given).nonzero()[:, 0].tolist():
-                    code = draw_code(logits[image], float(drawn[image, row, column]), *params.values())
-                    if code == NO_CODE:
-                        raise no_distribution(level.number, row, column)
-                    own[image] = code
-            path = path * level.symbols + own if index and level.linked else own
-            before = before + guidance.each(prior.embeddings.of_level(index, path))
-        seen[:, row + 1, column + 1] = before

@@ -26,14 +26,14 @@ from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.threads import in_parts
 
-_Floats = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": {"reassoc", "contract", "nsz"}}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": {"reassoc", "contract", "nsz"}}
 _EPSILON = 1e-5  # of layer normalization, torch's
 
 
-@compiled(**_OPTIONS)
-def _add_product(vector: _Floats, matrix: _Floats, out: _Floats) -> None:
+@compiled(**OPTIONS)
+def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
     """out (m,) += vector (n,) @ matrix (n, m), four rows at a time."""
     rows, columns = matrix.shape
     whole = rows - rows % 4
@@ -47,21 +47,15 @@ def _add_product(vector: _Floats, matrix: _Floats, out: _Floats) -> None:
             out[j] += a * matrix[i, j]
 
 
-@compiled(**_OPTIONS)
+@compiled(**OPTIONS)
 def _elu(value: Any) -> Any:
     """As torch's."""
     return value if value > 0 else np.expm1(value)
 
 
-@compiled(**_OPTIONS)
-def _attend(
-    features: _Floats, place: int, heads: int, norm: _Floats, inputs: _Floats, inputs_bias: _Floats, output: _Floats,
-    output_bias: _Floats, keys: _Floats, values: _Floats, three: _Floats, attended: _Floats, scores: _Floats,
-) -> None:  # fmt: skip
-    """features (C,) += attention to positions 0..place; keys and values (C, H * W) get the position's own.
-
-    norm (2, C) holds weight and bias; three (3C,), attended (C,) and scores (H * W,) are room to work in.
-    """
+@compiled(**OPTIONS)
+def normalize(features: Floats, norm: Floats, out: Floats) -> None:
+    """out (C,) = the layer normalization of features (C,); norm (2, C) holds weight and bias."""
     hidden = len(features)
     mean: Any = np.float32(0.0)
     for c in range(hidden):
@@ -72,9 +66,22 @@ def _attend(
         variance += (features[c] - mean) * (features[c] - mean)
     scale = np.float32(1.0) / np.sqrt(variance / np.float32(hidden) + np.float32(_EPSILON))
     for c in range(hidden):
-        attended[c] = (features[c] - mean) * scale * norm[0, c] + norm[1, c]
+        out[c] = (features[c] - mean) * scale * norm[0, c] + norm[1, c]
+
+
+@compiled(**OPTIONS)
+def attend_at(
+    features: Floats, place: int, heads: int, norm: Floats, inputs: Floats, inputs_bias: Floats, output: Floats,
+    output_bias: Floats, keys: Floats, values: Floats, three: Floats, attended: Floats, scores: Floats,
+) -> None:  # fmt: skip
+    """features (C,) += attention to positions 0..place; keys and values (C, H * W) get the position's own.
+
+    norm (2, C) holds weight and bias; three (3C,), attended (C,) and scores (H * W,) are room to work in.
+    """
+    hidden = len(features)
+    normalize(features, norm, attended)
     three[:] = inputs_bias
-    _add_product(attended, inputs, three)
+    add_product(attended, inputs, three)
     for c in range(hidden):
         keys[c, place] = three[hidden + c]
         values[c, place] = three[2 * hidden + c]
@@ -103,10 +110,10 @@ def _attend(
             attended[c] = summed / total
     for c in range(hidden):
         features[c] += output_bias[c]
-    _add_product(attended, output, features)
+    add_product(attended, output, features)
 
 
-@compiled(**_OPTIONS)
+@compiled(**OPTIONS)
 def _room(weights: Any, positions: int) -> Any:
     """Arrays for `_advance` to work in."""
     lefts, _, _, _, _, _, _, _ = weights
@@ -117,8 +124,8 @@ def _room(weights: Any, positions: int) -> Any:
     )  # fmt: skip
 
 
-@compiled(**_OPTIONS)
-def _add_first(features: _Floats, table: _Floats, codes: Any, row: int, x: int, reach: int) -> None:
+@compiled(**OPTIONS)
+def _add_first(features: Floats, table: Floats, codes: Any, row: int, x: int, reach: int) -> None:
     """features (C,) += the first layer's convolution at a position; table (taps, m, C), codes (H, W)."""
     for tap in range(table.shape[0]):
         source = row + tap // (2 * reach + 1) - reach
@@ -127,9 +134,9 @@ def _add_first(features: _Floats, table: _Floats, codes: Any, row: int, x: int, 
             features += table[tap, codes[source, column]]
 
 
-@compiled(**_OPTIONS)
+@compiled(**OPTIONS)
 def _advance(
-    features: _Floats, seen: int, row: int, x: int, above: _Floats, conditions: _Floats, kept: Any, weights: Any,
+    features: Floats, seen: int, row: int, x: int, above: Floats, conditions: Floats, kept: Any, weights: Any,
     heads: int, work: Any,
 ) -> None:  # fmt: skip
     """All blocks and attention layers at a position, of the image of that number among those that are seen.
@@ -149,28 +156,28 @@ def _advance(
             came[x + reach, c] = _elu(features[c])
         narrow[:] = above[block, seen, x]
         for tap in range(taps):
-            _add_product(came[x + tap], lefts[block, tap], narrow)
+            add_product(came[x + tap], lefts[block, tap], narrow)
         for c in range(inner):
             narrow[c] = _elu(narrow[c])
         gated[:] = conditions[seen, x, block * 2 * hidden : (block + 1) * 2 * hidden]
-        _add_product(narrow, pointwise[block], gated)
+        add_product(narrow, pointwise[block], gated)
         for c in range(hidden):
             features[c] += gated[c] / (np.float32(1.0) + np.exp(-gated[hidden + c]))
         layer = after[block]
         if layer >= 0:
-            _attend(
+            attend_at(
                 features, place, heads, norms[layer], inputs[layer], inputs_bias[layer], outputs[layer],
                 outputs_bias[layer], keys[layer, seen], values[layer, seen], three, attended, scores,
             )  # fmt: skip
 
 
-def _stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> _Floats:
+def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
     """Tensors of one shape, which is needed where there are none, as one array."""
     stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
     return stacked.contiguous().numpy()
 
 
-def _first_table(prior: PixelSNAIL) -> _Floats:
+def _first_table(prior: PixelSNAIL) -> Floats:
     """The first layer's convolution of the embedded codes as a table: (taps before the position, m, C)."""
     taps = torch.cat([prior.first.above.flatten(2), prior.first.left.flatten(2)], 2)  # (C, C, taps), rows above first
     return torch.einsum("mi,oit->tmo", prior.embedding.weight, taps).contiguous().numpy()
@@ -185,13 +192,13 @@ def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
     for layer, block in enumerate(prior.attention_after):
         after[block - 1] = layer
     return (
-        _stack([block.spatial.left[:, :, 0].permute(2, 1, 0) for block in blocks]),
-        _stack([block.pointwise.weight[:, :, 0, 0].T for block in blocks]),
-        _stack([torch.stack([one.norm.weight, one.norm.bias]) for one in some], (2, hidden)),
-        _stack([one.inputs.weight.T for one in some], (hidden, 3 * hidden)),
-        _stack([one.inputs.bias for one in some], (3 * hidden,)),
-        _stack([one.output.weight.T for one in some], (hidden, hidden)),
-        _stack([one.output.bias for one in some], (hidden,)),
+        stack([block.spatial.left[:, :, 0].permute(2, 1, 0) for block in blocks]),
+        stack([block.pointwise.weight[:, :, 0, 0].T for block in blocks]),
+        stack([torch.stack([one.norm.weight, one.norm.bias]) for one in some], (2, hidden)),
+        stack([one.inputs.weight.T for one in some], (hidden, 3 * hidden)),
+        stack([one.inputs.bias for one in some], (3 * hidden,)),
+        stack([one.output.weight.T for one in some], (hidden, hidden)),
+        stack([one.output.bias for one in some], (hidden,)),
         after,
     )  # fmt: skip
 
@@ -225,7 +232,7 @@ class _Rows:
         keys = torch.zeros(len(prior.attentions), seen, hidden, height * width)
         self.kept = tuple(tensor.numpy() for tensor in (taken, keys, torch.zeros_like(keys)))
 
-    def row(self, row: int) -> tuple[_Floats, _Floats, _Floats]:
+    def row(self, row: int) -> tuple[Floats, Floats, Floats]:
         """Of row `row`: base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C), biases added."""
         windows = self._windows[row]
         seen = torch.baddbmm(self._above_bias, windows.reshape(len(windows), -1, self._above.shape[1]), self._above)
@@ -238,11 +245,11 @@ class _Rows:
         )  # fmt: skip
 
 
-@compiled(**_OPTIONS)
+@compiled(**OPTIONS)
 def _row(
-    begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: _Floats, above: _Floats,
-    conditions: _Floats, kept: Any, weights: Any, table: _Floats, head: _Floats, head_bias: _Floats, heads: int,
-    mixing: _Floats, temperature: float, top_k: int, top_p: float,
+    begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: Floats, above: Floats,
+    conditions: Floats, kept: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
+    mixing: Floats, temperature: float, top_k: int, top_p: float,
 ) -> int:  # fmt: skip
     """Draw the codes of a row of the images begin..end - 1 that are not known; -> -1, or the column that has no code.
 
@@ -266,7 +273,7 @@ def _row(
                     for c in range(len(features)):
                         features[c] = _elu(features[c])
                     logits[:] = head_bias
-                    _add_product(features, head, logits)
+                    add_product(features, head, logits)
                     for symbol in range(len(logits)):
                         mixed[symbol] += mixing[copy] * logits[symbol]
             if not known[image, row, x]:
@@ -299,7 +306,7 @@ def sample_pixelsnail(
     for row in range(prior.level.grid[0]):
         parts = rows.row(row)
 
-        def some(begin: int, end: int, row: int = row, parts: tuple[_Floats, _Floats, _Floats] = parts) -> int:
+        def some(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
             return int(_row(begin, end, row, *arrays, *parts, *fixed))
 
         column = max(in_parts(batch, some))
