@@ -1,7 +1,5 @@
 """Small real runs for the tests: drawn digits in MNIST's own files, a folder of colour images, a tiny configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Kills at random moments inside one process, without the cost of starting anew; another process that has a lock."""
 
-from __future__ import annotations
-
 import random
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Commands as pages and recipes give them, run in this process with small budgets and models, on drawn digits."""
 
-from __future__ import annotations
-
 import re
 import runpy
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Run as a program: execute a notebook in its own folder, and write it back with its outputs. Argument: its path."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

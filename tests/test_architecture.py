@@ -1,7 +1,5 @@
 """Rooms import those before them alone; importing the package is cheap; another Python compiles it."""
 
-from __future__ import annotations
-
 import ast
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The examples run as they stand, with a few steps in place of their training."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import subprocess

@@ -1,7 +1,5 @@
 """What is built to be handed on; what works without any extra, and what the command line says where one is missing."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

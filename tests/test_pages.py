@@ -1,7 +1,5 @@
 """The README and the pages: commands and code run with small budgets; links lead somewhere; the site is built."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """docs/add-a-system.md: its package, installed as any other, and run through every command."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Long work shows itself only where it is asked for, on standard error, as lines or as a bar; numbers for people."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

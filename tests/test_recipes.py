@@ -1,7 +1,5 @@
 """The recipes in reduced form: what they command, run from data to sheet, and again where it was stopped."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import runpy

@@ -1,7 +1,5 @@
 """Small configurations that the commands train in a second, one of every system, for 12x12 greyscale images."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Trainings by a call; and a run with priors that many tests look at: trained once in a process, never written to."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Bytes against error of files: formats, curves and codecs, against plain searches and other implementations."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

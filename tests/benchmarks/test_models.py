@@ -1,7 +1,5 @@
 """What is compared and counted: forms of a prior, layers, codes of a GPU, FLOP of a step, against oracles."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

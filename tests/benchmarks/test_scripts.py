@@ -1,7 +1,5 @@
 """Every script in its smallest form: its rows, and that they hold what it says; what the torture of readers sees."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

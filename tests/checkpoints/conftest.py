@@ -1,7 +1,5 @@
 """Runs to look at: of an autoencoder alone, with all that can lie beside one, and with all of that stale."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

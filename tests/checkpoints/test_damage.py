@@ -4,8 +4,6 @@ It is one line that names the file, and nothing else; code maps, which are a cac
 comes back as it was written.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

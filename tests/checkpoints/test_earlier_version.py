@@ -1,7 +1,5 @@
 """Runs and an archive of the version before, and the shipped MNIST model: they give what they gave."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What others need of a run: small, without paths, whole or not at all, with a card that says what it is."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Models put on the hub and got from there, with a stand-in for it; never without being asked."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Models and priors from disk, and a trained model as one object. Damage: test_damage.py; stale: test_stale.py."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

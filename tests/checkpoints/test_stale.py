@@ -1,7 +1,5 @@
 """What lies beside a model and was made for another state of it: named with one command, never used, never deleted."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """What there is: presets, runs and data sets, for people and programs; what is installed and what is missing."""
 
-from __future__ import annotations
-
 import json
 import platform
 import shutil

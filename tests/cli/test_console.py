@@ -1,7 +1,5 @@
 """The command line itself: where options stand, wrong commands, help, and what is printed for programs."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Files of codes on the command line: tables, compress, inspect, decompress, archives."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

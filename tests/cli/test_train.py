@@ -1,7 +1,5 @@
 """Training by command: configurations, resumption, signals, the demo."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What is done with a trained run: evaluated, reconstructed, and refused where it is not what it should be."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Tiny presets of every system, under the names that a comparison asks for."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

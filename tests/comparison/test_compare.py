@@ -1,7 +1,5 @@
 """The comparison: every system trained alike, measured alike, resumed, shared by processes, and put into a table."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

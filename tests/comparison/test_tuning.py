@@ -1,7 +1,5 @@
 """The search for settings: what is tried next, stopped, shared and diverged searches, and what a comparison takes."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path

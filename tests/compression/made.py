@@ -1,7 +1,5 @@
 """Entropy models of random numbers, and codes to go with them; systems and images for them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

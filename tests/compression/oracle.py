@@ -1,7 +1,5 @@
 """docs/format.md in plain Python, slow and written apart: its numbers, and the encoder with whole numbers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

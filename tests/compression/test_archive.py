@@ -1,7 +1,5 @@
 """The archive: images back by number and name, blocks that are whole or nothing, writers that are killed, damage."""
 
-from __future__ import annotations
-
 import dataclasses
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Codes chosen by error and bits: against a plain descent, and what never grows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

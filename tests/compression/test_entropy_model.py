@@ -1,7 +1,5 @@
 """Entropy models: contexts, the file, the grids they state, and how they are fitted."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import zlib

@@ -1,7 +1,5 @@
 """Files that were written once are read to the same codes for ever, and written again bit for bit."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from itertools import product

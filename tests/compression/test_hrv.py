@@ -1,7 +1,5 @@
 """The file of one image: back as it was, readable by the page alone, and what damage does to it; the range coder."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

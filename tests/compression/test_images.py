@@ -1,7 +1,5 @@
 """From images to files of codes and back, for every system; files of at most so many bytes."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Codes that weigh error against bits: never worse than the usual ones by what they minimize, and read like any."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Configurations from files and options: what is right gives the same values, what is wrong is one clear line."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

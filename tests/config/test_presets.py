@@ -1,7 +1,5 @@
 """Presets: what they say of themselves, what follows from them, and that they are the tables of the paper."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Registries: what other packages add is found, and what is wrong with one of them stays with it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint

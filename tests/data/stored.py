@@ -1,7 +1,5 @@
 """Small sets of images in every form in which images are stored, made without the code that reads them."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

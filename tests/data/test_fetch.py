@@ -1,7 +1,5 @@
 """Getting data sets: ways in order, checksums, nothing by halves; each way; and how their files are read."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib

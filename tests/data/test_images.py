@@ -1,7 +1,5 @@
 """Image files to pixels and back."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from pathlib import Path

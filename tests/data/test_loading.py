@@ -1,7 +1,5 @@
 """From a configuration to the images of a split and its batches, and what broken input does."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from itertools import chain, islice, pairwise

@@ -1,7 +1,5 @@
 """Folders of images to shards: whole or not at all, the same bytes each time, and nothing else written over."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """Every form in which images are stored gives the same images, labels, order and split, and is refused in one line."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import multiprocessing

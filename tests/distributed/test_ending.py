@@ -1,7 +1,5 @@
 """How processes that train together end: one is killed, torchrun starts them again; one is stopped, all stop."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

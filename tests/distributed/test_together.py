@@ -1,7 +1,5 @@
 """Two processes that train together against one: the same images, start, losses and restarts, for every system."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

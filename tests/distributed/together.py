@@ -5,8 +5,6 @@ FOLDER/SYSTEM-WORLD, then priors and a progressive decoder into the run FOLDER/p
 FOLDER/seen-WORLD-RANK.json.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import zlib

@@ -1,7 +1,5 @@
 """A run measured: the rate under its priors and in files, and the quality of samples."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

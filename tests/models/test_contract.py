@@ -1,7 +1,5 @@
 """What every system promises of images, codes and losses."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

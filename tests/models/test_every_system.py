@@ -1,7 +1,5 @@
 """Every system through every command, stopped and resumed; no command knows which system it has."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Perceptual distances: efficientnet-lite0's and LPIPS, each by hand; which a machine takes, and how it gets them."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

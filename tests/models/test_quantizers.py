@@ -1,7 +1,5 @@
 """What every quantizer promises, and the library's: FSQ by its equations, losses, starts, systems that have them."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 

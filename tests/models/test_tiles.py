@@ -1,7 +1,5 @@
 """Large images in tiles: the codes and the pixels of the whole image."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """VQGAN: its losses by hand, the adaptive weight, the late start."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

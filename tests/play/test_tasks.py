@@ -1,7 +1,5 @@
 """What the page takes in, and what is refused in one line; what it shows is what the model gives."""
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

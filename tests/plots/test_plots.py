@@ -1,7 +1,5 @@
 """Pictures show what they claim: pixels where they belong, every codeword drawn, the right ones in colour."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

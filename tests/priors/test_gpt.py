@@ -1,7 +1,5 @@
 """The transformer with a head for each level: what a code depends on, the network by hand, cached and plain sampler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Classifier-free guidance: the mixture by hand, cached samplers beside the plain one, and what can't be guided."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The prior of a level: causal, conditioned, and the network that its docstring draws."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

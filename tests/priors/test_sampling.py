@@ -1,7 +1,5 @@
 """The cached sampler is the plain one, faster: every code the same, whatever network and options; completions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ books[l]: (number, m, D) of each level; `linked` levels make a group, whose path
 same array at every level.
 """
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np

@@ -1,7 +1,5 @@
 """TreeVQ fitted to vectors that are there already, and the k-means start."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """TreeVQ, the layer for other models: shapes, masks, what it does by itself, and what it keeps."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 from pathlib import Path

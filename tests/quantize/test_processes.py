@@ -1,7 +1,5 @@
 """Two processes that train with a TreeVQ: the same codebooks to the bit, and those of one process on whole batches."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import warnings

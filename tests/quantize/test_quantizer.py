@@ -1,7 +1,5 @@
 """The quantizer in every form, from one flat codebook to a tree: codes, losses, averages, starts, restarts."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The two forms of the search against oracles, where the two best differ; ties, NaN, threads, forks, chunks."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

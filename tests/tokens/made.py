@@ -1,7 +1,5 @@
 """What the tests of shards share: drawn digits as image files, and how shards are read without this package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

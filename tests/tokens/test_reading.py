@@ -1,7 +1,5 @@
 """Shards read back: to images, and to priors; those of other tools, and those that are damaged or of another kind."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Images to shards of codes: those of the model, each image once, however often it is stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

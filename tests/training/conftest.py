@@ -1,7 +1,5 @@
 """A run with a trained autoencoder, and the tasks of the trainer."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

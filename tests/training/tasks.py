@@ -1,11 +1,9 @@
 """The three tasks of the trainer, each small, as the tests that hold for all of them run them."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -77,7 +75,7 @@ class Case:
         task = self.task(config or self.config(**training))
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
-    def at(self, path: Path) -> Case:
+    def at(self, path: Path) -> Self:
         """The same in another folder."""
         return dataclasses.replace(self, path=path)
 

@@ -1,7 +1,5 @@
 """Training an autoencoder: what it learns and writes, codewords that are restarted, data in every form, real kills."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

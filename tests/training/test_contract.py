@@ -1,7 +1,5 @@
 """What holds for every task of the trainer: killed, stopped, damaged or refused, it ends as if nothing had happened."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

@@ -1,7 +1,5 @@
 """Device and precision: decided once when a run begins, kept, and said where they cost something."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Loggers get the records of metrics.jsonl, and are nothing that a training needs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from inspect import signature

@@ -1,7 +1,5 @@
 """Muon: its matrices against singular values, its rest against torch's Adam, its steps, and runs that resume."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Priors of a run: the best state is kept, several are trained by one call, one may cover all levels, or be guided."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

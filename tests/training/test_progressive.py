@@ -1,7 +1,5 @@
 """The progressive decoder: what it changes and what not, how it learns, and where it goes."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is of another state of the autoencoder is refused, named, and renewed by one command, which may be stopped."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 from functools import partial

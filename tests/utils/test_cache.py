@@ -1,7 +1,5 @@
 """Compiled code on disk, never taken after a change of what it was compiled from; work in parts on threads."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json

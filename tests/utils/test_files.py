@@ -1,7 +1,5 @@
 """Files and folders are written whole or not at all; one process at a time has a folder or a file."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

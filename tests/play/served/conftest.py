@@ -1,7 +1,5 @@
 """A page that is served by the command line, in a process of its own, and a Chromium to look at it."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 With PLAY_SCREENSHOTS=DIR in the environment, the pictures of docs/play.md are written there.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

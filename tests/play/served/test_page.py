@@ -1,7 +1,5 @@
 """The page over HTTP: hostile uploads, other hosts, addresses on the internet, many requests."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import re
