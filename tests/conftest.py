@@ -59,10 +59,10 @@ def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.
     return images, labels
 
 
-def write_mnist(folder: Path, train: int = 96, test: int = 40) -> None:
+def write_mnist(folder: Path, train: int = 96, test: int = 40, size: int = 12) -> None:
     folder.mkdir(parents=True)
     for part, count, seed in (("train", train, 1), ("t10k", test, 2)):
-        images, labels = drawn_digits(count, seed)
+        images, labels = drawn_digits(count, seed, size)
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
 

@@ -10,8 +10,7 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.data import fetch
-from hrvqvae.data.sets.mnist import write_idx
-from tests.conftest import drawn_digits
+from tests.conftest import drawn_digits, write_mnist
 
 Cut = tuple[str, str]
 """A pattern of a command, and what replaces it."""
@@ -19,12 +18,7 @@ Cut = tuple[str, str]
 
 def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
     """Make 28x28 drawn digits the MNIST, or the set of that name, of a root folder, which the commands take."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    for part, count, seed in (("train", 120, 1), ("t10k", 60, 2)):
-        images, labels = drawn_digits(count, seed, size=28)
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
+    write_mnist(root / name, 120, 60, size=28)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 

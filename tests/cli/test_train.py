@@ -17,7 +17,7 @@ from hrvqvae.config.parsing import from_file
 from hrvqvae.data import fetch
 from hrvqvae.data.images import read_image
 from tests.conftest import do, refused, write_file
-from tests.tiny_systems import tiny_run
+from tests.trained_run import tiny_run
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
-from tests.tiny_systems import tiny_run, tiny_systems
-from tests.trained_run import undrawn
+from tests.trained_run import tiny_run, tiny_systems, undrawn
 
 _SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.padding": "1"}
 

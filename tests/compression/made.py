@@ -19,7 +19,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits
-from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_systems
 
 WEIGHTS = "0123456789abcdef" * 2
 

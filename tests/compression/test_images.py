@@ -19,7 +19,7 @@ from hrvqvae.compression.images import compress, decode_images
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
-from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_systems
 
 NAMES = ("groups", "vqvae2", "fsq", "vqpytorch")
 CPU = torch.device("cpu")

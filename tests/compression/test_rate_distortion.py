@@ -23,7 +23,7 @@ from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import bits_of, digits, single_grid, squared_errors, untrained
 from tests.conftest import on_each_device, refused
-from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_systems
 
 
 def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:

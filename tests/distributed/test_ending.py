@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import Config, to_dict
+from hrvqvae.config import Config
 from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
-from tests.conftest import with_training
+from tests.conftest import with_training, write_file
 from tests.trained_run import train_autoencoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,9 +53,8 @@ def wait_for(holds: Callable[[], bool], launched: subprocess.Popen[str]) -> None
 
 def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, tmp_path: Path) -> None:
     config = with_training(tiny, max_steps=100_000, log_every=1, evaluate_every=200_000, schedule="constant")
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(config)))
-    run = RunFolder(tmp_path / "run")
-    command = [*torchrun(2, "--max-restarts", "1"), "train", str(tmp_path / "x.yaml"), "--out", str(run.path)]
+    run, file = RunFolder(tmp_path / "run"), write_file(config, tmp_path / "x.yaml")
+    command = [*torchrun(2, "--max-restarts", "1"), "train", str(file), "--out", str(run.path)]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
     ) as launched:

@@ -19,7 +19,7 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.training.loggers import read_records
 from tests.conftest import with_training
 from tests.distributed import together
-from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
 EVERY = tuple(SYSTEMS.built_in)

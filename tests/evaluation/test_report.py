@@ -22,8 +22,7 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import measure_samples
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_file
-from tests.tiny_systems import tiny_run
-from tests.trained_run import silent, undrawn
+from tests.trained_run import silent, tiny_run, undrawn
 
 
 def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

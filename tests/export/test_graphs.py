@@ -24,7 +24,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.quantize import Codes
 from tests.conftest import refused
-from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_systems
 
 SIZES = ((3, 12, 12), (1, 1, 1), (2, 13, 22), (5, 31, 8))
 TRACED = ("hrvqvae", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
@@ -23,17 +22,15 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
-from tests.conftest import write_picture
-from tests.tiny_systems import tiny_systems
-from tests.trained_run import undrawn
+from tests.conftest import write_file, write_picture
+from tests.trained_run import tiny_systems, undrawn
 
 EVERY = tuple(SYSTEMS.built_in)
 
 
 def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ...], priors: bool = True) -> None:
     """By command, to each of these steps in turn; at a constant rate, so that the budget may grow."""
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(to_dict(config)))
+    file = write_file(config, folder.with_suffix(".yaml"))
     constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
     first = ["train", str(file), "--out", str(folder), *constant, *options]
     with undrawn():
@@ -167,8 +164,7 @@ def test_what_is_left_to_the_machine_is_decided_when_a_run_begins(
     monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "none")
     config = tiny_systems(mnist_root)["vqgan"]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, perceptual="auto"))
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(to_dict(config)))
-    command = ["train", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"), "--max-steps"]
+    command = ["train", str(write_file(config, tmp_path / "x.yaml")), "--out", str(tmp_path / "run"), "--max-steps"]
     assert main([*command, "3"]) == 0
     stored = RunFolder(tmp_path / "run").read_config()
     assert to_dict(stored)["model"]["perceptual"] == "none"

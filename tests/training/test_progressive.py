@@ -21,7 +21,7 @@ from hrvqvae.models.build import build
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import DamagedFileError
-from tests.tiny_systems import tiny_systems
+from tests.trained_run import tiny_systems
 from tests.training.tasks import Case
 
 
