@@ -119,6 +119,16 @@ def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
         assert (tmp_path / "x.hrva").stat().st_size == size
 
 
+def test_damaged_files_are_refused() -> None:
+    content = TREE.content
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        for some in (bytes(damaged), content[:place]):
+            with pytest.raises(DamagedFileError):
+                read_entropy_model(some)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
