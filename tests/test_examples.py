@@ -96,11 +96,16 @@ def test_semantic_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert len({(first, kind) for first, kind in zip(found[:, 0], cluster, strict=True)}) == 4
     before = target.read_bytes()
     other = tmp_path / "other.parquet"
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    (tmp_path / "cut.parquet").write_bytes(source.read_bytes()[:-20])
     pq.write_table(pa.table({"item": [1, 2, 3], "vector": [[0.5, 1.0], [0.5], None]}), tmp_path / "odd.parquet")
     for words, line in (
         ((source, target, *given), "is there already"), ((source, other), "has no column id; it has item, vector"),
         ((source, other, "--id", "vector", "--embedding", "item"), "column item is string"),
+        ((tmp_path / "empty.parquet", other, *given), "has no rows"),
         ((tmp_path / "odd.parquet", other, *given), "row 1 has no embedding of 2 values"),
+        ((tmp_path / "cut.parquet", other, *given), "can't be read as Parquet"),
+        ((source, other, *given, "--beam", 0), "beam is 0; it must be at least 1"),
         ((source, tmp_path / "no" / "x.parquet", *given), "can't be written"),
     ):  # fmt: skip
         assert run(*words) == 2, words

@@ -139,9 +139,13 @@ def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.C
         figure("hierarchy", *arguments)
         assert drawn in capsys.readouterr().out
     assert read_image(out, 3).shape[2] > 500
-    with pytest.raises(SystemExit):
-        figure("hierarchy", run, "-o", out, "--position", "9", "0")
-    assert "latent grid of 7x7" in capsys.readouterr().err
+    for arguments, message in (
+        (["-o", out, "--position", "1", "1"], "name a RUN"), (["-o", out, "--path", "1,x"], "--path"),
+        ([run, "-o", out, "--position", "9", "0"], "latent grid of 7x7"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            figure("hierarchy", *arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

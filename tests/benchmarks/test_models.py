@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from benchmarks.layer_tuned import Side
 from benchmarks.prior import FORMS, MaskedConv2d, _replaced
 from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
 from hrvqvae.priors.base import Level
+from hrvqvae.quantize.search.tensors import search_tensors
 from tests.priors.test_pixelsnail import inputs, network, random_prior
-from tests.quantize import oracle
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -47,12 +48,24 @@ def test_error_and_leaves_of_a_layer_by_hand() -> None:
 
 @pytest.mark.parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
 def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
-    """One vector after the other."""
+    """Paths of each length are all kept in a sorted list, one vector after the other."""
     case = make_problem(3, 4, vectors=40, width=5)
-    leaves, _ = exact_search(case.latents, case.books, width, weight)
-    books = [book.double().tolist() for book in case.books]
-    expected = [oracle.beam(one, books, width, weight)[-1] for one in case.latents.double().tolist()]
-    assert leaves.tolist() == expected
+    leaves, clear = exact_search(case.latents, case.books, width, weight)
+    books = [book.double().numpy() for book in case.books]
+    for vector, leaf, gap in zip(case.latents.double().numpy(), leaves.tolist(), clear.tolist(), strict=True):
+        kept, gaps = [(0.0, 0, vector)], []
+        for level, book in enumerate(books, start=1):
+            found = []
+            for before, parent, residual in kept:
+                for child, codeword in enumerate(book[parent]):
+                    left = np.square(residual - codeword).sum()
+                    found.append((before + left, before + weight * left, parent * 4 + child, residual - codeword))
+            found.sort(key=lambda one: one[0])
+            number = width if level < 3 else 1
+            if len(found) > number:
+                gaps.append(1 - found[number - 1][0] / found[number][0])
+            kept = [one[1:] for one in found[:number]]
+        assert (leaf, gap) == (kept[0][1], pytest.approx(min(gaps)))
 
 
 def test_vectors_that_rounding_decides_are_not_judged() -> None:
@@ -96,3 +109,22 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
     for row in found["training"]:
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
         assert row["matrix_share"] == pytest.approx(row["flop"] / row["step_seconds"] / found["matrix_rate"])
+
+
+def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def rounded(latents: Tensor, books: list[Tensor]) -> Tensor:
+        """In bfloat16, as a GPU would by mistake."""
+        return search_tensors(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(report, "SMALL", TINY)
+    monkeypatch.setitem(SEARCHES, "greedy", dataclasses.replace(SEARCHES["greedy"], gpu=rounded))
+    with pytest.raises(SystemExit) as ended:
+        report.main([])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0].startswith("no GPU here")
+    (fault,) = printed.err.splitlines()[-1:]
+    assert fault.startswith("greedy (2 levels of 3, width 4): ")
+    assert "of 300 vectors are not coded as on the CPU" in fault

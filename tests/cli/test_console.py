@@ -66,6 +66,7 @@ def test_fields_are_told_from_the_rest() -> None:
         (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k is 0; it must be at least 1"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
+        (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
         (["train-judge", "cifar10"], "another name: train-classifier"),
         (["train", "hrvqvae/mnist", "--start-from=mnist"], "it is called --init-from now"),
         (["evaluate", "mnist", "--rate-weight", "0.1"], "it is called --lmbda now"),

@@ -206,6 +206,8 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:
 def test_a_prior_that_goes_on_keeps_its_held_out_images() -> None:
     with pytest.raises(InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
         prior_config(mnist(), {"prior.training.evaluation_images": "9"}, mnist())
+    with pytest.raises(InputError, match="--model.stride"):
+        progressive_config(mnist(), {"model.stride": "4"})
 
 
 @dataclass(frozen=True, kw_only=True)
