@@ -162,6 +162,9 @@ def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior
     kept = sampled(three_levels, [0], known=KnownCodes(other, (where,) * 3))
     assert same([one[0][where] for one in kept], [one[0][where] for one in other])
     assert not same([one[0][~where] for one in kept], [one[0][~where] for one in free])
+    every = torch.ones_like(where)
+    finer = sampled(three_levels, [0], known=KnownCodes(other, (every, ~every, ~every)))[1:]
+    assert not same(finer, free[1:]), "they are drawn below the coarser codes that there are"
 
 
 def test_labels_come_as_often_as_in_training() -> None:
