@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
+from benchmarks.common import Row, as_script, finish, options, positive, read_images, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.quantize.search import Search, search
@@ -39,10 +37,7 @@ def bench_beam(
     model = trained.autoencoder
     if not (isinstance(model, SingleGridAutoencoder) and model.linked_codebooks):
         raise InputError(f"{run} has no linked codebooks, which a beam searches")
-    found = load_images(trained.config.with_root(data).data, "test")
-    units = [batch.images.float() / 255 for batch in evaluation_batches(found, batch_size=_BATCH, limit=images)]
-    if not units:
-        raise InputError(f"no test image of {run} could be read")
+    units = torch.split(read_images(trained.config.with_root(data).data, images).float() / 255, _BATCH)
     books = model.linked_codebooks
     with torch.no_grad():
         latents = [model.latents(unit).flatten(0, -2) for unit in units]

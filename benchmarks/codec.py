@@ -13,15 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, options, positive, seconds, show, side_by_side
+from benchmarks.common import Row, as_script, options, positive, read_images, seconds, show, side_by_side
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli.console import print_json
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.images import decode_images, flat_codes
-from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images
 from hrvqvae.utils.progress import note
 
 Codes = NDArray[np.int32]
@@ -41,9 +39,7 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
         InputError: the run or its data is missing.
     """
     model = TrainedModel(run)
-    config = model.config.with_root(root)
-    batches = evaluation_batches(load_images(config.data, "test"), batch_size=_BATCH, limit=images, workers=0)
-    pixels = torch.cat([batch.images for batch in batches])
+    pixels = read_images(model.config.with_root(root).data, images)
     codes = np.concatenate([flat_codes(model.encode(some)) for some in torch.split(pixels, _BATCH)])
     size = (pixels.shape[-2], pixels.shape[-1])
     parts = write(model.codec, codes, size)

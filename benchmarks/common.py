@@ -1,4 +1,4 @@
-"""What the measurements share: calls timed by turns, rows shown as a table, and the frame of a script."""
+"""What the measurements share: calls timed by turns, test images, rows shown as a table, and the frame of a script."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hrvqvae.cli.console import print_json, print_table, split_fields
-from hrvqvae.config import Config
+from hrvqvae.config import Config, DataConfig
 from hrvqvae.config.parsing import base_config, override
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
 
 Row = dict[str, Any]
@@ -23,7 +25,6 @@ Columns = Mapping[str, str]
 """Head of a column -> format of what it shows of a row, such as "images/s" -> "{images_per_second:.1f}"."""
 
 CPU = torch.device("cpu")
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def seconds(call: Callable[[], object], device: torch.device = CPU) -> float:
@@ -59,6 +60,28 @@ def median_seconds(call: Callable[[], object], rounds: int = 5, device: torch.de
     return side_by_side({"": call}, rounds, device)[""]
 
 
+def matrix_rate(device: torch.device = CPU, side: int = 1536, bf16: bool = False, rounds: int = 8) -> float:
+    """FLOP a second of a product of two square matrices with so many rows, in bfloat16 or float32.
+
+    A multiply-add is two FLOP.
+    """
+    kind = torch.bfloat16 if bf16 else torch.float32
+    one, other = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
+    return 2 * side**3 / median_seconds(lambda: one @ other, rounds, device)
+
+
+def read_images(config: DataConfig, limit: int | None = None, split: str = "test") -> Tensor:
+    """Images of a split (N, C, Y, X) uint8, not augmented; `limit` of them at most, spread evenly.
+
+    Raises:
+        InputError: the data is not there, or no image could be read.
+    """
+    batches = [one.images for one in evaluation_batches(load_images(config, split), batch_size=128, limit=limit)]
+    if not batches:
+        raise InputError(f"no image of the {split} split could be read")
+    return torch.cat(batches)
+
+
 def positive(text: str) -> int:
     """The type of an option that takes a whole number of at least 1."""
     number = int(text)
@@ -78,7 +101,7 @@ def preset_of(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     prefix: str = "",
-    given: Mapping[str, str] = _NONE,
+    given: Mapping[str, str] | None = None,
 ) -> tuple[Any, Config]:
     """(options, configuration of the preset that they name).
 
@@ -91,7 +114,7 @@ def preset_of(
     """
     others, fields = split_fields(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(others)
-    return arguments, override(base_config(prefix + arguments.preset), {**given, **fields})
+    return arguments, override(base_config(prefix + arguments.preset), {**(given or {}), **fields})
 
 
 def show(rows: Sequence[Row], columns: Columns) -> None:

@@ -13,49 +13,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Row, as_script, median_seconds, options, show, side_by_side
+from benchmarks.common import Row, as_script, matrix_rate, median_seconds, options, show, side_by_side
 from benchmarks.prior import Form as PriorForm
 from benchmarks.prior import PriorSide
 from benchmarks.search import TOLERANCE, exact_search, make_problem
 from benchmarks.train import AutoencoderSide
 from hrvqvae.cli.console import print_json
-from hrvqvae.config import Config, presets
+from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
-from hrvqvae.quantize.search import Search
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
-from hrvqvae.utils.device import Compute, computes_bf16, resolve_device
+from hrvqvae.utils.device import computes_bf16, resolve_device
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 
-@dataclass(frozen=True)
-class Searched:
-    """One kind of search: what the CPU runs, the tensor operations that a GPU runs, and its options."""
+class Searched(NamedTuple):
+    """One kind of search: the paths that it keeps, the weight of coarser levels, and whether its codebook is flat."""
 
-    cpu: Search
-    gpu: Search
     width: int = 1
     coarse_weight: float = 0.0
     flat: bool = False
 
-    @classmethod
-    def beam(cls, width: int, coarse_weight: float) -> Searched:
-        """A search that keeps several paths."""
-        cpu, gpu = (partial(one, width=width, coarse_weight=coarse_weight) for one in (search_compiled, search_tensors))
-        return cls(cpu, gpu, width, coarse_weight)
 
-
-SEARCHES = {
-    "greedy": Searched(search_compiled, search_tensors),
-    "beam of 4": Searched.beam(4, 0.1),
-    "flat": Searched(search_compiled, search_tensors, flat=True),
-}
+SEARCHES = {"greedy": Searched(), "beam of 4": Searched(4, 0.1), "flat": Searched(flat=True)}
 
 
 def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, found: Tensor, kind: Searched) -> Row:
@@ -74,32 +61,36 @@ def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, found: T
     }  # fmt: skip
 
 
+def problem(tree: tuple[int, int, int], vectors: int) -> tuple[Tensor, list[tuple[Row, list[Tensor], Searched]]]:
+    """Latents (N, D) and, for each search, a row that tells its size, and the codebooks that it searches.
+
+    Args:
+        tree: (levels, codewords a codebook, width); the flat codebook has as many codewords as it has leaves.
+    """
+    levels, codewords, width = tree
+    case = make_problem(levels, codewords, vectors, width)
+    searches = []
+    for name, kind in SEARCHES.items():
+        books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
+        about = {"levels": len(books), "codewords": books[0].shape[1], "width": width, "vectors": vectors}
+        searches.append(({"search": name, **about}, books, kind))
+    return case.latents, searches
+
+
 def codes_rows(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Row]:
     """Rows with search, levels, codewords, width, vectors, and what `compare` finds.
 
     On a CPU it is the tensor operations that are compared with the compiled loops.
-
-    Args:
-        device: what runs the tensor operations.
-        trees: (levels, codewords a codebook, width) of each; its flat codebook has as many codewords as it has leaves.
     """
     rows = []
-    for levels, codewords, width in trees:
-        case = make_problem(levels, codewords, vectors, width)
-        for name, kind in SEARCHES.items():
-            books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
-            found = kind.gpu(case.latents.to(device), [book.to(device) for book in books]).cpu()
-            about = {"levels": len(books), "codewords": books[0].shape[1], "width": width, "vectors": vectors}
-            compared = compare(case.latents, books, kind.cpu(case.latents, books), found, kind)
-            rows.append({"search": name, **about, **compared})
+    for tree in trees:
+        latents, searches = problem(tree, vectors)
+        for row, books, kind in searches:
+            expected = search_compiled(latents, books, kind.width, kind.coarse_weight)
+            on_device = [book.to(device) for book in books]
+            found = search_tensors(latents.to(device), on_device, kind.width, kind.coarse_weight).cpu()
+            rows.append({**row, **compare(latents, books, expected, found, kind)})
     return rows
-
-
-def matrix_rate(device: torch.device, side: int, bf16: bool, rounds: int) -> float:
-    """FLOP a second of a product of two square matrices with so many rows, in bfloat16 or float32."""
-    kind = torch.bfloat16 if bf16 else torch.float32
-    one, other = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
-    return 2 * side**3 / median_seconds(lambda: one @ other, rounds, device)
 
 
 def forget_peak(device: torch.device) -> None:
@@ -127,47 +118,36 @@ def search_rows(device: torch.device, vectors: int, tree: tuple[int, int, int], 
     copy_seconds is what they take at the rate of a copy of the latents, timed by turns with the searches.
 
     Args:
-        tree: (levels, codewords a codebook, width); the flat codebook has as many codewords as it has leaves.
+        tree: as of `problem`.
         calls: that are timed together, so that a GPU is not waited for after each.
     """
-    levels, codewords, width = tree
-    case = make_problem(levels, codewords, vectors, width)
-    latents, books = case.latents.to(device), [book.to(device) for book in case.books]
-    flat = [case.flat.to(device).unsqueeze(0)]
+    latents, searches = problem(tree, vectors)
+    latents = latents.to(device)
     target = torch.empty_like(latents)
     runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(latents)}
-    searched: dict[str, list[Tensor]] = {}
-    peaks: dict[str, Row] = {}
-    for name, kind in SEARCHES.items():
-        searched[name] = flat if kind.flat else books
-        runs[name] = partial(kind.gpu, latents, searched[name])
+    for row, books, kind in searches:
+        on_device = [book.to(device) for book in books]
+        runs[row["search"]] = run = partial(search_tensors, latents, on_device, kind.width, kind.coarse_weight)
         forget_peak(device)
-        runs[name]()
-        peaks[name] = peak_memory(device)
+        run()
+        row |= peak_memory(device)
     spent = side_by_side({name: partial(_repeated, run, calls) for name, run in runs.items()}, rounds, device)
-    rows = []
-    for name, used in searched.items():
-        moved = latents.nbytes + 8 * len(used) * vectors
-        copy = spent["copy"] / calls * moved / (2 * latents.nbytes)
-        rows.append(
-            {
-                "search": name, "levels": len(used), "codewords": used[0].shape[1], "width": width, "vectors": vectors,
-                "bytes": moved, "seconds": spent[name] / calls, "copy_seconds": copy,
-                "ratio": spent[name] / calls / copy, **peaks[name],
-            }
-        )  # fmt: skip
-    return rows
+    for row, books, _ in searches:
+        row["bytes"] = latents.nbytes + 8 * len(books) * vectors
+        row["seconds"] = spent[row["search"]] / calls
+        row["copy_seconds"] = spent["copy"] / calls * row["bytes"] / (2 * latents.nbytes)
+        row["ratio"] = row["seconds"] / row["copy_seconds"]
+    return [row for row, _, _ in searches]
 
 
-def flop_of_step(side: AutoencoderSide | PriorSide) -> int:
-    """FLOP of the convolutions and matrix products of a step, which is taken; a multiply-add is two."""
+def training_row(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float) -> Row:
+    """trained, batch, step_seconds, images_per_second, flop (a step), matrix_share (of `rate`), peak_bytes on a GPU.
+
+    FLOP are those of the convolutions and matrix products; a multiply-add is two.
+    """
     with FlopCounterMode(display=False) as counter:
         side.train()
-    return int(counter.get_total_flops())
-
-
-def _row(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float) -> Row:
-    flop, spent = flop_of_step(side), median_seconds(side.train, steps, side.compute.device)
+    flop, spent = int(counter.get_total_flops()), median_seconds(side.train, steps, side.compute.device)
     return {
         "trained": trained, "batch": batch, "step_seconds": spent,
         "images_per_second": batch / spent, "flop": flop, "matrix_share": flop / spent / rate,
@@ -175,26 +155,23 @@ def _row(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int
     }  # fmt: skip
 
 
-def autoencoder_row(config: Config, steps: int, rate: float) -> Row:
-    """trained, batch, step_seconds, images_per_second, flop (a step), matrix_share (of `rate`), peak_bytes on a GPU."""
-    data, device = config.data, Compute.of(config.training).device
-    forget_peak(device)
-    shape = (config.training.batch_size, data.channels, data.size, data.size)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    side = AutoencoderSide(config, images.to(device), plain=False)
-    return _row(side, config.name, len(images), steps, rate)
-
-
-def prior_rows(config: Config, levels: Sequence[int], steps: int, rate: float) -> list[Row]:
-    """As `autoencoder_row`, of the priors of some levels (0 is the coarsest) for random codes."""
-    device = Compute.of(config.prior.training).device
+def training_rows(device: torch.device, form: Form, rate: float) -> list[Row]:
+    """Rows as of `training_row`, of autoencoders and of the priors of some levels, for random images and codes."""
     rows = []
-    for level in levels:
+    for name, fields in form.trained.items():
+        waiting(f"training {name}")
+        config = override(presets.get(name).config, {**fields, "training.device": str(device)})
         forget_peak(device)
-        side = PriorSide(config, range(level, level + 1), PriorForm(bf16=computes_bf16(device)))
-        batch = len(side.batch.codes[0])
-        trained = f"{config.name}, prior of level {level + 1} ({counted(side.parameters, 'parameter')})"
-        rows.append(_row(side, trained, batch, steps, rate))
+        batch = config.training.batch_size
+        rows.append(training_row(AutoencoderSide(config, plain=False), name, batch, form.steps, rate))
+    config = override(presets.get(_PRIOR).config, {**form.prior, "prior.training.device": str(device)})
+    for level in form.prior_levels:
+        waiting(f"training the prior of level {level + 1} of {_PRIOR}")
+        forget_peak(device)
+        prior = PriorSide(config, range(level, level + 1), PriorForm(bf16=computes_bf16(device)))
+        trained = f"{_PRIOR}, prior of level {level + 1} ({counted(prior.parameters, 'parameter')})"
+        rows.append(training_row(prior, trained, len(prior.batch.codes[0]), form.steps, rate))
+        del prior
     return rows
 
 
@@ -209,26 +186,31 @@ class Form:
     searched: int  # vectors of the timed search, with the first tree
     calls: int  # searches that are timed together
     trained: Mapping[str, Mapping[str, str]]  # preset -> fields that differ from it
-    prior: tuple[str, Mapping[str, str]]  # preset whose priors are trained, and fields that differ from it
+    prior: Mapping[str, str]  # fields that differ from the preset whose priors are trained
     prior_levels: Sequence[int]  # 0 is the coarsest
     steps: int  # of each training that are timed
     rounds: int  # of other measurements
 
 
+_PRIOR = "hrvqvae/cifar10"
 _TREES = ((3, 8, 32), (3, 8, 16), (6, 4, 16))  # the first two of the presets for FFHQ and CIFAR10
 
 FULL = Form(
     name="full", matrix=8192, trees=_TREES, compared=2**17, searched=2**20, calls=10,
     trained={"hrvqvae/cifar10": {}, "hrvqvae/ffhq": {}},
-    prior=("hrvqvae/cifar10", {}), prior_levels=(0, 2), steps=30,
-    rounds=20,
+    prior={}, prior_levels=(0, 2), steps=30, rounds=20,
 )  # fmt: skip
 SMALL = Form(
     name="small", matrix=1536, trees=_TREES, compared=2**13, searched=2**15, calls=1,
     trained={"hrvqvae/cifar10": {"training.batch_size": "16"}, "hrvqvae/ffhq": {"training.batch_size": "2"}},
-    prior=("hrvqvae/cifar10", {"prior.training.batch_size": "8"}), prior_levels=(0,),
-    steps=5, rounds=5,
+    prior={"prior.training.batch_size": "8"}, prior_levels=(0,), steps=5, rounds=5,
 )  # fmt: skip
+
+
+_FAULT = (
+    "{search} ({levels} levels of {codewords}, width {width}): {errors:,} of {vectors:,} vectors are not coded as on "
+    f"the CPU, by more than {TOLERANCE:g} of a distance"
+)
 
 
 def bench_gpu(device: torch.device, form: Form) -> Row:
@@ -236,41 +218,24 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
 
     Returns:
         device, device_name, form, torch (its version), precision and matrix_rate (FLOP a second, in that precision);
-        codes, search and training, the rows of each part (`codes_rows`, `search_rows`, `autoencoder_row` and
-        `prior_rows`); faults, a line for each search whose codes are not the CPU's; seconds, of all.
+        codes, search and training, the rows of each part (`codes_rows`, `search_rows`, `training_rows`); faults, a
+        line for each search whose codes are not the CPU's; seconds, of all.
     """
-    begun = time.perf_counter()
-    place, bf16 = str(device), computes_bf16(device)
+    begun, bf16 = time.perf_counter(), computes_bf16(device)
     waiting("timing matrix products")
     rate = matrix_rate(device, form.matrix, bf16, form.rounds)
     waiting("comparing codes")
     codes = codes_rows(device, form.compared, form.trees)
     waiting("timing the search")
     search = search_rows(device, form.searched, form.trees[0], form.rounds, form.calls)
-    name, fields = form.prior
-    config = override(presets.get(name).config, {**fields, "prior.training.device": place})
-    waiting(f"training priors of {name}")
-    priors = prior_rows(config, form.prior_levels, form.steps, rate)
-    training = list[Row]()
-    for name, fields in form.trained.items():
-        waiting(f"training {name}")
-        config = override(presets.get(name).config, {**fields, "training.device": place})
-        training.append(autoencoder_row(config, form.steps, rate))
+    training = training_rows(device, form, rate)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type, "device_name": name, "form": form.name, "torch": torch.__version__,
         "precision": "bf16" if bf16 else "fp32", "matrix_rate": rate, "codes": codes, "search": search,
-        "training": [*training, *priors],
-        "faults": [_fault(row) for row in codes if row["errors"]], "seconds": time.perf_counter() - begun,
+        "training": training,
+        "faults": [_FAULT.format(**row) for row in codes if row["errors"]], "seconds": time.perf_counter() - begun,
     }  # fmt: skip
-
-
-def _fault(row: Row) -> str:
-    size = f"{row['levels']} levels of {row['codewords']}, width {row['width']}"
-    return (
-        f"{row['search']} ({size}): {row['errors']:,} of {row['vectors']:,} vectors are not coded as on the CPU, "
-        f"by more than {TOLERANCE:g} of a distance"
-    )
 
 
 _SIZE = {"search": "{search}", "L": "{levels}", "m": "{codewords}", "D": "{width}", "vectors": "{vectors:,}"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
+from benchmarks.common import CPU, Row, as_script, finish, options, positive, preset_of, side_by_side
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.parsing import override
+from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
-from hrvqvae.priors.base import build_prior
+from hrvqvae.priors.base import Prior, build_prior
 from hrvqvae.priors.causal import Attention, CausalConv2d
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import Codes
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState, count_parameters
 from hrvqvae.utils.device import Compute
-from hrvqvae.utils.errors import InputError
 
 
 class MaskedConv2d(nn.Module):
@@ -55,11 +56,6 @@ def matrix_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: b
     return attended
 
 
-def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """torch's own fused attention: as `causal.attend`."""
-    return nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
     """One form of the same network: what it still has of the plain one."""
@@ -78,7 +74,6 @@ FORMS = {
     "+ no weight norm": Form(masked=True, attention=matrix_attention),
     "+ cropped kernels": Form(attention=matrix_attention),
     "+ attention in blocks (hrvqvae)": Form(),
-    "(torch's fused attention instead)": Form(attention=fused_attention),
 }
 
 
@@ -124,35 +119,50 @@ class PriorSide:
         self.state.step += 1
 
 
-def bench_prior(config: Config, level: int = 0, rounds: int = 5) -> list[Row]:
-    """Rows with method, preset, level, batch, parameters, images_per_second (median step), ratio, for random codes.
-
-    All forms take turns, a step each. Each adds one change to the one above it; the last replaces one.
-    """
-    sides = {name: PriorSide(config, range(level, level + 1), form) for name, form in FORMS.items()}
-    device = sides["plain"].compute.device
-    spent = side_by_side({name: side.train for name, side in sides.items()}, rounds, device)
-    batch = config.prior.training_of(level).batch_size
+def _rows(
+    measured: str, batch: int, parameters: Mapping[str, int], calls: Mapping[str, Callable[[], object]], rounds: int,
+    device: torch.device = CPU,
+) -> list[Row]:  # fmt: skip
+    """A row for each call, timed by turns; ratios are to the first one."""
+    spent = side_by_side(calls, rounds, device)
+    first = next(iter(spent.values()))
     return [
         {
-            "method": name, "preset": config.name, "level": level + 1, "batch": batch, "parameters": side.parameters,
-            "images_per_second": batch / spent[name], "ratio": spent["plain"] / spent[name],
+            "measured": measured, "method": name, "batch": batch, "parameters": parameters[name],
+            "images_per_second": batch / spent[name], "ratio": first / spent[name],
         }
-        for name, side in sides.items()
+        for name in calls
     ]  # fmt: skip
 
 
-def _draws(config: Config, batch: int) -> Callable[[], object]:
-    """Draws codes of all levels, by priors with random weights."""
-    model = build(config).eval().requires_grad_(False)
+def bench_prior(config: Config, rounds: int = 5) -> list[Row]:
+    """Rows with measured, method, batch, parameters, images_per_second (median step), ratio (to the plain form's).
+
+    Forms of the prior of the coarsest level take turns, a step each for random codes. Each adds one change to the one
+    above it.
+    """
+    sides = {name: PriorSide(config, config.prior_levels[0], form) for name, form in FORMS.items()}
+    batch, device = config.prior.training_of(0).batch_size, sides["plain"].compute.device
+    parameters = {name: side.parameters for name, side in sides.items()}
+    calls = {name: side.train for name, side in sides.items()}
+    return _rows("training", batch, parameters, calls, rounds, device)
+
+
+def random_priors(config: Config) -> list[Prior]:
+    """Priors of all levels with random weights, in evaluation mode."""
     torch.manual_seed(0)
-    priors = [build_prior(config, levels, classes=10).eval().requires_grad_(False) for levels in config.prior_levels]
-    label = torch.zeros(batch, dtype=torch.long)
+    classes = 10 if config.data.labels else 0
+    return [build_prior(config, levels, classes).eval().requires_grad_(False) for levels in config.prior_levels]
+
+
+def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[], Codes]:
+    """Draws codes of all levels of so many images."""
+    label = torch.zeros(batch, dtype=torch.long) if priors[0].level.classes else None
     return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
 
 
-def bench_kinds(config: Config, kinds: Sequence[str], rounds: int = 3, batches: Sequence[int] = (1, 64)) -> list[Row]:
-    """Rows with method, measured, batch, parameters, seconds_per_image; the second of two has ratio, by turns measured.
+def bench_kinds(config: Config, kinds: Sequence[str], rounds: int = 3) -> list[Row]:
+    """Rows as of `bench_prior`, of priors of all levels of two kinds: of training, and of samples at batch 1 and 64.
 
     A kind of prior that the preset does not take has that network's defaults. Training is a step of each prior.
     """
@@ -163,18 +173,13 @@ def bench_kinds(config: Config, kinds: Sequence[str], rounds: int = 3, batches: 
     sides = {
         kind: [PriorSide(one, levels, Form()) for levels in one.prior_levels] for kind, one in compared.items()
     }  # fmt: skip
-    rows = []
-    for measured, batch in (("training", config.prior.training_of(0).batch_size), *(("sampling", n) for n in batches)):
-        calls = {
-            kind: partial(_train, sides[kind]) if measured == "training" else _draws(one, batch)
-            for kind, one in compared.items()
-        }
-        spent = side_by_side(calls, rounds)
-        for kind, seconds in spent.items():
-            parameters = sum(side.parameters for side in sides[kind])
-            row = {"method": kind, "measured": measured, "batch": batch, "parameters": parameters}
-            rows.append(row | {"seconds_per_image": seconds / batch})
-        rows[-1]["ratio"] = spent[kinds[0]] / spent[kinds[1]]
+    parameters = {kind: sum(side.parameters for side in some) for kind, some in sides.items()}
+    steps = {kind: partial(_train, some) for kind, some in sides.items()}
+    rows = _rows("training", config.prior.training_of(0).batch_size, parameters, steps, rounds)
+    model = build(config).eval().requires_grad_(False)
+    for batch in (1, 64):
+        drawn = {kind: draws(model, random_priors(one), batch) for kind, one in compared.items()}
+        rows += _rows("sampling", batch, parameters, drawn, rounds)
     return rows
 
 
@@ -184,12 +189,8 @@ def _train(sides: Sequence[PriorSide]) -> None:
 
 
 COLUMNS = {
-    "method": "{method}", "batch": "{batch}", "parameters": "{parameters:,}", "images/s": "{images_per_second:.1f}",
-    "ratio": "{ratio:.2f}",
-}  # fmt: skip
-KINDS = {
-    "measured": "{measured}", "batch": "{batch}", "method": "{method}", "parameters": "{parameters:,}",
-    "s per image": "{seconds_per_image:.4f}", "ratio": "{ratio:.2f}",
+    "measured": "{measured}", "method": "{method}", "batch": "{batch}", "parameters": "{parameters:,}",
+    "images/s": "{images_per_second:.2f}", "ratio": "{ratio:.2f}",
 }  # fmt: skip
 
 
@@ -197,18 +198,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Time the training of a preset's prior; `--section.field VALUE` changes the preset."""
     parser = options(__doc__)
     parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
-    parser.add_argument("--level", type=positive, default=1, metavar="L", help="1 is the coarsest (default)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="steps of each form (default: 5)")
     parser.add_argument("--kinds", nargs=2, metavar="KIND", help="two kinds of priors, such as pixelsnail gpt")
-    parser.add_argument("--batches", type=positive, nargs="+", default=(1, 64), metavar="N", help="samples at a time")
     given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "18"}
     arguments, config = preset_of(parser, argv, given=given)
-    if arguments.kinds:
-        finish(bench_kinds(config, arguments.kinds, arguments.rounds, arguments.batches), KINDS, arguments.json)
-        return
-    if arguments.level > len(config.model.num_symbols):
-        raise InputError(f"--level is {arguments.level}; this model has levels 1 to {len(config.model.num_symbols)}")
-    finish(bench_prior(config, arguments.level - 1, arguments.rounds), COLUMNS, arguments.json)
+    rounds = arguments.rounds
+    rows = bench_kinds(config, arguments.kinds, rounds) if arguments.kinds else bench_prior(config, rounds)
+    finish(rows, COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training under torchrun against training alone: losses, images a second, and bytes that the processes exchange.
+"""Training under torchrun against training alone: losses, and bytes that the processes exchange.
 
 What is run are the commands that people run, one after the other, on images that are drawn at random.
 """
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.common import Row, as_script, options, positive, show
-from hrvqvae.cli.console import print_json
+from benchmarks.common import Row, as_script, finish, options, positive
 from hrvqvae.config import Config, presets, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
@@ -56,7 +55,7 @@ def exchanged(config: Config) -> tuple[int, int]:
     return _BYTES * gradients, _BYTES * sum(statistics)
 
 
-def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()) -> Row:
+def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()) -> list[Row]:
     """Measure what `count` processes on this machine do as one does, on the CPU, a thread each.
 
     Args:
@@ -64,9 +63,8 @@ def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()
         systems: names; empty: every one of this package.
 
     Returns:
-        "systems": rows with system, first (largest relative difference of the loss in the first ten steps), all,
-        restarted (in one process, in several), gradients and codebooks (bytes a step). "scaling": images a second of
-        one process, of `count` with a batch of the same size each, and their ratio.
+        Rows with system, first (largest relative difference of the loss in the first ten steps), all, restarted (in
+        one process, in several), gradients and codebooks (bytes a step).
 
     Raises:
         InputError: a training failed; what it said last is in the message.
@@ -78,9 +76,7 @@ def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()
         for system in systems or tuple(SYSTEMS.built_in):
             note(f"{system}: one process, then {count}")
             rows.append(_compare(_small(system, folder, 12 * count, steps), folder, count))
-        note(f"images a second: one process, then {count}")
-        scaling = _scaling(folder, count)
-    return {"systems": rows, "scaling": scaling}
+    return rows
 
 
 def _draw_images(folder: Path) -> None:
@@ -133,23 +129,11 @@ def _compare(config: Config, folder: Path, count: int) -> Row:
     }  # fmt: skip
 
 
-def _scaling(folder: Path, count: int) -> Row:
-    """Images a second of hrvqvae/mnist as it is, 32 images a process, the best of several windows of five steps."""
-    found = []
-    for number in (1, count):
-        given = {name: value for name, value in _SMALL.items() if not name.startswith("model.")}
-        given |= {"data.root": str(folder), "training.max_steps": "40", "training.log_every": "5"}
-        config = override(presets.get("hrvqvae/mnist").config, given | {"training.batch_size": str(32 * number)})
-        found.append(max(record["images_per_second"] for record in _train(config, folder, number)))
-    return {"processes": count, "one": found[0], "several": found[1], "ratio": found[1] / found[0]}
-
-
-SYSTEM_COLUMNS = {
+COLUMNS = {
     "system": "{system}", "first 10 losses": "{first:.1e}", "all losses": "{all:.1e}",
     "restarted": "{restarted[0]}, {restarted[1]}", "gradients, bytes": "{gradients:,}",
     "codebooks, bytes": "{codebooks:,}",
 }  # fmt: skip
-SCALING = {"processes": "{processes}", "images/s, one": "{one:.0f}", "all": "{several:.0f}", "ratio": "{ratio:.2f}"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -159,13 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=positive, default=60, metavar="N", help="of each training (default: 60)")
     parser.add_argument("--systems", nargs="+", default=(), metavar="NAME", help="default: all")
     arguments = parser.parse_args(argv)
-    found = bench_processes(arguments.processes, arguments.steps, arguments.systems)
-    if arguments.json:
-        print_json(found)
-        return
-    show(found["systems"], SYSTEM_COLUMNS)
-    print()
-    show([found["scaling"]], SCALING)
+    rows = bench_processes(arguments.processes, arguments.steps, arguments.systems)
+    finish(rows, COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

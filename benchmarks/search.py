@@ -1,7 +1,7 @@
 """Cost of finding codewords: the tree of linked codebooks against flat codebooks, ours and others'.
 
 Every method is checked against a float64 oracle before it is timed. All run in one process, their rounds interleaved,
-beside the machine's own copy speed and rate of multiply-adds. What would need more than a bounded distance matrix is
+beside the machine's own rate of multiply-adds. What would need more than a bounded distance matrix is
 timed on a share of the vectors and scaled; its row says so.
 """
 
@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, median_seconds, options, positive, seconds
+from benchmarks.common import Row, as_script, finish, matrix_rate, options, positive, seconds
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
@@ -113,61 +113,40 @@ def agreement(latents: Tensor, books: Sequence[Tensor], leaves: Tensor) -> float
     return float((leaves == expected)[clear > TOLERANCE].double().mean())
 
 
-def _libraries(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
+def _methods(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
     try:
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize
     except ImportError as error:
-        raise InputError(
-            "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]', or --no-libraries"
-        ) from error
-    width, leaves = case.latents.shape[1], len(case.flat)
-    flat = VectorQuantize(dim=width, codebook_size=leaves).eval()
-    flat.codebook = case.flat
+        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
+    width, leaves, flat = case.latents.shape[1], len(case.flat), [case.flat[None]]
+    layer = VectorQuantize(dim=width, codebook_size=leaves).eval()
+    layer.codebook = case.flat
     residual = ResidualVQ(dim=width, num_quantizers=levels, codebook_size=codewords).eval()
     return {
-        "vector_quantize": Method(lambda some: flat(some[None])[1][0], leaves, True, [case.flat[None]]),
+        "tree": Method(lambda some: search(some, case.books)[-1], levels * codewords, False, case.books),
+        "flat": Method(lambda some: search(some, flat)[0], leaves, False, flat),
+        "cdist": Method(lambda some: torch.cdist(some, case.flat).argmin(-1), leaves, True, flat),
+        "vector_quantize": Method(lambda some: layer(some[None])[1][0], leaves, True, flat),
         "residual_vq": Method(lambda some: residual(some[None]), levels * codewords, False, None),
     }
 
 
-def _methods(case: SearchProblem, levels: int, codewords: int, libraries: bool) -> dict[str, Method]:
-    leaves, flat = len(case.flat), [case.flat[None]]
-    methods = {
-        "tree": Method(lambda some: search(some, case.books)[-1], levels * codewords, False, case.books),
-        "flat": Method(lambda some: search(some, flat)[0], leaves, False, flat),
-        "cdist": Method(lambda some: torch.cdist(some, case.flat).argmin(-1), leaves, True, flat),
-    }
-    return methods | (_libraries(case, levels, codewords) if libraries else {})
-
-
-def machine_rates() -> tuple[float, float]:
-    """(multiply-adds a second of a large float32 matrix product, bytes a second of a copy: read and written)."""
-    one, other = torch.rand(1536, 1536), torch.rand(1536, 1536)
-    source = torch.rand(2**24)
-    target = torch.empty_like(source)
-    product, copy = (median_seconds(call, 8) for call in (lambda: one @ other, lambda: target.copy_(source)))
-    return 1536**3 / product, 2 * source.nbytes / copy
-
-
 @torch.inference_mode()
-def bench_search(
-    grid: Sequence[tuple[int, int]] | None = None, vectors: int = VECTORS, width: int = WIDTH, libraries: bool = True
-) -> list[Row]:
+def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS, width: int = WIDTH) -> list[Row]:
     """Rows with method, vectors, width, levels, codewords, leaves, distances (that a vector costs), seconds, ratio.
 
-    Also: bytes (that must move), floor (seconds that the multiply-adds take at the machine's rate in the same run) and
-    times_floor, peak_share and copy_share (of that rate, and of the copy speed), agreement (with the oracle), timed_on
-    (vectors that were timed; fewer than `vectors` where the time is scaled).
+    Also: floor (seconds that the multiply-adds take at the machine's rate in the same run) and times_floor, agreement
+    (with the oracle), timed_on (vectors that were timed; fewer than `vectors` where the time is scaled).
 
     Raises:
-        InputError: vector-quantize-pytorch is missing and `libraries` is asked for.
+        InputError: vector-quantize-pytorch is missing.
         AssertionError: a method of ours disagrees with the oracle.
     """
     rows = []
-    for levels, codewords in grid or GRID:
+    for levels, codewords in grid:
         case = make_problem(levels, codewords, vectors, width)
         leaves = len(case.flat)
-        methods = _methods(case, levels, codewords, libraries)
+        methods = _methods(case, levels, codewords)
         runs, timed_on, agreed = {}, {}, {}
         for name, method in methods.items():
             most = (_MATRIX_VALUES if method.full_matrix else _PRODUCTS) // leaves
@@ -177,18 +156,16 @@ def bench_search(
                 some = some[: max(32, min(2_048, 2**26 // leaves))]
                 agreed[name] = agreement(some, method.books, method.run(some))
         assert agreed["tree"] == agreed["flat"] == 1, f"a search disagrees with the oracle: {agreed}"
-        products, copied = machine_rates()
+        products = matrix_rate() / 2
         spent = {name: time * vectors / timed_on[name] for name, time in _interleaved(runs).items()}
         for name, method in methods.items():
-            moved = _bytes_moved(name, vectors, width, levels, codewords, method.distances)
             floor = vectors * method.distances * width / products
             rows.append(
                 {
                     "method": name, "vectors": vectors, "width": width, "levels": levels, "codewords": codewords,
                     "leaves": leaves, "distances": method.distances, "seconds": spent[name],
-                    "ratio": spent[name] / spent["tree"], "timed_on": timed_on[name], "bytes": moved,
-                    "floor": floor, "times_floor": spent[name] / floor, "peak_share": floor / spent[name],
-                    "copy_share": moved / copied / spent[name], "agreement": agreed.get(name),
+                    "ratio": spent[name] / spent["tree"], "timed_on": timed_on[name], "floor": floor,
+                    "times_floor": spent[name] / floor, "agreement": agreed.get(name),
                 }
             )  # fmt: skip
     return rows
@@ -211,13 +188,6 @@ def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: median(some) for name, some in times.items()}
 
 
-def _bytes_moved(method: str, vectors: int, width: int, levels: int, codewords: int, distances: int) -> int:
-    """Bytes that must move: vectors and codewords in, codes out."""
-    leaves, tree = int(codewords**levels), method == "tree"
-    entries = leaves if distances == leaves else sum(codewords**level for level in range(1, levels + 1))
-    return 4 * width * (vectors + entries) + 8 * vectors * (levels if tree else 1)
-
-
 _STYLES = {
     "tree": ("tree of linked codebooks", "o-"), "flat": ("flat, ours", "s-"), "cdist": ("torch.cdist + argmin", "x:"),
     "vector_quantize": ("flat, vector-quantize-pytorch", "^--"),
@@ -232,13 +202,12 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
     for axes, (fixed, value, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         some = sorted((row for row in rows if row[fixed] == value), key=lambda row: row["leaves"])
         for method, (label, style) in _STYLES.items():
-            points = [(row["leaves"], row["seconds"] * 1e3) for row in some if row["method"] == method]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=label)
-        floor = [(row["leaves"], row["floor"] * 1e3) for row in some if row["method"] == "tree"]
-        if floor:
-            axes.plot(*zip(*floor, strict=True), "k:", linewidth=1, label="arithmetic floor of the tree")
-            axes.legend(frameon=False, fontsize=8)
+            own = [row for row in some if row["method"] == method]
+            axes.plot([row["leaves"] for row in own], [1e3 * row["seconds"] for row in own], style, label=label)
+        trees = [row for row in some if row["method"] == "tree"]
+        leaves, floor = [row["leaves"] for row in trees], [1e3 * row["floor"] for row in trees]
+        axes.plot(leaves, floor, "k:", linewidth=1, label="arithmetic floor of the tree")
+        axes.legend(frameon=False, fontsize=8)
         axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
     figure.axes[0].set_ylabel(f"milliseconds for {rows[0]['vectors']:,} vectors of width {rows[0]['width']}")
     save_figure(figure, path)
@@ -247,7 +216,7 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
 COLUMNS = {
     "method": "{method}", "L": "{levels}", "m": "{codewords}", "leaves": "{leaves:,}", "distances": "{distances:,}",
     "ms": "{ms:,.2f}", "timed on": "{timed_on:,}", "tree is faster": "{ratio:,.1f}", "x floor": "{times_floor:.1f}",
-    "of copy speed": "{copy_share:.1%}", "MB": "{MB:.1f}", "oracle": "{agreement:.4f}",
+    "oracle": "{agreement:.4f}",
 }  # fmt: skip
 
 
@@ -256,11 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--vectors", type=positive, default=VECTORS, metavar="N", help=f"default: {VECTORS}")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("L", "M"), help="only L levels of M codewords")
-    parser.add_argument("--no-libraries", action="store_true", help="leave out vector-quantize-pytorch")
     parser.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
     arguments = parser.parse_args(argv)
-    grid = None if arguments.size is None else [tuple(arguments.size)]
-    rows = bench_search(grid, arguments.vectors, libraries=not arguments.no_libraries)
+    rows = bench_search([tuple(arguments.size)] if arguments.size else GRID, arguments.vectors)
     if arguments.plot:
         plot_growth(rows, arguments.plot)
     finish(rows, COLUMNS, arguments.json)

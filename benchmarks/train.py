@@ -32,9 +32,9 @@ def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> to
 
 
 class AutoencoderSide:
-    """One of those that are compared: takes training steps of a batch, and quantizes alone."""
+    """One of those that are compared: takes training steps of a batch of random images, and quantizes alone."""
 
-    def __init__(self, config: Config, images: torch.Tensor, *, plain: bool) -> None:
+    def __init__(self, config: Config, *, plain: bool) -> None:
         torch.manual_seed(0)
         if plain:
             form = dataclasses.replace(config.training, precision="fp32", memory_format="contiguous")
@@ -44,6 +44,9 @@ class AutoencoderSide:
         self.quantizers = [one for one in self.model.modules() if isinstance(one, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:
             quantizer.search = plain_search
+        shape = (config.training.batch_size, config.data.channels, config.data.size, config.data.size)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        images = images.to(self.compute.device)
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
             self.model.initialize(self.images, torch.Generator().manual_seed(0))
@@ -81,40 +84,31 @@ class AutoencoderSide:
         return both_ways
 
 
-def bench_train(config: Config, rounds: int = 12, *, profile: bool = False) -> list[Row]:
-    """Rows with method, preset, batch, images_per_second (median step), ratio, for random images of its size.
+def bench_train(config: Config, rounds: int = 12) -> list[Row]:
+    """Rows with method, preset, batch, images_per_second, ratio, step_seconds (median), quantizer_seconds, its share.
 
     "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search; "hrvqvae" is
-    what `train` does. With `profile`, also step_seconds, quantizer_seconds and quantizer_share of a step.
+    what `train` does.
     """
-    data, batch = config.data, config.training.batch_size
-    shape = (batch, data.channels, data.size, data.size)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sides = {
-        "plain": AutoencoderSide(config, images, plain=True),
-        "hrvqvae": AutoencoderSide(config, images, plain=False),
-    }
+    sides = {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}
     calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
-    if profile:
-        calls |= {f"{name}, quantizer": side.quantizing() for name, side in sides.items()}
-    spent = side_by_side(calls, rounds, sides["plain"].compute.device)
-    rows = []
-    for name in sides:
-        step = spent[name]
-        row = {"method": name, "preset": config.name, "batch": batch, "images_per_second": batch / step}
-        row["ratio"] = spent["plain"] / step
-        if profile:
-            quantizer = spent[f"{name}, quantizer"]
-            row |= {"step_seconds": step, "quantizer_seconds": quantizer, "quantizer_share": quantizer / step}
-        rows.append(row)
-    return rows
+    calls |= {f"{name}, quantizer": side.quantizing() for name, side in sides.items()}
+    spent, batch = side_by_side(calls, rounds, sides["plain"].compute.device), config.training.batch_size
+    return [
+        {
+            "method": name, "preset": config.name, "batch": batch, "images_per_second": batch / spent[name],
+            "ratio": spent["plain"] / spent[name], "step_seconds": spent[name],
+            "quantizer_seconds": spent[f"{name}, quantizer"], "share": spent[f"{name}, quantizer"] / spent[name],
+        }
+        for name in sides
+    ]  # fmt: skip
 
 
 COLUMNS = {
     "method": "{method}", "preset": "{preset}", "batch": "{batch}", "images/s": "{images_per_second:.1f}",
-    "ratio": "{ratio:.2f}",
+    "ratio": "{ratio:.2f}", "ms a step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}",
+    "its share": "{share:.1%}",
 }  # fmt: skip
-PROFILE = {"ms a step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}", "its share": "{quantizer_share:.1%}"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,10 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
     parser.add_argument("--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)")
-    parser.add_argument("--profile", action="store_true", help="also the quantizer's share of a step")
     arguments, config = preset_of(parser, argv)
-    columns = {**COLUMNS, **PROFILE} if arguments.profile else COLUMNS
-    finish(bench_train(config, arguments.rounds, profile=arguments.profile), columns, arguments.json)
+    finish(bench_train(config, arguments.rounds), COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

@@ -106,61 +106,44 @@ class Curve:
 
     @property
     def hull(self) -> list[int]:
-        """Numbers of the settings that neither another nor a mixture of two others beats, the smallest files first."""
-        return _hull(self.sizes.mean(1), self.errors.mean(1))
+        """Numbers of the settings that neither another nor a mixture of two others beats, the smallest files first.
 
-    def within(self, budget: float) -> Point | None:
-        """The best with at most so many bytes an image in the mean, each share of the images at a fixed setting.
+        They are the lower convex hull, from the smallest size to the least error.
+        """
+        points = list(zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), strict=True))
+        hull: list[int] = []
+        for number in sorted(range(len(points)), key=points.__getitem__):
+            point = points[number]
+            if hull and point[1] >= points[hull[-1]][1]:
+                continue
+            while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-2]], point):
+                hull.pop()
+            hull.append(number)
+        return hull
+
+    def within(self, budget: float) -> float | None:
+        """The best PSNR of at most so many bytes an image in the mean, each share of the images at a fixed setting.
 
         Between two settings: some images at the one, the others at the other, so errors lie on the straight line.
-        PSNR and SSIM each have the settings that are best for them. None where even the smallest setting takes more.
+        None where even the smallest setting takes more.
         """
-        sizes = self.sizes.mean(1)
-        error = _best(sizes, self.errors.mean(1), budget)
-        if error is None:
-            return None
-        unlike = None if self.ssim is None else _best(sizes, 1 - self.ssim.mean(1), budget)
-        return Point(min(budget, float(sizes.max())), psnr(error), None if unlike is None else 1 - unlike)
+        hull = self.hull
+        sizes, errors = self.sizes.mean(1)[hull], self.errors.mean(1)[hull]
+        return None if budget < sizes[0] else psnr(float(np.interp(budget, sizes, errors)))
 
     def chosen(self, budget: float) -> NDArray[np.intp] | None:
         """(N,) the setting of least error for each image among those of at most so many bytes; None if one has none."""
         errors = np.where(self.sizes <= budget, self.errors, np.inf)
         return errors.argmin(0) if np.isfinite(errors.min(0)).all() else None
 
-    def fitted(self, budget: float) -> Point | None:
-        """The best with at most so many bytes for each single image, the setting chosen image by image."""
+    def fitted(self, budget: float) -> float | None:
+        """The best PSNR of at most so many bytes for each single image, the setting chosen image by image."""
         chosen = self.chosen(budget)
-        if chosen is None:
-            return None
-        at = (chosen, np.arange(len(chosen)))
-        ssim = None if self.ssim is None else float(self.ssim[at].mean())
-        return Point(float(self.sizes[at].mean()), psnr(float(self.errors[at].mean())), ssim)
-
-
-def _hull(sizes: Floats, losses: Floats) -> list[int]:
-    """Numbers of the points on the lower convex hull, from the smallest size to the smallest loss."""
-    points = list(zip(sizes.tolist(), losses.tolist(), strict=True))
-    hull: list[int] = []
-    for number in sorted(range(len(points)), key=points.__getitem__):
-        point = points[number]
-        if hull and point[1] >= points[hull[-1]][1]:
-            continue
-        while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-2]], point):
-            hull.pop()
-        hull.append(number)
-    return hull
+        return None if chosen is None else psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
 
 
 def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0]) if other[0] > one[0] else -math.inf
-
-
-def _best(sizes: Floats, losses: Floats, budget: float) -> float | None:
-    """The least loss on the hull within a budget; None where it begins beyond."""
-    hull = _hull(sizes, losses)
-    if budget < sizes[hull[0]]:
-        return None
-    return float(np.interp(budget, sizes[hull], losses[hull]))
 
 
 def measure(codec: FileCodec, images: Images) -> list[Curve]:
@@ -207,22 +190,13 @@ def against(curve: Curve, others: Sequence[Curve]) -> list[dict[str, Any]]:
     """The best settings of a curve (`Curve.hull`) beside what others reach with as many bytes, in dB above them.
 
     Returns:
-        Rows with setting, bytes, psnr, ssim, best_file (the whole file of another program that comes nearest, or
-        None where there is none so small), ahead (of it), and ahead_of (title -> dB) for every other curve.
+        Rows with setting, bytes, psnr, ssim and ahead_of (title -> dB, or None where there is none so small).
     """
     rows = []
     points = curve.points
     for number in curve.hull:
         point = points[number]
         found = {other.title: other.within(point.bytes) for other in others}
-        ahead = {title: None if one is None else point.psnr - one.psnr for title, one in found.items()}
-        files = {other.title: ahead[other.title] for other in others if other.whole and not other.learned}
-        there = {title: value for title, value in files.items() if value is not None}
-        best = min(there, key=there.__getitem__, default=None)
-        rows.append(
-            {
-                "setting": curve.settings[number], "bytes": point.bytes, "psnr": point.psnr, "ssim": point.ssim,
-                "best_file": best, "ahead": None if best is None else there[best], "ahead_of": ahead,
-            }
-        )  # fmt: skip
+        ahead = {title: None if one is None else point.psnr - one for title, one in found.items()}
+        rows.append({"setting": curve.settings[number], **vars(point), "ahead_of": ahead})
     return rows

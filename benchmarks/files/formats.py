@@ -14,15 +14,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pillow_jxl  # noqa: F401 (registers itself with Pillow)
+import webp
 from PIL import Image
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
-from hrvqvae.utils.errors import InputError
-
-
-def as_image(pixels: Images) -> Image.Image:
-    """(C, Y, X) as an image in mode L or RGB."""
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def as_pixels(image: Image.Image, shape: Shape) -> Images:
@@ -47,10 +43,14 @@ class Setting:
 
 
 class Format(FileCodec):
-    """An image format, written one image after the other."""
+    """An image format, written one image after the other, at all of its qualities and reductions or at those given."""
 
-    def __init__(self, qualities: Sequence[int], reductions: Sequence[int] = (1, 2)) -> None:
-        self.settings = tuple(Setting(*pair) for pair in product(qualities, reductions))
+    qualities: Sequence[int]
+    reductions: Sequence[int] = (1, 2)
+
+    def __init__(self, qualities: Sequence[int] = (), reductions: Sequence[int] = ()) -> None:
+        pairs = product(qualities or self.qualities, reductions or self.reductions)
+        self.settings = tuple(Setting(*pair) for pair in pairs)
 
     @abstractmethod
     def save(self, image: Image.Image, quality: int) -> bytes:
@@ -59,7 +59,7 @@ class Format(FileCodec):
     def encode(self, images: Images, setting: Setting) -> list[bytes]:
         files = []
         for pixels in images:
-            image = as_image(pixels)
+            image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
             if setting.reduced > 1:
                 size = (max(1, image.width // setting.reduced), max(1, image.height // setting.reduced))
                 image = image.resize(size, Image.Resampling.LANCZOS)
@@ -80,56 +80,23 @@ class WebP(Format):
     """Lossy WebP as `cwebp -m 6 -sns 0 -segments 1` writes it: tuned for squared error, filter as by default."""
 
     counts = (Count("WebP"),)
-
-    def __init__(self, qualities: Sequence[int] = range(0, 97, 8), reductions: Sequence[int] = (1, 2, 4)) -> None:
-        super().__init__(qualities, reductions)
-        import webp
-
-        self._webp = webp
+    qualities = range(0, 97, 8)
+    reductions = (1, 2, 4)
 
     def save(self, image: Image.Image, quality: int) -> bytes:
-        config = self._webp.WebPConfig.new(quality=quality, method=6)
+        config = webp.WebPConfig.new(quality=quality, method=6)
         config.ptr.sns_strength, config.ptr.segments = 0, 1
-        return bytes(self._webp.WebPPicture.from_pil(image.convert("RGB")).encode(config).buffer())
+        return bytes(webp.WebPPicture.from_pil(image.convert("RGB")).encode(config).buffer())
 
 
 class JpegXL(Format):
     """Lossy JPEG XL at effort 9, without a container: quality 0 is the largest distance that libjxl takes."""
 
     counts = (Count("JPEG XL"),)
-
-    def __init__(self, qualities: Sequence[int] = range(0, 91, 10), reductions: Sequence[int] = (1, 2)) -> None:
-        super().__init__(qualities, reductions)
-        try:
-            import pillow_jxl  # noqa: F401 (registers itself with Pillow)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(str(error), name="pillow_jxl_plugin") from error  # by what pip calls it
+    qualities = range(0, 91, 10)
 
     def save(self, image: Image.Image, quality: int) -> bytes:
         return _saved(image, "JXL", quality=quality, effort=9, num_threads=0)
-
-
-class Jpeg(Format):
-    """Baseline JPEG with Huffman tables of its own."""
-
-    counts = (Count("JPEG"),)
-
-    def __init__(self, qualities: Sequence[int] = range(1, 92, 10), reductions: Sequence[int] = (1, 2)) -> None:
-        super().__init__(qualities, reductions)
-
-    def save(self, image: Image.Image, quality: int) -> bytes:
-        return _saved(image, "JPEG", quality=quality, optimize=True)
-
-
-class JpegScan(Jpeg):
-    """JPEG with the standard's Huffman tables: the entropy-coded data count alone, all else could be shared."""
-
-    @property
-    def counts(self) -> tuple[Count, ...]:  # type: ignore[override]
-        return (Count("JPEG, no header", scan_bytes, whole=False),)
-
-    def save(self, image: Image.Image, quality: int) -> bytes:
-        return _saved(image, "JPEG", quality=quality)
 
 
 def scan_bytes(file: bytes) -> int:
@@ -140,20 +107,23 @@ def scan_bytes(file: bytes) -> int:
     return len(file) - 2 - (place + 2 + int.from_bytes(file[place + 2 : place + 4], "big"))
 
 
-class Avif(Format):
-    """AVIF of libaom, all colours at full resolution, tuned for squared error; whole files, and their frames alone."""
+class Jpeg(Format):
+    """Baseline JPEG with Huffman tables of its own."""
 
-    def __init__(
-        self, qualities: Sequence[int] = range(0, 81, 10), reductions: Sequence[int] = (1,), speed: int = 2
-    ) -> None:
-        super().__init__(qualities, reductions)
-        self.speed = speed
-        self.counts = (Count("AVIF"), Count("AVIF, frame only", frame_bytes, whole=False))
+    counts: tuple[Count, ...] = (Count("JPEG"),)
+    qualities = range(1, 92, 10)
 
     def save(self, image: Image.Image, quality: int) -> bytes:
-        sampling = "4:0:0" if image.mode == "L" else "4:4:4"
-        options = {"speed": self.speed, "max_threads": 1, "advanced": {"tune": "psnr"}}
-        return _saved(image, "AVIF", quality=quality, subsampling=sampling, **options)
+        return _saved(image, "JPEG", quality=quality, optimize=True)
+
+
+class JpegScan(Jpeg):
+    """JPEG with the standard's Huffman tables: the entropy-coded data count alone, all else could be shared."""
+
+    counts = (Count("JPEG, no header", scan_bytes, whole=False),)
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        return _saved(image, "JPEG", quality=quality)
 
 
 def frame_bytes(file: bytes) -> int:
@@ -194,17 +164,18 @@ def _obus(data: bytes) -> Iterator[tuple[int, bytes]]:
         place += size
 
 
-def formats(names: Sequence[str] = ()) -> list[Format]:
-    """The formats of those names, or all of them.
+class Avif(Format):
+    """AVIF of libaom, all colours at full resolution, tuned for squared error; whole files, and their frames alone."""
 
-    Raises:
-        InputError: no such format.
-        ModuleNotFoundError: a package that one needs is not installed.
-    """
-    unknown = sorted(set(names) - set(FORMATS))
-    if unknown:
-        raise InputError(f"there is no format {unknown[0]}; there are {', '.join(FORMATS)}")
-    return [FORMATS[name]() for name in names or FORMATS]
+    counts = (Count("AVIF"), Count("AVIF, frame only", frame_bytes, whole=False))
+    qualities = range(0, 81, 10)
+    reductions = (1,)
+    speed = 2
+
+    def save(self, image: Image.Image, quality: int) -> bytes:
+        sampling = "4:0:0" if image.mode == "L" else "4:4:4"
+        options = {"speed": self.speed, "max_threads": 1, "advanced": {"tune": "psnr"}}
+        return _saved(image, "AVIF", quality=quality, subsampling=sampling, **options)
 
 
 FORMATS: dict[str, Callable[[], Format]] = {

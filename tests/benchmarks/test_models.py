@@ -86,8 +86,8 @@ TINY = dataclasses.replace(
     report.SMALL, matrix=64, trees=((2, 3, 4),), compared=300, searched=300, rounds=1, steps=1,
     trained={"hrvqvae/cifar10": {"training.batch_size": "2", "model.hidden_units": "8",
                                  "model.quantizer.init_vectors": "512"}},
-    prior=("hrvqvae/cifar10", {"prior.training.batch_size": "2", "prior.network.residual_blocks": "1",
-                               "prior.network.attention_layers": "1"}),
+    prior={"prior.training.batch_size": "2", "prior.network.residual_blocks": "1",
+           "prior.network.attention_layers": "1"},
     prior_levels=(2,),
 )  # fmt: skip
 
@@ -112,13 +112,15 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def rounded(latents: Tensor, books: list[Tensor]) -> Tensor:
-        """In bfloat16, as a GPU would by mistake."""
-        return search_tensors(latents.bfloat16().float(), [book.bfloat16().float() for book in books])
+    def rounded(latents: Tensor, books: list[Tensor], width: int, coarse_weight: float) -> Tensor:
+        """The greedy search in bfloat16, as a GPU would by mistake."""
+        if width == 1 and len(books) > 1:
+            latents, books = latents.bfloat16().float(), [book.bfloat16().float() for book in books]
+        return search_tensors(latents, books, width, coarse_weight)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(report, "SMALL", TINY)
-    monkeypatch.setitem(SEARCHES, "greedy", dataclasses.replace(SEARCHES["greedy"], gpu=rounded))
+    monkeypatch.setattr(report, "search_tensors", rounded)
     with pytest.raises(SystemExit) as ended:
         report.main([])
     assert ended.value.code == 1
