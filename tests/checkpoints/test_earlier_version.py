@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import hrvqvae
+from hrvqvae.checkpoints.entropy_model import fit_entropy_model
+from hrvqvae.checkpoints.stale import stale_parts
 from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.compression.archive import open_archive
@@ -67,6 +70,19 @@ def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(
     gpt = ("--prior.network.kind", "gpt", "--prior.network.layers", 1)
     do("train-prior", run, *gpt, "--max-steps", 2, "--device", "cpu")
     assert hrvqvae.load(run).draw(2, class_name="3", seed=0).images.shape == (2, 1, 12, 12)
+
+
+def test_a_run_whose_priors_were_removed_goes_on_and_the_rest_is_renewed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hrvqvae.training.refresh.fit_entropy_model", partial(fit_entropy_model, effort=0.05))
+    run, steps = runs / "treevq", ("--max-steps", 12)
+    do("train", run, "--resume", *steps)
+    assert [part.kind for part in stale_parts(run)] == ["prior", "progressive decoder", "entropy model"]
+    assert main(["refresh", str(run)]) == 2
+    assert "priors/levels-1-3: prior.network.kind 'depth' was removed" in capsys.readouterr().err
+    assert [part.kind for part in stale_parts(run)] == ["prior"]
+    do("train", run / "config.yaml", "--prior.network.kind", "gpt", "--out", tmp_path / "new", *steps)
 
 
 @pytest.mark.parametrize("name", ["treevq", "vqvae"])

@@ -160,6 +160,13 @@ def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkey
     torch.testing.assert_close(in_parts.images, together.images)
 
 
+def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path) -> None:
+    mask = torch.ones(12, 12, dtype=torch.bool)
+    mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
+    for where in hrvqvae.load(whole).known_part(torch.zeros(1, 12, 12), mask).where:
+        assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
+
+
 @pytest.mark.parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
 def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: int, columns: int) -> None:
     model = hrvqvae.load(whole)

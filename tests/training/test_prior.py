@@ -319,7 +319,7 @@ def test_a_prior_begins_with_one_that_knows_no_class_or_without(
         torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
 
 
-def test_a_prior_keeps_its_trunk_where_the_classes_differ(run: Path, tmp_path: Path) -> None:
+def test_a_prior_keeps_its_network_where_the_classes_differ(run: Path, tmp_path: Path) -> None:
     train_levels(run, 1)
     path = prior_folder(run, 0).model
     tensors, about = storage.read(path)

@@ -118,5 +118,6 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "whole").write_text("")
         assert not out.exists()
     assert [path.name for path in out.parent.rglob("*")] == ["out", "whole"]
-    with pytest.raises(InputError, match="exists already; choose another"), writing_folder(out):
-        pass
+    for there in (out, Path(), Path("/")):
+        with pytest.raises(InputError, match="exists already; choose another"), writing_folder(there):
+            pass

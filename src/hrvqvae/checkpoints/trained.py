@@ -18,10 +18,10 @@ from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.archive import is_archive, open_archive
-from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
-from hrvqvae.models.base import Autoencoder, unit_images
+from hrvqvae.models.base import Autoencoder, framed, unit_images
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KnownCodes, Sampled, Sampler, kept_parts, sample_cached, sample_images
 from hrvqvae.priors.sampling import SamplingParams
@@ -182,7 +182,12 @@ class TrainedModel:
             if isinstance(one, Tensor) and one.shape[-2:] != (size, size):
                 raise InputError(f"the {what} has {one.shape[-2]}x{one.shape[-1]} pixels; this model completes {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
-        return KnownCodes(codes, kept_parts(keep, [(code.shape[1], code.shape[2]) for code in codes]))
+        grids = [(code.shape[1], code.shape[2]) for code in codes]
+        if isinstance(keep, Tensor):  # as the image is framed before it is encoded
+            where = geometry_of(self.config.model.latent_grids)
+            height, width = (where.unit * side for side in min(grids))
+            keep = framed(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
+        return KnownCodes(codes, kept_parts(keep, grids))
 
     def complete(
         self, image: Tensor, count: int = 1, *, keep: str | Tensor = "top", class_name: str | int | None = None,

@@ -175,11 +175,7 @@ def override(base: Config, given: Mapping[str, str]) -> Config:
 def base_config(name: str) -> Config:
     """The configuration of a preset, or of a YAML or JSON file. Raises InputError where it is neither."""
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        return presets.get(name).config
-    config = from_file(path)
-    PRIORS.get(config.prior.network.kind)  # raises where it was removed
-    return config
+    return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
 
 
 def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
@@ -201,7 +197,9 @@ def autoencoder_config(name: str, given: Mapping[str, str], stored: Config | Non
     """
     base = base_config(name)
     if stored is None:
-        return decide_autoencoder(override(base, given))[0]
+        config = override(base, given)
+        PRIORS.get(config.prior.network.kind)  # raises where it was removed
+        return decide_autoencoder(config)[0]
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     if Path(name).is_file():

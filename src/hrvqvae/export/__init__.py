@@ -1,1 +1,1 @@
-"""Trained models as graphs that run without this package: torch.export and ONNX, checked against torch."""
+"""Trained models as graphs that run without this package: ONNX, checked against torch."""

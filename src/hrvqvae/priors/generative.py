@@ -25,7 +25,7 @@ from hrvqvae.utils.progress import tracked
 
 
 class Sampler(Protocol):
-    """Fills in the codes that are not known of the levels that a prior covers: see `plain.sample_plain`."""
+    """Fills in the codes that are not known of the levels that a prior covers: see `sampling.sample_plain`."""
 
     def __call__(
         self, prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],

@@ -29,7 +29,7 @@ class SamplingParams:
         top_k: only the k likeliest codes are drawn (0: all).
         top_p: only the likeliest codes that together reach this probability are drawn (1: all).
         guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
-            class), from 0 to 1000; see `guidance.guidance_of`.
+            class), from 0 to 1000; see `guidance_of`.
 
     Raises:
         InputError: a value out of range.

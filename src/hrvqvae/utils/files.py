@@ -71,10 +71,10 @@ def writing_folder(path: Path) -> Iterator[Path]:
         InputError: the folder exists already, or can't be written; nothing is left of it.
         InUseError: another process writes it.
     """
+    if path.exists():  # as . and / do, which have no name
+        raise InputError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     with locked_file(path):
-        if path.exists():
-            raise InputError(f"{path} exists already; choose another folder")
         try:
             with writable(path):
                 shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
