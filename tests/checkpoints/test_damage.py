@@ -134,6 +134,9 @@ OF_MAPS: dict[str, Callable[[Path], object]] = {
     "JSON without classes": lambda path: (path / "train.json").write_bytes(
         (path / "train.json").read_bytes().replace(b'"classes', b'"glasses')
     ),
+    "name of a class": lambda path: (path / "train.json").write_bytes(
+        (path / "train.json").read_bytes().replace(b'"classes": ["', b'"classes": ["!')
+    ),
     "header": lambda path: (path / CODES).write_bytes((path / CODES).read_bytes().replace(b"}", b"{")),
 }  # fmt: skip
 

@@ -128,7 +128,7 @@ def write_about(folder: Path, name: str, source: Mapping[str, Any], levels: int,
     arrays = _arrays(folder, name, levels)
     about = {
         "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
-        "digests": [_digest(array) for array in arrays],
+        "digests": _digests(arrays, classes),
     }  # fmt: skip
     write_atomic(folder / f"{name}.json", json.dumps(about).encode())
 
@@ -143,11 +143,13 @@ def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Seque
     try:
         about = json.loads((folder / f"{name}.json").read_text())
         *levels, labels = arrays = _arrays(folder, name, len(symbols))
+        digests = _digests(arrays, about["classes"])
         whole = (
             about["source"] == source
             and about["shapes"] == [list(level.shape) for level in levels]
             and [array.dtype for array in arrays] == [*(np.min_scalar_type(number - 1) for number in symbols), np.int64]
-            and about["digests"] == [_digest(array) for array in arrays]
+            and about["digests"]
+            in ((digests := _digests(arrays, about["classes"])), digests[:-1])  # once without names
         )
         return CodeMaps(tuple(levels), np.array(labels), tuple(about["classes"])) if whole else None
     except Exception:  # what is damaged raises whatever its reader runs into
@@ -168,5 +170,7 @@ def _arrays(folder: Path, name: str, levels: int) -> list[NDArray[Any]]:
     return [np.load(path, mmap_mode="r", allow_pickle=False) for path in _paths(folder, name, levels)]
 
 
-def _digest(array: NDArray[Any]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+def _digests(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:
+    """Of each array, and of the names of the classes."""
+    contents = [*(np.ascontiguousarray(array).data for array in arrays), json.dumps(list(classes)).encode()]
+    return [hashlib.blake2b(content, digest_size=16).hexdigest() for content in contents]
