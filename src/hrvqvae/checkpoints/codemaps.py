@@ -172,5 +172,6 @@ def _arrays(folder: Path, name: str, levels: int) -> list[NDArray[Any]]:
 
 def _digests(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:
     """Of each array, and of the names of the classes."""
-    contents = [*(np.ascontiguousarray(array).data for array in arrays), json.dumps(list(classes)).encode()]
+    names = np.frombuffer(json.dumps(list(classes)).encode(), np.uint8)
+    contents = [np.ascontiguousarray(array).data for array in (*arrays, names)]
     return [hashlib.blake2b(content, digest_size=16).hexdigest() for content in contents]
