@@ -143,14 +143,13 @@ def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Seque
     try:
         about = json.loads((folder / f"{name}.json").read_text())
         *levels, labels = arrays = _arrays(folder, name, len(symbols))
-        digests = _digests(arrays, about["classes"])
-        whole = (
+        fits = (
             about["source"] == source
             and about["shapes"] == [list(level.shape) for level in levels]
             and [array.dtype for array in arrays] == [*(np.min_scalar_type(number - 1) for number in symbols), np.int64]
-            and about["digests"]
-            in ((digests := _digests(arrays, about["classes"])), digests[:-1])  # once without names
         )
+        digests = _digests(arrays, about["classes"]) if fits else []  # all is read for them
+        whole = fits and about["digests"] in (digests, digests[:-1])  # earlier versions have none of the names
         return CodeMaps(tuple(levels), np.array(labels), tuple(about["classes"])) if whole else None
     except Exception:  # what is damaged raises whatever its reader runs into
         return None
