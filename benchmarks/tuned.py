@@ -1,7 +1,8 @@
 """The options of `hrvqvae compare` for the tuned tables of docs/comparison.md, or the command itself.
 
-python -m benchmarks.tuned mnist prints them; with further options it runs the comparison with them:
-python -m benchmarks.tuned mnist --tune 12 --max-steps 250 --seeds 5 --out DIR
+python -m benchmarks.tuned mnist prints them; with further options it runs the comparison with them, of the systems that
+--systems names, or of all:
+python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-steps 250 --seeds 5 --out DIR
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from hrvqvae.config.schema import flatten, to_dict
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")
 
 
-def arguments(dataset: str) -> list[str]:
-    """What names the systems, their variants, and what sets these apart."""
+def arguments(dataset: str, wanted: str = "") -> list[str]:
+    """What names the systems that are wanted (all), and what sets the variants among them apart."""
     printed = presets.get(f"hrvqvae/{dataset}").config
     values, own = dict(flatten(to_dict(printed))), printed.model.quantizer  # type: ignore[attr-defined]
     variants = {
@@ -34,10 +35,10 @@ def arguments(dataset: str) -> list[str]:
             },
         ),
     }  # fmt: skip
-    systems = ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2"]
-    found = ["--systems", ",".join([*systems, *(f"{name}={system}" for name, (system, _) in variants.items())])]
-    for name, (_, fields) in variants.items():
-        for field, value in fields.items():
+    names = wanted.split(",") if wanted else [*["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2"], *variants]
+    found = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
+    for name in names:
+        for field, value in variants.get(name, ("", {}))[1].items():
             found += [f"--{name}.{field}", str(value)]
     return found
 
@@ -45,10 +46,11 @@ def arguments(dataset: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the options, or run the comparison."""
     dataset, *options = sys.argv[1:] if argv is None else argv
+    wanted = options[1] if options[:1] == ["--systems"] else ""
     if not options:
         print(" ".join(arguments(dataset)))
     else:
-        sys.exit(hrvqvae(["compare", dataset, *arguments(dataset), *options]))
+        sys.exit(hrvqvae(["compare", dataset, *arguments(dataset, wanted), *options[2 if wanted else 0 :]]))
 
 
 if __name__ == "__main__":
