@@ -15,6 +15,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
+from hrvqvae.evaluation.report import evaluate_run
 from tests.conftest import write_picture
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 
@@ -156,6 +157,20 @@ def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         figure("classes", run, "-o", out, "--guidance", "2")
     assert "class_dropout" in capsys.readouterr().err
+
+
+def test_the_error_of_prefixes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one-0", "one-1", "two-0"):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / name).symlink_to(run)
+    figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png")
+    errors = [level.mse for level in evaluate_run(run, limit=20, rate=False).report.levels]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == f"one, 2 seeds, levels 1 to 3: {errors[2]:.3e} ± 0.0e+00 (p 1)"
+    assert [line.partition(",")[0] for line in lines] == ["one"] * 3 + ["two"] * 3
+    with pytest.raises(SystemExit):
+        figure("prefixes", tmp_path / "elsewhere", "-o", tmp_path / "figure.png")
+    assert "no runs" in capsys.readouterr().err
 
 
 def test_nearest_training_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
