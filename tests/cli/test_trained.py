@@ -64,7 +64,7 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(
     for level, code in enumerate(codes, start=1):
         assert rows.column(f"codes_{level}").to_pylist() == code.flatten(1).tolist()
     line = refused(["tokenize", run, tmp_path / "images", shards, "--workers", "0"], capsys)
-    assert f"{shards} was begun with another --beam: 9" in line
+    assert f"{shards} was begun with another beam: 9" in line
     assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0], capsys)
 
 

@@ -286,7 +286,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     out = tmp_path / "sheet.png"
     assert main(["sample", str(guided), "-n", "2", "--guidance", "1.5", "-o", str(out)]) == 0
     monkeypatch.setattr(
-        classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say)
+        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
     )  # fmt: skip
     capsys.readouterr()
     told = ["evaluate", str(guided), "--samples", "20", "--guidance", "1", "3", "--device", "cpu"]

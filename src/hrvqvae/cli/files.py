@@ -149,7 +149,7 @@ def _tokenize(arguments: Arguments) -> int:
 
 
 def _detokenize(arguments: Arguments) -> int:
-    from hrvqvae.tokens.detokenize import detokenize
+    from hrvqvae.tokens.shards import detokenize
 
     count = detokenize(
         arguments.shards, arguments.out, model=arguments.model, levels=arguments.levels, device=arguments.device,

@@ -162,7 +162,7 @@ def run_cases(
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
         if not left:
             return 0
-        instruments = using(left[0].config, folder.path, say)
+        instruments = using(left[0].config, folder.path)
         instruments.require_same(rows, folder.path)
         folder.begin(claim)
     measured, passed = len(cases) - len(left), 0

@@ -47,7 +47,7 @@ class Validation(Instruments):
 
     diverged = MappingProxyType({"validation_mse": None, "leaves_used": None})
 
-    def __init__(self, config: Config, folder: Path, say: Say) -> None:
+    def __init__(self, config: Config, folder: Path) -> None:
         """Nothing is loaded for it."""
         self.names = {}
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.network import FRAME, TOP, Network, fill_maps, find_frequencies, find_rows, find_set, put
 from hrvqvae.config import Grid
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
 Codes = NDArray[np.int32]

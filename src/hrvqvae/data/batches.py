@@ -25,7 +25,7 @@ from hrvqvae.data.image_sets import Augmentation, ImageSet, stream
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note
+from hrvqvae.utils.progress import told_once
 
 Sample = tuple[int, Augmentation | None]
 Order = Callable[[int, int], NDArray[np.int64]]
@@ -129,9 +129,8 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
             raise batch.fatal
         if batch.broken and images.config.on_error == "stop":
             raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-        if batch.lost and not images.conversion_told:
-            images.conversion_told = True
-            note(f"images are converted ({batch.lost[0]}); this is told once")
+        if batch.lost:
+            told_once(f"images are converted ({batch.lost[0]}); this is told once")
         yield batch
 
 

@@ -197,10 +197,10 @@ def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
         InputError: it is none of these, or keeps nothing or everything.
     """
     rows, columns = min(grids)
-    where = torch.zeros(rows, columns, dtype=torch.bool)
+    where, named = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"
     if isinstance(keep, Tensor):
         where = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
-        keep = "of that mask"
+        named = "the mask"
     elif keep == "left":
         where[:, : columns // 2] = True
     else:
@@ -214,5 +214,5 @@ def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
             raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
         where[: round(rows * share)] = True
     if where.all() or not where.any():
-        raise InputError(f"--keep {keep} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows")
+        raise InputError(f"{named} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows")
     return tuple(where.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)

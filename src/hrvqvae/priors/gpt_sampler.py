@@ -17,8 +17,7 @@ from torch import Tensor
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.pixelsnail_sampler import OPTIONS, Floats, add_product, attend_at, normalize, stack
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.utils.compiled import compiled, in_parts
 
 
 @compiled(**OPTIONS)

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.utils.compiled import compiled, in_parts
 
 Floats = NDArray[np.float32]
 
