@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.loading import load_with_config, save_model, save_progressive_decoder
+from hrvqvae.checkpoints.loading import load_with_config, save_model
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict
@@ -54,7 +54,7 @@ def saved(system: str, folder: Path) -> Path:
         weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
         progressive_folder(run.path).path.mkdir()
         file = progressive_folder(run.path).model
-        save_progressive_decoder(file, config, weights, step=0, autoencoder=storage.digest(run.model))
+        save_model(file, config, weights, 0, "prefixes", autoencoder=storage.digest(run.model))
     return run.path
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from hrvqvae.config import Config, QuantizerConfig
 from hrvqvae.config.model import VQGANConfig
-from hrvqvae.config.parsing import decide_autoencoder
+from hrvqvae.config.schema import decided
 from hrvqvae.models import vqgan
 from hrvqvae.models.build import build
 from hrvqvae.models.objective import Metrics
@@ -192,6 +192,6 @@ def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(
     assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
     small = with_data(dataclasses.replace(gan, model=model), size=smallest - 1)
     with pytest.raises(InputError, match=f"images of {smallest} pixels a side; these have {smallest - 1}"):
-        decide_autoencoder(small)
+        decided(small, "model")
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         judge(torch.rand(2, 1, smallest - 1, smallest - 1))

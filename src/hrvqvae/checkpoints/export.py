@@ -139,7 +139,7 @@ def save_autoencoder(
         else:
             prefixes.path.mkdir(exist_ok=True)
             digest = storage.digest(target.model)
-            loading.save_progressive_decoder(prefixes.model, config, decoder.state_dict(), step=0, autoencoder=digest)
+            loading.save_model(prefixes.model, config, decoder.state_dict(), 0, "prefixes", autoencoder=digest)
         _write_config(target, config)
         if not target.card.is_file():
             write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name), config))

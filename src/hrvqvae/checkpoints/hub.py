@@ -82,6 +82,7 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
         "HFValidationError": f"{name!r} is no name of the hub",
+        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: several of these are of its kind
     }
     try:
         with quiet_network():
@@ -89,14 +90,11 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
     except Exception as error:
         line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
         client = type(error).__module__.partition(".")[0]  # the HTTP client, by the library's version
-        if line is None and isinstance(error, hub.errors.HfHubHTTPError):
-            line = f"the hub refuses {name}; log in: hf auth login"
-        elif line is None and (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
-            line = f"the hub can't be reached for {name}"
-        if line is None:
+        if line is None and not isinstance(error, (OSError, RuntimeError)) and client not in _CLIENTS:
             raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
             cause = cause.__cause__  # an error that says only that something failed
         reason = " ".join(str(cause).split()).split(". ")[0][:160] or type(cause).__name__
+        line = line or f"the hub can't be reached for {name}"
         raise InputError(f"{line} ({reason})") from error

@@ -174,12 +174,11 @@ def _append(
 
 @dataclass(frozen=True)
 class _Job:
-    """Images of one file of codes, and the PNG that each gets; `archive` is None of an .hrv."""
+    """Images of one file of codes by their numbers, with the PNG that each gets; `archive` is None of an .hrv."""
 
     path: Path
     archive: Archive | None
-    numbers: list[int]
-    targets: list[Path]
+    targets: dict[int, Path]
 
 
 def decompress_files(
@@ -204,7 +203,7 @@ def decompress_files(
     check_levels(model.autoencoder, levels)
     png = out.suffix.lower() == ".png"
     jobs, faults, count = [_job(model, path, out, png, names) for path in paths], list[str](), 0
-    targets = [target for job in jobs for target in job.targets]
+    targets = [target for job in jobs for target in job.targets.values()]
     if png and len(targets) != 1:
         raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
     seen = set[Path]()
@@ -230,17 +229,19 @@ def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(path, None, [0], [out if png else out / f"{path.stem}.png"])
+        return _Job(path, None, {0: out if png else out / f"{path.stem}.png"})
     opened = archive.open_archive(path)
     if opened.codec.model != model.codec.model:
         raise InputError(
             f"{path} was made by {opened.codec.name} (weights {opened.codec.model[:12]}), not by {model.codec.name} "
             f"({model.codec.model[:12]})"
         )
-    numbers = opened.numbers(names) if names else list(range(len(opened.entries)))
-    for number in numbers:
-        path_below(opened.names[number], path)
-    return _Job(path, opened, numbers, [out if png else out / f"{opened.names[number]}.png" for number in numbers])
+    targets = {}
+    for number in opened.numbers(names) if names else range(len(opened.entries)):
+        name = opened.names[number]
+        path_below(name, path)
+        targets[number] = out if png else out / f"{name}.png"
+    return _Job(path, opened, targets)
 
 
 def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
@@ -250,8 +251,7 @@ def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[st
         faults.append(f"{job.path}: {counted(opened.lost, 'byte')} are damaged, with the images in them")
     if opened and opened.left_over and opened.cut:
         note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
-    wanted = zip(job.numbers, job.targets, strict=True)
-    for some in _together(wanted, lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
+    for some in _together(job.targets.items(), lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
         good = list[tuple[Path, ImageCodes]]()
         for (number, target), one in zip(some, _codes(model, job, [number for number, _ in some], levels), strict=True):
             name = f"{job.path}: image {opened.names[number]}" if opened else str(job.path)

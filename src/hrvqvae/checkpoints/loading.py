@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,31 +30,14 @@ _META = {
 }
 
 
-def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
-    """Write weights with their configuration. Raises OSError."""
-    storage.write(path, weights, {"kind": "autoencoder", "config": to_dict(config), "step": step})
-
-
-def save_progressive_decoder(
-    path: Path, config: Config, weights: Mapping[str, Tensor], *, step: int, autoencoder: str
+def save_model(
+    path: Path, config: Config, weights: Mapping[str, Tensor], step: int, kind: str = "autoencoder", **about: Any
 ) -> None:
-    """Write a progressive decoder of the autoencoder with that digest. Raises OSError."""
-    meta = {"kind": "prefixes", "config": to_dict(config), "step": step, "autoencoder": autoencoder}
-    storage.write(path, weights, meta)
+    """Write weights with their configuration and what else is to be known of them. Raises OSError.
 
-
-def save_prior(
-    path: Path, config: Config, weights: Mapping[str, Tensor], *, levels: Levels, step: int, autoencoder: str,
-    classes: Sequence[str], class_counts: Sequence[int], bits_per_code: Sequence[float],
-) -> None:  # fmt: skip
-    """Write a prior of some levels, with the bits per code of each. Raises OSError."""
-    meta = {
-        "kind": "prior", "config": to_dict(config), "level": levels.start, "step": step, "autoencoder": autoencoder,
-        "classes": list(classes), "class_counts": list(class_counts), "bits_per_code": mean(bits_per_code),
-    }  # fmt: skip
-    if len(levels) > 1:
-        meta |= {"levels": len(levels), "level_bits_per_code": list(bits_per_code)}
-    storage.write(path, weights, meta)
+    Of a prior or a progressive decoder (prefixes), `about` has what `_META` names.
+    """
+    storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
 
 
 def config_of(meta: Mapping[str, Any], path: Path) -> Config:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.config.model import FSQConfig, LibraryConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
-from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.config.registry import ExtraPreset, System
 from hrvqvae.config.tables import (
     FASTER_CODEBOOKS,

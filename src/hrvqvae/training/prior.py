@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_prior
+from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
 from hrvqvae.data.batches import sample_stream
@@ -202,18 +203,17 @@ class PriorTask(Task[CodeBatch]):
         assert isinstance(prior, Prior)
         an_image = self._bits_per_image(prior)
         levels = [bits / math.prod(prior.level.grid) for bits in an_image]
-        found = sum(levels) / len(levels)
+        found, more = sum(levels) / len(levels), {"level_bits_per_code": levels} if len(levels) > 1 else {}
         best = min((one["bits_per_code"] for one in records if one["kind"] == "evaluation"), default=math.inf)
         if found <= best and distributed.is_rank_zero():  # before the log: a kill in between leaves it to be made again
             counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
             with saving(self.run, state.step):
-                save_prior(
-                    self.run.model, self.config, prior.state_dict(), levels=self.levels, step=state.step,
-                    autoencoder=self.autoencoder, classes=self.maps.classes, class_counts=counts.tolist(),
-                    bits_per_code=levels,
+                save_model(
+                    self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
+                    autoencoder=self.autoencoder, classes=list(self.maps.classes), class_counts=counts.tolist(),
+                    bits_per_code=mean(levels), **({"levels": len(levels)} if more else {}), **more,
                 )  # fmt: skip
         record = {"bits_per_code": found, "bits_per_image": sum(an_image)}
-        more = {"level_bits_per_code": levels} if len(levels) > 1 else {}
         compared = "best so far, kept" if found <= best else f"best: {best:.4f}"
         line = f"held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image  ({compared})"
         return Evaluation({**record, **more}, line)
