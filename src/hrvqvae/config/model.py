@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
@@ -41,27 +41,32 @@ Weight = Annotated[float, Range(lambda number: 0 <= number < math.inf, "at least
 Share = Annotated[float, Range(lambda number: 0 <= number < 1, "at least 0 and below 1")]
 Part = Annotated[float, Range(lambda number: 0 < number < 1, "between 0 and 1")]
 Rate = Annotated[float, Range(lambda number: 0 < number < math.inf, "above 0")]
-_hints = cache(get_type_hints)
+
+
+@cache
+def _ranges(kind: Any) -> list[tuple[str, Range]]:
+    """(name of a field, its range), also where the field has several numbers, or one or None."""
+    hints = get_type_hints(kind, include_extras=True)
+    parts = [(name, part) for name, hint in hints.items() for part in (hint, *get_args(hint))]
+    return [(name, must) for name, part in parts for must in getattr(part, "__metadata__", ())]
 
 
 class Section:
     """A part of a configuration, a dataclass: its numbers are in the ranges of their types.
 
-    A field of several values has none only where its default has none.
+    A field of several numbers has none only where its default has none.
     """
 
     section: ClassVar[str]
     """Where it stands in a configuration, for messages."""
 
     def __post_init__(self) -> None:
-        own: Any = self
-        for one in fields(own):
-            value, hint = getattr(self, one.name), _hints(own.__class__, include_extras=True)[one.name]
-            self.require(value != () or one.default == (), one.name, "one number, or one a level")
-            for part in (hint, *get_args(hint)):  # as of a tuple
-                for must in getattr(part, "__metadata__", ()):
-                    numbers = value if isinstance(value, tuple) else (value,)
-                    self.require(all(number is None or must.holds(number) for number in numbers), one.name, must.what)
+        kind: Any = type(self)
+        for name, must in _ranges(kind):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            self.require(bool(numbers) or getattr(kind, name) == (), name, "one number, or one a level")
+            self.require(all(number is None or must.holds(number) for number in numbers), name, must.what)
 
     def require(self, holds: bool, name: str, what: str) -> None:
         """Raises InputError where a field does not hold; `what` says what it must be."""
