@@ -38,18 +38,14 @@ def test_print_config_is_a_file_that_trains(tmp_path: Path) -> None:
 
 def test_resuming(tiny_file: str, tmp_path: Path) -> None:
     command = ["train", tiny_file, "--out", tmp_path / "run"]
-    do(*command, "--max-steps", "10")
-    printed = do(*command, "--max-steps", "14", "--resume")
+    printed = do(*command, "--max-steps", "10") + do(*command, "--max-steps", "14", "--resume")
     assert "resuming" in printed
     assert printed.count("hint: 10 steps of training: little is learned beyond the start") == 1
     assert "hint: 14" not in printed
-    assert "trained 15 steps" in do("train", "--resume", tmp_path / "run", "--max-steps", "15"), (
-        "a run folder says itself what it is"
-    )
-    assert re.search(
-        r"hint: \d+ steps? fitted into the time: .* more minutes and --resume",
-        do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001"),
-    )
+    printed = do("train", "--resume", tmp_path / "run", "--max-steps", "15")
+    assert "trained 15 steps" in printed, "a run folder says itself what it is"
+    printed = do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
+    assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", printed)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
     line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"])

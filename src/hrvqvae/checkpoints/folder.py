@@ -212,11 +212,9 @@ def locate(run: str | Path) -> Path:
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
+    known = f"models inside the package: {', '.join(shipped())}"
     if str(run) in presets.names():
-        named = str(run).replace("/", "-")
-        taken = named.removeprefix("hrvqvae-")
-        known = f", or take {taken}, which is inside the package" if taken in shipped() else ""
-        train = f"hrvqvae train {run} --out runs/{named}"
-        raise InputError(f"{run} is a preset, not a trained model; train one: {train}{known}")
+        train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
+        raise InputError(f"{run} is a preset, not a trained model; {known}; train one: {train}")
     get = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
-    raise InputError(f"{path}: there is no such run folder; models inside the package: {', '.join(shipped())}{get}")
+    raise InputError(f"{path}: there is no such run folder; {known}{get}")

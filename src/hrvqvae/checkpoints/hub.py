@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder, shipped
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder
 from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writing_folder
@@ -20,14 +20,9 @@ _CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def found_or_fetched(name: str | Path, **options: Any) -> Path:
-    """The folder of a name on this machine or inside the package, or what `fetch` gets. Raises InputError."""
-    folder = run_folder(name)
-    if folder.exists():
-        return folder
-    if is_hub_name(name):
-        return fetch(str(name), **options)
-    known = ", ".join(shipped())
-    raise InputError(f"{name} is no folder here, no model inside the package ({known}), and no user/name of the hub")
+    """The path of a name on this machine or inside the package, or what `fetch` gets. Raises InputError."""
+    path = run_folder(name)
+    return fetch(str(name), **options) if is_hub_name(name) and not path.exists() else path
 
 
 def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -144,12 +144,6 @@ def trained_priors(run: Path) -> dict[Levels, RunFolder]:
     return {levels: folder for levels, folder in prior_folders(run).items() if folder.model.is_file()}
 
 
-def _first_without(priors: Iterable[Levels], config: Config) -> int | None:
-    """The coarsest level (from 0) that no prior covers."""
-    covered = {level for levels in priors for level in levels}
-    return next((level for level in range(len(config.model.num_symbols)) if level not in covered), None)
-
-
 def lacking_priors(run: str | Path) -> str:
     """What is to be done before a run has priors; "" where every level has one. Reads no weights.
 
@@ -157,9 +151,11 @@ def lacking_priors(run: str | Path) -> str:
         InputError: a level has two.
     """
     path = locate(run)
-    folders = trained_priors(path.parent)
-    if _first_without(folders, config_of(storage.read_meta(path), path)) is not None:
-        return f"train them: hrvqvae train-prior {run}"
+    folders, levels = trained_priors(path.parent), len(config_of(storage.read_meta(path), path).model.num_symbols)
+    missing = sorted(set(range(levels)) - {level for covered in folders for level in covered})
+    if missing:
+        alone = f" --level {missing[0] + 1}" if folders else ""
+        return f"train them: hrvqvae train-prior {run}{alone}"
     removed = [removal(config_of(storage.read_meta(one.model), one.model)) for one in folders.values()]
     return next(filter(None, removed), "")
 
@@ -177,17 +173,12 @@ def load_priors(run: str | Path) -> Priors:
             config.yaml describes another network.
         DamagedFileError: a file is damaged, or does not fit its configuration.
     """
-    path = locate(run)
-    _, meta, autoencoder = storage.read_with_digest(path)
-    folders = trained_priors(path.parent)
-    if not folders:
-        raise InputError(f"{run} has no priors; train them: hrvqvae train-prior {run}")
-    missing = _first_without(folders, config_of(meta, path))
-    if missing is not None:
-        train = f"hrvqvae train-prior {run} --level {missing + 1}"
-        raise InputError(f"{run} has no prior of level {missing + 1}; train it: {train}")
+    if lacking := lacking_priors(run):
+        raise InputError(f"{run} lacks priors; {lacking}")
+    model = locate(run)
+    autoencoder = storage.digest(model)
     priors, known = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
-    for path in (folder.model for folder in folders.values()):
+    for path in (folder.model for folder in trained_priors(model.parent).values()):
         weights, about = read_part(path, "prior", autoencoder, run)
         config = config_of(about, path)
         _check_agreement(lambda one: one.prior.network, config, about, path)
