@@ -51,7 +51,7 @@ def test_runs_are_listed_with_what_is_stale(tmp_path: Path) -> None:
         script = "import sys; from hrvqvae.cli import main; main(sys.argv[1:])"
         done = subprocess.run([sys.executable, "-c", script, "runs", runs, "--json"], capture_output=True, check=True)
     bad, tree, plain, other = json.loads(done.stdout)
-    assert "damaged" in bad["fault"]
+    assert "can't be read as YAML" in bad["fault"]
     assert (tree["run"], tree["system"], tree["step"]) == (str(runs / "more" / "treevq"), "treevq", 8)
     assert tree["stale"] == ["priors/levels-1-3", "prefixes", "tables.hrvt"]
     assert plain == other | {"run": str(runs / "more" / "vqvae"), "in_use": False}

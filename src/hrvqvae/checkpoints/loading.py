@@ -14,7 +14,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import renewal, require_current
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
-from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.parsing import from_dict, from_file
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
@@ -55,14 +55,11 @@ def described_config(run: str | Path) -> Config:
     return folder.read_config() if described else config_of(storage.read_meta(path), path)
 
 
-def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mapping[str, Any], path: Path) -> None:
+def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) -> None:
     """Raises InputError where a configuration beside the weights differs from theirs in that part."""
     folder = RunFolder(path.parent)
     for file in (folder.config, folder.config_json):
-        if path != folder.model or not file.is_file():
-            continue
-        described = folder.read_plain(file)
-        if described != meta["config"] and part(from_dict(described, str(file))) != part(config):
+        if path == folder.model and file.is_file() and part(from_file(file)) != part(config):
             raise InputError(
                 f"{file} describes another model than {path.name} was trained as: put back what was changed there, or "
                 "train anew in another folder"
@@ -102,7 +99,7 @@ def load_with_digest(
     path = locate(run)
     weights, meta, digest = storage.read_with_digest(path)
     config = config_of(meta, path)
-    _check_agreement(lambda one: one.model, config, meta, path)
+    _check_agreement(lambda one: one.model, config, path)
     if beam is not None:
         config = _with_beam(config, beam)
     model = _filled(build(config), weights, path)
@@ -181,7 +178,7 @@ def load_priors(run: str | Path) -> Priors:
     for path in (folder.model for folder in trained_priors(model.parent).values()):
         weights, about = read_part(path, "prior", autoencoder, run)
         config = config_of(about, path)
-        _check_agreement(lambda one: one.prior.network, config, about, path)
+        _check_agreement(lambda one: one.prior.network, config, path)
         levels = range(about["level"], about["level"] + about.get("levels", 1))
         priors.append(_filled(build_prior(config, levels, len(about["classes"])), weights, path))
         known.append((tuple(about["classes"]), tuple(about["class_counts"])))

@@ -131,9 +131,10 @@ def from_dict(tree: Any, where: str) -> Config:
 def from_file(path: Path) -> Config:
     """A configuration from a YAML or JSON file. Raises as `from_dict` does, and where the file can't be read."""
     try:
-        return from_dict(yaml.safe_load(path.read_text()), str(path))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({type(error).__name__})") from error
+    return from_dict(tree, str(path))
 
 
 def override(base: Config, given: Mapping[str, Any], where: str = "") -> Config:
