@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,26 +126,20 @@ class Hub:
         return http.Response(200, json=found)
 
 
-@contextmanager
-def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in that huggingface_hub asks instead of the real one."""
-    hub = Hub()
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own for large files
-    client = http.Client(transport=http.MockTransport(hub.answer), follow_redirects=True)
-    huggingface_hub.set_client_factory(lambda: client)
-    yield hub
-    huggingface_hub.set_client_factory(library.default_client_factory)
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own uploads
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A stand-in that huggingface_hub asks instead of the real one."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
-    with running_hub(monkeypatch) as running:
-        yield running
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own for large files
+    running = Hub()
+    client = http.Client(transport=http.MockTransport(running.answer), follow_redirects=True)
+    huggingface_hub.set_client_factory(lambda: client)
+    yield running
+    huggingface_hub.set_client_factory(library.default_client_factory)
 
 
 def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
