@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -33,7 +32,6 @@ from hrvqvae.utils.files import writable, write_atomic, writing_folder
 from hrvqvae.utils.progress import told_once
 
 _FRONT = "---\n"
-_NO_PARTS: Mapping[Levels | None, Mapping[str, Any]] = MappingProxyType({})
 _UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 
@@ -135,7 +133,7 @@ def save_autoencoder(
             loading.save_model(prefixes.model, config, decoder.state_dict(), 0, "prefixes", autoencoder=digest)
         _write_config(target, config)
         if not target.card.is_file():
-            write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name), config))
+            write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name, None, {}), config))
 
 
 def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None, **options: Any) -> str:
@@ -153,7 +151,7 @@ def push_run(run: str | Path, name: str, *, licence: str | None = None, **option
 
 
 def _card(
-    config: Config, name: str, step: int | None = None, parts: Mapping[Levels | None, Mapping[str, Any]] = _NO_PARTS,
+    config: Config, name: str, step: int | None, parts: Mapping[Levels | None, Mapping[str, Any]],
     measured: str = _UNMEASURED, licence: str | None = None,
 ) -> str:  # fmt: skip
     """A model card in Markdown: training steps, the meta of its parts, and what was measured are for its table."""
