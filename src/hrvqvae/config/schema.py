@@ -38,7 +38,7 @@ DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
-_Decoded = Annotated[int, Range(lambda pixels: 1 <= pixels <= _PILLOW_PIXELS, f"1 to {_PILLOW_PIXELS}")]
+_DecodedPixels = Annotated[int, Range(lambda pixels: 1 <= pixels <= _PILLOW_PIXELS, f"1 to {_PILLOW_PIXELS}")]
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
@@ -106,7 +106,7 @@ class DataConfig(Section):
     flip: bool = False
     labels: bool = True
     on_error: Literal["stop", "skip"] = "stop"
-    max_pixels: _Decoded = 64_000_000
+    max_pixels: _DecodedPixels = 64_000_000
     workers: Count = 2
     memory_mb: Count = 512
 
