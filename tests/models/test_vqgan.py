@@ -163,10 +163,6 @@ class Halved(PerceptualDistance):
 
     name = title = "halved"
 
-    @staticmethod
-    def there() -> bool:
-        return True
-
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return (one - other).abs().mean() / 2
 
@@ -181,6 +177,12 @@ def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: 
     expected = 2 * started.objective.distance(started.images.float() / 255, started.model(started.images).images)
     metrics, _ = started.step()
     assert metrics["perceptual (halved)"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_the_best_distance_is_decided_when_a_run_begins(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "none")
+    left_open = dataclasses.replace(gan, model=dataclasses.replace(GAN, perceptual="auto"))
+    assert decided(left_open, "model") == gan
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -22,7 +22,7 @@ from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
 from hrvqvae.models import published
-from hrvqvae.models.perceptual import EfficientNetDistance, three_channels
+from hrvqvae.models.perceptual import EfficientNetDistance, installed, three_channels
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
@@ -64,7 +64,7 @@ def features_of(folder: Path, config: DataConfig) -> Features:
     if (config.channels == 1 or recipe_of(config)) and load_images(config, "test").classes:
         trained = classifier_of(config, folder / "classifier.safetensors")
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
-    if not EfficientNetDistance.there():
+    if not installed():
         raise InputError(
             f"images in colour, or without classes, are compared by {EfficientNetDistance.name} or Inception: "
             "pip install 'hrvqvae[perceptual]'"

@@ -20,6 +20,7 @@ from hrvqvae.config import Config, Grid, ModelConfig
 from hrvqvae.config.registry import imported
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 _HUB = "hrvqvae.checkpoints.export:"  # a room above this one, so it is imported when it is asked for
 
@@ -103,6 +104,21 @@ class Autoencoder(nn.Module, ABC):
         """Numbers of levels that `decode` takes, in order; the last is all of them."""
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
+    def check_levels(self, levels: int | None) -> int:
+        """The number of levels that is asked for, None for all. Raises InputError where `decode` takes not so many."""
+        if levels is None:
+            return self.prefixes[-1]
+        if levels not in self.prefixes:
+            raise InputError(f"levels is {levels}; this model decodes {', '.join(map(str, self.prefixes))}")
+        return levels
+
+    def prefix(self, codes: Codes, levels: int | None) -> Codes:
+        """Codes of so many levels, None for all that there are. Raises as `check_levels`, or where there are fewer."""
+        number = self.check_levels(len(codes) if levels is None else levels)
+        if len(codes) < number:
+            raise InputError(f"levels is {number}, and the codes have {counted(len(codes), 'level')}")
+        return codes[:number]
+
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize, decode, with the loss terms. Raises InputError on images outside the contract."""
@@ -133,14 +149,6 @@ class Autoencoder(nn.Module, ABC):
         """
         decoded = torch.stack([self.decode(codes, number) for number in self.prefixes])
         return chosen_prefix(decoded, self.prefixes, levels)
-
-    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """What each level quantizes given the coarser codes, and what its codes stand for: (B, H_l, W_l, D) each.
-
-        Encoding takes the codes with the least distance between the two, so this tells a tie from an error. The codes
-        need not be those of the images. A system that can't say it gives nothing.
-        """
-        return ()
 
     def paths(self, codes: Codes) -> Codes:
         """Number of each code's codeword among all of its level: same shapes."""

@@ -91,14 +91,6 @@ class FSQQuantizer(Adapter):
         found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
         return found
 
-    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Channels as the library bounds them before it rounds, and as the codes say: (B, H, W, channels)."""
-        steps = torch.tensor(self.config.channel_levels)
-        half = (steps - 1) * 1.001 / 2
-        offset = torch.where(steps % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(self.fsq.project_in(latents) + torch.atanh(offset / half)) * half - offset
-        return ((bounded, self.fsq.indices_to_level_indices(codes[0]) - steps // 2),)
-
 
 # name -> class of the library, its name of beta, options that are not its defaults
 _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {

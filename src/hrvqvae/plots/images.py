@@ -17,7 +17,6 @@ from hrvqvae.data.images import check_writable, conversions, decode_image, read_
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import note
 
@@ -58,8 +57,7 @@ def reconstruct(
     trained = TrainedModel(run, beam=beam)
     model, config = trained.autoencoder, trained.config
     most = model.prefixes[-1]
-    if levels is not None and not 1 <= levels <= most:
-        raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+    model.check_levels(levels)
     encode = trained.encoder(lmbda, levels)
     originals, decoded, errors, lost = [], [], [], {}
     with torch.inference_mode():

@@ -46,10 +46,6 @@ class Quantizer(nn.Module, ABC):
         """Number of each code's codeword among all of its level: same shapes."""
         return codes
 
-    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Of each level what is quantized, and what its codes stand for: the latents, and the codewords so far."""
-        return tuple((latents, self.lookup(codes[:levels])) for levels in range(1, len(codes) + 1))
-
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
         """Start from (..., D) latents, each of which weighs `weight` in the codewords' counts."""
 
