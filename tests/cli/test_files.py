@@ -147,7 +147,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
         (["decompress", archive, "-o", tmp_path / "y.png"], "was made by tiny (weights"),
         (["decompress", file, "-o", tmp_path / "y.png", "--model", "mnist"], "was made by another model"),
         (["decompress", image, "-o", tmp_path / "y.png", *named], "is not a file of codes"),
-        (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "there is no such file"),
+        (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "no.hrv: No such file or directory"),
         (["decompress", file, file, "-o", tmp_path / "y.png", *named], "takes one image, and there are 2"),
         (["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"], "has no image named '9'"),
         (["decompress", file, "-o", tmp_path / "d", *named, "--names", "0"], "is no archive (.hrva), whose images"),
@@ -227,7 +227,7 @@ def test_what_is_damaged_stops_no_other_image(run: Path, images: Path, tmp_path:
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {"0.png", "1.png", "more/0.png"}
     content[entries[3].place - 1] ^= 1
     archive.write_bytes(content)
-    assert "bytes between whole blocks are damaged" in do("inspect", archive)
+    assert "bytes of blocks are damaged" in do("inspect", archive)
     do("compress", run, images, "-o", codes)
     (codes / "0.hrv").write_bytes(b"none")
     files = [codes / f"{number}.hrv" for number in range(3)]

@@ -162,8 +162,8 @@ def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     codec = fit(bare, train.levels, 0.02, lambda _: None)
     found = file_bits(codec, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
-    written = hrv._write(codec, flat, (16, 16), 2)
-    assert found == tuple(8 * np.mean([len(file[level]) - 1 for file in written]) for level in (1, 2))
+    written = hrv.read(codec, hrv._write(codec, flat, (16, 16), 2))
+    assert found == tuple(8 * np.mean([one.lengths[level] - 1 for one in written]) for level in (1, 2))
     assert found[0] < 0.5 * 128 < found[1], "what repeats takes fewer bits than what is drawn"
 
 

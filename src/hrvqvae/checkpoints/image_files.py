@@ -18,7 +18,7 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
-from hrvqvae.compression.images import check_levels, decode_images, flat_codes
+from hrvqvae.compression.images import decode_images, flat_codes
 from hrvqvae.data.image_sets import runs
 from hrvqvae.data.images import SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, write_image
 from hrvqvae.data.loading import is_stored, open_whole
@@ -153,7 +153,7 @@ def _append(
     for name, (where, _) in named.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise InputError(f"{where!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
-    encode, used, new = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels), 0
+    encode, used, new = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
     before, batches = path.stat().st_size if path.exists() else 0, _read(model, named, written, skip)
     first = next(batches, [])  # no archive is made of nothing
     if not first:
@@ -161,7 +161,7 @@ def _append(
     with archive.appending(path, model.codec) as writer:
         if writer.set_aside:
             left = counted(writer.archive.left_over, "byte")
-            before = writer.archive.end
+            before -= writer.archive.left_over
             note(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
         for batch in chain([first], batches):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
@@ -200,7 +200,7 @@ def decompress_files(
         InputError: a file of another model, no such name, an image exists already, or `out` can't be written.
         DamagedFileError: an image has no whole level, or an archive has damaged blocks.
     """
-    check_levels(model.autoencoder, levels)
+    model.autoencoder.check_levels(levels)
     png = out.suffix.lower() == ".png"
     jobs, faults, count = [_job(model, path, out, png, names) for path in paths], list[str](), 0
     targets = [target for job in jobs for target in job.targets.values()]
@@ -247,9 +247,9 @@ def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[
 def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
     opened, least = job.archive, model.autoencoder.prefixes[0]
-    if opened and opened.lost:
-        faults.append(f"{job.path}: {counted(opened.lost, 'byte')} are damaged, with the images in them")
-    if opened and opened.left_over and opened.cut:
+    if opened and opened.damaged:
+        faults.append(f"{job.path}: {counted(opened.damaged, 'byte')} are damaged, with the images in them")
+    if opened and opened.left_over:
         note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
     for some in _together(job.targets.items(), lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
         good = list[tuple[Path, ImageCodes]]()
@@ -271,6 +271,6 @@ def _codes(model: TrainedModel, job: _Job, numbers: list[int], levels: int | Non
     if job.archive:
         return job.archive.read(numbers, levels, max_pixels)
     try:
-        return hrv.read(model.codec, [hrv.content_of(job.path)], levels, [str(job.path)], max_pixels)
+        return hrv.read(model.codec, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
     except DamagedFileError as error:
         return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]

@@ -48,14 +48,10 @@ class Layout:
         """Of the first levels alone."""
         return Layout(self.grids[:levels], self.symbols[:levels])
 
-    def part(self, level: int) -> slice:
-        """Where a level's codes are."""
-        return slice(int(self.begins[level]), int(self.begins[level + 1]))
-
     def maps(self, codes: Codes, levels: int) -> tuple[Codes, ...]:
         """Codes (..., all codes) as maps (..., H_l, W_l) of the first levels."""
-        return tuple(codes[..., self.part(level)].reshape(*codes.shape[:-1], *self.grids[level])
-                     for level in range(levels))  # fmt: skip
+        parts = np.split(codes, self.begins[1:-1], axis=-1)
+        return tuple(parts[level].reshape(*codes.shape[:-1], *self.grids[level]) for level in range(levels))
 
 
 @compiled()

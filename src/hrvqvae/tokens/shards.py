@@ -28,7 +28,6 @@ from hrvqvae import __version__
 from hrvqvae.checkpoints.folder import shipped
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
-from hrvqvae.compression import images as compression
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
 from hrvqvae.data.images import SUFFIXES, to_pil, write_image
@@ -260,7 +259,7 @@ def detokenize(
     """
     opened = named_shards(shards)
     painter = _model_of(opened, shards, model, device)
-    used = compression.check_levels(painter, levels)
+    used = painter.check_levels(levels)
     written = set[PurePosixPath]()
     with task("detokenize", opened.count) as advance:
         for rows in opened.rows(used):
