@@ -112,15 +112,13 @@ def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None
     return model
 
 
-def save_autoencoder(
-    model: Autoencoder, folder: str | Path, config: Config | None = None, *, name: str | None = None
-) -> None:
+def save_autoencoder(model: Autoencoder, folder: str | Path, name: str | None = None) -> None:
     """As `Autoencoder.save_pretrained`; `name` is for the model card, None takes that of the folder."""
     target = RunFolder(Path(folder))
     if target.config.is_file():
         raise InputError(f"{folder} is a run folder; choose another one")
     made = Config(data=DataConfig(channels=model.channels), model=model.config)
-    config = without_paths(config or model.run_config or made)
+    config = without_paths(model.run_config or made)
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
     with writable(folder):
         target.path.mkdir(parents=True, exist_ok=True)
@@ -136,10 +134,10 @@ def save_autoencoder(
             write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name, None, {}), config))
 
 
-def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None, **options: Any) -> str:
+def push_autoencoder(model: Autoencoder, name: str, **options: Any) -> str:
     """As `Autoencoder.push_to_hub`."""
     with tempfile.TemporaryDirectory() as folder:
-        save_autoencoder(model, folder, config, name=name)
+        save_autoencoder(model, folder, name)
         return hub.push(Path(folder), name, **options)
 
 

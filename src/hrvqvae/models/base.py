@@ -180,18 +180,13 @@ class Autoencoder(nn.Module, ABC):
         model: Self = imported(f"{_HUB}load_autoencoder")(cls, name, beam, **options)
         return model
 
-    def save_pretrained(self, folder: str | Path, *, config: Config | None = None) -> None:
-        """Write config.json, model.safetensors and, where there is none, a model card.
-
-        Args:
-            config: of the run; None takes `run_config`, or the defaults for this model.
-
-        Raises:
-            InputError: the folder is a run, or can't be written.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, with `run_config` or the defaults for this model, model.safetensors and, where there is
+        none, a model card. Raises InputError: the folder is a run, or can't be written.
         """
-        imported(f"{_HUB}save_autoencoder")(self, folder, config)
+        imported(f"{_HUB}save_autoencoder")(self, folder)
 
-    def push_to_hub(self, name: str, *, config: Config | None = None, **options: Any) -> str:
+    def push_to_hub(self, name: str, **options: Any) -> str:
         """Put what `save_pretrained` writes on the hub as user/name; -> its address.
 
         Args:
@@ -200,7 +195,7 @@ class Autoencoder(nn.Module, ABC):
         Raises:
             InputError: no token that may write there, or the hub can't be reached.
         """
-        where: str = imported(f"{_HUB}push_autoencoder")(self, name, config, **options)
+        where: str = imported(f"{_HUB}push_autoencoder")(self, name, **options)
         return where
 
 
