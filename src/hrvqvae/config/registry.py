@@ -98,7 +98,7 @@ class System(Entry):
 
     title: str
     config: ModelConfig
-    model: str
+    model: str = "hrvqvae.models.single_grid:SingleGridAutoencoder"
     settings: Settings
     few_images: Settings = field(default_factory=dict)
     objective: str = "hrvqvae.models.objective:SumOfLosses"

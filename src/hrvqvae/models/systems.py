@@ -29,14 +29,12 @@ from hrvqvae.config.tables import (
     settings,
 )
 
-_SINGLE_GRID = "hrvqvae.models.single_grid:SingleGridAutoencoder"
 _LEAVES = [512, 512, 512, 64]  # m^3 of HR-VQVAE's row, so that a position costs the same bits
 
 HRVQVAE = System(
     name="hrvqvae",
     title="HR-VQVAE",
     config=SingleGridConfig(),
-    model=_SINGLE_GRID,
     settings=TABLE_6 | TABLE_8 | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
     few_images=MORE_DROPOUT,
 )
@@ -89,7 +87,6 @@ TREEVQ = System(
     name="treevq",
     title="TreeVQ",
     config=SingleGridConfig(),
-    model=_SINGLE_GRID,
     settings=as_printed(TABLE_6) | FASTER_CODEBOOKS | settings(OURS, _TREEVQ),
     few_images=settings(OURS, {"prior.network.dropout": 0.3}),
     extras=(
@@ -103,7 +100,6 @@ VQVAE = System(
     name="vqvae",
     title="VQVAE",
     config=SingleGridConfig(quantizer=QuantizerConfig()),
-    model=_SINGLE_GRID,
     settings=NETWORK_AS_TABLE_6
     | settings("as Table 6", {"model.quantizer.beta": 0.25, "model.quantizer.codewords": _LEAVES})
     | as_printed(TABLE_8)
@@ -119,7 +115,6 @@ RQVAE = System(
     name="rqvae",
     title="RQ-VAE",
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
-    model=_SINGLE_GRID,
     settings=as_printed(TABLE_6 | TABLE_8) | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
     few_images=MORE_DROPOUT,
     notes=("RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked, so the same bits a position.",),
@@ -149,7 +144,6 @@ VQGAN = System(
     name="vqgan",
     title="VQGAN",
     config=VQGANConfig(),
-    model=_SINGLE_GRID,
     objective="hrvqvae.models.vqgan:AdversarialObjective",
     settings=NETWORK_AS_TABLE_6 | settings(OURS, _VQGAN),
     few_images=settings(OURS, {"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
