@@ -23,7 +23,6 @@ from hrvqvae.config.tables import (
     TABLE_7,
     TABLE_8,
     TABLE_9,
-    Settings,
     as_printed,
     column,
     settings,
@@ -96,15 +95,19 @@ TREEVQ = System(
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )
 
+
+def _as_hrvqvae(source: str, codes: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """HR-VQVAE's network, grid and priors, with settings that say how many codes there are."""
+    adam = settings(OURS, {"training.adam_beta2": 0.99})
+    return NETWORK_AS_TABLE_6 | settings(source, codes) | as_printed(TABLE_8) | adam | PIXELSNAIL_PRIORS
+
+
 VQVAE = System(
     name="vqvae",
     title="VQVAE",
     config=SingleGridConfig(quantizer=QuantizerConfig()),
-    settings=NETWORK_AS_TABLE_6
-    | settings("as Table 6", {"model.quantizer.beta": 0.25, "model.quantizer.codewords": _LEAVES})
-    | as_printed(TABLE_8)
-    | FASTER_CODEBOOKS
-    | PIXELSNAIL_PRIORS,
+    settings=_as_hrvqvae("as Table 6", {"model.quantizer.beta": 0.25, "model.quantizer.codewords": _LEAVES})
+    | FASTER_CODEBOOKS,
     few_images=MORE_DROPOUT,
     notes=(
         "VQVAE is not printed: the HR-VQVAE row with one flat codebook of m^3 codewords, so the same bits a position.",
@@ -196,13 +199,6 @@ VQVAE2 = System(
 )  # fmt: skip
 
 _NEEDS_LIBRARY = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
-
-
-def _as_hrvqvae(source: str, codes: dict[str, Any]) -> Settings:
-    """HR-VQVAE's network, grid and priors, with settings that say how many codes there are."""
-    adam = settings(OURS, {"training.adam_beta2": 0.99})
-    return NETWORK_AS_TABLE_6 | settings(source, codes) | as_printed(TABLE_8) | adam | PIXELSNAIL_PRIORS
-
 
 FSQ = System(
     name="fsq",
