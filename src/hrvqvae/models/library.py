@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from hrvqvae.config.model import FSQConfig, FSQQuantizerConfig, LibraryConfig, LibraryQuantizerConfig
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 
 
 class Adapter(Quantizer):
@@ -55,7 +55,7 @@ class Adapter(Quantizer):
         return codes
 
     def lookup(self, codes: Codes) -> Tensor:
-        check_levels(codes, self.sizes)
+        check_codes(codes, self.sizes)
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
 

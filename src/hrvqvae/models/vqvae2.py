@@ -95,10 +95,7 @@ class VQVAE2(Autoencoder):
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.prefix(codes, levels)
-        top = codes[0].shape
-        for level, code in enumerate(codes):
-            shape = (top[0], top[1] * 2**level, top[2] * 2**level)
-            check_codes(code, shape, self.config.quantizer.codewords, level + 1)
+        check_codes(codes, (self.config.quantizer.codewords,) * len(codes), scale=2)
 
         def whole(part: Codes, size: Grid | None) -> Tensor:
             quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, part, strict=True)]

@@ -13,7 +13,7 @@ the groups before it left, and its paths begin at its own root.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,12 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import Codebook, follow, random_latents
 from hrvqvae.quantize.losses import residual_losses
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
+
+Start = Callable[[Codebook, Tensor, Tensor, torch.Generator, float], None]
+"""As `Codebook.initialize`."""
 
 
 class ResidualQuantizer(Quantizer):
@@ -82,7 +85,7 @@ class ResidualQuantizer(Quantizer):
 
     def lookup(self, codes: Codes) -> Tensor:
         """Sum of the codewords of the levels that are given."""
-        check_levels(codes, (self.config.codewords,) * self.config.levels)
+        check_codes(codes, (self.config.codewords,) * self.config.levels)
         quantized = torch.zeros((), device=codes[0].device)
         for codebook, path in zip(self.levels, self.paths(codes), strict=False):
             quantized = quantized + codebook.lookup(path)
@@ -97,7 +100,9 @@ class ResidualQuantizer(Quantizer):
         return tuple(found)
 
     @torch.no_grad()
-    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+    def initialize(
+        self, latents: Tensor, generator: torch.Generator, weight: float = 1.0, start: Start | None = None
+    ) -> None:
         """k-means, level by level and codebook by codebook, on what the coarser ones leave; or, random codewords.
 
         A shared codebook is fitted to what all levels so far have to code, once for each level: fitted to the latents
@@ -108,11 +113,11 @@ class ResidualQuantizer(Quantizer):
         left = self._flat(latents)
         for level in range(1, self.config.levels + 1) if self.config.shared else ():
             ((codebook, vectors, _),) = self._assigned(left, self._search(left)[:level])
-            codebook.initialize(vectors, _root(vectors), generator, weight)
+            codebook.initialize(vectors, vectors.new_zeros(len(vectors)).long(), generator, weight)
         for books in () if self.config.shared else self._groups:
-            residual, path = left, _root(left)
+            residual, path = left, left.new_zeros(len(left)).long()  # the root of a group
             for number, codebook in enumerate(books, start=1):
-                codebook.initialize(residual, path, generator, weight)
+                (start or Codebook.initialize)(codebook, residual, path, generator, weight)
                 paths = self.search(left, [book.codewords.detach() for book in books[:number]])
                 path = paths[-1]  # a beam may change its mind at any level
                 residual = left - sum(book.lookup(chosen) for book, chosen in zip(books, paths, strict=False))
@@ -190,8 +195,3 @@ class ResidualQuantizer(Quantizer):
             for name in [name for name in state_dict if name.startswith(listed)]:
                 state_dict[f"{prefix}codebook.{name[len(listed) :]}"] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *others)
-
-
-def _root(vectors: Tensor) -> Tensor:
-    """The path of vectors (N, D) before the first level of a group: (N,) zeros."""
-    return vectors.new_zeros(len(vectors), dtype=torch.long)
