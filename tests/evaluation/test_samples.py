@@ -1,6 +1,7 @@
 """Distances between sets of images, their features, and bits of codes, against equations in numpy."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from hrvqvae.evaluation.report import file_bits, label_bits, measure_rate
 from hrvqvae.evaluation.samples import Features, RealImages, features_of, share_among
 from hrvqvae.models import published
-from hrvqvae.priors.base import Level, LevelPrior, Priors
+from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
@@ -173,14 +174,14 @@ def test_a_label_takes_the_bits_of_its_frequency() -> None:
     assert label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
 
 
-class Knowing(LevelPrior):
+class Knowing(Prior):
     """A prior that gives the class's own code half of the probability."""
 
-    def logits(self, codes: Tensor, coarser: object, label: Tensor | None) -> Tensor:
+    def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
         assert label is not None
-        shares = torch.full((len(codes), self.level.symbols), 0.5 / (self.level.symbols - 1))
-        shares[torch.arange(len(codes)), label] = 0.5
-        return shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid)
+        shares = torch.full((len(label), self.level.symbols), 0.5 / (self.level.symbols - 1))
+        shares[torch.arange(len(label)), label] = 0.5
+        return (shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid),)
 
 
 class Paths:

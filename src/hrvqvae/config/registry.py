@@ -122,7 +122,7 @@ class PriorNetwork(Entry):
     Attributes:
         name: `prior.network.kind`.
         config: its configuration, a frozen dataclass whose `kind` is `name`.
-        network: "module:Class" of a `priors.base.Prior`; that of one level is called with (config, level, its index).
+        network: "module:Class" of a `priors.base.Prior`, called with (config, its levels one by one).
         sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
     """
 
