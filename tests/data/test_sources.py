@@ -22,8 +22,7 @@ from hrvqvae.data.batches import batches, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
-from hrvqvae.data.sources import parquet, tars
-from hrvqvae.data.sources.base import HELD_OUT
+from hrvqvae.data.sources import HELD_OUT, parquet, tars
 from hrvqvae.data.sources.files import named_files
 from hrvqvae.utils.errors import InputError
 from tests.data.stored import folder_config, folder_of, write_parquet, write_tar

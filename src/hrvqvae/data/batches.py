@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hrvqvae.data.image_sets import Augmentation, ImageSet, stream
+from hrvqvae.data.image_sets import Augmentation, ImageSet, runs, stream
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.utils.errors import InputError
@@ -54,8 +54,7 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
     for number, size in enumerate(sizes):
         alike.setdefault(size, []).append(number)
     for (height, width, *_), numbers in alike.items():
-        most = max(1, pixels // max(1, height * width))
-        yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
+        yield from runs(numbers, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
 
 
 def sample_stream(

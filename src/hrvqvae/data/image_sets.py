@@ -5,7 +5,6 @@ What is random in them depends on a purpose, the seed, the epoch and the index o
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import Decoded, Pixels, decode_image
-from hrvqvae.data.sources.base import Source
+from hrvqvae.data.sources import Source
 
 T = TypeVar("T")
 Augmentation = tuple[int, int, int]
@@ -69,12 +68,6 @@ class ImageSet:
         """Where a stored image lies, for messages."""
         assert self.source
         return self.source.where(int(self.rows[index]))
-
-    def subset(self, some: NDArray[np.bool_]) -> ImageSet:
-        """Those images of the set that `some` (N,) names."""
-        pixels = None if self.pixels is None else self.pixels[some]
-        rows = self.rows[some] if self.source else self.rows
-        return dataclasses.replace(self, labels=self.labels[some], rows=rows, pixels=pixels)
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """An image, augmented unless `augmentation` is None. Raises BrokenImageError where it can't be decoded."""

@@ -23,8 +23,7 @@ from hrvqvae.data.batches import in_order, read_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
-from hrvqvae.data.sources import arrays, parquet, tars
-from hrvqvae.data.sources.base import TRAIN, WORDS, Part, Source, given_split
+from hrvqvae.data.sources import TRAIN, WORDS, Part, Source, arrays, given_split, parquet, tars
 from hrvqvae.data.sources.files import LISTS, FolderSource, folder_sources, listed_images, named_files, names_below
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
@@ -66,12 +65,14 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
         images = load_images(dataclasses.replace(config, validation=0.0), "train")
         places = np.arange(len(images) + 1) * config.validation
         validation = np.floor(places[1:]) > np.floor(places[:-1])
-        some = images.subset(validation == (split == "test"))
-        if not len(some):
+        some = validation == (split == "test")
+        if not some.any():
             raise InputError(
                 f"data.validation {config.validation} of {len(images):,} training images leaves one part empty"
             )
-        return some
+        pixels, rows = images.pixels, images.rows  # no rows without a source
+        images.pixels, images.rows = None if pixels is None else pixels[some], rows[some] if len(rows) else rows
+        return dataclasses.replace(images, config=config, labels=images.labels[some])
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:

@@ -32,7 +32,7 @@ from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import open_whole
-from hrvqvae.data.sources.base import Source, decoded, encoded
+from hrvqvae.data.sources import Source, decoded, encoded
 from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
 from hrvqvae.utils.errors import InputError, one_line
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.sources.base import Part, Source
+from hrvqvae.data.sources import Part, Source
 from hrvqvae.utils.errors import InputError, one_line
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)

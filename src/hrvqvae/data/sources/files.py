@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded, given_split
+from hrvqvae.data.sources import WORDS, Source, decoded, encoded, given_split
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import TEMPORARY
 from hrvqvae.utils.progress import note

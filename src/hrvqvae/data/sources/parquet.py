@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Part, Source, decoded, encoded
+from hrvqvae.data.sources import Part, Source, decoded, encoded
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 WINDOW_BYTES = 256 * 2**20  # of row groups, uncompressed, that are drawn from together and that a process keeps
