@@ -126,20 +126,15 @@ class RealImages:
         seen = self._of(batches)
         if len(seen) != self.count:
             raise InputError(f"{len(seen):,} images can't be compared with {self.count:,} real ones: give as many")
+        network = torch.nn.Identity()  # these are features already
+        network.num_features = seen.shape[1]  # type: ignore[assignment]
+        metric = FrechetInceptionDistance(feature=network)
+        metric.update(self._real, real=True)
+        metric.update(seen, real=False)
         return SetDistances(
-            frechet=_frechet(self._real, seen), kernel=float(poly_mmd(self._real, seen)),
+            frechet=float(metric.compute()), kernel=float(poly_mmd(self._real, seen)),
             precision=share_among(seen, self._real), recall=share_among(self._real, seen),
         )  # fmt: skip
-
-
-def _frechet(real: Tensor, other: Tensor) -> float:
-    computed = torch.nn.Identity()  # in the place of a network: these are features already
-    computed.num_features = real.shape[1]  # type: ignore[assignment]
-    metric = FrechetInceptionDistance(feature=computed)
-    metric.update(real, real=True)
-    metric.update(other, real=False)
-    distance: Tensor = metric.compute()
-    return float(distance)
 
 
 def share_among(some: Tensor, others: Tensor, neighbour: int = 3) -> float:
