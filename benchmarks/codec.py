@@ -42,9 +42,8 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
     pixels = read_images(model.config.with_root(root).data, images)
     codes = np.concatenate([flat_codes(model.encode(some)) for some in torch.split(pixels, _BATCH)])
     size = (pixels.shape[-2], pixels.shape[-1])
-    parts = write(model.codec, codes, size)
-    files = [b"".join(one) for one in parts]
-    lengths = np.array([[len(part) for part in one] for one in parts])
+    files = write(model.codec, codes, size)
+    lengths = np.array([one.lengths for one in read(model.codec, files)])
     layout = model.codec.layout(size)
     raw = float(sum(np.diff(layout.begins) * np.log2(layout.symbols))) / 8
     found: Row = {

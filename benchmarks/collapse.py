@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks.common import Row, as_script, options, positive, preset_of, show
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import decide_autoencoder, override
+from hrvqvae.config.parsing import override
+from hrvqvae.config.schema import decided
 from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.samples import split_images
 from hrvqvae.models.objective import Metrics
@@ -108,7 +109,7 @@ def measure(model: SingleGridAutoencoder, images: Tensor) -> Row:
 
 def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Tensor, Tensor]]]:
     """Train and measure a case; -> its row, and what it kept of the steps that are shown."""
-    config, _ = decide_autoencoder(configuration(base, **case), {})
+    config = decided(configuration(base, **case), "model", "training")
     with TemporaryDirectory() as folder:
         task = CollapseTask(config, RunFolder(Path(folder)), case["start"])
         trainer = Trainer(task, say=lambda _: None, callbacks=[lambda *found: models.append(found[2].model)])

@@ -45,8 +45,8 @@ def level_rows(preset: str, number: int, rounds: int, positions: int, rate: floa
     coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
     label = torch.randint(level.classes, (1,), generator=generator) if level.classes else None
     uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
-    given = [codes], [torch.zeros(shape, dtype=torch.bool)], coarser, label, [uniforms]
-    step = median_seconds(lambda: prior.logits(codes, coarser, label), positions)
+    given = [codes], [torch.zeros(shape, dtype=torch.bool)], coarser, label, [uniforms], torch.ones(1)
+    step = median_seconds(lambda: prior.level_logits([codes], coarser, label), positions)
     plain, cached = codes.numel() * step, median_seconds(lambda: sample_cached(prior, *given, SamplingParams()), rounds)
     drawn = f"{preset}, level {number}, {level.grid[0]}x{level.grid[1]}"
     return [

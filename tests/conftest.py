@@ -1,9 +1,11 @@
 """Small real runs for the tests: drawn digits in MNIST's own files, a folder of colour images, a tiny configuration."""
 
 import dataclasses
+import io
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -139,18 +141,27 @@ def write_file(config: Config, path: Path) -> Path:
     return path
 
 
-def do(*arguments: object) -> None:
-    """Run a command that ends well."""
-    assert main([str(argument) for argument in arguments]) == 0
+def done(*arguments: object) -> tuple[int, str, str]:
+    """The exit code of a command, and what it prints on stdout and stderr."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
 
 
-def refused(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command refuses with, exit code 2."""
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("hrvqvae: ")
-    return captured.err
+def do(*arguments: object) -> str:
+    """What a command prints that ends well; it is printed as well."""
+    code, out, err = done(*arguments)
+    print(out, end="")
+    print(err, end="", file=sys.stderr)
+    assert code == 0
+    return out
+
+
+def refused(arguments: list[object], capsys: pytest.CaptureFixture[str] | None = None) -> str:
+    """The one line that a command refuses with, exit code 2; what `capsys` has captured before is dropped."""
+    if capsys:
+        capsys.readouterr()
+    code, out, err = done(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("hrvqvae: ")
+    return err

@@ -1,16 +1,17 @@
 """Commands as pages and recipes give them, run in this process with small budgets and models, on drawn digits."""
 
+import io
 import re
 import runpy
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hrvqvae.cli import main
 from hrvqvae.data import fetch
-from tests.conftest import drawn_digits, write_mnist
+from tests.conftest import do, drawn_digits, write_mnist
 
 Cut = tuple[str, str]
 """A pattern of a command, and what replaces it."""
@@ -44,10 +45,11 @@ def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
     return command.split("\0")
 
 
-def replay(words: Sequence[str]) -> None:
-    """Run `hrvqvae ...`, or `python SCRIPT ...`, which must succeed."""
+def replay(words: Sequence[str]) -> str:
+    """What `hrvqvae ...`, or `python SCRIPT ...`, prints; it must succeed."""
     if words[0] == "python":
-        runpy.run_path(words[1])["main"](words[2:])
-        return
+        with redirect_stdout(io.StringIO()) as out:
+            runpy.run_path(words[1])["main"](words[2:])
+        return out.getvalue()
     assert words[0] == "hrvqvae"
-    assert main(words[1:]) == 0, words
+    return do(*words[1:])

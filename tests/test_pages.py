@@ -13,11 +13,11 @@ import torch
 import yaml
 from torch.distributed.run import get_args_parser
 
-from hrvqvae.cli import _parser, main
+from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
 from hrvqvae.config import Config, presets
 from hrvqvae.config.registry import LOGGERS
-from tests.conftest import write_picture
+from tests.conftest import do, write_picture
 from tests.replay import Cut, cut, drawn_mnist, replay
 from tests.trained_run import GIVEN, trained_copy
 
@@ -56,12 +56,10 @@ def commands(page: str) -> Iterator[tuple[list[str], str]]:
                 yield shlex.split(command), shown
 
 
-def run(words: Sequence[str], cuts: Sequence[Cut], capsys: pytest.CaptureFixture[str]) -> str:
+def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
     """What a command prints; `> FILE` writes that. Pictures that it names are there afterwards."""
-    capsys.readouterr()
     end = words.index(">") if ">" in words else len(words)
-    replay(cut(words[:end], cuts))
-    printed = capsys.readouterr().out
+    printed = replay(cut(words[:end], cuts))
     if end < len(words):
         Path(words[end + 1]).write_text(printed)
         assert yaml.safe_load(printed)["name"] in presets.names()
@@ -81,14 +79,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme(folder: Path) -> None:
     compared = 0
     for words, shown in commands("README.md"):
         if words[0] == "make":
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, check=True)
         elif "--onnx" not in words:  # tests/export runs that one as it stands
             few = (*CUTS, (r"^hrvqvae sample mnist -n 64", "hrvqvae sample mnist -n 4"))
-            printed = run(words, few, capsys)
+            printed = run(words, few)
             if shown and words[1] in ("presets", "sample"):
                 expected = re.escape(shown).replace(re.escape("...\n"), "(?:.*\n)*").replace("64", "4")
                 assert re.fullmatch(expected, printed), f"{words}\n{printed}"
@@ -106,14 +104,14 @@ def test_the_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", ["docs/start.md", "docs/own-data.md"])
 @pytest.mark.usefixtures("folder")
-def test_a_guide(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_guide(page: str) -> None:
     names: dict[str, Any] = {}
     for language, block in blocks(page):
         if language == "python":
             exec(block, names)
         for line in block.splitlines() if language == "console" else ():
             if line.startswith("$ hrvqvae "):
-                run(shlex.split(line[2:]), (*CUTS, *FEWER), capsys)
+                run(shlex.split(line[2:]), (*CUTS, *FEWER))
     if page == "docs/start.md":
         assert names["digits"].shape == names["images"].shape == names["coarse"].shape == (4, 1, 28, 28)
 
@@ -174,9 +172,7 @@ def test_the_page_of_the_layer() -> None:
     assert moved_rows > 0
 
 
-def test_a_logger_of_ones_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_logger_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's training with the page's logger, registered as a package would register it."""
     found = dict(blocks("docs/loggers.md"))
     (folder / "my_package.py").write_text(found["python"])
@@ -186,12 +182,12 @@ def test_a_logger_of_ones_own(
     assert 'print = "my_package:LOGGER"' in found["toml"]
     monkeypatch.setitem(LOGGERS._loaded, "print", my_package.LOGGER)
     (words,) = [words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]]
-    replay([word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))])
-    assert "mnist 2 {'train/" in capsys.readouterr().out
+    both = [word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))]
+    assert "mnist 2 {'train/" in replay(both)
     assert list((folder / "runs" / "mnist" / "tensorboard").iterdir())
 
 
-def test_commands_for_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_for_several_processes() -> None:
     """torchrun takes them, this package takes what follows, and the processes can share the batch."""
     lines = [
         line.removeprefix("$ ").removeprefix("srun ") for line in (ROOT / "docs/scale.md").read_text().splitlines()
@@ -202,8 +198,7 @@ def test_commands_for_several_processes(capsys: pytest.CaptureFixture[str]) -> N
         assert found.training_script == "hrvqvae"
         arguments = found.training_script_args
         if arguments[0] == "train":
-            assert main([*arguments, "--print_config"]) == 0
-            batch = int(re.findall(r"batch_size: (\d+)", capsys.readouterr().out)[-1])
+            batch = int(re.findall(r"batch_size: (\d+)", do(*arguments, "--print_config"))[-1])
             least, *_, most = [*found.nnodes.split(":"), *found.nnodes.split(":")]
             for machines in range(int(least), int(most) + 1):
                 assert batch % (machines * int(found.nproc_per_node)) == 0

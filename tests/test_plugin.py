@@ -66,11 +66,11 @@ assert not torch.equal(three[0], three[1]), "two samples are one"
 prior, changed, label = model.priors.networks[0], codes.clone(), torch.tensor([0, 1])
 changed[:, 4, 4:] = (changed[:, 4, 4:] + 1) % 64
 changed[:, 5:] = (changed[:, 5:] + 1) % 64
-before, after = prior.logits(codes, (), label), prior.logits(changed, (), label)
+(before,), (after,) = (prior.level_logits([some], (), label) for some in (codes, changed))
 same = (before == after).all(1)
 assert same[:, :4].all() and same[:, 4, :5].all(), "a position sees later ones"
 assert not same[:, 6:].any(), "a position does not see earlier ones"
-assert not torch.equal(before, prior.logits(codes, (), 1 - label)), "the class does not matter"
+assert not torch.equal(before, prior.level_logits([codes], (), 1 - label)[0]), "the class does not matter"
 """
 
 

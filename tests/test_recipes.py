@@ -126,8 +126,9 @@ def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert classifier.read_classifier(tmp_path / "runs" / "classifier-cifar10.safetensors", data).classes[2] == "bird"
 
 
-def figure(name: str, *arguments: object) -> None:
-    replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
+def figure(name: str, *arguments: object) -> str:
+    """What a script of a figure prints."""
+    return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
 
 
 def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,8 +138,7 @@ def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.C
         ([run, "-o", out], "tiny, most used path"), ([run, "-o", out, "--path", "1,2,0"], "tiny, the path given"),
         ([run, "-o", out, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
     ):  # fmt: skip
-        figure("hierarchy", *arguments)
-        assert drawn in capsys.readouterr().out
+        assert drawn in figure("hierarchy", *arguments)
     assert read_image(out, 3).shape[2] > 500
     for arguments, message in (
         (["-o", out, "--position", "1", "1"], "name a RUN"), (["-o", out, "--path", "1,x"], "--path"),
@@ -151,8 +151,7 @@ def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.C
 
 def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "classes.png"
-    figure("classes", run, "-n", "3", "-o", out)
-    assert "3 samples of each of 10 classes" in capsys.readouterr().out
+    assert "3 samples of each of 10 classes" in figure("classes", run, "-n", "3", "-o", out)
     assert read_image(out, 3).shape[1] > 10 * 60
     with pytest.raises(SystemExit):
         figure("classes", run, "-o", out, "--guidance", "2")
@@ -173,10 +172,9 @@ def test_the_error_of_prefixes(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "no runs" in capsys.readouterr().err
 
 
-def test_nearest_training_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nearest_training_images(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "near.png"
-    figure("nearest", run, "-n", "4", "-o", out)
-    assert "4 samples, MSE" in capsys.readouterr().out
+    assert "4 samples, MSE" in figure("nearest", run, "-n", "4", "-o", out)
     _, height, width = read_image(out, 3).shape
     assert width > 1.7 * height, "pairs side by side"
     config = RunFolder(run).read_config()

@@ -27,8 +27,8 @@ def test_every_form_of_a_prior_computes_the_same(name: str) -> None:
     form = copy.deepcopy(prior)
     _replaced(form, FORMS[name])
     assert FORMS[name].masked == any(isinstance(one, MaskedConv2d) for one in form.modules())
-    expected = prior.logits(given, coarser, label)
-    torch.testing.assert_close(form.logits(given, coarser, label), expected, rtol=1e-4, atol=1e-4)
+    expected = prior.level_logits([given], coarser, label)
+    torch.testing.assert_close(form.level_logits([given], coarser, label), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_error_and_leaves_of_a_layer_by_hand() -> None:

@@ -17,7 +17,7 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.compression.archive import open_archive
 from hrvqvae.training.loggers import read_records
-from tests.conftest import do, drawn_digits, refused
+from tests.conftest import do, done, drawn_digits, refused
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "runs"
 
@@ -47,9 +47,7 @@ def test_progressive_decoder_and_entropy_model_are_used(runs: Path) -> None:
     assert model.codec.networks
 
 
-def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(runs: Path, tmp_path: Path) -> None:
     run, sheet, removed = runs / "treevq", tmp_path / "sheet.png", "prior.network.kind 'depth' was removed: "
     for command in (
         ["sample", run, "-n", 2, "-o", sheet], ["train-prior", run], ["train-prior", run, "--resume"],
@@ -57,10 +55,9 @@ def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(
         ["train", "treevq/mnist", "--prior.network.kind", "depth", "--out", tmp_path / "new"],
         ["train-prior", run, "--prior.network.head_units", 8],
     ):  # fmt: skip
-        line = refused(command, capsys)
+        line = refused(command)
         assert removed in line or "prior.network.head_units" in line
-    do("evaluate", run, "--images", 4, "--device", "cpu", "--json")
-    assert removed in json.loads(capsys.readouterr().out)["no_priors"]
+    assert removed in json.loads(do("evaluate", run, "--images", 4, "--device", "cpu", "--json"))["no_priors"]
     do("export", run, tmp_path / "out")
     assert not (tmp_path / "out" / "priors").exists()
     images = torch.from_numpy(drawn_digits(40, 2)[0][:2, None])
@@ -73,14 +70,14 @@ def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(
 
 
 def test_a_run_whose_priors_were_removed_goes_on_and_the_rest_is_renewed(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hrvqvae.training.refresh.fit_entropy_model", partial(fit_entropy_model, effort=0.05))
     run, steps = runs / "treevq", ("--max-steps", 12)
     do("train", run, "--resume", *steps)
     assert [part.kind for part in stale_parts(run)] == ["prior", "progressive decoder", "entropy model"]
-    assert main(["refresh", str(run)]) == 2
-    assert "priors/levels-1-3: prior.network.kind 'depth' was removed" in capsys.readouterr().err
+    code, _, told = done("refresh", run)
+    assert (code, "priors/levels-1-3: prior.network.kind 'depth' was removed" in told) == (2, True)
     assert [part.kind for part in stale_parts(run)] == ["prior"]
     do("train", run / "config.yaml", "--prior.network.kind", "gpt", "--out", tmp_path / "new", *steps)
 

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder, shipped
 from hrvqvae.checkpoints.loading import load_priors
 from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
-from hrvqvae.cli import main
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.conftest import change
+from tests.conftest import done
 from tests.kills import at_step
 from tests.trained_run import tiny_run_with_priors, undrawn
 
@@ -39,6 +39,10 @@ def test_only_what_is_of_another_state_is_stale(whole: Path) -> None:
     folder.tables.unlink()
     decoder.model.unlink()
     assert stale_parts(whole) == priors(whole, 1, 2)
+
+
+def test_nothing_beside_a_model_inside_the_package_is_stale() -> None:
+    assert [part for name in shipped() for part in stale_parts(name)] == []
 
 
 @pytest.mark.parametrize(
@@ -67,19 +71,16 @@ def test_prefixes_fall_back_to_the_decoder_of_all_levels(whole: Path, caplog: py
     assert not torch.equal(fallen_back, progressive)
 
 
-def test_training_that_goes_on_tells_it(
-    whole: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_that_goes_on_tells_it(whole: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(whole.parent)
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
-    going_on = ["train", str(file), "--out", "run", "--resume", "--max-steps"]
     at_step(monkeypatch, AutoencoderTask, 60, lambda _: signal.raise_signal(signal.SIGTERM))
     parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
     for steps, code, stale in (("60", 0, False), ("62", 128 + signal.SIGTERM, True)):
-        capsys.readouterr()
         with undrawn():
-            assert main([*going_on, steps]) == code
-        last = capsys.readouterr().out.splitlines()[-1]
+            ended, printed, _ = done("train", file, "--out", "run", "--resume", "--max-steps", steps)
+        assert ended == code
+        last = printed.splitlines()[-1]
         assert (last == f"{parts}: made for another state of the model; renew with: hrvqvae refresh run") == stale
 
 

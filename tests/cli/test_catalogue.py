@@ -11,41 +11,36 @@ from typing import Any
 
 import pytest
 
-from hrvqvae.cli import main
 from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 from hrvqvae.utils import extras
 from hrvqvae.utils.files import locked
-from tests.conftest import do, refused
+from tests.conftest import do, done, refused
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
 
 
-def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    do("presets")
-    listed = [tuple(line.split(maxsplit=1)) for line in capsys.readouterr().out.splitlines()]
+def test_presets_are_listed() -> None:
+    listed = [tuple(line.split(maxsplit=1)) for line in do("presets").splitlines()]
     assert listed == [(name, presets.get(name).about) for name in presets.names()]
-    do("presets", "--json")
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*presets.names()]
+    assert [entry["name"] for entry in json.loads(do("presets", "--json"))] == [*presets.names()]
 
 
-def test_a_preset_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    do("presets", "hrvqvae/ffhq")
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+def test_a_preset_is_shown() -> None:
+    rows = {line.split()[0]: line.split()[1:] for line in do("presets", "hrvqvae/ffhq").splitlines() if line}
     assert rows["hrvqvae/ffhq:"][:1] == ["FFHQ,"]
     assert rows["model.quantizer.codewords"] == ["8", "Table", "6"]
     assert rows["model.quantizer.decay"] == ["0.95", "ours"]
     assert rows["compression_ratio"] == ["170.67", "computed;", "printed:", "171"]
     assert rows["training_steps"] == ["750,000", "computed;", "printed:", "875,000"]
     assert rows["Note:"]
-    do("presets", "hrvqvae/mnist", "--json")
-    entry = json.loads(capsys.readouterr().out)
+    entry = json.loads(do("presets", "hrvqvae/mnist", "--json"))
     assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
     assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
 
 
-def test_runs_are_listed_with_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_listed_with_what_is_stale(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(GOLDEN, runs / "more")
     shutil.copytree(GOLDEN / "vqvae", runs / "other")
@@ -56,21 +51,19 @@ def test_runs_are_listed_with_what_is_stale(tmp_path: Path, capsys: pytest.Captu
         script = "import sys; from hrvqvae.cli import main; main(sys.argv[1:])"
         done = subprocess.run([sys.executable, "-c", script, "runs", runs, "--json"], capture_output=True, check=True)
     bad, tree, plain, other = json.loads(done.stdout)
-    assert "damaged" in bad["fault"]
+    assert "can't be read as YAML" in bad["fault"]
     assert (tree["run"], tree["system"], tree["step"]) == (str(runs / "more" / "treevq"), "treevq", 8)
     assert tree["stale"] == ["priors/levels-1-3", "prefixes", "tables.hrvt"]
     assert plain == other | {"run": str(runs / "more" / "vqvae"), "in_use": False}
     assert other["in_use"]
     assert other["mse"] == pytest.approx(0.288086, abs=1e-6)
     assert (other["preset"], other["priors"]) == ("vqvae/mnist", [])
-    do("runs", runs)
-    assert len(capsys.readouterr().out.splitlines()) == 5
-    assert "there is no such folder" in refused(["runs", runs / "gone"], capsys)
+    assert len(do("runs", runs).splitlines()) == 5
+    assert "there is no such folder" in refused(["runs", runs / "gone"])
 
 
-def test_data_is_listed(mnist_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    do("data", "list", "--root", mnist_root)
-    first, *lines = capsys.readouterr().out.splitlines()
+def test_data_is_listed(mnist_root: Path) -> None:
+    first, *lines = do("data", "list", "--root", mnist_root).splitlines()
     assert first == f"root folder: {mnist_root}"
     assert [line.split()[0] for line in lines] == [*DATASETS, "any", *published.NETWORKS]
     rows = {line.split()[0]: line for line in lines}
@@ -84,12 +77,11 @@ def test_data_is_listed(mnist_root: Path, capsys: pytest.CaptureFixture[str]) ->
 # hrvqvae doctor
 
 
-def examined(capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
+def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
     """What doctor finds: for programs, as it prints it, and the lines of its problems."""
-    assert main(["doctor"]) == code
-    printed = capsys.readouterr()
-    assert main(["doctor", "--json"]) == code
-    return json.loads(capsys.readouterr().out), printed.out, printed.err.splitlines()
+    shown, plain = done("doctor"), done("doctor", "--json")
+    assert shown[0] == plain[0] == code
+    return json.loads(plain[1]), shown[1], shown[2].splitlines()
 
 
 @pytest.fixture
@@ -105,10 +97,10 @@ def requirements(monkeypatch: pytest.MonkeyPatch) -> Any:
     extras.packages.cache_clear()
 
 
-def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    found, printed, problems = examined(capsys)
+    found, printed, problems = examined()
     assert found["problems"] == problems == []
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["torch"] == metadata.version("torch")
@@ -120,21 +112,21 @@ def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert all(f"extra {extra} " in printed for extra in found["extras"])
 
 
-def test_an_extra_that_is_not_whole(requirements: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_extra_that_is_not_whole(requirements: Any) -> None:
     requirements(["torch>=2", 'no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"'])
-    found, printed, _ = examined(capsys)
+    found, printed, _ = examined()
     assert found["extras"] == {"one": ["no-such-package"], "two": []}
     assert "pip install 'hrvqvae[one]' for no-such-package\n" in printed
 
 
 def test_what_keeps_it_from_working_is_exit_code_1(
-    requirements: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    requirements: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requirements(["no-such-package>=1"])
     (tmp_path / "file").touch()
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "file" / "data"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    found, _, problems = examined(capsys, code=1)
+    found, _, problems = examined(code=1)
     missing, broken, folder = found["problems"]
     assert missing == "no-such-package is missing: pip install no-such-package"
     assert broken.startswith("torch can't be used: ")

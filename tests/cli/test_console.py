@@ -72,8 +72,8 @@ def test_fields_are_told_from_the_rest() -> None:
         (["evaluate", "mnist", "--rate-weight", "0.1"], "it is called --lmbda now"),
     ],
 )  # fmt: skip
-def test_wrong_commands(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in refused([*arguments], capsys)
+def test_wrong_commands(arguments: list[str], message: str) -> None:
+    assert message in refused([*arguments])
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["data", "get"]])
@@ -95,14 +95,12 @@ def test_a_closed_pipe_is_no_error() -> None:
     "error",
     [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[...] DefaultCPUAllocator: can't ...")],
 )
-def test_out_of_memory_is_one_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_out_of_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def runs(_: object) -> int:
         raise error
 
     monkeypatch.setattr("hrvqvae.cli.run", runs)
-    assert "out of memory: take a smaller batch (--training.batch_size" in refused(["train"], capsys)
+    assert "out of memory: take a smaller batch (--training.batch_size" in refused(["train"])
     error = RuntimeError("a mistake of ours")
     with pytest.raises(RuntimeError, match="ours"):
         main(["train"])

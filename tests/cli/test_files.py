@@ -10,11 +10,10 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints import image_files
-from hrvqvae.cli import main
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from hrvqvae.utils.files import TEMPORARY
-from tests.conftest import do, refused, write_picture
+from tests.conftest import do, done, refused, write_picture
 from tests.trained_run import tiny_run_with_entropy_model
 
 
@@ -37,13 +36,12 @@ def pixels(path: Path) -> torch.Tensor:
     return torch.from_numpy(read_image(path, 1))
 
 
-def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "x.hrv", tmp_path / "y.png"
-    do("compress", run, images / "2.png", "-o", file, "--device", "cpu")
+    printed = do("compress", run, images / "2.png", "-o", file, "--device", "cpu")
     size = file.stat().st_size
-    assert f"1 image, {size} bytes" in capsys.readouterr().out
-    do("inspect", file, "--model", run, "-o", tmp_path / "sheet.png")
-    printed = capsys.readouterr().out
+    assert f"1 image, {size} bytes" in printed
+    printed = do("inspect", file, "--model", run, "-o", tmp_path / "sheet.png")
     assert "7x30 pixels (height, width)" in printed
     assert re.search(rf"^level 3 .* {size}\n\nwhole\n", printed, re.MULTILINE)
     assert read_image(tmp_path / "sheet.png", 3).shape[2] > 30
@@ -52,11 +50,10 @@ def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path, capsys
     expected = model.decode(model.encode(pixels(images / "2.png")[None]), levels=2, size=(7, 30))[0]
     assert torch.equal(pixels(out), (expected * 255).round().byte())
     file.write_bytes(file.read_bytes()[:-1])
-    do("decompress", file, "-o", out, "--model", run, "--force")
-    assert "level 3 is cut short or damaged; decoded from 2 whole levels" in capsys.readouterr().err
+    _, _, told = done("decompress", file, "-o", out, "--model", run, "--force")
+    assert "level 3 is cut short or damaged; decoded from 2 whole levels" in told
     assert torch.equal(pixels(out), (expected * 255).round().byte())
-    do("inspect", file, "--model", run)
-    assert "level 3 is cut short or damaged" in capsys.readouterr().out
+    assert "level 3 is cut short or damaged" in do("inspect", file, "--model", run)
 
 
 def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images: Path, tmp_path: Path) -> None:
@@ -74,9 +71,7 @@ def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images
     assert found[1:] == [found[0]] * 3
 
 
-def test_a_folder_gets_a_file_for_each_image(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_gets_a_file_for_each_image(run: Path, images: Path, tmp_path: Path) -> None:
     codes, first = tmp_path / "codes", tmp_path / "codes" / "0.hrv"
     again = ["compress", run, images, "-o", codes]
     do(*again, "--levels", "1")
@@ -87,7 +82,7 @@ def test_a_folder_gets_a_file_for_each_image(
     do(*again, "--levels", "1")
     assert first.read_bytes() == before, "what is there already is what it writes"
     first.unlink()
-    assert "1.hrv exists already; choose another place, or write over it with --force" in refused(again, capsys)
+    assert "1.hrv exists already; choose another place, or write over it with --force" in refused(again)
     assert not first.exists()
     do(*again, "--force")
     assert first.read_bytes().startswith(before)
@@ -95,20 +90,16 @@ def test_a_folder_gets_a_file_for_each_image(
     assert {path.name for path in (tmp_path / "back").iterdir()} == {"0.png", "1.png", "2.png"}
 
 
-def test_an_archive_grows_and_gives_images_by_name(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_archive_grows_and_gives_images_by_name(run: Path, images: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
     do("compress", run, images / "0.png", "-o", path)
     alone = path.read_bytes()
-    line = refused(["compress", run, images / "more", images / "2.png", "-o", path], capsys)
+    line = refused(["compress", run, images / "more", images / "2.png", "-o", path])
     assert "another image named '0'" in line
     assert path.read_bytes() == alone
-    for _ in range(2):  # run again, it goes on where it was
-        do("compress", run, images, "-o", path)
-    assert "had 4 of 4 images already" in capsys.readouterr().err
-    do("inspect", path, "--verify")
-    printed = capsys.readouterr().out
+    do("compress", run, images, "-o", path)
+    assert "had 4 of 4 images already" in done("compress", run, images, "-o", path)[2], "it goes on where it was"
+    printed = do("inspect", path, "--verify")
     assert f"{path}: 4 images, by tiny" in printed
     assert "verified: 4 of 4 images whole" in printed
     assert "sizes: 7x30, 12x12" in printed
@@ -127,15 +118,13 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "commit"), [("treevq-cifar10", "c72954c"), ("treevq-mnist", "c83e58b")])
-def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(
-    name: str, commit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(name: str, commit: str, tmp_path: Path) -> None:
     file = Path(__file__).parent.parent / "golden" / "replaced" / f"{name}.hrv"
-    line = refused(["decompress", file, "-o", tmp_path / "x.png"], capsys)
+    line = refused(["decompress", file, "-o", tmp_path / "x.png"])
     assert f"was made by the {name} of commit {commit}" in line
 
 
-def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
     file, archive, image = tmp_path / "x.hrv", tmp_path / "x.hrva", images / "0.png"
     (tmp_path / "none").mkdir()
     for out in (file, archive):
@@ -158,71 +147,59 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, capsys: p
         (["decompress", archive, "-o", tmp_path / "y.png"], "was made by tiny (weights"),
         (["decompress", file, "-o", tmp_path / "y.png", "--model", "mnist"], "was made by another model"),
         (["decompress", image, "-o", tmp_path / "y.png", *named], "is not a file of codes"),
-        (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "there is no such file"),
+        (["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named], "no.hrv: No such file or directory"),
         (["decompress", file, file, "-o", tmp_path / "y.png", *named], "takes one image, and there are 2"),
         (["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"], "has no image named '9'"),
         (["decompress", file, "-o", tmp_path / "d", *named, "--names", "0"], "is no archive (.hrva), whose images"),
         (["inspect", archive, "-o", tmp_path / "s.png"], "draws the levels of one file"),
         (["fit-entropy-model", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
     ):
-        assert message in refused(arguments, capsys)
+        assert message in refused(arguments)
     assert not (tmp_path / "y.png").exists()
     assert not (tmp_path / "d").exists()
     assert not (tmp_path / "z.hrva").exists()
 
 
-def test_broken_images_can_be_left_out(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_images_can_be_left_out(run: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "in")
     (tmp_path / "in" / "1.png").write_bytes(b"none")
     command = ["compress", run, tmp_path / "in", "-o"]
-    assert "leave such images out with --on-error skip" in refused([*command, tmp_path / "x.hrva"], capsys)
+    assert "leave such images out with --on-error skip" in refused([*command, tmp_path / "x.hrva"])
     for out in (tmp_path / "y.hrva", tmp_path / "files"):
-        do(*command, out, "--on-error", "skip")
-        printed = capsys.readouterr()
-        assert "3 images" in printed.out
-        assert "1.png" in printed.err
-        assert "already" not in printed.err
+        code, printed, told = done(*command, out, "--on-error", "skip")
+        assert (code, "3 images" in printed, "1.png" in told, "already" in told) == (0, True, True, False)
     assert [entry.name for entry in open_archive(tmp_path / "y.hrva").entries] == ["0", "2", "more/0"]
-    only = ["compress", run, tmp_path / "in" / "1.png", "-o", tmp_path / "z.hrva", "--on-error", "skip"]
-    assert main([str(word) for word in only]) == 2
-    assert "no image could be read" in capsys.readouterr().err
+    code, _, told = done("compress", run, tmp_path / "in" / "1.png", "-o", tmp_path / "z.hrva", "--on-error", "skip")
+    assert (code, "no image could be read" in told) == (2, True)
     assert not (tmp_path / "z.hrva").exists()
 
 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "..\\out"])
-def test_an_archive_writes_nowhere_but_where_it_is_told(
-    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_archive_writes_nowhere_but_where_it_is_told(name: str, run: Path, tmp_path: Path) -> None:
     model = hrvqvae.load(run)
     codes = np.zeros(model.codec.layout((12, 12)).begins[-1], np.int32)
     with appending(tmp_path / "x.hrva", model.codec) as writer:
         writer.append([codes], [(12, 12)], [name], 3)
     arguments = ["decompress", tmp_path / "x.hrva", "-o", tmp_path / "in" / "side", "--model", run]
-    assert "a name that leads out of a folder" in refused(arguments, capsys)
+    assert "a name that leads out of a folder" in refused(arguments)
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_no_image_takes_the_place_of_another(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_image_takes_the_place_of_another(run: Path, images: Path, tmp_path: Path) -> None:
     files, out = [tmp_path / folder / "x.hrv" for folder in ("one", "two")], tmp_path / "out"
     for file in files:
         do("compress", run, images / "0.png", "-o", file, "--device", "cpu")
-    assert "two images would be written to" in refused(["decompress", *files, "-o", out, "--model", run], capsys)
+    assert "two images would be written to" in refused(["decompress", *files, "-o", out, "--model", run])
     write_picture(out / "x.png", 5, (12, 12), "L")
     original = (out / "x.png").read_bytes()
     again = ["decompress", files[0], "-o", out, "--model", run]
-    assert "--force" in refused(again, capsys)
+    assert "--force" in refused(again)
     assert (out / "x.png").read_bytes() == original
     do(*again, "--force")
     assert (out / "x.png").read_bytes() != original
 
 
-def test_what_is_damaged_stops_no_other_image(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_damaged_stops_no_other_image(run: Path, images: Path, tmp_path: Path) -> None:
     """A record and a block of an archive, and a file among others: the others are written, and the exit code is 2."""
     archive, codes, out = tmp_path / "X.HRVA", tmp_path / "codes", tmp_path / "out"
     shutil.copytree(images / "more", tmp_path / "in" / "more")
@@ -239,9 +216,10 @@ def test_what_is_damaged_stops_no_other_image(
     ):
         content[place] ^= 1
         archive.write_bytes(content)
-        assert told in refused(arguments, capsys)
-        assert main(["inspect", str(archive), "--verify"]) == 2
-        shown.append(capsys.readouterr().out)
+        assert told in refused(arguments)
+        code, printed, _ = done("inspect", archive, "--verify")
+        assert code == 2
+        shown.append(printed)
     assert "2 (image 2): its record is damaged" in shown[0]
     assert "whole\nwrite these into a new archive: hrvqvae salvage" in shown[0]
     do("salvage", archive, tmp_path / "new.hrva", "--model", run)
@@ -249,12 +227,11 @@ def test_what_is_damaged_stops_no_other_image(
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {"0.png", "1.png", "more/0.png"}
     content[entries[3].place - 1] ^= 1
     archive.write_bytes(content)
-    do("inspect", archive)
-    assert "bytes between whole blocks are damaged" in capsys.readouterr().out
+    assert "bytes of blocks are damaged" in do("inspect", archive)
     do("compress", run, images, "-o", codes)
     (codes / "0.hrv").write_bytes(b"none")
     files = [codes / f"{number}.hrv" for number in range(3)]
-    line = refused(["decompress", *files, "-o", out, "--model", run, "--force"], capsys)
+    line = refused(["decompress", *files, "-o", out, "--model", run, "--force"])
     assert f"{files[0]}: is not a file of codes" in line
     assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "2.png", "more"}
 
@@ -273,11 +250,10 @@ def test_images_are_worked_on_by_pixels(
 
 
 def test_a_folder_of_an_image_s_name_and_what_a_killed_writer_left_are_no_images(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, images: Path, tmp_path: Path
 ) -> None:
     mixed = tmp_path / "mixed"
     (mixed / "x.png").mkdir(parents=True)
     for name in ("a.png", f"{TEMPORARY}b.png"):
         shutil.copy(images / "0.png", mixed / name)
-    do("compress", run, mixed, "-o", tmp_path / "x.hrva")
-    assert "1 image," in capsys.readouterr().out
+    assert "1 image," in do("compress", run, mixed, "-o", tmp_path / "x.hrva")

@@ -11,12 +11,11 @@ import pytest
 import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.cli import main
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data import fetch
 from hrvqvae.data.images import read_image
-from tests.conftest import do, refused, write_file
+from tests.conftest import do, done, refused, write_file
 from tests.trained_run import tiny_run
 
 
@@ -26,48 +25,46 @@ def tiny_file(mnist_root: Path, tmp_path: Path) -> str:
     return str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
 
 
-def test_print_config_is_a_file_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_is_a_file_that_trains(tmp_path: Path) -> None:
     fields = ["--model.quantizer.codewords", "8", "--prior.network.dropout", "0.3"]
-    do("train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print_config")
-    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = do("train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print_config")
+    (tmp_path / "printed.yaml").write_text(printed)
     config = from_file(tmp_path / "printed.yaml")
     assert (config.model.num_symbols, config.training.max_steps) == ((8, 8, 8), 5)
-    do("train", tmp_path / "printed.yaml", "--print_config")
-    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((tmp_path / "printed.yaml").read_text())
+    assert yaml.safe_load(do("train", tmp_path / "printed.yaml", "--print_config")) == yaml.safe_load(
+        (tmp_path / "printed.yaml").read_text()
+    )
 
 
-def test_resuming(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming(tiny_file: str, tmp_path: Path) -> None:
     command = ["train", tiny_file, "--out", tmp_path / "run"]
-    do(*command, "--max-steps", "10")
-    do(*command, "--max-steps", "14", "--resume")
-    printed = capsys.readouterr().out
+    printed = do(*command, "--max-steps", "10") + do(*command, "--max-steps", "14", "--resume")
     assert "resuming" in printed
     assert printed.count("hint: 10 steps of training: little is learned beyond the start") == 1
     assert "hint: 14" not in printed
-    do("train", "--resume", tmp_path / "run", "--max-steps", "15")
-    assert "trained 15 steps" in capsys.readouterr().out, "a run folder says itself what it is"
-    do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
-    assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", capsys.readouterr().out)
-    line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"], capsys)
+    printed = do("train", "--resume", tmp_path / "run", "--max-steps", "15")
+    assert "trained 15 steps" in printed, "a run folder says itself what it is"
+    printed = do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
+    assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", printed)
+    line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
-    line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"], capsys)
+    line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"])
     assert "holds a run of tiny, not of hrvqvae/mnist" in line
 
 
-def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     do("train", tiny_file, "--max-steps", "2", "--out", run)
     command = ["train-prior", "--prior.training.batch_size", "8,6,4", run, "--level", "3", "--max-steps", "2"]
-    do(*command)
-    assert f"priors in {run}/priors" in capsys.readouterr().out
+    assert f"priors in {run}/priors" in do(*command)
     prior = prior_folder(run, 2).read_config().prior
     assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "pixelsnail")
-    line = refused([*command, "--resume", "--prior.network.kind", "gpt"], capsys)
+    line = refused([*command, "--resume", "--prior.network.kind", "gpt"])
     assert "--prior.network.kind is pixelsnail there, gpt here" in line
-    line = refused(["train-prior", run, "--prior.training.batch_size", "8,6"], capsys)
+    line = refused(["train-prior", run, "--prior.training.batch_size", "8,6"])
     assert "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels" in line
-    assert "--training.seed is no field of the priors" in refused(["train-prior", run, "--training.seed", 1], capsys)
-    assert "--level is 4; this model has levels 1 to 3" in refused(["train-prior", run, "--level", 4], capsys)
+    assert "--training.seed is no field of the priors" in refused(["train-prior", run, "--training.seed", 1])
+    assert "--level is 4; this model has levels 1 to 3" in refused(["train-prior", run, "--level", 4])
 
 
 def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
@@ -84,17 +81,14 @@ def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").model.is_file()
 
 
-def test_the_demo(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)  # drawn digits are MNIST,
     preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
     monkeypatch.setattr(presets, "get", lambda name: preset)  # and the demo's preset is a small model
     out = tmp_path / "demo"
     command = ["demo", "--out", str(out), "--root", str(mnist_root), "--max-steps", "12"]
     for _ in range(2):  # the second time all is there already
-        assert main(command) == 0
-        printed = capsys.readouterr().out
+        printed = do(*command)
         assert printed.count("$ hrvqvae ") == 6
         assert "mnist test: 40 images" in printed
         assert printed.count("trained 12 steps") == 4, "the autoencoder and three priors"
@@ -102,8 +96,8 @@ def test_the_demo(
     for name in ("reconstructions", "curves", "usage", "samples", "samples-of-the-shipped-model"):
         assert f"{name}.png" in printed.splitlines()[-1]
         assert read_image(out / "pictures" / f"{name}.png", 3).shape[2] > 100
-    assert "--max-minutes is 0; it must be above 0" in refused(["demo", "--max-minutes", "0"], capsys)
+    assert "--max-minutes is 0; it must be above 0" in refused(["demo", "--max-minutes", "0"])
     monkeypatch.undo()
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)
-    assert main(command) == 2
-    assert "holds a run of tiny, not of treevq-deep/mnist" in capsys.readouterr().err
+    code, _, told = done(*command)
+    assert (code, "holds a run of tiny, not of treevq-deep/mnist" in told) == (2, True)

@@ -29,7 +29,7 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     def get(name: str) -> presets.Preset:
         return presets.Preset(config=tiny[name], sources={}, about="") if name in tiny else original(name)
 
-    def train(config: object, say: object) -> TrainedClassifier:
+    def train(config: object) -> TrainedClassifier:
         torch.manual_seed(0)
         return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
 

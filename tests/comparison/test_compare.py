@@ -25,18 +25,17 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import TEMPORARY
-from tests.conftest import refused, write_picture
+from tests.conftest import do, refused, write_picture
 from tests.kills import at_step, in_another_process
 
 MNIST = ["compare", "mnist", "--max-steps", "4", "--out"]
 
 
 @pytest.mark.usefixtures("systems")
-def test_systems_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_systems_with_priors(tmp_path: Path) -> None:
     out, systems = tmp_path / "out", ("hrvqvae", "vqvae", "vqgan", "fsq")  # one of each kind
     command = [*MNIST, str(out), "--systems", ",".join(systems), "--prior-steps", "4"]
-    assert main([*command, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(do(*command, "--json"))
     assert rows == json.loads((out / "results.json").read_text())
     assert [(row["system"], row["seed"]) for row in rows] == [(system, 0) for system in systems]
     others = {"perceptual", "frechet", "kernel", "leaves_used", "prior", "test_errors", "digests"}
@@ -63,7 +62,7 @@ def test_systems_with_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--max-steps", "7"], "max_steps is 4 there, 7 here"), (["--data", str(tmp_path)], "root is"),
         (["--training.batch_size", "5"], "fields is"),
     ):  # fmt: skip
-        assert what in refused([*command, *more], capsys)
+        assert what in refused([*command, *more])
 
 
 @pytest.mark.usefixtures("systems")
@@ -132,11 +131,9 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("systems")
-def test_what_a_killed_writer_left_is_no_row(
-    tmp_path: Path, mnist_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_killed_writer_left_is_no_row(tmp_path: Path, mnist_root: Path) -> None:
     command = [*MNIST, str(tmp_path), "--systems", "vqvae"]
-    refused([*command, "--data", tmp_path / "nowhere"], capsys)
+    refused([*command, "--data", tmp_path / "nowhere"])
     assert main([*command, "--data", str(mnist_root)]) == 0, "data that is not there claims no folder"
     command += ["--data", str(mnist_root)]
     row = tmp_path / "rows" / "vqvae-0.json"
@@ -149,7 +146,7 @@ def test_what_a_killed_writer_left_is_no_row(
     for damaged in (row, tmp_path / "comparison.json"):
         content = damaged.read_bytes()
         damaged.write_bytes(content[: len(content) // 2])
-        assert f"{damaged} is damaged" in refused(command, capsys)
+        assert f"{damaged} is damaged" in refused(command)
         damaged.write_bytes(content)
     claim = tmp_path / "comparison.json"
     for path, old, new, told in (
@@ -160,7 +157,7 @@ def test_what_a_killed_writer_left_is_no_row(
     ):
         content = path.read_bytes()
         path.write_bytes(content.replace(old, new))
-        assert told in refused(command, capsys)
+        assert told in refused(command)
         path.write_bytes(content)
 
 
@@ -252,9 +249,7 @@ def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_comparison_goes_on_elsewhere_from_its_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is small is taken along, the runs are not: nothing is trained again, and the pictures are the same."""
     here, there = tmp_path / "here", tmp_path / "there"
     command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae,hrvqvae", "--prior-steps", "3"]
@@ -266,19 +261,17 @@ def test_a_comparison_goes_on_elsewhere_from_its_rows(
     for name in ("results.json", "results.md", "reconstructions.png", "samples.png", "curves.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
     own = [*command, "--vqvae.model.quantizer.beta", "0.5", "--out", str(there)]
-    assert "the autoencoder of vqvae-0 has another configuration" in refused(own, capsys)
+    assert "the autoencoder of vqvae-0 has another configuration" in refused(own)
     row = there / "rows" / "vqvae-0.json"
     known = json.loads(row.read_text())
     row.write_text(json.dumps({name: value for name, value in known.items() if name != "digests"}))
     assert main(own) == 0, "a row of an earlier version is taken as it is"
     (there / "rows" / "theirs-0.json").write_text(json.dumps(known | {"system": "theirs"}))
-    capsys.readouterr()
-    assert main([*command, "--out", str(there)]) == 0
-    assert "the sheets leave out theirs" in capsys.readouterr().out
+    assert "the sheets leave out theirs" in do(*command, "--out", there)
     assert "| theirs | 1 |" in (there / "results.md").read_text(), "a system that is not on this machine"
     model = (here / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(instruments, "features_of", lambda *_: Features("", lambda images: images.flatten(1)))
-    line = refused([*command, "--seeds", "2", "--out", here], capsys)
+    line = refused([*command, "--seeds", "2", "--out", here])
     assert "FID of 40 images" in line
     assert f"delete {here / 'rows'}" in line
     shutil.rmtree(here / "rows")

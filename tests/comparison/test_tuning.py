@@ -65,9 +65,7 @@ def test_a_search_goes_on_beyond_an_end() -> None:
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_stopped_search_goes_on_to_the_same_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_search_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, steps = AutoencoderTask.step, [0]
 
     def step(self: Any, state: Any, batch: Any) -> Any:
@@ -114,12 +112,11 @@ def test_a_stopped_search_goes_on_to_the_same_rows(
     for system in ("wide", "fsq"):
         here, there = config_of("whole", system), config_of("other", system)
         assert (here.training.learning_rate, here.model) == (there.training.learning_rate, there.model)
-    capsys.readouterr()
-    assert "searched with fields" in refused([*other, "--training.batch_size", "5"], capsys)
+    assert "searched with fields" in refused([*other, "--training.batch_size", "5"])
     other[3] = "fsq,vqvae,wide=vqvae"
-    assert "the search for vqvae has not ended" in refused([*other, "--out", tmp_path / "new"], capsys)
+    assert "the search for vqvae has not ended" in refused([*other, "--out", tmp_path / "new"])
     other[3:6] = ["wide=vqvae", "--wide.model.quantizer.codewords", "6"]
-    assert "trials of wide are of another configuration" in refused([*other, "--out", tmp_path / "new"], capsys)
+    assert "trials of wide are of another configuration" in refused([*other, "--out", tmp_path / "new"])
 
 
 @pytest.mark.usefixtures("systems")

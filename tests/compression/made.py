@@ -65,7 +65,7 @@ def random_codes(codec: EntropyModel, size: Grid, count: int, seed: int = 0) -> 
 
 def files_of(codec: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None) -> list[bytes]:
     """Files (.hrv) of such codes."""
-    return [b"".join(parts) for parts in write(codec, random_codes(codec, size, count, seed), size, levels)]
+    return write(codec, random_codes(codec, size, count, seed), size, levels)
 
 
 def read_one(codec: EntropyModel, content: bytes) -> ImageCodes:

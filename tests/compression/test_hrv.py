@@ -43,24 +43,23 @@ def test_codes_come_back(
     codec = made_codec(symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength)
     codec = codec if fitted else codec.bare
     codes = random_codes(codec, size, count)
-    parts = write(codec, codes, size, min(levels, len(symbols)))
-    for found, given_codes, own in zip(read(codec, [b"".join(one) for one in parts]), codes, parts, strict=True):
-        assert (found.size, found.fault) == (size, "")
-        assert found.lengths == tuple(map(len, own))
+    files = write(codec, codes, size, min(levels, len(symbols)))
+    for found, given_codes, file in zip(read(codec, files), codes, files, strict=True):
+        assert (found.size, found.fault, sum(found.lengths)) == (size, "", len(file))
         assert np.array_equal(flat(found.codes), given_codes[: len(flat(found.codes))])
         assert len(found.codes) == min(levels, len(symbols))
         bits = sum(
             grid[0] * grid[1] * np.log2(one) for grid, one in zip(codec.geometry.grids(*size), symbols, strict=True)
         )
-        assert len(own[0]) <= (6 if max(size) <= 128 else 8)
-        assert sum(map(len, own)) <= len(own[0]) + np.ceil(bits / 8) + 2 * len(symbols), "raw, header and checks"
+        assert found.lengths[0] <= (6 if max(size) <= 128 else 8)
+        assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols), "raw, header and checks"
 
 
 def test_networks_that_do_not_fit_cost_nothing() -> None:
     """Codes that they hold for unlikely are written without them: powers of two then take log2 m bits."""
     codec = made_codec((4,), Geometry(1, 0, (1,)), strength=30_000)
     unlikely = random_codes(codec.bare, (16, 16), 20)
-    files = [b"".join(parts) for parts in write(codec, unlikely, (16, 16))]
+    files = write(codec, unlikely, (16, 16))
     assert {(read_header(one).by_tables, len(one)) for one in files} == {(False, 64 + 5 + 1)}
 
 
@@ -100,8 +99,8 @@ def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch: pytest.Monke
     with pytest.raises(DamagedFileError, match="8192x8192 pixels has more than 134217728 codes"):
         read(fine, [b"\xd3" + fine.fingerprint + head])
     files = [b"\xd3" + TREE.fingerprint + head + bytes([number]) for number in range(200)]
-    sizes, read_some = list[int](), hrv._read
-    monkeypatch.setattr(hrv, "_read", lambda *some: sizes.append(len(some[1])) or read_some(*some))  # type: ignore[func-returns-value]
+    sizes, read_some = list[int](), hrv.read_levels
+    monkeypatch.setattr(hrv, "read_levels", lambda *some: sizes.append(len(some[1])) or read_some(*some))  # type: ignore[func-returns-value]
     assert not any(one.codes for one in read(TREE, files))
     assert set(sizes) == {1}, "memory for the codes of one at a time"
     with pytest.raises(DamagedFileError, match="at most 1000 are admitted"):
@@ -127,9 +126,8 @@ def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed() -> None:
     sure = dataclasses.replace(network, weights=network.weights * 0, offsets=offsets)
     codec = dataclasses.replace(codec, networks=(sure,))
     codes = np.zeros((1, 300 * 300), np.int32)
-    parts = write(codec, codes, (300, 300))[0]
-    assert len(parts[1]) == 1 + np.ceil(90_000 * np.log2(65545 / 65537) / 8)
-    found = read(codec, [b"".join(parts)])[0]
+    found = read(codec, write(codec, codes, (300, 300)))[0]
+    assert found.lengths[1] == 1 + np.ceil(90_000 * np.log2(65545 / 65537) / 8)
     assert np.array_equal(found.codes[0].reshape(1, -1), codes)
     assert found.fault == ""
 
@@ -230,8 +228,8 @@ def test_files_are_read_to_the_same_codes(threads: int, monkeypatch: pytest.Monk
 def test_files_are_written_bit_for_bit_as_they_were() -> None:
     for one in INDEX["files"]:
         codec, codes, size = codec_of(one), [np.array(level, np.int32) for level in one["codes"]], tuple(one["size"])
-        (parts,) = write(codec, row_of(codec, size, codes)[None], size, len(codes))
-        assert b"".join(parts) == (FOLDERS[-1] / one["file"]).read_bytes()
+        (file,) = write(codec, row_of(codec, size, codes)[None], size, len(codes))
+        assert file == (FOLDERS[-1] / one["file"]).read_bytes()
 
 
 def test_powers_are_those_of_the_page() -> None:

@@ -15,10 +15,11 @@ from hrvqvae.compression.archive import open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.images import flat_codes
-from hrvqvae.compression.rate_distortion import Decoding, RateDistortion
+from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.models.tiles import areas
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import bits_of, digits, single_grid, squared_errors, untrained
@@ -151,13 +152,13 @@ def test_gradient_and_curvature_are_those_of_the_image(
     mnist_root: Path, monkeypatch: pytest.MonkeyPatch, padding: int, levels: int
 ) -> None:
     """Images that do not fill their grid. Random projections come near to the mean of J^T J."""
-    model, _ = untrained(override(tiny_systems(mnist_root)["hrvqvae"], {"model.padding": str(padding)}))
+    model, codec = untrained(override(tiny_systems(mnist_root)["hrvqvae"], {"model.padding": str(padding)}))
     assert isinstance(model, SingleGridAutoencoder)
     random = torch.Generator().manual_seed(1)
     unit = torch.rand(1, 1, 17, 25, generator=random)
     grid = model.config.grid(17, 25)
     vectors = torch.randn(1, *grid, model.latent_dim, generator=random)
-    decoding = Decoding(model, levels)
+    encoder = RateDistortion(model, codec, levels)
 
     def decoded(at: Tensor) -> Tensor:
         return (model.pixels(at, (17, 25)) + 1) / 2
@@ -168,8 +169,8 @@ def test_gradient_and_curvature_are_those_of_the_image(
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
     monkeypatch.setattr(rate_distortion, "_PROJECTIONS", 100)
     monkeypatch.setattr(rate_distortion, "computes_bf16", lambda _: False)
-    torch.testing.assert_close(decoding.gradient(vectors, unit), slope)
-    assert (decoding.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
+    torch.testing.assert_close(encoder.gradient(vectors, unit), slope)
+    assert (encoder.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
 
 
 def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +181,7 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, mo
     whole, usual = encoder.encode(image, lmbda), model.encode(image)
     monkeypatch.setattr(rate_distortion, "_SIDE", 12)
     monkeypatch.setattr(rate_distortion, "_AROUND", 6)
-    assert [len(rate_distortion._parts(side)) for side in usual[0].shape[1:]] == [3, 3]
+    assert len(areas(tuple(usual[0].shape[1:]), 12, 6)) == 9
     found, squares = encoder.weigh(image, lmbda)
     assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
     least, most, tiled = (float(total(model, image, codes, lmbda)) for codes in (whole, usual, found))

@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from hrvqvae.cli import main
 from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
+from tests.conftest import done, refused
 
 REGISTRIES = (SYSTEMS, PRIORS, DATASETS)
 _SYSTEM = """
@@ -47,20 +46,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     presets.get.cache_clear()
 
 
-def test_a_package_may_add_a_network_of_priors_that_was_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "'depth' was removed" in PRIORS.removal("depth")
-    theirs = EntryPoint("depth", "theirs:DEPTH", "hrvqvae.priors")
-    monkeypatch.setitem(PRIORS.__dict__, "_announced", [theirs])
-    assert PRIORS.removal("depth") == PRIORS.removal("gpt") == ""
-
-
-def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_adds_a_system(site: Path) -> None:
     install(site, "theirs", _SYSTEM.format(name="other"), other="SYSTEM")
     assert SYSTEMS.get([*SYSTEMS][-1]) is SYSTEMS.entries()[-1]
-    assert main(["presets"]) == 0
-    captured = capsys.readouterr()
-    assert "\nother/mnist " in captured.out
-    assert captured.err == ""
+    code, printed, told = done("presets")
+    assert (code, "\nother/mnist " in printed, told) == (0, True, "")
 
 
 @pytest.mark.parametrize(
@@ -72,33 +62,27 @@ def test_a_package_adds_a_system(site: Path, capsys: pytest.CaptureFixture[str])
         (_SYSTEM.format(name="another"), "must be a System of that name"),
     ],
 )
-def test_a_broken_package_is_named_and_breaks_nothing_else(
-    source: str, fault: str, site: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_package_is_named_and_breaks_nothing_else(source: str, fault: str, site: Path) -> None:
     install(site, "theirs", source, other="SYSTEM")
     told_once.cache_clear()
-    assert main(["presets"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err.startswith(f"hrvqvae: the system 'other' of the package theirs {fault}")
-    assert captured.err.count("\n") == 1
-    assert "other" not in captured.out
+    code, printed, told = done("presets")
+    assert told.startswith(f"hrvqvae: the system 'other' of the package theirs {fault}")
+    assert (code, told.count("\n"), "other" in printed) == (0, 1, False)
     assert [entry.name for entry in SYSTEMS.entries()] == [*SYSTEMS.built_in]
-    assert main(["train", "other/mnist"]) == 2
-    assert capsys.readouterr().err == captured.err
+    assert refused(["train", "other/mnist"]) == told
 
 
-def test_a_name_that_several_packages_add_is_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_several_packages_add_is_refused(site: Path) -> None:
     install(site, "theirs", _SYSTEM.format(name="vqvae2"), vqvae2="SYSTEM", other="SYSTEM")
     install(site, "hers", _SYSTEM.format(name="other"), other="SYSTEM")
     for name, packages in (("vqvae2", "theirs and hrvqvae"), ("other", "hers and theirs")):
         assert [*SYSTEMS].count(name) == 1
         with pytest.raises(InputError, match=f"several packages add a system '{name}': {packages}"):
             SYSTEMS.get(name)
-    assert main(["presets"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 2
-    assert "\nvqvae/mnist " in captured.out
-    assert "\nvqvae2/" not in captured.out
+    code, printed, told = done("presets")
+    assert (code, told.count("\n")) == (0, 2)
+    assert "\nvqvae/mnist " in printed
+    assert "\nvqvae2/" not in printed
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)

@@ -17,6 +17,7 @@ from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.loading import data_root, load_images
 from hrvqvae.distributed import Part
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import told_once
 from tests.conftest import drawn_digits
 from tests.data.stored import folder_config
 
@@ -111,23 +112,7 @@ def test_an_epoch_shows_every_image_once() -> None:
         seen = [index for index, augmentation in samples if augmentation and augmentation[1] == epoch]
         assert sorted(seen) == list(range(10))
     assert [index for index, _ in samples[:10]] != [index for index, _ in samples[10:]]
-
-
-def test_the_order_does_not_depend_on_where_one_starts() -> None:
-    whole = list(islice(sample_stream(10, 4, seed=3), 12))
-    for first in range(11):
-        assert next(iter(sample_stream(10, 4, seed=3, first_step=first))) == whole[first]
-    assert next(iter(sample_stream(10, 4, seed=4))) != whole[0]
-
-
-@pytest.mark.parametrize("crop", ["center", "random"])
-def test_augmentation_depends_on_seed_epoch_and_index_alone(crop: str, picture_folder: Path) -> None:
-    images = load_images(folder_config(picture_folder, crop=crop, flip=True, memory_mb=0), "train")
-    one, workers = (list(islice(batches(images, batch_size=6, seed=1, workers=count), 10)) for count in (0, 2))
-    later = next(batches(images, batch_size=6, seed=1, first_step=7))
-    assert all(torch.equal(a.images, b.images) for a, b in zip(one, workers, strict=True))
-    assert torch.equal(later.images, one[7].images)
-    assert len({images.read(0, (1, epoch, 0)).tobytes() for epoch in range(8)}) > 1
+    assert next(iter(sample_stream(10, 4, seed=4))) != samples[:4]
 
 
 def test_flips_in_memory() -> None:
@@ -187,6 +172,7 @@ def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told_once.cache_clear()
     images = load_images(folder_config(picture_folder, channels=1, crop="random"), "train")
     first = list(islice(batches(images, batch_size=8, seed=0, workers=workers), 5))
     assert [len(batch.lost) for batch in first] == [8] * 5

@@ -14,10 +14,7 @@ from hrvqvae.utils.files import TEMPORARY
 from tests.conftest import refused, write_picture
 from tests.data.stored import folder_of
 from tests.kills import Killed, Kills
-
-
-def silent(_: str) -> None:
-    """Say nothing."""
+from tests.trained_run import silent
 
 
 def files(folder: Path) -> dict[str, bytes]:

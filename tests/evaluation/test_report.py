@@ -22,7 +22,7 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import measure_samples
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_file
-from tests.trained_run import silent, tiny_run, undrawn
+from tests.trained_run import tiny_run, undrawn
 
 
 def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
 
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_samples", judged)
-    found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda, say=silent)
+    found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda)
     wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
     for level, codes in zip(seen["coded"].levels, wide.encode(torch.from_numpy(images.pixels), lmbda), strict=True):
@@ -75,13 +75,13 @@ def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: p
 
 def test_the_classifier_learns(mnist_root: Path) -> None:
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
-    first, again = (train_classifier(data, epochs=50, say=silent) for _ in range(2))
+    first, again = (train_classifier(data, epochs=50) for _ in range(2))
     assert first.accuracy > 0.25, "of 10 classes; each two share a bar, so half is the best there is"
     assert first.accuracy == again.accuracy
 
 
 def test_samples_are_judged(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say))
+    monkeypatch.setattr(classifier, "train_classifier", lambda config: train_classifier(config, epochs=2))
     assert main(["evaluate", str(run), "--samples", "7", "--images", "8", "--json", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
@@ -125,6 +125,6 @@ def test_a_folder_without_classes_knows_none(
     model = TrainedModel(run)
     with pytest.raises(InputError, match="know no classes"):
         measure_samples(model, model.config.data, 2)
-    evaluated = evaluate_run(run, device="cpu", say=silent)
+    evaluated = evaluate_run(run, device="cpu")
     assert evaluated.rate is not None
     assert evaluated.rate.label == 0

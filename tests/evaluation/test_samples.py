@@ -1,6 +1,7 @@
 """Distances between sets of images, their features, and bits of codes, against equations in numpy."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from hrvqvae.compression.learning import fit
 from hrvqvae.config import DataConfig
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
-from hrvqvae.evaluation.rate import file_bits, label_bits, measure_rate
+from hrvqvae.evaluation.report import file_bits, label_bits, measure_rate
 from hrvqvae.evaluation.samples import Features, RealImages, features_of, share_among
 from hrvqvae.models import published
-from hrvqvae.priors.base import Level, LevelPrior, Priors
+from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
@@ -58,11 +59,13 @@ def test_distances_by_hand() -> None:
         one, two = (images.flatten(1).double().numpy() for images in (real, other))
         found = kept.distances([other[:30], other[30:]])
         assert found.frechet == pytest.approx(frechet_by_hand(one, two), rel=1e-4)
-        assert kept.frechet_of([other]) == pytest.approx(found.frechet, rel=1e-9)
         assert found.kernel == pytest.approx(kernel_by_hand(one, two), rel=1e-6)
         assert found.precision == share_among(torch.from_numpy(two), torch.from_numpy(one))
         assert found.recall == share_among(torch.from_numpy(one), torch.from_numpy(two)) != found.precision
-    assert abs(kept.frechet_of([real])) < 1e-4
+    assert abs(kept.distances([real]).frechet) < 1e-4
+    plain = RealImages(Features("pixels", PIXELS.extract), [real])
+    assert plain.frechet == "Frechet distance of 80 images, features of pixels"
+    assert plain.kernel == "kernel distance of 80 images, features of pixels"
 
 
 def test_shares_by_hand() -> None:
@@ -97,17 +100,15 @@ def test_a_classifier_of_greyscale_images_is_trained_once(
     torch.manual_seed(0)
     trained = []
 
-    def train(config: DataConfig, say: object) -> TrainedClassifier:
+    def train(config: DataConfig) -> TrainedClassifier:
         trained.append(config.dataset)
         return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
-    one, again = (features_of(tmp_path, config, lambda _: None) for _ in range(2))
+    one, again = (features_of(tmp_path, config) for _ in range(2))
     assert trained == ["mnist"]
-    assert one.title("FID", "Frechet distance", 2000) == (
-        "Frechet distance of 2,000 images, features of a classifier of mnist"
-    )
+    assert one.source == "a classifier of mnist"
     assert one(images).shape == (3, 128)
     torch.testing.assert_close(one(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
 
@@ -117,8 +118,8 @@ def test_colour_takes_efficientnet(tmp_path: Path) -> None:
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     config = DataConfig(dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0)
-    found = features_of(tmp_path, config, lambda _: None)
-    assert found.title("KID", "kernel distance", 200) == "kernel distance of 200 images, features of efficientnet-lite0"
+    found = features_of(tmp_path, config)
+    assert found.source == "efficientnet-lite0"
     assert found(torch.rand(2, 3, 32, 32)).shape == (2, 320)
 
 
@@ -130,8 +131,8 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
-    found = features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12), lambda _: None)
-    assert found.title("FID", "Frechet distance", 10_000) == "FID of 10,000 images"
+    found = features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12))
+    assert found.source == ""
     grey = torch.rand(2, 1, 28, 28)
     seen = found(grey)
     assert seen.shape == (2, 2048)
@@ -143,7 +144,7 @@ def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) 
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.write_bytes(b"nothing that was published" * 9)
     with pytest.raises(InputError, match=r"inception.*pth is damaged .*; delete it, then hrvqvae data get inception"):
-        features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12), lambda _: None)
+        features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12))
 
 
 # Bits of codes: under priors, by the entropy model as files hold them, of labels
@@ -162,8 +163,8 @@ def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     codec = fit(bare, train.levels, 0.02, lambda _: None)
     found = file_bits(codec, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
-    written = hrv._write(codec, flat, (16, 16), 2)
-    assert found == tuple(8 * np.mean([len(file[level]) - 1 for file in written]) for level in (1, 2))
+    written = hrv.read(codec, hrv._write(codec, flat, (16, 16), 2))
+    assert found == tuple(8 * np.mean([one.lengths[level] - 1 for one in written]) for level in (1, 2))
     assert found[0] < 0.5 * 128 < found[1], "what repeats takes fewer bits than what is drawn"
 
 
@@ -173,14 +174,14 @@ def test_a_label_takes_the_bits_of_its_frequency() -> None:
     assert label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
 
 
-class Knowing(LevelPrior):
+class Knowing(Prior):
     """A prior that gives the class's own code half of the probability."""
 
-    def logits(self, codes: Tensor, coarser: object, label: Tensor | None) -> Tensor:
+    def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
         assert label is not None
-        shares = torch.full((len(codes), self.level.symbols), 0.5 / (self.level.symbols - 1))
-        shares[torch.arange(len(codes)), label] = 0.5
-        return shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid)
+        shares = torch.full((len(label), self.level.symbols), 0.5 / (self.level.symbols - 1))
+        shares[torch.arange(len(label)), label] = 0.5
+        return (shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid),)
 
 
 class Paths:

@@ -99,7 +99,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
             size = (side, side if turn % 2 else int(random.integers(1, 20)))
             count = int(random.integers(1, levels + 1)) if turn % 3 else levels
             codes = random_codes(codec, size, 1, 100 * number + turn)
-            content = b"".join(write(codec if turn % 5 else codec.bare, codes, size, count)[0])
+            (content,) = write(codec if turn % 5 else codec.bare, codes, size, count)
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
             expected.append((size, [one.tolist() for one in codec.layout(size).maps(codes[0], count)]))
             kinds.add(content[0])

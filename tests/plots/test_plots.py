@@ -11,7 +11,7 @@ from PIL import Image
 import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image, write_image
-from hrvqvae.plots import curves, hierarchy, images, sheets
+from hrvqvae.plots import curves, hierarchy, sheets
 from hrvqvae.plots.images import complete, reconstruct
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_picture
@@ -137,19 +137,17 @@ def test_bad_sampling(
 
 
 def test_colours_for_a_greyscale_model_are_converted_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A colour PNG was refused where the same picture with a palette was taken."""
     paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
     for path in paths:
         write_picture(path, 1, (28, 28), path.stem)
-    said: list[str] = []
-    found = reconstruct("mnist", paths, tmp_path / "sheet.png", say=said.append)
+    found = reconstruct("mnist", paths, tmp_path / "sheet.png")
     assert [path for path, _ in found] == paths
-    assert said == [f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"]
+    assert caplog.messages == [f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"]
     assert found[1][1] == found[3][1], "an opaque RGBA image is the RGB image"
-    reconstruct("mnist", paths[:1], tmp_path / "sheet.png", say=said.append)
-    assert len(said) == 1
-    monkeypatch.setattr(images, "note", said.append)
+    reconstruct("mnist", paths[:1], tmp_path / "sheet.png")
+    assert len(caplog.messages) == 1
     complete("mnist", paths[1], "top", 1, tmp_path / "completed.png")
-    assert said[1:] == [f"images converted: 1 of 1 (colour to greyscale), the first is {paths[1]}"]
+    assert caplog.messages[1:] == [f"images converted: 1 of 1 (colour to greyscale), the first is {paths[1]}"]

@@ -1,6 +1,4 @@
-"""The transformer with a head for each level: what a code depends on, the network by hand, cached and plain sampler."""
-
-from collections.abc import Callable
+"""The transformer with a head for each level: what a code depends on, the network by hand."""
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import Level, build_prior, code_loss, total_bits
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.generative import KnownCodes, sample_cached, sample_codes
-from hrvqvae.priors.gpt import GPT
-from hrvqvae.priors.sampling import SamplingParams, sample_plain
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError
+from tests.priors.test_pixelsnail import random_prior
 
 
 def levels_of(
@@ -33,15 +29,6 @@ def levels_of(
     ]  # fmt: skip
 
 
-def random_gpt(config: GPTConfig, levels: list[Level], seed: int = 0) -> GPT:
-    """A prior in evaluation mode whose weights are large enough that everything matters."""
-    torch.manual_seed(seed)
-    prior = GPT(config, *levels).eval().requires_grad_(False)
-    for parameter in prior.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.2)
-    return prior
-
-
 def random_codes(levels: list[Level], batch: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels]
@@ -54,7 +41,7 @@ SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
 def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) -> None:
     """Before it: at earlier positions of all levels, and of the levels before at its own position."""
     levels = levels_of((3, 4), (3, 2, 4), linked=linked, classes=3)
-    prior, codes = random_gpt(SMALL, levels).double(), random_codes(levels, 1)
+    prior, codes = random_prior(SMALL, *levels).double(), random_codes(levels, 1)
 
     def logits(codes: list[Tensor], label: int = 1) -> Tensor:
         found = prior.level_logits(codes, [], torch.tensor([label]))
@@ -75,7 +62,7 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) ->
 def test_logits_by_hand() -> None:
     levels = levels_of((2, 3), (4, 2), linked=True, classes=2)
     config = GPTConfig(hidden_units=6, layers=1, heads=2, path_units=3)
-    prior, codes, label = random_gpt(config, levels), random_codes(levels, 2), torch.tensor([1, 0])
+    prior, codes, label = random_prior(config, *levels), random_codes(levels, 2), torch.tensor([1, 0])
 
     def normed(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
         return layer_norm(x, (6,), norm.weight, norm.bias)
@@ -110,7 +97,7 @@ def test_logits_by_hand() -> None:
 
 def test_dropout_is_of_training_alone() -> None:
     levels = levels_of((2, 3), (4, 4), linked=False)
-    prior, codes = random_gpt(SMALL, levels), random_codes(levels, 2)
+    prior, codes = random_prior(SMALL, *levels), random_codes(levels, 2)
     again = [prior.train(training).level_logits(codes, [], None)[0] for training in (False, False, True)]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
@@ -120,81 +107,15 @@ def test_paths_grow_from_their_parents_where_codebooks_are_linked() -> None:
     levels = levels_of((2, 3), (3, 2, 4), linked=True)
     codes = random_codes(levels, 2)
     expected = [codes[0], codes[0] * 2 + codes[1], (codes[0] * 2 + codes[1]) * 4 + codes[2]]
-    found = random_gpt(SMALL, levels).paths(codes)
+    found = random_prior(SMALL, *levels).paths(codes)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    found = random_gpt(SMALL, levels_of((2, 3), (3, 2, 4), linked=False)).paths(codes)
+    found = random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).paths(codes)
     assert all(torch.equal(one, other) for one, other in zip(found, codes, strict=True))
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    grid = (int(random.integers(1, 5)), int(random.integers(1, 5)))
-    symbols = tuple(int(random.integers(2, 6)) for _ in range(int(random.integers(1, 5))))
-    classes, heads = int(random.integers(0, 4)), int(random.integers(1, 4))
-    coarser = (3, 6)[: int(random.integers(3))]
-    linked = bool(random.integers(2))
-    levels = levels_of(grid, symbols, linked=linked, classes=classes, unconditional=classes > 0, coarser=coarser)
-    prior = random_gpt(
-        GPTConfig(hidden_units=4 * heads, layers=int(random.integers(1, 4)), heads=heads, path_units=6, most_paths=7),
-        levels, seed,
-    )  # fmt: skip
-    params = SamplingParams(
-        temperature=float(random.choice([0.7, 1.0])), top_k=int(random.integers(0, min(symbols) + 1)),
-        guidance=float(random.choice([0.0, 1.0, 2.0])) if classes else 1.0,
-    )  # fmt: skip
-    batch, generator = int(random.integers(1, 5)), torch.Generator().manual_seed(seed)
-    label = torch.randint(classes, (batch,), generator=generator) if classes else None
-    paths = [torch.randint(number, (batch, *grid), generator=generator) for number in coarser]
-    given = random_codes(levels, batch, seed)
-    known = [torch.rand(batch, *grid, generator=generator) < random.choice([0.0, 0.4]) for _ in levels]
-    uniforms = [torch.rand(batch, *grid, generator=generator, dtype=torch.double) for _ in levels]
-    drawn = []
-    for sampler in (sample_cached, sample_plain):
-        codes = [one.clone() for one in given]
-        sampler(prior, codes, known, paths, label, uniforms, params)
-        drawn.append(codes)
-    for cached, plain, before, kept in zip(*drawn, given, known, strict=True):
-        assert torch.equal(cached, plain)
-        assert torch.equal(cached[kept], before[kept])
-
-
-def test_a_sample_does_not_depend_on_its_batch_and_keeps_what_is_known() -> None:
-    prior = random_gpt(SMALL, levels_of((4, 3), (3, 3), linked=True, classes=2))
-    labels = torch.tensor([0, 1, 1, 0])
-
-    def drawn(numbers: range, label: Tensor, known: KnownCodes | None = None) -> tuple[Tensor, ...]:
-        return sample_codes(
-            [prior], lambda _: (), numbers, seed=4, label=label, params=SamplingParams(), known=known
-        )  # fmt: skip
-
-    alone = drawn(range(2, 3), labels[2:3])
-    for one, other in zip(drawn(range(4), labels), alone, strict=True):
-        assert torch.equal(one[2:3], other)
-    where = torch.zeros(4, 3, dtype=torch.bool)
-    where[:2] = True
-    for change in (0, 1):
-        given = tuple((one + change) % 3 for one in alone)
-        kept = drawn(range(2, 3), labels[2:3], KnownCodes(given, (where,) * 2))
-        assert all(torch.equal(one[0][where], two[0][where]) for one, two in zip(kept, given, strict=True))
-        own = all(torch.equal(one, two) for one, two in zip(kept, alone, strict=True))
-        assert own == (change == 0), "its own codes change nothing"
-
-
-@pytest.mark.parametrize("sampler", [sample_cached, sample_plain])
-def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Callable[..., None]) -> None:
-    levels = levels_of((3, 4), (3, 3), linked=True)
-    prior, codes = random_gpt(SMALL, levels), random_codes(levels, 2)
-    prior.heads[1].output.bias[:] = float("nan")
-    unknown = [torch.zeros_like(one, dtype=torch.bool) for one in codes]
-    uniforms = [torch.full(one.shape, 0.5, dtype=torch.double) for one in codes]
-    with pytest.raises(NonFiniteError, match="the prior of level 2 gives logits that are NaN .* row 0, column 0"):
-        sampler(prior, codes, unknown, [], None, uniforms, SamplingParams())
 
 
 def test_bits_are_of_each_level() -> None:
     levels = levels_of((3, 4), (3, 2), linked=True)
-    prior, codes = random_gpt(SMALL, levels), random_codes(levels, 2)
+    prior, codes = random_prior(SMALL, *levels), random_codes(levels, 2)
     expected = []
     for own, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
         shares = logits.double().softmax(1).gather(1, own[:, None])

@@ -1,19 +1,20 @@
 """The prior of a level: causal, conditioned, and the network that its docstring draws."""
 
 import copy
-import math
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.priors.base import Level, LevelPrior, code_loss, total_bits
+from hrvqvae.config.registry import PRIORS, imported
+from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.priors.configs import PixelSNAILConfig
-from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.utils.errors import InputError
 
 
@@ -24,15 +25,15 @@ class TableConfig(PriorNetworkConfig):
     kind: str = "table"
 
 
-class Table(LevelPrior):
+class Table(Prior):
     """A prior that says the same everywhere: the shares of the symbols."""
 
     def __init__(self, level: Level, shares: Sequence[float]) -> None:
         super().__init__(TableConfig(), level)
         self.shares = torch.tensor(shares).log()
 
-    def logits(self, codes: Tensor, coarser: object, label: Tensor | None) -> Tensor:
-        return (self.shares + 7)[None, :, None, None].expand(len(codes), -1, *self.level.grid)
+    def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
+        return ((self.shares + 7)[None, :, None, None].expand(len(codes[0]), -1, *self.level.grid),)
 
 
 def network(**changes: object) -> PixelSNAILConfig:
@@ -43,21 +44,26 @@ def network(**changes: object) -> PixelSNAILConfig:
     return PixelSNAILConfig(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def random_prior(config: PixelSNAILConfig, level: Level, index: int = 0, seed: int = 0) -> PixelSNAIL:
+def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> Any:
     """A prior in evaluation mode whose weights are large enough that everything matters."""
     torch.manual_seed(seed)
-    prior = PixelSNAIL(config, level, index).eval().requires_grad_(False)
+    prior = imported(PRIORS.get(config.kind).network)(config, *levels).eval().requires_grad_(False)
     for parameter in prior.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     return prior
 
 
+def logits(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
+    """(B, m, H, W) of a prior of one level."""
+    return prior.level_logits([codes], coarser, label)[0]
+
+
 def moved(
-    prior: PixelSNAIL, one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]], label: Tensor | None
+    prior: Prior, one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]], label: Tensor | None
 ) -> Tensor:
     """(H * W) bool: the positions whose logits differ, in float64, where nothing is lost to rounding."""
     prior = copy.deepcopy(prior).double()
-    return (prior.logits(*one, label) != prior.logits(*other, label)).any(1)[0].flatten()
+    return (logits(prior, *one, label) != logits(prior, *other, label)).any(1)[0].flatten()
 
 
 def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -115,33 +121,25 @@ def test_the_whole_map_of_coarser_levels_is_seen() -> None:
         )
 
 
-def test_the_class_moves_every_position() -> None:
-    level = Level(grid=(3, 4), symbols=3, classes=5)
-    prior = random_prior(network(), level)
-    codes, _, _ = inputs(level, 1)
-    one, other = (prior.logits(codes, [], torch.tensor([number])) for number in (1, 4))
-    assert (one != other).any(1).all()
-
-
-def test_an_image_does_not_depend_on_its_batch() -> None:
-    level = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5)
-    prior = random_prior(network(), level)
-    codes, paths, label = inputs(level, 4)
-    assert label is not None
-    alone = prior.logits(codes[2:3], [paths[0][2:3]], label[2:3])
-    torch.testing.assert_close(prior.logits(codes, paths, label)[2:3], alone)
+def test_the_class_moves_every_position_and_no_class_is_none_of_them() -> None:
+    for unconditional in (True, False):
+        level = Level(grid=(3, 4), symbols=3, classes=3, unconditional=unconditional)
+        prior, (codes, _, _) = random_prior(network(), level), inputs(level, 1)
+        found = [logits(prior, codes, [], torch.tensor([label])) for label in range(level.labels)]
+        assert len(found) == 3 + unconditional
+        for one, other in itertools.combinations(found, 2):
+            assert (one != other).any(1).all()
 
 
 def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:
-    level = Level(grid=(3, 4), symbols=3)
-    codes, _, _ = inputs(level, 2)
-    prior = random_prior(network(dropout=(0.0, 0.5), attention_layers=(0, 3)), level, index=0)
-    assert (len(prior.attentions), prior.blocks[0].dropped) == (0, 0.0)
-    prior = random_prior(network(dropout=(0.0, 0.5), attention_layers=(0, 3)), level, index=1)
-    assert (len(prior.attentions), prior.blocks[0].dropped) == (3, 0.5)
-    assert torch.equal(prior.logits(codes, [], None), prior.logits(codes, [], None))
+    config = network(dropout=(0.0, 0.5), attention_layers=(0, 3))
+    for coarser, attentions, dropped in (((), 0, 0.0), ((3,), 3, 0.5)):
+        level = Level(grid=(3, 4), symbols=3, coarser=coarser)
+        prior, (codes, paths, _) = random_prior(config, level), inputs(level, 2)
+        assert (len(prior.attentions), prior.blocks[0].dropped) == (attentions, dropped)
+        assert torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
     prior.train()
-    assert not torch.equal(prior.logits(codes, [], None), prior.logits(codes, [], None))
+    assert not torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
 
 
 @pytest.mark.parametrize(
@@ -150,14 +148,6 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:
 def test_attention_is_spread_evenly(blocks: int, layers: int, after: tuple[int, ...]) -> None:
     config = network(residual_blocks=blocks, attention_layers=(layers,))
     assert random_prior(config, Level(grid=(2, 2), symbols=2)).attention_after == after
-
-
-def test_bits_are_the_entropy_of_what_was_said() -> None:
-    prior = Table(Level(grid=(2, 2), symbols=2), [0.25, 0.75])
-    codes = torch.tensor([[[0, 1], [1, 1]]])
-    expected = 2 + 3 * math.log2(4 / 3)
-    assert total_bits(prior, [codes], [], None) == pytest.approx([expected])
-    assert float(code_loss(prior, [codes], [], None)) == pytest.approx(expected / 4 * math.log(2))
 
 
 @pytest.mark.parametrize(
@@ -170,13 +160,8 @@ def test_bits_are_the_entropy_of_what_was_said() -> None:
     ],
 )
 def test_what_it_is_conditioned_on_is_checked(coarser: list[Tensor], label: Tensor | None, message: str) -> None:
-    level = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5)
-    prior = random_prior(network(), level)
+    level, codes = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5), torch.zeros(2, 3, 4, dtype=torch.long)
     with pytest.raises(InputError, match=message):
-        prior.logits(torch.zeros(2, 3, 4, dtype=torch.long), coarser, label)
-
-
-def test_a_label_for_a_prior_without_classes_is_refused() -> None:
-    level = Level(grid=(3, 4), symbols=3)
+        logits(random_prior(network(), level), codes, coarser, label)
     with pytest.raises(InputError, match="no classes"):
-        random_prior(network(), level).logits(torch.zeros(1, 3, 4, dtype=torch.long), [], torch.tensor([0]))
+        logits(random_prior(network(), Level(grid=(3, 4), symbols=3)), codes, [], torch.tensor([0, 0]))

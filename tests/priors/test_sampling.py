@@ -1,6 +1,6 @@
 """The cached sampler is the plain one, faster: every code the same, whatever network and options; completions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,67 +8,70 @@ import pytest
 import torch
 from torch import Tensor
 
+from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, PriorNetwork
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
-from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from hrvqvae.priors.generative import KnownCodes, draw_labels, kept_parts, sample_cached, sample_codes
-from hrvqvae.priors.gpt import GPT
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, sample_plain
+from hrvqvae.priors.configs import GPTConfig
+from hrvqvae.priors.generative import KnownCodes, Sampler, draw_labels, kept_parts, sample_cached, sample_codes
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guided, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import same, threads
-from tests.priors.test_pixelsnail import Table, TableConfig, inputs, network, random_prior
+from tests.conftest import same
+from tests.priors.test_gpt import SMALL, levels_of, random_codes
+from tests.priors.test_pixelsnail import Table, TableConfig, inputs, logits, network, random_prior
+
+PLAIN = SamplingParams()
 
 
 def drawn(
-    sampler: Callable[..., None], prior: Prior, level: Level, batch: int, seed: int, params: SamplingParams, keep: float
-) -> Tensor:
-    codes, coarser, label = inputs(level, batch, seed)
-    generator = torch.Generator().manual_seed(seed)
-    known = torch.rand(codes.shape, generator=generator) < keep
-    uniforms = torch.rand(codes.shape, generator=generator, dtype=torch.float64)
-    sampler(prior, [codes], [known], coarser, label, [uniforms], params)
+    sampler: Sampler, prior: Prior, batch: int, seed: int, params: SamplingParams = PLAIN, keep: float = 0.0
+) -> list[Tensor]:
+    """Random codes of a batch, of which the others are drawn where some are kept."""
+    codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
+    _, coarser, label = inputs(prior.level, batch, seed)
+    known = [torch.rand(one.shape, generator=generator) < keep for one in codes]
+    uniforms = [torch.rand(one.shape, generator=generator, dtype=torch.float64) for one in codes]
+    labels, mixing = guided(prior.level, label, params.guidance)
+    before, seen = [one.clone() for one in codes], [one.repeat(len(mixing), 1, 1) for one in coarser]
+    sampler(prior, codes, known, seen, labels, uniforms, mixing, params)
+    assert same([one[kept] for one, kept in zip(codes, known, strict=True)],
+                [one[kept] for one, kept in zip(before, known, strict=True)])  # fmt: skip
     return codes
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_cached_and_plain_draw_the_same_codes(seed: int) -> None:
-    generator = np.random.default_rng(seed)
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
+@pytest.mark.parametrize("seed", range(120))
+def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
 
-    def some(*values: object) -> object:
-        return values[generator.integers(len(values))]
+    def some(*values: Any) -> Any:
+        return values[random.integers(len(values))]
 
-    symbols = int(generator.integers(2, 9))
-    heads = int(generator.integers(1, 4))
-    blocks = int(generator.integers(1, 5))
-    level = Level(
-        grid=(int(generator.integers(1, 7)), int(generator.integers(1, 7))), symbols=symbols,
-        coarser=tuple(symbols**power for power in range(1, int(generator.integers(1, 4)))),
-        classes=int(generator.integers(0, 4)),
-    )  # fmt: skip
-    config = network(
-        hidden_units=heads * int(generator.integers(1, 6)), residual_units=int(generator.integers(1, 10)),
-        residual_blocks=blocks, attention_layers=(int(generator.integers(0, blocks + 1)),), attention_heads=heads,
-        kernel=some(3, 5, 7),
-    )  # fmt: skip
+    def number(most: int, least: int = 1) -> int:
+        return int(random.integers(least, most + 1))
+
+    grid, heads, layers, classes = (number(7), number(6)), number(3), number(4), number(3, 0)
+    about: dict[str, Any] = {"classes": classes, "unconditional": classes > 0 and some(True, False)}
+    about["coarser"] = some((), (3,), (3, 6))
+    if kind == "pixelsnail":
+        levels = [Level(grid=grid, symbols=number(8, 2), **about)]
+        config: PriorNetworkConfig = network(
+            hidden_units=heads * number(5), residual_units=number(9), residual_blocks=layers, attention_heads=heads,
+            attention_layers=(number(layers, 0),), kernel=some(3, 5, 7),
+        )  # fmt: skip
+    else:
+        symbols = tuple(number(5, 2) for _ in range(number(4)))
+        levels = levels_of(grid, symbols, linked=some(True, False), **about)
+        config = GPTConfig(hidden_units=4 * heads, layers=layers, heads=heads, path_units=6, most_paths=7)
+    fewest = min(level.symbols for level in levels)
     params = SamplingParams(
-        temperature=some(1.0, 0.7, 1.5),  # type: ignore[arg-type]
-        top_k=some(0, 1, symbols, max(1, symbols // 2)),  # type: ignore[arg-type]
-        top_p=some(1.0, 0.9, 0.4),  # type: ignore[arg-type]
-    )
-    prior, batch = random_prior(config, level, seed=seed), int(generator.integers(1, 5))
-    keep = float(some(0.0, 0.0, 0.4))  # type: ignore[arg-type]
-    cached = drawn(sample_cached, prior, level, batch, seed, params, keep)
-    assert torch.equal(cached, drawn(sample_plain, prior, level, batch, seed, params, keep))
-
-
-def test_two_threads_draw_the_same_codes_as_one() -> None:
-    level = Level(grid=(5, 4), symbols=4, coarser=(4,), classes=3)
-    prior = random_prior(network(), level)
-    alone = drawn(sample_cached, prior, level, 7, 0, SamplingParams(), 0.0)
-    with threads(2):
-        assert torch.equal(drawn(sample_cached, prior, level, 7, 0, SamplingParams(), 0.0), alone)
+        temperature=some(1.0, 0.7, 1.5), top_k=some(0, 1, fewest), top_p=some(1.0, 0.9, 0.4),
+        guidance=some(0.0, 1.0, 1.5, 3.0) if about["unconditional"] else 1.0,
+    )  # fmt: skip
+    prior, batch, keep = random_prior(config, *levels, seed=seed), number(4), some(0.0, 0.0, 0.4)
+    cached, plain = (drawn(sampler, prior, batch, seed, params, keep) for sampler in (sample_cached, sample_plain))
+    assert same(cached, plain)
 
 
 def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingParams) -> int:
@@ -119,7 +122,7 @@ def test_codes_come_as_often_as_their_probability_says() -> None:
     codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, params=SamplingParams())[
         0
     ].flatten()
-    shares = prior.logits(torch.zeros(1, 1, 1, dtype=torch.long), [], None).softmax(1).flatten().double().numpy()
+    shares = logits(prior, torch.zeros(1, 1, 1, dtype=torch.long), [], None).softmax(1).flatten().double().numpy()
     counts, expected = torch.bincount(codes, minlength=5).numpy(), 4000 * shares / shares.sum()
     assert ((counts - expected) ** 2 / expected).sum() < 18.5, "chi-square, 4 degrees of freedom, beyond 1 in 1,000"
 
@@ -131,13 +134,12 @@ def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-@pytest.fixture
-def three_levels() -> list[Prior]:
-    levels = [
-        Level(grid=(4, 3), symbols=3, coarser=tuple(3**power for power in range(1, index + 1)), classes=2)
-        for index in range(3)
-    ]
-    return [random_prior(network(), level, index, seed=index) for index, level in enumerate(levels)]
+@pytest.fixture(params=["pixelsnail", "gpt"])
+def three_levels(request: pytest.FixtureRequest) -> list[Prior]:
+    levels = levels_of((4, 3), (3, 3, 3), linked=True, classes=2)
+    if request.param == "gpt":
+        return [random_prior(SMALL, *levels)]
+    return [random_prior(network(), level, seed=seed) for seed, level in enumerate(levels)]
 
 
 def sampled(priors: list[Prior], numbers: Sequence[int], seed: int = 4, known: KnownCodes | None = None) -> Codes:
@@ -183,6 +185,7 @@ def test_labels_come_as_often_as_in_training() -> None:
         ({"top_k": -1}, "top-k is -1"),
         ({"top_p": 0.0}, "top-p is 0"),
         ({"top_p": 1.5}, "top-p is 1.5"),
+        *(({"guidance": one}, f"guidance is {one:g}; it must be from 0 to 1000") for one in (-0.5, np.nan, 1000.5)),
     ],
 )
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
@@ -207,28 +210,27 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
     assert draw_code(np.full(4, bad, np.float32), 0.3, *params.values()) == NO_CODE
 
 
-@pytest.mark.parametrize(
-    ("kind", "sampler"), [("pixelsnail", sample_cached), ("pixelsnail", sample_plain), ("gpt", sample_cached)]
-)
-def test_the_position_of_logits_that_are_not_finite_is_named(kind: str, sampler: Callable[..., None]) -> None:
-    level = Level(grid=(4, 5), symbols=3, coarser=(3, 9))
-    prior: Any = random_prior(network(attention_layers=(0,)), level)
-    if kind == "gpt":
-        prior = GPT(GPTConfig(hidden_units=4, layers=1, heads=1), level).eval().requires_grad_(False)
-    prior.rows[2] = float("nan")
-    line = "the prior of level 3 gives logits that are NaN or infinite at row 2, column 0"
-    with pytest.raises(NonFiniteError, match=line):
-        drawn(sampler, prior, level, 2, 0, SamplingParams(top_k=2), 0.0)
+@pytest.mark.parametrize("sampler", [sample_cached, sample_plain])
+def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sampler) -> None:
+    of_one = random_prior(network(attention_layers=(0,)), Level(grid=(4, 5), symbols=3, coarser=(3, 9)))
+    of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3), linked=True))
+    of_one.rows[2], of_two.rows[1] = torch.nan, torch.nan
+    line, row = "level {} gives logits that are NaN or infinite at row {}, column 0", int(sampler is sample_cached)
+    for prior, place in ((of_one, (3, 2)), (of_two, (1, row))):  # a masked NaN is NaN
+        with pytest.raises(NonFiniteError, match=line.format(*place)):
+            drawn(sampler, prior, 2, 0, SamplingParams(top_k=2))
+    of_two.rows[1], of_two.heads[1].output.bias[:] = 0, torch.nan
+    with pytest.raises(NonFiniteError, match=line.format(2, 0)):
+        drawn(sampler, of_two, 2, 0)
 
 
 def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     place = f"{Table.__module__}:Table"
     entry = PriorNetwork(name="table", title="a table", config=TableConfig, network=place)
     monkeypatch.setitem(PRIORS._loaded, "table", entry)
-    level = Level(grid=(3, 40), symbols=3)
-    prior = Table(level, [0.2, 0.5, 0.3])
-    codes = drawn(sample_cached, prior, level, 5, 0, SamplingParams(), 0.0)
-    assert torch.equal(codes, drawn(sample_plain, prior, level, 5, 0, SamplingParams(), 0.0))
+    prior = Table(Level(grid=(3, 40), symbols=3), [0.2, 0.5, 0.3])
+    (codes,) = drawn(sample_cached, prior, 5, 0)
+    assert torch.equal(codes, drawn(sample_plain, prior, 5, 0)[0])
     assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx([0.2, 0.5, 0.3], abs=0.06)
 
 
@@ -309,27 +311,3 @@ def test_dropout_of_nearly_everything_stays_finite() -> None:
     dropped = cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True)
     assert torch.isfinite(dropped).all()
     assert dropped.max() == 256
-
-
-@pytest.mark.parametrize("grid", [(16, 16), (12, 9)])
-def test_grids_beyond_a_block_are_causal(grid: tuple[int, int]) -> None:
-    level = Level(grid=grid, symbols=3)
-    prior = random_prior(network(residual_blocks=2, attention_layers=(1,)), level).double()
-    codes, _, _ = inputs(level, 1)
-    before = prior.logits(codes, [], None)[0].flatten(1)
-    for place in (0, 40, 63, 64, 65, 100):
-        changed = codes.clone()
-        changed.view(-1)[place] = (changed.view(-1)[place] + 1) % 3
-        moved = (prior.logits(changed, [], None)[0].flatten(1) != before).any(0)
-        assert not moved[: place + 1].any()
-        assert moved[place + 1 :].any()
-
-
-def test_cached_and_plain_agree_beyond_two_blocks() -> None:
-    level = Level(grid=(9, 8), symbols=4, coarser=(4,), classes=10)
-    config = PixelSNAILConfig(hidden_units=16, residual_units=16, residual_blocks=4)
-    prior = random_prior(config, level)
-    cached, plain = (
-        drawn(sampler, prior, level, 2, 0, SamplingParams(), 0.0) for sampler in (sample_cached, sample_plain)
-    )
-    assert torch.equal(cached, plain)

@@ -218,21 +218,6 @@ def test_matrix_products_are_in_float32_under_autocast() -> None:
         assert torch.equal(search_tensors(latents, books), expected)
 
 
-def test_where_torch_can_not_compile_the_search_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_nothing(function: object, **_: object) -> Callable[..., object]:
-        def call(*_: object) -> object:
-            raise RuntimeError("Failed to find\nC compiler")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", compile_nothing)
-    tensors._descend_compiled.cache_clear()
-    with pytest.warns(UserWarning, match=r"torch.compile does not work here \(Failed to find C compiler\)"):
-        found = tensors._descend_compiled(torch.device("cpu"))
-    tensors._descend_compiled.cache_clear()
-    assert found is tensors._descend
-
-
 # Threads and processes
 
 

@@ -57,11 +57,11 @@ def test_damaged_records_are_dropped(tmp_path: Path) -> None:
 def test_weights_and_biases_has_what_the_log_holds_in_one_run(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, found = list[dict[str, Any]](), dict[tuple[str, int], float]()
+    begun, found = list[dict[str, Any]](), list[tuple[tuple[str, int], float]]()
 
     class Run:
         def log(self, data: dict[str, float], step: int) -> None:
-            found.update({(name, step): value for name, value in data.items()})
+            found.extend(((name, step), value) for name, value in data.items())
 
         def finish(self) -> None:
             begun[-1]["finished"] = True
@@ -76,7 +76,7 @@ def test_weights_and_biases_has_what_the_log_holds_in_one_run(
     config = with_training(tiny, loggers="wandb", max_steps=6, log_every=2, checkpoint_every=100)
     train_autoencoder(config, tmp_path / "run")
     train_autoencoder(with_training(config, max_steps=8), tmp_path / "run", resume=True)
-    assert found == expected(tmp_path / "run")
+    assert found == [*expected(tmp_path / "run").items()], "each once"
     first, second = begun
     assert first["id"] == second["id"], "both are parts of one run"
     for one in begun:
@@ -85,51 +85,27 @@ def test_weights_and_biases_has_what_the_log_holds_in_one_run(
     assert first["config"]["data"]["root"] is None, "paths stay here"
 
 
-class Kept:
-    """A sink that keeps what it gets."""
+class Full:
+    """A sink whose disk is full."""
+
+    closed = 0
 
     def __init__(self, run: Path, first_step: int) -> None:
-        self.path, self.first_step, self.got, self.closed = run, first_step, list[Mapping[str, Any]](), False
-        SINKS.append(self)
+        assert (run.is_dir(), first_step) == (True, 0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self.got.append(dict(record))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-SINKS: list[Kept] = []
-
-
-@pytest.fixture
-def another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The logger "kept", as another package registers it."""
-    SINKS.clear()
-    monkeypatch.setitem(LOGGERS._loaded, "kept", Logger(name="kept", sink=f"{__name__}:Kept", needs="json"))
-
-
-@pytest.mark.usefixtures("another")
-def test_a_sink_gets_every_record_once(tiny: Config, tmp_path: Path) -> None:
-    config = with_training(tiny, loggers="kept", max_steps=4, log_every=2, checkpoint_every=100)
-    train_autoencoder(config, tmp_path)
-    train_autoencoder(with_training(config, max_steps=6), tmp_path, resume=True)
-    first, second = SINKS
-    assert [*first.got, *second.got] == read_records(tmp_path / "metrics.jsonl")
-    assert (first.path, first.first_step, second.first_step) == (tmp_path, 0, 4)
-    assert first.closed
-    assert second.closed
-
-
-@pytest.mark.usefixtures("another")
-def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: Kept, record: Mapping[str, Any]) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Kept, "write", fails)
+    def close(self) -> None:
+        Full.closed += 1
+
+
+def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here of a logger that another package registers."""
+    monkeypatch.setitem(LOGGERS._loaded, "full", Logger(name="full", sink=f"{__name__}:Full", needs="json"))
     with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
-        train_autoencoder(with_training(tiny, loggers="kept, kept", max_steps=4, log_every=2), tmp_path)
-    assert [sink.closed for sink in SINKS] == [True, True]
+        train_autoencoder(with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path)
+    assert Full.closed == 2
 
 
 def test_names_and_packages_are_asked_for_before_anything_is_written(

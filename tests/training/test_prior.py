@@ -87,7 +87,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     assert best["step"] < 90, "this one overfits, or there is nothing to keep"
     _, meta = storage.read(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
-    batch = read_codes(maps, model, range(1, 2), held_out_split(len(maps), 0.05, 0)[1])
+    batch = read_codes([maps], model, range(1, 2), held_out_split(len(maps), 0.05, 0)[1])
     with torch.inference_mode():
         nats = float(code_loss(load_priors(run).networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
@@ -286,7 +286,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     out = tmp_path / "sheet.png"
     assert main(["sample", str(guided), "-n", "2", "--guidance", "1.5", "-o", str(out)]) == 0
     monkeypatch.setattr(
-        classifier, "train_classifier", lambda config, say: train_classifier(config, epochs=2, say=say)
+        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
     )  # fmt: skip
     capsys.readouterr()
     told = ["evaluate", str(guided), "--samples", "20", "--guidance", "1", "3", "--device", "cpu"]
@@ -303,34 +303,25 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     assert not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.parametrize(("before", "after"), [("0", "0.3"), ("0.3", "0")])
-def test_a_prior_begins_with_one_that_knows_no_class_or_without(
-    run: Path, tmp_path: Path, before: str, after: str
+@pytest.mark.parametrize(("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
+def test_a_prior_begins_with_one_of_other_classes(
+    run: Path, tmp_path: Path, before: str, after: str, more: bool
 ) -> None:
+    """Of one that knew no class, or did not; or of one class more, where the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
+    path = prior_folder(run, 0).model
+    first, about = storage.read(path)
+    if more:
+        first["classes.weight"] = torch.cat([first["classes.weight"], torch.zeros(1, 8)])
+        storage.write(path, first, about | {"classes": [*about["classes"], "more"]})
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
     given = GIVEN | STILL | {"prior.training.init_from": str(run), "prior.class_dropout": after}
-    train_priors(other, resolve_priors(other, 1, given, resume=False), say=silent)
-    first, second = (storage.read(prior_folder(path, 0).model)[0] for path in (run, other))
-    rows, found = first.pop("classes.weight"), second.pop("classes.weight")
-    expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
-
-
-def test_a_prior_keeps_its_network_where_the_classes_differ(run: Path, tmp_path: Path) -> None:
-    train_levels(run, 1)
-    path = prior_folder(run, 0).model
-    tensors, about = storage.read(path)
-    tensors["classes.weight"] = torch.cat([tensors["classes.weight"], torch.zeros(1, 8)])
-    storage.write(path, tensors, about | {"classes": [*about["classes"], "more"]})  # as if there had been one more
-    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    told: list[str] = []
-    configs = resolve_priors(other, 1, GIVEN | STILL | {"prior.training.init_from": str(run)}, resume=False)
-    train_priors(other, configs, say=told.append)
-    assert f"beginning with the prior of level 1 of {run}, classes.weight anew: other classes" in told
+    told = list[str]()
+    train_priors(other, resolve_priors(other, 1, given, resume=False), say=told.append)
     second = storage.read(prior_folder(other, 0).model)[0]
-    assert second["classes.weight"].shape == (10, 8)
-    for name in tensors.keys() - {"classes.weight"}:
-        torch.testing.assert_close(second[name], tensors[name], msg=name, atol=1e-4, rtol=1e-4)
+    rows, found = first.pop("classes.weight"), second.pop("classes.weight")
+    assert any(line.endswith(f"level 1 of {run}, classes.weight anew: other classes") for line in told) == more
+    expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
+    assert found.shape == expected.shape
+    for name, tensor in (first if more else first | {"classes.weight": expected}).items():
+        torch.testing.assert_close((second | {"classes.weight": found})[name], tensor, msg=name, atol=1e-4, rtol=1e-4)

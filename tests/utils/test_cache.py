@@ -12,15 +12,14 @@ import pytest
 from numba.core.caching import CacheImpl
 
 import hrvqvae
-from hrvqvae.utils.compiled import _Files, compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.utils.compiled import _Files, compiled, in_parts
 from tests.conftest import threads
 
 FILES = {
     "__init__.py": "",
     "numbers.py": "STEP = 1\n",
     "inner.py": """
-from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.compiled import compiled, in_parts
 
 @compiled()
 def inner(x):

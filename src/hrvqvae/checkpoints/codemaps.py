@@ -94,13 +94,27 @@ def stored_or_extracted(
     Another process that extracts them is waited for, with a line by `say`. Processes that train together extract a part
     each. Raises InputError: no image can be read, or the folder can't be written.
     """
+    source = _source(model_digest, config)
+
+    def write() -> None:
+        shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part(), flip=flip))
+        distributed.on_rank_zero(lambda: _write(folder, split, shares, source))
+
+    return stored_or_written(folder, split, source, config.model.num_symbols, write, say)
+
+
+def stored_or_written(
+    folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], write: Callable[[], None],
+    say: Callable[[str], None],
+) -> CodeMaps:  # fmt: skip
+    """The code maps of that name and source in the folder, which `write`, called in every process, writes if need be.
+
+    Another process that works in the folder is waited for, with a line by `say`.
+    """
     with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
-        if not distributed.on_rank_zero(lambda: stored(folder, model_digest, config, split) is not None):
-            shares = distributed.gather_object(
-                extract(model, config, split, device, part=distributed.part(), flip=flip)
-            )
-            distributed.on_rank_zero(lambda: _write(folder, split, shares, _source(model_digest, config)))
-        found = stored(folder, model_digest, config, split)
+        if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
+            write()
+        found = read_maps(folder, name, source, symbols)
     if found is None:
         raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
     return found

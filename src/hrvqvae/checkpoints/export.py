@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
 from hrvqvae.checkpoints import hub, loading, storage
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, prior_folder, progressive_folder, shipped
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, progressive_folder, shipped
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, DataConfig, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
-from hrvqvae.config.schema import DEFAULT_PRIOR, STAGES, replaced
+from hrvqvae.config.schema import STAGES, replaced
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import system_of
 from hrvqvae.utils.errors import InputError
@@ -60,27 +59,26 @@ def export(
     stale = {part.path for part in stale_parts(run)}
     for line in stale_notice(run):
         told_once(f"left out of {out}: {line}")
-    priors, prefix_step = dict[Levels, dict[str, Any]](), None
+    kept = dict[Levels | None, dict[str, Any]]()  # the meta of each prior, and under None of the progressive decoder
     with writing_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder = storage.digest(target.model)
-        for levels, prior in loading.trained_priors(beside.path).items():
-            if prior.path not in stale:
-                weights, about = loading.read_part(prior.model, "prior", digest, run)
-                removed = loading.removal(loading.config_of(about, prior.model))
-                if removed:
-                    told_once(f"left out of {out}: {prior.path.relative_to(beside.path)}: {removed}")
-                    continue
-                priors[levels], weights = about, storage.compacted(weights, matrices=compact)
-                _write_part(prior_folder(folder, *levels), weights, about, autoencoder)
-        decoder = progressive_folder(beside.path)
-        if decoder.model.is_file() and decoder.path not in stale:
-            weights, about = loading.read_part(decoder.model, "prefixes", digest, run)
-            weights = storage.compacted(weights, matrices=True) if compact else weights
-            _write_part(progressive_folder(folder), weights, about, autoencoder)
-            prefix_step = about["step"]
+        for levels, part in (*loading.trained_priors(beside.path).items(), (None, progressive_folder(beside.path))):
+            if part.path in stale or not part.model.is_file():
+                continue
+            below = part.path.relative_to(beside.path)
+            weights, about = loading.read_part(part.model, "prefixes" if levels is None else "prior", digest, run)
+            described = loading.config_of(about, part.model)
+            if levels is not None and (removed := loading.removal(described)):
+                told_once(f"left out of {out}: {below}: {removed}")
+                continue
+            if levels is not None or compact:
+                weights = storage.compacted(weights, matrices=compact)
+            kept[levels] = {**about, "config": to_dict(without_paths(described)), "autoencoder": autoencoder}
+            (folder / below).mkdir(parents=True)
+            storage.write(RunFolder(folder / below).model, weights, kept[levels])
         if compact:
             told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
         elif beside.tables.is_file() and beside.tables not in stale:
@@ -88,17 +86,10 @@ def export(
         if beside.card.is_file():
             card = beside.card.read_text()
         else:
-            card = _card(config, name or out.name, meta.get("step"), priors, prefix_step, _measured(beside), licence)
+            card = _card(config, name or out.name, meta.get("step"), kept, _measured(beside), licence)
         write_atomic(target.card, _with_front_matter(card, config, licence))
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
-
-
-def _write_part(target: RunFolder, weights: Mapping[str, Tensor], about: dict[str, Any], autoencoder: str) -> None:
-    """Write a prior or a progressive decoder of the autoencoder with that digest."""
-    config = without_paths(loading.config_of(about, target.model))
-    target.path.mkdir(parents=True)
-    storage.write(target.model, weights, {**about, "config": to_dict(config), "autoencoder": autoencoder})
 
 
 def without_paths(config: Config) -> Config:
@@ -121,15 +112,13 @@ def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None
     return model
 
 
-def save_autoencoder(
-    model: Autoencoder, folder: str | Path, config: Config | None = None, *, name: str | None = None
-) -> None:
+def save_autoencoder(model: Autoencoder, folder: str | Path, name: str | None = None) -> None:
     """As `Autoencoder.save_pretrained`; `name` is for the model card, None takes that of the folder."""
     target = RunFolder(Path(folder))
     if target.config.is_file():
         raise InputError(f"{folder} is a run folder; choose another one")
     made = Config(data=DataConfig(channels=model.channels), model=model.config)
-    config = without_paths(config or model.run_config or made)
+    config = without_paths(model.run_config or made)
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
     with writable(folder):
         target.path.mkdir(parents=True, exist_ok=True)
@@ -139,16 +128,16 @@ def save_autoencoder(
         else:
             prefixes.path.mkdir(exist_ok=True)
             digest = storage.digest(target.model)
-            loading.save_progressive_decoder(prefixes.model, config, decoder.state_dict(), step=0, autoencoder=digest)
+            loading.save_model(prefixes.model, config, decoder.state_dict(), 0, "prefixes", autoencoder=digest)
         _write_config(target, config)
         if not target.card.is_file():
-            write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name), config))
+            write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name, None, {}), config))
 
 
-def push_autoencoder(model: Autoencoder, name: str, config: Config | None = None, **options: Any) -> str:
+def push_autoencoder(model: Autoencoder, name: str, **options: Any) -> str:
     """As `Autoencoder.push_to_hub`."""
     with tempfile.TemporaryDirectory() as folder:
-        save_autoencoder(model, folder, config, name=name)
+        save_autoencoder(model, folder, name)
         return hub.push(Path(folder), name, **options)
 
 
@@ -160,10 +149,11 @@ def push_run(run: str | Path, name: str, *, licence: str | None = None, **option
 
 
 def _card(
-    config: Config, name: str, step: int | None = None, priors: Mapping[Levels, Mapping[str, Any]] | None = None,
-    prefix_step: int | None = None, measured: str = _UNMEASURED, licence: str | None = None,
+    config: Config, name: str, step: int | None, parts: Mapping[Levels | None, Mapping[str, Any]],
+    measured: str = _UNMEASURED, licence: str | None = None,
 ) -> str:  # fmt: skip
-    """A model card in Markdown: training steps, the meta of each prior, and what was measured are for its table."""
+    """A model card in Markdown: training steps, the meta of its parts, and what was measured are for its table."""
+    priors = {levels: about for levels, about in parts.items() if levels is not None}
     data, training, model = config.data, config.training, config.model
     known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     known = re.sub(r",? \d+x\d+ \w+", "", known)  # a training may have other sizes than the data set
@@ -176,8 +166,8 @@ def _card(
         f"{training.learning_rate:g}, seed {training.seed}{steps}; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
-        "priors": _priors(priors or {}),
-        **({} if prefix_step is None else {"progressive decoder": f"trained {prefix_step:,} steps"}),
+        "priors": _priors(priors),
+        **({"progressive decoder": f"trained {parts[None]['step']:,} steps"} if None in parts else {}),
         "measured": measured,
         "licence": licence or "not stated",
     }
@@ -204,7 +194,7 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
         return "none"
     titles, bits = list[str](), list[str]()
     for levels, about in priors.items():
-        kind = about["config"]["prior"]["network"].get("kind", DEFAULT_PRIOR)  # the first runs name none
+        kind = about["config"]["prior"]["network"]["kind"]
         titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
         bits += [f"{one:.3f}" for one in about.get("level_bits_per_code", [about["bits_per_code"]])]
     return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"

@@ -17,7 +17,6 @@ RUN/config.yaml         the resolved configuration (where exported: config.json,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import Config, Levels, presets, to_dict
-from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.parsing import from_file
 from hrvqvae.distributed.launch import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import locked, remove_temporaries, writable, write_atomic
@@ -94,19 +93,11 @@ class RunFolder:
         """Write config.yaml. Raises OSError."""
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
-    def read_plain(self, file: Path | None = None) -> Any:
-        """The configuration as plain values, from config.yaml or another file. Raises InputError."""
-        file = file or self.config
-        if not file.is_file():
-            raise InputError(f"{self.path} is not a run folder (it has no {file.name})")
-        try:
-            return json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DamagedFileError(f"{file} is damaged: not {file.suffix[1:].upper()}") from error
-
     def read_config(self) -> Config:
-        """The configuration. Raises InputError as `read_plain`, and where a field or a value is wrong."""
-        return from_dict(self.read_plain(), str(self.config))
+        """The configuration. Raises InputError where there is none, and as `from_file`."""
+        if not self.config.is_file():
+            raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
+        return from_file(self.config)
 
     def saved(self) -> list[Path]:
         """Checkpoints, newest first."""
@@ -212,11 +203,9 @@ def locate(run: str | Path) -> Path:
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
+    known = f"models inside the package: {', '.join(shipped())}"
     if str(run) in presets.names():
-        named = str(run).replace("/", "-")
-        taken = named.removeprefix("hrvqvae-")
-        known = f", or take {taken}, which is inside the package" if taken in shipped() else ""
-        train = f"hrvqvae train {run} --out runs/{named}"
-        raise InputError(f"{run} is a preset, not a trained model; train one: {train}{known}")
+        train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
+        raise InputError(f"{run} is a preset, not a trained model; {known}; train one: {train}")
     get = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
-    raise InputError(f"{path}: there is no such run folder; models inside the package: {', '.join(shipped())}{get}")
+    raise InputError(f"{path}: there is no such run folder; {known}{get}")

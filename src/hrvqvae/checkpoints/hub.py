@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder, shipped
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder
 from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writing_folder
@@ -20,14 +20,9 @@ _CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def found_or_fetched(name: str | Path, **options: Any) -> Path:
-    """The folder of a name on this machine or inside the package, or what `fetch` gets. Raises InputError."""
-    folder = run_folder(name)
-    if folder.exists():
-        return folder
-    if is_hub_name(name):
-        return fetch(str(name), **options)
-    known = ", ".join(shipped())
-    raise InputError(f"{name} is no folder here, no model inside the package ({known}), and no user/name of the hub")
+    """The path of a name on this machine or inside the package, or what `fetch` gets. Raises InputError."""
+    path = run_folder(name)
+    return fetch(str(name), **options) if is_hub_name(name) and not path.exists() else path
 
 
 def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:
@@ -82,6 +77,7 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
         "HFValidationError": f"{name!r} is no name of the hub",
+        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: several of these are of its kind
     }
     try:
         with quiet_network():
@@ -89,14 +85,11 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
     except Exception as error:
         line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
         client = type(error).__module__.partition(".")[0]  # the HTTP client, by the library's version
-        if line is None and isinstance(error, hub.errors.HfHubHTTPError):
-            line = f"the hub refuses {name}; log in: hf auth login"
-        elif line is None and (isinstance(error, (OSError, RuntimeError)) or client in _CLIENTS):
-            line = f"the hub can't be reached for {name}"
-        if line is None:
+        if line is None and not isinstance(error, (OSError, RuntimeError)) and client not in _CLIENTS:
             raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
             cause = cause.__cause__  # an error that says only that something failed
         reason = " ".join(str(cause).split()).split(". ")[0][:160] or type(cause).__name__
+        line = line or f"the hub can't be reached for {name}"
         raise InputError(f"{line} ({reason})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
-from hrvqvae.compression.images import check_levels, decode_images, flat_codes
+from hrvqvae.compression.images import decode_images, flat_codes
+from hrvqvae.data.image_sets import runs
 from hrvqvae.data.images import SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, write_image
 from hrvqvae.data.loading import is_stored, open_whole
-from hrvqvae.data.sources.files import LISTS, listed
+from hrvqvae.data.sources.files import LISTS, FolderSource
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import TEMPORARY, writable, write_atomic
+from hrvqvae.utils.files import path_below, writable, write_atomic
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
@@ -44,12 +44,7 @@ class Written:
     pixels: int = 0
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """An image: where it lies, and the file, or what opens it."""
-
-    where: str
-    what: Path | Open
+_Stored = tuple[str, Open]  # where an image lies, and what opens it
 
 
 def _named(paths: Sequence[Path]) -> dict[str, _Stored]:
@@ -57,44 +52,23 @@ def _named(paths: Sequence[Path]) -> dict[str, _Stored]:
 
     Raises InputError: there are none, or two of one name.
     """
-
-    def is_image(path: Path) -> bool:
-        return path.suffix.lower() in SUFFIXES and not path.name.startswith(TEMPORARY) and path.is_file()
-
-    def images_of(path: Path) -> Iterator[tuple[str, _Stored]]:
-        if below := sorted(filter(is_image, path.rglob("*"))):
-            yield from ((one.relative_to(path).as_posix(), _Stored(str(one), one)) for one in below)
-        elif path.suffix.lower() in LISTS:
-            for one in listed(path)[0]:
-                yield re.sub(r"^(\.\./|/)+", "", one), _Stored(one, path.parent / one)
-        elif path.suffix.lower() not in SUFFIXES and (path.is_dir() or is_stored(path)):
-            source = open_whole(path)
-            for row in range(len(source)):
-                yield source.name(row), _Stored(source.where(row), partial(source.open, row))
-        else:
-            yield path.name, _Stored(str(path), path)
-
     found: dict[str, _Stored] = {}
     for path in paths:
-        for name, one in images_of(path):
+        kind = path.suffix.lower()
+        many = path.is_dir() or kind in LISTS or (kind not in SUFFIXES and is_stored(path))
+        source = open_whole(path) if many else FolderSource(path.parent, [path.name])
+        for row in range(len(source)):
+            name, where = source.name(row), source.where(row)
             name = str(PurePosixPath(name).with_suffix("")) if name.lower().endswith(SUFFIXES) else name
-            if found.setdefault(name, one) != one:
-                raise InputError(f"{found[name].where} and {one.where} would both be named {name}; compress them apart")
+            other, _ = found.setdefault(name, (where, partial(source.open, row)))
+            if other != where:
+                raise InputError(f"{other} and {where} would both be named {name}; compress them apart")
     return found
 
 
 def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]:
     """Images in order, as many at a time as are worked on together; `area` is the pixels of one."""
-    some, pixels = list[T](), 0
-    for item in items:
-        more = area(item)
-        if some and (len(some) == _IMAGES or pixels + more > _PIXELS):
-            yield some
-            some, pixels = [], 0
-        some.append(item)
-        pixels += more
-    if some:
-        yield some
+    return runs(items, lambda item: max(area(item), _PIXELS // _IMAGES), _PIXELS)
 
 
 def _read(
@@ -103,17 +77,15 @@ def _read(
     """The images with their names, as many at a time as are worked on together; `skip` leaves out broken ones."""
 
     def read() -> Iterator[tuple[str, Tensor]]:
-        for name, one in named.items():
+        for name, (where, opens) in named.items():
             try:
-                pixels, lost = decode_image(
-                    one.what, model.autoencoder.channels, model.config.data.max_pixels, name=one.where
-                )
+                pixels, lost = decode_image(opens, model.autoencoder.channels, model.config.data.max_pixels, name=where)
             except BrokenImageError as error:
                 if not skip:
                     raise InputError(f"{error}; leave such images out with --on-error skip") from error
                 note(f"{error}; left out")
                 continue
-            written.lost[one.where] = lost
+            written.lost[where] = lost
             written.pixels += pixels.size
             yield name, torch.from_numpy(pixels)
 
@@ -149,7 +121,7 @@ def compress_files(
         if single and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
         for batch in _read(model, named, written, skip):
-            sources = [named[name].where for name, _ in batch]
+            sources = [named[name][0] for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
             targets = [out if single else out / f"{name}{hrv.SUFFIX}" for name, _ in batch]
             for path, content in zip(targets, files, strict=True):
@@ -161,7 +133,7 @@ def compress_files(
                 written.bytes += len(content)
     if not written.lost:
         raise InputError("no image could be read")
-    if converted := conversions(written.lost, len(written.lost)):
+    if converted := conversions(written.lost):
         note(converted)
     return written
 
@@ -178,10 +150,10 @@ def _append(
     model: TrainedModel, named: dict[str, _Stored], path: Path, levels: int | None, lmbda: float | None,
     written: Written, skip: bool,
 ) -> None:  # fmt: skip
-    for name, source in named.items():
+    for name, (where, _) in named.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(f"{source.where!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
-    encode, used, new = model.encoder(lmbda, levels), check_levels(model.autoencoder, levels), 0
+            raise InputError(f"{where!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
+    encode, used, new = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
     before, batches = path.stat().st_size if path.exists() else 0, _read(model, named, written, skip)
     first = next(batches, [])  # no archive is made of nothing
     if not first:
@@ -189,7 +161,7 @@ def _append(
     with archive.appending(path, model.codec) as writer:
         if writer.set_aside:
             left = counted(writer.archive.left_over, "byte")
-            before = writer.archive.end
+            before -= writer.archive.left_over
             note(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
         for batch in chain([first], batches):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
@@ -202,12 +174,11 @@ def _append(
 
 @dataclass(frozen=True)
 class _Job:
-    """Images of one file of codes, and the PNG that each gets; `archive` is None of an .hrv."""
+    """Images of one file of codes by their numbers, with the PNG that each gets; `archive` is None of an .hrv."""
 
     path: Path
     archive: Archive | None
-    numbers: list[int]
-    targets: list[Path]
+    targets: dict[int, Path]
 
 
 def decompress_files(
@@ -229,10 +200,10 @@ def decompress_files(
         InputError: a file of another model, no such name, an image exists already, or `out` can't be written.
         DamagedFileError: an image has no whole level, or an archive has damaged blocks.
     """
-    check_levels(model.autoencoder, levels)
+    model.autoencoder.check_levels(levels)
     png = out.suffix.lower() == ".png"
     jobs, faults, count = [_job(model, path, out, png, names) for path in paths], list[str](), 0
-    targets = [target for job in jobs for target in job.targets]
+    targets = [target for job in jobs for target in job.targets.values()]
     if png and len(targets) != 1:
         raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
     seen = set[Path]()
@@ -258,31 +229,29 @@ def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(path, None, [0], [out if png else out / f"{path.stem}.png"])
+        return _Job(path, None, {0: out if png else out / f"{path.stem}.png"})
     opened = archive.open_archive(path)
     if opened.codec.model != model.codec.model:
         raise InputError(
             f"{path} was made by {opened.codec.name} (weights {opened.codec.model[:12]}), not by {model.codec.name} "
             f"({model.codec.model[:12]})"
         )
-    numbers = opened.numbers(names) if names else list(range(len(opened.entries)))
-    for number in numbers:
+    targets = {}
+    for number in opened.numbers(names) if names else range(len(opened.entries)):
         name = opened.names[number]
-        below = Path(name)
-        if below.is_absolute() or ".." in below.parts or "\\" in name or "\0" in name:
-            raise DamagedFileError(f"{path}: image {number} has a name that leads out of a folder: {name!r}")
-    return _Job(path, opened, numbers, [out if png else out / f"{opened.names[number]}.png" for number in numbers])
+        path_below(name, path)
+        targets[number] = out if png else out / f"{name}.png"
+    return _Job(path, opened, targets)
 
 
 def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
     opened, least = job.archive, model.autoencoder.prefixes[0]
-    if opened and opened.lost:
-        faults.append(f"{job.path}: {counted(opened.lost, 'byte')} are damaged, with the images in them")
-    if opened and opened.left_over and opened.cut:
+    if opened and opened.damaged:
+        faults.append(f"{job.path}: {counted(opened.damaged, 'byte')} are damaged, with the images in them")
+    if opened and opened.left_over:
         note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
-    wanted = zip(job.numbers, job.targets, strict=True)
-    for some in _together(wanted, lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
+    for some in _together(job.targets.items(), lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
         good = list[tuple[Path, ImageCodes]]()
         for (number, target), one in zip(some, _codes(model, job, [number for number, _ in some], levels), strict=True):
             name = f"{job.path}: image {opened.names[number]}" if opened else str(job.path)
@@ -302,6 +271,6 @@ def _codes(model: TrainedModel, job: _Job, numbers: list[int], levels: int | Non
     if job.archive:
         return job.archive.read(numbers, levels, max_pixels)
     try:
-        return hrv.read(model.codec, [hrv.content_of(job.path)], levels, [str(job.path)], max_pixels)
+        return hrv.read(model.codec, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
     except DamagedFileError as error:
         return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.checkpoints.stale import renewal, require_current
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
-from hrvqvae.config.parsing import from_dict
+from hrvqvae.config.parsing import from_dict, from_file
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
@@ -31,31 +30,14 @@ _META = {
 }
 
 
-def save_model(path: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
-    """Write weights with their configuration. Raises OSError."""
-    storage.write(path, weights, {"kind": "autoencoder", "config": to_dict(config), "step": step})
-
-
-def save_progressive_decoder(
-    path: Path, config: Config, weights: Mapping[str, Tensor], *, step: int, autoencoder: str
+def save_model(
+    path: Path, config: Config, weights: Mapping[str, Tensor], step: int, kind: str = "autoencoder", **about: Any
 ) -> None:
-    """Write a progressive decoder of the autoencoder with that digest. Raises OSError."""
-    meta = {"kind": "prefixes", "config": to_dict(config), "step": step, "autoencoder": autoencoder}
-    storage.write(path, weights, meta)
+    """Write weights with their configuration and what else is to be known of them. Raises OSError.
 
-
-def save_prior(
-    path: Path, config: Config, weights: Mapping[str, Tensor], *, levels: Levels, step: int, autoencoder: str,
-    classes: Sequence[str], class_counts: Sequence[int], bits_per_code: Sequence[float],
-) -> None:  # fmt: skip
-    """Write a prior of some levels, with the bits per code of each. Raises OSError."""
-    meta = {
-        "kind": "prior", "config": to_dict(config), "level": levels.start, "step": step, "autoencoder": autoencoder,
-        "classes": list(classes), "class_counts": list(class_counts), "bits_per_code": mean(bits_per_code),
-    }  # fmt: skip
-    if len(levels) > 1:
-        meta |= {"levels": len(levels), "level_bits_per_code": list(bits_per_code)}
-    storage.write(path, weights, meta)
+    Of a prior or a progressive decoder (prefixes), `about` has what `_META` names.
+    """
+    storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
 
 
 def config_of(meta: Mapping[str, Any], path: Path) -> Config:
@@ -73,14 +55,11 @@ def described_config(run: str | Path) -> Config:
     return folder.read_config() if described else config_of(storage.read_meta(path), path)
 
 
-def _check_agreement(part: Callable[[Config], Any], config: Config, meta: Mapping[str, Any], path: Path) -> None:
+def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) -> None:
     """Raises InputError where a configuration beside the weights differs from theirs in that part."""
     folder = RunFolder(path.parent)
     for file in (folder.config, folder.config_json):
-        if path != folder.model or not file.is_file():
-            continue
-        described = folder.read_plain(file)
-        if described != meta["config"] and part(from_dict(described, str(file))) != part(config):
+        if path == folder.model and file.is_file() and part(from_file(file)) != part(config):
             raise InputError(
                 f"{file} describes another model than {path.name} was trained as: put back what was changed there, or "
                 "train anew in another folder"
@@ -120,7 +99,7 @@ def load_with_digest(
     path = locate(run)
     weights, meta, digest = storage.read_with_digest(path)
     config = config_of(meta, path)
-    _check_agreement(lambda one: one.model, config, meta, path)
+    _check_agreement(lambda one: one.model, config, path)
     if beam is not None:
         config = _with_beam(config, beam)
     model = _filled(build(config), weights, path)
@@ -162,12 +141,6 @@ def trained_priors(run: Path) -> dict[Levels, RunFolder]:
     return {levels: folder for levels, folder in prior_folders(run).items() if folder.model.is_file()}
 
 
-def _first_without(priors: Iterable[Levels], config: Config) -> int | None:
-    """The coarsest level (from 0) that no prior covers."""
-    covered = {level for levels in priors for level in levels}
-    return next((level for level in range(len(config.model.num_symbols)) if level not in covered), None)
-
-
 def lacking_priors(run: str | Path) -> str:
     """What is to be done before a run has priors; "" where every level has one. Reads no weights.
 
@@ -175,9 +148,11 @@ def lacking_priors(run: str | Path) -> str:
         InputError: a level has two.
     """
     path = locate(run)
-    folders = trained_priors(path.parent)
-    if _first_without(folders, config_of(storage.read_meta(path), path)) is not None:
-        return f"train them: hrvqvae train-prior {run}"
+    folders, levels = trained_priors(path.parent), len(config_of(storage.read_meta(path), path).model.num_symbols)
+    missing = sorted(set(range(levels)) - {level for covered in folders for level in covered})
+    if missing:
+        alone = f" --level {missing[0] + 1}" if folders else ""
+        return f"train them: hrvqvae train-prior {run}{alone}"
     removed = [removal(config_of(storage.read_meta(one.model), one.model)) for one in folders.values()]
     return next(filter(None, removed), "")
 
@@ -195,20 +170,15 @@ def load_priors(run: str | Path) -> Priors:
             config.yaml describes another network.
         DamagedFileError: a file is damaged, or does not fit its configuration.
     """
-    path = locate(run)
-    _, meta, autoencoder = storage.read_with_digest(path)
-    folders = trained_priors(path.parent)
-    if not folders:
-        raise InputError(f"{run} has no priors; train them: hrvqvae train-prior {run}")
-    missing = _first_without(folders, config_of(meta, path))
-    if missing is not None:
-        train = f"hrvqvae train-prior {run} --level {missing + 1}"
-        raise InputError(f"{run} has no prior of level {missing + 1}; train it: {train}")
+    if lacking := lacking_priors(run):
+        raise InputError(f"{run} lacks priors; {lacking}")
+    model = locate(run)
+    autoencoder = storage.digest(model)
     priors, known = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
-    for path in (folder.model for folder in folders.values()):
+    for path in (folder.model for folder in trained_priors(model.parent).values()):
         weights, about = read_part(path, "prior", autoencoder, run)
         config = config_of(about, path)
-        _check_agreement(lambda one: one.prior.network, config, about, path)
+        _check_agreement(lambda one: one.prior.network, config, path)
         levels = range(about["level"], about["level"] + about.get("levels", 1))
         priors.append(_filled(build_prior(config, levels, len(about["classes"])), weights, path))
         known.append((tuple(about["classes"]), tuple(about["class_counts"])))

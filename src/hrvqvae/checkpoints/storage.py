@@ -44,8 +44,9 @@ def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of these tensors without their configuration: 32 hexadecimal digits."""
-    return _digest(_plain(tensors))
+    """The digest of weights as a model has them, half precision in float32, without configuration: 32 digits."""
+    plain = _plain(tensors)
+    return _digest({name: one.float() if one.dtype == torch.float16 else one for name, one in plain.items()})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ class TrainedModel:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
-        used = compression.check_levels(self.autoencoder, levels)
+        used = self.autoencoder.check_levels(levels)
         return partial(RateDistortion(self.autoencoder, self.codec, used).encode, lmbda=lmbda)
 
     @torch.inference_mode()
@@ -144,7 +144,7 @@ class TrainedModel:
             InputError: levels out of range, or a file of another model.
             DamagedFileError: a file has no whole level, is none, or is of a larger image.
         """
-        compression.check_levels(self.autoencoder, levels)
+        self.autoencoder.check_levels(levels)
         codes = hrv.read(self.codec, files, levels, max_pixels=max_pixels or self.config.data.max_pixels)
         return compression.decode_images(self.autoencoder, codes, self.device, levels)
 
@@ -241,7 +241,7 @@ def model_of_file(path: Path, run: str | None) -> TrainedModel:
         codec = open_archive(path).codec
         wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
     else:
-        wanted = hrv.read_header(hrv.content_of(path), str(path)).fingerprint
+        wanted = hrv.read_header(path.read_bytes(), str(path)).fingerprint
         whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
     for name in shipped():
         model = TrainedModel(name)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hrvqvae.cli import catalogue, compare, doctor, files, share, train, trained
+from hrvqvae.cli import catalogue, files, share, train, trained
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import LOG
@@ -21,7 +21,7 @@ _RENAMED = {
 def _parser() -> Parser:
     parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (catalogue, train, trained, files, share, compare, doctor):
+    for module in (catalogue, train, trained, files, share):
         module.add(commands)
     return parser
 

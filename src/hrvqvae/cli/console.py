@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -127,15 +126,7 @@ def give(fields: dict[str, str], name: str, value: str, option: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print plain values as JSON, in which a number that is not finite is null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: finite(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [finite(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    print(json.dumps(finite(value), indent=2, allow_nan=False))
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2))
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:

@@ -43,7 +43,7 @@ def _decompress(arguments: Arguments) -> int:
 def _inspect(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import model_of_file
     from hrvqvae.compression.archive import is_archive
-    from hrvqvae.compression.hrv import content_of, read, read_header
+    from hrvqvae.compression.hrv import read, read_header
     from hrvqvae.data.images import check_writable
     from hrvqvae.plots.images import draw_levels
 
@@ -55,7 +55,7 @@ def _inspect(arguments: Arguments) -> int:
     if arguments.out is not None:
         check_writable(arguments.out)
     model = model_of_file(path, arguments.model)
-    content = content_of(path)
+    content = path.read_bytes()
     codes = read(model.codec, [content], names=[str(path)])[0]
     header = read_header(content)
     how = "with an entropy model" if header.by_tables else "without an entropy model"
@@ -87,7 +87,7 @@ def _inspect_archive(path: Path, verify: bool) -> int:
     print(f"{path}: {counted(len(entries), 'image')}, by {codec.name} (weights {codec.model[:12]})")
     rows: list[Sequence[object]] = [("part", "bytes", "an image")]
     count = max(1, len(entries))
-    index = opened.end - opened.damaged - records - head
+    index = path.stat().st_size - opened.left_over - opened.damaged - records - head
     for name, number in (("records", records), ("entropy model", head), ("index", index)):
         rows.append((name, f"{number:,}", f"{number / count:.2f}"))
     print_table(rows)
@@ -95,10 +95,10 @@ def _inspect_archive(path: Path, verify: bool) -> int:
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
     print(f"sizes: {shown or 'none'}")
     if opened.damaged:
-        print(f"{counted(opened.damaged, 'byte')} between whole blocks are damaged, with the images in them")
+        print(f"{counted(opened.damaged, 'byte')} of blocks are damaged, with the images in them")
     if opened.left_over:
         left = counted(opened.left_over, "byte")
-        print(f"{left} at the end of no whole block: a writer was killed, or the file was cut or damaged")
+        print(f"{left} at the end of no whole block: a writer was killed, or the file was cut")
     if not verify:
         return 0
     faults = {number: fault for number, fault in enumerate(opened.faults()) if fault}
@@ -149,7 +149,7 @@ def _tokenize(arguments: Arguments) -> int:
 
 
 def _detokenize(arguments: Arguments) -> int:
-    from hrvqvae.tokens.detokenize import detokenize
+    from hrvqvae.tokens.shards import detokenize
 
     count = detokenize(
         arguments.shards, arguments.out, model=arguments.model, levels=arguments.levels, device=arguments.device,

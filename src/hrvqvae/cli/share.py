@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, whole
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note, waiting
+from hrvqvae.utils.progress import waiting
 
 
 def _export(arguments: Arguments) -> int:
@@ -50,11 +50,11 @@ def _get(arguments: Arguments) -> int:
 
 def _play(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.trained import TrainedModel
-    from hrvqvae.play.server import serve
+    from hrvqvae.play.page import serve
     from hrvqvae.play.tasks import Limits
 
     limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)
-    serve(TrainedModel(arguments.run, arguments.device), limits, arguments.host, arguments.port, note)
+    serve(TrainedModel(arguments.run, arguments.device), limits, arguments.host, arguments.port)
     return 0
 
 

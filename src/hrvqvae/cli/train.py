@@ -1,14 +1,15 @@
-"""Training: an autoencoder, its priors, its progressive decoder, and the demo that does it all."""
+"""Training: an autoencoder, its priors, its progressive decoder; the demo that does it all; systems side by side."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, import_training, option
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, import_training, option, print_json
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -212,6 +213,34 @@ def _demo(arguments: Arguments) -> int:
     return 0
 
 
+def _compare(arguments: Arguments) -> int:
+    import_training()
+    from hrvqvae.comparison.report import compare, table
+    from hrvqvae.comparison.systems import Comparison, available_systems
+    from hrvqvae.comparison.tuning import tuned
+
+    named = ",".join(available_systems()) if arguments.systems is None else arguments.systems
+    pairs = [[part.strip() for part in name.partition("=")] for name in named.split(",") if name.strip()]
+    same = ("dataset", "tune", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
+    comparison = Comparison(
+        systems=tuple(name for name, _, _ in pairs), root=arguments.data and _absolute(arguments.data),
+        variants={name: system for name, equals, system in pairs if equals},
+        **{name: getattr(arguments, name) for name in same},
+    )  # fmt: skip
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        if arguments.tuned_in:
+            comparison = tuned(comparison, Path(arguments.tuned_in), print)
+        rows, signal = compare(comparison, Path(arguments.out))
+    if signal:
+        print("stopped, saved; the same command goes on", file=sys.stderr)
+        return 128 + signal
+    if arguments.json:
+        print_json(rows)
+        return 0
+    print(f"\n{table(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
+    return 0
+
+
 _TRAINING: tuple[Option, ...] = (
     option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
     option("--max-steps", metavar="N", help="budget in steps"),
@@ -225,7 +254,7 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 
 
 def add(commands: Group) -> None:
-    """train, train-prior, train-progressive, refresh, train-classifier, demo."""
+    """train, train-prior, train-progressive, refresh, train-classifier, demo, compare."""
     command(
         commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train,
         option("preset", metavar="PRESET", help="to go on, the run folder will do"),
@@ -262,4 +291,27 @@ def add(commands: Group) -> None:
         option("--root", metavar="DIR", help="root folder of the data"),
         option("--max-minutes", type=float, default=9.5, metavar="M", help="training time in all (default: 9.5)"),
         option("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most"),
+    )  # fmt: skip
+    command(
+        commands, "compare", "systems side by side: same data, order, budget and test images", _compare,
+        option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),
+        option(
+            "--systems", metavar="A,B", help="which (default: all that are installed); NAME=SYSTEM is a variant, which "
+            "--NAME.section.field sets apart",
+        ),
+        option("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps"),
+        option("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes"),
+        option("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)"),
+        option("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)"),
+        option("--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system in all"),
+        option(
+            "--tune", type=int, default=0, metavar="N", help="first search the optimizer, learning rate, decay and "
+            "commitment weight of each system by N trials in this budget, on a tenth of the training images",
+        ),
+        option("--tuned-in", metavar="DIR", help="take the settings that --tune chose in that folder"),
+        option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
+        option("--out", required=True, metavar="DIR"),
+        "--json",
+        fields="--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field "
+        "VALUE of one's model or training, such as --vqgan.model.adversarial_start 500",
     )  # fmt: skip

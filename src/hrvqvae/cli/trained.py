@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hrvqvae.cli.console import Arguments, Group, command, option, print_json, print_table, whole
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
-    from hrvqvae.evaluation.rate import Rate
+    from hrvqvae.evaluation.report import Rate
     from hrvqvae.evaluation.samples import SampleQuality
 
 
@@ -24,7 +23,7 @@ def _evaluate(arguments: Arguments) -> int:
     evaluated = evaluate_run(
         arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
         guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
-        lmbda=arguments.lmbda, say=note,
+        lmbda=arguments.lmbda,
     )  # fmt: skip
     report = evaluated.report
     if arguments.json:

@@ -26,7 +26,9 @@ from torch import Tensor, empty
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case
-from hrvqvae.config.parsing import decide_autoencoder, decide_priors, digest_of
+from hrvqvae.config import flatten, schema, to_dict
+from hrvqvae.config.model import AUTO
+from hrvqvae.config.parsing import digest_of
 from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -80,10 +82,6 @@ class Folder:
                 differs = f"{name} is {there.get(name)} there, {here.get(name)} here"
                 raise InputError(f"{self.path} holds another comparison: {differs}; choose another --out")
         return {"about": there, "chosen": dict(found.get("chosen", {}))}
-
-    def about(self) -> dict[str, Any]:
-        """What is compared. Raises InputError where there is nothing yet."""
-        return dict(self.read_claim()["about"])
 
     def read_claim(self) -> dict[str, Any]:
         """What `claim` gives, of the folder alone. Raises InputError where there is nothing yet."""
@@ -162,7 +160,7 @@ def run_cases(
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
         if not left:
             return 0
-        instruments = using(left[0].config, folder.path, say)
+        instruments = using(left[0].config, folder.path)
         instruments.require_same(rows, folder.path)
         folder.begin(claim)
     measured, passed = len(cases) - len(left), 0
@@ -188,9 +186,10 @@ def run_cases(
 
 def decided(case: Case, chosen: dict[str, str]) -> Case:
     """The case with precision and the like as `chosen` says; what is chosen now is added to it."""
-    config, of_autoencoder = decide_autoencoder(case.config, chosen)
-    config, of_priors = decide_priors(config, chosen)
-    chosen |= of_autoencoder | of_priors
+    before = dict(flatten(to_dict(case.config)))
+    config = schema.replaced(case.config, {name: value for name, value in chosen.items() if before.get(name) == AUTO})
+    config = schema.decided(config, "model", "training", "prior")
+    chosen |= {name: value for name, value in flatten(to_dict(config)) if before[name] == AUTO != value}
     return dataclasses.replace(case, config=config)
 
 

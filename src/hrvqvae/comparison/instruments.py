@@ -59,10 +59,10 @@ class Instruments:
 
     diverged: Mapping[str, None] | None = None
 
-    def __init__(self, config: Config, folder: Path, say: Say) -> None:
+    def __init__(self, config: Config, folder: Path) -> None:
         """A classifier that is trained for it is kept in `folder`."""
         self.tests = test_images(config, _FEATURE_IMAGES)
-        self.real = RealImages(features_of(folder, config.data, say), self.tests)
+        self.real = RealImages(features_of(folder, config.data), self.tests)
         self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()
@@ -103,7 +103,7 @@ class Instruments:
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
             **self.names, "perceptual_distance": perceptual,
-            "frechet_reconstructions": self.real.frechet_of(decoded),
+            "frechet_reconstructions": self.real.distances(decoded).frechet,
             "usage": sum(level.used for level in report.levels) / sum(config.model.num_codewords),
             "perplexity": report.levels[-1].perplexity, "leaves_used": report.levels[-1].used,
             "codewords_searched": codewords_searched(config.model),

@@ -84,25 +84,21 @@ def table(rows: Sequence[Measured]) -> str:
         DamagedFileError: a value is not of the kind of its column.
     """
     try:
-        return _table(rows)
+        shown = {name: column for name, column in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
+        lines = [["system", "seeds", *(head.format(**rows[0]) for head, _ in shown.values())]]
+        for system in dict.fromkeys(row["system"] for row in rows):
+            some = [row for row in rows if row["system"] == system]
+            lines.append([system, str(len(some))])
+            for name, (_, form) in shown.items():
+                values = [row[name] for row in some if row.get(name) is not None]
+                cell = form.format(mean(values)) if values else "-"
+                if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
+                    cell += f" ± {form.format(stdev(values))}"
+                if 0 < len(values) < len(some):
+                    cell += f" (n={len(values)})"
+                lines[-1].append(cell)
     except (TypeError, ValueError) as error:
         raise DamagedFileError(f"a file in rows/ is damaged ({error}); delete it to have it made again") from error
-
-
-def _table(rows: Sequence[Measured]) -> str:
-    shown = {name: column for name, column in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
-    lines = [["system", "seeds", *(head.format(**rows[0]) for head, _ in shown.values())]]
-    for system in dict.fromkeys(row["system"] for row in rows):
-        some = [row for row in rows if row["system"] == system]
-        lines.append([system, str(len(some))])
-        for name, (_, form) in shown.items():
-            values = [row[name] for row in some if row.get(name) is not None]
-            cell = form.format(mean(values)) if values else "-"
-            if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
-                cell += f" ± {form.format(stdev(values))}"
-            if 0 < len(values) < len(some):
-                cell += f" (n={len(values)})"
-            lines[-1].append(cell)
     return markdown(lines)
 
 

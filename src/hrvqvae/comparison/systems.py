@@ -128,11 +128,6 @@ class Comparison:
         for system in self.systems:  # checks its package and fields before any training
             system_of(self.config(system, self.first_seed))
 
-    @property
-    def seed_numbers(self) -> range:
-        """The seeds."""
-        return range(self.first_seed, self.first_seed + self.seeds)
-
     def config(self, system: str, seed: int) -> Config:
         """The preset of a system with the budget and seed of this comparison."""
         budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
@@ -140,20 +135,17 @@ class Comparison:
         preset = presets.get(f"{self.variants.get(system, system)}/{self.dataset}").config.with_root(self.root)
         return override(preset, {**self.settings.get(system, {}), **self.given(system), **given})
 
-    def given(self, system: str) -> dict[str, str]:
-        """The fields of a system that are given for it, or for all."""
-        own = {name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")}
-        return {**self._shared_fields, **own}
-
-    @property
-    def _shared_fields(self) -> dict[str, str]:
+    def given(self, system: str | None = None) -> dict[str, str]:
+        """The fields that are given for all systems, and for one."""
         names = (*SYSTEMS, *self.systems)
-        return {name: value for name, value in self.fields.items() if name.split(".")[0] not in names}
+        shared = {name: text for name, text in self.fields.items() if name.split(".")[0] not in names}
+        own = {name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")}
+        return shared | own
 
     def cases(self) -> list[Case]:
         """Every system, seed after seed."""
         found = []
-        for seed in self.seed_numbers:
+        for seed in range(self.first_seed, self.first_seed + self.seeds):
             for system in self.systems:
                 config, labels = self.config(system, seed), {"system": system, "seed": seed}
                 prior = self._prior_of(config) if self.prior_steps else {}
@@ -171,4 +163,4 @@ class Comparison:
         """What may not change when more systems, seeds or priors are added; "priors" may be decided later."""
         plain = {name: getattr(self, name) for name in ("dataset", "max_steps", "max_minutes", "root")}
         priors = {"max_steps": self.prior_steps, "max_minutes": 0.0} if self.prior_steps else None
-        return {"study": None, **plain, "fields": self._shared_fields, "priors": priors}
+        return {"study": None, **plain, "fields": self.given(), "priors": priors}

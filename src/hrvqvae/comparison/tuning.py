@@ -47,7 +47,7 @@ class Validation(Instruments):
 
     diverged = MappingProxyType({"validation_mse": None, "leaves_used": None})
 
-    def __init__(self, config: Config, folder: Path, say: Say) -> None:
+    def __init__(self, config: Config, folder: Path) -> None:
         """Nothing is loaded for it."""
         self.names = {}
 
@@ -157,7 +157,7 @@ class Search:
         if not self.start:
             return {}
         tried = self.tried(rows)
-        if open_trials(self.start, tried, self.comparison.tune) or min(tried.values()) == math.inf:
+        if self.next(rows) or min(tried.values()) == math.inf:
             raise InputError(f"the search for {self.name} has not ended well: go on with --tune {self.comparison.tune}")
         best: Settings = min(tried, key=tried.__getitem__)
         return dict(best)
@@ -188,14 +188,15 @@ def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
     Raises InputError where there is none for a system, it has not ended, or it was one of other data or fields.
     """
     folder = folder_of(out)
-    known = folder.about()
+    claim = folder.read_claim()
+    known = claim["about"]
     for name, here in comparison.about().items():
         if name in ("dataset", "fields", "root") and known.get(name) != here:
             raise InputError(f"{folder.path} searched with {name} {known.get(name)}, this comparison has {here}")
     rows, budget = folder.rows(), {name: known[name] for name in ("tune", "max_steps", "max_minutes")}
     searched = dataclasses.replace(comparison, **budget)
-    chosen = folder.read_claim().get("chosen", {})
-    settings = {system: Search(searched, system, chosen).best(rows) for system in comparison.systems}
+    searches = {system: Search(searched, system, claim.get("chosen", {})) for system in comparison.systems}
+    settings = {system: search.best(rows) for system, search in searches.items()}
     for system, chosen in settings.items():
         say(f"{system}: {', '.join(f'{name} {value}' for name, value in chosen.items()) or 'nothing searched'}")
     return dataclasses.replace(comparison, settings=settings)

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.hrv import MOST_PIXELS, STARTS, ImageCodes, crc8, read_varint, varint
-from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
+from hrvqvae.compression.hrv import MOST_PIXELS, STARTS, ImageCodes, crc8, read_levels, read_varint, varint
+from hrvqvae.compression.levels import encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -59,20 +59,16 @@ class Archive:
         version: of the format.
         codec: by which its codes are read.
         entries: its images, in order.
-        end: where its last whole block ends.
-        damaged: bytes between whole blocks, which were blocks.
-        left_over: bytes after the last whole block.
-        cut: whether these can be the beginning of a block; otherwise they are damaged.
+        damaged: bytes that were blocks.
+        left_over: bytes at the end that can be the beginning of a block.
     """
 
     path: Path
     version: int
     codec: EntropyModel
     entries: tuple[Entry, ...]
-    end: int
     damaged: int
     left_over: int
-    cut: bool
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -84,11 +80,6 @@ class Archive:
                 name += f"-{number:06d}"
             found[name] = None
         return tuple(found)
-
-    @property
-    def lost(self) -> int:
-        """Bytes that were blocks, and are damaged."""
-        return self.damaged + (0 if self.cut else self.left_over)
 
     def faults(self) -> list[str]:
         """What is wrong with each image, whose codes are decoded; "" for nothing."""
@@ -120,9 +111,10 @@ class Archive:
             if math.prod(size) > max_pixels:
                 decoded = [ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")] * len(some)
             else:
-                some_records = [records[one] for one in some]
-                whole = [one != b"" and crc8(one, STARTS[self.version]) == 0 for one in some_records]
-                decoded = _decode_records(self.codec, some_records, whole, size, stored, levels)
+                read = read_levels(self.codec, [records[one][:-1] for one in some], size, levels, stored)
+                whole = [records[one] != b"" and crc8(records[one], STARTS[self.version]) == 0 for one in some]
+                damaged = ImageCodes(size, (), fault="its record is damaged")
+                decoded = [one if good and not one.fault else damaged for one, good in zip(read, whole, strict=True)]
             found.update(zip(some, decoded, strict=True))
         return [found[place] for place in range(len(numbers))]
 
@@ -130,29 +122,6 @@ class Archive:
 def _read_at(stream: BinaryIO, entry: Entry) -> bytes:
     stream.seek(entry.place)
     return stream.read(entry.length)
-
-
-def _decode_records(
-    codec: EntropyModel, records: Sequence[bytes], checked: Sequence[bool], size: Grid, stored: int, levels: int | None
-) -> list[ImageCodes]:
-    """The first levels of records of images of one size that have `stored` levels; `checked`: whose check is right."""
-    layout, used = codec.layout(size), min(levels or stored, stored)
-    content = np.frombuffer(b"".join(records), np.uint8)
-    stops = np.cumsum([len(one) for one in records])
-    places = stops - [len(one) for one in records]
-    stops = stops - 1  # of the check
-    codes = np.zeros((len(records), layout.begins[-1]), np.int32)
-    whole = np.array(checked)
-    for level in range(used):
-        ends = decode_level(content, places, stops, codes, layout, level, codec.network(level))
-        whole &= ends != NOT_WHOLE
-        places = np.where(whole, ends, stops)
-    if used == stored:
-        whole &= places == stops
-    return [
-        ImageCodes(size, layout.maps(row, used)) if good else ImageCodes(size, (), fault="its record is damaged")
-        for row, good in zip(codes, whole, strict=True)
-    ]
 
 
 def is_archive(path: Path) -> bool:
@@ -167,13 +136,10 @@ def open_archive(path: Path, codec: EntropyModel | None = None) -> Archive:
         codec: stands in for the file's entropy model where that is damaged, if half of its bytes are the same.
 
     Raises:
-        InputError, DamagedFileError: it is none.
+        OSError, DamagedFileError: it is none.
     """
-    try:
-        with path.open("rb") as stream:
-            return _opened(path, stream, codec)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such archive") from error
+    with path.open("rb") as stream:
+        return _opened(path, stream, codec)
 
 
 def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> Archive:
@@ -204,7 +170,8 @@ def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> 
     head = stream.read(_HEAD)
     length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
     cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
-    return Archive(path, version, codec, tuple(entries), end, damaged, size - end, cut)
+    left, damaged = (size - end, damaged) if cut else (0, damaged + size - end)
+    return Archive(path, version, codec, tuple(entries), damaged, left)
 
 
 def _read_head(path: Path, stream: BinaryIO, size: int) -> tuple[EntropyModel, int]:
@@ -348,8 +315,26 @@ class ArchiveWriter:
     `set_aside` is the file that has got what lay behind the last whole block of `archive`, as it was before.
     """
 
-    def __init__(self, archive: Archive, stream: BinaryIO, set_aside: Path | None) -> None:
-        self.archive, self.set_aside, self._stream = archive, set_aside, stream
+    def __init__(self, path: Path, stream: BinaryIO, codec: EntropyModel) -> None:
+        archive = _opened(path, stream)
+        if not archive.codec.same_codes(codec):
+            raise InputError(
+                f"{path} was made by another model or another entropy model: that of {archive.codec.name} (weights "
+                f"{archive.codec.model[:12]}), not of {codec.name} ({codec.model[:12]}); choose another file"
+            )
+        if archive.damaged:
+            raise DamagedFileError(
+                f"{path} is damaged ({counted(archive.damaged, 'byte')}), so nothing is added; write what is whole "
+                f"into a new archive: hrvqvae salvage {path} NEW{_SUFFIX}"
+            )
+        self.set_aside: Path | None = None
+        if archive.left_over:
+            end = stream.seek(-archive.left_over, os.SEEK_END)
+            rest = stream.read()
+            self.set_aside = path.with_name(f"{path.name}.{end}-{zlib.crc32(rest):08x}.damaged")
+            write_atomic(self.set_aside, rest)
+            stream.truncate(end)
+        self.archive, self._stream = archive, stream
         self._known: dict[str, Entry | None] = {entry.name: entry for entry in archive.entries if entry.name}
 
     def append(
@@ -378,7 +363,9 @@ class ArchiveWriter:
             named[name] = None
         if new:
             chosen = [(records[number], sizes[number], names[number]) for number in new]
-            _write_flushed(self._stream, _block_of(levels, *zip(*chosen, strict=True)))
+            self._stream.write(_block_of(levels, *zip(*chosen, strict=True)))
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
             self._known |= named
         return len(new)
 
@@ -393,45 +380,13 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
         InputError: another process writes to it, it was made by another model, or it can't be written.
         DamagedFileError: the file is no archive, or it is damaged.
     """
-    with locked_file(path), path.open("a+b") as stream:
-        _write_head(stream, codec.content)
-        archive = _opened(path, stream)
-        if not archive.codec.same_codes(codec):
-            raise InputError(
-                f"{path} was made by another model or another entropy model: that of {archive.codec.name} (weights "
-                f"{archive.codec.model[:12]}), not of {codec.name} ({codec.model[:12]}); choose another file"
-            )
-        if archive.lost:
-            raise DamagedFileError(
-                f"{path} is damaged ({counted(archive.lost, 'byte')}), so nothing is added; write what is whole into a "
-                f"new archive: hrvqvae salvage {path} NEW{_SUFFIX}"
-            )
-        set_aside = None
-        if archive.left_over:
-            stream.seek(archive.end)
-            rest = stream.read()
-            set_aside = path.with_name(f"{path.name}.{archive.end}-{zlib.crc32(rest):08x}.damaged")
-            write_atomic(set_aside, rest)
-            stream.truncate(archive.end)
-        yield ArchiveWriter(archive, stream, set_aside)
+    with locked_file(path):
+        if not path.exists():
+            write_atomic(path, _head_of(codec.content))
+        with path.open("a+b") as stream:
+            yield ArchiveWriter(path, stream, codec)
 
 
 def _head_of(tables: bytes, version: int = _MAGIC[4]) -> bytes:
     start = _MAGIC[:4] + bytes([version]) + len(tables).to_bytes(4, "little") + tables
     return start + zlib.crc32(start).to_bytes(4, "little")
-
-
-def _write_head(stream: BinaryIO, tables: bytes) -> None:
-    """Write the head of a new archive, or of one whose writer was killed before it was there."""
-    head = _head_of(tables)
-    stream.seek(0)
-    there = stream.read(len(head))
-    if len(there) < len(head) and head.startswith(there):
-        stream.truncate(0)
-        _write_flushed(stream, head)
-
-
-def _write_flushed(stream: BinaryIO, content: bytes) -> None:
-    stream.write(content)
-    stream.flush()
-    os.fsync(stream.fileno())

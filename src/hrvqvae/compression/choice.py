@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import FRAME, PLACES, Network, fill_maps, find_rows, find_set, frequencies_of, put
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
 Codes = NDArray[np.int32]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class ImageCodes:
     Attributes:
         size: height and width in pixels.
         codes: (H_l, W_l) int32 of each level that is whole, coarse first.
-        lengths: bytes of the header, and of each of these levels with its check; of an image in an archive none.
+        lengths: bytes of the header, and of each of these levels with its check.
         fault: what is wrong after them, in words; empty where nothing is.
     """
 
@@ -129,14 +128,6 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + FINGERPRINT], place, version)
 
 
-def content_of(path: Path) -> bytes:
-    """The bytes of a file of codes. Raises InputError where there is none."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-
-
 def _require_model(codec: EntropyModel, header: Header, name: str) -> None:
     """Raises InputError where a file was made by another model, or by an entropy model that is not this one.
 
@@ -156,8 +147,8 @@ def _require_model(codec: EntropyModel, header: Header, name: str) -> None:
         )
 
 
-def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = None) -> list[list[bytes]]:
-    """The parts of the file of each image: header and levels. Networks are used where they make it no larger.
+def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = None) -> list[bytes]:
+    """The file of each image. Networks are used where they make it no larger.
 
     Args:
         codes: (N, all codes), level after level, rows first.
@@ -168,20 +159,19 @@ def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = No
     files = _write(codec, codes, size, levels)
     if not codec.networks or not files:
         return files
-    limit = sum(map(len, _write(codec.bare, codes[:1], size, levels)[0]))
-    large = [number for number, file in enumerate(files) if sum(map(len, file)) > limit]
+    limit = len(_write(codec.bare, codes[:1], size, levels)[0])
+    large = [number for number, file in enumerate(files) if len(file) > limit]
     for number, file in zip(large, _write(codec.bare, codes[large], size, levels), strict=True):
-        if sum(map(len, file)) < sum(map(len, files[number])):
-            files[number] = file
+        files[number] = min(files[number], file, key=len)
     return files
 
 
-def _write(codec: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[list[bytes]]:
+def _write(codec: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[bytes]:
     layout, head = codec.layout(size), _header_bytes(size, codec)
-    files = [[head] for _ in codes]
+    files = [head] * len(codes)
     for level in range(levels):
-        for file, stream in zip(files, encode_level(codes, layout, level, codec.network(level)), strict=True):
-            file.append(stream + bytes([crc8(stream if level else head + stream, STARTS[-1])]))
+        for number, stream in enumerate(encode_level(codes, layout, level, codec.network(level))):
+            files[number] += stream + bytes([crc8(stream if level else head + stream, STARTS[-1])])
     return files
 
 
@@ -201,43 +191,46 @@ def read(
         _require_model(codec, header, name)
     found: dict[int, ImageCodes] = {}
     for numbers in same_size([(*header.size, header.by_tables, header.version) for header in headers], MOST_PIXELS):
-        some = _read(codec, [files[number] for number in numbers], headers[numbers[0]], levels)
-        found.update(zip(numbers, some, strict=True))
+        header, some = headers[numbers[0]], [files[number] for number in numbers]
+        own, start = codec if header.by_tables else codec.bare, STARTS[header.version]
+        decoded = read_levels(own, some, header.size, levels, len(codec.symbols), header.length, start)
+        found.update(zip(numbers, decoded, strict=True))
     return [found[number] for number in range(len(files))]
 
 
-def _read(codec: EntropyModel, files: Sequence[bytes], header: Header, levels: int | None) -> list[ImageCodes]:
-    """The codes of files whose headers say the same."""
-    codec = codec if header.by_tables else codec.bare
-    layout = codec.layout(header.size)
+def read_levels(
+    codec: EntropyModel, files: Sequence[bytes], size: Grid, levels: int | None, stored: int, head: int = 0,
+    start: int | None = None,
+) -> list[ImageCodes]:  # fmt: skip
+    """The codes of images of one size, of `levels` at most; a file has `head` bytes, then `stored` levels at most.
+
+    Each level ends with a check whose register begins at `start`; where that is None there are no checks, and a level
+    may have no bytes.
+    """
+    layout, check = codec.layout(size), 0 if start is None else _CHECK
     content = np.frombuffer(b"".join(files), np.uint8)
     stops = np.cumsum([len(one) for one in files])
-    places = stops - [len(one) - header.length for one in files]
+    places = stops - [len(one) - head for one in files]
     codes = np.zeros((len(files), layout.begins[-1]), np.int32)
-    lengths = [[header.length] for _ in files]
+    lengths = [[head] for _ in files]
     faults = [""] * len(files)
-    going = np.arange(len(files))
-    for level in range(min(levels or len(codec.symbols), len(codec.symbols))):
-        going = np.array([one for one in going if not faults[one] and (places[one] < stops[one] or not level)], int)
-        if not len(going):
-            break
-        some = codes if len(going) == len(codes) else codes[going]  # no copy: memory that is not written to is free
-        ends = decode_level(content, places[going], stops[going], some, layout, level, codec.network(level))
-        if some is not codes:
-            codes[going] = some
-        for number, end in zip(going.tolist(), ends.tolist(), strict=True):
-            begin = places[number] - (0 if level else header.length)  # the first check is of the header as well
-            if end == NOT_WHOLE or end + _CHECK > stops[number]:
+    for level in range(min(levels or stored, stored)):
+        ends = decode_level(content, places, stops, codes, layout, level, codec.network(level))
+        for number, end in enumerate(ends.tolist()):
+            if faults[number] or (level and check and places[number] == stops[number]):
+                continue
+            begin = places[number] - (0 if level else head)  # the first check is of the header as well
+            if end == NOT_WHOLE or end + check > stops[number]:
                 faults[number] = f"level {level + 1} is cut short or damaged"
-            elif crc8(content[begin : end + _CHECK], STARTS[header.version]):
+            elif start is not None and crc8(content[begin : end + check], start):
                 faults[number] = f"level {level + 1} is damaged"
             else:
-                lengths[number].append(int(end + _CHECK - places[number]))
-                places[number] = end + _CHECK
+                lengths[number].append(int(end + check - places[number]))
+                places[number] = end + check
     for number, left in enumerate((stops - places).tolist()):
-        if left and not faults[number] and len(lengths[number]) > len(codec.symbols):
+        if left and not faults[number] and len(lengths[number]) > stored:
             faults[number] = f"{counted(left, 'byte')} more than its levels take"
     return [
-        ImageCodes(header.size, layout.maps(row, len(own) - 1), tuple(own), fault)
+        ImageCodes(size, layout.maps(row, len(own) - 1), tuple(own), fault)
         for row, own, fault in zip(codes, lengths, faults, strict=True)
     ]

@@ -34,16 +34,6 @@ _TRIES = 6
 _NEARLY = 0.99  # of the bytes
 
 
-def check_levels(model: Autoencoder, levels: int | None) -> int:
-    """The number of levels that is asked for. Raises InputError where the model does not decode so many."""
-    if levels is None:
-        return model.prefixes[-1]
-    if levels not in model.prefixes:
-        known = ", ".join(map(str, model.prefixes))
-        raise InputError(f"levels is {levels}; this model decodes {known}")
-    return levels
-
-
 def flat_codes(codes: Codes) -> NDArray[np.int32]:
     """Codes as files hold them: (B, all codes), level after level."""
     return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
@@ -56,7 +46,7 @@ def compress(
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
     """The file of each image; see `TrainedModel.compress`. `encode` gives the codes in place of the model."""
-    levels = check_levels(model, levels)
+    levels = model.check_levels(levels)
     encode = encode or model.encode
     if names is None:
         names = [f"image {number}" for number in range(1, len(images) + 1)]
@@ -75,24 +65,11 @@ def compress(
 
 def _files_of(codec: EntropyModel, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
     """The file of each image (B, C, Y, X), with the first levels of its codes, a tensor (B, H, W) a level."""
-    return [b"".join(parts) for parts in write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)]
+    return write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)
 
 
-class _Best:
-    """The files of the least error so far that have at most `most` bytes; `smallest`: bytes of the smallest tried."""
-
-    def __init__(self, most: int, count: int) -> None:
-        self.most = most
-        self.files: list[bytes | None] = [None] * count
-        self.errors, self.smallest = np.full(count, np.inf), np.full(count, np.iinfo(np.int64).max)
-
-    def take(self, numbers: NDArray[np.int64], files: list[bytes], errors: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Keep the files of these images that fit and are better; -> their sizes."""
-        for number, file, error in zip(numbers.tolist(), files, errors, strict=True):
-            self.smallest[number] = min(self.smallest[number], len(file))
-            if len(file) <= self.most and error < self.errors[number]:
-                self.files[number], self.errors[number] = file, error
-        return np.array([len(file) for file in files])
+Tried = list[list[tuple[float, bytes]]]
+"""Error and file of what was tried for each image."""
 
 
 def _fitted(
@@ -101,27 +78,37 @@ def _fitted(
     """The best file of each image (B, C, Y, X) of at most `most` bytes and so many levels. Raises InputError."""
     if most < 1:
         raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
-    going, best = np.arange(len(images)), _Best(most, len(images))
+    going, best = np.arange(len(images)), list[bytes]()
+    tried: Tried = [[] for _ in images]
     codes = model.encode(images) if why_no_lambda(model, levels) else None
     for place, number in enumerate(one for one in reversed(model.prefixes) if one <= levels):
         if codes is not None:  # the error falls with the levels
-            best.take(going, _files_of(codec, codes, images, number), np.full(len(images), float(place)))
+            for own, file in zip(tried, _files_of(codec, codes, images, number), strict=True):
+                own.append((float(place), file))
         elif len(going):
-            going = going[_weighed(RateDistortion(model, codec, number), images, going, best)]
-    for file, smallest, name in zip(best.files, best.smallest, names, strict=True):
-        if file is None:
-            raise InputError(f"{name} takes {smallest} bytes at the least; {most} are admitted")
-    return [file for file in best.files if file is not None]
+            going = going[_weighed(RateDistortion(model, codec, number), images, going, most, tried)]
+    for own, name in zip(tried, names, strict=True):
+        fitting = [one for one in own if len(one[1]) <= most]
+        if not fitting:
+            raise InputError(
+                f"{name} takes {min(len(file) for _, file in own)} bytes at the least; {most} are admitted"
+            )
+        best.append(min(fitting, key=lambda one: one[0])[1])
+    return best
 
 
-def _weighed(encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], best: _Best) -> NDArray[np.bool_]:
+def _weighed(
+    encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], most: int, tried: Tried
+) -> NDArray[np.bool_]:
     """Look for the best files of these images with the encoder's levels; -> which do not fit with lambda 0."""
-    most = best.most
 
     def sizes(some: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
         batch = images[torch.from_numpy(some).to(images.device)]
         codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
-        return best.take(some, _files_of(encoder.codec, codes, batch, encoder.levels), errors.numpy())
+        files = _files_of(encoder.codec, codes, batch, encoder.levels)
+        for number, file, error in zip(some.tolist(), files, errors.tolist(), strict=True):
+            tried[number].append((error, file))
+        return np.array([len(file) for file in files])
 
     large = sizes(numbers, np.zeros(len(numbers))) > most
     if not encoder.codec.networks:
@@ -154,7 +141,7 @@ def decode_images(
         InputError: the model does not decode so many levels.
         DamagedFileError: it decodes no prefix as short as what there is of a file.
     """
-    most, used = check_levels(model, levels), list[int]()
+    most, used = model.check_levels(levels), list[int]()
     for number, one in enumerate(files):
         there = [prefix for prefix in model.prefixes if prefix <= min(most, len(one.codes))]
         if not there:

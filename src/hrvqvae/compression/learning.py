@@ -1,7 +1,7 @@
 """Fitting an entropy model: the network of a level is learned from codes of training images in floats, then rounded.
 
 Each code that is met moves what it was predicted by, down the gradient of its bits. One code at a time learns far more
-from a code than batches do, since the rows that it touches are few. What is learned depends on the codes and the seed.
+from a code than batches do, since the rows that it touches are few. What is learned depends on the codes alone.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
     )  # fmt: skip
 
 
-def learn_level(
-    levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, seed: int = 0
-) -> tuple[Network, float]:
+def learn_level(levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0) -> tuple[Network, float]:
     """-> the network of the finest of these levels, and the bits a code that held-out images take.
 
     A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
@@ -150,7 +148,7 @@ def learn_level(
     contexts = usual_contexts(level, symbols, grids)
     layout = Layout.of(grids, symbols[: level + 1])
     images = np.concatenate([one.reshape(count, -1) for one in levels], 1).astype(np.min_scalar_type(max(symbols)))
-    random = np.random.default_rng([seed, level])
+    random = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     parameters: Parameters = (  # small and random; every symbol is as likely
         random.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),

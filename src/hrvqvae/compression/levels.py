@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.network import FRAME, TOP, Network, fill_maps, find_frequencies, find_rows, find_set, put
 from hrvqvae.config import Grid
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
 Codes = NDArray[np.int32]
@@ -49,14 +48,10 @@ class Layout:
         """Of the first levels alone."""
         return Layout(self.grids[:levels], self.symbols[:levels])
 
-    def part(self, level: int) -> slice:
-        """Where a level's codes are."""
-        return slice(int(self.begins[level]), int(self.begins[level + 1]))
-
     def maps(self, codes: Codes, levels: int) -> tuple[Codes, ...]:
         """Codes (..., all codes) as maps (..., H_l, W_l) of the first levels."""
-        return tuple(codes[..., self.part(level)].reshape(*codes.shape[:-1], *self.grids[level])
-                     for level in range(levels))  # fmt: skip
+        parts = np.split(codes, self.begins[1:-1], axis=-1)
+        return tuple(parts[level].reshape(*codes.shape[:-1], *self.grids[level]) for level in range(levels))
 
 
 @compiled()

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
@@ -40,6 +39,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.models.tiles import areas, pixels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import InputError
@@ -65,46 +65,6 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
     if count > _MOST_LEAVES:
         return f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}"
     return ""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """The decoder of the codewords of so many levels."""
-
-    model: SingleGridAutoencoder
-    levels: int
-
-    def __call__(self, vectors: Tensor, size: Grid) -> Tensor:
-        """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped; size as for `Autoencoder.decode`."""
-        fewer = self.levels < self.model.prefixes[-1]
-        levels = torch.tensor(self.levels, device=vectors.device) if fewer else None
-        return (self.model.pixels(vectors, size, levels) + 1) / 2
-
-    @torch.enable_grad()
-    def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """Of the squared error of each image (B, C, Y, X), to its codewords (B, H, W, D)."""
-        at, decoded = self._decoded(vectors, unit)
-        (back,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), at)
-        return back
-
-    @torch.enable_grad()
-    def curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """The mean of J^T J over the positions of each image: (B, D, D). An image's does not depend on the others."""
-        at, decoded = self._decoded(vectors, unit)
-        total = torch.zeros((), device=vectors.device)
-        generator = torch.Generator().manual_seed(0)
-        for number in range(_PROJECTIONS):
-            direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
-            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=number < _PROJECTIONS - 1)
-            rows = back.flatten(1, 2)
-            total = total + rows.mT @ rows
-        return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
-
-    def _decoded(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """The codewords, and what is decoded from them."""
-        at = vectors.detach().requires_grad_()
-        with torch.autocast(at.device.type, torch.bfloat16, enabled=computes_bf16(at.device)):
-            return at, self(at, (unit.shape[-2], unit.shape[-1]))
 
 
 class RateDistortion:
@@ -145,17 +105,14 @@ class RateDistortion:
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
         chosen = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         errors = torch.zeros(count, dtype=torch.float64)
-        together, areas = max(1, _POSITIONS // math.prod(grid)), [*product(*map(_parts, grid))]
-        parts = [*product(range(0, count, together), areas)]
-        for begin, axes in tracked(parts, "search tiles", len(parts), lambda _: 1) if len(areas) > 1 else parts:
-            core, around, inside = zip(*axes, strict=True)
-            some = slice(begin, begin + together)
-            pixels, kept = ([slice(stride * one.start, stride * one.stop) for one in area] for area in (around, inside))
-            codes, squares = self._weighed(
-                images[some, :, *pixels], lmbdas[some].numpy(), (around[0].start, around[1].start, *grid)
-            )
-            chosen[:, some, *core] = torch.from_numpy(codes[..., *inside])
-            errors[some] += squares[:, *kept].sum((1, 2), dtype=torch.float64)
+        together, tiles = max(1, _POSITIONS // math.prod(grid)), areas(grid, _SIDE, _AROUND)
+        parts = [*product(range(0, count, together), tiles)]
+        for begin, tile in tracked(parts, "search tiles", len(parts), lambda _: 1) if len(tiles) > 1 else parts:
+            some, (core, around, inside) = slice(begin, begin + together), tile
+            window = (around[0].start, around[1].start, *grid)
+            codes, squares = self._weighed(images[some][pixels(around, stride)], lmbdas[some].numpy(), window)
+            chosen[:, some][pixels(core)] = torch.from_numpy(codes[pixels(inside)])
+            errors[some] += squares[pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
         return tuple(one.long().to(images.device) for one in chosen), errors
 
     @torch.inference_mode(False)  # gradients are wanted
@@ -165,7 +122,8 @@ class RateDistortion:
     ) -> tuple[NDArray[np.int32], Tensor]:
         """Codes (L, B, H, W) of images that are searched as a whole, and their squared errors (B, Y, X)."""
         unit = unit_images(images, self._model.channels).clone()
-        layout = self.codec.layout((unit.shape[-2], unit.shape[-1])).first(self.levels)
+        size = (unit.shape[-2], unit.shape[-1])
+        layout = self.codec.layout(size).first(self.levels)
         codec = self.codec if lmbdas.any() else self.codec.bare
         networks = [codec.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
@@ -178,7 +136,6 @@ class RateDistortion:
         grid = (latents.shape[1], latents.shape[2])
         del latents
         choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(numbers.cpu().numpy()), window)
-        decoding, size = Decoding(self._model, self.levels), (unit.shape[-2], unit.shape[-1])
 
         def now() -> Tensor:
             """Codewords of what is chosen, (B, H, W, D)."""
@@ -186,21 +143,53 @@ class RateDistortion:
 
         def measured() -> tuple[Tensor, NDArray[np.float64]]:
             """The squared errors (B, Y, X), and what is minimized of each image."""
-            squares = (decoding(now(), size).clamp(0, 1) - unit).square().sum(1).cpu()
+            squares = (self.decoded(now(), size).clamp(0, 1) - unit).square().sum(1).cpu()
             return squares, squares.sum((1, 2), dtype=torch.float64).numpy() + lmbdas * choice.bits
 
         best, (squares, least) = choice.codes.copy(), measured()
-        curvature = decoding.curvature(now(), unit)
+        curvature = self.curvature(now(), unit)
         for _ in range(_SWEEPS):
             for places in _quarters(grid):
                 vectors = now()
-                slopes = decoding.gradient(vectors, unit)
+                slopes = self.gradient(vectors, unit)
                 errors = self._errors(numbers, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
                 choice.settle(places, errors, lmbdas)
         found, total = measured()
         better = total < least
         best[better], squares[torch.from_numpy(better)] = choice.codes[better], found[torch.from_numpy(better)]
         return best.reshape(len(unit), self.levels, *grid).swapaxes(0, 1), squares
+
+    def decoded(self, vectors: Tensor, size: Grid) -> Tensor:
+        """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped; size as for `Autoencoder.decode`."""
+        fewer = self.levels < self._model.prefixes[-1]
+        levels = torch.tensor(self.levels, device=vectors.device) if fewer else None
+        return (self._model.pixels(vectors, size, levels) + 1) / 2
+
+    @torch.enable_grad()
+    def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
+        """Of the squared error of each image (B, C, Y, X), to its codewords (B, H, W, D)."""
+        at, decoded = self._decoded(vectors, unit)
+        (back,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), at)
+        return back
+
+    @torch.enable_grad()
+    def curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
+        """The mean of J^T J over the positions of each image: (B, D, D). An image's does not depend on the others."""
+        at, decoded = self._decoded(vectors, unit)
+        total = torch.zeros((), device=vectors.device)
+        generator = torch.Generator().manual_seed(0)
+        for number in range(_PROJECTIONS):
+            direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
+            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=number < _PROJECTIONS - 1)
+            rows = back.flatten(1, 2)
+            total = total + rows.mT @ rows
+        return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
+
+    def _decoded(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """The codewords, and what is decoded from them."""
+        at = vectors.detach().requires_grad_()
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=computes_bf16(at.device)):
+            return at, self.decoded(at, (unit.shape[-2], unit.shape[-1]))
 
     def _near(self, latents: Tensor) -> Tensor:
         """Numbers of the leaves nearest to (B, P, D) latents, the nearest first: (B, P, K - 1) int32."""
@@ -226,16 +215,6 @@ class RateDistortion:
             changed = (step * (slopes[:, some].unsqueeze(2) + bent)).sum(-1)
             found[:, begin : begin + together] = changed.cpu().numpy()
         return found
-
-
-def _parts(length: int) -> list[tuple[slice, slice, slice]]:
-    """Parts of a side of about the same length: the part, what is searched for it, and the part in that."""
-    found, count = [], -(-length // _SIDE)
-    for one in range(count):
-        first, last = length * one // count, length * (one + 1) // count
-        begin, end = max(0, first - _AROUND), min(length, last + _AROUND)
-        found.append((slice(first, last), slice(begin, end), slice(first - begin, last - begin)))
-    return found
 
 
 def _quarters(grid: Grid) -> Iterator[NDArray[np.int64]]:

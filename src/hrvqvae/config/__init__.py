@@ -1,7 +1,13 @@
 """The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
 
-from hrvqvae.config.model import Grid, ModelConfig, NetworkConfig, SingleGridConfig, decided_on_start
-from hrvqvae.config.quantizer import QuantizerConfig
+from hrvqvae.config.model import (
+    Grid,
+    ModelConfig,
+    NetworkConfig,
+    QuantizerConfig,
+    SingleGridConfig,
+    decided_on_start,
+)
 from hrvqvae.config.schema import (
     Config,
     DataConfig,

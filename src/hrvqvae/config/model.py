@@ -1,13 +1,14 @@
-"""The contract of every system's configuration, and one configuration for each architecture."""
+"""What any part of a configuration is, the contract of every system's, and one for each architecture."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
-from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
@@ -25,11 +26,60 @@ def decided_on_start(by: str) -> Any:
     return field(default=AUTO, metadata={"decided by": by})
 
 
+class Range(NamedTuple):
+    """Which numbers a field takes: a part of its type, as in `Annotated[int, Range(...)]`."""
+
+    holds: Callable[[Any], bool]
+    what: str  # it must be
+
+
+Positive = Annotated[int, Range(lambda number: number >= 1, "at least 1")]
+AtLeastTwo = Annotated[int, Range(lambda number: number >= 2, "at least 2")]
+Count = Annotated[int, Range(lambda number: number >= 0, "at least 0")]
+Odd = Annotated[int, Range(lambda number: number > 0 and number % 2 == 1, "odd and positive")]
+Weight = Annotated[float, Range(lambda number: 0 <= number < math.inf, "at least 0")]
+Share = Annotated[float, Range(lambda number: 0 <= number < 1, "at least 0 and below 1")]
+Part = Annotated[float, Range(lambda number: 0 < number < 1, "between 0 and 1")]
+Rate = Annotated[float, Range(lambda number: 0 < number < math.inf, "above 0")]
+
+
+@cache
+def _ranges(kind: Any) -> list[tuple[str, Range]]:
+    """(name of a field, its range), also where the field has several numbers, or one or None."""
+    hints = get_type_hints(kind, include_extras=True)
+    parts = [(name, part) for name, hint in hints.items() for part in (hint, *get_args(hint))]
+    return [(name, must) for name, part in parts for must in getattr(part, "__metadata__", ())]
+
+
+class Section:
+    """A part of a configuration, a dataclass: its numbers are in the ranges of their types.
+
+    A field of several numbers has none only where its default has none.
+    """
+
+    section: ClassVar[str]
+    """Where it stands in a configuration, for messages."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, must in _ranges(kind):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            self.require(bool(numbers) or getattr(kind, name) == (), name, "one number, or one a level")
+            self.require(all(number is None or must.holds(number) for number in numbers), name, must.what)
+
+    def require(self, holds: bool, name: str, what: str) -> None:
+        """Raises InputError where a field does not hold; `what` says what it must be."""
+        require(holds, f"{self.section}.{name}", getattr(self, name), what)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(ABC):
+class ModelConfig(Section, ABC):
     """The contract of every system's configuration: a frozen dataclass with these fields and properties."""
 
     system: str = ""  # its name in the registry
+
+    section = "model"
 
     @abstractmethod
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
@@ -55,7 +105,7 @@ class ModelConfig(ABC):
         """Training steps between restarts of dead codewords (0: none)."""
         return 0
 
-    def check_images(self, size: int) -> None:  # noqa: B027  # most systems take any size
+    def check_images(self, size: int) -> None:  # most systems take any size
         """Raises InputError where the system can't be trained on images of so many pixels a side."""
 
 
@@ -72,19 +122,14 @@ class NetworkConfig(ModelConfig):
         kernel: filter size of the convolutions that keep the resolution.
     """
 
-    stride: int = 2
-    padding: int = 0
-    hidden_units: int = 64
-    residual_units: int = 64
-    residual_blocks: int = 2
-    kernel: int = 3
-
-    def __post_init__(self) -> None:
-        power_of_two = self.stride >= 2 and self.stride & (self.stride - 1) == 0
-        require(power_of_two, "model.stride", self.stride, "a power of two, at least 2")
-        require(self.kernel % 2 == 1 and self.kernel > 0, "model.kernel", self.kernel, "odd and positive")
-        for name, least in (("padding", 0), ("hidden_units", 2), ("residual_units", 1), ("residual_blocks", 0)):
-            require(getattr(self, name) >= least, f"model.{name}", getattr(self, name), f"at least {least}")
+    stride: Annotated[
+        int, Range(lambda pixels: pixels >= 2 and pixels & (pixels - 1) == 0, "a power of two, from 2")
+    ] = 2
+    padding: Count = 0
+    hidden_units: AtLeastTwo = 64
+    residual_units: Positive = 64
+    residual_blocks: Count = 2
+    kernel: Odd = 3
 
     def grid(self, height: int, width: int, times: int = 1) -> Grid:
         """(H, W) of an image on a grid that is `times` coarser than the finest."""
@@ -93,6 +138,81 @@ class NetworkConfig(ModelConfig):
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
         return (self.grid(height, width),) * len(self.num_symbols)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig(Section):
+    """Residual quantization, from one flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
+
+    One level is VQ, `linked` 1 is RQ, all levels linked is HR-VQVAE; between lie groups of linked levels.
+
+    Attributes:
+        levels: L, number of quantization levels.
+        codewords: m, of one codebook.
+        linked: consecutive levels in which each codeword has a codebook of its own at the next level; then links begin
+            anew, and the last group may be shorter. 0 links all levels, 1 none.
+        shared: one codebook serves every level; where no levels are linked.
+        dim: D, width of a codeword.
+        beta: beta_0, weight of the commitment to the sum of the codewords.
+        level_betas: beta_l of each level, coarse first; one value for every level; none for `beta` at each of several
+            levels, as printed. A level of weight 0, and a single one without a value, has no commitment of its own.
+        update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
+        decay: decay of those moving averages.
+        init_vectors: latent vectors that the k-means start takes (0: random codewords at the scale of the latents).
+        restart_every: training steps between restarts of dead codewords (0: none).
+        restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
+        beam: paths that the search keeps at each of the linked levels; 1 is greedy, as printed.
+        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
+    """
+
+    levels: Positive = 1
+    codewords: AtLeastTwo = 512
+    linked: Count = 0
+    shared: bool = False
+    dim: Positive = 32
+    beta: Weight = 0.25
+    level_betas: tuple[Weight, ...] = ()
+    update: Literal["ema", "gradient"] = "ema"
+    decay: Share = 0.99
+    init_vectors: Count = 131_072
+    restart_every: Count = 100
+    restart_below: Weight = 0.03
+    beam: Positive = 1
+    coarse_weight: Weight = 0.0
+
+    section = "model.quantizer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
+        self.require(not self.shared or self.group_size == 1, "shared", "false where levels are linked")
+        self.require(self.beam == 1 or self.linked != 1, "beam", "1 where no levels are linked")
+        values = self.codewords**self.group_size * self.dim
+        what = "model.quantizer.codewords ** levels * dim"
+        require(values <= 2**30, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
+
+    @property
+    def beta_of_levels(self) -> tuple[float, ...]:
+        """beta_l of each level, coarse first; none where the commitment is VQ's, which has one term."""
+        if self.levels == 1:
+            return self.level_betas
+        given = self.level_betas or (self.beta,)
+        return given * self.levels if len(given) == 1 else given
+
+    @property
+    def group_size(self) -> int:
+        """Levels of a group of linked ones; the last group may have fewer."""
+        return min(self.linked or self.levels, self.levels)
+
+    @property
+    def num_codebooks(self) -> tuple[int, ...]:
+        """Codebooks that each level chooses from: m^l at level l of a group, counted from 0."""
+        return tuple(self.codewords ** (level % self.group_size) for level in range(self.levels))
+
+    @property
+    def num_codewords(self) -> tuple[int, ...]:
+        """Codewords of each level in all: m for each of its codebooks."""
+        return tuple(self.codewords * books for books in self.num_codebooks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +267,11 @@ class VQGANConfig(SingleGridConfig):
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = decided_on_start(
         "hrvqvae.models.perceptual:choose_perceptual"
     )
-    perceptual_weight: float = 1.0
-    adversarial_weight: float = 0.8
-    adversarial_start: int = 10_000
-    discriminator_units: int = 64
-    discriminator_layers: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
-            require(0 <= getattr(self, name) < math.inf, f"model.{name}", getattr(self, name), "at least 0")
-        for name in ("discriminator_units", "discriminator_layers"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+    perceptual_weight: Weight = 1.0
+    adversarial_weight: Weight = 0.8
+    adversarial_start: Count = 10_000
+    discriminator_units: Positive = 64
+    discriminator_layers: Positive = 3
 
     def check_images(self, size: int) -> None:
         """Each layer halves the side, rounded down; the two convolutions after them take away a row each."""
@@ -180,11 +293,10 @@ class VQVAE2Config(CodebookConfig):
     """
 
     system: str = "vqvae2"
-    grids: int = 3
+    grids: Positive = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.grids >= 1, "model.grids", self.grids, "at least 1")
         require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
@@ -197,7 +309,7 @@ class VQVAE2Config(CodebookConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSQQuantizerConfig:
+class FSQQuantizerConfig(Section):
     """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023).
 
     Attributes:
@@ -205,15 +317,15 @@ class FSQQuantizerConfig:
         dim: D, width of a latent; linear layers lead to the channels and back, where D is not their number.
     """
 
-    channel_levels: tuple[int, ...] = (8, 8, 8)
-    dim: int = 32
+    channel_levels: tuple[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")], ...] = (8, 8, 8)
+    dim: Positive = 32
+
+    section = "model.quantizer"
 
     def __post_init__(self) -> None:
-        most, name = math.prod(self.channel_levels), "model.quantizer.channel_levels"
-        right = len(self.channel_levels) >= 1 and all(values >= 3 for values in self.channel_levels)
-        require(right, name, self.channel_levels, "one number or more, at least 3 each")
-        require(most <= 2**24, f"the product of {name}", most, "at most 2^24, which the library counts in float32")
-        require(self.dim >= 1, "model.quantizer.dim", self.dim, "at least 1")
+        super().__post_init__()
+        codes = math.prod(self.channel_levels)
+        require(codes <= 2**24, "the product of model.quantizer.channel_levels", codes, "at most 2^24")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +341,7 @@ class FSQConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LibraryQuantizerConfig:
+class LibraryQuantizerConfig(Section):
     """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
     Attributes:
@@ -243,18 +355,17 @@ class LibraryQuantizerConfig:
     """
 
     name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
-    codewords: int = 512
-    levels: int = 1
-    dim: int = 32
-    beta: float | None = None
+    codewords: AtLeastTwo = 512
+    levels: Positive = 1
+    dim: Positive = 32
+    beta: Weight | None = None
+
+    section = "model.quantizer"
 
     def __post_init__(self) -> None:
-        right = self.beta is None or 0 <= self.beta < math.inf
-        require(right, "model.quantizer.beta", self.beta, "at least 0, or null")
-        for name, least in (("codewords", 2), ("levels", 1), ("dim", 1)):
-            require(getattr(self, name) >= least, f"model.quantizer.{name}", getattr(self, name), f"at least {least}")
+        super().__post_init__()
         right = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
-        require(right, "model.quantizer.codewords", self.codewords, "a power of two for lfq")
+        self.require(right, "codewords", "a power of two for lfq")
 
 
 @dataclass(frozen=True, kw_only=True)

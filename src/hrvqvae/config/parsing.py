@@ -27,12 +27,12 @@ from hrvqvae.config.schema import (
     DEFAULT_SYSTEM,
     STAGES,
     Config,
-    decide,
+    decided,
     default_config,
     fields_of,
     flatten,
+    replaced,
     to_dict,
-    with_values,
 )
 from hrvqvae.utils.errors import InputError, near_names
 
@@ -87,23 +87,6 @@ def _converted(value: Any, hint: Any) -> Any:
     raise TypeError(hint)
 
 
-def _build(base: Config, given: Mapping[str, Any], where: str = "") -> Config:
-    """`base` with fields replaced, by dotted name. Raises InputError, which begins with `where`."""
-    hints = {name: _hints(of.__class__)[one.name] for name, of, one in fields_of(base)}
-    values = {}
-    for name, value in given.items():
-        if name not in hints:
-            raise InputError(f"{where}unknown field {name!r} of {base.model.system}{_hint(name, hints)}")
-        try:
-            values[name] = _converted(value, hints[name])
-        except (TypeError, ValueError, OverflowError, yaml.YAMLError):
-            raise InputError(f"{where}{name} is {value!r}; it must be {_in_words(hints[name])}") from None
-    try:
-        return with_values(base, values)
-    except InputError as error:
-        raise InputError(f"{where}{error}") from error
-
-
 def _hint(name: str, known: Mapping[str, Any]) -> str:
     """What to do about an unknown field; "" where nothing is like it."""
     if _renamed(name) in known:
@@ -142,51 +125,52 @@ def from_dict(tree: Any, where: str) -> Config:
         base = default_config(str(system), str(network))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return _build(base, given, f"{where}: ")
+    return override(base, given, f"{where}: ")
 
 
 def from_file(path: Path) -> Config:
     """A configuration from a YAML or JSON file. Raises as `from_dict` does, and where the file can't be read."""
     try:
-        return from_dict(yaml.safe_load(path.read_text()), str(path))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({type(error).__name__})") from error
+    return from_dict(tree, str(path))
 
 
-def override(base: Config, given: Mapping[str, str]) -> Config:
-    """`base` with fields replaced by texts.
+def override(base: Config, given: Mapping[str, Any], where: str = "") -> Config:
+    """`base` with fields replaced, by dotted name, by plain values or texts.
 
     Of a field with a value for each level, "4", "4,1,0" and "[4, 1, 0]" are texts. Another `prior.network.kind` begins
     with that network's defaults.
 
     Raises:
-        InputError: an unknown field, or a value of the wrong type or out of range.
+        InputError: an unknown field, or a value of the wrong type or out of range; the message begins with `where`.
     """
-    system = base.model.system
+    system, network = base.model.system, given.get("prior.network.kind", base.prior.network.kind)
     if given.get("model.system", system) != system:
         raise InputError(f"--model.system can't change from {system}: give a preset of that system (hrvqvae presets)")
-    network = given.get("prior.network.kind", base.prior.network.kind)
     if network != base.prior.network.kind:
         prior = dataclasses.replace(base.prior, network=PRIORS.get(network).config())
         base = dataclasses.replace(base, prior=prior)
-    return _build(base, given)
+    hints = {name: _hints(of.__class__)[one.name] for name, of, one in fields_of(base)}
+    values = {}
+    for name, value in given.items():
+        if name not in hints:
+            raise InputError(f"{where}unknown field {name!r} of {system}{_hint(name, hints)}")
+        try:
+            values[name] = _converted(value, hints[name])
+        except (TypeError, ValueError, OverflowError, yaml.YAMLError):
+            raise InputError(f"{where}{name} is {value!r}; it must be {_in_words(hints[name])}") from None
+    try:
+        return replaced(base, values)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
 
 
 def base_config(name: str) -> Config:
     """The configuration of a preset, or of a YAML or JSON file. Raises InputError where it is neither."""
     path = Path(name)
     return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
-
-
-def decide_autoencoder(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
-    """A configuration with every "auto" of the autoencoder's training decided, and what was decided; see `decide`."""
-    config.model.check_images(config.data.size)
-    return decide(config, made, ("model.", "training."))
-
-
-def decide_priors(config: Config, made: Mapping[str, str] = MappingProxyType({})) -> tuple[Config, dict[str, str]]:
-    """The same for the priors' training."""
-    return decide(config, made, ("prior.",))
 
 
 def autoencoder_config(name: str, given: Mapping[str, str], stored: Config | None = None) -> Config:
@@ -199,36 +183,36 @@ def autoencoder_config(name: str, given: Mapping[str, str], stored: Config | Non
     if stored is None:
         config = override(base, given)
         PRIORS.get(config.prior.network.kind)  # raises where it was removed
-        return decide_autoencoder(config)[0]
+        return decided(config, "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
+    file: Mapping[str, Any] = {}
     if Path(name).is_file():
         # A default may have been replaced by an option when the run began, which need not be given again.
         usual = dict(flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind))))
         file = {field: value for field, value in flatten(to_dict(base)) if value not in (AUTO, usual.get(field))}
-        _check_same(stored, {field: value for field, value in file.items() if field not in given}, "training")
-    return decide_autoencoder(_continued(stored, given, "training"))[0]
+    return decided(_continued(stored, given, "training", file), "model", "training")
 
 
-def _continued(stored: Config, given: Mapping[str, str], stage: str) -> Config:
-    """The stored configuration with changes that leave the run the same. Raises InputError at any other."""
-    config = override(stored, given)
-    _check_same(stored, dict(flatten(to_dict(config))), stage)
-    return config
+def _continued(
+    stored: Config, given: Mapping[str, str], stage: str, file: Mapping[str, Any] = MappingProxyType({})
+) -> Config:
+    """The stored configuration with changes that leave the run the same, of options and of the file that it began with.
 
-
-def _check_same(stored: Config, values: Mapping[str, Any], stage: str) -> None:
-    """Raises InputError at a value that differs from the stored one and may not change when the stage is resumed."""
+    Raises InputError at any other.
+    """
     may_change = {*_DATA, *(f"{stage}.{name}" for name in (*_ASIDE, *BUDGET, "evaluation_images"))}
     if stage == "prior.training":  # the best state of a prior is that of the same held-out images
         may_change.remove("prior.training.evaluation_images")
-    before = dict(flatten(to_dict(stored)))
-    for name, value in values.items():
+    config = override(stored, given)
+    before, after = (dict(flatten(to_dict(one))) for one in (stored, config))
+    for name, value in (after | {name: value for name, value in file.items() if name not in given}).items():
         if value != before.get(name) and name not in may_change:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value} here; "
                 "give the same, or train anew in another folder"
             )
+    return config
 
 
 def _later_stage(section: str, run: Config, given: Mapping[str, str], stored: Config | None, what: str) -> Config:
@@ -251,13 +235,13 @@ def prior_config(run: Config, given: Mapping[str, str], stored: Config | None = 
     for name, values in flatten(to_dict(config.prior), "prior."):
         if isinstance(values, tuple) and len(values) not in (1, levels):
             raise InputError(f"{name} has {len(values)} values; give one, or one for each of the {levels} levels")
-    return decide_priors(config)[0]
+    return decided(config, "prior")
 
 
 def progressive_config(run: Config, given: Mapping[str, str], stored: Config | None = None) -> Config:
     """The same for the progressive decoder. Raises as `prior_config`."""
     config = _later_stage("progressive", run, given, stored, "progressive decoder")
-    return decide(config, only=("progressive.",))[0]
+    return decided(config, "progressive")
 
 
 def digest_of(config: Config, *sections: str) -> str:

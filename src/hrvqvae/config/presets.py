@@ -19,7 +19,6 @@ from hrvqvae.config.schema import (
     replaced,
     to_dict,
     training_steps,
-    with_values,
 )
 from hrvqvae.config.tables import OURS, RATIOS, TABLE_5_STEPS, Settings, column
 from hrvqvae.utils.errors import InputError, near_names
@@ -58,7 +57,7 @@ class Preset:
 def _preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
     values = {"name": name} | {key: value for key, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
-    config = with_values(Config(model=system.config, prior=PriorConfig(network=network)), values)
+    config = replaced(Config(model=system.config, prior=PriorConfig(network=network)), values)
     return Preset(
         config=config, sources={key: source for key, (_, source) in settings.items()}, about=about, notes=notes
     )
@@ -81,7 +80,7 @@ def of_dataset(system: System, dataset: Dataset) -> Preset:
 
 def data_config(dataset: Dataset) -> DataConfig:
     """What a data set's settings say of the data."""
-    return replaced(DataConfig(), {name: value for name, (value, _) in dataset.settings.items()}, "data.")
+    return replaced(Config(), {name: value for name, (value, _) in dataset.settings.items()}).data
 
 
 def names() -> Iterator[str]:

@@ -98,7 +98,7 @@ class System(Entry):
 
     title: str
     config: ModelConfig
-    model: str
+    model: str = "hrvqvae.models.single_grid:SingleGridAutoencoder"
     settings: Settings
     few_images: Settings = field(default_factory=dict)
     objective: str = "hrvqvae.models.objective:SumOfLosses"
@@ -122,7 +122,7 @@ class PriorNetwork(Entry):
     Attributes:
         name: `prior.network.kind`.
         config: its configuration, a frozen dataclass whose `kind` is `name`.
-        network: "module:Class" of a `priors.base.Prior`; that of one level is called with (config, level, its index).
+        network: "module:Class" of a `priors.base.Prior`, called with (config, its levels one by one).
         sampler: "module:function" of a cached sampler; without one, the whole network is computed for each position.
     """
 
@@ -198,17 +198,16 @@ class Registry(Generic[E]):
         return self._loaded[name]
 
     def removal(self, name: str) -> str:
-        """The line about an entry that was removed; "" for any other, and where a package adds one of that name."""
-        line = self.removed.get(name, "")
-        return "" if line and any(point.name == name for point in self._announced) else line
+        """The line about an entry that was removed, whose name is taken; "" for any other."""
+        return self.removed.get(name, "")
 
     def _load(self, name: str) -> E:
         points = [point for point in self._announced if point.name == name]
         if name in self.built_in and not points:
             entry: E = imported(self.built_in[name])
             return entry
-        if self.removal(name):
-            raise InputError(self.removal(name))
+        if name in self.removed:
+            raise InputError(self.removed[name])
         if not points:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"

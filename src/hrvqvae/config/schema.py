@@ -11,12 +11,25 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from hrvqvae.config.model import AUTO, Grid, ModelConfig, decided_on_start
+from hrvqvae.config.model import (
+    AUTO,
+    Count,
+    Grid,
+    ModelConfig,
+    Odd,
+    Part,
+    Positive,
+    Range,
+    Rate,
+    Section,
+    Share,
+    Weight,
+    decided_on_start,
+)
 from hrvqvae.config.registry import PRIORS, SYSTEMS, imported
-from hrvqvae.utils.errors import InputError, require
+from hrvqvae.utils.errors import InputError
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -25,6 +38,7 @@ DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
+_DecodedPixels = Annotated[int, Range(lambda pixels: 1 <= pixels <= _PILLOW_PIXELS, f"1 to {_PILLOW_PIXELS}")]
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
@@ -37,28 +51,24 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, datacla
             yield prefix + one.name, config, one
 
 
-def decide(
-    config: Config, made: Mapping[str, str] = MappingProxyType({}), only: tuple[str, ...] = ("",)
-) -> tuple[Config, dict[str, str]]:
-    """A configuration with every "auto" decided, and what was decided, by dotted name.
-
-    Args:
-        made: decisions that were made before, which are kept.
-        only: how the names of the fields begin that are decided.
+def decided(config: Config, *sections: str) -> Config:
+    """A configuration with every "auto" in some sections decided.
 
     Raises:
-        InputError: a field needs what is not on this machine.
+        InputError: a field needs what is not on this machine, or the model can't be trained on images of that size.
     """
+    if "model" in sections:
+        config.model.check_images(config.data.size)
     found = {
-        name: made.get(name) or imported(one.metadata["decided by"])(of)
+        name: imported(one.metadata["decided by"])(of)
         for name, of, one in fields_of(config)
-        if "decided by" in one.metadata and getattr(of, one.name) == AUTO and name.startswith(only)
+        if "decided by" in one.metadata and getattr(of, one.name) == AUTO and name.split(".")[0] in sections
     }
-    return replaced(config, found), found
+    return replaced(config, found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
 
     `data.loading.open_stored` says how images are divided where the data has a given split (`train/` beside `test/`).
@@ -85,35 +95,31 @@ class DataConfig:
 
     dataset: str = "mnist"
     root: str | None = None
-    size: int = 28
-    channels: int = 1
-    train_samples: int = 0
-    test_samples: int = 0
+    size: Positive = 28
+    channels: Annotated[int, Range(lambda count: count in (1, 3), "1 (greyscale) or 3 (RGB)")] = 1
+    train_samples: Count = 0
+    test_samples: Count = 0
     split: Literal["hash", "sorted"] = "hash"
-    test_fraction: float = 0.1
-    validation: float = 0.0
+    test_fraction: Part = 0.1
+    validation: Share = 0.0
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     labels: bool = True
     on_error: Literal["stop", "skip"] = "stop"
-    max_pixels: int = 64_000_000
-    workers: int = 2
-    memory_mb: int = 512
+    max_pixels: _DecodedPixels = 64_000_000
+    workers: Count = 2
+    memory_mb: Count = 512
+
+    section = "data"
 
     def __post_init__(self) -> None:
-        require(self.size >= 1, "data.size", self.size, "at least 1 pixel")
-        require(self.channels in (1, 3), "data.channels", self.channels, "1 (greyscale) or 3 (RGB)")
-        require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "between 0 and 1")
-        require(0 <= self.validation < 1, "data.validation", self.validation, "at least 0 and below 1")
-        for name in ("train_samples", "test_samples", "workers", "memory_mb"):
-            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "at least 0")
+        super().__post_init__()
         counted = self.split != "sorted" or self.train_samples > 0
-        require(counted, "data.train_samples", self.train_samples, "above 0 where data.split is sorted")
-        require(1 <= self.max_pixels <= _PILLOW_PIXELS, "data.max_pixels", self.max_pixels, f"1 to {_PILLOW_PIXELS}")
+        self.require(counted, "train_samples", "above 0 where data.split is sorted")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
+class StageConfig(Section):
     """Optimization of any stage: all but the batch size (docs/paper-tables.md, Tables 5 and 6).
 
     Attributes:
@@ -132,47 +138,36 @@ class StageConfig:
         loggers: further places for the records of metrics.jsonl, such as tensorboard, separated by commas.
         log_every, evaluate_every, checkpoint_every: in steps.
         evaluation_images: test images that an evaluation during training takes.
-        section: where these fields stand in a configuration, for messages.
     """
 
-    epochs: int = 0
-    max_steps: int = 0
-    max_minutes: float = 0.0
+    epochs: Count = 0
+    max_steps: Count = 0
+    max_minutes: Weight = 0.0
     optimizer: Literal["adam", "muon"] = "adam"
-    learning_rate: float = 3e-3
-    adam_beta2: float = 0.999
+    learning_rate: Rate = 3e-3
+    adam_beta2: Share = 0.999
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_steps: int = 100
-    polyak_decay: float = 0.9
+    warmup_steps: Count = 100
+    polyak_decay: Share = 0.9
     device: str = decided_on_start("hrvqvae.utils.device:decide_device")
     precision: Literal["auto", "fp32", "bf16"] = decided_on_start("hrvqvae.utils.device:decide_precision")
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    threads: int = 0
-    seed: int = 0
+    threads: Count = 0
+    seed: Annotated[int, Range(lambda seed: 0 <= seed < 2**31, "at least 0 and below 2^31")] = 0
     init_from: str = ""
     loggers: str = ""
-    log_every: int = 50
-    evaluate_every: int = 500
-    checkpoint_every: int = 500
-    evaluation_images: int = 1_000
+    log_every: Positive = 50
+    evaluate_every: Positive = 500
+    checkpoint_every: Positive = 500
+    evaluation_images: Positive = 1_000
 
-    section: ClassVar[str] = "training"
+    section = "training"
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "evaluate_every", "checkpoint_every", "evaluation_images"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("epochs", "max_steps", "max_minutes", "warmup_steps", "threads", "seed"):
-            self._require(0 <= getattr(self, name) < math.inf, name, "at least 0")
-        self._require(0 < self.learning_rate < math.inf, "learning_rate", "above 0")
-        self._require(self.seed < 2**31, "seed", "below 2^31")
-        for name in ("adam_beta2", "polyak_decay"):
-            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        super().__post_init__()
         if not (self.epochs or self.max_steps or self.max_minutes):
             fields = f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or {self.section}.max_minutes"
             raise InputError(f"no budget: give {fields}")
-
-    def _require(self, holds: bool, name: str, what: str) -> None:
-        require(holds, f"{self.section}.{name}", getattr(self, name), what)
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
         """The optimization of one network, of so many images a step."""
@@ -184,11 +179,7 @@ class StageConfig:
 class TrainingConfig(StageConfig):
     """Optimization of an autoencoder; `batch_size` is that of all processes together (docs/scale.md)."""
 
-    batch_size: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+    batch_size: Positive = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,30 +187,25 @@ class PriorTrainingConfig(StageConfig):
     """Optimization of each prior. `batch_size` is one number for all levels, or one a level, coarse first; a prior of
     several levels takes that of the coarsest."""
 
-    batch_size: tuple[int, ...] = (32,)
-    epochs: int = 50
-    learning_rate: float = 1e-3
-    polyak_decay: float = 0.99
+    batch_size: tuple[Positive, ...] = (32,)
+    epochs: Count = 50
+    learning_rate: Rate = 1e-3
+    polyak_decay: Share = 0.99
 
-    section: ClassVar[str] = "prior.training"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(bool(self.batch_size), "batch_size", "one number, or one a level")
-        self._require(all(number >= 1 for number in self.batch_size), "batch_size", "at least 1")
+    section = "prior.training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveTrainingConfig(StageConfig):
     """Optimization of the progressive decoder; a step takes as many images as one of the autoencoder's training."""
 
-    max_steps: int = 400
+    max_steps: Count = 400
     optimizer: Literal["adam", "muon"] = "muon"
-    learning_rate: float = 2e-3
-    adam_beta2: float = 0.99
-    warmup_steps: int = 50
+    learning_rate: Rate = 2e-3
+    adam_beta2: Share = 0.99
+    warmup_steps: Count = 50
 
-    section: ClassVar[str] = "progressive.training"
+    section = "progressive.training"
 
 
 Levels = range
@@ -238,7 +224,7 @@ def at_level(values: tuple[T, ...], level: int) -> T:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorNetworkConfig:
+class PriorNetworkConfig(Section):
     """The contract of every prior network's configuration: a frozen dataclass.
 
     A field that differs by level is a tuple of one value for all levels, or one a level, coarse first.
@@ -246,6 +232,8 @@ class PriorNetworkConfig:
 
     kind: str = ""
     """The network's name in the registry."""
+
+    section = "prior.network"
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """The levels that each network covers, coarse first; by default there is one network a level.
@@ -261,7 +249,7 @@ class PriorNetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
+class PriorConfig(Section):
     """The priors of all levels and their training (docs/paper-tables.md, Tables 8 and 9).
 
     Attributes:
@@ -275,14 +263,12 @@ class PriorConfig:
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
     training: PriorTrainingConfig = field(default_factory=PriorTrainingConfig)
-    held_out: float = 0.05
+    held_out: Part = 0.05
     codes: str | None = None
-    class_dropout: float = 0.0
+    class_dropout: Share = 0.0
     flip: bool = False
 
-    def __post_init__(self) -> None:
-        require(0 < self.held_out < 1, "prior.held_out", self.held_out, "between 0 and 1")
-        require(0 <= self.class_dropout < 1, "prior.class_dropout", self.class_dropout, "at least 0 and below 1")
+    section = "prior"
 
     def training_of(self, level: int) -> TrainingConfig:
         """Optimization of the prior whose coarsest level is that one (0 is the coarsest of all)."""
@@ -290,7 +276,7 @@ class PriorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefinerConfig:
+class RefinerConfig(Section):
     """The network before the progressive decoder, which has the shape of the model's own (docs/method.md).
 
     Attributes:
@@ -298,15 +284,11 @@ class RefinerConfig:
         residual_blocks: a dilated convolution and a pointwise one each, with a bias for each depth.
     """
 
-    hidden_units: int = 64
-    residual_blocks: int = 4
-    kernel: int = 3
+    hidden_units: Positive = 64
+    residual_blocks: Count = 4
+    kernel: Odd = 3
 
-    def __post_init__(self) -> None:
-        section = "progressive.network"
-        require(self.hidden_units >= 1, f"{section}.hidden_units", self.hidden_units, "at least 1")
-        require(self.residual_blocks >= 0, f"{section}.residual_blocks", self.residual_blocks, "at least 0")
-        require(self.kernel % 2 == 1 and self.kernel >= 1, f"{section}.kernel", self.kernel, "odd, at least 1")
+    section = "progressive.network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,30 +348,28 @@ def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -
     return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=of_priors))
 
 
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with fields replaced, by dotted name; a stage's default budget is replaced as a whole.
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with fields replaced, by dotted name; names that it has not mean nothing to it.
 
-    Raises:
-        InputError: a value is out of range.
+    A stage's default budget is replaced as a whole. Raises InputError where a value is out of range.
     """
     before, usual = (dict(flatten(to_dict(one))) for one in (config, Config()))
     for stage in STAGES:
         budget = [f"{stage}.{name}" for name in BUDGET]
         if any(values.get(name) for name in budget) and all(before[name] == usual[name] for name in budget):
             values = {name: type(before[name])() for name in budget} | dict(values)
-    return replaced(config, values)
 
+    def inside(part: C, prefix: str) -> C:
+        changes = {}
+        for one in dataclasses.fields(part):  # type: ignore[arg-type]
+            name, value = prefix + one.name, getattr(part, one.name)
+            if dataclasses.is_dataclass(value):
+                changes[one.name] = inside(value, f"{name}.")
+            elif name in values:
+                changes[one.name] = values[name]
+        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
 
-def replaced(config: C, values: Mapping[str, Any], prefix: str = "") -> C:
-    """A dataclass of configuration with fields replaced, by dotted name. Raises InputError as `with_values`."""
-    changes = {}
-    for one in dataclasses.fields(config):  # type: ignore[arg-type]
-        name, value = prefix + one.name, getattr(config, one.name)
-        if dataclasses.is_dataclass(value):
-            changes[one.name] = replaced(value, values, f"{name}.")
-        elif name in values:
-            changes[one.name] = values[name]
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return inside(config, "")
 
 
 def training_steps(samples: int, epochs: int, batch_size: int) -> int:

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hrvqvae.data.image_sets import Augmentation, ImageSet, stream
+from hrvqvae.data.image_sets import Augmentation, ImageSet, runs, stream
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note
+from hrvqvae.utils.progress import told_once
 
 Sample = tuple[int, Augmentation | None]
 Order = Callable[[int, int], NDArray[np.int64]]
@@ -54,8 +54,7 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
     for number, size in enumerate(sizes):
         alike.setdefault(size, []).append(number)
     for (height, width, *_), numbers in alike.items():
-        most = max(1, pixels // max(1, height * width))
-        yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
+        yield from runs(numbers, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
 
 
 def sample_stream(
@@ -129,9 +128,8 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
             raise batch.fatal
         if batch.broken and images.config.on_error == "stop":
             raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-        if batch.lost and not images.conversion_told:
-            images.conversion_told = True
-            note(f"images are converted ({batch.lost[0]}); this is told once")
+        if batch.lost:
+            told_once(f"images are converted ({batch.lost[0]}); this is told once")
         yield batch
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from hrvqvae.config.registry import DATASETS, Dataset, imported
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 _NETWORK_SECONDS = 30.0
 
@@ -59,7 +59,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 imported(way)(filled)
                 check(dataset, filled)
             except Exception as error:  # whatever a library, a program or a network runs into
-                failures.append(f"{title}: {' '.join(str(error).split())[:240]}")
+                failures.append(f"{title}: {one_line(error)}")
                 say(f"{name}: not from {title}")
                 continue
             for file in dataset.files or ():

@@ -5,19 +5,20 @@ What is random in them depends on a purpose, the seed, the epoch and the index o
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import Decoded, Pixels, decode_image
-from hrvqvae.data.sources.base import Source
+from hrvqvae.data.sources import Source
 
+T = TypeVar("T")
 Augmentation = tuple[int, int, int]
 """(seed, epoch, index): the only thing that augmentation depends on."""
 
@@ -30,6 +31,20 @@ def stream(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
 
+def runs(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """The items in order, as many at a time as have at most so much `size` together, or one that has more."""
+    run, filled = list[T](), 0
+    for item in items:
+        more = size(item)
+        if run and filled + more > most:
+            yield run
+            run, filled = [], 0
+        run.append(item)
+        filled += more
+    if run:
+        yield run
+
+
 @dataclass(eq=False)
 class ImageSet:
     """The images of one split, all of one shape, in a fixed order: stored in a source, or held in memory, or both."""
@@ -40,7 +55,6 @@ class ImageSet:
     source: Source | None = None
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # of the source, those of the split
     pixels: Pixels | None = None  # (N, C, Y, X) uint8; None where reading decodes a file
-    conversion_told: bool = False  # a message has said that images are converted
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,12 +68,6 @@ class ImageSet:
         """Where a stored image lies, for messages."""
         assert self.source
         return self.source.where(int(self.rows[index]))
-
-    def subset(self, some: NDArray[np.bool_]) -> ImageSet:
-        """Those images of the set that `some` (N,) names."""
-        pixels = None if self.pixels is None else self.pixels[some]
-        rows = self.rows[some] if self.source else self.rows
-        return dataclasses.replace(self, labels=self.labels[some], rows=rows, pixels=pixels)
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """An image, augmented unless `augmentation` is None. Raises BrokenImageError where it can't be decoded."""

@@ -120,13 +120,13 @@ def _converted(image: Image.Image, channels: int, lost: list[str]) -> Image.Imag
     return image.convert("L")
 
 
-def conversions(lost: Mapping[Path, str] | Mapping[str, str], count: int) -> str:
-    """A line about the converted ones of `count` images, by what each lost; empty where none lost anything."""
+def conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
+    """A line about the converted ones of images, by what each lost; empty where none lost anything."""
     losing = {name: what for name, what in lost.items() if what}
     if not losing:
         return ""
     kinds = "; ".join(sorted(set(losing.values())))
-    return f"images converted: {len(losing)} of {count} ({kinds}), the first is {next(iter(losing))}"
+    return f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is {next(iter(losing))}"
 
 
 # Writing

@@ -6,6 +6,7 @@ files or arrays as well.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -20,10 +21,10 @@ from hrvqvae.config import DataConfig
 from hrvqvae.config.registry import DATASETS, Dataset, imported
 from hrvqvae.data.batches import in_order, read_batches
 from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
-from hrvqvae.data.sources import arrays, parquet, tars
-from hrvqvae.data.sources.base import TRAIN, WORDS, Part, Source, given_split
-from hrvqvae.data.sources.files import folder_sources, named_files, names_below
+from hrvqvae.data.sources import TRAIN, WORDS, Part, Source, arrays, given_split, parquet, tars
+from hrvqvae.data.sources.files import LISTS, FolderSource, folder_sources, listed_images, named_files, names_below
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
@@ -50,13 +51,10 @@ def missing_files(dataset: Dataset, root: Path) -> list[Path]:
     return [base / name for name in dataset.files or () if not (base / name).is_file()]
 
 
-def load_images(config: DataConfig, split: str, say: Callable[[str], None] = note) -> ImageSet:
+def load_images(config: DataConfig, split: str) -> ImageSet:
     """Images of the split "train" or "test" that the configuration describes.
 
     With `data.validation`, that share of the training split stands for the test split.
-
-    Args:
-        say: takes lines about what is not read, and about broken images of a set that is held in memory.
 
     Raises:
         InputError: the data is not there (and how to get it), a published set has other channels or another size,
@@ -64,19 +62,17 @@ def load_images(config: DataConfig, split: str, say: Callable[[str], None] = not
         BrokenImageError: an image can't be decoded and `on_error` says stop.
     """
     if config.validation:
-        images = _load(config, "train", say)
+        images = load_images(dataclasses.replace(config, validation=0.0), "train")
         places = np.arange(len(images) + 1) * config.validation
         validation = np.floor(places[1:]) > np.floor(places[:-1])
-        some = images.subset(validation == (split == "test"))
-        if not len(some):
+        some = validation == (split == "test")
+        if not some.any():
             raise InputError(
                 f"data.validation {config.validation} of {len(images):,} training images leaves one part empty"
             )
-        return some
-    return _load(config, split, say)
-
-
-def _load(config: DataConfig, split: str, say: Callable[[str], None]) -> ImageSet:
+        pixels, rows = images.pixels, images.rows  # no rows without a source
+        images.pixels, images.rows = None if pixels is None else pixels[some], rows[some] if len(rows) else rows
+        return dataclasses.replace(images, config=config, labels=images.labels[some])
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:
@@ -84,8 +80,8 @@ def _load(config: DataConfig, split: str, say: Callable[[str], None]) -> ImageSe
     if config.root is None and not (root / config.dataset).is_dir():
         how = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
         raise InputError(f"no folder {root / config.dataset}; name it with --data DIR{how}")
-    images = open_stored(dataset_folder(root, config.dataset), split, config, say)
-    return images if split == "train" and config.crop == "random" else _in_memory(images, say)
+    images = open_stored(dataset_folder(root, config.dataset), split, config)
+    return images if split == "train" and config.crop == "random" else _in_memory(images)
 
 
 def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
@@ -104,7 +100,7 @@ def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> 
     return ImageSet(config, found.labels, found.classes, pixels=found.images)
 
 
-def _in_memory(images: ImageSet, say: Callable[[str], None]) -> ImageSet:
+def _in_memory(images: ImageSet) -> ImageSet:
     """The images, decoded into memory where they fit."""
     config = images.config
     if len(images) * config.channels * config.size**2 > config.memory_mb * 2**20:
@@ -119,7 +115,7 @@ def _in_memory(images: ImageSet, say: Callable[[str], None]) -> ImageSet:
     if not count:
         raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
     if broken:
-        say(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
+        note(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
     images.pixels, images.labels = pixels[:count], labels[:count]
     return images
 
@@ -127,7 +123,7 @@ def _in_memory(images: ImageSet, say: Callable[[str], None]) -> ImageSet:
 # Images that are stored in files
 
 
-def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str], None]) -> ImageSet:
+def open_stored(path: Path, split: str, config: DataConfig) -> ImageSet:
     """Images of the split "train" or "test" that a path stands for.
 
     The path is a folder of image files (`sources.files.folder_sources`); or tars, Parquet files or arrays: one file, a
@@ -142,7 +138,7 @@ def open_stored(path: Path, split: str, config: DataConfig, say: Callable[[str],
     sources: Mapping[str, Source] = folder_sources(path) if path.is_dir() else {}
     if sources:
         for kind in sorted({one.suffix for one in path.iterdir()} & {".tar", ".parquet"}):
-            say(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
+            note(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
     else:
         sources = _of_files(path, split, config.labels)
     if "" in sources:
@@ -167,7 +163,14 @@ def is_stored(path: Path) -> bool:
 
 
 def open_whole(path: Path) -> Source:
-    """Every image of tars, Parquet files or arrays, undivided, with labels. Raises InputError as `open_stored`."""
+    """Every image of a folder, a list, tars, Parquet files or arrays, undivided, with labels.
+
+    Raises InputError as `open_stored`.
+    """
+    if path.is_dir() and (names := sorted(names_below(path, SUFFIXES))):
+        return FolderSource(path, names, above=int({name.split("/")[0] for name in names} <= set(WORDS)))
+    if path.suffix.lower() in LISTS and path.is_file():
+        return listed_images(path)
     read, parts = _parts(path)
     return read(parts, True)
 

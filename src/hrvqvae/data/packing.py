@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hrvqvae.data.image_sets import runs
 from hrvqvae.data.sources.files import FolderSource, folder_sources
 from hrvqvae.data.sources.tars import CLASS_NAMES
 from hrvqvae.utils.errors import InputError
@@ -79,7 +80,7 @@ def pack(
         if renamed:
             say(f"{counted(renamed, 'file')} with dots in the name or with another's name: the shards name them anew")
         begin = f"{out.name}-{word}-" if word else f"{out.name}-"
-        for number, some in enumerate(_runs(items, shard_bytes)):
+        for number, some in enumerate(runs(items, lambda item: item.size, shard_bytes)):
             planned[out.with_name(f"{begin}{number:06d}.{format}")] = some
     with locked_file(out):
         _check_others(out, format, planned)
@@ -109,19 +110,6 @@ def _items(source: FolderSource, classes: Sequence[str]) -> list[_Item]:
         taken[key] = name
         found.append(_Item(f"{key}.{suffix}", path, path.stat().st_size, number.get(name.split("/")[0])))
     return found
-
-
-def _runs(items: Sequence[_Item], most: int) -> Iterator[list[_Item]]:
-    """Runs of images of at most so many bytes together, or one that has more."""
-    run, filled = list[_Item](), 0
-    for item in items:
-        if run and filled + item.size > most:
-            yield run
-            run, filled = [], 0
-        run.append(item)
-        filled += item.size
-    if run:
-        yield run
 
 
 def _check_others(out: Path, format: str, planned: dict[Path, list[_Item]]) -> None:
@@ -166,7 +154,7 @@ def _write_parquet(path: Path, items: Sequence[_Item], classes: Sequence[str]) -
         features["label"] = {"names": list(classes), "_type": "ClassLabel"}
     schema = pyarrow.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
     with pyarrow.parquet.ParquetWriter(path, schema, compression="none", use_dictionary=["label"]) as writer:
-        for group in _runs(items, _GROUP_BYTES):
+        for group in runs(items, lambda item: item.size, _GROUP_BYTES):
             columns: dict[str, Any] = {
                 "image": [{"bytes": item.path.read_bytes(), "path": item.name} for item in group],
                 "label": [item.label for item in group],

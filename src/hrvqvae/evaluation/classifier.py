@@ -157,7 +157,7 @@ def recipe_of(config: DataConfig) -> Recipe | None:
     return imported(named) if named else None
 
 
-def classifier_of(config: DataConfig, kept: Path | None = None, say: Callable[[str], None] = note) -> TrainedClassifier:
+def classifier_of(config: DataConfig, kept: Path | None = None) -> TrainedClassifier:
     """The classifier of that data: the one inside the package, else the kept one, else one that is trained now.
 
     Args:
@@ -173,7 +173,7 @@ def classifier_of(config: DataConfig, kept: Path | None = None, say: Callable[[s
         return read_classifier(shipped, config)
     if kept and kept.is_file():
         return read_classifier(kept, config)
-    trained = train_classifier(config, say=say)
+    trained = train_classifier(config)
     if not kept:
         return trained
     write_classifier(kept, trained)
@@ -201,9 +201,7 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
         raise DamagedFileError(f"{path} is no classifier of {config.dataset}; delete it to train one") from error
 
 
-def train_classifier(
-    config: DataConfig, epochs: int | None = None, seed: int = 1, say: Callable[[str], None] = note
-) -> TrainedClassifier:
+def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 1) -> TrainedClassifier:
     """Train the classifier of that data on the train split, measure it on the test split.
 
     Args:
@@ -212,14 +210,14 @@ def train_classifier(
     Raises:
         InputError: the data is not there, or has no classes.
     """
-    images, test = (load_images(config, split, say) for split in ("train", "test"))
+    images, test = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
     recipe = recipe_of(config) or SMALL
     torch.manual_seed(seed)
     classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
-    say(f"training the classifier of {config.dataset}: {steps:,} steps")
+    note(f"training the classifier of {config.dataset}: {steps:,} steps")
     optimizer = torch.optim.AdamW(
         classifier.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
@@ -238,7 +236,7 @@ def train_classifier(
             optimizer.step()
             schedule.step()
             if step % 500 == 0:
-                say(f"step {step:,}  loss {float(loss.detach()):.3f}")
+                note(f"step {step:,}  loss {float(loss.detach()):.3f}")
     trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
     tests = evaluation_batches(test, batch_size=_BATCH)
     right = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in tests])

@@ -70,7 +70,7 @@ class Report:
 
 @torch.inference_mode()
 def evaluate(
-    model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device | None = None,
+    model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device,
     encode: Encode | None = None,
 ) -> Report:  # fmt: skip
     """Measure a model in evaluation mode on every image of the batches.
@@ -82,13 +82,12 @@ def evaluate(
         config: of the model; gives its rate and the name of the data.
         batches: images (B, C, Y, X) uint8.
         split: its name, for the report.
-        device: None is the CPU.
         encode: gives the codes of images on the device in place of the model.
 
     Raises:
         InputError: there is no image.
     """
-    device, encode = device or torch.device("cpu"), encode or model.encode
+    encode = encode or model.encode
     codewords = config.model.num_codewords
     counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)

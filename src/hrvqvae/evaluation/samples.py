@@ -22,10 +22,9 @@ from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
 from hrvqvae.models import published
-from hrvqvae.models.perceptual import EfficientNetDistance, three_channels
+from hrvqvae.models.perceptual import EfficientNetDistance, installed, three_channels
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note
 
 _BLOCK, _BATCH = 1_024, 128
 
@@ -48,14 +47,8 @@ class Features:
         """(B, C, Y, X) -> (B, width) float64."""
         return self.extract(images).double()
 
-    def title(self, published_name: str, plain_name: str, count: int) -> str:
-        """Name of a distance of `count` images, on which it depends: the published one by Inception's features."""
-        if not self.source:
-            return f"{published_name} of {count:,} images"
-        return f"{plain_name} of {count:,} images, features of {self.source}"
 
-
-def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) -> Features:
+def features_of(folder: Path, config: DataConfig) -> Features:
     """The best features there are for images of that data: Inception's, where its weights are on this machine.
 
     Else those of the data set's classifier, for grey images of any data with classes; one that has to be trained is
@@ -68,10 +61,10 @@ def features_of(folder: Path, config: DataConfig, say: Callable[[str], None]) ->
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         return Features("", lambda images: inception(three_channels((images * 255).byte())))
-    if (config.channels == 1 or recipe_of(config)) and load_images(config, "test", say).classes:
-        trained = classifier_of(config, folder / "classifier.safetensors", say)
+    if (config.channels == 1 or recipe_of(config)) and load_images(config, "test").classes:
+        trained = classifier_of(config, folder / "classifier.safetensors")
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
-    if not EfficientNetDistance.there():
+    if not installed():
         raise InputError(
             f"images in colour, or without classes, are compared by {EfficientNetDistance.name} or Inception: "
             "pip install 'hrvqvae[perceptual]'"
@@ -117,15 +110,12 @@ class RealImages:
         self.count = len(self._real)
         if self.count < 2:
             raise InputError(f"a Frechet distance needs two test images at least; there is {self.count}")
-        self.frechet = features.title("FID", "Frechet distance", self.count)
-        self.kernel = features.title("KID", "kernel distance", self.count)
+        names = ("Frechet distance", "kernel distance") if features.source else ("FID", "KID")
+        of = f", features of {features.source}" if features.source else ""
+        self.frechet, self.kernel = (f"{name} of {self.count:,} images{of}" for name in names)
 
     def _of(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([self._features(images) for images in batches])
-
-    def frechet_of(self, batches: Iterable[Tensor]) -> float:
-        """Frechet distance of batches of images (B, C, Y, X) in [0, 1]."""
-        return _frechet(self._real, self._of(batches))
 
     def distances(self, batches: Iterable[Tensor]) -> SetDistances:
         """Every distance of batches of images (B, C, Y, X) in [0, 1], as many in all as there are real ones.
@@ -136,20 +126,15 @@ class RealImages:
         seen = self._of(batches)
         if len(seen) != self.count:
             raise InputError(f"{len(seen):,} images can't be compared with {self.count:,} real ones: give as many")
+        network = torch.nn.Identity()  # these are features already
+        network.num_features = seen.shape[1]  # type: ignore[assignment]
+        metric = FrechetInceptionDistance(feature=network)
+        metric.update(self._real, real=True)
+        metric.update(seen, real=False)
         return SetDistances(
-            frechet=_frechet(self._real, seen), kernel=float(poly_mmd(self._real, seen)),
+            frechet=float(metric.compute()), kernel=float(poly_mmd(self._real, seen)),
             precision=share_among(seen, self._real), recall=share_among(self._real, seen),
         )  # fmt: skip
-
-
-def _frechet(real: Tensor, other: Tensor) -> float:
-    computed = torch.nn.Identity()  # in the place of a network: these are features already
-    computed.num_features = real.shape[1]  # type: ignore[assignment]
-    metric = FrechetInceptionDistance(feature=computed)
-    metric.update(real, real=True)
-    metric.update(other, real=False)
-    distance: Tensor = metric.compute()
-    return float(distance)
 
 
 def share_among(some: Tensor, others: Tensor, neighbour: int = 3) -> float:
@@ -198,7 +183,7 @@ class SampleQuality:
 
 def measure_samples(
     model: TrainedModel, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
-    lmbda: float | None = None, say: Callable[[str], None] = note,
+    lmbda: float | None = None,
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
 
@@ -211,7 +196,7 @@ def measure_samples(
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")
-    trained = classifier_of(config, say=say)
+    trained = classifier_of(config)
     tests, labels = split_images(config, "test", count)
     compared = len(tests)
     size = (tests.shape[-2], tests.shape[-1])

@@ -19,14 +19,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
-from torch.nn.functional import interpolate
+from torch.export import Dim
 
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.loading import load_with_config
@@ -38,25 +36,13 @@ from hrvqvae.utils.files import writing_folder
 from hrvqvae.utils.quantities import counted
 
 PIXELS = 1e-4
-"""The largest difference of images, on the scale [0, 1]."""
-
-TIE = 1e-5
-"""Two codes are tied where the distances from the vector to theirs differ by less than this share of the longest vector
-of the image: about the error of float32 in another order of summation."""
+"""What rounding may change of an image, on the scale [0, 1]."""
 
 _ABOUT = "hrvqvae"  # the name of a file's metadata: JSON with the configuration and the numbers of levels to decode
 _PARTS = ("encoder", "decoder")
 _NEEDS = ("onnx", "onnxscript", "onnxruntime")
+_NEAR = 32  # images that are looked at beside one whose codes differ
 _EXAMPLE = 3  # images, and positions of the coarsest grid a side: a size of 1 would be taken for a constant
-
-
-class Graph(NamedTuple):
-    """One traced graph, with the names of its tensors."""
-
-    program: ExportedProgram
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    dynamic: tuple[Any, ...]  # the free sizes of the inputs, in the form that torch.export takes
 
 
 class _Encoder(nn.Module):
@@ -78,7 +64,7 @@ class _Decoder(nn.Module):
         return self.autoencoder.decode_prefix(codes, levels)
 
 
-def trace(autoencoder: Autoencoder, config: Config) -> tuple[Graph, Graph, int]:
+def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     """(encoder, decoder, least image size a side) of a model in evaluation mode on the CPU.
 
     The least size has two positions a side on the coarsest grid: torch takes one for a constant. Raises InputError
@@ -93,17 +79,18 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[Graph, Graph, int]:
     names = tuple(f"codes_{level}" for level in range(1, len(config.model.num_symbols) + 1))
     batch, height, width = Dim("batch", min=1), Dim("height", min=least), Dim("width", min=least)
     images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + least)
-    free = {0: batch, 2: height, 3: width}
+    about = {"config": to_dict(without_paths(config)), "prefixes": list(autoencoder.prefixes)}
     with torch.no_grad(), _silent():
         codes = autoencoder.encode(images)
-        encoder = _traced(_Encoder(autoencoder), (images,), (free,), config)
+        free = ({0: batch, 2: height, 3: width},)
+        encoder = _traced(_Encoder(autoencoder), (images,), free, ("images",), names, about)
         rows, columns = Dim("rows", min=rows_of(least)), Dim("columns", min=rows_of(least))
         times = [len(code[0]) // len(codes[0][0]) for code in codes]  # coarse first: a whole number
         sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in times]
         grids = tuple({0: batch, 1: height_of_grid, 2: width_of_grid} for height_of_grid, width_of_grid in sides)
-        decoder = _traced(_Decoder(autoencoder), (codes, torch.tensor(1)), (grids, None), config)
-    decoded = Graph(decoder, (*names, "levels"), ("images",), (grids, None))
-    return Graph(encoder, ("images",), names, (free,)), decoded, least
+        given = (codes, torch.tensor(1))
+        decoder = _traced(_Decoder(autoencoder), given, (grids, None), (*names, "levels"), ("images",), about)
+    return encoder, decoder, least
 
 
 @contextmanager
@@ -119,17 +106,25 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _traced(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, ...], config: Config) -> ExportedProgram:
+def _traced(
+    module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, ...], inputs: tuple[str, ...],
+    outputs: tuple[str, ...], about: dict[str, Any],
+) -> bytes:  # fmt: skip
+    """The file of a graph, with what it is about as JSON; `dynamic`: the inputs' free sizes as for torch.export."""
     try:
         program = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch names many kinds
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"torch.export can't trace the system {config.model.system} ({reason})") from error
-    for part in program.graph_module.modules():  # the whole, and branches of it
-        if isinstance(part, GraphModule):
-            for node in part.graph.nodes:
-                node.meta.pop("stack_trace", None)  # with the paths of this machine
-    return program
+        reason, system = " ".join(str(error).split())[:160], about["config"]["model"]["system"]
+        raise InputError(f"torch.export can't trace the system {system} ({reason})") from error
+    exported = torch.onnx.export(
+        program, dynamo=True, verbose=False, external_data=False, input_names=inputs, output_names=outputs,
+        dynamic_shapes=dynamic,
+    )  # fmt: skip
+    assert exported is not None
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()  # with the paths of this machine
+    exported.model.metadata_props[_ABOUT] = json.dumps(about, sort_keys=True)
+    return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
 
 class OnnxModel:
@@ -159,26 +154,9 @@ class OnnxModel:
         return tuple(torch.from_numpy(one) for one in session.run(None, given))
 
 
-def _to_bytes(graph: Graph, about: str) -> bytes:
-    """The content of a graph's file, with that text under the name `_ABOUT`."""
-    with _silent():
-        exported = torch.onnx.export(
-            graph.program, dynamo=True, verbose=False, external_data=False, input_names=graph.inputs,
-            output_names=graph.outputs, dynamic_shapes=graph.dynamic,
-        )  # fmt: skip
-    assert exported is not None
-    for node in exported.model.graph.all_nodes():
-        node.metadata_props.clear()
-    exported.model.metadata_props[_ABOUT] = about
-    return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
-
-
 @dataclass
 class Agreement:
-    """The outcome of a comparison.
-
-    A code that is neither equal nor an error is a tie, or a finer code of an image in which a coarser one is tied.
-    """
+    """The outcome of a comparison; a code that is neither equal nor an error is a tie."""
 
     images: int = 0
     codes: int = 0
@@ -216,35 +194,23 @@ def compare(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tensor]) ->
 
 
 def count_errors(model: Autoencoder, images: Tensor, ours: Codes, theirs: Codes) -> int:
-    """How many codes differ and are no tie, each image judged by the coarsest level at which its codes differ."""
-    errors = 0
-    agreed = torch.ones(len(images), dtype=torch.bool)
-    for level, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-        differ = (one != other) & agreed[:, None, None]
-        agreed &= ~differ.flatten(1).any(1)
-        if not differ.any():
-            continue
-        pairs, others = model.assignments(images, ours), model.assignments(images, theirs)
-        if not pairs:
-            errors += int(differ.sum())
-            continue
-        target, chosen = pairs[level]
-        length = target.norm(dim=-1).amax((1, 2), keepdim=True)
-        apart = (target - chosen).norm(dim=-1) - (target - others[level][1]).norm(dim=-1)
-        errors += int((differ & (apart.abs() > TIE * length)).sum())
-    return errors
+    """How many codes of a graph are those of no image near the one that it was given: what differs else is a tie."""
+    errors = [one != other for one, other in zip(ours, theirs, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_NEAR):
+        if not any(one.any() for one in errors):
+            break
+        noise = torch.rand(images.shape, generator=generator) * 2 - 1
+        codes = model.encode((images + PIXELS * noise).clamp(0, 1))
+        errors = [one & (code != other) for one, code, other in zip(errors, codes, theirs, strict=True)]
+    return sum(int(one.sum()) for one in errors)
 
 
 def _check_images(config: Config, least: int) -> list[Tensor]:
     """3 images of the size of training, and 1 that need not fill the grid; `least` or more pixels a side."""
     generator, size = torch.Generator().manual_seed(0), max(config.data.size, least)
-    batches = []
-    for count, height, width in ((3, size, size), (1, size + 3, size + size // 2 + 1)):
-        noise = torch.rand(count, config.data.channels, height, width, generator=generator)
-        coarse = torch.rand(count, config.data.channels, 4, 4, generator=generator)
-        smooth = interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
-        batches.append(0.9 * smooth + 0.1 * noise)
-    return batches
+    sizes = (3, size, size), (1, size + 3, size + size // 2 + 1)
+    return [torch.rand(count, config.data.channels, *side, generator=generator) for count, *side in sizes]
 
 
 def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[list[Path], Agreement]:
@@ -263,9 +229,8 @@ def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[
             importlib.import_module(module)
         model, config = load_with_config(run, beam=beam)
         encoder, decoder, least = trace(model, config)
-        about = {"config": to_dict(without_paths(config)), "prefixes": list(model.prefixes)}
-        for part, graph in zip(_PARTS, (encoder, decoder), strict=True):
-            (folder / f"{part}.onnx").write_bytes(_to_bytes(graph, json.dumps(about, sort_keys=True)))
+        for part, content in zip(_PARTS, (encoder, decoder), strict=True):
+            (folder / f"{part}.onnx").write_bytes(content)
         try:
             agreement = compare(model, OnnxModel(folder), _check_images(config, least))
         except Exception as error:  # of the runtime, where a size was taken for a constant

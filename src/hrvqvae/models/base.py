@@ -20,6 +20,7 @@ from hrvqvae.config import Config, Grid, ModelConfig
 from hrvqvae.config.registry import imported
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.quantities import counted
 
 _HUB = "hrvqvae.checkpoints.export:"  # a room above this one, so it is imported when it is asked for
 
@@ -103,6 +104,21 @@ class Autoencoder(nn.Module, ABC):
         """Numbers of levels that `decode` takes, in order; the last is all of them."""
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
+    def check_levels(self, levels: int | None) -> int:
+        """The number of levels that is asked for, None for all. Raises InputError where `decode` takes not so many."""
+        if levels is None:
+            return self.prefixes[-1]
+        if levels not in self.prefixes:
+            raise InputError(f"levels is {levels}; this model decodes {', '.join(map(str, self.prefixes))}")
+        return levels
+
+    def prefix(self, codes: Codes, levels: int | None) -> Codes:
+        """Codes of so many levels, None for all that there are. Raises as `check_levels`, or where there are fewer."""
+        number = self.check_levels(len(codes) if levels is None else levels)
+        if len(codes) < number:
+            raise InputError(f"levels is {number}, and the codes have {counted(len(codes), 'level')}")
+        return codes[:number]
+
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize, decode, with the loss terms. Raises InputError on images outside the contract."""
@@ -134,14 +150,6 @@ class Autoencoder(nn.Module, ABC):
         decoded = torch.stack([self.decode(codes, number) for number in self.prefixes])
         return chosen_prefix(decoded, self.prefixes, levels)
 
-    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """What each level quantizes given the coarser codes, and what its codes stand for: (B, H_l, W_l, D) each.
-
-        Encoding takes the codes with the least distance between the two, so this tells a tie from an error. The codes
-        need not be those of the images. A system that can't say it gives nothing.
-        """
-        return ()
-
     def paths(self, codes: Codes) -> Codes:
         """Number of each code's codeword among all of its level: same shapes."""
         return codes
@@ -172,18 +180,13 @@ class Autoencoder(nn.Module, ABC):
         model: Self = imported(f"{_HUB}load_autoencoder")(cls, name, beam, **options)
         return model
 
-    def save_pretrained(self, folder: str | Path, *, config: Config | None = None) -> None:
-        """Write config.json, model.safetensors and, where there is none, a model card.
-
-        Args:
-            config: of the run; None takes `run_config`, or the defaults for this model.
-
-        Raises:
-            InputError: the folder is a run, or can't be written.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, with `run_config` or the defaults for this model, model.safetensors and, where there is
+        none, a model card. Raises InputError: the folder is a run, or can't be written.
         """
-        imported(f"{_HUB}save_autoencoder")(self, folder, config)
+        imported(f"{_HUB}save_autoencoder")(self, folder)
 
-    def push_to_hub(self, name: str, *, config: Config | None = None, **options: Any) -> str:
+    def push_to_hub(self, name: str, **options: Any) -> str:
         """Put what `save_pretrained` writes on the hub as user/name; -> its address.
 
         Args:
@@ -192,7 +195,7 @@ class Autoencoder(nn.Module, ABC):
         Raises:
             InputError: no token that may write there, or the hub can't be reached.
         """
-        where: str = imported(f"{_HUB}push_autoencoder")(self, name, config, **options)
+        where: str = imported(f"{_HUB}push_autoencoder")(self, name, **options)
         return where
 
 

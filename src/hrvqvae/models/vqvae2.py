@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,7 @@ from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models import tiles
 from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
-from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes, random_latents
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.quantities import counted
+from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
 
 class VQVAE2(Autoencoder):
@@ -51,20 +49,17 @@ class VQVAE2(Autoencoder):
     def prefixes(self) -> tuple[int, ...]:
         return (self.config.grids,)
 
-    def _top_down(self, images: Tensor, quantize: Callable[[ResidualQuantizer, Tensor], Tensor]) -> list[Tensor]:
-        """Codewords (B, H_l, W_l, D) of each grid of images in [0, 1], coarse first: `quantize` gives them from z."""
+    def _top_down(self, images: Tensor, words: list[Tensor]) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
+        """Quantizer and z of each grid of images in [0, 1], coarse first; its codewords (B, H, W, D) go to `words`."""
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
         features = [framed(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
             features.append(encoder(features[-1]))
-        found: list[Tensor] = []
         for level, (quantizer, seen) in enumerate(zip(self._quantizers, features[:0:-1], strict=True)):
             if level:
-                seen = torch.cat([seen, self.conditions[level - 1](found[-1].permute(0, 3, 1, 2))], dim=1)
-            latents = self.projections[level](seen).permute(0, 2, 3, 1).float()
-            found.append(quantize(quantizer, latents))
-        return found
+                seen = torch.cat([seen, self.conditions[level - 1](words[-1].permute(0, 3, 1, 2))], dim=1)
+            yield quantizer, self.projections[level](seen).permute(0, 2, 3, 1).float()
 
     @property
     def _quantizers(self) -> list[ResidualQuantizer]:
@@ -78,13 +73,11 @@ class VQVAE2(Autoencoder):
     def forward(self, images: Tensor) -> Reconstructed:
         """Reconstruction error, and each grid's commitment and codebook terms, over the batch's pixel values."""
         unit = unit_images(images, self.channels)
-        results: list[Quantized] = []
-
-        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
+        results, words = list[Quantized](), list[Tensor]()
+        for quantizer, latents in self._top_down(unit, words):
             results.append(quantizer(latents))
-            return results[-1].latents
-
-        output = self._pixels(self._top_down(unit, quantize), (unit.shape[-2], unit.shape[-1]))
+            words.append(results[-1].latents)
+        output = self._pixels(words, (unit.shape[-2], unit.shape[-1]))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
         for level, result in enumerate(results, start=1):
             losses |= {f"{name}_{level}": loss / unit.numel() for name, loss in result.losses.items()}
@@ -92,72 +85,35 @@ class VQVAE2(Autoencoder):
 
     def encode(self, images: Tensor) -> Codes:
         def whole(part: Tensor) -> Codes:
-            codes: list[Tensor] = []
-
-            def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
-                codes.extend(quantizer.encode(latents))
-                return quantizer.lookup((codes[-1],))
-
-            self._top_down(unit_images(part, self.channels), quantize)
+            codes, words = list[Tensor](), list[Tensor]()
+            for quantizer, latents in self._top_down(unit_images(part, self.channels), words):
+                codes += quantizer.encode(latents)
+                words.append(quantizer.lookup((codes[-1],)))
             return tuple(codes)
 
-        grids = self.config.latent_grids
-        return tiles.encode(whole, images, lambda *size: grids(*size)[0], self._coarsest_stride, self._reach)
-
-    @property
-    def _coarsest_stride(self) -> int:
-        return self.config.stride << (self.config.grids - 1)
-
-    def _reach(self) -> int:
-        return tiles.reach(self, self.config.padding, self._coarsest_stride)
+        return tiles.encode(whole, images, self.config, self)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        grids = self.config.grids
-        if levels not in (None, grids) or len(codes) != grids:
-            asked = counted(levels or len(codes), "level")
-            raise InputError(f"vqvae2 decodes its {grids} grids together; asked for: {asked}")
-        top = codes[0].shape
-        for level, code in enumerate(codes):
-            shape = (top[0], top[1] * 2**level, top[2] * 2**level)
-            check_codes(code, shape, self.config.quantizer.codewords, level + 1)
+        codes = self.prefix(codes, levels)
+        check_codes(codes, (self.config.quantizer.codewords,) * len(codes), scale=2)
 
         def whole(part: Codes, size: Grid | None) -> Tensor:
             quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, part, strict=True)]
             return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
-        return tiles.decode(whole, codes, size, self.config.padding, self._coarsest_stride, self._reach)
-
-    def assignments(self, images: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Each grid's features, given the codewords of the coarser ones, and its own codewords."""
-        found: list[tuple[Tensor, Tensor]] = []
-
-        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
-            found.append((latents, quantizer.lookup((codes[len(found)],))))
-            return found[-1][1]
-
-        self._top_down(unit_images(images, self.channels), quantize)
-        return tuple(found)
+        return tiles.decode(whole, codes, size, self.config, self)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
-        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
-            if quantizer.config.init_vectors:
-                quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
-            else:
-                quantizer.initialize(random_latents(latents, quantizer.config.codewords, generator), generator)
-            return quantizer.lookup(quantizer.encode(latents))
-
-        self._top_down(unit_images(images, self.channels), quantize)
+        words = list[Tensor]()
+        for quantizer, latents in self._top_down(unit_images(images, self.channels), words):
+            quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
+            words.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
-        restarted = 0
-
-        def quantize(quantizer: ResidualQuantizer, latents: Tensor) -> Tensor:
-            nonlocal restarted
-            codewords = quantizer.lookup(quantizer.encode(latents))  # before any codeword moves
+        restarted, words = 0, list[Tensor]()
+        for quantizer, latents in self._top_down(unit_images(images, self.channels), words):
+            words.append(quantizer.lookup(quantizer.encode(latents)))  # before any codeword moves
             restarted += quantizer.restart_dead_codes(latents, generator)
-            return codewords
-
-        self._top_down(unit_images(images, self.channels), quantize)
         return restarted

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import interpolate
 
 from hrvqvae.checkpoints.trained import TrainedModel
-from hrvqvae.compression.entropy_model import Geometry, geometry_of
+from hrvqvae.compression.entropy_model import geometry_of
 from hrvqvae.data.images import decode_image
 from hrvqvae.plots import hierarchy
-from hrvqvae.priors.generative import KnownCodes
+from hrvqvae.plots.images import completions
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import functional as vq
@@ -82,62 +82,22 @@ def marked(text: str | None) -> Tensor:
         raise InputError("what was painted can't be read: load the page anew") from error
 
 
-def _unit(image: Tensor) -> Tensor:
-    return image.float() / 255 if image.dtype == torch.uint8 else image
-
-
-def reconstruct(model: TrainedModel, image: Tensor, levels: int | None = None) -> tuple[Tensor, int, float]:
-    """(image, bytes, PSNR in dB) of the file of codes of an image with so many levels; None is all."""
+def reconstruct(model: TrainedModel, image: Tensor, levels: int) -> tuple[Tensor, int, float]:
+    """(image, bytes, PSNR in dB) of the file of codes of an image (C, Y, X) uint8 with so many levels."""
     (file,) = model.compress([image], levels)
     (decoded,) = model.decompress([file])
-    return decoded, len(file), psnr(float((decoded - _unit(image)).double().square().mean()))
-
-
-def geometry(model: TrainedModel) -> Geometry:
-    """The geometry of the model's grids."""
-    return geometry_of(model.config.model.latent_grids)
-
-
-def kept_codes(painted: Tensor, where: Geometry) -> tuple[Tensor, ...]:
-    """(H_l, W_l) bool of each level: where more than half of the pixels are painted, (Y, X) bool.
-
-    The coarsest grid decides, so that no code is kept whose parent is drawn anew. The margin that an image grows by
-    before it is encoded counts as the pixels of the border.
-    """
-    height, width = painted.shape
-    (rows, columns), *_ = Geometry(where.unit, where.margin, (1,)).grids(height, width)
-    above = where.margin // 2
-    sides = (above, columns * where.unit - width - above, above, rows * where.unit - height - above)
-    grown = pad(painted[None, None].float(), sides, mode="replicate")
-    coarse = avg_pool2d(grown, where.unit)[0, 0] > 0.5
-    return tuple(coarse.repeat_interleave(times, 0).repeat_interleave(times, 1) for times in where.times)
+    return decoded, len(file), psnr(float((decoded - image / 255).double().square().mean()))
 
 
 def complete(
     model: TrainedModel, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
     seed: int, guidance: float = 1.0,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
-    """Draw images that keep the codes of an image (C, size, size) where it is painted, (Y, X) bool stretched over it.
-
-    Returns: the image with grey where nothing is kept, the share of the coarsest codes that is kept, the drawn images.
-
-    Raises:
-        InputError: nothing or everything is kept; as `TrainedModel.complete`.
-    """
-    size, where = model.config.data.size, geometry(model)
-    pixels = interpolate(painted[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
-    kept = kept_codes(pixels, where)
-    if not kept[0].any():
-        raise InputError("nothing is kept: paint the part of the image that should stay")
-    if kept[0].all():
-        raise InputError("everything is kept: leave a part of the image unpainted")
-    codes = tuple(one.cpu() for one in model.encode(image[None]))
-    how = SamplingParams(temperature=temperature, guidance=guidance)
-    drawn = model.draw(count, seed=seed, class_name=class_name, params=how, known=KnownCodes(codes, kept))
-    above = where.margin // 2
-    shown = kept[0].repeat_interleave(where.unit, 0).repeat_interleave(where.unit, 1)
-    shown = shown[above : above + size, above : above + size]
-    return torch.where(shown, _unit(image), 0.5), float(kept[0].float().mean()), drawn.images
+    """What `plots.images.completions` gives of a mask (Y, X) bool that is stretched over an image (C, size, size)."""
+    size = model.config.data.size
+    mask = interpolate(painted[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
+    params = SamplingParams(temperature=temperature, guidance=guidance)
+    return completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
 
 
 def usage(model: TrainedModel, image: Tensor) -> list[tuple[int, int, float, float | None]]:
@@ -155,7 +115,7 @@ def usage(model: TrainedModel, image: Tensor) -> list[tuple[int, int, float, flo
 
 def hierarchy_at(model: TrainedModel, image: Tensor, x: int, y: int) -> Figure:
     """Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
-    where = geometry(model)
+    where = geometry_of(model.config.model.latent_grids)
     position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
     return hierarchy.draw(hierarchy.tree_at(model.autoencoder, image, position, name))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -33,10 +32,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"{path} must end in .png or .svg")
     stream = BytesIO()
-    if path.suffix == ".svg":
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    else:
-        figure.savefig(stream, format="png")
+    figure.savefig(stream, format=path.suffix[1:], metadata={"Date": None})
     with writable(path):
         write_atomic(path, stream.getvalue())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from hrvqvae.data.images import check_writable, conversions, decode_image, read_
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import writable
 from hrvqvae.utils.progress import note
 
@@ -48,18 +47,17 @@ def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
 
 def reconstruct(
     run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
-    lmbda: float | None = None, *, say: Callable[[str], None] = note,
+    lmbda: float | None = None,
 ) -> list[tuple[Path, float]]:  # fmt: skip
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
-    Images keep their sizes, and are converted to the model's channels, with a line by `say`. The rest is as for
+    Images keep their sizes, and are converted to the model's channels, with a notice. The rest is as for
     `TrainedModel`. Raises InputError: no such run, image or level; the sheet can't be written.
     """
     trained = TrainedModel(run, beam=beam)
     model, config = trained.autoencoder, trained.config
     most = model.prefixes[-1]
-    if levels is not None and not 1 <= levels <= most:
-        raise InputError(f"levels is {levels}; this model has levels 1 to {most}")
+    model.check_levels(levels)
     encode = trained.encoder(lmbda, levels)
     originals, decoded, errors, lost = [], [], [], {}
     with torch.inference_mode():
@@ -76,8 +74,8 @@ def reconstruct(
             originals.append(pixels)
             decoded.append(shown)
             errors.append((path, error / pixels.numel()))
-    if converted := conversions(lost, len(paths)):
-        say(converted)
+    if converted := conversions(lost):
+        note(converted)
     caption = f"reconstruction, {level_names(range(levels or most))}{'' if levels == 1 else f' of {most}'}"
     write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
     return errors
@@ -102,6 +100,20 @@ def sample(
             write_image(to_pil(image), save_dir / f"{prefix}{number:0{digits}d}.png")
 
 
+def completions(
+    model: TrainedModel, image: Tensor, keep: str | Tensor, count: int, *, seed: int, class_name: str | None,
+    params: SamplingParams | None,
+) -> tuple[Tensor, float, Tensor]:  # fmt: skip
+    """An image (C, size, size) uint8, grey where nothing is kept; the share of its codes that is kept; completions.
+
+    Arguments and errors are those of `TrainedModel.complete`.
+    """
+    known = model.known_part(image, keep)
+    images = model.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
+    kept = interpolate(known.where[-1][None, None].float(), image.shape[-2:])[0] > 0.5
+    return torch.where(kept, image / 255, 0.5), float(known.where[-1].float().mean()), images
+
+
 def complete(
     run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
     params: SamplingParams | None = None,
@@ -115,14 +127,12 @@ def complete(
     model = TrainedModel(run)
     data = model.config.data
     read, lost = decode_image(path, data.channels, data.max_pixels, data.size)
-    if converted := conversions({path: lost}, 1):
+    if converted := conversions({path: lost}):
         note(converted)
     pixels = torch.from_numpy(read)
     mask = torch.from_numpy(read_image(Path(keep), 1))[0] > 127 if Path(keep).is_file() else keep
-    known = model.known_part(pixels, mask)
-    images = list(model.draw(count, seed=seed, class_name=class_name, params=params, known=known).images)
-    shown = interpolate(known.where[-1][None, None].float(), (data.size, data.size))[0] > 0.5
-    rows = [sheets.SheetRow("original, and what is kept", [pixels, torch.where(shown, pixels / 255, 0.5)])]
+    kept, _, drawn = completions(model, pixels, mask, count, seed=seed, class_name=class_name, params=params)
+    rows = [sheets.SheetRow("original, and what is kept", [pixels, kept])]
     for start in range(0, count, _COMPLETIONS_A_ROW):
-        rows.append(sheets.SheetRow("" if start else "completions", images[start : start + _COMPLETIONS_A_ROW]))
+        rows.append(sheets.SheetRow("" if start else "completions", list(drawn[start : start + _COMPLETIONS_A_ROW])))
     write_image(sheets.draw(rows), out)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,6 @@ class Prior(nn.Module, ABC):
         super().__init__()
         self.config, self.levels = config, levels
 
-    @classmethod
-    @abstractmethod
-    def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
-        """The untrained prior of these levels, of which the first has that index (0 is the coarsest of the model)."""
-
     @property
     def level(self) -> Level:
         """The coarsest level that it covers; all have its grid and its classes."""
@@ -118,30 +113,6 @@ class Prior(nn.Module, ABC):
 
         Raises:
             InputError: coarser levels or labels are not those of `level`.
-        """
-
-
-class LevelPrior(Prior):
-    """A prior of one level."""
-
-    def __init__(self, config: PriorNetworkConfig, level: Level) -> None:
-        super().__init__(config, level)
-
-    @classmethod
-    def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
-        (level,) = levels
-        return cls(config, level, index)  # type: ignore[call-arg]  # each network's own __init__ takes the index
-
-    def level_logits(
-        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        return (self.logits(codes[0], coarser, label),)
-
-    @abstractmethod
-    def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
-        """(B, m, H, W); those of a position depend on the codes before it in raster order, never on later ones.
-
-        Raises InputError where coarser levels or labels are not those of `level`.
         """
 
 
@@ -182,16 +153,11 @@ def code_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], 
     return torch.stack(level_nats(prior, codes, coarser, label)).mean()
 
 
-def bits(nats: float) -> float:
-    """Nats as bits."""
-    return nats / math.log(2)
-
-
 @torch.inference_mode()
 def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
     """Bits that the codes of a batch take under a prior, summed, of each level that it covers."""
     found = level_nats(prior, codes, coarser, label)
-    return [bits(float(nats.double()) * own.numel()) for nats, own in zip(found, codes, strict=True)]
+    return [float(nats.double()) * own.numel() / math.log(2) for nats, own in zip(found, codes, strict=True)]
 
 
 def level_of(config: Config, index: int, classes: int) -> Level:
@@ -211,4 +177,4 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     """The untrained prior of these levels, on the CPU, in float32."""
     network = config.prior.network
     kind = cast(type[Prior], imported(PRIORS.get(network.kind).network))
-    return kind.of_levels(network, [level_of(config, index, classes) for index in levels], levels.start)
+    return kind(network, *(level_of(config, index, classes) for index in levels))

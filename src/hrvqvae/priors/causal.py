@@ -104,6 +104,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
     return torch.cat(blocks, dim=1).view(shape)
 
 
+def self_attention(three: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
+    """Attention of the queries, keys and values that lie side by side, (B, N, 3C) -> (B, N, C)."""
+    batch, number, width = three.shape
+    queries, keys, values = three.view(batch, number, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+    return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, number, width // 3)
+
+
 class Attention(nn.Module):
     """x + attention of each position to all, or to itself and what comes before; normalized first: shape kept."""
 
@@ -117,8 +124,6 @@ class Attention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         batch, hidden, height, width = features.shape
         sequence = features.permute(0, 2, 3, 1).reshape(batch, height * width, hidden)
-        three = self.inputs(self.norm(sequence)).view(batch, height * width, 3, self.heads, hidden // self.heads)
-        queries, keys, values = three.permute(2, 0, 3, 1, 4)
-        attended = self.form(queries, keys, values, causal=self.causal)
-        output: Tensor = self.output(attended.transpose(1, 2).reshape(batch, height * width, hidden))
+        three = self.inputs(self.norm(sequence))
+        output: Tensor = self.output(self_attention(three, self.heads, causal=self.causal, form=self.form))
         return features + output.view(batch, height, width, hidden).permute(0, 3, 1, 2)

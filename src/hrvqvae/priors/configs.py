@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from hrvqvae.config import Levels, PriorNetworkConfig
-from hrvqvae.config.model import Grid
+from hrvqvae.config.model import Count, Grid, Positive, Range, Share
 from hrvqvae.config.registry import PriorNetwork
-from hrvqvae.utils.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +29,20 @@ class PixelSNAILConfig(PriorNetworkConfig):
     """
 
     kind: Literal["pixelsnail"] = "pixelsnail"
-    hidden_units: int = 64
-    residual_units: int = 64
-    residual_blocks: int = 12
-    attention_heads: int = 8
-    kernel: int = 5
-    attention_layers: tuple[int, ...] = (4,)
-    dropout: tuple[float, ...] = (0.1,)
+    hidden_units: Positive = 64
+    residual_units: Positive = 64
+    residual_blocks: Positive = 12
+    attention_heads: Positive = 8
+    kernel: Annotated[int, Range(lambda size: size >= 3 and size % 2 == 1, "odd, at least 3")] = 5
+    attention_layers: tuple[Count, ...] = (4,)
+    dropout: tuple[Share, ...] = (0.1,)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_units", "residual_units", "residual_blocks", "attention_heads"):
-            require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
-        require(self.kernel % 2 == 1 and self.kernel >= 3, "prior.network.kernel", self.kernel, "odd, at least 3")
-        name = "prior.network.attention_layers"
-        require(bool(self.attention_layers), name, self.attention_layers, "one number, or one a level")
-        for layers in self.attention_layers:
-            within = 0 <= layers <= self.residual_blocks
-            require(within, name, layers, f"0 to residual_blocks ({self.residual_blocks})")
-        if any(self.attention_layers):
-            _check_heads("attention_heads", self.attention_heads, self.hidden_units)
-        require(bool(self.dropout), "prior.network.dropout", self.dropout, "one share, or one a level")
-        for share in self.dropout:
-            require(0 <= share < 1, "prior.network.dropout", share, "at least 0 and below 1")
-
-
-def _check_heads(name: str, heads: int, hidden_units: int) -> None:
-    if hidden_units % heads:
-        raise InputError(f"prior.network.{name} is {heads}; it must divide hidden_units ({hidden_units})")
+        super().__post_init__()
+        fits = all(layers <= self.residual_blocks for layers in self.attention_layers)
+        self.require(fits, "attention_layers", f"0 to residual_blocks ({self.residual_blocks})")
+        divides = self.hidden_units % self.attention_heads == 0 or not any(self.attention_layers)
+        self.require(divides, "attention_heads", f"a divisor of hidden_units ({self.hidden_units})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +59,16 @@ class GPTConfig(PriorNetworkConfig):
     """
 
     kind: Literal["gpt"] = "gpt"
-    hidden_units: int = 128
-    layers: int = 6
-    heads: int = 4
-    dropout: float = 0.0
-    path_units: int = 48
-    most_paths: int = 4096
+    hidden_units: Positive = 128
+    layers: Positive = 6
+    heads: Positive = 4
+    dropout: Share = 0.0
+    path_units: Positive = 48
+    most_paths: Positive = 4096
 
     def __post_init__(self) -> None:
-        for name in ("hidden_units", "layers", "heads", "path_units", "most_paths"):
-            require(getattr(self, name) >= 1, f"prior.network.{name}", getattr(self, name), "at least 1")
-        require(0 <= self.dropout < 1, "prior.network.dropout", self.dropout, "at least 0 and below 1")
-        _check_heads("heads", self.heads, self.hidden_units)
+        super().__post_init__()
+        self.require(self.hidden_units % self.heads == 0, "heads", f"a divisor of hidden_units ({self.hidden_units})")
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         starts = [level for level, joined in enumerate(linked) if not joined]

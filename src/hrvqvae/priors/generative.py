@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +18,18 @@ from hrvqvae.config import Grid
 from hrvqvae.config.registry import PRIORS, imported
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors
-from hrvqvae.priors.sampling import SamplingParams, require_guidable
+from hrvqvae.priors.sampling import SamplingParams, guided
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
-
-class Sampler(Protocol):
-    """Fills in the codes that are not known of the levels that a prior covers: see `sampling.sample_plain`."""
-
-    def __call__(
-        self, prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-        label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
-    ) -> None: ...  # fmt: skip
+Sampler = Callable[..., None]
+"""Fills in codes that are not known; arguments as `sampling.sample_plain`."""
 
 
-def sample_cached(
-    prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
-    uniforms: Sequence[Tensor], params: SamplingParams,
-) -> None:  # fmt: skip
-    """The sampler that the prior's network is registered with; arguments as `sample_plain`."""
-    sampler: Sampler = imported(PRIORS.get(prior.config.kind).sampler)
-    sampler(prior, codes, known, coarser, label, uniforms, params)
+def sample_cached(prior: Prior, *arguments: Any) -> None:
+    """The sampler that the prior's network is registered with."""
+    imported(PRIORS.get(prior.config.kind).sampler)(prior, *arguments)
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class KnownCodes:
     """What is given of the codes of B images.
 
     Attributes:
-        codes: (B, H_l, W_l) int64 of each level.
+        codes: (B, H_l, W_l) int64 of each level; (1, H_l, W_l) where all images have the same.
         where: (H_l, W_l) bool of each level: the codes that are kept.
     """
 
@@ -71,8 +61,7 @@ def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> No
     """Raises InputError where the codes of these priors can't be drawn so: too large a top-k, guidance of none."""
     for prior in priors:
         for level in prior.levels:
-            params.check(level.symbols)
-            require_guidable(level, params)
+            params.check(level)
 
 
 def sample_codes(
@@ -108,20 +97,20 @@ def sample_codes(
         drawn.append(generator.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(numbers), *level.grid) for level in levels]
-    if known is None:
-        kept = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
-        codes = [torch.zeros(shape, dtype=torch.long) for shape in shapes]
-    else:
-        codes = [one.clone() for one in known.codes]
-        for level, one, shape in zip(levels, codes, shapes, strict=True):
-            if one.shape != shape:
-                raise InputError(f"level {level.number} has codes {tuple(one.shape)}; its prior expects {shape}")
-        kept = [where.expand(shape).contiguous() for where, shape in zip(known.where, shapes, strict=True)]
+    codes, kept = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
+    if known is not None:
+        for level, own, given, known_here, where in zip(levels, codes, known.codes, kept, known.where, strict=True):
+            if given.shape[1:] != level.grid:
+                raise InputError(f"level {level.number} has codes {tuple(given.shape)}; its prior has {level.grid}")
+            own.copy_(given)
+            known_here.copy_(where)
     chances = [some.view(shape).contiguous() for some, shape in zip(uniforms, shapes, strict=True)]
     for prior in priors:
         first = prior.level.number - 1
-        own = slice(first, first + len(prior.levels))
-        sampler(prior, codes[own], kept[own], paths(tuple(codes[:first])), label, chances[own], params)
+        some = slice(first, first + len(prior.levels))
+        labels, mixing = guided(prior.level, label, params.guidance)
+        coarser = [one.repeat(len(mixing), 1, 1) for one in paths(tuple(codes[:first]))]
+        sampler(prior, codes[some], kept[some], coarser, labels, chances[some], mixing, params)
     return tuple(codes)
 
 
@@ -174,12 +163,9 @@ def sample_images(
             label = draw_labels(priors.class_counts, seed, numbers)
             label = label if number is None else torch.full_like(label, number)
             names += [priors.classes[index] for index in label.tolist()]
-        some = None
-        if known is not None:
-            some = KnownCodes(tuple(codes.expand(len(numbers), -1, -1) for codes in known.codes), known.where)
         codes = sample_codes(
             priors.networks, model.paths, numbers, seed=seed, label=label, params=params or SamplingParams(),
-            known=some, sampler=sampler,
+            known=known, sampler=sampler,
         )  # fmt: skip
         images.append(model.decode(tuple(one.to(device) for one in codes), size=size).cpu())
         drawn.append(codes)
@@ -197,10 +183,10 @@ def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
         InputError: it is none of these, or keeps nothing or everything.
     """
     rows, columns = min(grids)
-    where = torch.zeros(rows, columns, dtype=torch.bool)
+    where, named = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"
     if isinstance(keep, Tensor):
         where = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
-        keep = "of that mask"
+        named = "the mask"
     elif keep == "left":
         where[:, : columns // 2] = True
     else:
@@ -214,5 +200,5 @@ def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
             raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
         where[: round(rows * share)] = True
     if where.all() or not where.any():
-        raise InputError(f"--keep {keep} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows")
+        raise InputError(f"{named} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows")
     return tuple(where.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)

@@ -6,15 +6,13 @@ Shapes: (B, N, C) features of N = H * W positions in raster order; D levels, of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, pad
 
-from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.causal import attend, cheap_dropout
+from hrvqvae.priors.causal import cheap_dropout, self_attention
 from hrvqvae.priors.configs import GPTConfig
 
 
@@ -29,22 +27,12 @@ class TransformerLayer(nn.Module):
         self.output = nn.Linear(hidden, hidden)
         self.widen, self.narrow = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
 
-    def split(self, three: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, 3C) -> queries, keys, values, each (B, heads, N, C / heads)."""
-        batch, number, width = three.shape
-        parts = three.view(batch, number, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
-        return parts[0], parts[1], parts[2]
-
-    def network(self, features: Tensor) -> Tensor:
-        """The second half's network, without what it is added to."""
-        added: Tensor = self.narrow(gelu(self.widen(self.network_norm(features))))
-        return added
-
     def forward(self, features: Tensor) -> Tensor:
-        attended = attend(*self.split(self.inputs(self.attention_norm(features))), causal=True)
-        added = self.output(attended.transpose(1, 2).reshape(features.shape))
+        three = self.inputs(self.attention_norm(features))
+        added = self.output(self_attention(three, self.heads, causal=True))
         features = features + cheap_dropout(added, self.dropped, self.training)
-        return features + cheap_dropout(self.network(features), self.dropped, self.training)
+        added = self.narrow(gelu(self.widen(self.network_norm(features))))
+        return features + cheap_dropout(added, self.dropped, self.training)
 
 
 class Head(nn.Module):
@@ -120,11 +108,6 @@ class GPT(Prior):
             assert isinstance(layer, TransformerLayer)
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
-
-    @classmethod
-    def of_levels(cls, config: PriorNetworkConfig, levels: Sequence[Level], index: int) -> Self:
-        assert isinstance(config, GPTConfig)
-        return cls(config, *levels)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `level_logits` does."""

@@ -1,7 +1,7 @@
 """The transformer with a head for each level, position by position: each number is computed once.
 
 Letters: B images, N = H * W positions, D levels, C hidden units, E path units, A layers, K labels under which an image
-is seen (`sampling.Guidance`), P paths that have an embedding, of all levels together.
+is seen (`sampling.guided`), P paths that have an embedding, of all levels together.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.pixelsnail_sampler import OPTIONS, Floats, add_product, attend_at, normalize, stack
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, no_distribution
+from hrvqvae.utils.compiled import compiled, in_parts
 
 
 @compiled(**OPTIONS)
@@ -140,13 +139,12 @@ def _weights(prior: GPT) -> tuple[Any, ...]:
 @torch.inference_mode()
 def sample_gpt(
     prior: GPT, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
+    label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, position by position; arguments as `sampling.sample_plain`."""
     together = [torch.stack(list(some), 1) for some in (codes, known, uniforms)]
     batch, count, _, width = together[0].shape
-    guidance = guidance_of(prior.level, label, params)
-    base = prior.base([guidance.each(paths) for paths in coarser], guidance.label, batch * len(guidance.weights))
+    base = prior.base(coarser, label, batch * len(mixing))
     sizes = np.array(prior.embeddings.sizes)
     levels = np.stack(
         [
@@ -157,7 +155,7 @@ def sample_gpt(
     tables: Sequence[Any] = list(prior.embeddings.tables)
     fixed = (
         (base + prior.left.bias).contiguous().numpy(), *_weights(prior),
-        torch.cat([one.weight for one in tables]).numpy(), levels, prior.config.heads, guidance.weights.numpy(),
+        torch.cat([one.weight for one in tables]).numpy(), levels, prior.config.heads, mixing.numpy(),
         *params.values(),
     )  # fmt: skip
     arrays = [one.numpy() for one in together]

@@ -13,12 +13,12 @@ from torch.nn.functional import elu, interpolate
 
 from hrvqvae.config import at_level
 from hrvqvae.models.blocks import ResidualStack
-from hrvqvae.priors.base import Level, LevelPrior
+from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import Attention, CausalConv2d, GatedResidualBlock
 from hrvqvae.priors.configs import PixelSNAILConfig
 
 
-class PixelSNAIL(LevelPrior):
+class PixelSNAIL(Prior):
     """Causal convolutions, gated residual blocks and causal attention; conditioned on coarser levels and class.
 
         coarser paths -> embeddings -> conv, residual stack, attention --+   (not causal: the whole map is seen)
@@ -35,11 +35,11 @@ class PixelSNAIL(LevelPrior):
     stand between two attention layers, layer normalization before attention, and no weight normalization.
     """
 
-    def __init__(self, config: PixelSNAILConfig, level: Level, index: int) -> None:
-        """A network for the level of that index (0 is the coarsest), which picks its own of values by level."""
+    def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
+        """A network for that level, which picks its own of values by level."""
         super().__init__(config, level)
         self.config: PixelSNAILConfig = config
-        hidden, (height, width) = config.hidden_units, level.grid
+        hidden, (height, width), index = config.hidden_units, level.grid, level.number - 1
         self.embedding = nn.Embedding(level.symbols, hidden)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
@@ -63,7 +63,7 @@ class PixelSNAIL(LevelPrior):
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """What does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises as `logits` does."""
+        """What does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises as `level_logits`."""
         self.level.check(coarser, label)
         place = self.rows[:, None] + self.columns[None]
         features = place.permute(2, 0, 1).expand(batch, -1, -1, -1)
@@ -82,14 +82,15 @@ class PixelSNAIL(LevelPrior):
         count = len(self.attentions)
         return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
-    def logits(self, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
-        base = self.base(coarser, label, len(codes))
-        features: Tensor = self.first(self.embedding(codes).permute(0, 3, 1, 2)) + base
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        base = self.base(coarser, label, len(codes[0]))
+        features: Tensor = self.first(self.embedding(codes[0]).permute(0, 3, 1, 2)) + base
         after = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
         for number, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
             features = block(features, condition)
             if number in after:
                 features = self.attentions[after.index(number)](features)
-        output: Tensor = self.head(elu(features))
-        return output
+        return (self.head(elu(features)),)

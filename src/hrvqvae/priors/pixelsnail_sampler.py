@@ -2,7 +2,7 @@
 
 Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers;
 q = k // 2 rows above and columns to each side that a convolution with filter k sees. Guided images are seen several
-times, S = K * B in all, and their logits mixed: see `sampling.Guidance`.
+times, S = K * B in all, and their logits mixed: see `sampling.guided`.
 
 Kept, in buffers made once: what every causal convolution took in, and every attention layer's keys and values. A row is
 computed in two parts. What a convolution sees of the rows above is known when the row begins, so that part of all
@@ -13,7 +13,7 @@ filter 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.priors.pixelsnail import PixelSNAIL
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guidance_of, no_distribution
-from hrvqvae.utils.compiled import compiled
-from hrvqvae.utils.threads import in_parts
+from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, no_distribution
+from hrvqvae.utils.compiled import compiled, in_parts
 
 Floats = NDArray[np.float32]
 
@@ -114,17 +113,6 @@ def attend_at(
 
 
 @compiled(**OPTIONS)
-def _room(weights: Any, positions: int) -> Any:
-    """Arrays for `_advance` to work in."""
-    lefts, _, _, _, _, _, _, _ = weights
-    _, _, hidden, inner = lefts.shape
-    return (
-        np.empty(2 * hidden, np.float32), np.empty(inner, np.float32), np.empty(3 * hidden, np.float32),
-        np.empty(hidden, np.float32), np.empty(positions, np.float32),
-    )  # fmt: skip
-
-
-@compiled(**OPTIONS)
 def _add_first(features: Floats, table: Floats, codes: Any, row: int, x: int, reach: int) -> None:
     """features (C,) += the first layer's convolution at a position; table (taps, m, C), codes (H, W)."""
     for tap in range(table.shape[0]):
@@ -142,7 +130,8 @@ def _advance(
     """All blocks and attention layers at a position, of the image of that number among those that are seen.
 
     features (C,) are the first layer's and become the last one's; above (R, S, W, U) and conditions (S, W, R * 2C) of
-    the row, biases added; kept as in `_Rows`, weights as in `_weights`, work from `_room`.
+    the row, biases added; kept: taken as in `_rows`, keys and values (A, S, C, H * W); weights as in `_weights`; work:
+    gated, narrow, three, attended and scores, which are overwritten.
     """
     lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
     taken, keys, values = kept
@@ -203,45 +192,33 @@ def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-class _Rows:
-    """What the positions of a row need of a network, and what is kept from one position to the next.
+def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Of each row: base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C), biases added.
 
-    Attributes:
-        kept: taken (R, S, H + q, W + 2q, C), what the convolutions of the blocks took in, zeros around; keys and values
-            (A, S, C, H * W).
+    Args:
+        base: (S, C, H, W), what does not depend on the codes.
+        taken: (R, S, H + q, W + 2q, C), what the convolutions of the blocks took in until then, zeros around.
     """
-
-    def __init__(self, prior: PixelSNAIL, base: Tensor) -> None:
-        """Of a network's base (S, C, H, W): what does not depend on the codes."""
-        seen, hidden, height, width = base.shape
-        blocks: Sequence[Any] = list(prior.blocks)
-        convolutions = [block.spatial for block in blocks]
-        reach, kernel = convolutions[0].reach, convolutions[0].above.shape[3]
-        self._above = torch.stack([one.above.permute(2, 3, 1, 0).flatten(0, 2) for one in convolutions])
-        self._above_bias = torch.stack([one.bias for one in convolutions])[:, None]
-        self._base = base.permute(0, 2, 3, 1).contiguous()
-        self._started = self._base + prior.first.bias
-        bias = prior.conditions.bias
-        assert bias is not None
-        self._conditions = prior.conditions.weight[:, :, 0, 0].T
-        self._conditions_bias = bias + torch.cat([block.pointwise.bias for block in blocks])
-        taken = torch.zeros(len(blocks), seen, height + reach, width + 2 * reach, hidden)
-        block, image, row, column, _ = taken.stride()
-        shape, strides = (len(blocks), seen, width, reach, kernel, hidden), (block, image, column, row, column, 1)
-        self._windows = [taken.as_strided(shape, strides, number * row) for number in range(height)]
-        keys = torch.zeros(len(prior.attentions), seen, hidden, height * width)
-        self.kept = tuple(tensor.numpy() for tensor in (taken, keys, torch.zeros_like(keys)))
-
-    def row(self, row: int) -> tuple[Floats, Floats, Floats]:
-        """Of row `row`: base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C), biases added."""
-        windows = self._windows[row]
-        seen = torch.baddbmm(self._above_bias, windows.reshape(len(windows), -1, self._above.shape[1]), self._above)
-        above = seen.view(*windows.shape[:3], -1)
-        base = self._base[:, row]
-        conditions = torch.addmm(self._conditions_bias, base.flatten(0, 1), self._conditions)
-        return (
-            self._started[:, row].contiguous().numpy(), above.numpy(),
-            conditions.view(*base.shape[:2], -1).numpy(),
+    blocks: Sequence[Any] = list(prior.blocks)
+    convolutions = [block.spatial for block in blocks]
+    reach, kernel = convolutions[0].reach, convolutions[0].above.shape[3]
+    weights = torch.stack([one.above.permute(2, 3, 1, 0).flatten(0, 2) for one in convolutions])
+    bias = torch.stack([one.bias for one in convolutions])[:, None]
+    base = base.permute(0, 2, 3, 1).contiguous()
+    seen, height, width, hidden = base.shape
+    started = base + prior.first.bias
+    assert prior.conditions.bias is not None
+    conditions_bias = prior.conditions.bias + torch.cat([block.pointwise.bias for block in blocks])
+    block, image, row, column, _ = taken.stride()
+    shape = (len(blocks), seen, width, reach, kernel, hidden)
+    for number in range(height):
+        windows = taken.as_strided(shape, (block, image, column, row, column, 1), number * row)
+        above = torch.baddbmm(bias, windows.reshape(len(blocks), -1, weights.shape[1]), weights)
+        own = base[:, number]
+        conditions = torch.addmm(conditions_bias, own.flatten(0, 1), prior.conditions.weight[:, :, 0, 0].T)
+        yield (
+            started[:, number].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
+            conditions.view(seen, width, -1).numpy(),
         )  # fmt: skip
 
 
@@ -260,7 +237,11 @@ def _row(
     logits = np.empty(len(head_bias), np.float32)
     mixed = np.empty(len(head_bias), np.float32)
     reach = (kept[0].shape[3] - width) // 2
-    work = _room(weights, height * width)
+    hidden, inner = weights[0].shape[2:]
+    work = (
+        np.empty(2 * hidden, np.float32), np.empty(inner, np.float32), np.empty(3 * hidden, np.float32),
+        np.empty(hidden, np.float32), np.empty(height * width, np.float32),
+    )  # fmt: skip
     for image in range(begin, end):
         for x in range(width):
             mixed[:] = 0.0
@@ -287,24 +268,24 @@ def _row(
 @torch.inference_mode()
 def sample_pixelsnail(
     prior: PixelSNAIL, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
-    label: Tensor | None, uniforms: Sequence[Tensor], params: SamplingParams,
+    label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order; arguments as `sampling.sample_plain`."""
     arrays = [only.numpy() for (only,) in (codes, known, uniforms)]
     batch = len(codes[0])
-    guidance = guidance_of(prior.level, label, params)
-    seen = [guidance.each(paths) for paths in coarser]
-    rows = _Rows(prior, prior.base(seen, guidance.label, batch * len(guidance.weights)))
+    base, reach = prior.base(coarser, label, batch * len(mixing)), prior.config.kernel // 2
+    seen, hidden, height, width = base.shape
+    taken = torch.zeros(len(prior.blocks), seen, height + reach, width + 2 * reach, hidden)
+    keys, values = torch.zeros(2, len(prior.attentions), seen, hidden, height * width)
     head = prior.head
     assert head.bias is not None
     fixed = (
-        rows.kept, _weights(prior), _first_table(prior),
+        tuple(one.numpy() for one in (taken, keys, values)), _weights(prior), _first_table(prior),
         head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
-        guidance.weights.numpy(), *params.values(),
+        mixing.numpy(), *params.values(),
     )  # fmt: skip
 
-    for row in range(prior.level.grid[0]):
-        parts = rows.row(row)
+    for row, parts in enumerate(_rows(prior, base, taken)):
 
         def some(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
             return int(_row(begin, end, row, *arrays, *parts, *fixed))

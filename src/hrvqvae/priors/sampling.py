@@ -29,7 +29,7 @@ class SamplingParams:
         top_k: only the k likeliest codes are drawn (0: all).
         top_p: only the likeliest codes that together reach this probability are drawn (1: all).
         guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
-            class), from 0 to 1000; see `guidance_of`.
+            class), from 0 to 1000; see `guided`.
 
     Raises:
         InputError: a value out of range.
@@ -50,10 +50,18 @@ class SamplingParams:
         if not 0 <= self.guidance <= 1000:
             raise InputError(f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)")
 
-    def check(self, symbols: int) -> None:
-        """Raises InputError where top_k exceeds the number of symbols."""
-        if self.top_k > symbols:
+    def check(self, level: Level) -> None:
+        """Raises InputError where the codes of a level can't be drawn so: a top-k too large, guidance by no class."""
+        if self.top_k > (symbols := level.symbols):
             raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
+        if self.guidance == 1 or level.unconditional:
+            return
+        asked = f"guidance is {self.guidance:g}, but the prior of level {level.number}"
+        if not level.classes:
+            raise InputError(f"{asked} knows no classes: leave it at 1, or train on images with classes")
+        raise InputError(
+            f"{asked} was trained without class dropout: train it with --prior.class_dropout 0.1, or leave it at 1"
+        )
 
     def values(self) -> tuple[float, int, float]:
         """(temperature, top_k, top_p) for `draw_code`."""
@@ -117,62 +125,27 @@ def draw_code(logits: NDArray[np.float32], uniform: float, temperature: float, t
     return last
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Under which labels a network sees the images of a batch, and how its logits are mixed.
+def guided(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor | None, Tensor]:
+    """Under which labels a network sees a batch of images with those labels (B,), and how its logits are mixed.
 
-    The network sees K * B images: all of them under the first label, then all of them under the next. Without guidance
-    K is 1, and the one weight is 1.
+    The logits are u + w (c - u), c with the class and u without it. So the network sees K * B images: all of them under
+    the first label, then all of them under the next. Without guidance K is 1, and the one weight is 1.
 
-    Attributes:
-        label: (K * B,) int64, None where the prior knows no classes.
-        weights: (K,) float32, whose sum is 1.
+    Returns:
+        Labels (K * B,) int64, None where the prior knows no classes; weights (K,) float32, whose sum is 1.
     """
-
-    label: Tensor | None
-    weights: Tensor
-
-    def each(self, images: Tensor) -> Tensor:
-        """What belongs to B images (B, ...), for each of the K * B that the network sees."""
-        return torch.cat([images] * len(self.weights))
-
-    def mixed(self, logits: Tensor) -> Tensor:
-        """Logits (K * B, m) of what the network sees -> logits (B, m) that codes are drawn by, float32."""
-        return (logits.float().view(len(self.weights), -1, logits.shape[1]) * self.weights[:, None, None]).sum(0)
-
-
-def require_guidable(level: Level, params: SamplingParams) -> None:
-    """Raises InputError where codes are to be guided and the prior does not know them without a class."""
-    if params.guidance == 1 or level.unconditional:
-        return
-    asked = f"guidance is {params.guidance:g}, but the prior of level {level.number}"
-    if not level.classes:
-        raise InputError(f"{asked} knows no classes: leave it at 1, or train on images with classes")
-    raise InputError(
-        f"{asked} was trained without class dropout: train it with --prior.class_dropout 0.1, or leave guidance at 1"
-    )
-
-
-def guidance_of(level: Level, label: Tensor | None, params: SamplingParams) -> Guidance:
-    """How a batch of images with those labels (B,) is guided: logits u + w (c - u), c with the class and u without it.
-
-    Raises:
-        InputError: as `require_guidable`.
-    """
-    require_guidable(level, params)
-    weighted = [(label, params.guidance)]
+    weighted = [(label, guidance)]
     if label is not None and level.unconditional:
-        weighted.append((torch.full_like(label, level.no_class), 1 - params.guidance))
+        weighted.append((torch.full_like(label, level.no_class), 1 - guidance))
     some = [(one, weight) for one, weight in weighted if weight]
     labels = [one for one, _ in some if one is not None]
-    weights = torch.tensor([weight for _, weight in some], dtype=torch.float32)
-    return Guidance(torch.cat(labels) if labels else None, weights)
+    return torch.cat(labels) if labels else None, torch.tensor([weight for _, weight in some], dtype=torch.float32)
 
 
 @torch.inference_mode()
 def sample_plain(
     prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
-    uniforms: Sequence[Tensor], params: SamplingParams,
+    uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, in raster order, and level after level at a position.
 
@@ -181,22 +154,21 @@ def sample_plain(
         codes: (B, H, W) int64 of each level that it covers: known ones are kept; what stands at the others does not
             matter. On the prior's device, as are `coarser` and `label`.
         known: (B, H, W) bool of each, on the CPU, where codes are drawn, as are `uniforms`.
-        coarser: paths of the levels that are coarser than these.
-        label: (B,) or None.
+        coarser: paths of the levels that are coarser than these, (K * B, H_j, W_j).
+        label: (K * B,) or None, and
+        mixing: (K,), as of `guided`.
         uniforms: (B, H, W) float64 in [0, 1) of each, one for each draw.
 
     Raises:
-        InputError: guidance that the prior can't give.
         NonFiniteError: a logit is NaN or infinite; the position is named.
     """
     batch, height, width = codes[0].shape
-    guidance = guidance_of(prior.level, label, params)
-    seen = [guidance.each(paths) for paths in coarser]
     for row in range(height):
         for column in range(width):
             for index, level in enumerate(prior.levels):
-                every = prior.level_logits([guidance.each(one) for one in codes], seen, guidance.label)[index]
-                logits = guidance.mixed(every[:, :, row, column].cpu()).numpy()
+                seen = [one.repeat(len(mixing), 1, 1) for one in codes]
+                every = prior.level_logits(seen, coarser, label)[index][:, :, row, column].cpu().float()
+                logits = (every.view(len(mixing), batch, -1) * mixing[:, None, None]).sum(0).numpy()
                 drawn = codes[index][:, row, column].tolist()
                 for image in range(batch):
                     if not known[index][image, row, column]:

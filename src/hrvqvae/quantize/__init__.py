@@ -1,7 +1,6 @@
 """Vector quantization: the equations, the codebooks, the search, and the quantizer made of them."""
 
-from hrvqvae.quantize.codebook import random_latents
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 
-__all__ = ["Codes", "Quantized", "Quantizer", "ResidualQuantizer", "check_codes", "random_latents"]
+__all__ = ["Codes", "Quantized", "Quantizer", "ResidualQuantizer", "check_codes"]

@@ -6,6 +6,7 @@ Shapes: vectors (N, D), which come in batches (n, D); L levels, m codewords a co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.codebook import Codebook
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
@@ -59,7 +61,8 @@ def fit(
     if number == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
-    _start(quantizer, sample.to(device), generator)
+    even = quantizer.config.beam > 1  # a beam can look beyond the nearest: clusters of like size
+    quantizer.initialize(sample.to(device), generator, start=partial(_start, even=even))
     leaves = quantizer.levels[-1].num_codewords
     with task("fit", number * passes, "vectors") as advance:
         for _ in range(passes):
@@ -74,20 +77,16 @@ def fit(
             _restart(quantizer, generator, number)
 
 
-def _start(quantizer: ResidualQuantizer, sample: Tensor, generator: torch.Generator) -> None:
-    """k-means level by level, in clusters of like size where a beam can look beyond the nearest."""
-    even = quantizer.config.beam > 1
-    residual, path = sample, sample.new_zeros(len(sample), dtype=torch.long)
-    for number, level in enumerate(quantizer.levels, start=1):
-        if len(sample) >= _RICH * level.num_codewords:
-            level.initialize(residual, path, generator, even=even)
-        else:  # a codebook alone has too few: one of all of them, which the passes refine where there is more
-            shared, sizes = kmeans(residual, level.count.shape[1], generator)
-            every = torch.arange(level.num_codewords, device=sample.device)
-            level.set_codewords(every, shared.repeat(len(level.count), 1), sizes.repeat(len(level.count)))
-        paths = quantizer.search(sample, [book.codewords.detach() for book in quantizer.levels[:number]])
-        path = paths[-1]
-        residual = sample - sum(book.lookup(at) for book, at in zip(quantizer.levels, paths, strict=False))
+def _start(
+    level: Codebook, residual: Tensor, path: Tensor, generator: torch.Generator, weight: float, *, even: bool
+) -> None:
+    """As `Codebook.initialize`, but where a codebook alone has too few vectors."""
+    if len(residual) >= _RICH * level.num_codewords:
+        level.initialize(residual, path, generator, weight, even)
+    else:  # one of all of them, which the passes refine where there is more
+        shared, sizes = kmeans(residual, level.count.shape[1], generator)
+        every = torch.arange(level.num_codewords, device=residual.device)
+        level.set_codewords(every, shared.repeat(len(level.count), 1), sizes.repeat(len(level.count)))
 
 
 def _refit(quantizer: ResidualQuantizer, count: Tensor, total: Tensor, weight: float) -> None:

@@ -46,10 +46,6 @@ class Quantizer(nn.Module, ABC):
         """Number of each code's codeword among all of its level: same shapes."""
         return codes
 
-    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Of each level what is quantized, and what its codes stand for: the latents, and the codewords so far."""
-        return tuple((latents, self.lookup(codes[:levels])) for levels in range(1, len(codes) + 1))
-
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
         """Start from (..., D) latents, each of which weighs `weight` in the codewords' counts."""
 
@@ -58,24 +54,22 @@ class Quantizer(nn.Module, ABC):
         return 0
 
 
-def check_codes(code: Tensor, shape: Sequence[int], size: int, level: int) -> None:
-    """Raises InputError where a level's codes are not int64 (B, H, W) of that shape in [0, size).
+def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
+    """Raises InputError where codes are not int64 of a prefix of the levels, (B, H_l, W_l) in [0, size) each.
 
-    Values are not known while a graph is traced, and are not looked at then.
+    Each level's grid has `scale` times the rows and columns of the one before. Values are not known while a graph is
+    traced, and are not looked at then.
     """
-    if code.shape != tuple(shape) or code.dtype != torch.long:
-        raise InputError(f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {tuple(shape)}")
-    if not torch.compiler.is_compiling() and code.numel() and (code.min() < 0 or code.max() >= size):
-        worst = int(code.min()) if code.min() < 0 else int(code.max())
-        raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
-
-
-def check_levels(codes: Codes, sizes: Sequence[int]) -> None:
-    """Raises InputError where codes are not those of a prefix of the levels, whose codes lie in [0, size)."""
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
+    batch, *sides = codes[0].shape
     for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
-        check_codes(code, codes[0].shape, size, level)
+        shape = (batch, *(side * scale ** (level - 1) for side in sides))
+        if code.shape != shape or code.dtype != torch.long:
+            raise InputError(f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}")
+        if not torch.compiler.is_compiling() and code.numel() and (code.min() < 0 or code.max() >= size):
+            worst = int(code.min()) if code.min() < 0 else int(code.max())
+            raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:

@@ -13,22 +13,23 @@ the groups before it left, and its paths begin at its own root.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import Codebook, follow
+from hrvqvae.quantize.codebook import Codebook, follow, random_latents
 from hrvqvae.quantize.losses import residual_losses
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_levels, require_finite
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
 
-T = TypeVar("T")
+Start = Callable[[Codebook, Tensor, Tensor, torch.Generator, float], None]
+"""As `Codebook.initialize`."""
 
 
 class ResidualQuantizer(Quantizer):
@@ -58,10 +59,11 @@ class ResidualQuantizer(Quantizer):
         books: list[Any] = [self.codebook] if self.config.levels == 1 else [*self.codebooks]
         return books * self.config.levels if self.config.shared else books
 
-    def _groups(self, levels: Sequence[T]) -> list[Sequence[T]]:
-        """What each level has -> the same by groups of linked levels, coarse first."""
+    @property
+    def _groups(self) -> list[Sequence[Codebook]]:
+        """The codebooks of each group of linked levels, coarse first."""
         size = self.config.group_size
-        return [levels[first : first + size] for first in range(0, len(levels), size)]
+        return [self.levels[first : first + size] for first in range(0, self.config.levels, size)]
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize (B, H, W, D); in training mode, let the codewords follow.
@@ -83,7 +85,7 @@ class ResidualQuantizer(Quantizer):
 
     def lookup(self, codes: Codes) -> Tensor:
         """Sum of the codewords of the levels that are given."""
-        check_levels(codes, (self.config.codewords,) * self.config.levels)
+        check_codes(codes, (self.config.codewords,) * self.config.levels)
         quantized = torch.zeros((), device=codes[0].device)
         for codebook, path in zip(self.levels, self.paths(codes), strict=False):
             quantized = quantized + codebook.lookup(path)
@@ -97,38 +99,25 @@ class ResidualQuantizer(Quantizer):
             found.append(code if begins else found[-1] * self.config.codewords + code)
         return tuple(found)
 
-    def compared(self, latents: Tensor, codes: Codes) -> tuple[tuple[Tensor, Tensor], ...]:
-        """A beam chooses the codes of linked levels by the cost of the whole path: the squared distance between the
-        levels' vectors side by side, (B, H, W, levels * D), the coarser ones times the root of their weight.
-        """
-        pairs = super().compared(latents, codes)
-        if self.config.beam == 1:
-            return pairs
-        found: list[tuple[Tensor, Tensor]] = []
-        for group in self._groups(pairs):
-            weights = [self.config.coarse_weight**0.5] * (len(group) - 1) + [1.0]
-            target, chosen = (
-                torch.cat([weight * one for weight, one in zip(weights, part, strict=True)], -1)
-                for part in zip(*group, strict=True)
-            )
-            found += [(target, chosen)] * len(group)
-        return tuple(found)
-
     @torch.no_grad()
-    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
-        """k-means, level by level and codebook by codebook, on what the coarser ones leave.
+    def initialize(
+        self, latents: Tensor, generator: torch.Generator, weight: float = 1.0, start: Start | None = None
+    ) -> None:
+        """k-means, level by level and codebook by codebook, on what the coarser ones leave; or, random codewords.
 
         A shared codebook is fitted to what all levels so far have to code, once for each level: fitted to the latents
         alone, it would hold no codeword as short as the finer levels' residuals.
         """
+        if not self.config.init_vectors:
+            latents, weight = random_latents(latents, max(self.config.num_codewords), generator), 1.0
         left = self._flat(latents)
         for level in range(1, self.config.levels + 1) if self.config.shared else ():
             ((codebook, vectors, _),) = self._assigned(left, self._search(left)[:level])
-            codebook.initialize(vectors, _root(vectors), generator, weight)
-        for books in () if self.config.shared else self._groups(self.levels):
-            residual, path = left, _root(left)
+            codebook.initialize(vectors, vectors.new_zeros(len(vectors)).long(), generator, weight)
+        for books in () if self.config.shared else self._groups:
+            residual, path = left, left.new_zeros(len(left)).long()  # the root of a group
             for number, codebook in enumerate(books, start=1):
-                codebook.initialize(residual, path, generator, weight)
+                (start or Codebook.initialize)(codebook, residual, path, generator, weight)
                 paths = self.search(left, [book.codewords.detach() for book in books[:number]])
                 path = paths[-1]  # a beam may change its mind at any level
                 residual = left - sum(book.lookup(chosen) for book, chosen in zip(books, paths, strict=False))
@@ -176,7 +165,7 @@ class ResidualQuantizer(Quantizer):
         """Paths of vectors (N, D) at each level, (N,) each."""
         residual = flat.detach()
         paths: list[Tensor] = []
-        for books in self._groups(self.levels):
+        for books in self._groups:
             try:
                 found = self.search(residual, [book.codewords.detach() for book in books])
             except NonFiniteError:  # it counts the levels of a group
@@ -206,8 +195,3 @@ class ResidualQuantizer(Quantizer):
             for name in [name for name in state_dict if name.startswith(listed)]:
                 state_dict[f"{prefix}codebook.{name[len(listed) :]}"] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *others)
-
-
-def _root(vectors: Tensor) -> Tensor:
-    """The path of vectors (N, D) before the first level of a group: (N,) zeros."""
-    return vectors.new_zeros(len(vectors), dtype=torch.long)

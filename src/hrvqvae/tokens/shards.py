@@ -1,4 +1,4 @@
-"""Shards of codes: Parquet files of one format, written whole or not at all, and read row group by row group.
+"""Shards of codes: Parquet files of one format, read row group by row group, and back to PNG files.
 
 docs/tokens.md is the page of the format. Shard i holds the images i * S to (i + 1) * S - 1 by their sorted keys.
 
@@ -13,26 +13,35 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hrvqvae import __version__
+from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.data.batches import same_size
+from hrvqvae.data.images import SUFFIXES, to_pil, write_image
+from hrvqvae.data.sources.parquet import opened_parquet
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
+from hrvqvae.utils.files import path_below, writable, write_atomic
+from hrvqvae.utils.progress import task
 
 FORMAT = "1"
 SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # tools that read a folder of Parquet pass over names that begin so
 _PREFIX = "hrvqvae."
+_PIXELS = 1 << 18  # of the images that are decoded together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +92,11 @@ class Plan:
         for name, here in dataclasses.asdict(self).items():
             there = getattr(found, name)
             if there != here:
-                raise InputError(f"{folder} was begun with {_SAID[name]}: {there}, not {here}; choose another folder")
+                name = _NAMES.get(name, name)
+                raise InputError(f"{folder} was begun with another {name}: {there}, not {here}; choose another folder")
 
 
-_SAID = {
-    "model": "another model", "image_size": "images of another size", "beam": "another --beam",
-    "keys": "other images", "keys_digest": "images of other names or labels", "shard_size": "another --shard-size",
-}  # fmt: skip
+_NAMES = {"keys": "number of images", "keys_digest": "digest of names and labels"}
 
 
 def metadata(
@@ -126,8 +133,7 @@ class Rows:
     keys: Sequence[str]
     labels: Sequence[str | int | None]  # a class name or a whole number; None where an image has none
     sizes: Sequence[Grid]  # (height, width) in pixels, as it was coded
-    grids: Sequence[Sequence[Grid]]  # of each level, the (H_l, W_l) of each image
-    codes: Sequence[Sequence[NDArray[Any]]]  # of each level, the codes of each image, H_l * W_l in raster order
+    codes: Sequence[Sequence[NDArray[Any]]]  # of each level, the codes (H_l, W_l) of each image
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -160,13 +166,10 @@ class Shards:
         """
         kinds = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
         for level in range(1, levels + 1):
-            kinds |= {
-                f"height_{level}": pa.int64(),
-                f"width_{level}": pa.int64(),
-                f"codes_{level}": pa.list_(pa.int64()),
-            }
+            kinds |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
+            kinds[f"codes_{level}"] = pa.list_(pa.int64())
         for path in self.paths:
-            with _opened(path) as file:
+            with opened_parquet(path) as file:
                 for number in range(file.num_row_groups):
                     if len(table := file.read_row_group(number, columns=[*kinds, "label"])):
                         yield _rows(table, path, kinds, levels)
@@ -177,46 +180,21 @@ def _rows(table: pa.Table, path: Path, kinds: Mapping[str, pa.DataType], levels:
         labels = table.column("label").to_pylist()
         table = table.select([*kinds]).cast(pa.schema(kinds))
     except (KeyError, pa.ArrowException) as error:
-        raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({_line(error)})") from error
-    if any(column.null_count for column in table.columns):
+        raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({one_line(error)})") from error
+    columns = {name: table.column(name).combine_chunks() for name in kinds}
+    lists = [columns.pop(f"codes_{level}") for level in range(1, levels + 1)]
+    if any(column.null_count for column in (*columns.values(), *lists, *(one.values for one in lists))):
         raise DamagedFileError(f"{path} has nulls; only labels may be null")
-
-    def pairs(end: str) -> list[Grid]:
-        columns = (table.column(f"{side}{end}").to_pylist() for side in ("height", "width"))
-        return list(zip(*columns, strict=True))
-
-    grids, codes = [], []
-    for level in range(1, levels + 1):
-        column = table.column(f"codes_{level}").combine_chunks()
-        if column.values.null_count:
-            raise DamagedFileError(f"{path}: codes_{level} has nulls; only labels may be null")
-        values = column.values.to_numpy()
-        grids.append(pairs(f"_{level}"))
-        codes.append([values[start:end] for start, end in pairwise(column.offsets.to_numpy())])
-        for place, ((height, width), one) in enumerate(zip(grids[-1], codes[-1], strict=True)):
-            if min(height, width) < 1 or len(one) != height * width:
-                key = table.column("key")[place].as_py()
-                raise DamagedFileError(f"{path}: {key} has {len(one)} codes of level {level} for {height}x{width}")
-    return Rows(table.column("key").to_pylist(), labels, pairs(""), grids, codes)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
-    except InputError:
-        raise
-    except Exception as error:  # what is damaged raises whatever its reader runs into
-        raise DamagedFileError(
-            f"{path} is damaged or cut short ({_line(error)}); delete it, and make it anew"
-        ) from error
+    plain, codes = {name: column.to_pylist() for name, column in columns.items()}, []
+    for level, column in enumerate(lists, start=1):
+        values, some = column.values.to_numpy(), list[NDArray[Any]]()
+        grids = zip(plain["key"], plain[f"height_{level}"], plain[f"width_{level}"], strict=True)
+        for (key, height, width), (start, end) in zip(grids, pairwise(column.offsets.to_numpy()), strict=True):
+            if min(height, width) < 1 or end - start != height * width:
+                raise DamagedFileError(f"{path}: {key} has {end - start} codes of level {level} for {height}x{width}")
+            some.append(values[start:end].reshape(height, width))
+        codes.append(some)
+    return Rows(plain["key"], labels, list(zip(plain["height"], plain["width"], strict=True)), codes)
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
@@ -227,7 +205,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     """
     told, count = [], 0
     for path in paths:
-        with _opened(path) as file:
+        with opened_parquet(path) as file:
             told.append(_read_metadata(file.metadata.metadata, path))
             count += file.metadata.num_rows
         if told[-1][0] != told[0][0]:
@@ -241,8 +219,10 @@ def named_shards(path: Path) -> Shards:
 
     Raises as `open_shards`, and InputError where there are none, or `tokenize` has not finished the folder.
     """
-    if not path.is_dir():
+    if path.is_file():
         return open_shards([path])
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such file")
     plan = Plan.of(path)
     left = [name for name in plan.parts if not (path / name).is_file()] if plan else []
     if plan and left:
@@ -253,3 +233,81 @@ def named_shards(path: Path) -> Shards:
     if not paths:
         raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
     return open_shards(paths)
+
+
+# Back to images
+
+
+def detokenize(
+    shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu",
+    force: bool = False,
+) -> int:  # fmt: skip
+    """Write the image of each row of shards as PNG; -> how many.
+
+    Args:
+        shards: a folder of shards, or one.
+        out: a folder, which gets each image at the path that is its key; its suffix becomes .png, or .png is appended
+            where two keys differ by that alone.
+        model: by which they were made; None finds it inside the package.
+        levels: how many levels to use, coarse first; None uses all.
+        force: write over files that are there.
+
+    Raises:
+        InputError: shards of another model, levels out of range, two images with one name, or a file that is there or
+            can't be written.
+        DamagedFileError: a shard is damaged, or a key leads out of the folder.
+    """
+    opened = named_shards(shards)
+    painter = _model_of(opened, shards, model, device)
+    used = painter.check_levels(levels)
+    written = set[PurePosixPath]()
+    with task("detokenize", opened.count) as advance:
+        for rows in opened.rows(used):
+            names = [_name(key, shards, written) for key in rows.keys]
+            for place, image in _painted(painter, rows, used, str(shards)):
+                path = out / names[place]
+                with writable(path, "; give another folder"):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(to_pil(image), path, force=force, optimize=False)
+                advance(1)
+    return len(written)
+
+
+def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
+    """The model that is named, or the one inside the package, by which the shards were made."""
+    wanted = opened.model
+    for name in [named] if named is not None else shipped():
+        model, _ = load_with_config(name, device)
+        found = weights_digest(model.state_dict())
+        if found == wanted:
+            return model
+        if named is not None:
+            raise InputError(f"{path} was made by another model ({wanted[:12]}) than {named} ({found[:12]})")
+    raise InputError(f"{path} was made by no model inside the package ({wanted[:12]}): name it with --model RUN")
+
+
+@torch.inference_mode()
+def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
+    """(place, image (C, Y, X)) of every row; those of one size and grid go through the network together."""
+    device = next(model.parameters()).device
+    sizes = [(*size, *(one.shape for one in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
+    for some in same_size(sizes, _PIXELS):
+        stacked = (np.stack([level[place] for place in some]).astype(np.int64) for level in rows.codes)
+        codes = tuple(torch.from_numpy(level).to(device) for level in stacked)
+        try:
+            images = model.decode(codes, levels, rows.sizes[some[0]]).cpu()
+        except InputError as error:
+            raise DamagedFileError(f"{whose}: the codes of {rows.keys[some[0]]} fit no image ({error})") from error
+        yield from zip(some, images, strict=True)
+
+
+def _name(key: str, shards: Path, written: set[PurePosixPath]) -> PurePosixPath:
+    """The path of an image below the output folder, now taken. Raises where it leads out of it, or is another's."""
+    path = path_below(key, shards)
+    appended = path.with_name(f"{path.name}.png")
+    name = path.with_suffix(".png") if path.suffix.lower() in SUFFIXES else appended
+    name = appended if name in written else name  # a.png beside a.jpg
+    if name in written:
+        raise InputError(f"two images of {shards} would both be {name}; detokenize their shards apart")
+    written.add(name)
+    return name

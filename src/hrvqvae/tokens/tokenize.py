@@ -11,9 +11,8 @@ import itertools
 import json
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +30,11 @@ from hrvqvae.checkpoints.loading import described_config, load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
-from hrvqvae.data.images import SUFFIXES, Pixels, decode_image
+from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import open_whole
-from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded
-from hrvqvae.data.sources.files import LISTS, FolderSource, listed, names_below
+from hrvqvae.data.sources import Source, decoded, encoded
 from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, one_line
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
 
@@ -76,35 +74,16 @@ class KeyedImages:
 
 
 def keyed_images(path: Path) -> KeyedImages:
-    """The images of a folder, of a list of images, or of tars, Parquet files or arrays as training takes them.
-
-    A folder's keys are the paths below it; its labels are its class folders, where every image lies in one. A list has
-    a path a line, from its own folder, and after a tab a label; its paths are the keys. In tars and the like the keys
-    are the names that the images have there.
+    """The images of a folder, a list, tars, Parquet files or arrays (`data.loading.open_whole`): names are the keys.
 
     Raises:
         InputError: nothing is there, no image is in it, or two images have one key.
     """
-    path = path.absolute()
-    source: Source
-    classes: tuple[str, ...] = ()
-    labels: Sequence[Any] | None = None
-    if path.is_dir() and (names := list(names_below(path, SUFFIXES))):
-        source = FolderSource(path, names)
-        above = 1 if {name.split("/")[0] for name in names} <= set(WORDS) else 0  # classes lie below a given split
-        if all(name.count("/") > above for name in names):
-            labels = [name.split("/")[above] for name in names]
-            classes = tuple(sorted(set(labels)))
-    elif path.is_file() and path.suffix.lower() in LISTS:
-        found, labels = listed(path)
-        source = FolderSource(path.parent, found)
-        names = [re.sub(r"^(\.\./|/)+", "", name) for name in found]
-    else:
-        source = open_whole(path)
-        names, classes = [source.name(row) for row in range(len(source))], source.class_names
-        if source.labels is not None:
-            labels = [classes[number] if classes else number for number in source.labels.tolist()]
-    labels = labels or [None] * len(names)
+    source = open_whole(path.absolute())
+    names, classes = [source.name(row) for row in range(len(source))], source.class_names
+    given: Sequence[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
+    labels = [classes[number] if classes else number for number in given]
+    classes = classes or tuple(sorted({label for label in labels if isinstance(label, str)}))
     rows = sorted(range(len(names)), key=names.__getitem__)
     for one, other in itertools.pairwise(rows):
         if names[one] == names[other]:
@@ -115,15 +94,6 @@ def keyed_images(path: Path) -> KeyedImages:
 
 
 # From images to a shard
-
-
-@dataclass(frozen=True)
-class Done:
-    """What became of the images of a shard."""
-
-    images: int  # in its file
-    broken: dict[str, str]  # key -> why it could not be read, of the others
-    lost: list[str]  # by conversion, of each image that lost something
 
 
 class _Reader(Dataset[Read]):
@@ -154,6 +124,7 @@ class Tokenizer:
         self, model: str, images: KeyedImages, full_size: bool, workers: int | None, device: str, beam: int | None
     ) -> None:
         """Takes what `tokenize` does. Raises InputError as `load_with_config`."""
+        self.of = model, full_size, beam
         self.model, config = load_with_config(model, device, beam)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images, self.device = images, next(self.model.parameters()).device
@@ -163,13 +134,8 @@ class Tokenizer:
         self.workers = config.data.workers if workers is None else workers
         self._reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
 
-    def write(
-        self, path: Path, places: Sequence[int], *, name_broken: bool = True, advance: Advance = lambda number: None
-    ) -> Done:
-        """Write the shard of the images at some places.
-
-        Args:
-            name_broken: list in the shard the images that could not be read.
+    def write(self, path: Path, places: Sequence[int], advance: Advance = lambda number: None) -> tuple[int, list[str]]:
+        """Write the shard of the images at some places; -> how many they are, what each that lost something lost.
 
         Raises:
             OSError: the disk is full; nothing is left of the shard.
@@ -178,23 +144,23 @@ class Tokenizer:
         at_once = _READ_OWN if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
         chunks = (places[start : start + at_once] for start in range(0, len(places), at_once))
         columns = schema(self._symbols, self.images.labels.type)
-        rows, done = list[Row](), Done(0, {}, [])
+        rows, unread, losses = list[Row](), dict[str, str](), list[str]()
         with (
             writing(path) as temporary,
             pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
         ):
             for read, broken, lost in in_workers(self._reader, chunks, self.workers):
                 rows += self._coded(read)
-                done = Done(done.images + len(read), done.broken | broken, done.lost + lost)
+                unread |= broken
+                losses += lost
                 while len(rows) >= ROWS:
                     self._append(file, rows[:ROWS], columns)
                     rows = rows[ROWS:]
                 advance(len(read) + len(broken))
             if rows:
                 self._append(file, rows, columns)
-            named = done.broken if name_broken else {}
-            file.add_key_value_metadata(metadata(self.digest, self._described, self.size, self.images.classes, named))
-        return done
+            file.add_key_value_metadata(metadata(self.digest, self._described, self.size, self.images.classes, unread))
+        return len(places), losses
 
     @torch.inference_mode()
     def _coded(self, read: dict[int, Pixels]) -> list[Row]:
@@ -235,7 +201,7 @@ class Tokenized:
 def tokenize(
     model: str, source: Path, out: Path, *, shard_size: int | None = None, full_size: bool = False,
     workers: int | None = None, device: str = "cpu", engine: Literal["local", "ray"] = "local",
-    retry_broken: bool = False, beam: int | None = None, say: Callable[[str], None] = note,
+    retry_broken: bool = False, beam: int | None = None,
 ) -> Tokenized:  # fmt: skip
     """Write the codes of images to the shards of a folder, or go on where that was stopped.
 
@@ -249,7 +215,6 @@ def tokenize(
         engine: "local", or "ray" for Ray, which shares the shards out over its machines.
         retry_broken: try images again that were broken before.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
-        say: takes lines about broken and converted images.
 
     Raises:
         InputError: no such model or source, no image, the folder is in use, was begun otherwise or can't be written.
@@ -268,65 +233,56 @@ def tokenize(
                 shard_size=shard_size or (before.shard_size if before else SHARD_SIZE), beam=beam,
             )  # fmt: skip
             plan.begin(out)
-            on_ray = partial(_on_ray, model=model, full_size=full_size, beam=beam) if engine == "ray" else None
-            return _finish(tokenizer, plan, out, on_ray, retry_broken, say)
+            return _finish(tokenizer, plan, out, engine == "ray", retry_broken)
     except OSError as error:
         raise InputError(
             f"{out} can't be written ({error.strerror or error}); finished shards stay, and the same command goes on"
         ) from error
 
 
-def _finish(
-    tokenizer: Tokenizer, plan: Plan, out: Path, on_ray: Callable[..., Iterator[Done]] | None, retry: bool,
-    say: Callable[[str], None],
-) -> Tokenized:  # fmt: skip
+def _finish(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool) -> Tokenized:
     """Write the shards that are missing, and those of images that were broken if they are to be tried again."""
-    parts = {out / name: places for name, places in plan.parts.items()}
-    left = {path: places for path, places in parts.items() if not path.is_file()}
-    retries = sorted(out.glob(f"retry-*{SUFFIX}"))
-    there = [*(path for path in parts if path not in left), *retries]
-    shards = open_shards(there) if there else None
-    if shards and shards.model != plan.model:
-        raise InputError(f"{out} holds shards of another model ({shards.model[:12]}); delete them")
-    broken = dict(shards.broken) if shards else {}
-    made, lost = 0, list[str]()
-    with task("tokenize", plan.keys, done=shards.count + len(broken) if shards else 0) as advance:
-        in_turn = (tokenizer.write(path, places, advance=advance) for path, places in left.items())
-        for done in on_ray(tokenizer, left, advance) if on_ray else in_turn:
-            made, broken, lost = made + done.images, broken | done.broken, lost + done.lost
-    for rows in open_shards(retries).rows(0) if retries else ():
-        read = set(rows.keys)
-        broken = {key: why for key, why in broken.items() if key not in read}
-    if retry and broken:
-        key = tokenizer.images.key
-        places = [place for place in range(plan.keys) if key(place) in broken]
-        with task("retry", len(places)) as advance:
-            for start in range(0, len(places), plan.shard_size):
-                some = places[start : start + plan.shard_size]
-                names = (out / f"retry-{number:06d}{SUFFIX}" for number in itertools.count())
-                path = next(path for path in names if not path.exists())
-                done = tokenizer.write(path, some, name_broken=False, advance=advance)
-                if done.images:
-                    retries.append(path)
-                else:
-                    path.unlink()
-                made += done.images
-                tried = {key(place) for place in some} - done.broken.keys()
-                broken = {key: why for key, why in broken.items() if key not in tried}
+    _, before, broken = _present(out, plan)
+    places = {out / name: some for name, some in plan.parts.items()}
+    left: dict[Path, Sequence[int]] = {path: some for path, some in places.items() if not path.is_file()}
+    again = [place for place in range(plan.keys) if tokenizer.images.key(place) in broken] if retry else []
+    numbered = (out / f"retry-{number:06d}{SUFFIX}" for number in itertools.count())
+    free = (path for path in numbered if not path.exists())
+    left |= {next(free): again[start : start + plan.shard_size] for start in range(0, len(again), plan.shard_size)}
+    lost = list[str]()
+    with task("tokenize", plan.keys, done=before + len(broken) - len(again)) as advance:
+        in_turn = (tokenizer.write(path, some, advance) for path, some in left.items())
+        for _, losses in _on_ray(tokenizer, left, advance) if ray else in_turn:
+            lost += losses
+    for path in left.keys() - places.keys():
+        if not pq.read_metadata(path).num_rows:
+            path.unlink()
+    shards, images, broken = _present(out, plan)
     if broken:
         lines = [json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n" for key in sorted(broken)]
         write_atomic(out / BROKEN, "".join(lines).encode())
-        say(f"broken images left out: {len(broken):,} of {plan.keys:,}, listed in {out / BROKEN}: {lines[0].strip()}")
+        note(f"broken images left out: {len(broken):,} of {plan.keys:,}, listed in {out / BROKEN}: {lines[0].strip()}")
     else:
         (out / BROKEN).unlink(missing_ok=True)
     if lost:
-        say(f"images converted: {len(lost):,} ({lost[0]})")
-    return Tokenized(plan.keys - len(broken), len(broken), len(parts) + len(retries), made)
+        note(f"images converted: {len(lost):,} ({lost[0]})")
+    return Tokenized(images, len(broken), shards, images - before)
 
 
-def _on_ray(
-    tokenizer: Tokenizer, left: dict[Path, range], advance: Advance, *, model: str, full_size: bool, beam: int | None
-) -> Iterator[Done]:
+def _present(out: Path, plan: Plan) -> tuple[int, int, dict[str, str]]:
+    """(shards in a folder, images in them, key -> why of the images that could not be read)."""
+    retries = sorted(out.glob(f"retry-*{SUFFIX}"))
+    paths = [*(path for name in plan.parts if (path := out / name).is_file()), *retries]
+    if not paths:
+        return 0, 0, {}
+    shards = open_shards(paths)
+    if shards.model != plan.model:
+        raise InputError(f"{out} holds shards of another model ({shards.model[:12]}); delete them")
+    read = {key for rows in replace(shards, paths=tuple(retries)).rows(0) for key in rows.keys}
+    return len(paths), shards.count, {key: why for key, why in shards.broken.items() if key not in read}
+
+
+def _on_ray(tokenizer: Tokenizer, left: dict[Path, Sequence[int]], advance: Advance) -> Iterator[tuple[int, list[str]]]:
     """Write these shards on the cluster that RAY_ADDRESS names, else on this machine.
 
     Each actor holds the model, on one GPU where the cluster has some. The folder, the images and the model must lie
@@ -349,16 +305,16 @@ def _on_ray(
         workers = tokenizer.workers if on_gpu else 0
         most = max(1, int(has.get("GPU" if on_gpu else "CPU", 1)))
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
-        images, device = ray.put(tokenizer.images), tokenizer.device.type
+        images, device, (model, full_size, beam) = ray.put(tokenizer.images), tokenizer.device.type, tokenizer.of
         actors = [actor.remote(model, images, full_size, workers, device, beam) for _ in range(min(most, len(left)))]
         made = ActorPool(actors).map_unordered(
             lambda one, shard: one.write.remote(shard[0].resolve(), shard[1]), list(left.items())
         )
         for done in made:
-            advance(done.images + len(done.broken))
+            advance(done[0])
             yield done
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]
+        reason = one_line(getattr(error, "cause", error))
         raise InputError(f"Ray stopped ({reason}); finished shards stay, and the same command goes on") from error
     finally:
         if begun:

@@ -44,7 +44,7 @@ class ImageTask(Task[Batch]):
     def open(self, say: Say) -> None:
         waiting("reading the images")
         data = self.config.data
-        self.images, self.test_images = load_images(data, "train", say), load_images(data, "test", say)
+        self.images, self.test_images = load_images(data, "train"), load_images(data, "test")
         self.samples = len(self.images)
         digest = hashlib.blake2b(self.images.labels.tobytes(), digest_size=8)
         for name in (*self.images.classes, *self.images.names):

@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +24,14 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_prior
+from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
 from hrvqvae.data.batches import sample_stream
 from hrvqvae.data.image_sets import stream
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.priors.base import Level, Prior, bits, build_prior, code_loss, total_bits
+from hrvqvae.priors.base import Level, Prior, build_prior, code_loss, total_bits
 from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, fill
@@ -51,20 +52,15 @@ class CodeBatch(NamedTuple):
         codes, coarser = (tuple(one.to(device) for one in some) for some in (self.codes, self.coarser))
         return CodeBatch(codes, coarser, label)
 
-    def where(self, chosen: Tensor, other: CodeBatch) -> CodeBatch:
-        """The chosen images (B,) of this batch, and those of another at the other places; labels are equal."""
-        codes, coarser = (
-            tuple(torch.where(chosen[:, None, None], own, others) for own, others in zip(*pair, strict=True))
-            for pair in ((self.codes, other.codes), (self.coarser, other.coarser))
-        )
-        return CodeBatch(codes, coarser, self.label)
 
-
-def read_codes(maps: CodeMaps, model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
-    """The codes of some images of a split, as the prior of some levels sees them."""
-    codes, labels = maps.read(indices)
-    coarser = model.paths(codes[: levels.start])
-    return CodeBatch(codes[levels.start : levels.stop], coarser, labels if maps.classes else None)
+def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
+    """The codes of some images of a split, as the prior of some levels sees them; numbers go on from map to map."""
+    which, places = np.divmod(indices, len(maps[0]))
+    codes, labels = zip(*(one.read(places) for one in maps), strict=True)
+    chosen = (torch.from_numpy(which), torch.arange(len(which)))
+    own = tuple(torch.stack(each)[chosen] for each in zip(*codes, strict=True))
+    coarser = model.paths(own[: levels.start])
+    return CodeBatch(own[levels.start : levels.stop], coarser, labels[0] if maps[0].classes else None)
 
 
 def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -117,25 +113,22 @@ class PriorTask(Task[CodeBatch]):
     def open(self, say: Say) -> None:
         prior, codes = self.config.prior, RunFolder(self.part_of).codes
         config = dataclasses.replace(self.trained, data=self.config.data)
-        if prior.codes is not None:
-            self.maps = maps_of_shards(codes, Path(prior.codes), self.model, config, say)
+        if prior.codes is None:
+            of = (self.model, self.autoencoder, config, "train", self.compute.device, say)
+            self.maps = [stored_or_extracted(codes, *of)]
+            if prior.flip:
+                self.maps.append(stored_or_extracted(codes.with_name("codes-flipped"), *of, flip=True))
+        elif prior.flip:
+            raise InputError("prior.flip needs the run's own images: leave it out, or leave prior.codes out")
         else:
-            device = self.compute.device
-            self.maps = stored_or_extracted(codes, self.model, self.autoencoder, config, "train", device, say)
-        self.mirrored: CodeMaps | None = None
-        if prior.flip:
-            if prior.codes is not None:
-                raise InputError("prior.flip needs the run's own images: leave it out, or leave prior.codes out")
-            codes = codes.with_name("codes-flipped")
-            self.mirrored = stored_or_extracted(
-                codes, self.model, self.autoencoder, config, "train", self.compute.device, say, flip=True
-            )
-        if prior.class_dropout and not self.maps.classes:
+            self.maps = [maps_of_shards(codes, Path(prior.codes), self.model, config, say)]
+        self.labels, self.classes = self.maps[0].labels, self.maps[0].classes
+        if prior.class_dropout and not self.classes:
             raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
-        self.kept, self.held_out = held_out_split(len(self.maps), prior.held_out, self.training.seed)
-        self.samples = len(self.kept) * (2 if prior.flip else 1)
-        digest = hashlib.blake2b(self.maps.labels.tobytes(), digest_size=8)
-        digest.update(np.ascontiguousarray(self.maps.levels[0]).data)
+        self.kept, self.held_out = held_out_split(len(self.labels), prior.held_out, self.training.seed)
+        self.samples = len(self.kept) * len(self.maps)
+        digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
         self.data = digest.hexdigest()
 
     def about(self) -> str:
@@ -143,7 +136,7 @@ class PriorTask(Task[CodeBatch]):
         return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
-        return build_prior(self.config, self.levels, len(self.maps.classes))
+        return build_prior(self.config, self.levels, len(self.classes))
 
     def init_from(self, model: nn.Module) -> str:
         """From the prior of the same levels.
@@ -159,7 +152,7 @@ class PriorTask(Task[CodeBatch]):
         weights, about = read_part(file, "prior", storage.digest(path), name)
         anew = list[str]()
         for of_classes in self._of_classes():
-            if self.maps.classes != tuple(about["classes"]):
+            if self.classes != tuple(about["classes"]):
                 anew.append(of_classes)
             elif of_classes in weights and weights[of_classes].shape != own[of_classes].shape:
                 rows, labels = weights[of_classes], model.level.labels
@@ -179,11 +172,8 @@ class PriorTask(Task[CodeBatch]):
         size, seed = self.training.batch_size, self.training.seed
         for samples in sample_stream(self.samples, size, seed, first_step, distributed.part()):
             flipped, places = np.divmod([index for index, _ in samples], len(self.kept))
-            batch = read_codes(self.maps, self.model, self.levels, self.kept[places])
-            if self.mirrored is not None:
-                other = read_codes(self.mirrored, self.model, self.levels, self.kept[places])
-                batch = batch.where(torch.from_numpy(flipped == 0), other)
-            yield batch
+            images = flipped * len(self.labels) + self.kept[places]
+            yield read_codes(self.maps, self.model, self.levels, images)
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model, placed = state.model, batch.to(state.compute.device)
@@ -194,7 +184,7 @@ class PriorTask(Task[CodeBatch]):
         metrics = state.take_gradient({"nats_per_code": loss})
         state.update(MODEL)
         state.averaged.update_parameters(model)
-        return {**metrics, "bits_per_code": bits(metrics["loss"])}
+        return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Bits that held-out codes take under the averaged prior, which is kept if none before needed fewer."""
@@ -202,18 +192,17 @@ class PriorTask(Task[CodeBatch]):
         assert isinstance(prior, Prior)
         an_image = self._bits_per_image(prior)
         levels = [bits / math.prod(prior.level.grid) for bits in an_image]
-        found = sum(levels) / len(levels)
+        found, more = sum(levels) / len(levels), {"level_bits_per_code": levels} if len(levels) > 1 else {}
         best = min((one["bits_per_code"] for one in records if one["kind"] == "evaluation"), default=math.inf)
         if found <= best and distributed.is_rank_zero():  # before the log: a kill in between leaves it to be made again
-            counts = np.bincount(self.maps.labels, minlength=max(1, len(self.maps.classes)))
+            counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with saving(self.run, state.step):
-                save_prior(
-                    self.run.model, self.config, prior.state_dict(), levels=self.levels, step=state.step,
-                    autoencoder=self.autoencoder, classes=self.maps.classes, class_counts=counts.tolist(),
-                    bits_per_code=levels,
+                save_model(
+                    self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
+                    autoencoder=self.autoencoder, classes=list(self.classes), class_counts=counts.tolist(),
+                    bits_per_code=mean(levels), **({"levels": len(levels)} if more else {}), **more,
                 )  # fmt: skip
         record = {"bits_per_code": found, "bits_per_image": sum(an_image)}
-        more = {"level_bits_per_code": levels} if len(levels) > 1 else {}
         compared = "best so far, kept" if found <= best else f"best: {best:.4f}"
         line = f"held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image  ({compared})"
         return Evaluation({**record, **more}, line)
@@ -285,16 +274,15 @@ def resolve_priors(
     if level is not None and not 1 <= level <= count:
         raise InputError(f"--level is {level}; this model has levels 1 to {count}")
     wanted = range(count) if level is None else range(level - 1, level)
-    begun = {levels: folder for levels, folder in prior_folders(path).items() if resume and folder.config.is_file()}
     configs = {
         levels: prior_config(stored, given, folder.read_config())
-        for levels, folder in begun.items() if set(levels) & set(wanted)
-    }  # fmt: skip
-    if not set(wanted) <= {index for levels in configs for index in levels}:
+        for levels, folder in prior_folders(path).items()
+        if resume and {*levels} & {*wanted} and folder.config.is_file()
+    }
+    covered = {index for levels in configs for index in levels}
+    if not {*wanted} <= covered:
         new = prior_config(stored, given)
-        for levels in new.prior_levels:
-            if set(levels) & set(wanted) and not any(set(levels) & set(others) for others in configs):
-                configs[levels] = new
+        configs |= {levels: new for levels in new.prior_levels if {*levels} & {*wanted} and not {*levels} & covered}
     if len({config.prior.codes for config in configs.values()}) > 1:
         raise InputError("the levels were begun with codes of several places; go on with one at a time: --level L")
     return dict(sorted(configs.items(), key=lambda item: item[0].start))

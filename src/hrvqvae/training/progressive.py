@@ -14,7 +14,7 @@ from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import progressive_folder, require_own
-from hrvqvae.checkpoints.loading import described_config, load_with_digest, save_progressive_decoder
+from hrvqvae.checkpoints.loading import described_config, load_with_digest, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import progressive_config
 from hrvqvae.data.batches import Batch
@@ -96,8 +96,8 @@ class ProgressiveTask(ImageTask):
         return ", ".join(report.captions())
 
     def save(self, state: TrainState) -> None:
-        weights, path = state.averaged.module.state_dict(), self.run.model
-        save_progressive_decoder(path, self.config, weights, step=state.step, autoencoder=self.autoencoder)
+        weights, of = state.averaged.module.state_dict(), {"autoencoder": self.autoencoder}
+        save_model(self.run.model, self.config, weights, state.step, "prefixes", **of)
 
 
 def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:

@@ -48,20 +48,16 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Col
     model.load_state_dict(given, strict=False)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """When a training ends: after `steps` or `seconds`, whichever comes first (None: no such limit)."""
+Budget = tuple[int | None, float | None]
+"""(steps, seconds): a training ends with the one that comes first; None is no such limit."""
 
-    steps: int | None = None
-    seconds: float | None = None
 
-    @staticmethod
-    def of(config: TrainingConfig, samples: int) -> Budget:
-        """That of a configuration, with so many samples in an epoch."""
-        limits = [config.max_steps] if config.max_steps else []
-        if config.epochs:
-            limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
-        return Budget(min(limits, default=None), config.max_minutes * 60 or None)
+def budget_of(config: TrainingConfig, samples: int) -> Budget:
+    """The budget of a configuration, with so many samples in an epoch."""
+    limits = [config.max_steps] if config.max_steps else []
+    if config.epochs:
+        limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
+    return min(limits, default=None), config.max_minutes * 60 or None
 
 
 @dataclass
@@ -93,7 +89,7 @@ class TrainState:
     @staticmethod
     def start(
         model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
-        budget: Budget = Budget(),
+        budget: Budget = (None, None),
     ) -> TrainState:  # fmt: skip
         """That of a model on its device before its first step."""
         averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)
@@ -113,7 +109,7 @@ class TrainState:
     @property
     def fraction(self) -> float:
         """Share of the budget that is spent, by the limit that is nearer."""
-        steps, seconds = self.budget.steps, self.budget.seconds
+        steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
     def autocast(self) -> AbstractContextManager[None]:

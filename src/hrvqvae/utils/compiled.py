@@ -1,4 +1,4 @@
-"""Compiled functions, kept on disk until the source that they were compiled from changes.
+"""Compiled functions, kept on disk until the source that they were compiled from changes, and torch's threads for them.
 
 numba's cache watches the file of a function alone, though what it calls and the constants that it reads in other files
 are compiled into it: after a change of those the old code would run on, and no test would tell. Here the name of a
@@ -8,23 +8,28 @@ lies in its own folder** (a test holds this).
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import llvmlite
 import numba
+import torch
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from hrvqvae.utils.progress import waiting
 
 Function = Callable[..., Any]
+T = TypeVar("T")
 
 
 @cache
@@ -90,3 +95,68 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
         return dispatcher
 
     return compile_function
+
+
+# On torch's own threads
+
+
+@cache
+def _team() -> Any:
+    """The function of torch's OpenMP runtime that calls a callback on each of torch's threads; None without one.
+
+    Not a pool of our own: torch's threads keep spinning on their cores for milliseconds after each of its operations,
+    so that a thread of another pool finds none. Nor numba's layers: they can't be called from two threads at once
+    (workqueue), or end a process that forks afterwards (OpenMP), which loading images with workers does.
+    """
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        call.argtypes = [_MEMBER, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        call.restype = None
+        return call
+    return None
+
+
+_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_is_child = False
+
+
+def _after_fork() -> None:
+    """A forked child has none of its parent's threads, and would wait for them."""
+    global _is_child
+    _is_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def in_parts(count: int, run: Callable[[int, int], T], *, alone: int = 1) -> list[T]:
+    """run(first, last) for equal parts of `count` things, on as many threads as torch uses.
+
+    Args:
+        run: code that releases the interpreter's lock.
+        alone: so few things take one thread.
+    """
+    threads = min(torch.get_num_threads(), max(1, count))
+    team = None if threads == 1 or count <= alone or _is_child else _team()
+    if team is None:
+        return [run(0, count)]
+    parts = list(pairwise(count * part // threads for part in range(threads + 1)))
+    results: dict[int, T] = {}
+    tickets = iter(range(threads))
+    errors: list[BaseException] = []
+
+    def member(_: object) -> None:
+        for part in tickets:  # each thread takes the parts that no other has taken
+            try:
+                results[part] = run(*parts[part])
+            except BaseException as error:  # it can't cross the runtime that called; Ctrl-C comes here as well
+                errors.append(error)
+
+    team(_MEMBER(member), None, threads, 0)
+    if errors:
+        raise errors[0]
+    return [results[part] for part in range(threads)]

@@ -24,6 +24,11 @@ def require(holds: bool, name: str, value: object, what: str) -> None:
         raise InputError(f"{name} is {value!r}; it must be {what}")
 
 
+def one_line(error: Exception) -> str:
+    """The text of an error in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def near_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known names that are at least so like an unknown one (0 to 1), such as "kernel or stride"; "" for none."""
     return " or ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff))

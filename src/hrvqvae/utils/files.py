@@ -11,11 +11,11 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 
 TEMPORARY = ".writing-"
 
@@ -85,6 +85,14 @@ def writing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def path_below(name: str, whose: object) -> PurePosixPath:
+    """A stored name as a path below some folder. Raises DamagedFileError where it leads out of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name or "\\" in name or "\0" in name:
+        raise DamagedFileError(f"{whose} has a name that leads out of a folder: {name!r}")
+    return path
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed writers left in a folder. Only the process that has its lock may do so."""
     for left in folder.glob(f"{TEMPORARY}*"):
@@ -96,20 +104,6 @@ def remove_temporaries(folder: Path) -> None:
 
 class InUseError(InputError):
     """Another process works in the folder, or writes the file."""
-
-
-def locked(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-    """Keep other processes that ask as well out of a folder. A process that has it may take it again.
-
-    Args:
-        folder: made if it does not exist.
-        wait: takes a line that says who has the folder, and then it is waited for; None does not wait.
-
-    Raises:
-        InUseError: another process has it and is not waited for; its number is named.
-        InputError: the folder can't be made or written.
-    """
-    return _locked(folder, folder / ".lock", wait)
 
 
 def in_use(folder: Path) -> bool:
@@ -126,13 +120,19 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def locked_file(path: Path) -> AbstractContextManager[None]:
-    """Keep other processes that ask as well from a file, which need not exist. Raises InUseError, InputError."""
-    return _locked(path, path.with_name(f".{path.name}.lock"))
-
-
 @contextmanager
-def _locked(what: Path, file: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def locked(what: Path, wait: Callable[[str], None] | None = None, *, is_file: bool = False) -> Iterator[None]:
+    """Keep other processes that ask as well out of a folder, or from a file. A process that has it may take it again.
+
+    Args:
+        what: a folder, which is made if it does not exist, or a file, which need not exist.
+        wait: takes a line that says who has it, and then it is waited for; None does not wait.
+
+    Raises:
+        InUseError: another process has it and is not waited for; its number is named.
+        InputError: the folder can't be made or written.
+    """
+    file = what.with_name(f".{what.name}.lock") if is_file else what / ".lock"
     holder = file.with_name(f"{file.name}-holder")
     with writable(what, "; choose another --out"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +158,11 @@ def _locked(what: Path, file: Path, wait: Callable[[str], None] | None = None) -
         if outermost:
             with suppress(OSError):  # Windows removes no open file
                 holder.unlink(missing_ok=True)
-                if file.parent != what:  # a folder keeps its lock's file
+                if is_file:  # a folder keeps its lock's file
                     file.unlink(missing_ok=True)
         lock.release()
+
+
+def locked_file(path: Path) -> AbstractContextManager[None]:
+    """Keep other processes that ask as well from a file, as `locked` keeps them out of a folder."""
+    return locked(path, is_file=True)

@@ -46,26 +46,20 @@ def told_once(line: str) -> None:
     LOG.warning("%s", line)
 
 
-def _bar(stream: TextIO) -> Progress | None:
-    """A bar, where the stream is a terminal and rich is there (the extra `train` has it)."""
-    if not stream.isatty() or importlib.util.find_spec("rich") is None:
-        return None
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console(file=stream),
-        transient=True, auto_refresh=False,  # a thread of its own would take turns with those that compute
-    )  # fmt: skip
-
-
 class Meter:
-    """How far something is: a bar on a terminal, elsewhere a line every `LINE_SECONDS`."""
+    """How far something is: a bar on a terminal, by rich (the extra `train`); else a line every `LINE_SECONDS`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._last = stream, time.monotonic()
-        self._bar = _bar(stream)
-        self._task = self._bar.add_task("", total=1.0, text="") if self._bar else None
+        self._bar: Progress | None = None
+        if stream.isatty() and importlib.util.find_spec("rich"):
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+            # A thread that refreshes it would take turns with those that compute.
+            self._bar = Progress(*columns, console=Console(file=stream), transient=True, auto_refresh=False)
+            self._bar.add_task("", total=1.0, text="")
 
     def __enter__(self) -> Meter:
         if self._bar:
@@ -79,8 +73,8 @@ class Meter:
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
         """Show a fraction, 0 to 1, with what stands before and after the bar; the last one without waiting."""
         now = time.monotonic()
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, description=head, completed=fraction, text=text, refresh=True)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=head, completed=fraction, text=text, refresh=True)
         elif now - self._last >= LINE_SECONDS or last:
             self._last = now
             self.say(f"{head}  {text}")
@@ -130,9 +124,9 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             _running.remove(title)
 
 
-def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int], unit: str = "images") -> Iterator[T]:
+def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
     """The items, as a task of which each is `size` parts, done when the next is asked for."""
-    with task(title, total, unit) as advance:
+    with task(title, total) as advance:
         for item in items:
             yield item
             advance(size(item))

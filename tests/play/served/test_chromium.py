@@ -110,7 +110,7 @@ def test_complete(person: Person) -> None:
     has_image(person)
     person.tab("Complete")
     person.click("#complete")
-    person.wait(lambda: "nothing is kept" in person.browser.page_source)
+    person.wait(lambda: "keeps 0 of" in person.browser.page_source)
     canvas = person.find("#painter canvas")
     person.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     hand = ActionChains(person.browser, duration=20)

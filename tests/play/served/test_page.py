@@ -15,7 +15,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from hrvqvae.play.server import Guard
+from hrvqvae.play.page import Guard
 from tests.play.served.conftest import Server
 
 

@@ -21,8 +21,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.sources.base import Part, Source
-from hrvqvae.utils.errors import InputError
+from hrvqvae.data.sources import Part, Source
+from hrvqvae.utils.errors import InputError, one_line
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
@@ -110,8 +110,9 @@ def _array(part: Part) -> NDArray[Any]:
         mapped = _mapped_member(part)
         return np.asarray(np.load(part.path, allow_pickle=False)[part.key]) if mapped is None else mapped
     except Exception as error:  # of damaged files, whatever their readers run into
-        reason = " ".join(str(error).split())
-        raise InputError(f"{_named(part)} is damaged or holds no numbers ({reason}); write it again") from error
+        raise InputError(
+            f"{_named(part)} is damaged or holds no numbers ({one_line(error)}); write it again"
+        ) from error
 
 
 def _mapped_member(part: Part) -> NDArray[Any] | None:

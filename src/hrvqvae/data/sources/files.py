@@ -13,26 +13,33 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources.base import WORDS, Source, decoded, encoded, given_split
+from hrvqvae.data.sources import WORDS, Source, decoded, encoded, given_split
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import TEMPORARY
 from hrvqvae.utils.progress import note
 
 LISTS = (".txt", ".list", ".tsv")  # of paths of images
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_UPWARDS = re.compile(r"^(\.\./|/)+")  # of a path in a list, whose name it is no part of
 _MOST_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files of a folder, by their names below it."""
+    """Image files of a folder, by their names below it.
 
-    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+    Labels are the folders that they lie in, below so many others, where every image lies in one.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], above: int = 0) -> None:
         super().__init__([len(files)])
         self.folder, self._names = folder, encoded(files)
+        if all(name.count("/") > above for name in files):
+            self.labels = np.array([normal(name).split("/")[above] for name in files])
 
     def name(self, row: int) -> str:
-        return normal(decoded(self._names, row))
+        return _UPWARDS.sub("", normal(decoded(self._names, row)))
 
     def where(self, row: int) -> str:
         return str(self.folder / decoded(self._names, row))
@@ -46,8 +53,8 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def listed(path: Path) -> tuple[list[str], list[str | None]]:
-    """(names, labels) of a list: a name a line, and after a tab its label. Raises InputError: it is none."""
+def listed_images(path: Path) -> FolderSource:
+    """The images of a list: a path a line, from its own folder, and after a tab a label. Raises InputError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -56,7 +63,9 @@ def listed(path: Path) -> tuple[list[str], list[str | None]]:
     found = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in parted if name]
     if not found:
         raise InputError(f"{path} names no image; it has a path a line")
-    return [name for name, _ in found], [label or None for _, label in found]
+    source = FolderSource(path.parent, [name for name, _ in found])
+    source.labels = np.array([label or None for _, label in found])
+    return source
 
 
 def folder_sources(folder: Path) -> dict[str, FolderSource]:
@@ -84,10 +93,7 @@ def folder_sources(folder: Path) -> dict[str, FolderSource]:
     for word in given or ("",):
         start = f"{word}/" if word else ""
         below = sorted(name.removeprefix(start) for name in files if name.startswith(start))
-        source = FolderSource(folder / word, [files[f"{start}{name}"].removeprefix(start) for name in below])
-        if all("/" in name for name in below):
-            source.labels = np.array([name.split("/")[0] for name in below])
-        found[word] = source
+        found[word] = FolderSource(folder / word, [files[f"{start}{name}"].removeprefix(start) for name in below])
     return found
 
 
@@ -107,7 +113,8 @@ def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
         for where, _, names in os.walk(top, onerror=unreadable):
             below = Path(where).relative_to(folder).as_posix()
             for name in names:
-                if name.lower().endswith(suffixes) and Path(where, name).is_file():
+                wanted = name.lower().endswith(suffixes) and not name.startswith(TEMPORARY)
+                if wanted and Path(where, name).is_file():
                     found = name if below == "." else f"{below}/{name}"
                     if not (found.isascii() or found.encode("utf-8", "replace").decode() == found):
                         raise InputError(f"{found!r} in {folder} has a name that is not UTF-8; rename it")

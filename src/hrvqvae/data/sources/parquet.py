@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import opened_file
-from hrvqvae.data.sources.base import Part, Source, decoded, encoded
-from hrvqvae.utils.errors import InputError
+from hrvqvae.data.sources import Part, Source, decoded, encoded
+from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 WINDOW_BYTES = 256 * 2**20  # of row groups, uncompressed, that are drawn from together and that a process keeps
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
@@ -59,7 +59,7 @@ class ParquetSource(Source):
         """The paths that the files give their images; None unless each has another one."""
         found = list[str]()
         for path, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
-            with _opened(path) as file:
+            with opened_parquet(path) as file:
                 if f"{column}.path" not in {file.schema.column(place).path for place in range(len(file.schema))}:
                     return None
                 values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
@@ -107,17 +107,17 @@ class ParquetSource(Source):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A Parquet file. Raises InputError where it is damaged, whatever its reader runs into."""
+def opened_parquet(path: Path) -> Iterator[Any]:
+    """A Parquet file. Raises DamagedFileError where it is damaged, whatever its reader runs into."""
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path} is damaged, or no Parquet file ({_line(error)})") from error
+        raise DamagedFileError(f"{path} is damaged, or no Parquet file ({one_line(error)}); make it anew") from error
 
 
 def _bytes_of(group: Group) -> Any:
@@ -129,7 +129,7 @@ def _bytes_of(group: Group) -> Any:
         with pyarrow.parquet.ParquetFile(group.file, pre_buffer=False) as file:
             table = file.read_row_group(group.number, columns=[group.column], use_threads=False)
     except pyarrow.ArrowException as error:
-        raise OSError(f"row group {group.number}: {_line(error)}") from error
+        raise OSError(f"row group {group.number}: {one_line(error)}") from error
     images = table.column(0).combine_chunks()
     return images.field("bytes") if pyarrow.types.is_struct(images.type) else images
 
@@ -141,7 +141,7 @@ def read(parts: Sequence[Part], labels: bool) -> ParquetSource:
     """
     groups, told, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
     for part in parts:
-        with _opened(part.path) as file:
+        with opened_parquet(part.path) as file:
             some = _groups(file, part.path)
             groups += some
             if labels and some:
@@ -213,7 +213,3 @@ def _labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         names = None
     return None if values.null_count else np.asarray(values.to_pylist()), tuple(map(str, names or ()))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources.base import Part, Source, decoded, encoded
+from hrvqvae.data.sources import Part, Source, decoded, encoded
 from hrvqvae.data.sources.files import normal
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import write_atomic

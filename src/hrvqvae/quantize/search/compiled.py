@@ -34,9 +34,8 @@ from hrvqvae.quantize.search.vectors import (
     prefetch,
     subtract,
 )  # fmt: skip
-from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.compiled import compiled, in_parts
 from hrvqvae.utils.errors import NonFiniteError
-from hrvqvae.utils.threads import in_parts
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -5,9 +5,8 @@ A GPU is not waited for, and values are not known while a graph is traced, so Na
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,14 +18,9 @@ def search_tensors(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1,
     """As `search`, in chunks of the vectors; in a graph, where their number is not known, in one piece."""
     _, size, dim = codebooks[0].shape
     width = min(width, len(codebooks[-1]))  # the paths that there are before the last level
-    find: Callable[[Tensor], Tensor]
+    values, find = width * size * dim, partial(_beam, codebooks=codebooks, width=width, coarse_weight=coarse_weight)
     if len(codebooks) == 1:
         values, find = size, partial(_flat, codebook=codebooks[0][0])
-    elif width == 1:
-        values, find = size * dim, partial(_greedy, codebooks=codebooks)
-    else:
-        values = width * size * dim
-        find = partial(_beam, codebooks=codebooks, width=width, coarse_weight=coarse_weight)
     if torch.compiler.is_compiling():
         return find(latents)
     with torch.autocast(latents.device.type, enabled=False):  # which would round matrix products to bfloat16
@@ -39,41 +33,12 @@ def _flat(latents: Tensor, codebook: Tensor) -> Tensor:
     return torch.addmm(codebook.square().sum(-1), latents, codebook.T, alpha=-2).argmin(-1).unsqueeze(0)
 
 
-def _descend(residual: Tensor, path: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """One level: residuals (n, D) and paths (n,) -> the same, one level on."""
-    code = (residual.unsqueeze(1) - codebook[path]).square().sum(-1).argmin(-1)
-    path = path * codebook.shape[1] + code
-    return residual - codebook.flatten(0, 1)[path], path
-
-
-@cache
-def _descend_compiled(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One level as one compiled function; as it is, with a warning, where torch can't compile for that device."""
-    compiled = torch.compile(_descend, dynamic=True)  # which looks for its compilers at the first call: one is tried
-    vectors, codebook = torch.zeros(3, 5, device=device), torch.zeros(2, 4, 5, device=device)
-    try:
-        compiled(vectors, torch.zeros(3, dtype=torch.long, device=device), codebook)
-    except Exception as error:  # whatever the compilers raise
-        reason = " ".join(str(error).split())[:160]
-        warnings.warn(f"torch.compile does not work here ({reason}): the search is slower", stacklevel=2)
-        return _descend
-    return compiled
-
-
-def _greedy(latents: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
-    step = _descend_compiled(latents.device) if latents.is_cuda and not torch.compiler.is_compiling() else _descend
-    residual, path, paths = latents, torch.zeros_like(latents[:, 0], dtype=torch.long), []
-    for codebook in codebooks:
-        residual, path = step(residual, path, codebook)
-        paths.append(path)
-    return torch.stack(paths)
-
-
 def _beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float) -> Tensor:
     residual = latents.unsqueeze(1)  # (n, w, D), w paths so far
     path = torch.zeros_like(residual[..., 0], dtype=torch.long)
     before = torch.zeros_like(residual[..., 0])  # what the levels before add to the cost
     count, size = len(codebooks), codebooks[0].shape[1]
+    coarse_weight = coarse_weight if width > 1 else 0.0  # one path leaves it no choice
     for level, codebook in enumerate(codebooks, start=1):
         distance = (residual.unsqueeze(2) - codebook[path]).square().sum(-1)  # (n, w, m)
         earlier = before.unsqueeze(-1)
@@ -90,6 +55,8 @@ def _beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weigh
 
 def _least(cost: Tensor, number: int) -> Tensor:
     """Places of so many least values of each row, in order, the first of equals: (n, k) -> (n, number)."""
+    if number == 1:
+        return cost.argmin(1, keepdim=True)
     if torch.compiler.is_compiling():  # graphs have no stable sort; of equals, which one is left to what runs them
         return cost.topk(number, dim=1, largest=False).indices
     return cost.sort(dim=1, stable=True).indices[:, :number]

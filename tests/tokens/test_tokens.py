@@ -1,0 +1,546 @@
+"""Images to shards of codes, however often it is stopped; shards read back: damaged, of other tools, by priors."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import hrvqvae
+from hrvqvae.checkpoints import codemaps, storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.cli import main
+from hrvqvae.config import Config
+from hrvqvae.data.images import read_image
+from hrvqvae.data.loading import load_images
+from hrvqvae.tokens.maps import maps_of_shards
+from hrvqvae.tokens.tokenize import Tokenizer
+from hrvqvae.training.prior import resolve_priors
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.files import TEMPORARY
+from tests.conftest import drawn_digits, refused, write_picture
+from tests.kills import Killed, Kills, in_another_process
+from tests.trained_run import GIVEN, train_levels, trained_copy
+
+
+def digit_files(folder: Path, count: int, size: int = 28, seed: int = 1) -> Path:
+    """Drawn digits as PNG files in class folders; -> the folder."""
+    for number, (pixels, label) in enumerate(zip(*drawn_digits(count, seed, size), strict=True)):
+        path = folder / str(label) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def tokenize(*arguments: object) -> None:
+    """`hrvqvae tokenize ...` without workers, which must succeed."""
+    assert main(["tokenize", *map(str, arguments), "--workers", "0"]) == 0
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Name -> content of the shards of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
+
+
+def table(folder: Path) -> pa.Table:
+    """Every row, in the order of the files."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+
+
+def code_arrays(rows: pa.Table, level: int) -> list[Any]:
+    """The codes of a level of each image, as arrays (H, W)."""
+    shapes = zip(rows.column(f"height_{level}").to_pylist(), rows.column(f"width_{level}").to_pylist(), strict=True)
+    found = zip(rows.column(f"codes_{level}").to_pylist(), shapes, strict=True)
+    return [np.array(codes).reshape(shape) for codes, shape in found]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 drawn digits in class folders."""
+    return digit_files(tmp_path_factory.mktemp("digits"), 90)
+
+
+@pytest.fixture(scope="module")
+def shards(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shards, which no test changes."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    tokenize("mnist", digits, out, "--shard-size", 20)
+    return out
+
+
+def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
+    model = hrvqvae.load("mnist")
+    names = sorted(path.relative_to(digits).as_posix() for path in digits.rglob("*.png"))
+    rows = table(shards)
+    assert rows.column("key").to_pylist() == names
+    assert rows.column("label").to_pylist() == [name.split("/")[0] for name in names]
+    assert set(rows.column("height").to_pylist()) == set(rows.column("width").to_pylist()) == {28}
+    pixels = torch.from_numpy(np.stack([read_image(digits / name, 1) for name in names]))
+    for level, codes in enumerate(model.encode(pixels), start=1):
+        assert str(rows.schema.field(f"codes_{level}").type.value_type) == "uint8"
+        assert np.array_equal(np.stack(code_arrays(rows, level)), codes.numpy())
+    assert [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))] == [20, 20, 20, 20, 10]
+    told = pq.read_metadata(shards / "part-000004.parquet").metadata
+    assert told[b"hrvqvae.format"] == b"1"
+    assert told[b"hrvqvae.model"].decode() == model.codec.model
+    assert told[b"hrvqvae.version"].decode() == hrvqvae.__version__
+    assert json.loads(told[b"hrvqvae.config"])["model"]["quantizer"]["levels"] == 3
+    assert json.loads(told[b"hrvqvae.classes"]) == sorted({path.name for path in digits.iterdir()})
+
+
+def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killer = Kills(5)
+    with monkeypatch.context() as patched:
+        killer.watch(patched, (
+            (os, "fsync"), (Path, "replace"), (pq.ParquetWriter, "write_table"),
+            (pq.ParquetWriter, "add_key_value_metadata"), (Tokenizer, "_coded"),
+        ))  # fmt: skip
+        kills = 0
+        while kills < 30:
+            killer.arm(16)
+            try:
+                tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
+            except Killed:
+                kills += 1
+                (tmp_path / "out" / f"{TEMPORARY}left-part-000001.parquet").write_bytes(b"what a real kill leaves")
+                for path in (tmp_path / "out").glob("part-*.parquet"):
+                    assert path.read_bytes() == (shards / path.name).read_bytes(), "a shard is whole or not there"
+                if not killer.draw.randrange(4):  # or nothing would be left to kill
+                    shutil.rmtree(tmp_path / "out")
+    tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
+    assert files(tmp_path / "out") == files(shards)
+    assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
+
+
+def test_workers_go_on_with_what_is_there(digits: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    (out / "part-000001.parquet").unlink()
+    (out / "part-000003.parquet").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert main(["tokenize", "mnist", str(digits), str(out), "--shard-size", "20", "--workers", "2"]) == 0
+    assert files(out) == files(shards)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished shards are not touched"
+
+
+def test_broken_images_are_listed_and_can_be_tried_again(
+    digits: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "digits", tmp_path / "out"
+    shutil.copytree(digits, folder)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    broken = [names[3], names[30], *names[40:60]]  # one whole shard among them
+    for name in broken:
+        (folder / name).write_bytes((digits / name).read_bytes()[:40])
+    tokenize("mnist", folder, out, "--shard-size", 20)
+    assert "broken images left out: 22 of 90, listed in" in capsys.readouterr().err
+    listed = [json.loads(line) for line in (out / "_broken.jsonl").read_text().splitlines()]
+    assert [one["key"] for one in listed] == broken
+    assert all(one["error"] == "is not a readable PNG, JPEG or WebP image" for one in listed)
+    parts = files(out)
+    assert table(out).column("key").to_pylist() == [name for name in names if name not in broken]
+    for name in broken[:2]:
+        shutil.copyfile(digits / name, folder / name)
+    for _ in range(2):
+        tokenize("mnist", folder, out, "--retry-broken")
+        assert [name for name in files(out) if name not in parts] == ["retry-000000.parquet"]
+        assert len((out / "_broken.jsonl").read_text().splitlines()) == 20
+    for name in broken:
+        shutil.copyfile(digits / name, folder / name)
+    first = (out / "retry-000000.parquet").rename(out / "retry-000001.parquet").read_bytes()
+    tokenize("mnist", folder, out, "--retry-broken")
+    assert (out / "retry-000001.parquet").read_bytes() == first, "the first free number is taken"
+    assert not (out / "_broken.jsonl").exists()
+    assert {name: files(out)[name] for name in parts} == parts
+    assert table(out).sort_by("key").equals(table(shards).sort_by("key"))
+
+
+def _plan(**changes: object) -> Callable[[Path], object]:
+    """Changes the plan of a folder."""
+
+    def change(out: Path) -> None:
+        plan = json.loads((out / "_manifest.json").read_text())
+        (out / "_manifest.json").write_text(json.dumps(plan | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (_plan(model="0" * 32), (), "was begun with another model: 000000000000"),
+        (_plan(shard_size=0), (), "_manifest.json is damaged"),
+        (_plan(more=0), (), "_manifest.json is damaged"),
+        (
+            lambda out: os.truncate(out / "part-000001.parquet", 300),
+            (),
+            "part-000001.parquet is damaged",
+        ),
+        (lambda out: (out / "_manifest.json").unlink(), (), "holds .parquet files, but no _manifest.json"),
+        (None, ("--shard-size", 30), "was begun with another shard_size: 20, not 30"),
+        (None, ("--full-size",), "was begun with another image_size: 28, not None"),
+        (None, ("--shard-size", 0), "it must be at least 1"),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise(
+    change: Callable[[Path], object] | None, options: tuple[Any, ...], message: str, shards: Path, digits: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    if change:
+        change(out)
+    before = files(out)
+    assert message in refused(["tokenize", "mnist", digits, out, *options], capsys)
+    assert files(out) == before
+
+
+def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(digits, more)
+    write_picture(more / "0" / "more.png", 1)
+    said = refused(["tokenize", "mnist", more, shards], capsys)
+    assert "was begun with another number of images: 90, not 91; choose another folder" in said
+    (tmp_path / "empty").mkdir()
+    assert "has no image" in refused(["tokenize", "mnist", tmp_path / "empty", tmp_path / "out"], capsys)
+    (tmp_path / "none.txt").write_text("\n\n")
+    assert "names no image" in refused(["tokenize", "mnist", tmp_path / "none.txt", tmp_path / "out"], capsys)
+    (tmp_path / "twice.txt").write_text("a.png\n./a.png\n")
+    assert "two images named a.png" in refused(["tokenize", "mnist", tmp_path / "twice.txt", tmp_path / "out"], capsys)
+    refused(["tokenize", "mnist", tmp_path / "nowhere", tmp_path / "out"], capsys)
+    refused(["tokenize", "no-such-model", digits, tmp_path / "out"], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_writers(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with in_another_process(tmp_path / "out") as pid:
+        said = refused(["tokenize", "mnist", digits, tmp_path / "out"], capsys)
+        assert f"is in use by another process (pid {pid})" in said
+    assert files(tmp_path / "out") == {}
+
+
+def test_images_at_their_own_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
+    for number, size in enumerate(sizes):
+        write_picture(tmp_path / "pictures" / f"{number}.png", number, size)
+    tokenize("cifar10", tmp_path / "pictures", tmp_path / "out", "--full-size")
+    rows, model = table(tmp_path / "out"), hrvqvae.load("cifar10")
+    found = zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True)
+    assert list(found) == sizes
+    assert rows.column("label").to_pylist() == [None] * 5
+    codes = [code_arrays(rows, level) for level in (1, 2, 3)]
+    for number in range(5):
+        pixels = read_image(tmp_path / "pictures" / f"{number}.png", 3)
+        expected = model.encode(torch.from_numpy(pixels)[None])
+        assert all(np.array_equal(level[number], one[0]) for level, one in zip(codes, expected, strict=True))
+    assert main(["detokenize", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    back = [read_image(tmp_path / "back" / f"{number}.png", 3).shape for number in range(5)]
+    assert back == [(3, height, width) for width, height in sizes]
+
+
+def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Path) -> None:
+    rows = table(shards)
+    names, labels = rows.column("key").to_pylist(), rows.column("label").to_pylist()
+    lines = [f"{digits / name}\t{label}\n" for name, label in zip(names, labels, strict=True)]
+    (tmp_path / "list.txt").write_text("".join(random.Random(1).sample(lines, len(lines))))
+    tokenize("mnist", tmp_path / "list.txt", tmp_path / "listed")
+    listed = table(tmp_path / "listed")
+    assert listed.column("key").to_pylist() == [f"{digits / name}".lstrip("/") for name in names]
+    pixels = np.concatenate([read_image(digits / name, 1) for name in names])
+    np.savez(tmp_path / "digits.npz", images=pixels, labels=np.array(labels, np.int64))
+    tokenize("mnist", tmp_path / "digits.npz", tmp_path / "arrays")
+    arrays = table(tmp_path / "arrays")
+    numbers = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
+    for other in (listed, arrays.take(np.argsort(numbers))):
+        assert list(map(str, other.column("label").to_pylist())) == labels
+        assert all(other.column(f"codes_{level}").equals(rows.column(f"codes_{level}")) for level in (1, 2, 3))
+
+
+def test_ray_writes_the_same_bytes(
+    digits: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On this machine; nothing but its own results is printed."""
+    program = (
+        "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error')\n"
+        "from hrvqvae.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = ["tokenize", "mnist", str(digits), str(tmp_path / "out"), "--shard-size", "20", "--engine", "ray"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "90 images in 5 shards" in done.stdout
+    assert files(tmp_path / "out") == files(shards)
+
+
+# Read back
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+def test_back_to_images(levels: int | None, shards: Path, tmp_path: Path) -> None:
+    options = [] if levels is None else ["--levels", str(levels)]
+    assert main(["detokenize", str(shards), str(tmp_path / "back"), *options]) == 0
+    model, rows = hrvqvae.load("mnist"), table(shards)
+    codes = tuple(
+        torch.tensor(rows.column(f"codes_{level}").to_pylist()).view(90, 16, 16)
+        for level in range(1, (levels or 3) + 1)
+    )
+    for key, image in zip(rows.column("key").to_pylist(), model.decode(codes, levels, (28, 28)), strict=True):
+        with Image.open(tmp_path / "back" / key) as found:
+            assert (found.format, found.mode) == ("PNG", "L")
+            assert np.array_equal(np.asarray(found), (image[0] * 255).round().to(torch.uint8).numpy())
+
+
+def test_what_exists_is_written_over_by_force_alone(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / table(shards).column("key")[25].as_py()
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"an original")
+    assert f"{mine} is there already; --force" in refused(["detokenize", shards, tmp_path], capsys)
+    assert mine.read_bytes() == b"an original"
+    assert main(["detokenize", str(shards), str(tmp_path), "--force"]) == 0
+    assert mine.read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("L", (28, 28), 7).save(tmp_path / name)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "all.txt").write_text("../a.png\n../a.jpg\n../b.png\n")
+    tokenize("mnist", tmp_path / "lists" / "all.txt", tmp_path / "out")
+    assert table(tmp_path / "out").column("key").to_pylist() == ["a.jpg", "a.png", "b.png"]
+    assert main(["detokenize", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a.png", "a.png.png", "b.png"]
+
+
+def _rewritten(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str) -> None:
+    """A shard as another tool might write it, with something changed."""
+    with pq.ParquetFile(path) as file:
+        told = {name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"}
+        rows = file.read()
+    told |= {f"hrvqvae.{name}".encode(): value.encode() for name, value in metadata.items()}
+    pq.write_table(change(rows).replace_schema_metadata(told), path)
+
+
+def _with(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
+    return lambda rows: rows.set_column(rows.column_names.index(name), name, pa.array(values(rows.column(name))))
+
+
+def _flipped_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    place = pq.read_metadata(path).row_group(0).column(6).data_page_offset + 60
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged, or no Parquet file"),
+    "flipped": (_flipped_byte, "is damaged, or no Parquet file"),
+    "name of a column": (
+        lambda path: path.write_bytes(path.read_bytes().replace(b"height_2", b"height_\xff")),
+        "is damaged, or no Parquet file",
+    ),
+    "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format"),
+    "models": (lambda path: _rewritten(path, model="0" * 32), "shards of one model belong together"),
+    "metadata": (lambda path: _rewritten(path, broken="["), "has damaged metadata"),
+    "no shard": (lambda path: pq.write_table(pa.table({"a": [1]}), path), "is no shard of codes: its metadata has no"),
+    "column": (lambda path: _rewritten(path, lambda rows: rows.drop_columns(["codes_2"])), "has other columns"),
+    "grid": (
+        lambda path: _rewritten(path, _with("height_2", lambda old: [9] * len(old))),
+        "has 256 codes of level 2 for 9x16",
+    ),
+    "nulls": (
+        lambda path: _rewritten(path, _with("codes_1", lambda old: [None, *old.to_pylist()[1:]])), "has nulls",
+    ),
+    "no numbers": (
+        lambda path: _rewritten(path, _with("codes_1", lambda old: [[0.5] * 256] * len(old))),
+        "has other columns than docs/tokens.md says",
+    ),
+    "out of range": (
+        lambda path: _rewritten(path, _with("codes_3", lambda old: [[4] * 256] * len(old))), "codes of",
+    ),
+    "escape": (
+        lambda path: _rewritten(path, _with("key", lambda old: [f"../{key}" for key in old.to_pylist()])),
+        "has a name that leads out of a folder: '../",
+    ),
+    "twice": (
+        lambda path: _rewritten(path, _with("key", lambda old: ["a.png"] * 3 + old.to_pylist()[3:])),
+        "would both be",
+    ),
+    "gone": (lambda path: path.unlink(), "lacks part-000001.parquet, 1 of 5 shards; run the same"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_is_damaged_or_of_another_kind(
+    kind: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    damage, message = DAMAGE[kind]
+    damage(out / "part-000001.parquet")
+    assert message in refused(["detokenize", out, tmp_path / "back"], capsys)
+
+
+def test_another_model_and_none(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    back = tmp_path / "back"
+    assert "was made by another model" in refused(["detokenize", shards, back, "--model", "cifar10"], capsys)
+    assert "levels is 4; this model decodes 1, 2, 3" in refused(["detokenize", shards, back, "--levels", 4], capsys)
+    unknown = tmp_path / "unknown.parquet"
+    shutil.copyfile(shards / "part-000000.parquet", unknown)
+    _rewritten(unknown, model="0" * 32)
+    said = refused(["detokenize", unknown, back], capsys)
+    assert "by no model inside the package (000000000000): name it with --model RUN" in said
+    unknown.unlink()
+    assert "has no shards (.parquet)" in refused(["detokenize", tmp_path, back], capsys)
+    assert "there is no such file" in refused(["detokenize", tmp_path / "nothing", back], capsys)
+    assert not back.exists()
+
+
+@pytest.fixture
+def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
+
+
+@pytest.fixture
+def own_shards(run: Path, tmp_path: Path) -> Path:
+    """Shards of the run's own training images, from a list of files."""
+    images = load_images(RunFolder(run).read_config().data, "train")
+    names = [tmp_path / f"{number:03d}.png" for number in range(len(images))]
+    for number, name in enumerate(names):
+        Image.fromarray(images.read(number, None)[0]).save(name)
+    lines = [f"{name}\t{images.classes[label]}\n" for name, label in zip(names, images.labels, strict=True)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    tokenize(run, tmp_path / "list.txt", tmp_path / "tokens", "--shard-size", 40)
+    return tmp_path / "tokens"
+
+
+def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
+    folders = [prior_folder(run, level) for level in range(2)]
+    return [storage.read(path)[0] for folder in folders for path in (folder.model, folder.saved()[0])]
+
+
+def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, own_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "own")
+    schedule = {"prior.training.schedule": "constant"}  # that does not depend on where training ends
+    train_levels(tmp_path / "own", training__schedule="constant")
+    fields = {name: value for name, value in GIVEN.items() if name != "prior.training.max_steps"} | schedule
+    given = [part for name, value in fields.items() for part in (f"--{name}", value)]
+    codes = ["--codes", str(own_shards)]
+    assert main(["train-prior", str(run), *codes, "--max-steps", "5", *given]) == 0
+    assert main(["train-prior", str(run), "--max-steps", "12", "--resume"]) == 0, "it knows its codes"
+    for found, expected in zip(_weights(run), _weights(tmp_path / "own"), strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    model, config = load_with_config(run)
+    maps = maps_of_shards(RunFolder(run).codes, own_shards, model, config)
+    own = codemaps.stored(RunFolder(tmp_path / "own").codes, storage.digest(run / "model.safetensors"), config, "train")
+    assert own is not None
+    assert all(isinstance(level, np.memmap) and level.dtype == np.uint8 for level in maps.levels)
+    assert all(np.array_equal(one, other) for one, other in zip(maps.levels, own.levels, strict=True))
+    assert np.array_equal(maps.labels, own.labels)
+    assert maps.classes == own.classes
+
+
+def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> None:
+    """Other row groups, types and order of columns, no more metadata than has to be, labels as numbers."""
+    rows = table(own_shards)
+    wide = rows.select(["key", "height", "width"])
+    for level in (2, 1):
+        wide = wide.append_column(f"codes_{level}", rows.column(f"codes_{level}").cast(pa.large_list(pa.int64())))
+        for name in (f"height_{level}", f"width_{level}"):
+            wide = wide.append_column(name, rows.column(name).cast(pa.int64()))
+    wide = wide.append_column("label", pc.cast(rows.column("label"), pa.int64()))
+    told = pq.read_metadata(own_shards / "part-000000.parquet").metadata
+    told = {name: told[name] for name in (b"hrvqvae.format", b"hrvqvae.model")}
+    (tmp_path / "other").mkdir()
+    pq.write_table(wide.replace_schema_metadata(told), tmp_path / "other" / "all.parquet", row_group_size=7)
+    model, config = load_with_config(run)
+    found = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
+    expected = maps_of_shards(tmp_path / "b", own_shards, model, config)
+    assert all(np.array_equal(one, other) for one, other in zip(found.levels, expected.levels, strict=True))
+    names = json.dumps([f"digit {number}" for number in reversed(range(10))])
+    _rewritten(tmp_path / "other" / "all.parquet", classes=names)
+    named = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
+    assert named.classes == tuple(json.loads(names)), "numbers index the names"
+    assert named.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.classes == expected.classes == tuple("0123456789")
+
+
+def test_shards_that_change_are_laid_out_anew(run: Path, own_shards: Path, tmp_path: Path) -> None:
+    model, config = load_with_config(run)
+    first = maps_of_shards(tmp_path / "codes", own_shards, model, config)
+    laid_out = (tmp_path / "codes" / "shards.json").stat().st_mtime_ns
+    maps_of_shards(tmp_path / "codes", own_shards, model, config)
+    assert (tmp_path / "codes" / "shards.json").stat().st_mtime_ns == laid_out
+    assert len(first) == 96
+    assert len(maps_of_shards(tmp_path / "codes", own_shards / "part-000002.parquet", model, config)) == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: _rewritten(path, _with("codes_1", lambda old: [[3] * 49] * len(old))), "has codes 0 to 2 there"),
+        (
+            lambda path: _rewritten(path, _with("label", lambda old: [None, *old.to_pylist()[1:]])),
+            "1 of 96 images have no label; label all of them, or none",
+        ),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged, or no Parquet file"),
+    ],
+)
+def test_codes_that_priors_can_not_be_trained_from(
+    change: Callable[[Path], Any], message: str, run: Path, own_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(own_shards / "part-000001.parquet")
+    assert message in refused(["train-prior", run, "--codes", own_shards, "--max-steps", 1], capsys)
+    assert not [path.name for suffix in ("npy", "json") for path in RunFolder(run).codes.glob(f"*.{suffix}")]
+    assert not prior_folder(run, 0).begun()
+
+
+def test_codes_of_another_model_or_size(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(["train-prior", run, "--codes", shards, "--max-steps", 1], capsys)
+    assert "holds codes of another model" in said
+    tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
+    said = refused(["train-prior", run, "--codes", tmp_path / "tokens", "--max-steps", 1], capsys)
+    assert "priors are trained on 7x7, of images of 12x12 pixels: make the shards without --full-size" in said
+
+
+def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: Path) -> None:
+    model, config = load_with_config(run)
+    said = list[str]()
+    with in_another_process(tmp_path / "codes") as pid:
+
+        def say(line: str) -> None:
+            said.append(line)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            maps_of_shards(tmp_path / "codes", own_shards, model, config, say)
+    assert said == [f"{tmp_path / 'codes'} is in use by another process (pid {pid}); waiting for it"]
+
+
+def test_levels_that_were_begun_with_other_codes(run: Path, own_shards: Path) -> None:
+    train_levels(run, 1, training__max_steps="1")
+    train_levels(run, 2, training__max_steps="1", codes=str(own_shards))
+    with pytest.raises(InputError, match="begun with codes of several places; go on with one at a time: --level L"):
+        resolve_priors(run, None, {}, resume=True)
+    with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
+        resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)
