@@ -157,10 +157,8 @@ def do(*arguments: object) -> str:
     return out
 
 
-def refused(arguments: list[object], capsys: pytest.CaptureFixture[str] | None = None) -> str:
-    """The one line that a command refuses with, exit code 2; what `capsys` has captured before is dropped."""
-    if capsys:
-        capsys.readouterr()
+def refused(arguments: list[object]) -> str:
+    """The one line that a command refuses with, exit code 2."""
     code, out, err = done(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("hrvqvae: ")

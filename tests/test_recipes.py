@@ -162,9 +162,8 @@ def test_the_error_of_prefixes(run: Path, tmp_path: Path, capsys: pytest.Capture
     for name in ("one-0", "one-1", "two-0"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(run)
-    figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png")
+    lines = figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png").splitlines()
     errors = [level.mse for level in evaluate_run(run, limit=20, rate=False).report.levels]
-    lines = capsys.readouterr().out.splitlines()
     assert lines[2] == f"one, 2 seeds, levels 1 to 3: {errors[2]:.3e} ± 0.0e+00 (p 1)"
     assert [line.partition(",")[0] for line in lines] == ["one"] * 3 + ["two"] * 3
     with pytest.raises(SystemExit):

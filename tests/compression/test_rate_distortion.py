@@ -118,9 +118,7 @@ def test_chunks_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatc
     assert found.sum() < 1.001 * usual.sum()
 
 
-def test_the_command_writes_files_and_archives_of_the_same_images(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_files_and_archives_of_the_same_images(run: Path, tmp_path: Path) -> None:
     images = tmp_path / "in"
     images.mkdir()
     for number, pixels in enumerate(digits(4)):
@@ -135,7 +133,7 @@ def test_the_command_writes_files_and_archives_of_the_same_images(
     for one, other in zip(archive.read(range(4)), alone, strict=True):
         assert all(np.array_equal(*codes) for codes in zip(one.codes, other.codes, strict=True))
     bad = ["compress", run, images, "-o", tmp_path / "bad.hrva", "--lmbda", 1000001]
-    assert "the lambda is 1000001.0; it must be from 0 to 1e6" in refused(bad, capsys)
+    assert "the lambda is 1000001.0; it must be from 0 to 1e6" in refused(bad)
     assert not (tmp_path / "bad.hrva").exists()
 
 

@@ -60,13 +60,13 @@ def test_killed_and_called_again(
     assert files(out) == expected
 
 
-def test_what_is_refused(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(picture_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     packing.pack(picture_folder, out / "p", shard_bytes=3000, say=silent)
     before = files(out)
 
     def told(*arguments: object) -> str:
-        return refused(["data", "pack", *arguments], capsys)
+        return refused(["data", "pack", *arguments])
 
     assert "p-000001.tar is there and is not of this packing; choose another OUT" in told(picture_folder, out / "p")
     assert f"{out} is a folder; name how the shards begin, such as {out}/pictures" in told(picture_folder, out)

@@ -66,11 +66,11 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     assert seen["lmbda"] == lmbda
 
 
-def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "priors" / "level-2" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-2])
-    assert "is damaged" in refused(["evaluate", tmp_path / "run", "--device", "cpu"], capsys)
+    assert "is damaged" in refused(["evaluate", tmp_path / "run", "--device", "cpu"])
 
 
 def test_the_classifier_learns(mnist_root: Path) -> None:
@@ -103,25 +103,21 @@ def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> st
     return str(run)
 
 
-def test_other_classes_are_noticed(
-    picture_folder: Path, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run")
     assert main(["evaluate", run, "--device", "cpu"]) == 0
     (picture_folder / "dogs").rename(picture_folder / "wolves")
-    line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)], capsys)
+    line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)])
     assert "know other classes than the data has: cats, dogs" in line
     wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
-    assert "class 'wolves' is not one of cats, dogs" in refused(wolves, capsys)
+    assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
 
 
-def test_a_folder_without_classes_knows_none(
-    picture_folder: Path, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_classes_knows_none(picture_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
     assert main(["sample", run, "-n", "2", "-o", str(tmp_path / "sheet.png"), "--save-dir", run + "/s"]) == 0
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
-    assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"], capsys)
+    assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"])
     model = TrainedModel(run)
     with pytest.raises(InputError, match="know no classes"):
         measure_samples(model, model.config.data, 2)

@@ -97,7 +97,7 @@ def test_onnx_of_the_shipped_model(
     assert about["prefixes"] == [1, 2, 3]
     check_paths(Path("mnist-onnx"))
     run_page()
-    assert "mnist-onnx exists already; choose another folder" in refused(["export", "--onnx", "mnist"], capsys)
+    assert "mnist-onnx exists already; choose another folder" in refused(["export", "--onnx", "mnist"])
 
 
 def check_paths(folder: Path) -> None:
@@ -147,9 +147,7 @@ def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system: str) 
         assert count_errors(model, one, ours, (*theirs[:level], wrong, *theirs[level + 1 :])) == 1
 
 
-def test_graphs_that_do_not_agree_or_fail_are_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, encode = saved("vqvae", tmp_path), OnnxModel.encode
 
     def other_codes(graphs: OnnxModel, images: Tensor) -> Codes:
@@ -165,19 +163,17 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(
         (traced_for_three, "fail on images of another number or size (The input tensor cannot be reshaped to the"),
     ):
         monkeypatch.setattr(OnnxModel, "encode", wrong)
-        assert line in refused(["export", run, tmp_path / "out", "--onnx"], capsys)
+        assert line in refused(["export", run, tmp_path / "out", "--onnx"])
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 
-def test_what_can_not_be_exported_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_can_not_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved("vqpytorch", tmp_path)
-    assert "--beam is of graphs (--onnx)" in refused(["export", run, "--beam", 2], capsys)
-    line = refused(["export", run, tmp_path / "out", "--onnx"], capsys)
+    assert "--beam is of graphs (--onnx)" in refused(["export", run, "--beam", 2])
+    line = refused(["export", run, tmp_path / "out", "--onnx"])
     assert "torch.export can't trace the system vqpytorch" in line
-    assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"], capsys)
+    assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"])
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    line = refused(["export", run, tmp_path / "out", "--onnx"], capsys)
+    line = refused(["export", run, tmp_path / "out", "--onnx"])
     assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line
     assert [path.name for path in tmp_path.iterdir()] == ["vqpytorch"]

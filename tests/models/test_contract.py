@@ -188,7 +188,7 @@ def test_what_a_quantizer_makes_of_one_architecture() -> None:
 
 def test_a_network_s_fields_are_checked() -> None:
     for name, value, what in (
-        ("stride", 3, "a power of two"), ("stride", 1, "at least 2"), ("kernel", 2, "odd"), ("padding", -1, "0"),
+        ("stride", 3, "a power of two"), ("stride", 1, "a power of two"), ("kernel", 2, "odd"), ("padding", -1, "0"),
         ("hidden_units", 1, "at least 2"), ("residual_units", 0, "at least 1"), ("residual_blocks", -1, "0"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"model\.{name} is {value}; it must be .*{what}"):

@@ -229,21 +229,21 @@ def test_weights_are_got_once(
 
 @pytest.mark.parametrize("content", [None, CONTENT[1:]])
 def test_what_is_missing_or_damaged_leaves_nothing(
-    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = network_of(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
     if content is not None:
         (tmp_path / f"small-{DIGEST}.pth").write_bytes(content)
-    assert "small could not be got" in refused(["data", "get", "small"], capsys)
+    assert "small could not be got" in refused(["data", "get", "small"])
     assert list(network.path.parent.iterdir()) == []
     with pytest.raises(InputError, match="small is not on this machine: hrvqvae data get small"), network.read():
         pass
 
 
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
     assert not published.INCEPTION.there
-    line = refused(["data", "get", "inception"], capsys)
+    line = refused(["data", "get", "inception"])
     assert "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get inception" in line
     with pytest.raises(InputError, match="there are lpips-vgg16, inception"):
         published.get("vgg", print)

@@ -111,9 +111,9 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     kept = read_image(out, 1)[0, top : top + side : zoom, 2 * gap + side : 2 * (gap + side) : zoom]
     assert np.array_equal(kept == image[0], mask[0] > 0)
     write_picture(tmp_path / "mask.png", 0, (9, 12), "L")
-    assert "the mask has 12x9 pixels" in refused([*command, "--keep", str(tmp_path / "mask.png")], capsys)
+    assert "the mask has 12x9 pixels" in refused([*command, "--keep", str(tmp_path / "mask.png")])
     for keep in ("bottom", "1.0", "0"):
-        assert "--keep is" in refused([*command, "--keep", keep], capsys)
+        assert "--keep is" in refused([*command, "--keep", keep])
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,10 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 )  # fmt: skip
 def test_bad_sampling(
     arguments: list[str], field: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    assert field in refused(["sample", run, "-o", "sheet.png", *arguments], capsys)
+    assert field in refused(["sample", run, "-o", "sheet.png", *arguments])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -197,42 +197,42 @@ def _plan(**changes: object) -> Callable[[Path], object]:
 )
 def test_a_folder_that_was_begun_otherwise(
     change: Callable[[Path], object] | None, options: tuple[Any, ...], message: str, shards: Path, digits: Path,
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     shutil.copytree(shards, out)
     if change:
         change(out)
     before = files(out)
-    assert message in refused(["tokenize", "mnist", digits, out, *options], capsys)
+    assert message in refused(["tokenize", "mnist", digits, out, *options])
     assert files(out) == before
 
 
-def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> None:
     more = tmp_path / "more"
     shutil.copytree(digits, more)
     write_picture(more / "0" / "more.png", 1)
-    said = refused(["tokenize", "mnist", more, shards], capsys)
+    said = refused(["tokenize", "mnist", more, shards])
     assert "was begun with another number of images: 90, not 91; choose another folder" in said
     (tmp_path / "empty").mkdir()
-    assert "has no image" in refused(["tokenize", "mnist", tmp_path / "empty", tmp_path / "out"], capsys)
+    assert "has no image" in refused(["tokenize", "mnist", tmp_path / "empty", tmp_path / "out"])
     (tmp_path / "none.txt").write_text("\n\n")
-    assert "names no image" in refused(["tokenize", "mnist", tmp_path / "none.txt", tmp_path / "out"], capsys)
+    assert "names no image" in refused(["tokenize", "mnist", tmp_path / "none.txt", tmp_path / "out"])
     (tmp_path / "twice.txt").write_text("a.png\n./a.png\n")
-    assert "two images named a.png" in refused(["tokenize", "mnist", tmp_path / "twice.txt", tmp_path / "out"], capsys)
-    refused(["tokenize", "mnist", tmp_path / "nowhere", tmp_path / "out"], capsys)
-    refused(["tokenize", "no-such-model", digits, tmp_path / "out"], capsys)
+    assert "two images named a.png" in refused(["tokenize", "mnist", tmp_path / "twice.txt", tmp_path / "out"])
+    refused(["tokenize", "mnist", tmp_path / "nowhere", tmp_path / "out"])
+    refused(["tokenize", "no-such-model", digits, tmp_path / "out"])
     assert not (tmp_path / "out").exists()
 
 
-def test_two_writers(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_writers(digits: Path, tmp_path: Path) -> None:
     with in_another_process(tmp_path / "out") as pid:
-        said = refused(["tokenize", "mnist", digits, tmp_path / "out"], capsys)
+        said = refused(["tokenize", "mnist", digits, tmp_path / "out"])
         assert f"is in use by another process (pid {pid})" in said
     assert files(tmp_path / "out") == {}
 
 
-def test_images_at_their_own_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_at_their_own_sizes(tmp_path: Path) -> None:
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
     for number, size in enumerate(sizes):
         write_picture(tmp_path / "pictures" / f"{number}.png", number, size)
@@ -305,13 +305,11 @@ def test_back_to_images(levels: int | None, shards: Path, tmp_path: Path) -> Non
             assert np.array_equal(np.asarray(found), (image[0] * 255).round().to(torch.uint8).numpy())
 
 
-def test_what_exists_is_written_over_by_force_alone(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path) -> None:
     mine = tmp_path / table(shards).column("key")[25].as_py()
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"an original")
-    assert f"{mine} is there already; --force" in refused(["detokenize", shards, tmp_path], capsys)
+    assert f"{mine} is there already; --force" in refused(["detokenize", shards, tmp_path])
     assert mine.read_bytes() == b"an original"
     assert main(["detokenize", str(shards), str(tmp_path), "--force"]) == 0
     assert mine.read_bytes().startswith(b"\x89PNG")
@@ -387,28 +385,26 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_what_is_damaged_or_of_another_kind(
-    kind: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_damaged_or_of_another_kind(kind: str, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(shards, out)
     damage, message = DAMAGE[kind]
     damage(out / "part-000001.parquet")
-    assert message in refused(["detokenize", out, tmp_path / "back"], capsys)
+    assert message in refused(["detokenize", out, tmp_path / "back"])
 
 
-def test_another_model_and_none(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_model_and_none(shards: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
-    assert "was made by another model" in refused(["detokenize", shards, back, "--model", "cifar10"], capsys)
-    assert "levels is 4; this model decodes 1, 2, 3" in refused(["detokenize", shards, back, "--levels", 4], capsys)
+    assert "was made by another model" in refused(["detokenize", shards, back, "--model", "cifar10"])
+    assert "levels is 4; this model decodes 1, 2, 3" in refused(["detokenize", shards, back, "--levels", 4])
     unknown = tmp_path / "unknown.parquet"
     shutil.copyfile(shards / "part-000000.parquet", unknown)
     _rewritten(unknown, model="0" * 32)
-    said = refused(["detokenize", unknown, back], capsys)
+    said = refused(["detokenize", unknown, back])
     assert "by no model inside the package (000000000000): name it with --model RUN" in said
     unknown.unlink()
-    assert "has no shards (.parquet)" in refused(["detokenize", tmp_path, back], capsys)
-    assert "there is no such file" in refused(["detokenize", tmp_path / "nothing", back], capsys)
+    assert "has no shards (.parquet)" in refused(["detokenize", tmp_path, back])
+    assert "there is no such file" in refused(["detokenize", tmp_path / "nothing", back])
     assert not back.exists()
 
 
@@ -505,21 +501,19 @@ def test_shards_that_change_are_laid_out_anew(run: Path, own_shards: Path, tmp_p
     ],
 )
 def test_codes_that_priors_can_not_be_trained_from(
-    change: Callable[[Path], Any], message: str, run: Path, own_shards: Path, capsys: pytest.CaptureFixture[str]
+    change: Callable[[Path], Any], message: str, run: Path, own_shards: Path
 ) -> None:
     change(own_shards / "part-000001.parquet")
-    assert message in refused(["train-prior", run, "--codes", own_shards, "--max-steps", 1], capsys)
+    assert message in refused(["train-prior", run, "--codes", own_shards, "--max-steps", 1])
     assert not [path.name for suffix in ("npy", "json") for path in RunFolder(run).codes.glob(f"*.{suffix}")]
     assert not prior_folder(run, 0).begun()
 
 
-def test_codes_of_another_model_or_size(
-    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = refused(["train-prior", run, "--codes", shards, "--max-steps", 1], capsys)
+def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path) -> None:
+    said = refused(["train-prior", run, "--codes", shards, "--max-steps", 1])
     assert "holds codes of another model" in said
     tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
-    said = refused(["train-prior", run, "--codes", tmp_path / "tokens", "--max-steps", 1], capsys)
+    said = refused(["train-prior", run, "--codes", tmp_path / "tokens", "--max-steps", 1])
     assert "priors are trained on 7x7, of images of 12x12 pixels: make the shards without --full-size" in said
 
 

@@ -109,12 +109,12 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
 
 
 def test_names_and_packages_are_asked_for_before_anything_is_written(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"unknown logger 'tensorbord': did you mean tensorboard"):
         require("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
-    said = refused(["train", path, "--out", tmp_path / "run"], capsys)
+    said = refused(["train", path, "--out", tmp_path / "run"])
     assert said == "hrvqvae: this needs tensorboard: pip install 'hrvqvae[tensorboard]'\n"
     assert not (tmp_path / "run" / "config.yaml").exists()

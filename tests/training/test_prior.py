@@ -294,12 +294,12 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     report = json.loads(capsys.readouterr().out)
     assert [one["guidance"] for one in report["by_guidance"]] == [1, 3]
     assert report["by_guidance"][0]["frechet"] != report["by_guidance"][1]["frechet"]
-    assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"], capsys)
+    assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"])
     train_levels(run)
     for command in (["sample", run, "-o", tmp_path / "none.png"], ["evaluate", run, "--samples", "2"]):
-        line = refused([*command, "--guidance", "1.5"], capsys)
+        line = refused([*command, "--guidance", "1.5"])
         assert "prior of level 1 was trained without class dropout: train it with --prior.class_dropout 0.1" in line
-        assert "guidance is -1; it must be from 0 to 1000" in refused([*command, "--guidance", "-1"], capsys)
+        assert "guidance is -1; it must be from 0 to 1000" in refused([*command, "--guidance", "-1"])
     assert not (tmp_path / "none.png").exists()
 
 
