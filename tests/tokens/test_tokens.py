@@ -520,6 +520,11 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
     tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
     said = refused(["train-prior", run, "--codes", tmp_path / "tokens", "--max-steps", 1])
     assert "priors are trained on 7x7, of images of 12x12 pixels: make the shards without --full-size" in said
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "0.png").write_bytes(b"no image")
+    tokenize(run, tmp_path / "broken", tmp_path / "none")
+    said = refused(["train-prior", run, "--codes", tmp_path / "none", "--max-steps", 1])
+    assert "none holds codes of no image; make shards of images that can be read" in said
 
 
 def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: Path) -> None:
