@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +132,14 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
         do("compress", run, image, "-o", out)
     odd = tmp_path / "caf\udce9.png"
     shutil.copy(image, odd)
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for path in (image, images / "1.png"):
+            tar.add(path, "0.png")
     named = ["--model", run]
     for arguments, message in (
         (["compress", run, images, "-o", tmp_path / "y.hrv"], "takes one image, and there are 4"),
         (["compress", run, image, images / "more" / "0.png", "-o", tmp_path / "d"], "would both be named 0"),
+        (["compress", run, tmp_path / "twice.tar", "-o", tmp_path / "d"], "would both be named 0"),
         (["compress", run, odd, "-o", tmp_path / "z.hrva"], "has a name that is not UTF-8"),
         (["compress", run, tmp_path / "none", "-o", tmp_path / "d"], "has no image: neither PNG, JPEG or WebP"),
         (["compress", run, images / "none.png", "-o", file], "there is no such image"),

@@ -101,6 +101,9 @@ def test_validation_images_are_cut_from_the_training_split(memory_mb: int, pictu
     assert not set(held) & set(pixels(load_images(config, "test")))
     with pytest.raises(InputError, match="leaves one part empty"):
         load_images(dataclasses.replace(config, validation=0.01), "test")
+    paths_of(picture_folder)[0].write_bytes(b"no image")
+    cut = dataclasses.replace(cut, on_error="skip")
+    assert sum(len(load_images(cut, split)) for split in parts) == len(whole) - bool(memory_mb), "left out on reading"
 
 
 # The order of batches, augmentation, what is skipped

@@ -275,7 +275,11 @@ def test_ray_writes_the_same_bytes(
     """On this machine; nothing but its own results is printed."""
     program = (
         "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error')\n"
-        "from hrvqvae.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "from types import SimpleNamespace as Made\nfrom hrvqvae.cli import main\nfrom hrvqvae.tokens import tokenize\n"
+        "ended = main(sys.argv[1:])\n"
+        "none = Made(of=('no/run', False, None), images=None, workers=0, device=Made(type='cpu'))\n"
+        "try:\n    list(tokenize._on_ray(none, {tokenize.Path('x'): range(1)}, print))\n"
+        "except tokenize.InputError as error:\n    print(error)\nsys.exit(ended)"
     )
     command = ["tokenize", "mnist", str(digits), str(tmp_path / "out"), "--shard-size", "20", "--engine", "ray"]
     done = subprocess.run(
@@ -284,6 +288,7 @@ def test_ray_writes_the_same_bytes(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "90 images in 5 shards" in done.stdout
+    assert "no/run: there is no such run folder" in done.stdout, "why Ray stopped"
     assert files(tmp_path / "out") == files(shards)
 
 
@@ -515,6 +520,11 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
     tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
     said = refused(["train-prior", run, "--codes", tmp_path / "tokens", "--max-steps", 1])
     assert "priors are trained on 7x7, of images of 12x12 pixels: make the shards without --full-size" in said
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "0.png").write_bytes(b"no image")
+    tokenize(run, tmp_path / "broken", tmp_path / "none")
+    said = refused(["train-prior", run, "--codes", tmp_path / "none", "--max-steps", 1])
+    assert "none holds codes of no image; make shards of images that can be read" in said
 
 
 def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: Path) -> None:

@@ -60,9 +60,10 @@ def _named(paths: Sequence[Path]) -> dict[str, _Stored]:
         for row in range(len(source)):
             name, where = source.name(row), source.where(row)
             name = str(PurePosixPath(name).with_suffix("")) if name.lower().endswith(SUFFIXES) else name
-            other, _ = found.setdefault(name, (where, partial(source.open, row)))
-            if other != where:
+            other, _ = found.get(name, (where, None))
+            if other != where or (name in found and not isinstance(source, FolderSource)):  # a file may be named twice
                 raise InputError(f"{other} and {where} would both be named {name}; compress them apart")
+            found[name] = where, partial(source.open, row)
     return found
 
 

@@ -70,8 +70,9 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
             raise InputError(
                 f"data.validation {config.validation} of {len(images):,} training images leaves one part empty"
             )
-        pixels, rows = images.pixels, images.rows  # no rows without a source
-        images.pixels, images.rows = None if pixels is None else pixels[some], rows[some] if len(rows) else rows
+        pixels, rows = images.pixels, images.rows  # no rows without a source, and more than pixels beside broken images
+        images.pixels = None if pixels is None else pixels[some]
+        images.rows = rows[some] if len(rows) == len(some) else rows
         return dataclasses.replace(images, config=config, labels=images.labels[some])
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None

@@ -200,5 +200,7 @@ def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
             raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
         where[: round(rows * share)] = True
     if where.all() or not where.any():
-        raise InputError(f"{named} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows")
+        raise InputError(
+            f"{named} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows; keep some, not all"
+        )
     return tuple(where.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)

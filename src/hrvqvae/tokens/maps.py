@@ -51,6 +51,8 @@ def maps_of_shards(
         shards, digest = named_shards(path), weights_digest(model.state_dict())
         if shards.model != digest:
             raise InputError(f"{path} holds codes of another model than this run's")
+        if not shards.count:
+            raise InputError(f"{path} holds codes of no image; make shards of images that can be read")
         states = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in shards.paths]
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
 

@@ -34,7 +34,7 @@ from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import Source, decoded, encoded
 from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
-from hrvqvae.utils.errors import InputError, one_line
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
 from hrvqvae.utils.progress import Advance, note, task
 
@@ -314,7 +314,7 @@ def _on_ray(tokenizer: Tokenizer, left: dict[Path, Sequence[int]], advance: Adva
             advance(done[0])
             yield done
     except ray.exceptions.RayError as error:
-        reason = one_line(getattr(error, "cause", error))
+        reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]  # what went wrong is said last
         raise InputError(f"Ray stopped ({reason}); finished shards stay, and the same command goes on") from error
     finally:
         if begun:
