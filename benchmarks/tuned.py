@@ -7,6 +7,7 @@ python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,8 @@ def arguments(dataset: str, wanted: str = "") -> list[str]:
             },
         ),
     }  # fmt: skip
-    names = wanted.split(",") if wanted else [*["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2"], *variants]
+    every = ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2", *variants]
+    names = wanted.split(",") if wanted else every
     found = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
     for name in names:
         for field, value in variants.get(name, ("", {}))[1].items():
@@ -45,12 +47,15 @@ def arguments(dataset: str, wanted: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the options, or run the comparison."""
-    dataset, *options = sys.argv[1:] if argv is None else argv
-    wanted = options[1] if options[:1] == ["--systems"] else ""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("dataset")
+    parser.add_argument("--systems", default="")
+    given, options = parser.parse_known_args(argv)
+    found = arguments(given.dataset, given.systems)
     if not options:
-        print(" ".join(arguments(dataset)))
+        print(" ".join(found))
     else:
-        sys.exit(hrvqvae(["compare", dataset, *arguments(dataset, wanted), *options[2 if wanted else 0 :]]))
+        sys.exit(hrvqvae(["compare", given.dataset, *found, *options]))
 
 
 if __name__ == "__main__":

@@ -164,8 +164,8 @@ def test_the_error_of_prefixes(run: Path, tmp_path: Path, capsys: pytest.Capture
         (tmp_path / "runs" / name).symlink_to(run)
     lines = figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png").splitlines()
     errors = [level.mse for level in evaluate_run(run, limit=20, rate=False).report.levels]
-    assert lines[2] == f"one, 2 seeds, levels 1 to 3: {errors[2]:.3e} ± 0.0e+00 (p 1)"
-    assert [line.partition(",")[0] for line in lines] == ["one"] * 3 + ["two"] * 3
+    assert lines[2] == f"one, levels 1 to 3: {errors[2]:.3e} ± 0.0e+00 (n = 2, p 1)"
+    assert lines[3:] == [f"two, levels 1 to {level}: {error:.3e}" for level, error in enumerate(errors, start=1)]
     with pytest.raises(SystemExit):
         figure("prefixes", tmp_path / "elsewhere", "-o", tmp_path / "figure.png")
     assert "no runs" in capsys.readouterr().err

@@ -69,8 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = next(iter(errors.values()))
     for name, runs in errors.items():
         for level, (mean, around) in enumerate(zip(runs.mean(axis=0), spread(runs), strict=True)):
-            p = welch(runs[:, level].tolist(), first[:, level].tolist()) if len(runs) > 1 < len(first) else 1
-            print(f"{name}, {len(runs)} seeds, levels 1 to {level + 1}: {mean:.3e} ± {around:.1e} (p {p:.2g})")
+            told = f"{name}, levels 1 to {level + 1}: {mean:.3e}"
+            if len(runs) > 1 < len(first):
+                p = welch(runs[:, level].tolist(), first[:, level].tolist())
+                told += f" ± {around:.1e} (n = {len(runs)}, p {p:.2g})"
+            print(told)
     draw(errors, arguments.out)
 
 

@@ -194,6 +194,17 @@ def test_it_goes_on_from_its_state(tmp_path: Path, after: int, update: str) -> N
         assert same(state_of(going), state_of(other))
 
 
+def test_a_state_of_an_earlier_version_is_read() -> None:
+    """Whose extra state was the steps, or the vectors that waited for the start (commit f04fe27)."""
+    one = started()
+    state = {name: value for name, value in one.state_dict().items() if name != "steps"}
+    for extra, steps in ((torch.tensor(7), 7), (features(1, 30)[0], 0)):
+        other = layer()
+        other.load_state_dict({**state, "_extra_state": extra})
+        assert int(other.steps) == steps
+        np.testing.assert_array_equal(books(other)[0], books(one)[0])
+
+
 @pytest.mark.parametrize("buffers", [False, True])
 def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(buffers: bool) -> None:
     """By torch, or as timm's ModelEmaV2 and V3 do, which average every floating value."""

@@ -68,8 +68,17 @@ def _files_of(codec: EntropyModel, codes: Codes, images: Tensor, levels: int) ->
     return write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)
 
 
-Tried = list[list[tuple[float, bytes]]]
-"""Error and file of what was tried for each image."""
+Best = list[tuple[float, bytes]]
+"""Error and content of the best file of each image: the smallest so far, at an infinite error, until one fits."""
+
+
+def _take(best: Best, numbers: Sequence[int], files: Sequence[bytes], errors: Sequence[float], most: int) -> None:
+    """Keep the files of these images that are better."""
+    for number, file, error in zip(numbers, files, errors, strict=True):
+        least, kept = best[number]
+        error = error if len(file) <= most else np.inf
+        if not kept or (error, len(file)) < (least, len(kept)):
+            best[number] = error, file
 
 
 def _fitted(
@@ -78,27 +87,21 @@ def _fitted(
     """The best file of each image (B, C, Y, X) of at most `most` bytes and so many levels. Raises InputError."""
     if most < 1:
         raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
-    going, best = np.arange(len(images)), list[bytes]()
-    tried: Tried = [[] for _ in images]
+    going, best = np.arange(len(images)), [(np.inf, b"")] * len(images)
     codes = model.encode(images) if why_no_lambda(model, levels) else None
     for place, number in enumerate(one for one in reversed(model.prefixes) if one <= levels):
         if codes is not None:  # the error falls with the levels
-            for own, file in zip(tried, _files_of(codec, codes, images, number), strict=True):
-                own.append((float(place), file))
+            _take(best, range(len(images)), _files_of(codec, codes, images, number), [place] * len(images), most)
         elif len(going):
-            going = going[_weighed(RateDistortion(model, codec, number), images, going, most, tried)]
-    for own, name in zip(tried, names, strict=True):
-        fitting = [one for one in own if len(one[1]) <= most]
-        if not fitting:
-            raise InputError(
-                f"{name} takes {min(len(file) for _, file in own)} bytes at the least; {most} are admitted"
-            )
-        best.append(min(fitting, key=lambda one: one[0])[1])
-    return best
+            going = going[_weighed(RateDistortion(model, codec, number), images, going, most, best)]
+    for (error, file), name in zip(best, names, strict=True):
+        if error == np.inf:
+            raise InputError(f"{name} takes {len(file)} bytes at the least; {most} are admitted")
+    return [file for _, file in best]
 
 
 def _weighed(
-    encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], most: int, tried: Tried
+    encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], most: int, best: Best
 ) -> NDArray[np.bool_]:
     """Look for the best files of these images with the encoder's levels; -> which do not fit with lambda 0."""
 
@@ -106,8 +109,7 @@ def _weighed(
         batch = images[torch.from_numpy(some).to(images.device)]
         codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
         files = _files_of(encoder.codec, codes, batch, encoder.levels)
-        for number, file, error in zip(some.tolist(), files, errors.tolist(), strict=True):
-            tried[number].append((error, file))
+        _take(best, some.tolist(), files, errors.tolist(), most)
         return np.array([len(file) for file in files])
 
     large = sizes(numbers, np.zeros(len(numbers))) > most

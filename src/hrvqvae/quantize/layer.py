@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -235,6 +235,13 @@ class TreeVQ(nn.Module):
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(math.ceil(self.steps))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """As torch's; take the steps from the extra state of an earlier version, too. A start that was not done begins
+        anew."""
+        if (earlier := state_dict.pop(f"{prefix}_extra_state", None)) is not None:
+            state_dict[f"{prefix}steps"] = earlier.float() if earlier.ndim == 0 else torch.zeros_like(self.steps)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
         """Move to another device, but let codebooks and statistics be float32: bfloat16 can't count to 257."""

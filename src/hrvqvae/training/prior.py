@@ -214,7 +214,7 @@ class PriorTask(Task[CodeBatch]):
         held_out = held_out[distributed.part().of(len(held_out))]
         for start in range(0, len(held_out), size):
             some = held_out[start : start + size]
-            placed = read_codes(self.maps, self.model, self.levels, some).to(self.compute.device)
+            placed = read_codes(self.maps[:1], self.model, self.levels, some).to(self.compute.device)
             with self.compute.autocast():
                 spent += torch.tensor(total_bits(prior, *placed))
             images += len(some)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Col
     model.load_state_dict(given, strict=False)
 
 
-Budget = tuple[int | None, float | None]
-"""(steps, seconds): a training ends with the one that comes first; None is no such limit."""
+class Budget(NamedTuple):
+    """A training ends with what comes first; None is no such limit."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+_NO_LIMIT = Budget()
 
 
 def budget_of(config: TrainingConfig, samples: int) -> Budget:
@@ -57,7 +63,7 @@ def budget_of(config: TrainingConfig, samples: int) -> Budget:
     limits = [config.max_steps] if config.max_steps else []
     if config.epochs:
         limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
-    return min(limits, default=None), config.max_minutes * 60 or None
+    return Budget(min(limits, default=None), config.max_minutes * 60 or None)
 
 
 @dataclass
@@ -89,7 +95,7 @@ class TrainState:
     @staticmethod
     def start(
         model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
-        budget: Budget = (None, None),
+        budget: Budget = _NO_LIMIT,
     ) -> TrainState:  # fmt: skip
         """That of a model on its device before its first step."""
         averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)

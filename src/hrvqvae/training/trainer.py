@@ -241,7 +241,7 @@ class Trainer(Generic[B]):
                 self._evaluate(state)
                 state.seconds += stop.agree()
         outcome = Outcome(state.step, stop.agreed, state.seconds, task.compute.peak_bytes())
-        if outcome.signal is None and outcome.step < task.few_steps <= (state.budget[0] or task.few_steps):
+        if outcome.signal is None and outcome.step < task.few_steps <= (state.budget.steps or task.few_steps):
             took = counted(outcome.step, "step")
             self.say(f"hint: {took} fitted into the time: little is learned; go on with more minutes and --resume")
         return outcome
@@ -310,7 +310,7 @@ class Trainer(Generic[B]):
         model = task.compute.place_model(model)
         if fresh and not beginning:
             task.initialize(model)
-        steps, _ = budget = budget_of(training, task.samples)
+        budget = budget_of(training, task.samples)
         state = TrainState.start(model, training, task.auxiliary(model), budget)
         if saved is not None:
             self._restore(state, *saved)
@@ -318,8 +318,8 @@ class Trainer(Generic[B]):
         if task.compute.emulates_bf16:
             kind = task.compute.device.type
             self.say(f"bf16 is emulated on this {kind}, which is slow: a run keeps the precision it began with")
-        if not state.step and steps is not None and steps < task.few_steps:
-            self.say(f"hint: {counted(steps, 'step')} of training: little is learned beyond the start")
+        if not state.step and budget.steps is not None and budget.steps < task.few_steps:
+            self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
         self.say(f"{task.about()}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
 
