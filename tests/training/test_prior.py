@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
@@ -20,6 +21,7 @@ from hrvqvae.checkpoints.trained import TrainedModel, load
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
+from hrvqvae.data.image_sets import stream
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import Part
 from hrvqvae.evaluation import classifier
@@ -93,12 +95,18 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
-def test_an_epoch_has_each_image_and_its_mirror_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = load_with_config(run)
-    plain, mirrored = (codemaps.extract(model, config, "train", flip=flip).levels[0] for flip in (False, True))
     stored = load_images(config.data, "train")
     images = torch.stack([torch.from_numpy(stored.read(index, None)).float() / 255 for index in range(len(stored))])
-    assert np.array_equal(mirrored, model.encode(images.flip(3))[0].numpy())
+    size, reach = images.shape[-1], images.shape[-1] // 8
+    drawn = stream("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
+    down, right = next(one for one in drawn if one != [reach, reach])
+    copies = list[Tensor]()
+    for some in (images, images.flip(3)):
+        padded = np.pad(some.numpy(), ((0, 0), (0, 0), (reach, reach), (reach, reach)), "reflect")
+        copies += [some, torch.from_numpy(padded[:, :, down : down + size, right : right + size])]
+    coded = [model.encode(some)[0].numpy().astype(np.uint8) for some in copies]
     seen, original = list[bytes](), PriorTask.step
 
     def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
@@ -106,9 +114,9 @@ def test_an_epoch_has_each_image_and_its_mirror_image_once(run: Path, monkeypatc
         return original(self, state, batch)
 
     monkeypatch.setattr(PriorTask, "step", step)
-    kept, _ = held_out_split(len(plain), 0.05, 0)
-    train_levels(run, 1, flip="true", training__batch_size=str(len(kept)), training__max_steps="2")
-    assert sorted(seen) == sorted(maps[image].tobytes() for maps in (plain, mirrored) for image in kept)
+    kept, _ = held_out_split(len(images), 0.05, 0)
+    train_levels(run, 1, flip="true", shifts="1", training__batch_size=str(len(kept)), training__max_steps="4")
+    assert sorted(seen) == sorted(maps[image].tobytes() for maps in coded for image in kept)
 
 
 def test_held_out_images_are_never_trained_on() -> None:

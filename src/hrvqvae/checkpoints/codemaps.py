@@ -32,6 +32,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, writable, write_atomic, writing
 from hrvqvae.utils.progress import tracked
 
+Move = Callable[[Tensor], Tensor]
 _BATCH = 128
 
 
@@ -55,7 +56,7 @@ class CodeMaps:
 @torch.inference_mode()
 def extract(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
-    part: Part = WHOLE, encode: Encode | None = None, flip: bool = False,
+    part: Part = WHOLE, encode: Encode | None = None, move: Move | None = None,
 ) -> CodeMaps:  # fmt: skip
     """Codes of the images of a split, in order, in float32; the model ends on the CPU.
 
@@ -63,7 +64,7 @@ def extract(
         limit: so many images, spread evenly over the split.
         part: of these images, for one of several processes.
         encode: used in place of the model's.
-        flip: of the mirror images.
+        move: applied to the images (B, C, Y, X) before they are coded.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
@@ -77,7 +78,7 @@ def extract(
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
         placed = batch.images.to(device)
-        for level, kind, codes in zip(levels, kinds, encode(placed.flip(3) if flip else placed), strict=True):
+        for level, kind, codes in zip(levels, kinds, encode(move(placed) if move else placed), strict=True):
             level.append(codes.cpu().numpy().astype(kind))
     model.cpu()
     if not labels:
@@ -87,7 +88,7 @@ def extract(
 
 def stored_or_extracted(
     folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
-    device: torch.device | None = None, say: Callable[[str], None] = print, flip: bool = False,
+    device: torch.device | None = None, say: Callable[[str], None] = print, move: Move | None = None,
 ) -> CodeMaps:  # fmt: skip
     """The codes of a split from the folder; extracted and written there first where they are missing or damaged.
 
@@ -97,7 +98,7 @@ def stored_or_extracted(
     source = _source(model_digest, config)
 
     def write() -> None:
-        shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part(), flip=flip))
+        shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part(), move=move))
         distributed.on_rank_zero(lambda: _write(folder, split, shares, source))
 
     return stored_or_written(folder, split, source, config.model.num_symbols, write, say)

@@ -7,7 +7,7 @@ RUN/config.yaml         the resolved configuration (where exported: config.json,
     checkpoints/        the two newest resume states, step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           the run folder of the progressive decoder
-    priors/codes/       the codes of the train split; priors/codes-flipped/ those of its mirror images
+    priors/codes/       the codes of the train split; priors/codes-flipped/, codes-shifted-1/, ... of its copies
     priors/level-1/     the run folder of a prior: its model.safetensors is the best held-out state;
                         priors/levels-1-3/ where one prior covers several levels
     autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that is trained for

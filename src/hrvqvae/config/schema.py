@@ -259,6 +259,7 @@ class PriorConfig(Section):
         class_dropout: share of the images whose class is withheld in training, so that the priors can be guided (Ho
             and Salimans 2022).
         flip: train on the codes of the mirror images as well.
+        shifts: train on the codes of so many shifted copies of each as well, by up to an eighth of a side.
     """
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
@@ -267,6 +268,7 @@ class PriorConfig(Section):
     codes: str | None = None
     class_dropout: Share = 0.0
     flip: bool = False
+    shifts: Count = 0
 
     section = "prior"
 
