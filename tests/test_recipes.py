@@ -1,6 +1,7 @@
 """The recipes in reduced form: what they command, run from data to sheet, and again where it was stopped."""
 
 import dataclasses
+import math
 import os
 import runpy
 import subprocess
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import presets
+from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
@@ -63,6 +66,19 @@ def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatc
     sheet = tmp_path / "runs" / folder / f"figure-{number}.png"
     assert done.stdout == f"figure {number}: {sheet.relative_to(tmp_path)}\n"
     assert read_image(sheet, 3).shape[2] > 4 * 28
+
+
+def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path: Path) -> None:
+    assert recipe("grids", tmp_path, "out").returncode == 0
+    found = recorded(tmp_path)
+    trained = [words for words in found if words[1] == "train"]
+    minutes = [float(words[4]) for words in found if words[1] == "train-prior"]
+    assert len(trained) == 9
+    for words, each in zip(trained, minutes, strict=False):
+        config = from_dict(yaml.safe_load(replay([*words, "--print_config"])), "printed")
+        grids = zip(config.model.latent_grids(32, 32), config.model.num_symbols, strict=True)
+        assert sum(math.prod(grid) * math.log2(symbols) for grid, symbols in grids) == 2304
+        assert each * len(config.prior_levels) == pytest.approx(6, rel=1e-4)
 
 
 def test_the_figures_of_other_systems(tmp_path: Path) -> None:
@@ -163,9 +179,11 @@ def test_the_error_of_prefixes(run: Path, tmp_path: Path, capsys: pytest.Capture
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(run)
     lines = figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png").splitlines()
-    errors = [level.mse for level in evaluate_run(run, limit=20, rate=False).report.levels]
-    assert lines[2] == f"one, levels 1 to 3: {errors[2]:.3e} ± 0.0e+00 (n = 2, p 1)"
-    assert lines[3:] == [f"two, levels 1 to {level}: {error:.3e}" for level, error in enumerate(errors, start=1)]
+    report = evaluate_run(run, limit=20, rate=False).report
+    bits = [report.bits_per_image * levels / 3 for levels in (1, 2, 3)]
+    assert lines[2] == f"one, levels 1 to 3, {bits[2]:.0f} bits: {report.mse:.3e} ± 0.0e+00 (n = 2, p 1)"
+    for line, level, some, one in zip(lines[3:], (1, 2, 3), bits, report.levels, strict=True):
+        assert line == f"two, levels 1 to {level}, {some:.0f} bits: {one.mse:.3e}"
     with pytest.raises(SystemExit):
         figure("prefixes", tmp_path / "elsewhere", "-o", tmp_path / "figure.png")
     assert "no runs" in capsys.readouterr().err

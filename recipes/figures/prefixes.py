@@ -1,8 +1,9 @@
 """The error of images from the first levels, for each system of a comparison: mean and spread over its seeds.
 
-For each it prints the p-value against the first system (Welch).
+Against bits; the levels of a system have the same bits. For each number of bits that the first system has too it
+prints the p-value against it (Welch).
 
-python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]        DIR: of hrvqvae compare
+python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]        DIR: of hrvqvae compare, with runs/NAME-SEED
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import InputError
 
-Errors = Mapping[str, NDArray[np.float64]]
-"""System -> MSE of the images from levels 1, 1 to 2, and so on: (seeds, levels)."""
+Errors = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""System -> bits an image of levels 1, 1 to 2, and so on, (levels,); MSE of the images from them, (seeds, levels)."""
 
 
 def measure(folder: Path, images: int | None) -> Errors:
     """The errors of each run. Raises InputError where there is none, or as `evaluate_run`."""
     found: dict[str, list[list[float]]] = {}
+    bits = dict[str, NDArray[np.float64]]()
     for run in sorted((folder / "runs").glob("*-*")):
-        levels = evaluate_run(run, limit=images, rate=False).report.levels
-        found.setdefault(run.name.rpartition("-")[0], []).append([level.mse or np.nan for level in levels])
+        report, name = evaluate_run(run, limit=images, rate=False).report, run.name.rpartition("-")[0]
+        found.setdefault(name, []).append([level.mse or np.nan for level in report.levels])
+        bits[name] = report.bits_per_image * np.arange(1, len(report.levels) + 1) / len(report.levels)
     if not found:
         raise InputError(f"{folder} has no runs: give the folder of a comparison")
-    return {name: np.array(runs) for name, runs in found.items()}
+    return {name: (bits[name], np.array(runs)) for name, runs in found.items()}
 
 
 def spread(runs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -45,11 +48,11 @@ def draw(errors: Errors, out: Path) -> None:
     """One line a system, with a band of one standard deviation."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, runs in errors.items():
-        levels, mean, around = np.arange(1, 1 + runs.shape[1]), runs.mean(axis=0), spread(runs)
-        (line,) = axes.plot(levels, mean, marker="o", markersize=3, label=name)
-        axes.fill_between(levels, mean - around, mean + around, color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="levels decoded", ylabel="MSE", yscale="log")
+    for name, (bits, runs) in errors.items():
+        mean, around = runs.mean(axis=0), spread(runs)
+        (line,) = axes.plot(bits, mean, marker="o", markersize=3, label=name)
+        axes.fill_between(bits, mean - around, mean + around, color=line.get_color(), alpha=0.2)
+    axes.set(xlabel="bits an image", ylabel="MSE", yscale="log")
     axes.legend()
     save_figure(figure, out)
 
@@ -66,13 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors = measure(arguments.folder, arguments.images)
     except InputError as error:
         parser.error(str(error))
-    first = next(iter(errors.values()))
-    for name, runs in errors.items():
-        for level, (mean, around) in enumerate(zip(runs.mean(axis=0), spread(runs), strict=True)):
-            told = f"{name}, levels 1 to {level + 1}: {mean:.3e}"
-            if len(runs) > 1 < len(first):
-                p = welch(runs[:, level].tolist(), first[:, level].tolist())
-                told += f" ± {around:.1e} (n = {len(runs)}, p {p:.2g})"
+    of_first = next(iter(errors.values()))
+    first = {round(bits): runs for bits, runs in zip(of_first[0], of_first[1].T, strict=True)}
+    for name, (every, runs) in errors.items():
+        for level, (bits, mean, around) in enumerate(zip(every, runs.mean(axis=0), spread(runs), strict=True)):
+            told = f"{name}, levels 1 to {level + 1}, {bits:.0f} bits: {mean:.3e}"
+            if len(runs) > 1:
+                told += f" ± {around:.1e} (n = {len(runs)}"
+                other = first.get(round(bits), ())
+                told += f", p {welch(runs[:, level].tolist(), other.tolist()):.2g})" if len(other) > 1 else ")"
             print(told)
     draw(errors, arguments.out)
 
