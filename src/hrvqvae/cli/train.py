@@ -196,13 +196,14 @@ def _demo(arguments: Arguments) -> int:
     budget = ("--resume", *(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
     of_autoencoder = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
     of_prior = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}"
+    guided = ("--guidance", "1.5") if config.prior.class_dropout else ()
     other_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
     for words in (
         ("data", "get", "mnist", *root),
         ("train", arguments.preset, "--out", arguments.out, *data, *budget, of_autoencoder),
         ("train-prior", arguments.out, *budget, of_prior, *other_prior),
         ("evaluate", arguments.out, "--images", "2000"),
-        ("sample", arguments.out, "-o", str(pictures / "samples.png")),
+        ("sample", arguments.out, *guided, "-o", str(pictures / "samples.png")),
         ("sample", "treevq-mnist", "--guidance", "2", "-o", str(pictures / "samples-of-the-shipped-model.png")),
     ):
         print(f"\n$ hrvqvae {' '.join(words)}", flush=True)
