@@ -108,7 +108,7 @@ def test_a_stopped_search_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch: 
         assert str(config.training.learning_rate) == best["learning_rate"]
         assert config.data.validation == 0
     other = [*TUNE, "4", "--tuned-in", str(tmp_path / "whole"), "--out", str(tmp_path / "other")]
-    assert main(other) == 0
+    assert main([*other, "--prior.training.batch_size", "5"]) == 0
     for system in ("wide", "fsq"):
         here, there = config_of("whole", system), config_of("other", system)
         assert (here.training.learning_rate, here.model) == (there.training.learning_rate, there.model)

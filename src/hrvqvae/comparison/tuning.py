@@ -185,16 +185,19 @@ def tune(comparison: Comparison, folder: Folder, say: Say) -> int:
 def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
     """The comparison with the settings that the search in its folder, or in that of another budget, has chosen.
 
-    Raises InputError where there is none for a system, it has not ended, or it was one of other data or fields.
+    Raises InputError where there is none for a system, it has not ended, or it was one of other data or fields,
+    of which those of priors don't matter.
     """
     folder = folder_of(out)
     claim = folder.read_claim()
     known = claim["about"]
-    for name, here in comparison.about().items():
+    fields = {name: text for name, text in comparison.fields.items() if not name.startswith("prior.")}
+    budget = {name: known[name] for name in ("tune", "max_steps", "max_minutes")}
+    searched = dataclasses.replace(comparison, **budget, fields=fields)
+    for name, here in searched.about().items():
         if name in ("dataset", "fields", "root") and known.get(name) != here:
             raise InputError(f"{folder.path} searched with {name} {known.get(name)}, this comparison has {here}")
-    rows, budget = folder.rows(), {name: known[name] for name in ("tune", "max_steps", "max_minutes")}
-    searched = dataclasses.replace(comparison, **budget)
+    rows = folder.rows()
     searches = {system: Search(searched, system, claim.get("chosen", {})) for system in comparison.systems}
     settings = {system: search.best(rows) for system, search in searches.items()}
     for system, chosen in settings.items():
