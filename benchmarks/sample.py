@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from benchmarks.common import Row, as_script, finish, matrix_rate, median_seconds, options, positive
 from benchmarks.prior import draws, random_priors
-from hrvqvae.config import presets
+from hrvqvae.config import level_names, presets
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import Prior
 from hrvqvae.priors.generative import sample_cached
+from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.state import count_parameters
@@ -19,11 +21,12 @@ from hrvqvae.training.state import count_parameters
 
 def multiply_adds(prior: Prior) -> int:
     """Of one full forward pass of one image, up to the small: what any sampler computes at least once."""
-    assert isinstance(prior, PixelSNAIL)
+    assert isinstance(prior, PixelSNAIL | GPT)
     height, width = prior.level.grid
-    positions = height * width
+    positions, attentions = height * width, prior.attentions if isinstance(prior, PixelSNAIL) else prior.layers
     weights = sum(one.numel() for one in prior.parameters() if one.dim() > 1)
-    attention = len(prior.attentions) * 2 * prior.config.hidden_units * positions * (positions + 1) // 2
+    weights -= sum(one.weight.numel() for one in prior.modules() if isinstance(one, nn.Embedding))
+    attention = len(attentions) * 2 * prior.config.hidden_units * positions * (positions + 1) // 2
     return weights * positions + attention
 
 
@@ -36,19 +39,20 @@ def _row(method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: 
 
 @torch.inference_mode()
 def level_rows(preset: str, number: int, rounds: int, positions: int, rate: float) -> list[Row]:
-    """Rows as of `bench_sample`, of both samplers that draw a level (1 is the coarsest) of one image."""
-    prior = random_priors(presets.get(preset).config)[number - 1]
-    assert isinstance(prior, PixelSNAIL)
+    """Rows as of `bench_sample`, of both samplers that draw what a prior covers (1 is the coarsest) of one image."""
+    config = presets.get(preset).config
+    prior, levels = random_priors(config)[number - 1], config.prior_levels[number - 1]
     level, generator = prior.level, torch.Generator().manual_seed(0)
     shape = (1, *level.grid)
-    codes = torch.randint(level.symbols, shape, generator=generator)
+    codes = [torch.randint(one.symbols, shape, generator=generator) for one in prior.levels]
     coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
     label = torch.randint(level.classes, (1,), generator=generator) if level.classes else None
-    uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
-    given = [codes], [torch.zeros(shape, dtype=torch.bool)], coarser, label, [uniforms], torch.ones(1)
-    step = median_seconds(lambda: prior.level_logits([codes], coarser, label), positions)
-    plain, cached = codes.numel() * step, median_seconds(lambda: sample_cached(prior, *given, SamplingParams()), rounds)
-    drawn = f"{preset}, level {number}, {level.grid[0]}x{level.grid[1]}"
+    uniforms = [torch.rand(shape, dtype=torch.float64, generator=generator) for _ in codes]
+    given = codes, [torch.zeros(shape, dtype=torch.bool)] * len(codes), coarser, label, uniforms, torch.ones(1)
+    step = median_seconds(lambda: prior.level_logits(codes, coarser, label), positions)
+    plain = sum(one.numel() for one in codes) * step
+    cached = median_seconds(lambda: sample_cached(prior, *given, SamplingParams()), rounds)
+    drawn = f"{preset}, {level_names(levels)}, {level.grid[0]}x{level.grid[1]}"
     return [
         {**_row("plain", drawn, [prior], 1, plain, rate), "timed_positions": positions},
         {**_row("cached", drawn, [prior], 1, cached, rate), "ratio": plain / cached},
@@ -69,12 +73,12 @@ def bench_sample(
 ) -> list[Row]:
     """Rows with method, drawn, batch, parameters, seconds_per_image, floor_seconds.
 
-    The plain sampler makes one forward pass for each position, all alike: it is timed on so many of them, the median
+    The plain sampler makes one forward pass for each code, all alike: it is timed on so many of them, the median
     scaled to all, and the row says so (timed_positions). ratio is the plain time over the cached. The floor is the
     multiply-adds of one forward pass of an image at the rate of a large float32 matrix product in the same run.
 
     Args:
-        levels: presets and levels (1 is the coarsest) that both samplers draw.
+        levels: presets and their priors (1 is of the coarsest level) that both samplers draw.
         images: presets and batches of which whole images are drawn.
     """
     rate = matrix_rate()
