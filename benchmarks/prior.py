@@ -1,19 +1,17 @@
-"""Throughput of a prior's training: forms of a PixelSNAIL side by side; or two kinds of priors, and their samples."""
+"""Throughput of a prior's training: forms of a PixelSNAIL side by side."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.common import CPU, Row, as_script, finish, options, positive, preset_of, side_by_side
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import Prior, build_prior
@@ -119,22 +117,6 @@ class PriorSide:
         self.state.step += 1
 
 
-def _rows(
-    measured: str, batch: int, parameters: Mapping[str, int], calls: Mapping[str, Callable[[], object]], rounds: int,
-    device: torch.device = CPU,
-) -> list[Row]:  # fmt: skip
-    """A row for each call, timed by turns; ratios are to the first one."""
-    spent = side_by_side(calls, rounds, device)
-    first = next(iter(spent.values()))
-    return [
-        {
-            "measured": measured, "method": name, "batch": batch, "parameters": parameters[name],
-            "images_per_second": batch / spent[name], "ratio": first / spent[name],
-        }
-        for name in calls
-    ]  # fmt: skip
-
-
 def bench_prior(config: Config, rounds: int = 5) -> list[Row]:
     """Rows with measured, method, batch, parameters, images_per_second (median step), ratio (to the plain form's).
 
@@ -143,9 +125,14 @@ def bench_prior(config: Config, rounds: int = 5) -> list[Row]:
     """
     sides = {name: PriorSide(config, config.prior_levels[0], form) for name, form in FORMS.items()}
     batch, device = config.prior.training_of(0).batch_size, sides["plain"].compute.device
-    parameters = {name: side.parameters for name, side in sides.items()}
-    calls = {name: side.train for name, side in sides.items()}
-    return _rows("training", batch, parameters, calls, rounds, device)
+    spent = side_by_side({name: side.train for name, side in sides.items()}, rounds, device)
+    return [
+        {
+            "measured": "training", "method": name, "batch": batch, "parameters": side.parameters,
+            "images_per_second": batch / spent[name], "ratio": spent["plain"] / spent[name],
+        }
+        for name, side in sides.items()
+    ]  # fmt: skip
 
 
 def random_priors(config: Config) -> list[Prior]:
@@ -161,33 +148,6 @@ def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[
     return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
 
 
-def bench_kinds(config: Config, kinds: Sequence[str], rounds: int = 3) -> list[Row]:
-    """Rows as of `bench_prior`, of priors of all levels of two kinds: of training, and of samples at batch 1 and 64.
-
-    A kind of prior that the preset does not take has that network's defaults. Training is a step of each prior.
-    """
-    compared = {
-        kind: config if config.prior.network.kind == kind else override(config, {"prior.network.kind": kind})
-        for kind in kinds
-    }
-    sides = {
-        kind: [PriorSide(one, levels, Form()) for levels in one.prior_levels] for kind, one in compared.items()
-    }  # fmt: skip
-    parameters = {kind: sum(side.parameters for side in some) for kind, some in sides.items()}
-    steps = {kind: partial(_train, some) for kind, some in sides.items()}
-    rows = _rows("training", config.prior.training_of(0).batch_size, parameters, steps, rounds)
-    model = build(config).eval().requires_grad_(False)
-    for batch in (1, 64):
-        drawn = {kind: draws(model, random_priors(one), batch) for kind, one in compared.items()}
-        rows += _rows("sampling", batch, parameters, drawn, rounds)
-    return rows
-
-
-def _train(sides: Sequence[PriorSide]) -> None:
-    for side in sides:
-        side.train()
-
-
 COLUMNS = {
     "measured": "{measured}", "method": "{method}", "batch": "{batch}", "parameters": "{parameters:,}",
     "images/s": "{images_per_second:.2f}", "ratio": "{ratio:.2f}",
@@ -199,12 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="steps of each form (default: 5)")
-    parser.add_argument("--kinds", nargs=2, metavar="KIND", help="two kinds of priors, such as pixelsnail gpt")
     given = {"prior.training.batch_size": "32", "prior.network.residual_blocks": "18"}
     arguments, config = preset_of(parser, argv, given=given)
-    rounds = arguments.rounds
-    rows = bench_kinds(config, arguments.kinds, rounds) if arguments.kinds else bench_prior(config, rounds)
-    finish(rows, COLUMNS, arguments.json)
+    finish(bench_prior(config, arguments.rounds), COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":
