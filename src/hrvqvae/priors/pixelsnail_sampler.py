@@ -77,10 +77,23 @@ def attend_at(
 
     norm (2, C) holds weight and bias; three (3C,), attended (C,) and scores (H * W,) are room to work in.
     """
-    hidden = len(features)
     normalize(features, norm, attended)
     three[:] = inputs_bias
     add_product(attended, inputs, three)
+    attend(three, place, heads, keys, values, attended, scores)
+    features += output_bias
+    add_product(attended, output, features)
+
+
+@compiled(**OPTIONS)
+def attend(
+    three: Floats, place: int, heads: int, keys: Floats, values: Floats, attended: Floats, scores: Floats
+) -> None:
+    """attended (C,) = attention of three (3C,), the position's query, key and value, to positions 0..place.
+
+    keys and values (C, H * W) get the position's own; scores (H * W,) is room to work in.
+    """
+    hidden = len(attended)
     for c in range(hidden):
         keys[c, place] = three[hidden + c]
         values[c, place] = three[2 * hidden + c]
@@ -107,9 +120,6 @@ def attend_at(
             for j in range(seen):
                 summed += scores[j] * values[c, j]
             attended[c] = summed / total
-    for c in range(hidden):
-        features[c] += output_bias[c]
-    add_product(attended, output, features)
 
 
 @compiled(**OPTIONS)
