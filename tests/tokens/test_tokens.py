@@ -523,6 +523,9 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "0.png").write_bytes(b"no image")
     tokenize(run, tmp_path / "broken", tmp_path / "none")
+    for copies in (["--prior.flip", "true"], ["--prior.shifts", "1"]):
+        said = refused(["train-prior", run, "--codes", shards, "--max-steps", 1, *copies])
+        assert "need the run's own images" in said
     said = refused(["train-prior", run, "--codes", tmp_path / "none", "--max-steps", 1])
     assert "none holds codes of no image; make shards of images that can be read" in said
 

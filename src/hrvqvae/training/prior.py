@@ -57,11 +57,11 @@ class CodeBatch(NamedTuple):
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
     """The codes of some images of a split, as the prior of some levels sees them; numbers go on from map to map."""
     which, places = np.divmod(indices, len(maps[0]))
-    codes, labels = zip(*(one.read(places) for one in maps), strict=True)
-    chosen = (torch.from_numpy(which), torch.arange(len(which)))
-    own = tuple(torch.stack(each)[chosen] for each in zip(*codes, strict=True))
-    coarser = model.paths(own[: levels.start])
-    return CodeBatch(own[levels.start : levels.stop], coarser, labels[0] if maps[0].classes else None)
+    of_maps = [one.read(places[which == number]) for number, one in enumerate(maps)]
+    back = torch.from_numpy(np.argsort(np.argsort(which, kind="stable")))  # from the order of maps to that of indices
+    own = tuple(torch.cat(each)[back] for each in zip(*(codes for codes, _ in of_maps), strict=True))
+    label = torch.cat([labels for _, labels in of_maps])[back] if maps[0].classes else None
+    return CodeBatch(own[levels.start : levels.stop], model.paths(own[: levels.start]), label)
 
 
 def moved_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Move | None]]:
@@ -145,8 +145,7 @@ class PriorTask(Task[CodeBatch]):
                 for name, move in moved_copies(prior.flip, prior.shifts)
             ]
         elif prior.flip or prior.shifts:
-            name = "flip" if prior.flip else "shifts"
-            raise InputError(f"prior.{name} needs the run's own images: leave it out, or leave prior.codes out")
+            raise InputError("prior.flip and prior.shifts need the run's own images: leave them or prior.codes out")
         else:
             self.maps = [maps_of_shards(codes, Path(prior.codes), self.model, config, say)]
         self.labels, self.classes = self.maps[0].labels, self.maps[0].classes
