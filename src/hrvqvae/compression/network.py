@@ -33,13 +33,12 @@ TOP = 16  # bits of the largest frequency
 POWERS: Integers = np.array([round(2 ** (TOP - step / STEPS)) for step in range(STEPS)], np.int64)
 _LARGEST = 2**31 - 1
 
-# Values that a group of several levels may have; and times symbols, up to which it selects the output weights.
-_FEW, _OF_FEW, _OF_MANY = 5, (512, 4096), (64, 512)  # levels; for a model of so many at most, and of more
+_FAMILY, _TOGETHER, _WIDE = 4096, 512, 64  # most values of a path, of a group of several levels, of one that is seen far
 _BEFORE = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # earlier in raster order, the nearest first
-_NEAR, _FAR, _FARTHEST = 6, 12, 24  # of these: together with coarser levels, alone, and at the coarsest level
+_NEAREST, _NEAR, _FAR, _FARTHEST = 2, 6, 12, 24  # of these: whole paths, groups, alone, and at the coarsest level
 _AROUND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 
 
@@ -107,35 +106,38 @@ class Contexts:
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
     """The contexts that networks are learned for, of levels with these grids.
 
-    Of the own level, the six nearest codes before the code together with coarser levels, and six more alone (eighteen
-    at the coarsest level); of the coarser levels, taken together as far as that makes no more than 512 values, the 25
-    positions around. Of a model of many levels 64 values, so that tables stay small.
+    Levels belong to one family as long as a path through them has at most 4,096 values. Of the family, whole paths are
+    taken at the two nearest codes before the code, groups of at most 512 values at the next four, and codes alone at
+    six more (eighteen at the coarsest level). Coarser levels of the family are seen in groups of at most 512 values,
+    those of other families of 64, at the nine positions around; the next coarser ones, if they have 64 at most, at 25.
     """
-    together, selected = _OF_FEW if len(symbols) <= _FEW else _OF_MANY
+    starts = [0]  # of the families
+    for one in range(1, level + 1):
+        if math.prod(symbols[starts[-1] : one + 1]) > _FAMILY:
+            starts.append(one)
     groups: list[tuple[int, int]] = []
 
-    def begins(last: int) -> int:
+    def group(last: int, most: int) -> int:
+        """The levels up to this one, of its family, that together have so many values."""
         first = last
-        while first > 0 and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= together:
+        while first not in starts and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= most:
             first -= 1
-        return first
-
-    def group(first: int, last: int) -> int:
         if (first, last) not in groups:
             groups.append((first, last))
         return groups.index((first, last))
 
-    own, alone = group(begins(level), level), group(level, level)
-    features = [(own, *offset) for offset in _BEFORE[:_NEAR]]
-    features += [(alone, *offset) for offset in _BEFORE[_NEAR : _FAR if level else _FARTHEST]]
-    last = level - 1
+    steps = ((0, _NEAREST, _FAMILY), (_NEAREST, _NEAR, _TOGETHER), (_NEAR, _FAR if level else _FARTHEST, 1))
+    features = [(group(level, most), *offset) for first, last, most in steps for offset in _BEFORE[first:last]]
+    last, selecting = level - 1, -1
     while last >= 0:
-        coarser = group(begins(last), last)
-        features += [(coarser, *offset) for offset in _AROUND if last == level - 1 or max(map(abs, offset)) < 2]
-        last = groups[coarser][0] - 1
-    selecting = -1
-    if level and math.prod(symbols[begins(level - 1) : level + 1]) <= selected:
-        selecting = group(begins(level - 1), level - 1)
+        coarser = group(last, _TOGETHER if last >= starts[-1] else _WIDE)
+        first = groups[coarser][0]
+        values = math.prod(symbols[first : last + 1])
+        reach = 2 if last == level - 1 and values <= _WIDE else 1
+        features += [(coarser, *offset) for offset in _AROUND if max(map(abs, offset)) <= reach]
+        if last == level - 1 and level not in starts and values * symbols[level] <= _FAMILY:
+            selecting = coarser
+        last = first - 1
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
