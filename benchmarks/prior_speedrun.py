@@ -21,14 +21,16 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from hrvqvae.comparison.report import welch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.common import Row, as_script, options, show
 from benchmarks.prior import matrix_attention
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_digest
+from hrvqvae.comparison.report import welch
 from hrvqvae.priors import gpt
+from hrvqvae.priors.causal import self_attention
 from hrvqvae.training import optimizers
 from hrvqvae.training.prior import PriorTask, resolve_priors
 from hrvqvae.training.trainer import Trainer
@@ -56,12 +58,12 @@ FIELDS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def _fused(*three: Any, causal: bool) -> Any:
-    return scaled_dot_product_attention(*three, is_causal=causal)
+def _fused(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
 
 
 def _patched(form: Callable[..., Any]) -> Any:
-    return mock.patch.object(gpt, "self_attention", partial(gpt.self_attention, form=form))
+    return mock.patch.object(gpt, "self_attention", partial(self_attention, form=form))
 
 
 def _rounded(matrix: Any, exact: Callable[..., Any] = optimizers.orthogonalized) -> Any:
@@ -98,8 +100,8 @@ def train(run: Path, change: str, minutes: float, seed: int) -> Row:
 def summary(rows: Sequence[Row], minutes: float) -> list[Row]:
     """A row for each change: mean and spread, the recipe's time to these bits by its own line, p against the recipe."""
     bits = {one: [row["bits"] for row in rows if row["change"] == one] for one in (*FIELDS, *PATCHES)}
-    line = [(math.log(row["minutes"]), row["bits"]) for row in rows if row["change"] in (RECIPE, HALF, TWICE)]
-    slope, start = np.polyfit(*zip(*line, strict=True), 1) if len({x for x, _ in line}) > 1 else (math.nan, math.nan)
+    line = np.array([(math.log(row["minutes"]), row["bits"]) for row in rows if row["change"] in (RECIPE, HALF, TWICE)])
+    slope, start = np.polyfit(line[:, 0], line[:, 1], 1)
     found = list[Row]()
     for change in filter(bits.get, bits):
         some = bits[change]

@@ -70,6 +70,16 @@ def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
     assert bits_of((maps[300:],), (5,), network) == pytest.approx(bits + 8 * 0.6 / 64, rel=0.06)
 
 
+def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them() -> None:
+    """The structure is the same whatever the codes are called, so that copies with other names say more of it."""
+    maps = blobs(330, 5, 0)
+    few, new = maps[:30], (maps[30:],)
+    network, bits = learn_level((np.concatenate([(few + name) % 5 for name in range(5)]),), (5,), 0.3, copies=5)
+    alone, _ = learn_level((few,), (5,), 0.3)
+    assert bits_of(new, (5,), network) < 0.95 * bits_of(new, (5,), alone)
+    assert bits > bits_of(new, (5,), network) - 8 * 0.6 / 64 - 0.2
+
+
 def test_learning_is_the_same_again_and_never_costs_more_than_no_network() -> None:
     maps = np.random.default_rng(0).integers(0, 3, (3, 4, 4))
     (one, bits), (other, _) = (learn_level((maps,), (3,)) for _ in range(2))

@@ -4,16 +4,18 @@ RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type
                  train-labels.npy    (N,) int64
                  train.json          what they were made from, the names of the classes, and digests of the arrays
 
-Images are coded without augmentation. Codes are used again while the model and the description of the data are the
-same; where the images themselves have changed, delete the folder.
+Images are coded without augmentation; each of their moved copies has a folder beside this one. Codes are used again
+while the model and the description of the data are the same; where the images themselves have changed, delete the
+folders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.image_sets import stream
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, Part
 from hrvqvae.models.base import Autoencoder, Encode
@@ -51,6 +55,30 @@ class CodeMaps:
         """(codes, labels) of some images: int64 (B, H_l, W_l) of each level, and (B,)."""
         codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
         return codes, torch.from_numpy(self.labels[indices])
+
+
+def moved_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Move | None]]:
+    """The copies of the images whose codes are learned from: the folder of its codes, and how the images move.
+
+    The first is the images as they are. Each further one is shifted by its own number of pixels, up to an eighth of a
+    side, the border mirrored; with `flip` each is there as its mirror image too.
+    """
+
+    def moved(images: Tensor, number: int, mirrored: bool) -> Tensor:
+        images = images.flip(3) if mirrored else images
+        if not number:
+            return images
+        reach = [size // 8 for size in images.shape[2:]]
+        drawn = stream("shift", number).integers(0, [2 * most + 1 for most in reach], (100, 2)).tolist()
+        down, right = next((one for one in drawn if one != reach), reach)
+        padded = pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
+        return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
+
+    for number in range(shifts + 1):
+        name = f"codes-shifted-{number}" if number else "codes"
+        yield name, partial(moved, number=number, mirrored=False) if number else None
+        if flip:
+            yield f"{name}-flipped", partial(moved, number=number, mirrored=True)
 
 
 @torch.inference_mode()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import extract, stored_or_extracted
+from hrvqvae.checkpoints.codemaps import CodeMaps, extract, moved_copies, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, locate
 from hrvqvae.checkpoints.loading import load_with_digest
 from hrvqvae.checkpoints.stale import require_current
@@ -39,16 +40,19 @@ def load_entropy_model(run: str | Path, model: Autoencoder, config: Config) -> E
 
 
 def fit_entropy_model(
-    run: str | Path, root: str | None = None, effort: float = 1.0, device: torch.device | None = None,
+    run: str | Path, root: str | None = None, effort: float = 1.0, shifts: int = 0, device: torch.device | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
     """Fit the entropy model of a run to the codes of its training split, and write it beside its weights; -> its file.
+
+    Where the model was trained on mirror images too, it is fitted to the codes of these as well.
 
     One of these weights is kept, since what was compressed by it can be read by no other.
 
     Args:
         root: where the data is, if it has moved since training.
         effort: how long to learn; 1 is usual.
+        shifts: so many copies of the images, each shifted by some pixels, are learned from as well.
         say: gets the bits a code of each level that held-out images take.
 
     Raises:
@@ -61,10 +65,14 @@ def fit_entropy_model(
     if path.is_file() and read_entropy_model(path.read_bytes(), str(path)).model == bare.model:
         say(f"{path} is of these weights already; without it, files that were made by it can't be read")
         return path
-    if folder.config.is_file():
-        maps = stored_or_extracted(folder.codes, model, digest, config, "train", device, say)
-    else:
-        maps = extract(model, config, "train", device)
+    maps = list[CodeMaps]()
+    for name, move in moved_copies(config.data.flip, shifts):
+        if folder.config.is_file():
+            of = (model, digest, config, "train", device, say)
+            maps.append(stored_or_extracted(folder.codes.with_name(name), *of, move))
+        else:
+            maps.append(extract(model, config, "train", device, move=move))
+    levels = [np.concatenate(copies) for copies in zip(*(one.levels for one in maps), strict=True)]
     with writable(path):
-        write_atomic(path, fit(bare, maps.levels, effort, say).content)
+        write_atomic(path, fit(bare, levels, effort, say, len(maps)).content)
     return path

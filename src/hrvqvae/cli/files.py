@@ -127,7 +127,7 @@ def _fit_entropy_model(arguments: Arguments) -> int:
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
     device = resolve_device(arguments.device)
-    path = fit_entropy_model(arguments.model, arguments.data, arguments.effort, device)
+    path = fit_entropy_model(arguments.model, arguments.data, arguments.effort, arguments.shifts, device)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
@@ -194,7 +194,10 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     about = "fit the entropy model, by which the codes of a run are coded, to its training images"
     effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
-    command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, "--device")
+    shifts = option(
+        "--shifts", type=whole(0), default=0, metavar="N", help="learn from N shifted copies of the images too"
+    )
+    command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, shifts, "--device")
 
     source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
     command(

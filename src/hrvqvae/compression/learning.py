@@ -39,7 +39,10 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 _VISITED = 64  # codes of an image that are learned from before the next image
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # units by the rows of the table, up to so many
 _RATE, _LAST_RATE = 0.02, 0.0002  # of learning, at first and in the end; it falls by the same factor all the time
-_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # of what is rounded: finer steps save 0.05% of the codes, and cost 40% of the file
+_LARGEST_ENTRY, _LARGEST_WEIGHT = (
+    31,
+    127,
+)  # of what is rounded: finer steps save 0.05% of the codes, and cost 40% of the file
 _STATES = 8  # that are compared on held-out images
 _MOST_HELD_OUT = 1000
 _WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 60  # sums of products; codes learned from; and so many times at most
@@ -129,7 +132,9 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
     )  # fmt: skip
 
 
-def learn_level(levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0) -> tuple[Network, float]:
+def learn_level(
+    levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1
+) -> tuple[Network, float]:
     """-> the network of the finest of these levels, and the bits a code that held-out images take.
 
     A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
@@ -139,17 +144,21 @@ def learn_level(levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: 
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
         symbols: values of a code of each.
         effort: how much is learned from: 1 is usual.
+        copies: the codes are of so many copies of the images, one after the other; of held-out ones only the first is
+            used.
 
     Raises:
         InputError: there are fewer than two images.
     """
-    level, count = len(levels) - 1, len(levels[0])
+    level, count = len(levels) - 1, len(levels[0]) // copies
     if count < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {count}")
     grids = [(one.shape[1], one.shape[2]) for one in levels]
     contexts = usual_contexts(level, symbols, grids)
     layout = Layout.of(grids, symbols[: level + 1])
-    images = np.concatenate([one.reshape(count, -1) for one in levels], 1).astype(np.min_scalar_type(max(symbols)))
+    images = np.concatenate([one.reshape(count * copies, -1) for one in levels], 1).astype(
+        np.min_scalar_type(max(symbols))
+    )
     random = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     parameters: Parameters = (  # small and random; every symbol is as likely
@@ -169,6 +178,7 @@ def learn_level(levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: 
         ))  # fmt: skip
 
     held_out, others = np.split(random.permutation(count), [max(1, min(count // 20, _MOST_HELD_OUT))])
+    others = np.concatenate([others + count * copy for copy in range(copies)])
     cells = grids[level][0] * grids[level][1]
     everywhere = np.tile(np.arange(cells), (len(held_out), 1))
     visits = min(cells, _VISITED)
@@ -187,8 +197,9 @@ def learn_level(levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: 
 
 
 def fit(
-    bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0, say: Callable[[str], None] = print
-) -> EntropyModel:
+    bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0,
+    say: Callable[[str], None] = print, copies: int = 1,
+) -> EntropyModel:  # fmt: skip
     """The bare entropy model with networks, fitted to codes (N, H_l, W_l) of each level as by `learn_level`.
 
     `say` gets a line a level: the bits a code that held-out images take.
@@ -199,7 +210,7 @@ def fit(
             say(f"level {level + 1} has {values} symbols, more than {MOST_SYMBOLS}: coded in log2 {values} bits a code")
             networks.append(None)
             continue
-        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort)
+        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies)
         say(f"level {level + 1}: {bits:.3f} bits a code on held-out images, of {math.log2(values):.3f}")
         networks.append(network)
     return dataclasses.replace(bare, networks=tuple(networks))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps, Move, stored_or_extracted
+from hrvqvae.checkpoints.codemaps import CodeMaps, moved_copies, stored_or_extracted
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders
 from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_model
 from hrvqvae.config import Config, Levels, level_names
@@ -62,30 +61,6 @@ def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, ind
     own = tuple(torch.cat(each)[back] for each in zip(*(codes for codes, _ in of_maps), strict=True))
     label = torch.cat([labels for _, labels in of_maps])[back] if maps[0].classes else None
     return CodeBatch(own[levels.start : levels.stop], model.paths(own[: levels.start]), label)
-
-
-def moved_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Move | None]]:
-    """The copies of the images whose codes a prior is trained on: the folder of its codes, and how the images move.
-
-    The first is the images as they are. Each further one is shifted by its own number of pixels, up to an eighth of a
-    side, the border mirrored; with `flip` each is there as its mirror image too.
-    """
-
-    def moved(images: Tensor, number: int, mirrored: bool) -> Tensor:
-        images = images.flip(3) if mirrored else images
-        if not number:
-            return images
-        reach = [size // 8 for size in images.shape[2:]]
-        drawn = stream("shift", number).integers(0, [2 * most + 1 for most in reach], (100, 2)).tolist()
-        down, right = next((one for one in drawn if one != reach), reach)
-        padded = pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
-        return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
-
-    for number in range(shifts + 1):
-        name = f"codes-shifted-{number}" if number else "codes"
-        yield name, partial(moved, number=number, mirrored=False) if number else None
-        if flip:
-            yield f"{name}-flipped", partial(moved, number=number, mirrored=True)
 
 
 def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
