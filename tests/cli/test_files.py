@@ -3,6 +3,7 @@
 import re
 import shutil
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import hrvqvae
 from hrvqvae.checkpoints import image_files
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import TEMPORARY
 from tests.conftest import do, done, refused, write_picture
 from tests.trained_run import tiny_run_with_entropy_model
@@ -123,6 +125,31 @@ def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(name: str, c
     file = Path(__file__).parent.parent / "golden" / "replaced" / f"{name}.hrv"
     line = refused(["decompress", file, "-o", tmp_path / "x.png"])
     assert f"was made by the {name} of commit {commit}" in line
+
+
+def test_each_image_gets_the_model_that_has_less_error_in_so_many_bytes(images: Path, tmp_path: Path) -> None:
+    out, models, most = tmp_path / "both", ("mnist", "treevq-mnist"), 17
+    large, fitted = tmp_path / "large" / "large.png", 0
+    write_picture(large, 3, (70, 60), "L")
+    do("compress", models[0], images, "-o", out, "--bytes", most, "--also", models[1])
+    do("decompress", *sorted(out.glob("*.hrv")), "-o", tmp_path / "back")
+    for file in sorted(out.glob("*.hrv")):
+        image, found = pixels(images / f"{file.stem}.png"), list[tuple[float, bytes, torch.Tensor]]()
+        for name in models:
+            model = hrvqvae.load(name)
+            with suppress(InputError):  # one of the images takes more bytes by one of the models
+                (own,) = model.compress([image], max_bytes=most)
+                decoded = model.decompress([own])[0]
+                found.append((float((decoded - image / 255).square().mean()), own, (decoded * 255).round().byte()))
+        _, content, decoded = min(found, key=lambda one: one[0])
+        assert file.read_bytes() == content
+        assert torch.equal(pixels(tmp_path / "back" / f"{file.stem}.png"), decoded)
+        fitted += len(found)
+    assert fitted == 5
+    small = ["compress", models[0], large, "-o", tmp_path / "x.hrv", "--bytes", most]
+    assert "bytes at the least; 17 are admitted" in refused([*small, "--also", models[1]])
+    assert "give --bytes, or one model" in refused([*small[:-2], "--also", models[1]])
+    assert "cifar10 is for images of 3 channels" in refused([*small, "--also", "cifar10"])
 
 
 def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def _read(
 
 def compress_files(
     model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, *, force: bool = False, skip: bool = False,
+    lmbda: float | None = None, also: Sequence[TrainedModel] = (), *, force: bool = False, skip: bool = False,
 ) -> Written:  # fmt: skip
     """Write the codes of image files; notices say what images lost by conversion, and what is there already.
 
@@ -105,6 +105,7 @@ def compress_files(
         out: X.hrv for one image; X.hrva, an archive, to which those are appended that it has not yet; else a folder,
             which gets a file for each image.
         levels, max_bytes, lmbda: as for `TrainedModel.compress`.
+        also: models that are tried as well, with `max_bytes`: each file is by the one that has the least error in it.
         force: write over other files (.hrv) that exist.
         skip: leave out images that can't be read, with a notice of each.
 
@@ -112,6 +113,11 @@ def compress_files(
         InputError: an image, or with `skip` every image, can't be read, levels are out of range, an image does not fit,
             another file exists already, or `out` can't be written.
     """
+    if also and max_bytes is None:
+        raise InputError("several models are compared at one size of a file: give --bytes, or one model")
+    for one in also:
+        if one.autoencoder.channels != model.autoencoder.channels:
+            raise InputError(f"{one.run} is for images of {counted(one.autoencoder.channels, 'channel')}: leave it out")
     named, written = _named(paths), Written({})
     if archive.is_archive(out):
         if max_bytes is not None:
@@ -123,7 +129,9 @@ def compress_files(
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
         for batch in _read(model, named, written, skip):
             sources = [named[name][0] for name, _ in batch]
-            files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
+            images = [image for _, image in batch]
+            settings: dict[str, Any] = {"levels": levels, "max_bytes": max_bytes, "lmbda": lmbda, "names": sources}
+            files = _least_error([model, *also], images, settings) if also else model.compress(images, **settings)
             targets = [out if single else out / f"{name}{hrv.SUFFIX}" for name, _ in batch]
             for path, content in zip(targets, files, strict=True):
                 if not force and path.is_file() and path.read_bytes() != content:
@@ -137,6 +145,30 @@ def compress_files(
     if converted := conversions(written.lost):
         note(converted)
     return written
+
+
+def _least_error(models: Sequence[TrainedModel], images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes]:
+    """The file of each image by the model that has the least squared error in it. Raises InputError where none fits."""
+    found = [(math.inf, b"")] * len(images)
+    for model in models:
+        for number, file in enumerate(_fitting(model, images, settings)):
+            if isinstance(file, bytes):
+                error = float((model.decompress([file])[0] - images[number] / 255).square().mean())
+                found[number] = min(found[number], (error, file))
+            elif model is models[-1] and not found[number][1]:
+                raise file
+    return [file for _, file in found]
+
+
+def _fitting(model: TrainedModel, images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes | InputError]:
+    """The file of each image, or why it has none: all at once, or one by one where one has none."""
+    try:
+        return [*model.compress(images, **settings)]
+    except InputError as error:
+        if len(images) == 1:
+            return [error]
+        each = ({**settings, "names": [name]} for name in settings["names"])
+        return [file for image, own in zip(images, each, strict=True) for file in _fitting(model, [image], own)]
 
 
 @contextmanager
@@ -177,20 +209,22 @@ def _append(
 class _Job:
     """Images of one file of codes by their numbers, with the PNG that each gets; `archive` is None of an .hrv."""
 
+    model: TrainedModel
     path: Path
     archive: Archive | None
     targets: dict[int, Path]
 
 
 def decompress_files(
-    model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, names: Sequence[str] = (),
-    *, force: bool = False,
+    models: Sequence[TrainedModel], paths: Sequence[Path], out: Path, levels: int | None = None,
+    names: Sequence[str] = (), *, force: bool = False,
 ) -> int:  # fmt: skip
     """Write the images of files of codes and archives as PNG; -> how many. Notices say what is cut short or damaged.
 
     What is damaged is passed over: all other images are written before the error.
 
     Args:
+        models: of each file.
         paths: X.hrv and X.hrva.
         out: Y.png for one image, else a folder.
         levels: how many levels to use, as far as they are there; None uses all.
@@ -201,9 +235,10 @@ def decompress_files(
         InputError: a file of another model, no such name, an image exists already, or `out` can't be written.
         DamagedFileError: an image has no whole level, or an archive has damaged blocks.
     """
-    model.autoencoder.check_levels(levels)
+    for model in models:
+        model.autoencoder.check_levels(levels)
     png = out.suffix.lower() == ".png"
-    jobs, faults, count = [_job(model, path, out, png, names) for path in paths], list[str](), 0
+    jobs, faults, count = [_job(*one, out, png, names) for one in zip(models, paths, strict=True)], list[str](), 0
     targets = [target for job in jobs for target in job.targets.values()]
     if png and len(targets) != 1:
         raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
@@ -214,7 +249,7 @@ def decompress_files(
         seen.add(target)
         if not force and target.exists():
             raise InputError(f"{target} exists already; choose another place, or write over it with --force")
-    images = (pair for job in jobs for pair in _decoded(model, job, levels, faults))
+    images = (pair for job in jobs for pair in _decoded(job, levels, faults))
     for target, image in tracked(images, "decompress", len(targets), lambda _: 1):
         with _writable(target):
             write_image(to_pil(image), target, force=force)
@@ -230,7 +265,7 @@ def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(path, None, {0: out if png else out / f"{path.stem}.png"})
+        return _Job(model, path, None, {0: out if png else out / f"{path.stem}.png"})
     opened = archive.open_archive(path)
     if opened.codec.model != model.codec.model:
         raise InputError(
@@ -242,19 +277,19 @@ def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[
         name = opened.names[number]
         path_below(name, path)
         targets[number] = out if png else out / f"{name}.png"
-    return _Job(path, opened, targets)
+    return _Job(model, path, opened, targets)
 
 
-def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
+def _decoded(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Each target with its image; what can't be decoded goes to `faults`."""
-    opened, least = job.archive, model.autoencoder.prefixes[0]
+    opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
     if opened and opened.damaged:
         faults.append(f"{job.path}: {counted(opened.damaged, 'byte')} are damaged, with the images in them")
     if opened and opened.left_over:
         note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
     for some in _together(job.targets.items(), lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
         good = list[tuple[Path, ImageCodes]]()
-        for (number, target), one in zip(some, _codes(model, job, [number for number, _ in some], levels), strict=True):
+        for (number, target), one in zip(some, _codes(job, [number for number, _ in some], levels), strict=True):
             name = f"{job.path}: image {opened.names[number]}" if opened else str(job.path)
             if len(one.codes) < least:
                 faults.append(f"{name}: {one.fault or 'it ends too early'}")
@@ -266,12 +301,12 @@ def _decoded(model: TrainedModel, job: _Job, levels: int | None, faults: list[st
         yield from zip((target for target, _ in good), images, strict=True)
 
 
-def _codes(model: TrainedModel, job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes]:
+def _codes(job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes]:
     """Images of a file, as far as they can be read."""
-    max_pixels = model.config.data.max_pixels
+    max_pixels = job.model.config.data.max_pixels
     if job.archive:
         return job.archive.read(numbers, levels, max_pixels)
     try:
-        return hrv.read(model.codec, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
+        return hrv.read(job.model.codec, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
     except DamagedFileError as error:
         return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -233,10 +233,16 @@ _REPLACED = {  # digest and fingerprints of models that the package had
 }
 
 
-def model_of_file(path: Path, run: str | None) -> TrainedModel:
-    """The model that is named, or that inside the package by which a file was made. Raises InputError."""
-    if run is not None:
-        return TrainedModel(run)
+def models_of_files(paths: Sequence[Path], run: str | None) -> list[TrainedModel]:
+    """For each file of codes the model that is named, or that inside the package by which it was made.
+
+    Raises InputError: there is none.
+    """
+    load = cache(TrainedModel)
+    return [load(run) if run is not None else _model_of_file(path, load) for path in paths]
+
+
+def _model_of_file(path: Path, load: Callable[[str], TrainedModel]) -> TrainedModel:
     if is_archive(path):
         codec = open_archive(path).codec
         wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
@@ -244,7 +250,7 @@ def model_of_file(path: Path, run: str | None) -> TrainedModel:
         wanted = hrv.read_header(path.read_bytes(), str(path)).fingerprint
         whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
     for name in shipped():
-        model = TrainedModel(name)
+        model = load(name)
         if wanted in (bytes.fromhex(model.codec.model), model.codec.fingerprint, model.codec.bare.fingerprint):
             return model
     if wanted.hex() in _REPLACED:

@@ -15,9 +15,9 @@ def _compress(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.image_files import compress_files
     from hrvqvae.checkpoints.trained import TrainedModel
 
-    model = TrainedModel(arguments.model, arguments.device, arguments.beam)
+    model, *also = (TrainedModel(name, arguments.device, arguments.beam) for name in (arguments.model, *arguments.also))
     written = compress_files(
-        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda,
+        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda, also,
         force=arguments.force, skip=arguments.on_error == "skip",
     )  # fmt: skip
     count, size = len(written.lost), counted(written.bytes, "byte")
@@ -31,17 +31,17 @@ def _compress(arguments: Arguments) -> int:
 
 def _decompress(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.image_files import decompress_files
-    from hrvqvae.checkpoints.trained import model_of_file
+    from hrvqvae.checkpoints.trained import models_of_files
 
-    model = model_of_file(arguments.files[0], arguments.model)
+    models = models_of_files(arguments.files, arguments.model)
     names, force = arguments.names or (), arguments.force
-    count = decompress_files(model, arguments.files, arguments.out, arguments.levels, names, force=force)
+    count = decompress_files(models, arguments.files, arguments.out, arguments.levels, names, force=force)
     print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
 
 
 def _inspect(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.trained import model_of_file
+    from hrvqvae.checkpoints.trained import models_of_files
     from hrvqvae.compression.archive import is_archive
     from hrvqvae.compression.hrv import read, read_header
     from hrvqvae.data.images import check_writable
@@ -54,7 +54,7 @@ def _inspect(arguments: Arguments) -> int:
         return _inspect_archive(path, arguments.verify)
     if arguments.out is not None:
         check_writable(arguments.out)
-    model = model_of_file(path, arguments.model)
+    (model,) = models_of_files([path], arguments.model)
     content = path.read_bytes()
     codes = read(model.codec, [content], names=[str(path)])[0]
     header = read_header(content)
@@ -170,6 +170,7 @@ def add(commands: Group) -> None:
         flag("--force", "write over other files (.hrv) that exist"),
         option("--on-error", choices=("stop", "skip"), default="stop", help="at an image that can't be read"),
         option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
+        option("--also", nargs="+", default=(), metavar="MODEL", help="models that --bytes tries too, for each image"),
         "--beam",
         "--lmbda",
         "--device",
