@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints.trained import load
 from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, PriorNetwork
 from hrvqvae.priors.base import Level, Prior, Priors
@@ -167,6 +168,17 @@ def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior
     every = torch.ones_like(where)
     finer = sampled(three_levels, [0], known=KnownCodes(other, (every, ~every, ~every)))[1:]
     assert not same(finer, free[1:]), "they are drawn below the coarser codes that there are"
+
+
+def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() -> None:
+    model = load("treevq-cifar10")
+    whole, coarse = (model.draw(1, params=SamplingParams(levels=levels)) for levels in (None, 4))
+    assert (len(whole.codes), len(coarse.codes)) == (12, 4)
+    assert all(torch.equal(one, other) for one, other in zip(coarse.codes, whole.codes, strict=False))
+    assert torch.equal(coarse.images, model.decode(whole.codes, levels=4))
+    assert torch.equal(model.sample(1, levels=4), coarse.images)
+    with pytest.raises(InputError, match="levels is 13"):
+        model.sample(1, levels=13)
 
 
 def test_labels_come_as_often_as_in_training() -> None:

@@ -33,7 +33,7 @@ from hrvqvae.priors.base import Level, code_loss
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.gpt import GPT
-from hrvqvae.priors.sampling import sample_plain
+from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import (
     CodeBatch,
@@ -193,6 +193,9 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     model = load(run)
     cached, plain = (model.draw(3, seed=1, sampler=sampler).codes for sampler in (sample_cached, sample_plain))
     assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
+    coarse = model.draw(3, seed=1, params=SamplingParams(levels=1))
+    assert [torch.equal(one, other) for one, other in zip(coarse.codes, cached, strict=False)] == [True]
+    assert torch.equal(coarse.images, model.decode(cached, 1, (12, 12)))
     known = model.known_part(torch.zeros(1, 12, 12), "top")
     completed = model.draw(2, seed=1, known=known).codes
     for codes, given, where in zip(completed, known.codes, known.where, strict=True):

@@ -150,7 +150,7 @@ class TrainedModel:
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
+        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0, levels: int | None = None,
     ) -> Tensor:  # fmt: skip
         """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on; see `SamplingParams`.
 
@@ -161,7 +161,9 @@ class TrainedModel:
         Raises:
             InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
         """
-        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+        params = SamplingParams(
+            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, levels=levels
+        )  # fmt: skip
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
     def draw(

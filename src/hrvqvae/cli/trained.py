@@ -23,7 +23,7 @@ def _evaluate(arguments: Arguments) -> int:
     evaluated = evaluate_run(
         arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
         guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
-        lmbda=arguments.lmbda,
+        lmbda=arguments.lmbda, sample_levels=arguments.sample_levels,
     )  # fmt: skip
     report = evaluated.report
     if arguments.json:
@@ -93,7 +93,7 @@ def _sampling(arguments: Arguments) -> dict[str, Any]:
 
     params = SamplingParams(
         temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
-        guidance=arguments.guidance,
+        guidance=arguments.guidance, levels=arguments.levels,
     )  # fmt: skip
     return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params}
 
@@ -124,6 +124,7 @@ def add(commands: Group) -> None:
         option("--split", choices=("test", "train"), default="test"),
         option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them"),
         option("--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"),
+        option("--sample-levels", type=int, metavar="K", help="of the samples, levels 1..K only"),
         option("--images", type=whole(1), metavar="N", help="N images of the split, evenly spread (default: all)"),
     )  # fmt: skip
     sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path)
@@ -138,6 +139,7 @@ def add(commands: Group) -> None:
         option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only"),
         option("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest share P only"),
         option("--guidance", type=float, default=1.0, metavar="W", help=guided),
+        option("--levels", type=int, metavar="K", help="draw levels 1..K only: the same images, coarser"),
         option("--seed", type=int, default=0, metavar="S"),
         sheet,
     )

@@ -136,7 +136,7 @@ class Evaluated:
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
-    lmbda: float | None = None, rate: bool = True,
+    lmbda: float | None = None, sample_levels: int | None = None, rate: bool = True,
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
 
@@ -146,6 +146,7 @@ def evaluate_run(
         limit: measure on so many images, spread evenly over the split (None: all).
         beam: paths that the search keeps when it encodes; None keeps as many as in training.
         lmbda: as for `TrainedModel.encode`; None measures the usual codes.
+        sample_levels: of the samples (`SamplingParams.levels`).
         rate: whether the priors are measured.
 
     Raises:
@@ -153,6 +154,7 @@ def evaluate_run(
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = TrainedModel(run, str(compute.device), beam)
+    trained.autoencoder.check_levels(sample_levels)
     for weight in guidance if samples else ():
         check_sampling_params(trained.priors.networks, SamplingParams(guidance=weight))
     model, config, encode = trained.autoencoder, trained.config.with_root(root), trained.encoder(lmbda)
@@ -176,5 +178,5 @@ def evaluate_run(
     if not samples:
         return Evaluated(report, found, "")
     drawing = TrainedModel(run, beam=beam)
-    quality = measure_samples(drawing, config.data, samples, guidance=guidance, lmbda=lmbda)
+    quality = measure_samples(drawing, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
     return Evaluated(report, found, "", quality)

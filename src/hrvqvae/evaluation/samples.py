@@ -183,13 +183,14 @@ class SampleQuality:
 
 def measure_samples(
     model: TrainedModel, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
-    lmbda: float | None = None,
+    lmbda: float | None = None, levels: int | None = None,
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
 
     Args:
         guidance: so many images are drawn with each of these (`SamplingParams.guidance`); a `SampleQuality` for each.
         lmbda: of the reconstructions, as for `TrainedModel.encode`.
+        levels: of the samples (`SamplingParams.levels`).
 
     Raises:
         InputError: a level has no prior, or one that can't be guided; no classes; the data is not there.
@@ -207,7 +208,7 @@ def measure_samples(
     distances = {name: real.distances(torch.split(images, _BATCH)) for name, images in others.items()}
     reconstructed, found = _accuracy(trained, decoded, labels), []
     for weight in guidance:
-        drawn, wanted = _draw(model, count, SamplingParams(guidance=weight))
+        drawn, wanted = _draw(model, count, SamplingParams(guidance=weight, levels=levels))
         some = drawn[torch.linspace(0, count - 1, compared).long()]
         found.append(
             SampleQuality(

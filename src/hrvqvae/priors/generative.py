@@ -75,14 +75,14 @@ def sample_codes(
     known: KnownCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:
-    """Draw codes of every level, prior after prior: of each level (B, H_l, W_l) int64.
+    """Draw codes of the priors' levels, prior after prior: of each level (B, H_l, W_l) int64.
 
     Args:
-        priors: which cover all levels, coarse first, on the CPU.
+        priors: which cover the levels from the coarsest on, in order, on the CPU.
         paths: codes of the coarser levels -> their paths (`Autoencoder.paths`).
         numbers: of the samples; a sample is the same in every batch.
         label: (B,) classes, None where the priors know none.
-        known: codes that are kept instead of drawn.
+        known: codes that are kept instead of drawn, of these levels and perhaps of finer ones.
 
     Raises:
         InputError: as `check_sampling_params`, or a label is missing or out of range.
@@ -99,7 +99,7 @@ def sample_codes(
     shapes = [(len(numbers), *level.grid) for level in levels]
     codes, kept = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
     if known is not None:
-        for level, own, given, known_here, where in zip(levels, codes, known.codes, kept, known.where, strict=True):
+        for level, own, given, known_here, where in zip(levels, codes, known.codes, kept, known.where, strict=False):
             if given.shape[1:] != level.grid:
                 raise InputError(f"level {level.number} has codes {tuple(given.shape)}; its prior has {level.grid}")
             own.copy_(given)
@@ -124,7 +124,7 @@ class Sampled:
     Attributes:
         images: (B, C, Y, X) float32 in [0, 1].
         classes: the class of each, "" where there are none.
-        codes: of each level, (B, H_l, W_l) int64.
+        codes: of each level that was drawn, (B, H_l, W_l) int64.
     """
 
     images: Tensor
@@ -156,6 +156,8 @@ def sample_images(
     device = next(model.parameters()).device
     images, names, drawn = [], list[str](), list[Codes]()
     starts = range(0, count, _BATCH)
+    used = model.check_levels((params := params or SamplingParams()).levels)
+    networks = [prior for prior in priors.networks if prior.level.number <= used]
     for start in tracked(starts, "sample", count, lambda start: min(_BATCH, count - start)):
         numbers = range(start, min(start + _BATCH, count))
         label = None
@@ -164,10 +166,9 @@ def sample_images(
             label = label if number is None else torch.full_like(label, number)
             names += [priors.classes[index] for index in label.tolist()]
         codes = sample_codes(
-            priors.networks, model.paths, numbers, seed=seed, label=label, params=params or SamplingParams(),
-            known=known, sampler=sampler,
-        )  # fmt: skip
-        images.append(model.decode(tuple(one.to(device) for one in codes), size=size).cpu())
+            networks, model.paths, numbers, seed=seed, label=label, params=params, known=known, sampler=sampler,
+        )[:used]  # fmt: skip
+        images.append(model.decode(tuple(one.to(device) for one in codes), used, size).cpu())
         drawn.append(codes)
     together = tuple(torch.cat(level) for level in zip(*drawn, strict=True))
     return Sampled(torch.cat(images), tuple(names or [""] * count), together)

@@ -30,6 +30,7 @@ class SamplingParams:
         top_p: only the likeliest codes that together reach this probability are drawn (1: all).
         guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
             class), from 0 to 1000; see `guided`.
+        levels: only the first so many are drawn, and decoded as a prefix (None: all).
 
     Raises:
         InputError: a value out of range.
@@ -39,6 +40,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         if not 1e-6 <= self.temperature <= 1e6:
