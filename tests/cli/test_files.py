@@ -19,6 +19,8 @@ from hrvqvae.utils.files import TEMPORARY
 from tests.conftest import do, done, refused, write_picture
 from tests.trained_run import tiny_run_with_entropy_model
 
+REPLACED = Path(__file__).parent.parent / "golden" / "replaced"
+
 
 @pytest.fixture(scope="module")
 def run(mnist_root: Path) -> Path:
@@ -120,9 +122,9 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
     assert torch.equal(pixels(tmp_path / "x.hrv.png"), pixels(tmp_path / "x.hrva.png"))
 
 
-@pytest.mark.parametrize(("name", "commit"), [("treevq-cifar10", "c72954c"), ("treevq-mnist", "c83e58b")])
-def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(name: str, commit: str, tmp_path: Path) -> None:
-    file = Path(__file__).parent.parent / "golden" / "replaced" / f"{name}.hrv"
+@pytest.mark.parametrize("file", sorted(REPLACED.glob("*.hrv")), ids=lambda file: file.stem)
+def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(file: Path, tmp_path: Path) -> None:
+    name, commit = file.stem.rsplit("-", 1)
     line = refused(["decompress", file, "-o", tmp_path / "x.png"])
     assert f"was made by the {name} of commit {commit}" in line
 

@@ -225,13 +225,15 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
     return TrainedModel(run, device, beam)
 
 
-_REPLACED = {  # digest and fingerprints of models that the package had
-    **dict.fromkeys(
-        ("98bf4f8a25166b29625d84e56c414a3c", "28c828", "98bf4f"), "the treevq-cifar10 of commit c72954c and before"
-    ),
-    **dict.fromkeys(
-        ("89340fa544030c869ed8a6e4c3ae4250", "f679c4", "89340f"), "the treevq-mnist of commit c83e58b and before"
-    ),
+_REPLACED = {  # digests of weights, and fingerprints, of models and entropy models that the package had
+    "98bf4f8a25166b29625d84e56c414a3c": "treevq-cifar10 of commit c72954c and before",
+    "28c828": "treevq-cifar10 of commit c72954c and before",
+    "98bf4f": "treevq-cifar10 of commit c72954c and before",
+    "f3e67b": "treevq-cifar10 of commit d7e4885 and before",
+    "89340fa544030c869ed8a6e4c3ae4250": "treevq-mnist of commit c83e58b and before",
+    "f679c4": "treevq-mnist of commit c83e58b and before",
+    "89340f": "treevq-mnist of commit c83e58b and before",
+    "a97cb9": "treevq-mnist of commit d7e4885 and before",
 }
 
 
@@ -256,5 +258,5 @@ def _model_of_file(path: Path, load: Callable[[str], TrainedModel]) -> TrainedMo
         if wanted in (bytes.fromhex(model.codec.model), model.codec.fingerprint, model.codec.bare.fingerprint):
             return model
     if wanted.hex() in _REPLACED:
-        raise InputError(f"{path} was made by {_REPLACED[wanted.hex()]}: a copy of that version reads it")
+        raise InputError(f"{path} was made by the {_REPLACED[wanted.hex()]}: a copy of that version reads it")
     raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")
