@@ -63,13 +63,16 @@ def _deep(dataset: str, about: str, codes: dict[str, Any]) -> ExtraPreset:
     return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=taken, dataset=dataset)
 
 
-_DEEP_CIFAR10 = {
-    "model.stride": 4,
+_DEEP = {
     "model.hidden_units": 128,
     "model.residual_blocks": 4,
     "model.quantizer.levels": 12,
     "model.quantizer.linked": 4,
     "model.quantizer.dim": 48,
+}
+_DEEP_CIFAR10 = {
+    **_DEEP,
+    "model.stride": 4,
     "prior.network.hidden_units": 160,
     "prior.network.heads": 5,
     "prior.flip": True,
@@ -82,6 +85,7 @@ _DEEP_MNIST = {
     "model.quantizer.linked": 5,
     "model.quantizer.dim": 24,
 }
+_DEEP_PHOTOS = {**_DEEP, "model.stride": 8, "training.learning_rate": 3e-3, "prior.class_dropout": 0.0}
 TREEVQ = System(
     name="treevq",
     title="TreeVQ",
@@ -91,6 +95,8 @@ TREEVQ = System(
     extras=(
         _deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
         _deep("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
+        _deep("imagenet", "ImageNet, 128x128, as 16x16 positions of 12 levels", {**_DEEP, "model.stride": 8}),
+        _deep("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )
