@@ -165,6 +165,9 @@ class Autoencoder(nn.Module, ABC):
         """Restart dead codewords from a training batch; -> how many."""
         return 0
 
+    def align(self) -> None:
+        """Renumber codewords, where that makes codes easier to predict; what codes stand for stays."""
+
     @classmethod
     def from_pretrained(cls, name: str | Path, beam: int | None = None, **options: Any) -> Self:
         """An autoencoder in evaluation mode, on the CPU.

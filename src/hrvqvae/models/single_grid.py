@@ -124,6 +124,10 @@ class SingleGridAutoencoder(Autoencoder):
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
         return self.quantizer.restart_dead_codes(self.latents(unit_images(images, self.channels)), generator)
 
+    def align(self) -> None:
+        if isinstance(self.quantizer, ResidualQuantizer):
+            self.quantizer.align()
+
     def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
         """Decode prefixes by another decoder on the same device, whose case is the number of levels - 1.
 

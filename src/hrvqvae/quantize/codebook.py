@@ -72,6 +72,13 @@ class Codebook(nn.Module):
         if self.total is not None:
             self.total.flatten(0, 1)[path] = vectors * count.unsqueeze(-1)
 
+    def reorder(self, path: Tensor) -> None:
+        """Let each codeword, with its averages, be what the codeword of the path at its place (num_codewords,) was."""
+        for one in (self.codewords.data, self.count, self.total):
+            if one is not None:
+                flat = one.view(self.num_codewords, -1)
+                flat.copy_(flat[path])
+
     def statistics(self, residual: Tensor, path: Tensor) -> list[Tensor]:
         """What a batch of assignments adds to each moving average: residual (N, D), path (N,) -> the counts first.
 

@@ -7,9 +7,12 @@ Squared errors are sums over D, as printed; the caller decides how to average ov
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import torch
 from torch import Tensor
+
+_ROUNDS = 20  # of an alignment, which ends before them as a rule
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
@@ -52,6 +55,35 @@ def perplexity(count: Tensor) -> float:
     """exp(entropy) of the distribution that counts describe: between 1 and the number of codewords."""
     share = count.double() / count.sum().clamp(min=1)
     return float(torch.exp(torch.special.entr(share).sum()))
+
+
+def alignment(codewords: Tensor, count: Tensor) -> Tensor:
+    """An order (P, m) of the codewords of each of P codebooks by which those of one number lie near each other.
+
+    Two codewords of a codebook are exchanged as long as that brings them nearer to the means of their numbers over all
+    codebooks, weighted by how often they are used. The first means are the codewords of the codebook that is used most.
+
+    Args:
+        codewords: (P, m, D).
+        count: (P, m), how often each is used.
+    """
+    every = torch.arange(len(count), device=count.device)
+    order = torch.arange(count.shape[1], device=count.device).repeat(len(count), 1)
+    means = codewords[count.sum(1).argmax()]
+    for _ in range(_ROUNDS):
+        cost = torch.cdist(codewords, means).square() * count[..., None]  # of a codeword with a number
+        before = order.clone()
+        for one, other in combinations(range(count.shape[1]), 2):
+            first, second = order[:, one], order[:, other]
+            now = cost[every, first, one] + cost[every, second, other]
+            better = cost[every, second, one] + cost[every, first, other] < now
+            order[:, one], order[:, other] = torch.where(better, second, first), torch.where(better, first, second)
+        if torch.equal(order, before):
+            break
+        moved = codewords.gather(1, order[..., None].expand_as(codewords))
+        used = count.gather(1, order)[..., None]
+        means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
+    return order
 
 
 def nodes(path: Tensor, num_books: int) -> Iterator[tuple[int, Tensor]]:

@@ -28,6 +28,8 @@ from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes,
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
 
+_LARGEST_ALIGNED = 64  # codewords of a codebook: their pairs are gone through
+
 Start = Callable[[Codebook, Tensor, Tensor, torch.Generator, float], None]
 """As `Codebook.initialize`."""
 
@@ -157,6 +159,24 @@ class ResidualQuantizer(Quantizer):
             source, target = ((path[:, None] * size + children).flatten() for path in (source, target))
             weight = weight.repeat_interleave(size)
             codebook.set_codewords(target, codebook.lookup(source), codebook.count.view(-1)[source] * weight)
+
+    @torch.no_grad()
+    def align(self) -> None:
+        """Renumber the children of every codeword, so that a number means about the same below each of them.
+
+        Children keep the subtrees below them: images have other codes, which a prior learns more easily, and the same
+        reconstructions. Codebooks of more than 64 codewords are left as they are.
+        """
+        size = self.config.codewords
+        for books in self._groups if size <= _LARGEST_ALIGNED and not self.config.shared else ():
+            for level, codebook in enumerate(books[1:], start=1):
+                order = vq.alignment(codebook.codewords, codebook.count)
+                path = (
+                    torch.arange(codebook.num_codewords, device=order.device).view_as(order).gather(1, order).flatten()
+                )
+                for finer in books[level:]:
+                    finer.reorder(path)
+                    path = (path[:, None] * size + torch.arange(size, device=path.device)).flatten()
 
     def _flat(self, latents: Tensor) -> Tensor:
         return latents.reshape(-1, latents.shape[-1]).float()

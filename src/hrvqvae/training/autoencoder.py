@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -178,4 +179,6 @@ class AutoencoderTask(ImageTask):
         return model.eval()
 
     def save(self, state: TrainState) -> None:
-        save_model(self.run.model, self.config, state.averaged.module.state_dict(), state.step)
+        model = copy.deepcopy(self.averaged(state))
+        model.align()
+        save_model(self.run.model, self.config, model.state_dict(), state.step)
