@@ -1,5 +1,6 @@
 """The quantizer in every form, from one flat codebook to a tree: codes, losses, averages, starts, restarts."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -437,3 +438,34 @@ def test_as_many_are_restarted_as_there_are_vectors() -> None:
     assert quantizer.restart_dead_codes(given, generator()) == 3
     moved = {tuple(one.tolist()) for one in quantizer.levels[0].codewords[0] if one.max() < 1}
     assert {tuple(one) for one in given.tolist()} <= moved
+
+
+@every_variant
+def test_renumbered_children_stand_for_the_same_and_go_on_learning_the_same(config: QuantizerConfig) -> None:
+    z = latents(4, 9, 9)
+    one = started(config, z).train()
+    one(z)
+    other = copy.deepcopy(one)
+    other.align()
+    for moved in (z, z + 0.3):
+        assert torch.equal(other.lookup(other.encode(moved)), one.lookup(one.encode(moved)))
+        assert torch.equal(one(moved).latents, other(moved).latents)
+    for mine, theirs in zip(one.levels, other.levels, strict=True):
+        assert torch.equal(mine.count.view(-1).sort().values, theirs.count.view(-1).sort().values)
+
+
+def test_a_number_means_the_same_below_every_parent_once_children_are_aligned() -> None:
+    """All parents have the same five children, a little apart, in another order; grandchildren tell which is which."""
+    config = QuantizerConfig(levels=3, codewords=5, linked=3, dim=2)
+    quantizer, random = ResidualQuantizer(config), generator()
+    first, second, third = quantizer.levels
+    kinds = torch.randn(5, 2, generator=random)
+    kind = torch.stack([torch.randperm(5, generator=random) for _ in range(5)])  # of each child of each parent
+    second.codewords.data = kinds[kind] + 0.01 * torch.randn(5, 5, 2, generator=random)
+    third.codewords.data = kind.view(25, 1, 1).expand(-1, 5, 2).float().contiguous()
+    before = first.codewords.clone()
+    quantizer.align()
+    assert torch.equal(first.codewords, before)
+    found = torch.cdist(second.codewords.detach(), kinds).argmin(-1)
+    assert (found == found[0]).all()
+    assert torch.equal(third.codewords.detach()[:, 0, 0].view(5, 5), found.float())

@@ -61,7 +61,7 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     """An order (P, m) of the codewords of each of P codebooks by which those of one number lie near each other.
 
     Two codewords of a codebook are exchanged as long as that brings them nearer to the means of their numbers over all
-    codebooks, weighted by how often they are used. The first means are the codewords of the codebook that is used most.
+    codebooks, weighted by how often they are used. So what is aligned already keeps its order.
 
     Args:
         codewords: (P, m, D).
@@ -69,8 +69,10 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     """
     every = torch.arange(len(count), device=count.device)
     order = torch.arange(count.shape[1], device=count.device).repeat(len(count), 1)
-    means = codewords[count.sum(1).argmax()]
     for _ in range(_ROUNDS):
+        moved = codewords.gather(1, order[..., None].expand_as(codewords))
+        used = count.gather(1, order)[..., None]
+        means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
         cost = torch.cdist(codewords, means).square() * count[..., None]  # of a codeword with a number
         before = order.clone()
         for one, other in combinations(range(count.shape[1]), 2):
@@ -80,9 +82,6 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
             order[:, one], order[:, other] = torch.where(better, second, first), torch.where(better, first, second)
         if torch.equal(order, before):
             break
-        moved = codewords.gather(1, order[..., None].expand_as(codewords))
-        used = count.gather(1, order)[..., None]
-        means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
     return order
 
 
