@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Row, as_script, matrix_rate, median_seconds, options, show, side_by_side
-from benchmarks.prior import Form as PriorForm
 from benchmarks.prior import PriorSide
 from benchmarks.search import TOLERANCE, exact_search, make_problem
 from benchmarks.train import AutoencoderSide
@@ -168,7 +167,7 @@ def training_rows(device: torch.device, form: Form, rate: float) -> list[Row]:
     for level in form.prior_levels:
         waiting(f"training the prior of level {level + 1} of {_PRIOR}")
         forget_peak(device)
-        prior = PriorSide(config, range(level, level + 1), PriorForm(bf16=computes_bf16(device)))
+        prior = PriorSide(config, range(level, level + 1), bf16=computes_bf16(device))
         trained = f"{_PRIOR}, prior of level {level + 1} ({counted(prior.parameters, 'parameter')})"
         rows.append(training_row(prior, trained, len(prior.batch.codes[0]), form.steps, rate))
         del prior

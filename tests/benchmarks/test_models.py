@@ -1,6 +1,5 @@
 """What is compared and counted: forms of a prior, layers, codes of a GPU, FLOP of a step, against oracles."""
 
-import copy
 import dataclasses
 import json
 
@@ -12,23 +11,8 @@ from torch import Tensor, nn
 from benchmarks import gpu as report
 from benchmarks.gpu import SEARCHES, compare
 from benchmarks.layer_tuned import Side
-from benchmarks.prior import FORMS, MaskedConv2d, _replaced
 from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
-from hrvqvae.priors.base import Level
 from hrvqvae.quantize.search.tensors import search_tensors
-from tests.priors.test_pixelsnail import inputs, network, random_prior
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_of_a_prior_computes_the_same(name: str) -> None:
-    level = Level(grid=(7, 6), symbols=3, coarser=(3,), classes=4)
-    prior = random_prior(network(), level)
-    given, coarser, label = inputs(level, 2)
-    form = copy.deepcopy(prior)
-    _replaced(form, FORMS[name])
-    assert FORMS[name].masked == any(isinstance(one, MaskedConv2d) for one in form.modules())
-    expected = prior.level_logits([given], coarser, label)
-    torch.testing.assert_close(form.level_logits([given], coarser, label), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_error_and_leaves_of_a_layer_by_hand() -> None:

@@ -14,6 +14,7 @@ import torch
 
 import hrvqvae
 from benchmarks import collapse, processes, vectors
+from benchmarks import prior_speedrun as speedrun
 from benchmarks.beam import bench_beam
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
@@ -26,7 +27,6 @@ from hrvqvae.utils.errors import InputError
 from tests.replay import drawn_cifar10, drawn_mnist
 
 SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
-SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.network.residual_blocks 4 --prior.training.batch_size 2"
 
 
 def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -43,7 +43,7 @@ SCRIPTS = {
         f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
         ("method", "preset", "batch"), 2,
     ),
-    "prior": (f"--rounds 1 {SMALL_PRIOR}", ("measured", "method", "batch"), 6),
+    "prior": ("--rounds 1 --batch 2 --presets hrvqvae/mnist treevq-deep/mnist", ("preset", "network", "codes"), 2),
     "sample": (
         "--rounds 1 --positions 1 --levels hrvqvae/cifar10:2 --images hrvqvae/mnist:2", ("method", "drawn", "batch"), 3,
     ),
@@ -62,7 +62,7 @@ def test_rows_and_columns(
     column = lines[0].find("ratio")
     ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
     assert all(one == "-" or float(one) > 0 for one in ratios)
-    if name in ("train", "prior"):  # one row is what the others are compared with
+    if name == "train":  # one row is what the others are compared with
         assert "1.00" in ratios
 
 
@@ -96,6 +96,24 @@ def test_rows_of_the_search(tmp_path: Path) -> None:
     assert flat["ratio"] == flat["seconds"] / tree["seconds"]
     plot_growth([{**row, "codewords": 8} for row in rows], tmp_path / "growth.png")
     assert (tmp_path / "growth.png").is_file()
+
+
+def test_a_speedrun_says_how_long_the_recipe_takes_to_the_bits_of_a_row(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = [(speedrun.HALF, 2, 2.5), (speedrun.RECIPE, 4, 2.2), (speedrun.TWICE, 8, 1.9), ("4 layers", 4, 2.05)]
+    rows = [{"change": change, "minutes": m, "bits": bits, "images": 10} for change, m, bits in timed]
+    best, found = speedrun.summary(rows, 4)[:2]
+    assert (best["change"], found["change"]) == (speedrun.TWICE, "4 layers")
+    assert found["equal"] == pytest.approx(4 * 2**0.5)
+    assert found["speed"] == pytest.approx(2**0.5)
+    changes = (speedrun.RECIPE, speedrun.HALF, "Adam, rate 0.003", "Muon's iteration in bf16")
+    words = [run, "--minutes", "0.01", "--out", tmp_path, "--seeds", "0", "1", "--changes"]
+    for _ in range(2):  # again: nothing is trained anew
+        speedrun.main([*map(str, words), *changes])
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 8
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-5:]].count("change") == 1
 
 
 def test_beams_are_what_encoding_gives(run: Path) -> None:

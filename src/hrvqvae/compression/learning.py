@@ -45,7 +45,7 @@ _LARGEST_ENTRY, _LARGEST_WEIGHT = (
 )  # of what is rounded: finer steps save 0.05% of the codes, and cost 40% of the file
 _STATES = 8  # that are compared on held-out images
 _MOST_HELD_OUT = 1000
-_WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 60  # sums of products; codes learned from; and so many times at most
+_WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 12  # sums of products; codes learned from; and so many times at most
 
 
 @compiled(fastmath=True)
