@@ -1,8 +1,9 @@
-"""Held-out bits of a prior after equal processor time, a row for each change to its recipe.
+"""A speedrun of a prior: held-out bits after as many images, and its time; a row for each change of the recipe.
 
-python -m benchmarks.prior_speedrun RUN --minutes 4 --out DIR trains the prior of a run's coarsest levels, a row after
-the other, writes rows.json, and goes on where it stopped. The recipe itself is also trained for half and for twice the
-time: a line of its bits over the logarithm of the time says how long it takes to the bits of a row.
+python -m benchmarks.prior_speedrun RUN --images 18432 --out DIR trains the prior of a run's coarsest levels, row after
+row, writes rows.json, and goes on where it stopped; then it times steps of all rows by turns. The recipe is also
+trained on half and on twice the images: a line of its bits over the logarithm of its time says how long it takes to the
+bits of a row.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.common import Row, as_script, options, show
+from benchmarks.common import Row, as_script, options, positive, show, side_by_side
+from benchmarks.prior import PriorSide
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_digest
 from hrvqvae.comparison.report import welch
+from hrvqvae.config import Config, Levels
+from hrvqvae.config.parsing import override
 from hrvqvae.priors import gpt
 from hrvqvae.priors.causal import self_attention
 from hrvqvae.training import optimizers
@@ -36,7 +39,7 @@ from hrvqvae.training.prior import PriorTask, resolve_priors
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.files import write_atomic
 
-RECIPE, HALF, TWICE = "the recipe", "half the time", "twice the time"
+RECIPE, HALF, TWICE = "the recipe", "half the images", "twice the images"
 NETWORK, TRAINING = "prior.network.", "prior.training."
 FIELDS: dict[str, dict[str, str]] = {
     RECIPE: {}, HALF: {}, TWICE: {},
@@ -87,46 +90,64 @@ PATCHES: dict[str, Callable[[], Any]] = {
 }
 
 
-def train(run: Path, change: str, minutes: float, seed: int) -> Row:
-    """Train one row on one thread; the clock of its budget is the processor's."""
+def configured(run: Path, change: str, images: int = 0, seed: int = 0) -> tuple[Levels, Config]:
+    """The coarsest levels of a run, and how their prior is trained."""
     given = {
-        **FIELDS.get(change, {}), TRAINING + "max_minutes": str(minutes), TRAINING + "seed": str(seed),
-        TRAINING + "threads": "1", TRAINING + "evaluate_every": "1000000", TRAINING + "checkpoint_every": "1000000",
-        TRAINING + "evaluation_images": "2500",
+        "threads": "1", "seed": str(seed), "evaluate_every": "1000000", "checkpoint_every": "1000000",
+        "evaluation_images": "2500",
     }  # fmt: skip
+    given = {**{TRAINING + name: value for name, value in given.items()}, **FIELDS.get(change, {})}
     levels, config = next(iter(resolve_priors(run, 1, given, resume=False).items()))
+    steps = max(1, images // config.prior.training_of(levels.start).batch_size)
+    return levels, override(config, {TRAINING + "max_steps": str(steps)})
+
+
+def train(run: Path, change: str, images: int, seed: int) -> Row:
+    """Train one row."""
+    levels, config = configured(run, change, images, seed)
     task, found = PriorTask(run, levels, config, load_with_digest(run, progressive=False)), list[Any]()
     with TemporaryDirectory() as folder, PATCHES.get(change, nullcontext)():
         task.run = RunFolder(Path(folder))
-        with mock.patch.object(time, "monotonic", time.process_time):
-            keep = lambda _, records, __: found.append(records[-1])  # noqa: E731
-            outcome = Trainer(task, say=lambda _: None, callbacks=[keep]).train()
+        keep = lambda _, records, __: found.append(records[-1])  # noqa: E731
+        outcome = Trainer(task, say=lambda _: None, callbacks=[keep]).train()
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
-    images = outcome.step * config.prior.training_of(levels.start).batch_size
-    return {"change": change, "minutes": minutes, "seed": seed, "images": images, "bits": found[-1]["bits_per_code"]}
+    return {"change": change, "seed": seed, "images": images, "bits": found[-1]["bits_per_code"]}
 
 
-def summary(rows: Sequence[Row], minutes: float) -> list[Row]:
-    """A row for each change: mean and spread, the recipe's time to these bits by its own line, p against the recipe."""
-    bits = {one: [row["bits"] for row in rows if row["change"] == one] for one in (*FIELDS, *PATCHES)}
-    line = np.array([(math.log(row["minutes"]), row["bits"]) for row in rows if row["change"] in (RECIPE, HALF, TWICE)])
+def seconds_of_images(run: Path, changes: Sequence[str]) -> dict[str, float]:
+    """Seconds that training takes for an image, by steps of all rows in turns."""
+
+    def step(change: str, side: PriorSide) -> None:
+        with PATCHES.get(change, nullcontext)():
+            side.train()
+
+    found = {change: configured(run, change) for change in changes}
+    sides = {change: PriorSide(config, levels) for change, (levels, config) in found.items()}
+    spent = side_by_side({change: partial(step, change, side) for change, side in sides.items()}, rounds=4)
+    return {change: spent[change] / len(side.batch.codes[0]) for change, side in sides.items()}
+
+
+def summary(rows: Sequence[Row], seconds: Mapping[str, float]) -> list[Row]:
+    """A row for each change: bits, minutes, those that the recipe takes to the same bits, p (Welch) against it."""
+    bits = {change: [row["bits"] for row in rows if row["change"] == change] for change in seconds}
+    minutes = {row["change"]: row["images"] * seconds[row["change"]] / 60 for row in rows}
+    line = np.array([(math.log(minutes[change]), mean(bits[change])) for change in (HALF, RECIPE, TWICE)])
     slope, start = np.polyfit(line[:, 0], line[:, 1], 1)
     found = list[Row]()
-    for change in filter(bits.get, bits):
-        some = bits[change]
-        row = {"change": change, "n": len(some), "bits": mean(some), "equal": math.exp((mean(some) - start) / slope)}
-        row["images"] = mean(one["images"] for one in rows if one["change"] == change)
+    for change, some in bits.items():
+        equal = math.exp((mean(some) - start) / slope)
+        row = {"change": change, "n": len(some), "bits": mean(some), "minutes": minutes[change], "equal": equal}
         if len(some) > 1:
             row["spread"] = stdev(some)
             row |= {"p": welch(some, bits[RECIPE])} if change != RECIPE else {}
-        found.append({**row, "speed": row["equal"] / minutes})
-    return sorted(found, key=lambda one: float(one["bits"]))
+        found.append({**row, "speed": equal / minutes[change]})
+    return sorted(found, key=lambda one: -float(one["speed"]))
 
 
 COLUMNS = {
-    "change": "{change}", "n": "{n}", "images": "{images:,.0f}", "bits a code": "{bits:.4f}", "sd": "{spread:.4f}",
-    "p": "{p:.2g}", "the recipe's minutes": "{equal:.2f}", "speed": "{speed:.2f}",
+    "change": "{change}", "n": "{n}", "bits a code": "{bits:.4f}", "sd": "{spread:.4f}", "p": "{p:.2g}",
+    "minutes": "{minutes:.2f}", "the recipe's": "{equal:.2f}", "speed": "{speed:.2f}",
 }  # fmt: skip
 
 
@@ -134,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the rows that are not there yet, and print all."""
     parser = options(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="of a trained autoencoder; its codes are kept there")
-    parser.add_argument("--minutes", type=float, default=4.0, metavar="M", help="processor time of a row (default: 4)")
+    parser.add_argument("--images", type=positive, default=18432, metavar="N", help="of a row (default: 18432)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="K")
     parser.add_argument("--changes", nargs="+", choices=[*FIELDS, *PATCHES], default=[*FIELDS, *PATCHES], metavar="ROW")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -145,11 +166,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in arguments.seeds:
         for change in arguments.changes:
             if not any((row["change"], row["seed"]) == (change, seed) for row in rows):
-                spent = arguments.minutes * {HALF: 0.5, TWICE: 2.0}.get(change, 1.0)
-                rows.append(train(arguments.run, change, spent, seed))
+                images = round(arguments.images * {HALF: 0.5, TWICE: 2.0}.get(change, 1.0))
+                rows.append(train(arguments.run, change, images, seed))
                 write_atomic(path, json.dumps(rows, indent=1).encode())
                 print(rows[-1], flush=True)
-    show(summary(rows, arguments.minutes), COLUMNS)
+    if {RECIPE, HALF, TWICE} <= (there := {row["change"] for row in rows}):
+        show(summary(rows, seconds_of_images(arguments.run, sorted(there))), COLUMNS)
 
 
 if __name__ == "__main__":
