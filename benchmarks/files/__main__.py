@@ -25,7 +25,7 @@ from hrvqvae.plots.curves import save_figure
 from hrvqvae.plots.sheets import SheetRow, draw
 from hrvqvae.utils.progress import note
 
-BUDGETS = (24, 50, 100, 150, 200, 250, 288)
+BUDGETS = (24, 60, 90, 120, 150, 220, 288)
 LARGE_BUDGETS = (100, 288, 500, 1000, 1500, 2500)
 _LARGE = 64  # pixels of a side from which an image is large
 _COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#888888", "#bbbbbb", "#ee8866")

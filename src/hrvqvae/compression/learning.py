@@ -39,10 +39,7 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 _VISITED = 64  # codes of an image that are learned from before the next image
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # units by the rows of the table, up to so many
 _RATE, _LAST_RATE = 0.02, 0.0002  # of learning, at first and in the end; it falls by the same factor all the time
-_LARGEST_ENTRY, _LARGEST_WEIGHT = (
-    31,
-    127,
-)  # of what is rounded: finer steps save 0.05% of the codes, and cost 40% of the file
+_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # of what is rounded: finer steps save 0.05% of codes, for a file 60% larger
 _STATES = 8  # that are compared on held-out images
 _MOST_HELD_OUT = 1000
 _WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 12  # sums of products; codes learned from; and so many times at most
@@ -156,9 +153,8 @@ def learn_level(
     grids = [(one.shape[1], one.shape[2]) for one in levels]
     contexts = usual_contexts(level, symbols, grids)
     layout = Layout.of(grids, symbols[: level + 1])
-    images = np.concatenate([one.reshape(count * copies, -1) for one in levels], 1).astype(
-        np.min_scalar_type(max(symbols))
-    )
+    kind = np.min_scalar_type(max(symbols))
+    images = np.concatenate([one.reshape(count * copies, -1) for one in levels], 1).astype(kind)
     random = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     parameters: Parameters = (  # small and random; every symbol is as likely

@@ -33,11 +33,7 @@ TOP = 16  # bits of the largest frequency
 POWERS: Integers = np.array([round(2 ** (TOP - step / STEPS)) for step in range(STEPS)], np.int64)
 _LARGEST = 2**31 - 1
 
-_FAMILY, _TOGETHER, _WIDE = (
-    4096,
-    512,
-    64,
-)  # most values of a path, of a group of several levels, of one that is seen far
+_FAMILY, _TOGETHER, _WIDE = 4096, 512, 64  # most values of a path, of a group of levels, of one that is seen far
 _BEFORE = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
@@ -123,12 +119,8 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
     def group(last: int, most: int) -> int:
         """The levels up to this one, of its family, that together have so many values."""
-        first = last
-        while (
-            first not in starts
-            and grids[first] == grids[first - 1]
-            and math.prod(symbols[first - 1 : last + 1]) <= most
-        ):
+        first, begin = last, max(start for start in starts if start <= last)
+        while first > begin and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= most:
             first -= 1
         if (first, last) not in groups:
             groups.append((first, last))
