@@ -10,19 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-import hrvqvae
 from benchmarks import collapse, processes, vectors
 from benchmarks import prior_speedrun as speedrun
-from benchmarks.beam import bench_beam
 from benchmarks.common import as_script
 from benchmarks.search import bench_search, plot_growth
 from benchmarks.torture.commands import Ended
 from benchmarks.torture.readers import Parts, Reader
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
-from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
 from tests.replay import drawn_cifar10, drawn_mnist
 
@@ -112,21 +108,6 @@ def test_a_speedrun_says_how_long_the_recipe_takes_to_the_bits_of_a_row(
         speedrun.main([str(run), "--images", "64", "--out", str(tmp_path), "--seeds", "0", "1", "--changes", *changes])
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 8
     assert {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-4:]} == {*changes}
-
-
-def test_beams_are_what_encoding_gives(run: Path) -> None:
-    rows = bench_beam(run, images=20, widths=(1, 9), weights=(0.0, 5.0), rounds=1)
-    assert [(row["width"], row["coarse_weight"]) for row in rows] == [(1, 0.0), (9, 0.0), (9, 5.0)]
-    assert rows[0]["ratio"] == 1
-    assert rows[2]["level_mse"] != rows[1]["level_mse"]
-    data = load_images(hrvqvae.load(run).config.data, "test")
-    images = torch.stack([torch.from_numpy(data.read(number, None)) for number in range(0, 40, 2)])
-    for row in rows[:2]:
-        model = hrvqvae.load(run, beam=row["width"])
-        codes = model.encode(images)
-        for levels, error in enumerate(row["level_mse"], start=1):
-            expected = (model.decode(codes, levels, (12, 12)) - images / 255).square().mean()
-            assert error == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
