@@ -131,7 +131,8 @@ def seconds_of_images(run: Path, changes: Sequence[str]) -> dict[str, float]:
 def summary(rows: Sequence[Row], seconds: Mapping[str, float]) -> list[Row]:
     """A row for each change: bits, minutes, those that the recipe takes to the same bits, p (Welch) against it."""
     bits = {change: [row["bits"] for row in rows if row["change"] == change] for change in seconds}
-    minutes = {row["change"]: row["images"] * seconds[row["change"]] / 60 for row in rows}
+    images = {change: mean(row["images"] for row in rows if row["change"] == change) for change in seconds}
+    minutes = {change: images[change] * seconds[change] / 60 for change in seconds}
     line = np.array([(math.log(minutes[change]), mean(bits[change])) for change in (HALF, RECIPE, TWICE)])
     slope, start = np.polyfit(line[:, 0], line[:, 1], 1)
     found = list[Row]()

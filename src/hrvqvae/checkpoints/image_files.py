@@ -113,9 +113,11 @@ def compress_files(
         InputError: an image, or with `skip` every image, can't be read, levels are out of range, an image does not fit,
             another file exists already, or `out` can't be written.
     """
+    model.autoencoder.check_levels(levels)
     if also and max_bytes is None:
         raise InputError("several models are compared at one size of a file: give --bytes, or one model")
     for one in also:
+        one.autoencoder.check_levels(levels)
         if one.autoencoder.channels != model.autoencoder.channels:
             raise InputError(f"{one.run} is for images of {counted(one.autoencoder.channels, 'channel')}: leave it out")
     named, written = _named(paths), Written({})

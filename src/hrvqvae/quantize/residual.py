@@ -171,9 +171,7 @@ class ResidualQuantizer(Quantizer):
         for books in self._groups if size <= _LARGEST_ALIGNED and not self.config.shared else ():
             for level, codebook in enumerate(books[1:], start=1):
                 order = vq.alignment(codebook.codewords, codebook.count)
-                path = (
-                    torch.arange(codebook.num_codewords, device=order.device).view_as(order).gather(1, order).flatten()
-                )
+                path = (torch.arange(len(order), device=order.device)[:, None] * size + order).flatten()
                 for finer in books[level:]:
                     finer.reorder(path)
                     path = (path[:, None] * size + torch.arange(size, device=path.device)).flatten()
