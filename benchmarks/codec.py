@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import Row, as_script, options, positive, read_images, seconds, show, side_by_side
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli.console import print_json
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.images import decode_images, flat_codes
+from hrvqvae.model import Model
 from hrvqvae.utils.progress import note
 
 Codes = NDArray[np.int32]
@@ -38,7 +38,7 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
     Raises:
         InputError: the run or its data is missing.
     """
-    model = TrainedModel(run)
+    model = Model(run)
     pixels = read_images(model.config.with_root(root).data, images)
     codes = np.concatenate([flat_codes(model.encode(some)) for some in torch.split(pixels, _BATCH)])
     size = (pixels.shape[-2], pixels.shape[-1])
@@ -61,7 +61,7 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
     return found
 
 
-def _speed(model: TrainedModel, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
+def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
     """Images a second."""
     pictures = read(model.codec, files)
     spent = side_by_side(

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.checkpoints.folder import RunFolder, locate, progressive_folder
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.rate_distortion import why_no_lambda
+from hrvqvae.model import Model
 
 _LAMBDAS = tuple(2.0**power for power in range(-9, -1))
 
@@ -40,7 +40,7 @@ class TrainedFiles(FileCodec):
 
     def __init__(self, run: str | Path) -> None:
         """From a run folder, a weights file, or the name of a model inside the package. Raises InputError."""
-        self.model = TrainedModel(run)
+        self.model = Model(run)
         self.counts = (Count(f"{self.model.config.model.system} {Path(run).name}"),)
         self.settings = tuple(self._settings())
         weights = locate(run)

@@ -25,7 +25,6 @@ from safetensors.torch import load, save
 
 from hrvqvae.checkpoints import codemaps, export, loading, storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.comparison import report
 from hrvqvae.comparison.folder import Folder
 from hrvqvae.compression import archive, hrv
@@ -34,6 +33,7 @@ from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data.images import decode_image
 from hrvqvae.data.loading import load_images, open_whole
+from hrvqvae.model import Model
 from hrvqvae.tokens.shards import Plan, named_shards
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
@@ -222,7 +222,7 @@ def digest(value: Any) -> str:
 
 def _of_run(path: Path) -> Parts:
     run = next(one for one in path.parents if (one / "priors").is_dir())
-    model, priors = TrainedModel(run), loading.load_priors(run)
+    model, priors = Model(run), loading.load_priors(run)
     found = {"config": to_dict(model.config), "weights": model.autoencoder.state_dict(), "tables": model.codec.content}
     found["priors"] = [[one.state_dict() for one in priors.networks], priors.classes, priors.class_counts]
     return {name: digest(value) for name, value in found.items()} | {"card": export._measured(RunFolder(run))}
@@ -270,7 +270,7 @@ def _archive_sealed(content: bytes, plain: bytes) -> bytes:
 
 @cache
 def _codec() -> EntropyModel:
-    return TrainedModel(MODEL).codec
+    return Model(MODEL).codec
 
 
 def _of_file(path: Path) -> Parts:

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.data.images import check_writable, write_image
+from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
@@ -20,10 +20,10 @@ def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
     """Write the figure; -> how many classes there are.
 
     Raises:
-        InputError: as `TrainedModel`; the priors know no classes, or can't be guided; the file can't be written.
+        InputError: as `Model`; the priors know no classes, or can't be guided; the file can't be written.
     """
     check_writable(out)
-    model, params = TrainedModel(run), SamplingParams(guidance=guidance)
+    model, params = Model(run), SamplingParams(guidance=guidance)
     if not model.classes:
         raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
     rows = [

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.images import check_writable, write_image
 from hrvqvae.data.loading import load_images
+from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.utils.errors import InputError
 
@@ -42,10 +42,10 @@ def draw(run: str, out: Path, count: int, seed: int, root: str | None) -> list[f
     """Write the figure; -> the MSE of each pair.
 
     Raises:
-        InputError: as `TrainedModel`; the data is not there; the file can't be written.
+        InputError: as `Model`; the data is not there; the file can't be written.
     """
     check_writable(out)
-    model = TrainedModel(run)
+    model = Model(run)
     samples = model.sample(count, seed=seed)
     found, errors = nearest_training_images(samples, model.config.with_root(root))
     pairs = [torch.cat([sample, near], dim=2) for sample, near in zip(samples, found, strict=True)]

@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hrvqvae.checkpoints.trained import TrainedModel, load
     from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
+    from hrvqvae.model import Model, load
     from hrvqvae.models.base import Autoencoder
     from hrvqvae.models.single_grid import SingleGridAutoencoder
     from hrvqvae.quantize import Codes, ResidualQuantizer
@@ -34,10 +34,10 @@ _MODULES = {
     "ResidualQuantizer": "quantize",
     "SingleGridAutoencoder": "models.single_grid",
     "SingleGridConfig": "config",
-    "TrainedModel": "checkpoints.trained",
+    "Model": "model",
     "TrainingConfig": "config",
     "TreeVQ": "quantize.layer",
-    "load": "checkpoints.trained",
+    "load": "model",
 }
 
 __all__ = [
@@ -46,11 +46,11 @@ __all__ = [
     "Config",
     "DataConfig",
     "InputError",
+    "Model",
     "QuantizerConfig",
     "ResidualQuantizer",
     "SingleGridAutoencoder",
     "SingleGridConfig",
-    "TrainedModel",
     "TrainingConfig",
     "TreeVQ",
     "load",

@@ -13,9 +13,9 @@ import torch
 import hrvqvae
 from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.stale import stale_parts
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.compression.archive import open_archive
+from hrvqvae.model import Model
 from hrvqvae.training.loggers import read_records
 from tests.conftest import do, done, drawn_digits, refused
 
@@ -101,11 +101,11 @@ CODES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "mnis
 
 
 @pytest.fixture(scope="module")
-def model() -> TrainedModel:
+def model() -> Model:
     return hrvqvae.load("mnist")
 
 
-def test_codes_of_images(model: TrainedModel) -> None:
+def test_codes_of_images(model: Model) -> None:
     images = torch.from_numpy(drawn_digits(4, CODES["image_seed"], 28)[0]).unsqueeze(1)
     codes = model.encode(images)
     assert [code.tolist() for code in codes] == CODES["image_codes"]
@@ -113,7 +113,7 @@ def test_codes_of_images(model: TrainedModel) -> None:
     assert float((bytes_ - images).square().mean()) < 255**2 * 0.01, "and they decode to the images"
 
 
-def test_codes_of_samples(model: TrainedModel) -> None:
+def test_codes_of_samples(model: Model) -> None:
     sampled = model.draw(2, seed=CODES["sample_seed"], class_name=str(CODES["class"]))
     assert [code.tolist() for code in sampled.codes] == CODES["sample_codes"]
     assert sampled.images.shape == (2, 1, 28, 28)

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import hrvqvae
-from hrvqvae import Autoencoder, TrainedModel
+from hrvqvae import Autoencoder, Model
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
@@ -148,7 +148,7 @@ def test_an_autoencoder_is_saved_with_its_progressive_decoder_and_its_beam(whole
     alone = Autoencoder.from_pretrained(whole, beam=9)
     alone.save_pretrained(tmp_path / "alone")
     saved = Autoencoder.from_pretrained(tmp_path / "alone")
-    for model in (TrainedModel.from_pretrained(whole, beam=9), alone, saved):
+    for model in (Model.from_pretrained(whole, beam=9), alone, saved):
         assert all(torch.equal(one, other) for one, other in zip(wide, model.encode(IMAGES), strict=True))
     assert torch.equal(saved.decode(wide[:1], 1), alone.decode(wide[:1], 1))
     Autoencoder.from_pretrained("mnist").save_pretrained(tmp_path / "alone")

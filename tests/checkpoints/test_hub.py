@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import hrvqvae
-from hrvqvae import Autoencoder, InputError, TrainedModel
+from hrvqvae import Autoencoder, InputError, Model
 from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
 from hrvqvae.models.vqvae2 import VQVAE2
@@ -156,7 +156,7 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub)
     assert [main(words) for words in shown] == [0, 0], "what the card shows, as it stands"
     assert "digits exists already; choose another folder" in refused(["hub", "get", "someone/digits"])
     original = hrvqvae.load(whole)
-    fetched = TrainedModel.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
+    fetched = Model.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
     for model in (hrvqvae.load("digits"), fetched):
         assert all(torch.equal(a, b) for a, b in zip(model.encode(IMAGES), original.encode(IMAGES), strict=True))
         assert model.sample(2, seed=3).shape == (2, 1, 12, 12)
@@ -182,7 +182,7 @@ def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> N
 
 def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, hub: Hub) -> None:
     Autoencoder.from_pretrained("mnist")
-    TrainedModel.from_pretrained(str(run))
+    Model.from_pretrained(str(run))
     (tmp_path / "someone").mkdir()
     export(run, Path("someone/digits"))
     Autoencoder.from_pretrained("someone/digits")
@@ -198,7 +198,7 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
 def test_what_the_hub_does_not_give_is_one_line(
     run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    TrainedModel(run).push_to_hub("someone/digits", private=True)
+    Model(run).push_to_hub("someone/digits", private=True)
     assert "the hub has no model someone/none, or it is private" in refused(["hub", "get", "someone/none"])
     assert "has no revision 'v9'" in refused(["hub", "get", "someone/digits", "--revision", "v9"])
     assert "'digits' is no name of the hub; it must be user/name" in refused(["hub", "push", run, "digits"])
@@ -216,7 +216,7 @@ def test_what_the_hub_does_not_give_is_one_line(
 
 def test_without_a_network(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was fetched once is there; all else is one line."""
-    TrainedModel(run).push_to_hub("someone/digits")
+    Model(run).push_to_hub("someone/digits")
     cache = tmp_path / "cache"
     Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
     hub.reachable = False
@@ -244,7 +244,7 @@ def test_the_page(tmp_path: Path, hub: Hub) -> None:
     assert sorted(path.name for path in Path("mine").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     Path("runs").mkdir()
     export("mnist", Path("runs/mnist"))
-    TrainedModel("mnist").push_to_hub("user/name")
+    Model("mnist").push_to_hub("user/name")
     commands = re.findall(r"^\$ (hrvqvae [^#\n]*)", page, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hrvqvae
-from hrvqvae.checkpoints import image_files
+from hrvqvae import image_files
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from hrvqvae.utils.errors import InputError

@@ -37,7 +37,7 @@ def bits(codec: EntropyModel, size: tuple[int, int], codes: Codes) -> Tensor:
     return torch.from_numpy(bits_of(codec, size, flat_codes(codes), len(codes)))
 
 
-def total(model: hrvqvae.TrainedModel, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
+def total(model: hrvqvae.Model, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
     """What is minimized, of each image."""
     size = (images.shape[-2], images.shape[-1])
     return errors(model.autoencoder, images, codes) + lmbda * bits(model.codec, size, codes)

@@ -11,7 +11,6 @@ import torch
 
 from hrvqvae import load
 from hrvqvae.checkpoints.codemaps import CodeMaps
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_dict
@@ -20,6 +19,7 @@ from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import measure_samples
+from hrvqvae.model import Model
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_file
 from tests.trained_run import tiny_run, undrawn
@@ -49,7 +49,7 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     def measure(priors: object, model: object, codec: object, coded: CodeMaps, *_: object) -> None:
         seen.update(coded=coded)
 
-    def judged(model: TrainedModel, *_: object, **options: object) -> tuple[()]:
+    def judged(model: Model, *_: object, **options: object) -> tuple[()]:
         seen.update(model=model, lmbda=options["lmbda"])
         return ()
 
@@ -118,7 +118,7 @@ def test_a_folder_without_classes_knows_none(picture_folder: Path, mnist_root: P
     assert main(["sample", run, "-n", "2", "-o", str(tmp_path / "sheet.png"), "--save-dir", run + "/s"]) == 0
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
     assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"])
-    model = TrainedModel(run)
+    model = Model(run)
     with pytest.raises(InputError, match="know no classes"):
         measure_samples(model, model.config.data, 2)
     evaluated = evaluate_run(run, device="cpu")

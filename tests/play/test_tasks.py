@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.entropy_model import geometry_of
+from hrvqvae.model import Model
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, _reduced, marked, take
 from hrvqvae.utils.errors import InputError
@@ -93,12 +93,12 @@ def test_marks_are_those_of_the_painter() -> None:
 
 
 @cache
-def loaded(run: Path) -> TrainedModel:
-    return TrainedModel(run)
+def loaded(run: Path) -> Model:
+    return Model(run)
 
 
 @pytest.fixture
-def model(run: Path) -> TrainedModel:
+def model(run: Path) -> Model:
     return loaded(run)
 
 
@@ -107,7 +107,7 @@ def image() -> Tensor:
     return torch.from_numpy(drawn_digits(1, 7)[0])
 
 
-def test_a_reconstruction_is_of_its_file(model: TrainedModel, image: Tensor) -> None:
+def test_a_reconstruction_is_of_its_file(model: Model, image: Tensor) -> None:
     sizes = []
     for levels in model.autoencoder.prefixes:
         made, length, psnr = tasks.reconstruct(model, image, levels)
@@ -122,7 +122,7 @@ def test_a_reconstruction_is_of_its_file(model: TrainedModel, image: Tensor) -> 
         tasks.reconstruct(model, image, 9)
 
 
-def test_a_completion_keeps_what_is_painted(model: TrainedModel, image: Tensor) -> None:
+def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None:
     painted = torch.zeros(6, 6, dtype=torch.bool)  # stretched over 12x12
     painted[1:4, :3] = True
     shown, share, images = tasks.complete(model, image, painted, 4, "3", 1.0, 2)
@@ -139,7 +139,7 @@ def test_a_completion_keeps_what_is_painted(model: TrainedModel, image: Tensor) 
             tasks.complete(model, image, torch.full((12, 12), value), 1, None, 1.0, 0)
 
 
-def test_usage_by_counting_paths(model: TrainedModel, image: Tensor) -> None:
+def test_usage_by_counting_paths(model: Model, image: Tensor) -> None:
     paths = model.autoencoder.paths(model.encode(image[None]))
     for level, (found, path) in enumerate(zip(tasks.usage(model, image), paths, strict=True), start=1):
         codewords, used, perplexity, trained = found
@@ -151,7 +151,7 @@ def test_usage_by_counting_paths(model: TrainedModel, image: Tensor) -> None:
         assert 1 <= trained <= 3**level
 
 
-def test_the_figure_of_a_position_shows_the_codes_there(model: TrainedModel, image: Tensor) -> None:
+def test_the_figure_of_a_position_shows_the_codes_there(model: Model, image: Tensor) -> None:
     codes, where = model.encode(image[None]), geometry_of(model.config.model.latent_grids)
     for x, y in ((0, 0), (5, 3), (11, 11)):
         figure = tasks.hierarchy_at(model, image, x, y)

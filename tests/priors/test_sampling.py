@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrvqvae.checkpoints.trained import load
 from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, PriorNetwork
+from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig

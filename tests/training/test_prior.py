@@ -17,7 +17,6 @@ from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.loading import lacking_priors, load_priors, load_with_config
-from hrvqvae.checkpoints.trained import TrainedModel, load
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
@@ -27,6 +26,7 @@ from hrvqvae.distributed import Part
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.model import Model, load
 from hrvqvae.models.objective import Metrics
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.priors.base import Level, code_loss
@@ -291,7 +291,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
 ) -> None:
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
-    model = TrainedModel(guided)
+    model = Model(guided)
     weak, strong = (model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, 4.0))
     assert not torch.equal(weak, strong)
     out = tmp_path / "sheet.png"

@@ -12,10 +12,10 @@ from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
 from hrvqvae.checkpoints.loading import save_model
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
+from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.training.progressive import ProgressiveTask
@@ -40,7 +40,7 @@ def images() -> Tensor:
     return drawn
 
 
-def error(model: TrainedModel, images: Tensor, levels: int) -> float:
+def error(model: Model, images: Tensor, levels: int) -> float:
     decoded = model.decode(model.encode(images), levels=levels, size=(12, 12))
     return float((decoded - images).square().mean())
 

@@ -180,8 +180,8 @@ def _card(
         f"# Model card: {name}\n\n"
         f"{system_of(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
         f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
-        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import TrainedModel\n\n"
-        f'model = TrainedModel.from_pretrained("{name}")\n'
+        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import Model\n\n"
+        f'model = Model.from_pretrained("{name}")\n'
         "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
         "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
         f"{drawn}```\n\nIn a shell, beside the folder `{folder}`:\n\n"

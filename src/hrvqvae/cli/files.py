@@ -12,10 +12,10 @@ from hrvqvae.utils.quantities import counted
 
 
 def _compress(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.image_files import compress_files
-    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.image_files import compress_files
+    from hrvqvae.model import Model
 
-    model, *also = (TrainedModel(name, arguments.device, arguments.beam) for name in (arguments.model, *arguments.also))
+    model, *also = (Model(name, arguments.device, arguments.beam) for name in (arguments.model, *arguments.also))
     written = compress_files(
         model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda, also,
         force=arguments.force, skip=arguments.on_error == "skip",
@@ -30,8 +30,8 @@ def _compress(arguments: Arguments) -> int:
 
 
 def _decompress(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.image_files import decompress_files
-    from hrvqvae.checkpoints.trained import models_of_files
+    from hrvqvae.image_files import decompress_files
+    from hrvqvae.model import models_of_files
 
     models = models_of_files(arguments.files, arguments.model)
     names, force = arguments.names or (), arguments.force
@@ -41,10 +41,10 @@ def _decompress(arguments: Arguments) -> int:
 
 
 def _inspect(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.trained import models_of_files
     from hrvqvae.compression.archive import is_archive
     from hrvqvae.compression.hrv import read, read_header
     from hrvqvae.data.images import check_writable
+    from hrvqvae.model import models_of_files
     from hrvqvae.plots.images import draw_levels
 
     path: Path = arguments.file
@@ -112,10 +112,10 @@ def _inspect_archive(path: Path, verify: bool) -> int:
 
 
 def _salvage(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.trained import TrainedModel
     from hrvqvae.compression.archive import salvage
+    from hrvqvae.model import Model
 
-    codec = TrainedModel(arguments.model).codec if arguments.model else None
+    codec = Model(arguments.model).codec if arguments.model else None
     print(f"{counted(salvage(arguments.archive, arguments.out, codec), 'image')}: {arguments.out}")
     return 0
 

@@ -49,12 +49,12 @@ def _get(arguments: Arguments) -> int:
 
 
 def _play(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.trained import TrainedModel
+    from hrvqvae.model import Model
     from hrvqvae.play.page import serve
     from hrvqvae.play.tasks import Limits
 
     limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)
-    serve(TrainedModel(arguments.run, arguments.device), limits, arguments.host, arguments.port)
+    serve(Model(arguments.run, arguments.device), limits, arguments.host, arguments.port)
     return 0
 
 

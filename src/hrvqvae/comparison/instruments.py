@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_config
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import RealImages, features_of, split_images
+from hrvqvae.model import Model
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.state import count_parameters
@@ -118,7 +118,7 @@ class Instruments:
     def measure_priors(self, run: RunFolder) -> tuple[Measured, Tensor]:
         """The columns of a run's priors: bits of the test images, and as many samples; and a few samples."""
         rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).to_dict()
-        model, count = TrainedModel(run.path), sum(map(len, self.tests))
+        model, count = Model(run.path), sum(map(len, self.tests))
         begun = time.perf_counter()
         drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count

@@ -45,7 +45,7 @@ def compress(
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """The file of each image; see `TrainedModel.compress`. `encode` gives the codes in place of the model."""
+    """The file of each image; see `Model.compress`. `encode` gives the codes in place of the model."""
     levels = model.check_levels(levels)
     encode = encode or model.encode
     if names is None:

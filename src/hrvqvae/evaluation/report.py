@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract
 from hrvqvae.checkpoints.loading import lacking_priors
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
@@ -27,6 +26,7 @@ from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
+from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors, total_bits
 from hrvqvae.priors.generative import check_sampling_params
@@ -145,7 +145,7 @@ def evaluate_run(
         guidance: so many with each of these.
         limit: measure on so many images, spread evenly over the split (None: all).
         beam: paths that the search keeps when it encodes; None keeps as many as in training.
-        lmbda: as for `TrainedModel.encode`; None measures the usual codes.
+        lmbda: as for `Model.encode`; None measures the usual codes.
         sample_levels: of the samples (`SamplingParams.levels`).
         rate: whether the priors are measured.
 
@@ -153,7 +153,7 @@ def evaluate_run(
         InputError: the run or its data is missing, samples can't be guided, or a lambda that the model can't have.
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
-    trained = TrainedModel(run, str(compute.device), beam)
+    trained = Model(run, str(compute.device), beam)
     trained.autoencoder.check_levels(sample_levels)
     for weight in guidance if samples else ():
         check_sampling_params(trained.priors.networks, SamplingParams(guidance=weight))
@@ -177,6 +177,6 @@ def evaluate_run(
     found = measure_rate(priors, model, trained.codec, coded, (config.data.size, config.data.size), compute.device)
     if not samples:
         return Evaluated(report, found, "")
-    drawing = TrainedModel(run, beam=beam)
+    drawing = Model(run, beam=beam)
     quality = measure_samples(drawing, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
     return Evaluated(report, found, "", quality)

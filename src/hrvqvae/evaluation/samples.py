@@ -16,11 +16,11 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
+from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, installed, three_channels
 from hrvqvae.priors.sampling import SamplingParams
@@ -182,14 +182,14 @@ class SampleQuality:
 
 
 def measure_samples(
-    model: TrainedModel, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
+    model: Model, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
     lmbda: float | None = None, levels: int | None = None,
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
     """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
 
     Args:
         guidance: so many images are drawn with each of these (`SamplingParams.guidance`); a `SampleQuality` for each.
-        lmbda: of the reconstructions, as for `TrainedModel.encode`.
+        lmbda: of the reconstructions, as for `Model.encode`.
         levels: of the samples (`SamplingParams.levels`).
 
     Raises:
@@ -220,7 +220,7 @@ def measure_samples(
     return tuple(found)
 
 
-def _draw(model: TrainedModel, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
+def _draw(model: Model, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """(images (count, C, Y, X), the class (count,) that each was asked for)."""
     drawn, wanted = [], []
     for number, name in enumerate(model.classes):

@@ -24,8 +24,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.data.images import to_pil
+from hrvqvae.model import Model
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import MOST_IMAGES, Limits, Picture
 from hrvqvae.plots import sheets
@@ -45,7 +45,7 @@ _HEADS = ["level", "codewords", "used by this image", "perplexity", "perplexity 
 class Page:
     """The page of one model, which serves one request at a time."""
 
-    def __init__(self, model: TrainedModel, limits: Limits) -> None:
+    def __init__(self, model: Model, limits: Limits) -> None:
         self.model, self.limits, self.size = model, limits, model.config.data.size
         try:
             self.classes, self.missing = model.classes, ""
@@ -306,7 +306,7 @@ class Guard:
         await self.app(scope, counted, guarded)
 
 
-def serve(model: TrainedModel, limits: Limits, host: str, port: int | None) -> None:
+def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
     """Serve the page of a model until the process is interrupted or ended; uploads lie in a temporary folder.
 
     Args:

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.entropy_model import geometry_of
 from hrvqvae.data.images import decode_image
+from hrvqvae.model import Model
 from hrvqvae.plots import hierarchy
 from hrvqvae.plots.images import completions
 from hrvqvae.priors.sampling import SamplingParams
@@ -82,7 +82,7 @@ def marked(text: str | None) -> Tensor:
         raise InputError("what was painted can't be read: load the page anew") from error
 
 
-def reconstruct(model: TrainedModel, image: Tensor, levels: int) -> tuple[Tensor, int, float]:
+def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, float]:
     """(image, bytes, PSNR in dB) of the file of codes of an image (C, Y, X) uint8 with so many levels."""
     (file,) = model.compress([image], levels)
     (decoded,) = model.decompress([file])
@@ -90,7 +90,7 @@ def reconstruct(model: TrainedModel, image: Tensor, levels: int) -> tuple[Tensor
 
 
 def complete(
-    model: TrainedModel, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
+    model: Model, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
     seed: int, guidance: float = 1.0,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
     """What `plots.images.completions` gives of a mask (Y, X) bool that is stretched over an image (C, size, size)."""
@@ -100,7 +100,7 @@ def complete(
     return completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
 
 
-def usage(model: TrainedModel, image: Tensor) -> list[tuple[int, int, float, float | None]]:
+def usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:
     """(codewords, used by an image, perplexity, that of the moving averages of training or None) of each level."""
     paths = model.autoencoder.paths(model.encode(image[None]))
     quantizer = getattr(model.autoencoder, "quantizer", None)
@@ -113,7 +113,7 @@ def usage(model: TrainedModel, image: Tensor) -> list[tuple[int, int, float, flo
     return found
 
 
-def hierarchy_at(model: TrainedModel, image: Tensor, x: int, y: int) -> Figure:
+def hierarchy_at(model: Model, image: Tensor, x: int, y: int) -> Figure:
     """Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
     where = geometry_of(model.config.model.latent_grids)
     position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)

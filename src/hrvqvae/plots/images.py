@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
 from hrvqvae.data.images import check_writable, conversions, decode_image, read_image, to_pil, write_image
+from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
@@ -34,7 +34,7 @@ def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> l
     return rows
 
 
-def draw_levels(model: TrainedModel, codes: ImageCodes, out: Path) -> None:
+def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
     """A sheet of one image by each prefix of its levels that the model decodes."""
     rows = list[sheets.SheetRow]()
     for level in model.autoencoder.prefixes:
@@ -52,9 +52,9 @@ def reconstruct(
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
     Images keep their sizes, and are converted to the model's channels, with a notice. The rest is as for
-    `TrainedModel`. Raises InputError: no such run, image or level; the sheet can't be written.
+    `Model`. Raises InputError: no such run, image or level; the sheet can't be written.
     """
-    trained = TrainedModel(run, beam=beam)
+    trained = Model(run, beam=beam)
     model, config = trained.autoencoder, trained.config
     most = model.prefixes[-1]
     model.check_levels(levels)
@@ -87,7 +87,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Write a sheet of samples, and a PNG file of each to `save_dir`, named by class and number. Raises InputError."""
     check_writable(out)
-    model = TrainedModel(run)
+    model = Model(run)
     if save_dir is not None:
         with writable(save_dir):
             save_dir.mkdir(parents=True, exist_ok=True)
@@ -101,12 +101,12 @@ def sample(
 
 
 def completions(
-    model: TrainedModel, image: Tensor, keep: str | Tensor, count: int, *, seed: int, class_name: str | None,
+    model: Model, image: Tensor, keep: str | Tensor, count: int, *, seed: int, class_name: str | None,
     params: SamplingParams | None,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
     """An image (C, size, size) uint8, grey where nothing is kept; the share of its codes that is kept; completions.
 
-    Arguments and errors are those of `TrainedModel.complete`.
+    Arguments and errors are those of `Model.complete`.
     """
     known = model.known_part(image, keep)
     images = model.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
@@ -120,11 +120,11 @@ def complete(
 ) -> None:  # fmt: skip
     """Write a sheet: an image, resized to the size of training, the part that is kept, and `count` completions.
 
-    `keep` may be an image file, whose white part is kept. The rest is as for `TrainedModel.complete`. Raises
+    `keep` may be an image file, whose white part is kept. The rest is as for `Model.complete`. Raises
     InputError: as there; an image can't be read.
     """
     check_writable(out)
-    model = TrainedModel(run)
+    model = Model(run)
     data = model.config.data
     read, lost = decode_image(path, data.channels, data.max_pixels, data.size)
     if converted := conversions({path: lost}):

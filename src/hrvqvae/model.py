@@ -30,7 +30,7 @@ from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import InputError
 
 
-class TrainedModel:
+class Model:
     """An autoencoder in evaluation mode with its configuration, and its priors, which are read when they are needed.
 
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
@@ -211,7 +211,7 @@ class TrainedModel:
         return self.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
 
 
-def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> TrainedModel:
+def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
     """The trained model of a run folder, of a weights file, or of the name of a model inside the package.
 
     Args:
@@ -222,7 +222,7 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Train
         InputError: there is none, or it has no linked codebooks, which a beam searches.
         DamagedFileError: the weights are damaged or do not fit their configuration.
     """
-    return TrainedModel(run, device, beam)
+    return Model(run, device, beam)
 
 
 _REPLACED = {  # digests of weights, and fingerprints, of models and entropy models that the package had
@@ -237,16 +237,16 @@ _REPLACED = {  # digests of weights, and fingerprints, of models and entropy mod
 }
 
 
-def models_of_files(paths: Sequence[Path], run: str | None) -> list[TrainedModel]:
+def models_of_files(paths: Sequence[Path], run: str | None) -> list[Model]:
     """For each file of codes the model that is named, or that inside the package by which it was made.
 
     Raises InputError: there is none.
     """
-    load = cache(TrainedModel)
+    load = cache(Model)
     return [load(run) if run is not None else _model_of_file(path, load) for path in paths]
 
 
-def _model_of_file(path: Path, load: Callable[[str], TrainedModel]) -> TrainedModel:
+def _model_of_file(path: Path, load: Callable[[str], Model]) -> Model:
     if is_archive(path):
         codec = open_archive(path).codec
         wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"

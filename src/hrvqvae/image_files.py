@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hrvqvae.checkpoints.trained import TrainedModel
 from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
@@ -23,6 +22,7 @@ from hrvqvae.data.image_sets import runs
 from hrvqvae.data.images import SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, write_image
 from hrvqvae.data.loading import is_stored, open_whole
 from hrvqvae.data.sources.files import LISTS, FolderSource
+from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.files import path_below, writable, write_atomic
 from hrvqvae.utils.progress import note, tracked
@@ -72,9 +72,7 @@ def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]
     return runs(items, lambda item: max(area(item), _PIXELS // _IMAGES), _PIXELS)
 
 
-def _read(
-    model: TrainedModel, named: dict[str, _Stored], written: Written, skip: bool
-) -> Iterator[list[tuple[str, Tensor]]]:
+def _read(model: Model, named: dict[str, _Stored], written: Written, skip: bool) -> Iterator[list[tuple[str, Tensor]]]:
     """The images with their names, as many at a time as are worked on together; `skip` leaves out broken ones."""
 
     def read() -> Iterator[tuple[str, Tensor]]:
@@ -95,8 +93,8 @@ def _read(
 
 
 def compress_files(
-    model: TrainedModel, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, also: Sequence[TrainedModel] = (), *, force: bool = False, skip: bool = False,
+    model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
+    lmbda: float | None = None, also: Sequence[Model] = (), *, force: bool = False, skip: bool = False,
 ) -> Written:  # fmt: skip
     """Write the codes of image files; notices say what images lost by conversion, and what is there already.
 
@@ -104,7 +102,7 @@ def compress_files(
         paths: image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.hrva, an archive, to which those are appended that it has not yet; else a folder,
             which gets a file for each image.
-        levels, max_bytes, lmbda: as for `TrainedModel.compress`.
+        levels, max_bytes, lmbda: as for `Model.compress`.
         also: models that are tried as well, with `max_bytes`: each file is by the one that has the least error in it.
         force: write over other files (.hrv) that exist.
         skip: leave out images that can't be read, with a notice of each.
@@ -149,7 +147,7 @@ def compress_files(
     return written
 
 
-def _least_error(models: Sequence[TrainedModel], images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes]:
+def _least_error(models: Sequence[Model], images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes]:
     """The file of each image by the model that has the least squared error in it. Raises InputError where none fits."""
     found = [(math.inf, b"")] * len(images)
     for model in models:
@@ -162,7 +160,7 @@ def _least_error(models: Sequence[TrainedModel], images: Sequence[Tensor], setti
     return [file for _, file in found]
 
 
-def _fitting(model: TrainedModel, images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes | InputError]:
+def _fitting(model: Model, images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes | InputError]:
     """The file of each image, or why it has none: all at once, or one by one where one has none."""
     try:
         return [*model.compress(images, **settings)]
@@ -182,7 +180,7 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _append(
-    model: TrainedModel, named: dict[str, _Stored], path: Path, levels: int | None, lmbda: float | None,
+    model: Model, named: dict[str, _Stored], path: Path, levels: int | None, lmbda: float | None,
     written: Written, skip: bool,
 ) -> None:  # fmt: skip
     for name, (where, _) in named.items():
@@ -211,14 +209,14 @@ def _append(
 class _Job:
     """Images of one file of codes by their numbers, with the PNG that each gets; `archive` is None of an .hrv."""
 
-    model: TrainedModel
+    model: Model
     path: Path
     archive: Archive | None
     targets: dict[int, Path]
 
 
 def decompress_files(
-    models: Sequence[TrainedModel], paths: Sequence[Path], out: Path, levels: int | None = None,
+    models: Sequence[Model], paths: Sequence[Path], out: Path, levels: int | None = None,
     names: Sequence[str] = (), *, force: bool = False,
 ) -> int:  # fmt: skip
     """Write the images of files of codes and archives as PNG; -> how many. Notices say what is cut short or damaged.
@@ -263,7 +261,7 @@ def decompress_files(
     return count
 
 
-def _job(model: TrainedModel, path: Path, out: Path, png: bool, names: Sequence[str]) -> _Job:
+def _job(model: Model, path: Path, out: Path, png: bool, names: Sequence[str]) -> _Job:
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
