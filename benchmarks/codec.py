@@ -42,13 +42,13 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
     pixels = read_images(model.config.with_root(root).data, images)
     codes = np.concatenate([flat_codes(model.encode(some)) for some in torch.split(pixels, _BATCH)])
     size = (pixels.shape[-2], pixels.shape[-1])
-    files = write(model.codec, codes, size)
-    lengths = np.array([one.lengths for one in read(model.codec, files)])
-    layout = model.codec.layout(size)
+    files = write(model.entropy_model, codes, size)
+    lengths = np.array([one.lengths for one in read(model.entropy_model, files)])
+    layout = model.entropy_model.layout(size)
     raw = float(sum(np.diff(layout.begins) * np.log2(layout.symbols))) / 8
     found: Row = {
         "images": len(files), "bytes": float(lengths.sum(1).mean()), "raw": raw, "parts": lengths.mean(0).tolist(),
-        "tables": len(model.codec.content) if model.codec.networks else 0,
+        "tables": len(model.entropy_model.content) if model.entropy_model.networks else 0,
     }  # fmt: skip
     found["share"] = found["bytes"] / raw
     note("speed")
@@ -56,19 +56,19 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
     with tempfile.TemporaryDirectory() as folder:
         note(f"an archive of {archived:,} images")
         found["archive"] = _archive(
-            model.codec, codes, size, archived, float(lengths[:, 1:].sum(1).mean()), Path(folder)
+            model.entropy_model, codes, size, archived, float(lengths[:, 1:].sum(1).mean()), Path(folder)
         )
     return found
 
 
 def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
     """Images a second."""
-    pictures = read(model.codec, files)
+    pictures = read(model.entropy_model, files)
     spent = side_by_side(
         {
             "network, to codes": lambda: [model.encode(some) for some in torch.split(pixels, _BATCH)],
-            "codes to files": lambda: write(model.codec, codes, size),
-            "files to codes": lambda: read(model.codec, files),
+            "codes to files": lambda: write(model.entropy_model, codes, size),
+            "files to codes": lambda: read(model.entropy_model, files),
             "network, to images": lambda: decode_images(model.autoencoder, pictures, model.device),
         },
         3,
@@ -76,16 +76,18 @@ def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size:
     return {name: len(files) / time_spent for name, time_spent in spent.items()}
 
 
-def _archive(codec: EntropyModel, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path) -> Row:
+def _archive(
+    entropy_model: EntropyModel, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path
+) -> Row:
     """Size, overhead and times of an archive."""
     path = folder / "many.hrva"
     rows = [codes[number % len(codes)] for number in range(count)]
     begun = time.perf_counter()
-    with appending(path, codec) as writer:
+    with appending(path, entropy_model) as writer:
         head = path.stat().st_size
         for start in range(0, count, _BLOCK):
             some = rows[start : start + _BLOCK]
-            writer.append(some, [size] * len(some), [""] * len(some), len(codec.symbols))
+            writer.append(some, [size] * len(some), [""] * len(some), len(entropy_model.symbols))
     written = time.perf_counter() - begun
     begun = time.perf_counter()
     archive = open_archive(path)
@@ -93,7 +95,7 @@ def _archive(codec: EntropyModel, codes: Codes, size: tuple[int, int], count: in
     random = np.random.default_rng(0)
     times = [seconds(partial(archive.read, [number])) for number in random.integers(0, count, 200).tolist()]
     bytes_each = (path.stat().st_size - head) / count
-    checks = len(codec.symbols)  # in the files of single images, which `alone` counts
+    checks = len(entropy_model.symbols)  # in the files of single images, which `alone` counts
     return {
         "images": count, "bytes": path.stat().st_size, "bytes an image": bytes_each,
         "overhead an image": bytes_each - (alone - checks), "images/s written": count / written,

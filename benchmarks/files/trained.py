@@ -50,7 +50,7 @@ class TrainedFiles(FileCodec):
         self.model_bytes = sum(path.stat().st_size for path in needed if path.is_file())
 
     def _settings(self) -> Iterator[TrainedSetting]:
-        networks = self.model.codec.networks  # without them all codes take the same bits
+        networks = self.model.entropy_model.networks  # without them all codes take the same bits
         lmbdas = (0.0, *_LAMBDAS) if networks else (0.0,)
         for levels in self.model.autoencoder.prefixes:
             yield TrainedSetting(levels)

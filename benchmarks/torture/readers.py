@@ -223,7 +223,11 @@ def digest(value: Any) -> str:
 def _of_run(path: Path) -> Parts:
     run = next(one for one in path.parents if (one / "priors").is_dir())
     model, priors = Model(run), loading.load_priors(run)
-    found = {"config": to_dict(model.config), "weights": model.autoencoder.state_dict(), "tables": model.codec.content}
+    found = {
+        "config": to_dict(model.config),
+        "weights": model.autoencoder.state_dict(),
+        "tables": model.entropy_model.content,
+    }
     found["priors"] = [[one.state_dict() for one in priors.networks], priors.classes, priors.class_counts]
     return {name: digest(value) for name, value in found.items()} | {"card": export._measured(RunFolder(run))}
 
@@ -269,14 +273,14 @@ def _archive_sealed(content: bytes, plain: bytes) -> bytes:
 
 
 @cache
-def _codec() -> EntropyModel:
-    return Model(MODEL).codec
+def _entropy_model() -> EntropyModel:
+    return Model(MODEL).entropy_model
 
 
 def _of_file(path: Path) -> Parts:
-    found, codec = hrv.read(_codec(), [path.read_bytes()])[0], _codec()
+    found, entropy_model = hrv.read(_entropy_model(), [path.read_bytes()])[0], _entropy_model()
     levels = {f"{number}": digest(level) for number, level in enumerate(found.codes)}
-    cut = found.fault or len(levels) < len(codec.symbols)  # fewer levels are a whole file
+    cut = found.fault or len(levels) < len(entropy_model.symbols)  # fewer levels are a whole file
     size = {"size": digest(found.size)} if levels else {}  # the first check is of size and level 1
     return size | levels | ({"told": "yes"} if cut else {})
 

@@ -191,7 +191,7 @@ def _append(
     first = next(batches, [])  # no archive is made of nothing
     if not first:
         return
-    with archive.appending(path, model.codec) as writer:
+    with archive.appending(path, model.entropy_model) as writer:
         if writer.set_aside:
             left = counted(writer.archive.left_over, "byte")
             before -= writer.archive.left_over
@@ -267,10 +267,10 @@ def _job(model: Model, path: Path, out: Path, png: bool, names: Sequence[str]) -
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
         return _Job(model, path, None, {0: out if png else out / f"{path.stem}.png"})
     opened = archive.open_archive(path)
-    if opened.codec.model != model.codec.model:
+    if opened.entropy_model.model != model.entropy_model.model:
         raise InputError(
-            f"{path} was made by {opened.codec.name} (weights {opened.codec.model[:12]}), not by {model.codec.name} "
-            f"({model.codec.model[:12]})"
+            f"{path} was made by {opened.entropy_model.name} (weights {opened.entropy_model.model[:12]}), not by "
+            f"{model.entropy_model.name} ({model.entropy_model.model[:12]})"
         )
     targets = {}
     for number in opened.numbers(names) if names else range(len(opened.entries)):
@@ -307,6 +307,6 @@ def _codes(job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes
     if job.archive:
         return job.archive.read(numbers, levels, max_pixels)
     try:
-        return hrv.read(job.model.codec, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
+        return hrv.read(job.model.entropy_model, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
     except DamagedFileError as error:
         return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]

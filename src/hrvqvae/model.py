@@ -67,7 +67,7 @@ class Model:
         return self.priors.classes
 
     @cached_property
-    def codec(self) -> EntropyModel:
+    def entropy_model(self) -> EntropyModel:
         """The entropy model, by which files are written and read. Raises InputError where it is stale or damaged."""
         return load_entropy_model(self.run, self.autoencoder, self.config)
 
@@ -93,7 +93,7 @@ class Model:
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
         used = self.autoencoder.check_levels(levels)
-        return partial(RateDistortion(self.autoencoder, self.codec, used).encode, lmbda=lmbda)
+        return partial(RateDistortion(self.autoencoder, self.entropy_model, used).encode, lmbda=lmbda)
 
     @torch.inference_mode()
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
@@ -129,7 +129,9 @@ class Model:
         if lmbda is not None and max_bytes is not None:
             raise InputError("give max_bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
-        return compression.compress(self.autoencoder, self.codec, images, self.device, levels, max_bytes, encode, names)
+        return compression.compress(
+            self.autoencoder, self.entropy_model, images, self.device, levels, max_bytes, encode, names
+        )
 
     def decompress(
         self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
@@ -145,7 +147,7 @@ class Model:
             DamagedFileError: a file has no whole level, is none, or is of a larger image.
         """
         self.autoencoder.check_levels(levels)
-        codes = hrv.read(self.codec, files, levels, max_pixels=max_pixels or self.config.data.max_pixels)
+        codes = hrv.read(self.entropy_model, files, levels, max_pixels=max_pixels or self.config.data.max_pixels)
         return compression.decode_images(self.autoencoder, codes, self.device, levels)
 
     def sample(
@@ -248,14 +250,18 @@ def models_of_files(paths: Sequence[Path], run: str | None) -> list[Model]:
 
 def _model_of_file(path: Path, load: Callable[[str], Model]) -> Model:
     if is_archive(path):
-        codec = open_archive(path).codec
-        wanted, whose = bytes.fromhex(codec.model), f"{codec.name} (weights {codec.model[:12]})"
+        entropy_model = open_archive(path).entropy_model
+        wanted, whose = bytes.fromhex(entropy_model.model), f"{entropy_model.name} (weights {entropy_model.model[:12]})"
     else:
         wanted = hrv.read_header(path.read_bytes(), str(path)).fingerprint
         whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
     for name in shipped():
         model = load(name)
-        if wanted in (bytes.fromhex(model.codec.model), model.codec.fingerprint, model.codec.bare.fingerprint):
+        if wanted in (
+            bytes.fromhex(model.entropy_model.model),
+            model.entropy_model.fingerprint,
+            model.entropy_model.bare.fingerprint,
+        ):
             return model
     if wanted.hex() in _REPLACED:
         raise InputError(f"{path} was made by the {_REPLACED[wanted.hex()]}: a copy of that version reads it")

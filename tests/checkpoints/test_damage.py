@@ -44,7 +44,7 @@ TENSORS: dict[str, tuple[Callable[[Path], Path], Use]] = {
     "progressive decoder": (lambda run: progressive_folder(run).model, hrvqvae.load),
 }
 FILES = TENSORS | {
-    "entropy model": (lambda run: RunFolder(run).tables, lambda run: hrvqvae.load(run).codec),
+    "entropy model": (lambda run: RunFolder(run).tables, lambda run: hrvqvae.load(run).entropy_model),
     "configuration": (lambda run: RunFolder(run).config, hrvqvae.load),
     "configuration of a prior": (lambda run: prior_folder(run, 1).config, load_priors),
     "exported configuration": (lambda run: RunFolder(run).config_json, hrvqvae.load),

@@ -44,7 +44,7 @@ def test_progressive_decoder_and_entropy_model_are_used(runs: Path) -> None:
     codes = model.encode(torch.from_numpy(drawn_digits(40, 2)[0][:2, None]))
     assert not torch.equal(model.decode(codes, levels=2), model.decode(codes))
     assert model.autoencoder.progressive_decoder is not None  # type: ignore[attr-defined]
-    assert model.codec.networks
+    assert model.entropy_model.networks
 
 
 def test_priors_of_a_network_that_was_removed_are_refused_and_the_rest_is_used(runs: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_nothing_beside_a_model_inside_the_package_is_stale() -> None:
     ("part", "use"),
     [
         ("level-1", load_priors),
-        ("tables.hrvt", lambda run: hrvqvae.load(run).codec),
+        ("tables.hrvt", lambda run: hrvqvae.load(run).entropy_model),
     ],
 )
 def test_what_is_stale_is_not_used_and_stays(part: str, use: Callable[[Path], object], changed: Path) -> None:

@@ -212,8 +212,8 @@ def test_broken_images_can_be_left_out(run: Path, images: Path, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "..\\out"])
 def test_an_archive_writes_nowhere_but_where_it_is_told(name: str, run: Path, tmp_path: Path) -> None:
     model = hrvqvae.load(run)
-    codes = np.zeros(model.codec.layout((12, 12)).begins[-1], np.int32)
-    with appending(tmp_path / "x.hrva", model.codec) as writer:
+    codes = np.zeros(model.entropy_model.layout((12, 12)).begins[-1], np.int32)
+    with appending(tmp_path / "x.hrva", model.entropy_model) as writer:
         writer.append([codes], [(12, 12)], [name], 3)
     arguments = ["decompress", tmp_path / "x.hrva", "-o", tmp_path / "in" / "side", "--model", run]
     assert "a name that leads out of a folder" in refused(arguments)

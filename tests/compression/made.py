@@ -37,7 +37,7 @@ def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, s
     )
 
 
-def made_codec(
+def made_entropy_model(
     symbols: Sequence[int], geometry: Geometry, hidden: int = 4, seed: int = 0, alike: Sequence[int] = (),
     strength: int = 200,
 ) -> EntropyModel:  # fmt: skip
@@ -51,37 +51,39 @@ def made_codec(
     return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
 
 
-def random_codes(codec: EntropyModel, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
+def random_codes(entropy_model: EntropyModel, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
     """(count, all codes) of images of that size, as its models hold for likely: decoded from random bytes."""
-    layout = codec.layout(size)
+    layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
-    for level in range(len(codec.symbols)):
+    for level in range(len(entropy_model.symbols)):
         length = 5 * int(layout.begins[-1]) + 16
         content = np.frombuffer(np.random.default_rng([seed, level]).bytes(count * length), np.uint8)
         starts = np.arange(count) * length
-        decode_level(content, starts, starts + length, codes, layout, level, codec.network(level))
+        decode_level(content, starts, starts + length, codes, layout, level, entropy_model.network(level))
     return codes
 
 
-def files_of(codec: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None) -> list[bytes]:
+def files_of(
+    entropy_model: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None
+) -> list[bytes]:
     """Files (.hrv) of such codes."""
-    return write(codec, random_codes(codec, size, count, seed), size, levels)
+    return write(entropy_model, random_codes(entropy_model, size, count, seed), size, levels)
 
 
-def read_one(codec: EntropyModel, content: bytes) -> ImageCodes:
+def read_one(entropy_model: EntropyModel, content: bytes) -> ImageCodes:
     """What is read of a file; what it was refused with is its fault."""
     try:
-        return read(codec, [content])[0]
+        return read(entropy_model, [content])[0]
     except InputError as error:
         return ImageCodes((0, 0), (), fault=str(error))
 
 
-def bits_of(codec: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int) -> NDArray[np.float64]:
+def bits_of(entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int) -> NDArray[np.float64]:
     """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have them."""
     leaves = codes.reshape(len(codes), levels, -1).transpose(0, 2, 1)
     numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
-    networks = [codec.network(level) for level in range(levels)]
-    return Choice(codec.layout(size).first(levels), networks, leaves.reshape(-1, levels), numbers).bits
+    networks = [entropy_model.network(level) for level in range(levels)]
+    return Choice(entropy_model.layout(size).first(levels), networks, leaves.reshape(-1, levels), numbers).bits
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -92,8 +94,8 @@ def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
 def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
     """A model of this configuration, and its entropy model without networks."""
     torch.manual_seed(0)
-    codec = EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
-    return build(config).eval().requires_grad_(False), codec
+    entropy_model = EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    return build(config).eval().requires_grad_(False), entropy_model
 
 
 def single_grid(name: str, root: Path) -> Config:
@@ -113,8 +115,8 @@ def squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
     return (decoded - images / 255).square().flatten(1).sum(1)
 
 
-TREE = made_codec((3, 3, 3), Geometry(2, 2, (1, 1, 1)), seed=1)
-GRIDS = made_codec((5, 6), Geometry(4, 0, (1, 2)), seed=2)
-FLAT = made_codec((7,), Geometry(2, 0, (1,)), hidden=3, seed=3)
-HALF = made_codec((8, 4), Geometry(8, 0, (1, 1)), hidden=6, seed=4, alike=(1,))
+TREE = made_entropy_model((3, 3, 3), Geometry(2, 2, (1, 1, 1)), seed=1)
+GRIDS = made_entropy_model((5, 6), Geometry(4, 0, (1, 2)), seed=2)
+FLAT = made_entropy_model((7,), Geometry(2, 0, (1,)), hidden=3, seed=3)
+HALF = made_entropy_model((8, 4), Geometry(8, 0, (1, 1)), hidden=6, seed=4, alike=(1,))
 ALL = {"tree": TREE, "grids": GRIDS, "flat": FLAT, "half": HALF}

@@ -15,27 +15,27 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import crc8
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import GRIDS, TREE, flat, made_codec, random_codes
+from tests.compression.made import GRIDS, TREE, flat, made_entropy_model, random_codes
 from tests.kills import in_another_process
 
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
 def add(
-    path: Path, codec: EntropyModel, sizes: Sequence[Grid], names: Sequence[str], levels: int, seed: int = 0
+    path: Path, entropy_model: EntropyModel, sizes: Sequence[Grid], names: Sequence[str], levels: int, seed: int = 0
 ) -> None:
-    with appending(path, codec) as writer:
-        images = [random_codes(codec, size, 1, seed + number)[0] for number, size in enumerate(sizes)]
+    with appending(path, entropy_model) as writer:
+        images = [random_codes(entropy_model, size, 1, seed + number)[0] for number, size in enumerate(sizes)]
         writer.append(images, sizes, names, levels)
         there = {entry.name for entry in open_archive(path).entries}
         assert there.issuperset(names), "what is said to be written is on the disk, whenever this process ends"
 
 
-def three_blocks(path: Path, codec: EntropyModel = GRIDS) -> list[int]:
+def three_blocks(path: Path, entropy_model: EntropyModel = GRIDS) -> list[int]:
     """An archive of two images a block, named 0 to 5; -> where each block ends."""
     ends = []
     for seed in range(3):
-        add(path, codec, [(6, 6)] * 2, [str(2 * seed), str(2 * seed + 1)], 2, 10 * seed)
+        add(path, entropy_model, [(6, 6)] * 2, [str(2 * seed), str(2 * seed + 1)], 2, 10 * seed)
         ends.append(path.stat().st_size)
     return ends
 
@@ -52,18 +52,23 @@ def flip(path: Path, place: int) -> None:
         st.tuples(st.lists(SIZES, min_size=1, max_size=5), st.integers(1, 2)),
         min_size=1, max_size=3,
     ),
-    codec=st.sampled_from([GRIDS, GRIDS.bare]), name=st.text(st.characters(codec="utf-8"), max_size=5),
+    entropy_model=st.sampled_from([GRIDS, GRIDS.bare]), name=st.text(st.characters(codec="utf-8"), max_size=5),
 )  # fmt: skip
 def test_images_come_back_by_number_and_name(
-    blocks: list[tuple[list[Grid], int]], codec: EntropyModel, name: str, tmp_path_factory: pytest.TempPathFactory
+    blocks: list[tuple[list[Grid], int]],
+    entropy_model: EntropyModel,
+    name: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     path = tmp_path_factory.mktemp("archive") / "x.hrva"
     expected, names = [], list[str]()
     for seed, (sizes, levels) in enumerate(blocks):
         some = [f"{name}{seed}-{number}" for number in range(len(sizes))]
-        add(path, codec, sizes, some, levels, 10 * seed)
+        add(path, entropy_model, sizes, some, levels, 10 * seed)
         names += some
-        expected += [(size, levels, random_codes(codec, size, 1, 10 * seed + n)[0]) for n, size in enumerate(sizes)]
+        expected += [
+            (size, levels, random_codes(entropy_model, size, 1, 10 * seed + n)[0]) for n, size in enumerate(sizes)
+        ]
     archive = open_archive(path)
     assert [(one.size, one.levels) for one in archive.entries] == [one[:2] for one in expected]
     order = list(np.random.default_rng(0).permutation(len(expected)))
@@ -136,8 +141,8 @@ def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
     flip(path, ends[0] + 22)  # the index of the second block
     flip(path, entries[5].place)
     kept = [0, 1, 4, 6, 7]
-    for codec in (None, GRIDS):
-        assert salvage(path, new, codec) == len(kept)
+    for entropy_model in (None, GRIDS):
+        assert salvage(path, new, entropy_model) == len(kept)
         saved = open_archive(new)
         assert (saved.damaged, saved.left_over) == (0, 0)
         assert [(one.name, one.size, one.levels) for one in saved.entries] == [
@@ -146,7 +151,7 @@ def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
         for number, image in zip(kept, saved.read(range(len(kept))), strict=True):
             assert np.array_equal(flat(image.codes), flat(expected[number].codes))
         with pytest.raises(InputError, match="exists already"):
-            salvage(path, new, codec)
+            salvage(path, new, entropy_model)
         new.unlink()
         flip(path, 20)  # in the entropy model
     flip(path, 20)
@@ -165,7 +170,7 @@ def test_another_model_or_another_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
     add(path, TREE, [(4, 4)], ["a"], 3)
     before = path.read_bytes()
-    for other in (made_codec(TREE.symbols, TREE.geometry, seed=99), TREE.bare):
+    for other in (made_entropy_model(TREE.symbols, TREE.geometry, seed=99), TREE.bare):
         with pytest.raises(InputError, match=r"x.hrva was made by another model.*another file"):
             add(path, other, [(4, 4)], ["b"], 3)
     in_use = r"x.hrva is in use by another process \(pid \d+\)"

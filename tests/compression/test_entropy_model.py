@@ -104,11 +104,15 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.Monkey
     assert said[1] == "level 2 has 5 symbols, more than 4: coded in log2 5 bits a code"
 
 
-@pytest.mark.parametrize("codec", ALL.values(), ids=list(ALL))
-def test_a_file_holds_all_of_it(codec: EntropyModel) -> None:
-    found = read_entropy_model(codec.content)
-    assert (found.model, found.geometry, found.symbols) == (codec.model, codec.geometry, codec.symbols)
-    assert dataclasses.replace(found).content == codec.content, "as it is written again"
+@pytest.mark.parametrize("entropy_model", ALL.values(), ids=list(ALL))
+def test_a_file_holds_all_of_it(entropy_model: EntropyModel) -> None:
+    found = read_entropy_model(entropy_model.content)
+    assert (found.model, found.geometry, found.symbols) == (
+        entropy_model.model,
+        entropy_model.geometry,
+        entropy_model.symbols,
+    )
+    assert dataclasses.replace(found).content == entropy_model.content, "as it is written again"
 
 
 def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(

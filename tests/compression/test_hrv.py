@@ -24,7 +24,7 @@ from hrvqvae.compression.network import POWERS
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression import oracle
-from tests.compression.made import GRIDS, TREE, files_of, flat, made_codec, random_codes, read_one
+from tests.compression.made import GRIDS, TREE, files_of, flat, made_entropy_model, random_codes, read_one
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -40,16 +40,17 @@ def test_codes_come_back(
     levels: int, strength: int,
 ) -> None:  # fmt: skip
     times = tuple(np.cumprod(finer[: len(symbols)]).tolist())
-    codec = made_codec(symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength)
-    codec = codec if fitted else codec.bare
-    codes = random_codes(codec, size, count)
-    files = write(codec, codes, size, min(levels, len(symbols)))
-    for found, given_codes, file in zip(read(codec, files), codes, files, strict=True):
+    entropy_model = made_entropy_model(symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength)
+    entropy_model = entropy_model if fitted else entropy_model.bare
+    codes = random_codes(entropy_model, size, count)
+    files = write(entropy_model, codes, size, min(levels, len(symbols)))
+    for found, given_codes, file in zip(read(entropy_model, files), codes, files, strict=True):
         assert (found.size, found.fault, sum(found.lengths)) == (size, "", len(file))
         assert np.array_equal(flat(found.codes), given_codes[: len(flat(found.codes))])
         assert len(found.codes) == min(levels, len(symbols))
         bits = sum(
-            grid[0] * grid[1] * np.log2(one) for grid, one in zip(codec.geometry.grids(*size), symbols, strict=True)
+            grid[0] * grid[1] * np.log2(one)
+            for grid, one in zip(entropy_model.geometry.grids(*size), symbols, strict=True)
         )
         assert found.lengths[0] <= (6 if max(size) <= 128 else 8)
         assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols), "raw, header and checks"
@@ -57,23 +58,23 @@ def test_codes_come_back(
 
 def test_networks_that_do_not_fit_cost_nothing() -> None:
     """Codes that they hold for unlikely are written without them: powers of two then take log2 m bits."""
-    codec = made_codec((4,), Geometry(1, 0, (1,)), strength=30_000)
-    unlikely = random_codes(codec.bare, (16, 16), 20)
-    files = write(codec, unlikely, (16, 16))
+    entropy_model = made_entropy_model((4,), Geometry(1, 0, (1,)), strength=30_000)
+    unlikely = random_codes(entropy_model.bare, (16, 16), 20)
+    files = write(entropy_model, unlikely, (16, 16))
     assert {(read_header(one).by_tables, len(one)) for one in files} == {(False, 64 + 5 + 1)}
 
 
 def test_levels_of_zeros_are_never_whole() -> None:
     """A file of which only the beginning reached the disk."""
-    for codec in (TREE, TREE.bare, GRIDS):
-        for content in files_of(codec, (12, 9), 20):
-            for whole, end in enumerate(np.cumsum(read_one(codec, content).lengths)[:-1]):
-                found = read_one(codec, content[:end] + bytes(500))
+    for entropy_model in (TREE, TREE.bare, GRIDS):
+        for content in files_of(entropy_model, (12, 9), 20):
+            for whole, end in enumerate(np.cumsum(read_one(entropy_model, content).lengths)[:-1]):
+                found = read_one(entropy_model, content[:end] + bytes(500))
                 assert (len(found.codes), bool(found.fault)) == (whole, True)
 
 
 def test_another_model_is_refused_by_name() -> None:
-    other = made_codec(TREE.symbols, TREE.geometry, seed=99)
+    other = made_entropy_model(TREE.symbols, TREE.geometry, seed=99)
     content = files_of(TREE, (8, 8))[0]
     with pytest.raises(InputError, match=f"x.hrv was made by another model.*{TREE.fingerprint.hex()}"):
         read(other, [content], names=["x.hrv"])
@@ -94,7 +95,7 @@ def test_headers_that_are_none_are_refused_in_words() -> None:
 
 
 def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    fine = made_codec((3,), Geometry(1, 0, (64,)))
+    fine = made_entropy_model((3,), Geometry(1, 0, (64,)))
     head = b"\xff\x3f" + bytes(20)  # 8192x8192
     with pytest.raises(DamagedFileError, match="8192x8192 pixels has more than 134217728 codes"):
         read(fine, [b"\xd3" + fine.fingerprint + head])
@@ -119,14 +120,14 @@ def test_files_of_several_sizes_and_modes_keep_their_order() -> None:
 
 def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed() -> None:
     """A model that is as sure as can be, and codes that it is sure of."""
-    codec = made_codec((9,), Geometry(1, 0, (1,)), hidden=1)
-    network = codec.networks[0]
+    entropy_model = made_entropy_model((9,), Geometry(1, 0, (1,)), hidden=1)
+    network = entropy_model.networks[0]
     assert network is not None
     offsets = np.array([[2**28, *[0] * 8]], np.int32)
     sure = dataclasses.replace(network, weights=network.weights * 0, offsets=offsets)
-    codec = dataclasses.replace(codec, networks=(sure,))
+    entropy_model = dataclasses.replace(entropy_model, networks=(sure,))
     codes = np.zeros((1, 300 * 300), np.int32)
-    found = read(codec, write(codec, codes, (300, 300)))[0]
+    found = read(entropy_model, write(entropy_model, codes, (300, 300)))[0]
     assert found.lengths[1] == 1 + np.ceil(90_000 * np.log2(65545 / 65537) / 8)
     assert np.array_equal(found.codes[0].reshape(1, -1), codes)
     assert found.fault == ""
@@ -202,14 +203,14 @@ FOLDERS = (FOLDER, FOLDER / "version-1")  # files of the same codes, of versions
 INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
 
 
-def codec_of(one: dict[str, Any]) -> EntropyModel:
-    codec = read_entropy_model((FOLDER / one["tables"]).read_bytes())
-    return codec if one["by_tables"] else codec.bare
+def entropy_model_of(one: dict[str, Any]) -> EntropyModel:
+    entropy_model = read_entropy_model((FOLDER / one["tables"]).read_bytes())
+    return entropy_model if one["by_tables"] else entropy_model.bare
 
 
-def row_of(codec: EntropyModel, size: Grid, codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+def row_of(entropy_model: EntropyModel, size: Grid, codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     """All codes of an image, of which these are the first levels'."""
-    row = np.zeros(codec.layout(size).begins[-1], np.int32)
+    row = np.zeros(entropy_model.layout(size).begins[-1], np.int32)
     row[: len(flat(codes))] = flat(codes)
     return row
 
@@ -219,7 +220,7 @@ def test_files_are_read_to_the_same_codes(threads: int, monkeypatch: pytest.Monk
     assert {path.name for path in FOLDER.glob("*.hrv")} == {one["file"] for one in INDEX["files"]}
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for one, folder in product(INDEX["files"], FOLDERS):
-        found = read(codec_of(one), [(folder / one["file"]).read_bytes()] * 20)
+        found = read(entropy_model_of(one), [(folder / one["file"]).read_bytes()] * 20)
         for image in (found[0], found[-1]):
             assert (list(image.size), image.fault) == (one["size"], "")
             assert [codes.tolist() for codes in image.codes] == one["codes"]
@@ -227,8 +228,12 @@ def test_files_are_read_to_the_same_codes(threads: int, monkeypatch: pytest.Monk
 
 def test_files_are_written_bit_for_bit_as_they_were() -> None:
     for one in INDEX["files"]:
-        codec, codes, size = codec_of(one), [np.array(level, np.int32) for level in one["codes"]], tuple(one["size"])
-        (file,) = write(codec, row_of(codec, size, codes)[None], size, len(codes))
+        entropy_model, codes, size = (
+            entropy_model_of(one),
+            [np.array(level, np.int32) for level in one["codes"]],
+            tuple(one["size"]),
+        )
+        (file,) = write(entropy_model, row_of(entropy_model, size, codes)[None], size, len(codes))
         assert file == (FOLDERS[-1] / one["file"]).read_bytes()
 
 
@@ -246,11 +251,11 @@ def test_archives_are_read_to_the_same_codes_and_written_as_they_were(tmp_path: 
         ] == one["images"]
         copy = tmp_path / f"{folder.name}-{one['file']}"
         if folder == FOLDER:  # to an archive of an earlier version images are appended as that has them
-            copy.write_bytes(archive.path.read_bytes()[: len(archive.codec.content) + 13])
-        with appending(copy, archive.codec) as writer:
+            copy.write_bytes(archive.path.read_bytes()[: len(archive.entropy_model.content) + 13])
+        with appending(copy, archive.entropy_model) as writer:
             for start in range(0, len(found), 2):  # two images a block
                 entries = archive.entries[start : start + 2]
-                codes = [row_of(archive.codec, one.size, one.codes) for one in found[start : start + 2]]
+                codes = [row_of(archive.entropy_model, one.size, one.codes) for one in found[start : start + 2]]
                 names = [entry.name for entry in entries]
                 writer.append(codes, [entry.size for entry in entries], names, entries[0].levels)
         assert copy.read_bytes() == archive.path.read_bytes()

@@ -32,23 +32,23 @@ def pictures(count: int, size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path) -> None:
-    model, codec = untrained(single_grid(name, mnist_root))
+    model, entropy_model = untrained(single_grid(name, mnist_root))
     for size in ((12, 12), (5, 21)):
         images = pictures(3, size)
-        files = compress(model, codec, images, CPU)
+        files = compress(model, entropy_model, images, CPU)
         with torch.inference_mode():
             expected = model.decode(model.encode(images), size=size)
-        found = read(codec, files)
+        found = read(entropy_model, files)
         assert torch.equal(torch.stack(decode_images(model, found, CPU)), expected)
         assert not any(one.fault for one in found)
         lengths = [len(one) for one in files]
-        assert max(lengths) - min(lengths) <= len(codec.symbols), "a byte at the end of each level"
+        assert max(lengths) - min(lengths) <= len(entropy_model.symbols), "a byte at the end of each level"
 
 
 def test_an_entropy_model_makes_smaller_files_of_the_same_images(run: Path) -> None:
     model, images = hrvqvae.load(run), digits(4)
     fitted = model.compress(images)
-    plain = compress(model.autoencoder, dataclasses.replace(model.codec, networks=()), images, CPU)
+    plain = compress(model.autoencoder, dataclasses.replace(model.entropy_model, networks=()), images, CPU)
     assert sum(map(len, fitted)) < sum(map(len, plain))
     assert {read_header(one).by_tables for one in fitted} == {True}
     codes = model.encode(images)
@@ -83,13 +83,13 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 
 
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
-    model, codec = untrained(tiny_systems(mnist_root)["vqvae2"])
-    content = compress(model, codec, pictures(1, (12, 12)), CPU)[0]
+    model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
+    content = compress(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
     with pytest.raises(DamagedFileError, match=r"file 1 has 1 whole level, .* 2 or more together: level 2 is cut"):
-        decode_images(model, read(codec, [content[:-1]]), CPU)
-    assert compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [content]
+        decode_images(model, read(entropy_model, [content[:-1]]), CPU)
+    assert compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [content]
     with pytest.raises(InputError, match="bytes at the least"):
-        compress(model, codec, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
+        compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
 def test_the_entropy_model_of_weights_is_made_once(run: Path) -> None:
@@ -140,7 +140,9 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
         return [bytes(28 if lmbda >= least else 31) for lmbda in codes[0].tolist()]
 
     monkeypatch.setattr(compression, "_files_of", files)
-    encoder = cast(RateDistortion, SimpleNamespace(weigh=weigh, codec=SimpleNamespace(networks=(None,)), levels=1))
+    encoder = cast(
+        RateDistortion, SimpleNamespace(weigh=weigh, entropy_model=SimpleNamespace(networks=(None,)), levels=1)
+    )
     best = [(np.inf, b"")]
     assert compression._weighed(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
     error, file = best[0]

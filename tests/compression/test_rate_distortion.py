@@ -32,32 +32,32 @@ def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
     return squared_errors(model.decode(codes, len(codes), (images.shape[-2], images.shape[-1])), images)
 
 
-def bits(codec: EntropyModel, size: tuple[int, int], codes: Codes) -> Tensor:
+def bits(entropy_model: EntropyModel, size: tuple[int, int], codes: Codes) -> Tensor:
     """Of each image, by the networks of the entropy model."""
-    return torch.from_numpy(bits_of(codec, size, flat_codes(codes), len(codes)))
+    return torch.from_numpy(bits_of(entropy_model, size, flat_codes(codes), len(codes)))
 
 
 def total(model: hrvqvae.Model, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
     """What is minimized, of each image."""
     size = (images.shape[-2], images.shape[-1])
-    return errors(model.autoencoder, images, codes) + lmbda * bits(model.codec, size, codes)
+    return errors(model.autoencoder, images, codes) + lmbda * bits(model.entropy_model, size, codes)
 
 
 @pytest.mark.parametrize("name", ["groups", "vqvae", "fsq"])
 def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_root: Path) -> None:
     """Of untrained models with one grid, whose quantizers know no leaves by themselves; images that do not fill it."""
-    model, codec = untrained(single_grid(name, mnist_root))
+    model, entropy_model = untrained(single_grid(name, mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     for images in (digits(), digits(3)[:, :, 2:7]):
-        found = RateDistortion(model, codec).encode(images, 0.0)
+        found = RateDistortion(model, entropy_model).encode(images, 0.0)
         usual = model.encode(images)
         assert [code.shape for code in found] == [code.shape for code in usual]
         before, after = errors(model, images, usual), errors(model, images, found)
         assert (after <= before + 1e-5).all()
         assert after.sum() < 0.997 * before.sum()
     if name != "fsq":  # whose library takes no empty batch
-        nothing = RateDistortion(model, codec).encode(digits(1)[:0], 0.0)
-        assert [len(code) for code in nothing] == [0] * len(codec.symbols)
+        nothing = RateDistortion(model, entropy_model).encode(digits(1)[:0], 0.0)
+        assert [len(code) for code in nothing] == [0] * len(entropy_model.symbols)
 
 
 def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual_codes(run: Path) -> None:
@@ -68,7 +68,7 @@ def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual
         before, after = (total(model, images, codes, lmbda) for codes in (usual, found))
         assert (after <= before * (1 + 1e-6) + 1e-3).all()
         assert after.sum() < before.sum()
-        used.append(float(bits(model.codec, (12, 12), found).sum()))
+        used.append(float(bits(model.entropy_model, (12, 12), found).sum()))
         lost.append(float(errors(model.autoencoder, images, found).sum()))
     assert used[0] > used[1] > used[2] >= used[3] >= used[4]
     assert lost[0] < lost[2]
@@ -88,7 +88,7 @@ def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
 @on_each_device
 def test_images_have_a_lambda_each(device: str, run: Path) -> None:
     model, images = hrvqvae.load(run), digits(3)
-    encoder = RateDistortion(model.autoencoder, model.codec)
+    encoder = RateDistortion(model.autoencoder, model.entropy_model)
     codes, squares = encoder.weigh(images, torch.tensor([0.0, 0.05, 1.0], device=device))
     for number, lmbda in enumerate((0.0, 0.05, 1.0)):
         alone = encoder.encode(images[number : number + 1], lmbda)
@@ -129,7 +129,7 @@ def test_the_command_writes_files_and_archives_of_the_same_images(run: Path, tmp
     found = sorted((tmp_path / "files").iterdir())
     assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), 2, lmbda=0.05)
     archive = open_archive(tmp_path / "all.hrva")
-    alone = read(archive.codec, [path.read_bytes() for path in found])
+    alone = read(archive.entropy_model, [path.read_bytes() for path in found])
     for one, other in zip(archive.read(range(4)), alone, strict=True):
         assert all(np.array_equal(*codes) for codes in zip(one.codes, other.codes, strict=True))
     bad = ["compress", run, images, "-o", tmp_path / "bad.hrva", "--lmbda", 1000001]
@@ -150,13 +150,13 @@ def test_gradient_and_curvature_are_those_of_the_image(
     mnist_root: Path, monkeypatch: pytest.MonkeyPatch, padding: int, levels: int
 ) -> None:
     """Images that do not fill their grid. Random projections come near to the mean of J^T J."""
-    model, codec = untrained(override(tiny_systems(mnist_root)["hrvqvae"], {"model.padding": str(padding)}))
+    model, entropy_model = untrained(override(tiny_systems(mnist_root)["hrvqvae"], {"model.padding": str(padding)}))
     assert isinstance(model, SingleGridAutoencoder)
     random = torch.Generator().manual_seed(1)
     unit = torch.rand(1, 1, 17, 25, generator=random)
     grid = model.config.grid(17, 25)
     vectors = torch.randn(1, *grid, model.latent_dim, generator=random)
-    encoder = RateDistortion(model, codec, levels)
+    encoder = RateDistortion(model, entropy_model, levels)
 
     def decoded(at: Tensor) -> Tensor:
         return (model.pixels(at, (17, 25)) + 1) / 2
@@ -175,7 +175,7 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, mo
     """And to what they decode to, of which the errors are told."""
     model, lmbda = hrvqvae.load(run), 0.02
     image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[None, :, :55, :70]
-    encoder = RateDistortion(model.autoencoder, model.codec)
+    encoder = RateDistortion(model.autoencoder, model.entropy_model)
     whole, usual = encoder.encode(image, lmbda), model.encode(image)
     monkeypatch.setattr(rate_distortion, "_SIDE", 12)
     monkeypatch.setattr(rate_distortion, "_AROUND", 6)

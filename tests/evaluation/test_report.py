@@ -46,7 +46,7 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     """Codes of both kinds, though the run has stored those of its own search, and what samples stand beside."""
     seen = {}
 
-    def measure(priors: object, model: object, codec: object, coded: CodeMaps, *_: object) -> None:
+    def measure(priors: object, model: object, entropy_model: object, coded: CodeMaps, *_: object) -> None:
         seen.update(coded=coded)
 
     def judged(model: Model, *_: object, **options: object) -> tuple[()]:

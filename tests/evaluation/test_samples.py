@@ -160,10 +160,10 @@ def striped(count: int, seed: int) -> CodeMaps:
 def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
     train, test = striped(400, 0), striped(40, 1)
-    codec = fit(bare, train.levels, 0.02, lambda _: None)
-    found = file_bits(codec, test, (16, 16))
+    entropy_model = fit(bare, train.levels, 0.02, lambda _: None)
+    found = file_bits(entropy_model, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
-    written = hrv.read(codec, hrv._write(codec, flat, (16, 16), 2))
+    written = hrv.read(entropy_model, hrv._write(entropy_model, flat, (16, 16), 2))
     assert found == tuple(8 * np.mean([one.lengths[level] - 1 for one in written]) for level in (1, 2))
     assert found[0] < 0.5 * 128 < found[1], "what repeats takes fewer bits than what is drawn"
 

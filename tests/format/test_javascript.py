@@ -18,7 +18,7 @@ from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry, read_entropy_model
 from hrvqvae.compression.hrv import ImageCodes, write
 from hrvqvae.utils.errors import InputError
-from tests.compression.made import FLAT, GRIDS, TREE, files_of, made_codec, random_codes, read_one
+from tests.compression.made import FLAT, GRIDS, TREE, files_of, made_entropy_model, random_codes, read_one
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
@@ -92,16 +92,16 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
         geometry = Geometry(int(random.integers(1, 9)), int(random.integers(5)), times)
         alike = [level for level in range(levels) if symbols[level] == 600 or random.random() < 0.2]
         strength = int(random.choice([0, 50, 200, 2000]))
-        codec = made_codec(symbols, geometry, int(random.integers(1, 9)), number, alike, strength)
-        arguments += write_all(tmp_path, {f"{number}.hrvt": codec.content})
+        entropy_model = made_entropy_model(symbols, geometry, int(random.integers(1, 9)), number, alike, strength)
+        arguments += write_all(tmp_path, {f"{number}.hrvt": entropy_model.content})
         for turn in range(10):
             side = int(random.integers(1, 20 if max(times) > 2 else 50))
             size = (side, side if turn % 2 else int(random.integers(1, 20)))
             count = int(random.integers(1, levels + 1)) if turn % 3 else levels
-            codes = random_codes(codec, size, 1, 100 * number + turn)
-            (content,) = write(codec if turn % 5 else codec.bare, codes, size, count)
+            codes = random_codes(entropy_model, size, 1, 100 * number + turn)
+            (content,) = write(entropy_model if turn % 5 else entropy_model.bare, codes, size, count)
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
-            expected.append((size, [one.tolist() for one in codec.layout(size).maps(codes[0], count)]))
+            expected.append((size, [one.tolist() for one in entropy_model.layout(size).maps(codes[0], count)]))
             kinds.add(content[0])
     assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
     found = decode(tmp_path, arguments)
@@ -110,11 +110,11 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
         assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
 
 
-@pytest.mark.parametrize("codec", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
-def test_damage_is_judged_as_by_our_decoder(codec: EntropyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entropy_model", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
+def test_damage_is_judged_as_by_our_decoder(entropy_model: EntropyModel, tmp_path: Path) -> None:
     """A file cut anywhere, with every flipped bit, and 600 files with several changes."""
     random = np.random.default_rng(3)
-    originals = files_of(codec, (6, 7), 3, 5)
+    originals = files_of(entropy_model, (6, 7), 3, 5)
     contents = []
     for place in range(8 * len(originals[0])):
         flipped = bytearray(originals[0])
@@ -124,11 +124,11 @@ def test_damage_is_judged_as_by_our_decoder(codec: EntropyModel, tmp_path: Path)
     contents += [originals[0][:length] for length in range(1, len(originals[0]) + 1)]
     contents += [damaged(originals[turn % 3], random) for turn in range(600)]
     files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(contents)})
-    tables = write_all(tmp_path, {"t.hrvt": (codec if codec.networks else TREE).content})
+    tables = write_all(tmp_path, {"t.hrvt": (entropy_model if entropy_model.networks else TREE).content})
     found = decode(tmp_path, [*tables, *files])
     assert all("refused" in one or one["fault"] for one in found[:flips])
     for content, one in zip(contents, found, strict=True):
-        assert agree(one, read_one(codec, content)), f"{content.hex()}: {one}"
+        assert agree(one, read_one(entropy_model, content)), f"{content.hex()}: {one}"
 
 
 def test_damaged_tables_are_refused(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
             read_entropy_model(one)
 
 
-@pytest.mark.parametrize("codec", [TREE, GRIDS.bare], ids=["tables", "plain"])
-def test_archives_give_the_blocks_and_records_that_are_whole(codec: EntropyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entropy_model", [TREE, GRIDS.bare], ids=["tables", "plain"])
+def test_archives_give_the_blocks_and_records_that_are_whole(entropy_model: EntropyModel, tmp_path: Path) -> None:
     """An archive of three blocks cut at every place behind its head and with bytes changed."""
     path = tmp_path / "whole.hrva"
-    with appending(path, codec) as writer:
+    with appending(path, entropy_model) as writer:
         head = path.stat().st_size
-        for sizes, levels in ([(5, 5)] * 3, 2), ([(3, 8), (6, 2)], 1), ([(4, 4)], len(codec.symbols)):
-            images = [random_codes(codec, size, 1, number)[0] for number, size in enumerate(sizes)]
+        for sizes, levels in ([(5, 5)] * 3, 2), ([(3, 8), (6, 2)], 1), ([(4, 4)], len(entropy_model.symbols)):
+            images = [random_codes(entropy_model, size, 1, number)[0] for number, size in enumerate(sizes)]
             writer.append(
                 images, sizes, ["é" * (10 * levels + number) if number else "" for number in range(len(sizes))], levels
             )

@@ -95,7 +95,7 @@ def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
     assert [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))] == [20, 20, 20, 20, 10]
     told = pq.read_metadata(shards / "part-000004.parquet").metadata
     assert told[b"hrvqvae.format"] == b"1"
-    assert told[b"hrvqvae.model"].decode() == model.codec.model
+    assert told[b"hrvqvae.model"].decode() == model.entropy_model.model
     assert told[b"hrvqvae.version"].decode() == hrvqvae.__version__
     assert json.loads(told[b"hrvqvae.config"])["model"]["quantizer"]["levels"] == 3
     assert json.loads(told[b"hrvqvae.classes"]) == sorted({path.name for path in digits.iterdir()})

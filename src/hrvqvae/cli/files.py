@@ -23,7 +23,7 @@ def _compress(arguments: Arguments) -> int:
     count, size = len(written.lost), counted(written.bytes, "byte")
     mean, share = written.bytes / count, written.bytes / written.pixels
     print(f"{counted(count, 'image')}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
-    if not model.codec.networks:
+    if not model.entropy_model.networks:
         print(f"without an entropy model; fit one and write fewer bytes: hrvqvae fit-entropy-model {arguments.model}")
     print(arguments.out)
     return 0
@@ -56,10 +56,10 @@ def _inspect(arguments: Arguments) -> int:
         check_writable(arguments.out)
     (model,) = models_of_files([path], arguments.model)
     content = path.read_bytes()
-    codes = read(model.codec, [content], names=[str(path)])[0]
+    codes = read(model.entropy_model, [content], names=[str(path)])[0]
     header = read_header(content)
     how = "with an entropy model" if header.by_tables else "without an entropy model"
-    print(f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by {model.codec.name}, {how}")
+    print(f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by {model.entropy_model.name}, {how}")
     print(f"fingerprint {header.fingerprint.hex()}\n")
     rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits a code", "bytes so far")]
     total = header.length
@@ -68,7 +68,7 @@ def _inspect(arguments: Arguments) -> int:
         total += length
         rows.append((f"level {number}", level.size, length, f"{8 * length / level.size:.3f}", total))
     print_table(rows)
-    missing = len(model.codec.symbols) - len(codes.codes)
+    missing = len(model.entropy_model.symbols) - len(codes.codes)
     ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
     print(f"\n{codes.fault or ended}")
     if arguments.out is not None:
@@ -82,9 +82,9 @@ def _inspect_archive(path: Path, verify: bool) -> int:
     from hrvqvae.compression.archive import open_archive
 
     opened = open_archive(path)
-    codec, entries = opened.codec, opened.entries
-    records, head = sum(entry.length for entry in entries), len(codec.content)
-    print(f"{path}: {counted(len(entries), 'image')}, by {codec.name} (weights {codec.model[:12]})")
+    entropy_model, entries = opened.entropy_model, opened.entries
+    records, head = sum(entry.length for entry in entries), len(entropy_model.content)
+    print(f"{path}: {counted(len(entries), 'image')}, by {entropy_model.name} (weights {entropy_model.model[:12]})")
     rows: list[Sequence[object]] = [("part", "bytes", "an image")]
     count = max(1, len(entries))
     index = path.stat().st_size - opened.left_over - opened.damaged - records - head
@@ -115,8 +115,8 @@ def _salvage(arguments: Arguments) -> int:
     from hrvqvae.compression.archive import salvage
     from hrvqvae.model import Model
 
-    codec = Model(arguments.model).codec if arguments.model else None
-    print(f"{counted(salvage(arguments.archive, arguments.out, codec), 'image')}: {arguments.out}")
+    entropy_model = Model(arguments.model).entropy_model if arguments.model else None
+    print(f"{counted(salvage(arguments.archive, arguments.out, entropy_model), 'image')}: {arguments.out}")
     return 0
 
 

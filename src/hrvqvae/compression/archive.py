@@ -57,7 +57,7 @@ class Archive:
     Attributes:
         path: of the file.
         version: of the format.
-        codec: by which its codes are read.
+        entropy_model: by which its codes are read.
         entries: its images, in order.
         damaged: bytes that were blocks.
         left_over: bytes at the end that can be the beginning of a block.
@@ -65,7 +65,7 @@ class Archive:
 
     path: Path
     version: int
-    codec: EntropyModel
+    entropy_model: EntropyModel
     entries: tuple[Entry, ...]
     damaged: int
     left_over: int
@@ -111,7 +111,7 @@ class Archive:
             if math.prod(size) > max_pixels:
                 decoded = [ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")] * len(some)
             else:
-                read = read_levels(self.codec, [records[one][:-1] for one in some], size, levels, stored)
+                read = read_levels(self.entropy_model, [records[one][:-1] for one in some], size, levels, stored)
                 whole = [records[one] != b"" and crc8(records[one], STARTS[self.version]) == 0 for one in some]
                 damaged = ImageCodes(size, (), fault="its record is damaged")
                 decoded = [one if good and not one.fault else damaged for one, good in zip(read, whole, strict=True)]
@@ -129,23 +129,23 @@ def is_archive(path: Path) -> bool:
     return path.suffix.lower() == _SUFFIX
 
 
-def open_archive(path: Path, codec: EntropyModel | None = None) -> Archive:
+def open_archive(path: Path, entropy_model: EntropyModel | None = None) -> Archive:
     """An archive with its index; no image is read yet.
 
     Args:
-        codec: stands in for the file's entropy model where that is damaged, if half of its bytes are the same.
+        entropy_model: stands in for the file's entropy model where that is damaged, if half of its bytes are the same.
 
     Raises:
         OSError, DamagedFileError: it is none.
     """
     with path.open("rb") as stream:
-        return _opened(path, stream, codec)
+        return _opened(path, stream, entropy_model)
 
 
 def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> Archive:
     size = stream.seek(0, os.SEEK_END)
     try:
-        codec, version = _read_head(path, stream, size)
+        entropy_model, version = _read_head(path, stream, size)
         place = stream.tell()
     except DamagedFileError:
         head = _head_of(known.content) if known else b""
@@ -154,11 +154,11 @@ def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> 
         if known is None or alike < len(head) / 2:
             raise
         stream.seek(4)
-        codec, place, version = known, len(head), min(stream.read(1)[0], _MAGIC[4])
+        entropy_model, place, version = known, len(head), min(stream.read(1)[0], _MAGIC[4])
     entries = list[Entry]()
     end, damaged, false = place, 0, 0
     while place < size and false < _MOST_FALSE:
-        block = _read_block(stream, place, size, len(codec.symbols))
+        block = _read_block(stream, place, size, len(entropy_model.symbols))
         if block is None:
             false += 1
             place = _find_block(stream, place + 1, size)
@@ -171,7 +171,7 @@ def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> 
     length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
     cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
     left, damaged = (size - end, damaged) if cut else (0, damaged + size - end)
-    return Archive(path, version, codec, tuple(entries), damaged, left)
+    return Archive(path, version, entropy_model, tuple(entries), damaged, left)
 
 
 def _read_head(path: Path, stream: BinaryIO, size: int) -> tuple[EntropyModel, int]:
@@ -260,12 +260,12 @@ def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[E
 def _records_of(
     archive: Archive, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], levels: int
 ) -> list[bytes]:
-    records, codec = [b""] * len(codes), archive.codec
+    records, entropy_model = [b""] * len(codes), archive.entropy_model
     for size in set(sizes):
         some = [number for number, one in enumerate(sizes) if one == size]
-        batch, layout = np.stack([codes[number] for number in some]), codec.layout(size)
+        batch, layout = np.stack([codes[number] for number in some]), entropy_model.layout(size)
         for level in range(levels):
-            streams = encode_level(batch, layout, level, codec.network(level))
+            streams = encode_level(batch, layout, level, entropy_model.network(level))
             for number, stream in zip(some, streams, strict=True):
                 records[number] += stream
     return [record + bytes([crc8(record, STARTS[archive.version])]) for record in records]
@@ -283,23 +283,23 @@ def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], name
     return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
 
 
-def salvage(path: Path, out: Path, codec: EntropyModel | None = None) -> int:
+def salvage(path: Path, out: Path, entropy_model: EntropyModel | None = None) -> int:
     """Write the images of an archive whose records are whole into a new one, as they are; -> how many.
 
     Args:
-        codec: as for `open_archive`.
+        entropy_model: as for `open_archive`.
 
     Raises:
         InputError, DamagedFileError: no image can be read, `out` exists or can't be written.
     """
-    opened = open_archive(path, codec)
+    opened = open_archive(path, entropy_model)
     whole = [number for number, fault in enumerate(opened.faults()) if not fault]
     if not whole:
         raise DamagedFileError(f"{path} has no image that is whole")
     if out.exists():
         raise InputError(f"{out} exists already; choose another file")
     with writable(out), writing(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
-        target.write(_head_of(opened.codec.content, opened.version))
+        target.write(_head_of(opened.entropy_model.content, opened.version))
         for levels, some in groupby(whole, lambda number: opened.entries[number].levels):
             while numbers := list(islice(some, _TOGETHER)):
                 entries = [opened.entries[number] for number in numbers]
@@ -315,12 +315,13 @@ class ArchiveWriter:
     `set_aside` is the file that has got what lay behind the last whole block of `archive`, as it was before.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, codec: EntropyModel) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, entropy_model: EntropyModel) -> None:
         archive = _opened(path, stream)
-        if not archive.codec.same_codes(codec):
+        if not archive.entropy_model.same_codes(entropy_model):
             raise InputError(
-                f"{path} was made by another model or another entropy model: that of {archive.codec.name} (weights "
-                f"{archive.codec.model[:12]}), not of {codec.name} ({codec.model[:12]}); choose another file"
+                f"{path} was made by another model or another entropy model: that of {archive.entropy_model.name} "
+                f"(weights {archive.entropy_model.model[:12]}), not of {entropy_model.name} "
+                f"({entropy_model.model[:12]}); choose another file"
             )
         if archive.damaged:
             raise DamagedFileError(
@@ -371,7 +372,7 @@ class ArchiveWriter:
 
 
 @contextmanager
-def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
+def appending(path: Path, entropy_model: EntropyModel) -> Iterator[ArchiveWriter]:
     """Append images to an archive, which is made if it does not exist.
 
     The beginning of a block, as a killed writer leaves it, is moved into a file beside it: a damaged block can look so.
@@ -382,9 +383,9 @@ def appending(path: Path, codec: EntropyModel) -> Iterator[ArchiveWriter]:
     """
     with locked_file(path):
         if not path.exists():
-            write_atomic(path, _head_of(codec.content))
+            write_atomic(path, _head_of(entropy_model.content))
         with path.open("a+b") as stream:
-            yield ArchiveWriter(path, stream, codec)
+            yield ArchiveWriter(path, stream, entropy_model)
 
 
 def _head_of(tables: bytes, version: int = _MAGIC[4]) -> bytes:

@@ -100,11 +100,11 @@ def read_varint(content: bytes, place: int, most: int = 4) -> tuple[int, int]:
     raise DamagedFileError("a number in it is cut short or not as it is written")
 
 
-def _header_bytes(size: Grid, codec: EntropyModel) -> bytes:
+def _header_bytes(size: Grid, entropy_model: EntropyModel) -> bytes:
     height, width = size
-    first = _MARK + 4 * (len(STARTS) - 1) + _SQUARE * (height == width) + _BY_TABLES * bool(codec.networks)
+    first = _MARK + 4 * (len(STARTS) - 1) + _SQUARE * (height == width) + _BY_TABLES * bool(entropy_model.networks)
     numbers = varint(height - 1) + (b"" if height == width else varint(width - 1))
-    return bytes([first]) + codec.fingerprint + numbers
+    return bytes([first]) + entropy_model.fingerprint + numbers
 
 
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
@@ -128,26 +128,26 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + FINGERPRINT], place, version)
 
 
-def _require_model(codec: EntropyModel, header: Header, name: str) -> None:
+def _require_model(entropy_model: EntropyModel, header: Header, name: str) -> None:
     """Raises InputError where a file was made by another model, or by an entropy model that is not this one.
 
     A damaged header looks the same: the first check of a file comes behind level 1, which only its model can read.
     """
-    if header.by_tables and not codec.networks:
+    if header.by_tables and not entropy_model.networks:
         raise InputError(
-            f"{name} was made with an entropy model, and {codec.name} has none: put its tables.hrvt beside its "
+            f"{name} was made with an entropy model, and {entropy_model.name} has none: put its tables.hrvt beside its "
             "weights; or the file is damaged"
         )
-    own = (codec if header.by_tables else codec.bare).fingerprint
+    own = (entropy_model if header.by_tables else entropy_model.bare).fingerprint
     if header.fingerprint != own:
         what = "entropy model is" if header.by_tables else "weights are"
         raise InputError(
-            f"{name} was made by another model: its {what} {header.fingerprint.hex()}, of {codec.name} {own.hex()}; "
-            "or the file is damaged"
+            f"{name} was made by another model: its {what} {header.fingerprint.hex()}, of "
+            f"{entropy_model.name} {own.hex()}; or the file is damaged"
         )
 
 
-def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = None) -> list[bytes]:
+def write(entropy_model: EntropyModel, codes: Codes, size: Grid, levels: int | None = None) -> list[bytes]:
     """The file of each image. Networks are used where they make it no larger.
 
     Args:
@@ -155,28 +155,28 @@ def write(codec: EntropyModel, codes: Codes, size: Grid, levels: int | None = No
         size: height and width in pixels of all of them.
         levels: how many are written; None is all.
     """
-    levels = levels or len(codec.symbols)
-    files = _write(codec, codes, size, levels)
-    if not codec.networks or not files:
+    levels = levels or len(entropy_model.symbols)
+    files = _write(entropy_model, codes, size, levels)
+    if not entropy_model.networks or not files:
         return files
-    limit = len(_write(codec.bare, codes[:1], size, levels)[0])
+    limit = len(_write(entropy_model.bare, codes[:1], size, levels)[0])
     large = [number for number, file in enumerate(files) if len(file) > limit]
-    for number, file in zip(large, _write(codec.bare, codes[large], size, levels), strict=True):
+    for number, file in zip(large, _write(entropy_model.bare, codes[large], size, levels), strict=True):
         files[number] = min(files[number], file, key=len)
     return files
 
 
-def _write(codec: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[bytes]:
-    layout, head = codec.layout(size), _header_bytes(size, codec)
+def _write(entropy_model: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[bytes]:
+    layout, head = entropy_model.layout(size), _header_bytes(size, entropy_model)
     files = [head] * len(codes)
     for level in range(levels):
-        for number, stream in enumerate(encode_level(codes, layout, level, codec.network(level))):
+        for number, stream in enumerate(encode_level(codes, layout, level, entropy_model.network(level))):
             files[number] += stream + bytes([crc8(stream if level else head + stream, STARTS[-1])])
     return files
 
 
 def read(
-    codec: EntropyModel, files: Sequence[bytes], levels: int | None = None, names: Sequence[str] | None = None,
+    entropy_model: EntropyModel, files: Sequence[bytes], levels: int | None = None, names: Sequence[str] | None = None,
     max_pixels: int = MOST_PIXELS,
 ) -> list[ImageCodes]:  # fmt: skip
     """The codes of files, of `levels` at most, in order; what is wrong with a file stands in its `fault`.
@@ -188,18 +188,18 @@ def read(
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]
     headers = [read_header(one, name, max_pixels) for one, name in zip(files, names, strict=True)]
     for header, name in zip(headers, names, strict=True):
-        _require_model(codec, header, name)
+        _require_model(entropy_model, header, name)
     found: dict[int, ImageCodes] = {}
     for numbers in same_size([(*header.size, header.by_tables, header.version) for header in headers], MOST_PIXELS):
         header, some = headers[numbers[0]], [files[number] for number in numbers]
-        own, start = codec if header.by_tables else codec.bare, STARTS[header.version]
-        decoded = read_levels(own, some, header.size, levels, len(codec.symbols), header.length, start)
+        own, start = entropy_model if header.by_tables else entropy_model.bare, STARTS[header.version]
+        decoded = read_levels(own, some, header.size, levels, len(entropy_model.symbols), header.length, start)
         found.update(zip(numbers, decoded, strict=True))
     return [found[number] for number in range(len(files))]
 
 
 def read_levels(
-    codec: EntropyModel, files: Sequence[bytes], size: Grid, levels: int | None, stored: int, head: int = 0,
+    entropy_model: EntropyModel, files: Sequence[bytes], size: Grid, levels: int | None, stored: int, head: int = 0,
     start: int | None = None,
 ) -> list[ImageCodes]:  # fmt: skip
     """The codes of images of one size, of `levels` at most; a file has `head` bytes, then `stored` levels at most.
@@ -207,7 +207,7 @@ def read_levels(
     Each level ends with a check whose register begins at `start`; where that is None there are no checks, and a level
     may have no bytes.
     """
-    layout, check = codec.layout(size), 0 if start is None else _CHECK
+    layout, check = entropy_model.layout(size), 0 if start is None else _CHECK
     content = np.frombuffer(b"".join(files), np.uint8)
     stops = np.cumsum([len(one) for one in files])
     places = stops - [len(one) - head for one in files]
@@ -215,7 +215,7 @@ def read_levels(
     lengths = [[head] for _ in files]
     faults = [""] * len(files)
     for level in range(min(levels or stored, stored)):
-        ends = decode_level(content, places, stops, codes, layout, level, codec.network(level))
+        ends = decode_level(content, places, stops, codes, layout, level, entropy_model.network(level))
         for number, end in enumerate(ends.tolist()):
             if faults[number] or (level and check and places[number] == stops[number]):
                 continue

@@ -41,7 +41,7 @@ def flat_codes(codes: Codes) -> NDArray[np.int32]:
 
 @torch.inference_mode()
 def compress(
-    model: Autoencoder, codec: EntropyModel, images: Tensor | Sequence[Tensor], device: torch.device,
+    model: Autoencoder, entropy_model: EntropyModel, images: Tensor | Sequence[Tensor], device: torch.device,
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
@@ -56,16 +56,16 @@ def compress(
     for numbers in same_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
         batch = torch.stack([images[number] for number in numbers]).to(device)
         if max_bytes is None:
-            made = _files_of(codec, encode(batch), batch, levels)
+            made = _files_of(entropy_model, encode(batch), batch, levels)
         else:
-            made = _fitted(model, codec, batch, levels, max_bytes, [names[number] for number in numbers])
+            made = _fitted(model, entropy_model, batch, levels, max_bytes, [names[number] for number in numbers])
         files.update(zip(numbers, made, strict=True))
     return [files[number] for number in range(len(images))]
 
 
-def _files_of(codec: EntropyModel, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
+def _files_of(entropy_model: EntropyModel, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
     """The file of each image (B, C, Y, X), with the first levels of its codes, a tensor (B, H, W) a level."""
-    return write(codec, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)
+    return write(entropy_model, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)
 
 
 Best = list[tuple[float, bytes]]
@@ -82,7 +82,7 @@ def _take(best: Best, numbers: Sequence[int], files: Sequence[bytes], errors: Se
 
 
 def _fitted(
-    model: Autoencoder, codec: EntropyModel, images: Tensor, levels: int, most: int, names: Sequence[str]
+    model: Autoencoder, entropy_model: EntropyModel, images: Tensor, levels: int, most: int, names: Sequence[str]
 ) -> list[bytes]:
     """The best file of each image (B, C, Y, X) of at most `most` bytes and so many levels. Raises InputError."""
     if most < 1:
@@ -91,9 +91,11 @@ def _fitted(
     codes = model.encode(images) if why_no_lambda(model, levels) else None
     for place, number in enumerate(one for one in reversed(model.prefixes) if one <= levels):
         if codes is not None:  # the error falls with the levels
-            _take(best, range(len(images)), _files_of(codec, codes, images, number), [place] * len(images), most)
+            _take(
+                best, range(len(images)), _files_of(entropy_model, codes, images, number), [place] * len(images), most
+            )
         elif len(going):
-            going = going[_weighed(RateDistortion(model, codec, number), images, going, most, best)]
+            going = going[_weighed(RateDistortion(model, entropy_model, number), images, going, most, best)]
     for (error, file), name in zip(best, names, strict=True):
         if error == np.inf:
             raise InputError(f"{name} takes {len(file)} bytes at the least; {most} are admitted")
@@ -108,12 +110,12 @@ def _weighed(
     def sizes(some: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
         batch = images[torch.from_numpy(some).to(images.device)]
         codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
-        files = _files_of(encoder.codec, codes, batch, encoder.levels)
+        files = _files_of(encoder.entropy_model, codes, batch, encoder.levels)
         _take(best, some.tolist(), files, errors.tolist(), most)
         return np.array([len(file) for file in files])
 
     large = sizes(numbers, np.zeros(len(numbers))) > most
-    if not encoder.codec.networks:
+    if not encoder.entropy_model.networks:
         return large  # all codes take the same bits
     rest = numbers[large]
     low, high = np.full(len(rest), -1), np.full(len(rest), len(_LAMBDAS))  # what does not fit, and what does

@@ -70,12 +70,12 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
 class RateDistortion:
     """An encoder that weighs error against bits, both of an image that has the first levels alone.
 
-    Where the codec has no network for a level, all its codes cost the same.
+    Where the entropy_model has no network for a level, all its codes cost the same.
     """
 
-    def __init__(self, model: Autoencoder, codec: EntropyModel, levels: int | None = None) -> None:
+    def __init__(self, model: Autoencoder, entropy_model: EntropyModel, levels: int | None = None) -> None:
         """Of the first levels, None for all. Raises InputError: not one latent grid, or too many leaves."""
-        self.codec, self.levels = codec, levels or model.prefixes[-1]
+        self.entropy_model, self.levels = entropy_model, levels or model.prefixes[-1]
         if why := why_no_lambda(model, self.levels):
             raise InputError(why)
         self._model = cast(SingleGridAutoencoder, model)
@@ -123,13 +123,13 @@ class RateDistortion:
         """Codes (L, B, H, W) of images that are searched as a whole, and their squared errors (B, Y, X)."""
         unit = unit_images(images, self._model.channels).clone()
         size = (unit.shape[-2], unit.shape[-1])
-        layout = self.codec.layout(size).first(self.levels)
-        codec = self.codec if lmbdas.any() else self.codec.bare
-        networks = [codec.network(level) for level in range(self.levels)]
+        layout = self.entropy_model.layout(size).first(self.levels)
+        entropy_model = self.entropy_model if lmbdas.any() else self.entropy_model.bare
+        networks = [entropy_model.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
         usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
         for code, symbols in zip(
-            self._model.quantizer.encode(latents)[: self.levels], self.codec.symbols, strict=False
+            self._model.quantizer.encode(latents)[: self.levels], self.entropy_model.symbols, strict=False
         ):
             usual = usual * symbols + code
         numbers = torch.cat([usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1)  # (B, P, K)

@@ -61,14 +61,14 @@ def label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
-def file_bits(codec: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
+def file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
     """Bits an image of each level as files of images of `size` pixels hold them, in whole bytes."""
-    layout, spent = codec.layout(size), np.zeros(len(maps.levels))
+    layout, spent = entropy_model.layout(size), np.zeros(len(maps.levels))
     for start in range(0, len(maps), _FILES):
         codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
         flat = flat_codes(codes)
         for level in range(len(spent)):
-            spent[level] += sum(map(len, encode_level(flat, layout, level, codec.network(level))))
+            spent[level] += sum(map(len, encode_level(flat, layout, level, entropy_model.network(level))))
     return tuple((8 * spent / len(maps)).tolist())
 
 
@@ -89,7 +89,7 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
 
 
 def measure_rate(
-    priors: Priors, model: Autoencoder, codec: EntropyModel, maps: CodeMaps, size: Grid, device: torch.device
+    priors: Priors, model: Autoencoder, entropy_model: EntropyModel, maps: CodeMaps, size: Grid, device: torch.device
 ) -> Rate:
     """Bits of codes under the priors, and by the entropy model where it is fitted.
 
@@ -98,7 +98,7 @@ def measure_rate(
     """
     return Rate(
         prior=tuple(bits for prior in priors.networks for bits in prior_bits(prior, model, maps, device)),
-        files=file_bits(codec, maps, size) if codec.networks else None,
+        files=file_bits(entropy_model, maps, size) if entropy_model.networks else None,
         positions=tuple(int(np.prod(level[0].shape)) for level in maps.levels),
         label=label_bits(priors.class_counts, maps.labels) if priors.classes else 0.0,
     )
@@ -174,7 +174,9 @@ def evaluate_run(
     coded = extract(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    found = measure_rate(priors, model, trained.codec, coded, (config.data.size, config.data.size), compute.device)
+    found = measure_rate(
+        priors, model, trained.entropy_model, coded, (config.data.size, config.data.size), compute.device
+    )
     if not samples:
         return Evaluated(report, found, "")
     drawing = Model(run, beam=beam)
