@@ -201,7 +201,7 @@ def measure(name: str) -> Row:
         x = torch.cat(batches(8, 1))
         with torch.no_grad():
             values, indices, _ = model.through(x)
-        leaves = model.quantizer.paths(indices)[..., -1].unique().numel()
+        leaves = model.quantizer.codeword_indices(indices)[..., -1].unique().numel()
         return {"loop": name, "left": float((values - x).square().mean() / x.var()), "used": leaves, "error": ""}
     except Exception as error:
         return {"loop": name, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"}

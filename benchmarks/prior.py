@@ -73,7 +73,9 @@ def random_priors(config: Config) -> list[Prior]:
 def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[], Codes]:
     """Draws codes of all levels of so many images."""
     label: Tensor | None = torch.zeros(batch, dtype=torch.long) if priors[0].level.classes else None
-    return lambda: sample_codes(priors, model.paths, range(batch), seed=0, label=label, params=SamplingParams())
+    return lambda: sample_codes(
+        priors, model.codeword_indices, range(batch), seed=0, label=label, params=SamplingParams()
+    )
 
 
 COLUMNS = {

@@ -22,7 +22,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.quantize.codebook import Codebook
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
@@ -46,7 +46,7 @@ def exchanged(config: Config) -> tuple[int, int]:
     model = build(config)
     networks = [model, *build_objective(model, config, lambda one: one).auxiliary.values()]
     gradients = sum(one.numel() for network in networks for one in network.parameters() if one.requires_grad)
-    books = [one for one in model.modules() if isinstance(one, Codebook)]
+    books = [one for one in model.modules() if isinstance(one, LevelCodebooks)]
     statistics = [
         values.numel()
         for one in books

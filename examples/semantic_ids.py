@@ -96,7 +96,7 @@ def write_ids(source: Path, target: Path, ids: str, embedding: str, layer: dict[
     with writable(target), writing(target) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for names, values in vectors.parts():
             indices = tree.encode(values)
-            number = last.of(tree.paths(indices)[:, -1].numpy())
+            number = last.of(tree.codeword_indices(indices)[:, -1].numpy())
             whole = np.concatenate([indices.numpy().astype(np.int32), number[:, None]], 1)
             lists = pa.FixedSizeListArray.from_arrays(pa.array(whole.reshape(-1)), type=kind)
             file.write_batch(pa.record_batch([names, lists], schema=schema))

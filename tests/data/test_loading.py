@@ -15,7 +15,7 @@ from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches, evaluation_batches, sample_stream, worker_errors
 from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.loading import data_root, load_images
-from hrvqvae.distributed import Part
+from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 from tests.conftest import drawn_digits
@@ -186,7 +186,7 @@ def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pyt
 
 @given(st.integers(0, 1000), st.integers(1, 20))
 def test_parts_are_disjoint_in_order_and_of_one_size(total: int, count: int) -> None:
-    parts = [Part(number, count).of(total) for number in range(count)]
+    parts = [RankSlice(number, count).of(total) for number in range(count)]
     assert [place for part in parts for place in part] == list(range(total))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -195,7 +195,7 @@ def test_parts_are_disjoint_in_order_and_of_one_size(total: int, count: int) -> 
 def test_the_parts_of_a_stream_are_the_stream_whoever_goes_on_with_it(count: int) -> None:
     """Stopped with two, it goes on with any number: no gap, no repeat."""
     whole = list(islice(sample_stream(50, 12, seed=3), 9))  # across two ends of an epoch
-    before = [list(islice(sample_stream(50, 12, 3, 0, Part(number, 2)), 4)) for number in range(2)]
-    after = [list(islice(sample_stream(50, 12, 3, 4, Part(number, count)), 5)) for number in range(count)]
+    before = [list(islice(sample_stream(50, 12, 3, 0, RankSlice(number, 2)), 4)) for number in range(2)]
+    after = [list(islice(sample_stream(50, 12, 3, 4, RankSlice(number, count)), 5)) for number in range(count)]
     steps = [[*chain(*samples)] for shares in (before, after) for samples in zip(*shares, strict=True)]
     assert steps == whole

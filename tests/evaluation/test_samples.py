@@ -187,7 +187,7 @@ class Knowing(Prior):
 class Paths:
     """A model that is asked for paths alone, which are its codes."""
 
-    def paths(self, codes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def codeword_indices(self, codes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return codes
 
 

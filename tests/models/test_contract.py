@@ -30,7 +30,7 @@ def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: 
     codes, result = model.encode(images), model(images)
     assert [tuple(code.shape) for code in codes] == [(2, *grid) for grid in config.latent_grids(*size)]
     for code, path, symbols, codewords in zip(
-        codes, model.paths(codes), config.num_symbols, config.num_codewords, strict=True
+        codes, model.codeword_indices(codes), config.num_symbols, config.num_codewords, strict=True
     ):
         assert code.dtype == path.dtype == torch.int64
         assert 0 <= int(code.min()) <= int(code.max()) < symbols
@@ -140,7 +140,7 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
         model = model_of(config_of("hrvqvae", quantizer=quantizer))
         finest = model.quantizer.levels[-1].codewords  # type: ignore[union-attr]
         assert sum(len(book.unique(dim=0)) for book in finest) > 0.95 * leaves
-        codes = model.paths(model.encode(torch.rand(64, 3, 14, 14)))[-1]
+        codes = model.codeword_indices(model.encode(torch.rand(64, 3, 14, 14)))[-1]
         assert len(codes.unique()) > 0.3 * leaves, "they lie where latents are"
 
 

@@ -150,7 +150,7 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
         trained = TrainState.start(prior, config.prior.training_of(levels.start))
         old = [parameter.clone() for parameter in prior.parameters()]
         own, coarser = codes[levels.start : levels.stop], codes[: levels.start]
-        batch = CodeBatch(own, tuple(model.paths(coarser)), torch.tensor([0, 2]))
+        batch = CodeBatch(own, tuple(model.codeword_indices(coarser)), torch.tensor([0, 2]))
         task_of_prior = PriorTask("", levels, config, (model, config, ""))
         for _ in range(2):  # layers of a transformer begin with outputs of 0, behind which nothing moves at first
             task_of_prior.step(trained, batch)

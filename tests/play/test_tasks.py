@@ -140,7 +140,7 @@ def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None
 
 
 def test_usage_by_counting_paths(model: Model, image: Tensor) -> None:
-    paths = model.autoencoder.paths(model.encode(image[None]))
+    paths = model.autoencoder.codeword_indices(model.encode(image[None]))
     for level, (found, path) in enumerate(zip(tasks.usage(model, image), paths, strict=True), start=1):
         codewords, used, perplexity, trained = found
         counted = Counter(path.flatten().tolist())

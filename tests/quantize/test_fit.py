@@ -43,7 +43,7 @@ def equal(one: TreeVQ, other: TreeVQ) -> bool:
 def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, other = vectors_of(2_000), vectors_of(2_000, seed=1)
     once, often = (layer(beam=beam).fit(vectors, passes=passes) for passes in (1, 10))
-    assert often.paths(often.encode(vectors))[:, -1].unique().numel() == SIZE**LEVELS
+    assert often.codeword_indices(often.encode(vectors))[:, -1].unique().numel() == SIZE**LEVELS
     assert error(often, other) < error(once, other) < 0.6 * float(other.var(0).mean())
     # A start with dead codewords at every level: copies of one, which the search never takes.
     monkeypatch.setattr(fitting, "_start", lambda book, *_, even: book.codewords.zero_())

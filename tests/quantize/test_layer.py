@@ -67,9 +67,9 @@ def test_any_positions_are_quantized_as_by_its_quantizer(positions: tuple[int, .
     expected = one.quantizer(row(given))
     torch.testing.assert_close(row(quantized), expected.latents)
     for levels in range(1, LEVELS + 1):
-        code, path = (one_of[..., levels - 1].flatten() for one_of in (indices, one.paths(indices)))
+        code, path = (one_of[..., levels - 1].flatten() for one_of in (indices, one.codeword_indices(indices)))
         assert torch.equal(code, expected.codes[levels - 1].flatten())
-        assert torch.equal(path, one.quantizer.paths(expected.codes)[levels - 1].flatten())
+        assert torch.equal(path, one.quantizer.codeword_indices(expected.codes)[levels - 1].flatten())
         coarse = one.get_output_from_indices(indices[..., :levels])
         torch.testing.assert_close(row(coarse), one.quantizer.lookup(expected.codes[:levels]))
     torch.testing.assert_close(loss, sum(expected.losses.values()) / x.numel())
@@ -160,7 +160,7 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     spread = float(batches[0].flatten(0, -2).var(0).mean())
     error = float((first[0] - batches[0]).square().mean())
     assert error < 0.2 * spread, "the first batch is quantized by what was fitted to it"
-    assert one.paths(first[1])[..., -1].unique().numel() > 15
+    assert one.codeword_indices(first[1])[..., -1].unique().numel() > 15
     assert one.steps == 0
     early = books(one)[-1].copy()
     one(batches[1])
@@ -247,7 +247,7 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
     for seed in range(20):
         x = 3 * features(10, 20, seed=seed) + 40  # the data has moved: most codewords are far from all of it
         indices = one(x)[1]
-    used = one.paths(indices)[..., -1].unique().numel()
+    used = one.codeword_indices(indices)[..., -1].unique().numel()
     assert used > 11 if every else used < 8
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
-from hrvqvae.quantize.codebook import Codebook
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import needs_gpu
 from tests.quantize import oracle
@@ -81,9 +81,11 @@ def test_codes_and_paths_agree_with_the_oracle(
     codes = quantizer.encode(z)
     assert [(tuple(code.shape), code.dtype) for code in codes] == [((2, 2, 3), torch.int64)] * levels
     expected = [oracle.search(vector, books_of(quantizer), config.group_size)[0] for vector in flat(z)]
-    assert torch.stack([path.flatten() for path in quantizer.paths(codes)], -1).tolist() == expected
+    assert torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1).tolist() == expected
     assert torch.stack([code.flatten() for code in codes], -1).tolist() == (np.array(expected) % size).tolist()
-    assert all(int(path.max()) < n for path, n in zip(quantizer.paths(codes), config.num_codewords, strict=True))
+    assert all(
+        int(path.max()) < n for path, n in zip(quantizer.codeword_indices(codes), config.num_codewords, strict=True)
+    )
 
 
 @every_variant
@@ -164,8 +166,8 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
     quantizer = started(TREE, z, beam=4, coarse_weight=0.1, decay=0.0)
     greedy = ResidualQuantizer(TREE)
     greedy.load_state_dict(quantizer.state_dict())
-    paths = [path.flatten() for path in quantizer.paths(quantizer.encode(z))]
-    assert not torch.equal(paths[-1], greedy.paths(greedy.encode(z))[-1].flatten())
+    paths = [path.flatten() for path in quantizer.codeword_indices(quantizer.encode(z))]
+    assert not torch.equal(paths[-1], greedy.codeword_indices(greedy.encode(z))[-1].flatten())
     residual, expected = z.flatten(0, -2), []
     for codebook, path in zip(quantizer.levels, paths, strict=True):
         means = codebook.codewords.flatten(0, 1).clone()
@@ -184,7 +186,7 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_a_vector_that_overflowed_spoils_no_codebook(bad: float) -> None:
     """As on a GPU, where no vector is checked."""
-    book = Codebook(1, 3, 2, decay=0.5)
+    book = LevelCodebooks(1, 3, 2, decay=0.5)
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
     vectors, path = torch.tensor([[bad, 0], [4, 4], [5, 5]]), torch.tensor([0, 1, 1])
     book.average(book.statistics(vectors, path))
@@ -259,7 +261,7 @@ def test_every_level_starts_with_the_means_and_counts_of_what_is_left_to_it(
     errors = [(quantizer.lookup(codes[:n]) - z).detach().square().sum() for n in range(1, config.levels + 1)]
     assert errors == sorted(errors, reverse=True)
     if not config.shared:
-        for codebook, path in zip(quantizer.levels, quantizer.paths(codes), strict=True):
+        for codebook, path in zip(quantizer.levels, quantizer.codeword_indices(codes), strict=True):
             expected = torch.bincount(path.flatten(), minlength=codebook.num_codewords) / 4
             torch.testing.assert_close(codebook.count.flatten(), expected)
     for codebook in quantizer.levels:
@@ -285,13 +287,13 @@ def test_every_level_starts_from_what_the_search_left_it(
     beam: int, linked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A beam may change its mind about the coarser levels; those of an earlier group are settled."""
-    z, seen, start = latents(600), [], Codebook.initialize
+    z, seen, start = latents(600), [], LevelCodebooks.initialize
 
-    def watched(self: Codebook, residual: Tensor, parent: Tensor, *rest: Any) -> None:
+    def watched(self: LevelCodebooks, residual: Tensor, parent: Tensor, *rest: Any) -> None:
         seen.append((residual.clone(), parent.clone()))
         start(self, residual, parent, *rest)
 
-    monkeypatch.setattr(Codebook, "initialize", watched)
+    monkeypatch.setattr(LevelCodebooks, "initialize", watched)
     quantizer = started(TREE, z, levels=4, linked=linked, beam=beam, coarse_weight=0.1)
     group = linked or 4
     settled = torch.zeros_like(z)
@@ -329,7 +331,7 @@ def test_dead_codewords_move_to_data_and_stay(config: QuantizerConfig, update: s
         quantizer, z = starved(config, update)
         visited = [
             torch.div(path, config.codewords, rounding_mode="floor").unique().tolist()
-            for path in quantizer.paths(quantizer.encode(z))
+            for path in quantizer.codeword_indices(quantizer.encode(z))
         ]
         assert quantizer.restart_dead_codes(z, generator(seed)) >= 1
         for level, codebook in enumerate(dict.fromkeys(quantizer.levels)):

@@ -22,7 +22,7 @@ from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.data.image_sets import stream
 from hrvqvae.data.loading import load_images
-from hrvqvae.distributed import Part
+from hrvqvae.distributed import RankSlice
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
@@ -247,7 +247,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
     assert len({tuple(row) for row in gone.tolist()}) == 200, "other images at every step"
     halves = []
     for number in range(2):
-        monkeypatch.setattr("hrvqvae.distributed.part", lambda number=number: Part(number, 2))
+        monkeypatch.setattr("hrvqvae.distributed.rank_slice", lambda number=number: RankSlice(number, 2))
         halves.append(withheld(label[number * 32 : number * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
     assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"  # type: ignore[arg-type]
     assert withheld(None, _LEVEL, 0.5, 0, 0) is None

@@ -30,7 +30,7 @@ from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.image_sets import stream
 from hrvqvae.data.loading import load_images
-from hrvqvae.distributed import WHOLE, Part
+from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.files import locked, remove_temporaries, writable, write_atomic, writing
@@ -84,7 +84,7 @@ def moved_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Move | None]]:
 @torch.inference_mode()
 def extract(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
-    part: Part = WHOLE, encode: Encode | None = None, move: Move | None = None,
+    part: RankSlice = WHOLE, encode: Encode | None = None, move: Move | None = None,
 ) -> CodeMaps:  # fmt: skip
     """Codes of the images of a split, in order, in float32; the model ends on the CPU.
 
@@ -126,7 +126,9 @@ def stored_or_extracted(
     source = _source(model_digest, config)
 
     def write() -> None:
-        shares = distributed.gather_object(extract(model, config, split, device, part=distributed.part(), move=move))
+        shares = distributed.gather_object(
+            extract(model, config, split, device, part=distributed.rank_slice(), move=move)
+        )
         distributed.on_rank_zero(lambda: _write(folder, split, shares, source))
 
     return stored_or_written(folder, split, source, config.model.num_symbols, write, say)

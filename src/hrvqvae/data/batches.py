@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hrvqvae.data.image_sets import Augmentation, ImageSet, runs, stream
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.distributed import WHOLE, Part
+from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 
@@ -58,7 +58,12 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
 
 
 def sample_stream(
-    num_images: int, batch_size: int, seed: int, first_step: int = 0, part: Part = WHOLE, order: Order | None = None
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    part: RankSlice = WHOLE,
+    order: Order | None = None,
 ) -> Iterator[list[Sample]]:
     """The samples of each step from `first_step` on, without end; of several processes, one process's part of each.
 
@@ -79,7 +84,7 @@ def sample_stream(
 
 def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
-    part: Part = WHOLE,
+    part: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
 
@@ -100,7 +105,7 @@ def batches(
 
 def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
-    part: Part = WHOLE,
+    part: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Every image once, in order, not augmented. Broken ones are left out; else as `batches`.
 

@@ -41,7 +41,7 @@ def is_rank_zero() -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class RankSlice:
     """The share of one process in common work: the `number`-th of `count` contiguous slices."""
 
     number: int = 0
@@ -52,12 +52,12 @@ class Part:
         return range(total * self.number // self.count, total * (self.number + 1) // self.count)
 
 
-WHOLE = Part()
+WHOLE = RankSlice()
 
 
-def part() -> Part:
+def rank_slice() -> RankSlice:
     """The share of this process."""
-    return Part(rank(), world_size())
+    return RankSlice(rank(), world_size())
 
 
 def gather_object(value: T) -> list[T]:

@@ -97,7 +97,7 @@ def evaluate(
         original = batch.images.to(device).float() / 255
         size = (original.shape[-2], original.shape[-1])
         codes = encode(original)
-        for level, path in enumerate(model.paths(codes)):
+        for level, path in enumerate(model.codeword_indices(codes)):
             counts[level] += vq.counts(path, codewords[level]).cpu()
         for levels in model.prefixes:
             decoded = model.decode(codes, levels=levels, size=size)

@@ -81,7 +81,7 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
     starts = range(0, len(maps), _BATCH)
     for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
-        coarser = [paths.to(device) for paths in model.paths(codes[:first])]
+        coarser = [paths.to(device) for paths in model.codeword_indices(codes[:first])]
         own = [one.to(device) for one in codes[first : first + count]]
         spent += total_bits(prior, own, coarser, labels.to(device) if prior.level.classes else None)
     prior.cpu()

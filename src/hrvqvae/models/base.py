@@ -150,7 +150,7 @@ class Autoencoder(nn.Module, ABC):
         decoded = torch.stack([self.decode(codes, number) for number in self.prefixes])
         return chosen_prefix(decoded, self.prefixes, levels)
 
-    def paths(self, codes: Codes) -> Codes:
+    def codeword_indices(self, codes: Codes) -> Codes:
         """Number of each code's codeword among all of its level: same shapes."""
         return codes
 

@@ -112,8 +112,8 @@ class SingleGridAutoencoder(Autoencoder):
             output = self.pixels(latents, None, None if progressive is None or whole else levels)
         return ((output + 1) / 2).clamp(0, 1)
 
-    def paths(self, codes: Codes) -> Codes:
-        return self.quantizer.paths(codes)
+    def codeword_indices(self, codes: Codes) -> Codes:
+        return self.quantizer.codeword_indices(codes)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:

@@ -102,7 +102,7 @@ def complete(
 
 def usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:
     """(codewords, used by an image, perplexity, that of the moving averages of training or None) of each level."""
-    paths = model.autoencoder.paths(model.encode(image[None]))
+    paths = model.autoencoder.codeword_indices(model.encode(image[None]))
     quantizer = getattr(model.autoencoder, "quantizer", None)
     books = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else ()
     found = []

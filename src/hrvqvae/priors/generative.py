@@ -79,7 +79,7 @@ def sample_codes(
 
     Args:
         priors: which cover the levels from the coarsest on, in order, on the CPU.
-        paths: codes of the coarser levels -> their paths (`Autoencoder.paths`).
+        paths: codes of the coarser levels -> their paths (`Autoencoder.codeword_indices`).
         numbers: of the samples; a sample is the same in every batch.
         label: (B,) classes, None where the priors know none.
         known: codes that are kept instead of drawn, of these levels and perhaps of finer ones.
@@ -166,7 +166,8 @@ def sample_images(
             label = label if number is None else torch.full_like(label, number)
             names += [priors.classes[index] for index in label.tolist()]
         codes = sample_codes(
-            networks, model.paths, numbers, seed=seed, label=label, params=params, known=known, sampler=sampler,
+            networks, model.codeword_indices, numbers, seed=seed, label=label, params=params, known=known,
+            sampler=sampler,
         )[:used]  # fmt: skip
         images.append(model.decode(tuple(one.to(device) for one in codes), used, size).cpu())
         drawn.append(codes)

@@ -28,7 +28,7 @@ def random_latents(latents: Tensor, num_leaves: int, generator: torch.Generator)
     return noise.to(known.device) * known.std(0, correction=0) + known.mean(0)
 
 
-class Codebook(nn.Module):
+class LevelCodebooks(nn.Module):
     """The codebooks of one level, (num_books, m, D), with the moving average of how often each codeword is used.
 
     With the update "ema" codewords are a buffer, the moving average of the vectors that chose them (VQVAE's appendix
@@ -163,7 +163,7 @@ class Codebook(nn.Module):
 
 
 @torch.no_grad()
-def follow(assigned: Iterable[tuple[Codebook, Tensor, Tensor]]) -> None:
+def follow(assigned: Iterable[tuple[LevelCodebooks, Tensor, Tensor]]) -> None:
     """Let codebooks follow a batch: of each the residuals that it coded, (N, D), and their paths, (N,).
 
     Where several processes train together, the batch is that of all of them, and their statistics are added up in one

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import Codebook
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
@@ -69,7 +69,7 @@ def fit(
             count, total = torch.zeros(leaves, device=device), torch.zeros(leaves, sample.shape[1], device=device)
             for some in batches():
                 some = some.to(device)
-                path = quantizer.paths(quantizer.encode(some))[-1]
+                path = quantizer.codeword_indices(quantizer.encode(some))[-1]
                 count += vq.counts(path, leaves)
                 total.index_add_(0, path, some)
                 advance(len(some))
@@ -78,9 +78,9 @@ def fit(
 
 
 def _start(
-    level: Codebook, residual: Tensor, path: Tensor, generator: torch.Generator, weight: float, *, even: bool
+    level: LevelCodebooks, residual: Tensor, path: Tensor, generator: torch.Generator, weight: float, *, even: bool
 ) -> None:
-    """As `Codebook.initialize`, but where a codebook alone has too few vectors."""
+    """As `LevelCodebooks.initialize`, but where a codebook alone has too few vectors."""
     if len(residual) >= _RICH * level.num_codewords:
         level.initialize(residual, path, generator, weight, even)
     else:  # one of all of them, which the passes refine where there is more
@@ -90,7 +90,7 @@ def _start(
 
 
 def _refit(quantizer: ResidualQuantizer, count: Tensor, total: Tensor, weight: float) -> None:
-    """Codewords from the counts (m^L,) and sums (m^L, D) of the leaves; `weight` as of `Codebook.initialize`.
+    """Codewords from the counts (m^L,) and sums (m^L, D) of the leaves; `weight` as of `LevelCodebooks.initialize`.
 
     With few vectors a codeword leans on the mean of the codewords of its number in all codebooks of its level.
     """

@@ -181,9 +181,9 @@ class TreeVQ(nn.Module):
         found = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1))
         return self._as_input(found.masked_fill(padding, 0))
 
-    def paths(self, indices: Tensor) -> Tensor:
+    def codeword_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., l) without padding -> numbers of the codewords among all m^l of their level, same shape."""
-        return torch.stack(self.quantizer.paths(indices.unbind(-1)), -1)
+        return torch.stack(self.quantizer.codeword_indices(indices.unbind(-1)), -1)
 
     def _channels_last(self, features: Tensor) -> Tensor:
         last = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import Codebook
+from hrvqvae.quantize.codebook import LevelCodebooks
 
 
 def residual_losses(
-    latents: Tensor, levels: Sequence[tuple[Codebook, Tensor]], beta: float, level_betas: Sequence[float]
+    latents: Tensor, levels: Sequence[tuple[LevelCodebooks, Tensor]], beta: float, level_betas: Sequence[float]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the chosen codewords, and the terms of docs/method.md after the reconstruction error.
 

@@ -42,7 +42,7 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, codes: Codes) -> Tensor:
         """(B, H, W, D) of the codes of a prefix of the levels. Raises InputError where they are not such codes."""
 
-    def paths(self, codes: Codes) -> Codes:
+    def codeword_indices(self, codes: Codes) -> Codes:
         """Number of each code's codeword among all of its level: same shapes."""
         return codes
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import Codebook, follow, random_latents
+from hrvqvae.quantize.codebook import LevelCodebooks, follow, random_latents
 from hrvqvae.quantize.losses import residual_losses
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import Search, search
@@ -30,8 +30,8 @@ from hrvqvae.utils.errors import NonFiniteError
 
 _LARGEST_ALIGNED = 64  # codewords of a codebook: their pairs are gone through
 
-Start = Callable[[Codebook, Tensor, Tensor, torch.Generator, float], None]
-"""As `Codebook.initialize`."""
+Start = Callable[[LevelCodebooks, Tensor, Tensor, torch.Generator, float], None]
+"""As `LevelCodebooks.initialize`."""
 
 
 class ResidualQuantizer(Quantizer):
@@ -49,20 +49,20 @@ class ResidualQuantizer(Quantizer):
         self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         numbers = config.num_codebooks[:1] if config.shared else config.num_codebooks
         each = (config.codewords, config.dim, config.decay, config.update)
-        books = nn.ModuleList(Codebook(number, *each) for number in numbers)
+        books = nn.ModuleList(LevelCodebooks(number, *each) for number in numbers)
         if config.levels == 1:
             self.codebook = books[0]  # the name of its weights in all files, whose digests depend on it
         else:
             self.codebooks = books
 
     @property
-    def levels(self) -> Sequence[Codebook]:
+    def levels(self) -> Sequence[LevelCodebooks]:
         """The codebooks of each level, coarse first; a shared one stands for every level."""
         books: list[Any] = [self.codebook] if self.config.levels == 1 else [*self.codebooks]
         return books * self.config.levels if self.config.shared else books
 
     @property
-    def _groups(self) -> list[Sequence[Codebook]]:
+    def _groups(self) -> list[Sequence[LevelCodebooks]]:
         """The codebooks of each group of linked levels, coarse first."""
         size = self.config.group_size
         return [self.levels[first : first + size] for first in range(0, self.config.levels, size)]
@@ -89,11 +89,11 @@ class ResidualQuantizer(Quantizer):
         """Sum of the codewords of the levels that are given."""
         check_codes(codes, (self.config.codewords,) * self.config.levels)
         quantized = torch.zeros((), device=codes[0].device)
-        for codebook, path in zip(self.levels, self.paths(codes), strict=False):
+        for codebook, path in zip(self.levels, self.codeword_indices(codes), strict=False):
             quantized = quantized + codebook.lookup(path)
         return quantized
 
-    def paths(self, codes: Codes) -> Codes:
+    def codeword_indices(self, codes: Codes) -> Codes:
         """Numbers are counted from the root of a group."""
         found: list[Tensor] = []
         for level, code in enumerate(codes):
@@ -119,7 +119,7 @@ class ResidualQuantizer(Quantizer):
         for books in () if self.config.shared else self._groups:
             residual, path = left, left.new_zeros(len(left)).long()  # the root of a group
             for number, codebook in enumerate(books, start=1):
-                (start or Codebook.initialize)(codebook, residual, path, generator, weight)
+                (start or LevelCodebooks.initialize)(codebook, residual, path, generator, weight)
                 paths = self.search(left, [book.codewords.detach() for book in books[:number]])
                 path = paths[-1]  # a beam may change its mind at any level
                 residual = left - sum(book.lookup(chosen) for book, chosen in zip(books, paths, strict=False))
@@ -194,7 +194,7 @@ class ResidualQuantizer(Quantizer):
                 residual = residual - book.lookup(path).detach()
         return paths
 
-    def _assigned(self, flat: Tensor, paths: Sequence[Tensor]) -> list[tuple[Codebook, Tensor, Tensor]]:
+    def _assigned(self, flat: Tensor, paths: Sequence[Tensor]) -> list[tuple[LevelCodebooks, Tensor, Tensor]]:
         """Codebooks with the vectors (n, D) that they coded at the levels of these paths, and their paths (n,)."""
         residuals = [flat]
         for codebook, path in zip(self.levels, paths[:-1], strict=False):

@@ -17,7 +17,7 @@ from hrvqvae.checkpoints.loading import load_with_digest, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.distributed import WHOLE, Part
+from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
@@ -58,13 +58,13 @@ class ImageTask(Task[Batch]):
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
             self.images, batch_size=self.training.batch_size, seed=self.training.seed, first_step=first_step,
-            workers=self.config.data.workers, part=distributed.part(),
+            workers=self.config.data.workers, part=distributed.rank_slice(),
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         model = self.averaged(state)
         limit, workers = self.training.evaluation_images, self.config.data.workers
-        tests = self._test_batches(limit, workers, distributed.part())
+        tests = self._test_batches(limit, workers, distributed.rank_slice())
         report = evaluate(model, self.config, tests, "test", self.compute.device)
         levels = report.levels
         record = {
@@ -79,7 +79,7 @@ class ImageTask(Task[Batch]):
         used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
 
-    def _test_batches(self, limit: int, workers: int, part: Part = WHOLE) -> Generator[Batch, None, None]:
+    def _test_batches(self, limit: int, workers: int, part: RankSlice = WHOLE) -> Generator[Batch, None, None]:
         return evaluation_batches(
             self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, part=part
         )
@@ -146,7 +146,7 @@ class AutoencoderTask(ImageTask):
         for name, rows in moved.items():
             averaged[name][rows] = own[name][rows]  # no mean of two places
         if (state.step + 1) % self.training.log_every == 0:
-            counts = vq.counts(model.paths(codes)[-1], self.config.model.num_codewords[-1])
+            counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
             metrics["usage"] = float((distributed.all_reduce([counts])[0] > 0).double().mean())  # of the finest level
             self.broken.update(*distributed.gather_object(self.broken))
         if self.broken:

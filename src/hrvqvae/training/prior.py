@@ -60,7 +60,7 @@ def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, ind
     back = torch.from_numpy(np.argsort(np.argsort(which, kind="stable")))  # from the order of maps to that of indices
     own = tuple(torch.cat(each)[back] for each in zip(*(codes for codes, _ in of_maps), strict=True))
     label = torch.cat([labels for _, labels in of_maps])[back] if maps[0].classes else None
-    return CodeBatch(own[levels.start : levels.stop], model.paths(own[: levels.start]), label)
+    return CodeBatch(own[levels.start : levels.stop], model.codeword_indices(own[: levels.start]), label)
 
 
 def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -82,7 +82,7 @@ def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: 
     """
     if label is None or not share:
         return label
-    part = distributed.part()
+    part = distributed.rank_slice()
     places = part.of(len(label) * part.count)
     drawn = stream("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
     return torch.where(torch.from_numpy(drawn < share).to(label.device), level.no_class, label)
@@ -171,7 +171,7 @@ class PriorTask(Task[CodeBatch]):
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
-        for samples in sample_stream(self.samples, size, seed, first_step, distributed.part()):
+        for samples in sample_stream(self.samples, size, seed, first_step, distributed.rank_slice()):
             flipped, places = np.divmod([index for index, _ in samples], len(self.kept))
             images = flipped * len(self.labels) + self.kept[places]
             yield read_codes(self.maps, self.model, self.levels, images)
@@ -212,7 +212,7 @@ class PriorTask(Task[CodeBatch]):
         """Bits an image of each level, over the held-out images of all processes."""
         spent, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
         held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
-        held_out = held_out[distributed.part().of(len(held_out))]
+        held_out = held_out[distributed.rank_slice().of(len(held_out))]
         for start in range(0, len(held_out), size):
             some = held_out[start : start + size]
             placed = read_codes(self.maps[:1], self.model, self.levels, some).to(self.compute.device)

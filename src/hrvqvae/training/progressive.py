@@ -66,7 +66,7 @@ class ProgressiveTask(ImageTask):
         assert isinstance(decoder, ProgressiveDecoder)
         self.model.use_progressive_decoder(decoder)
         images = unit_images(state.compute.place_images(batch.images), self.model.channels)
-        prefixes, part = self.model.prefixes[:-1], distributed.part()
+        prefixes, part = self.model.prefixes[:-1], distributed.rank_slice()
         first = part.of(len(images) * part.count).start  # of this process's part of the batch
         which = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)
         with state.autocast():
