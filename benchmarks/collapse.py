@@ -34,7 +34,7 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Trainer
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 
 KINDS = {"tree": (3, 3), "flat": (1, 1), "unlinked": (3, 1)}  # levels, linked
 SCALES = {"N(0, 1)": 1.0, "N(0, 0.1)": 0.1, "N(0, 0.01)": 0.01}

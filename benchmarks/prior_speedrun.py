@@ -37,7 +37,7 @@ from hrvqvae.priors.causal import self_attention
 from hrvqvae.training import optimizers
 from hrvqvae.training.prior import PriorTask, resolve_priors
 from hrvqvae.training.trainer import Trainer
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 
 RECIPE, HALF, TWICE = "the recipe", "half the images", "twice the images"
 NETWORK, TRAINING = "prior.network.", "prior.training."

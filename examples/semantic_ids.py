@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hrvqvae import InputError, TreeVQ
-from hrvqvae.utils.files import writable, writing
+from hrvqvae.utils.errors import explain_write_errors
+from hrvqvae.utils.outputs import replace_file
 
 ROWS = 16_384  # in memory together
 
@@ -93,7 +94,7 @@ def write_ids(source: Path, target: Path, ids: str, embedding: str, layer: dict[
     last = LastNumber(leaves)
     kind = pa.list_(pa.int32(), layer["levels"] + 1)
     schema = pa.schema([vectors.id_field, pa.field("semantic_id", kind)])
-    with writable(target), writing(target) as temporary, pq.ParquetWriter(temporary, schema) as file:
+    with explain_write_errors(target), replace_file(target) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for names, values in vectors.parts():
             indices = tree.encode(values)
             number = last.of(tree.codeword_indices(indices)[:, -1].numpy())

@@ -60,16 +60,16 @@ class Kills:
 _PROGRAM = """
 import sys
 from pathlib import Path
-from hrvqvae.utils import files
-with getattr(files, sys.argv[2])(Path(sys.argv[1])):
+from hrvqvae.utils import locks, outputs
+with getattr(outputs if sys.argv[2] == "create_folder" else locks, sys.argv[2])(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.readline()
 """
 
 
 @contextmanager
-def in_another_process(path: Path, lock: str = "locked") -> Iterator[int]:
-    """Another process has the lock of a folder, or by "locked_file" of a file, until the block ends; -> its number."""
+def in_another_process(path: Path, lock: str = "lock_folder") -> Iterator[int]:
+    """Another process has the lock of a folder, or by "lock_file" of a file, until the block ends; -> its number."""
     command = [sys.executable, "-c", _PROGRAM, str(path), lock]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -22,7 +22,7 @@ from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 from tests.conftest import with_training, write_file
 
 

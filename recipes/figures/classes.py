@@ -9,11 +9,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrvqvae.data.images import check_writable, write_image
+from hrvqvae.data.images import write_image
 from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import check_output
 
 
 def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
@@ -22,7 +23,7 @@ def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
     Raises:
         InputError: as `Model`; the priors know no classes, or can't be guided; the file can't be written.
     """
-    check_writable(out)
+    check_output(out, force=True, suffix=".png")
     model, params = Model(run), SamplingParams(guidance=guidance)
     if not model.classes:
         raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hrvqvae.config import Config
 from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.images import check_writable, write_image
+from hrvqvae.data.images import write_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import check_output
 
 BLOCK = 2_048  # training images that are compared at once
 
@@ -44,7 +45,7 @@ def draw(run: str, out: Path, count: int, seed: int, root: str | None) -> list[f
     Raises:
         InputError: as `Model`; the data is not there; the file can't be written.
     """
-    check_writable(out)
+    check_output(out, force=True, suffix=".png")
     model = Model(run)
     samples = model.sample(count, seed=seed)
     found, errors = nearest_training_images(samples, model.config.with_root(root))

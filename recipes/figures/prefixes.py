@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hrvqvae.comparison.report import welch
-from hrvqvae.data.images import check_writable
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import check_output
 
 Errors = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """System -> bits an image of levels 1, 1 to 2, and so on, (levels,); MSE of the images from them, (seeds, levels)."""
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", dest="images", type=int, metavar="IMAGES", help="of the test split (default: all)")
     arguments = parser.parse_args(argv)
     try:
-        check_writable(arguments.out)
+        check_output(arguments.out, force=True, suffix=".png")
         errors = measure(arguments.folder, arguments.images)
     except InputError as error:
         parser.error(str(error))

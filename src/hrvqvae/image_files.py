@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -24,7 +23,7 @@ from hrvqvae.data.loading import is_stored, open_whole
 from hrvqvae.data.sources.files import LISTS, FolderSource
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import path_below, writable, write_atomic
+from hrvqvae.utils.outputs import Outputs, check_output, output_suffix, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
@@ -124,21 +123,20 @@ def compress_files(
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
         _append(model, named, out, levels, lmbda, written, skip)
     else:
-        single = out.suffix.lower() == hrv.SUFFIX
+        single = bool(output_suffix(out, [hrv.SUFFIX, ".hrva"]))
         if single and len(named) != 1:
             raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
+        outputs = Outputs(out, force=force, inputs=paths)
+        if single:
+            check_output(out, force=force, inputs=paths)
+        targets = {name: out if single else outputs.reserve(name, hrv.SUFFIX) for name in named}
         for batch in _read(model, named, written, skip):
             sources = [named[name][0] for name, _ in batch]
             images = [image for _, image in batch]
             settings: dict[str, Any] = {"levels": levels, "max_bytes": max_bytes, "lmbda": lmbda, "names": sources}
             files = _least_error([model, *also], images, settings) if also else model.compress(images, **settings)
-            targets = [out if single else out / f"{name}{hrv.SUFFIX}" for name, _ in batch]
-            for path, content in zip(targets, files, strict=True):
-                if not force and path.is_file() and path.read_bytes() != content:
-                    raise InputError(f"{path} exists already; choose another place, or write over it with --force")
-            for path, content in zip(targets, files, strict=True):
-                with _writable(path):
-                    write_atomic(path, content)
+            for (name, _), content in zip(batch, files, strict=True):
+                write_output(targets[name], content)
                 written.bytes += len(content)
     if not written.lost:
         raise InputError("no image could be read")
@@ -169,14 +167,6 @@ def _fitting(model: Model, images: Sequence[Tensor], settings: dict[str, Any]) -
             return [error]
         each = ({**settings, "names": [name]} for name in settings["names"])
         return [file for image, own in zip(images, each, strict=True) for file in _fitting(model, [image], own)]
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Make the folder that a file is written to. Raises InputError where that or the file can't be written."""
-    with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
 
 
 def _append(
@@ -237,22 +227,18 @@ def decompress_files(
     """
     for model in models:
         model.autoencoder.check_levels(levels)
-    png = out.suffix.lower() == ".png"
-    jobs, faults, count = [_job(*one, out, png, names) for one in zip(models, paths, strict=True)], list[str](), 0
-    targets = [target for job in jobs for target in job.targets.values()]
-    if png and len(targets) != 1:
-        raise InputError(f"{out} takes one image, and there are {len(targets)}; name a folder")
-    seen = set[Path]()
-    for target in targets:
-        if target in seen:
-            raise InputError(f"two images would be written to {target}; use another folder")
-        seen.add(target)
-        if not force and target.exists():
-            raise InputError(f"{target} exists already; choose another place, or write over it with --force")
+    png = bool(output_suffix(out, [".png"]))
+    if png:
+        check_output(out, force=force)
+    outputs = None if png else Outputs(out, force=force)
+    jobs = [_job(*one, out, outputs, names) for one in zip(models, paths, strict=True)]
+    faults, count = list[str](), 0
+    total = sum(len(job.targets) for job in jobs)
+    if png and total != 1:
+        raise InputError(f"{out} takes one image, and there are {total}; name a folder")
     images = (pair for job in jobs for pair in _decoded(job, levels, faults))
-    for target, image in tracked(images, "decompress", len(targets), lambda _: 1):
-        with _writable(target):
-            write_image(to_pil(image), target, force=force)
+    for target, image in tracked(images, "decompress", total, lambda _: 1):
+        write_image(to_pil(image), target)
         count += 1
     for fault in faults[:-1]:
         note(fault)
@@ -261,11 +247,11 @@ def decompress_files(
     return count
 
 
-def _job(model: Model, path: Path, out: Path, png: bool, names: Sequence[str]) -> _Job:
+def _job(model: Model, path: Path, out: Path, outputs: Outputs | None, names: Sequence[str]) -> _Job:
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(model, path, None, {0: out if png else out / f"{path.stem}.png"})
+        return _Job(model, path, None, {0: outputs.reserve(path.stem, ".png") if outputs else out})
     opened = archive.open_archive(path)
     if opened.entropy_model.model != model.entropy_model.model:
         raise InputError(
@@ -274,9 +260,7 @@ def _job(model: Model, path: Path, out: Path, png: bool, names: Sequence[str]) -
         )
     targets = {}
     for number in opened.numbers(names) if names else range(len(opened.entries)):
-        name = opened.names[number]
-        path_below(name, path)
-        targets[number] = out if png else out / f"{name}.png"
+        targets[number] = outputs.reserve(opened.names[number], ".png") if outputs else out
     return _Job(model, path, opened, targets)
 
 

@@ -15,7 +15,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 from hrvqvae.utils import extras
-from hrvqvae.utils.files import locked
+from hrvqvae.utils.locks import lock_folder
 from tests.conftest import do, done, refused
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
@@ -47,7 +47,7 @@ def test_runs_are_listed_with_what_is_stale(tmp_path: Path) -> None:
     shutil.copy(runs / "other" / "model.safetensors", runs / "more" / "treevq")
     (runs / "bad" / "checkpoints").mkdir(parents=True)
     (runs / "bad" / "config.yaml").write_text("model: [")
-    with locked(runs / "other"):
+    with lock_folder(runs / "other"):
         script = "import sys; from hrvqvae.cli import main; main(sys.argv[1:])"
         done = subprocess.run([sys.executable, "-c", script, "runs", runs, "--json"], capture_output=True, check=True)
     bad, tree, plain, other = json.loads(done.stdout)

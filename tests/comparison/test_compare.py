@@ -24,7 +24,7 @@ from hrvqvae.evaluation.samples import Features
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import TEMPORARY
+from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import do, refused, write_picture
 from tests.kills import at_step, in_another_process
 

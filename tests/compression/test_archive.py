@@ -174,7 +174,7 @@ def test_another_model_or_another_writer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"x.hrva was made by another model.*another file"):
             add(path, other, [(4, 4)], ["b"], 3)
     in_use = r"x.hrva is in use by another process \(pid \d+\)"
-    with in_another_process(path, "locked_file"), pytest.raises(InputError, match=in_use):
+    with in_another_process(path, "lock_file"), pytest.raises(InputError, match=in_use):
         add(path, TREE, [(4, 4)], ["b"], 3)
     assert path.read_bytes() == before
     (tmp_path / "y.hrva").write_bytes(b"HRVX and so on")

@@ -116,9 +116,6 @@ def test_written_images_are_read_back(channels: int, tmp_path: Path) -> None:
     for image in (pixels, torch.from_numpy(pixels), torch.from_numpy(pixels) / 255):
         write_image(to_pil(image), tmp_path / "x.png")
         np.testing.assert_array_equal(read_image(tmp_path / "x.png", channels), pixels)
-    with pytest.raises(InputError, match="is there already; --force"):
-        write_image(to_pil(pixels), tmp_path / "x.png", force=False)
-    for path, message in ((tmp_path / "x.jpg", "must end in .png"), (tmp_path / "no" / "x.png", "there is no folder")):
-        with pytest.raises(InputError, match=message):
-            write_image(to_pil(pixels), path)
+    with pytest.raises(InputError, match="must end in .png"):
+        write_image(to_pil(pixels), tmp_path / "x.jpg")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

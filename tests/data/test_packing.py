@@ -10,7 +10,7 @@ import pytest
 
 from hrvqvae.cli import main
 from hrvqvae.data import packing
-from hrvqvae.utils.files import TEMPORARY
+from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import refused, write_picture
 from tests.data.stored import folder_of
 from tests.kills import Killed, Kills

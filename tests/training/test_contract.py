@@ -15,8 +15,9 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
-from hrvqvae.utils.files import TEMPORARY, InUseError, writable
+from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError, explain_write_errors
+from hrvqvae.utils.locks import InUseError
+from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import same
 from tests.kills import Killed, Kills, at_step, in_another_process
 from tests.training.tasks import Case
@@ -179,7 +180,7 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch: pytest.Mon
 @of_the_trainer
 def test_a_full_disk_while_it_is_drawn_or_logged(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
-        with writable("x.png"):
+        with explain_write_errors("x.png"):
             raise OSError(errno.ENOSPC, "full")
 
     told = r"step 4 could not be {} \(.*full.*step-000000004.*: make room and continue with --resume"

@@ -6,39 +6,32 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import (
-    TEMPORARY,
-    InUseError,
-    locked,
-    locked_file,
-    remove_temporaries,
-    write_atomic,
-    writing_folder,
-)  # fmt: skip
+from hrvqvae.utils.locks import InUseError, lock_file, lock_folder
+from hrvqvae.utils.outputs import TEMPORARY, create_folder, remove_temporaries, write_atomic
 from tests.kills import in_another_process
 
 _FORKING = """
 import os, sys, time
 from pathlib import Path
-from hrvqvae.utils.files import locked
-with locked(Path(sys.argv[1])):
+from hrvqvae.utils.locks import lock_folder
+with lock_folder(Path(sys.argv[1])):
     if not os.fork():
         print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("lock", [locked, locked_file])
+@pytest.mark.parametrize("lock", [lock_folder, lock_file])
 def test_one_process_has_it(lock: Callable[[Path], AbstractContextManager[None]], tmp_path: Path) -> None:
     """The number of another one is named; a killed one frees it; who has it may take it again."""
     path = tmp_path / "x"
-    holder = path / ".lock-holder" if lock is locked else tmp_path / ".x.lock-holder"
+    holder = path / ".lock-holder" if lock is lock_folder else tmp_path / ".x.lock-holder"
     with in_another_process(path, lock.__name__) as number:
         with pytest.raises(InUseError, match=rf"x is in use by another process \(pid {number}\); wait"), lock(path):
             pass
@@ -50,7 +43,7 @@ def test_one_process_has_it(lock: Callable[[Path], AbstractContextManager[None]]
             pass
         assert holder.read_text() == str(os.getpid()), "the outer one has it still"
         assert holder.with_name(holder.name.removesuffix("-holder")).exists()
-    assert {one.name for one in tmp_path.rglob("*")} == ({"x", ".lock"} if lock is locked else set())
+    assert {one.name for one in tmp_path.rglob("*")} == ({"x", ".lock"} if lock is lock_folder else set())
 
 
 def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
@@ -62,7 +55,7 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         try:
-            with locked(tmp_path):
+            with lock_folder(tmp_path):
                 os.kill(child, 0)  # it lives
         finally:
             os.kill(child, signal.SIGKILL)
@@ -70,7 +63,7 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"can't be written .*--out"), locked(tmp_path / "file" / "run"):
+    with pytest.raises(InputError, match=r"can't be written .*--out"), lock_folder(tmp_path / "file" / "run"):
         pass
 
 
@@ -101,23 +94,26 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
 
     def full_disk() -> None:
-        with writing_folder(out) as folder:
+        with create_folder(out) as folder:
             (folder / "half").write_text("")
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(InputError, match="out can't be written .*No space"):
         full_disk()
     assert not list(out.parent.iterdir())
-    (out.parent / f"{TEMPORARY}out").mkdir()
-    (out.parent / f"{TEMPORARY}out" / "of a killed writer").write_text("")
-    with in_another_process(out, "writing_folder"):
-        with pytest.raises(InUseError, match="in use"), writing_folder(out):
+    with suppress(StopIteration), create_folder(out) as temporary:
+        (temporary.parent / "kept").mkdir()
+        raise StopIteration
+    (out.parent / "kept").rename(temporary)
+    (temporary / "of a killed writer").write_text("")
+    with in_another_process(out, "create_folder"):
+        with pytest.raises(InUseError, match="in use"), create_folder(out):
             pass
-        assert (out.parent / f"{TEMPORARY}out").is_dir(), "the other one's work is left alone"
-    with writing_folder(out) as folder:
+        assert temporary.is_dir(), "the other one's work is left alone"
+    with create_folder(out) as folder:
         (folder / "whole").write_text("")
         assert not out.exists()
     assert [path.name for path in out.parent.rglob("*")] == ["out", "whole"]
     for there in (out, Path(), Path("/")):
-        with pytest.raises(InputError, match="exists already; choose another"), writing_folder(there):
+        with pytest.raises(InputError, match="exists already; choose another"), create_folder(there):
             pass

@@ -32,8 +32,9 @@ from hrvqvae.data.image_sets import stream
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import locked, remove_temporaries, writable, write_atomic, writing
+from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.locks import lock_folder
+from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import tracked
 
 Move = Callable[[Tensor], Tensor]
@@ -142,7 +143,7 @@ def stored_or_written(
 
     Another process that works in the folder is waited for, with a line by `say`.
     """
-    with distributed.context_on_rank_zero(lambda: locked(folder, wait=say)):
+    with distributed.context_on_rank_zero(lambda: lock_folder(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
             write()
         found = read_maps(folder, name, source, symbols)
@@ -154,7 +155,7 @@ def stored_or_written(
 def _write(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
     """Write the code maps of several parts, one after the other."""
     arrays = [np.concatenate(parts) for parts in zip(*((*one.levels, one.labels) for one in shares), strict=True)]
-    with writable(f"the folder of codes {folder}"):
+    with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)
         for path, array in zip(_paths(folder, name, len(arrays) - 1), arrays, strict=True):
@@ -164,7 +165,7 @@ def _write(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an .npy file, atomically. Raises OSError."""
-    with writing(path) as temporary:
+    with replace_file(path) as temporary:
         np.save(temporary, array, allow_pickle=False)
 
 

@@ -17,8 +17,8 @@ from hrvqvae.compression.entropy_model import EntropyModel, geometry_of, read_en
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.utils.errors import DamagedFileError
-from hrvqvae.utils.files import writable, write_atomic
+from hrvqvae.utils.errors import DamagedFileError, explain_write_errors
+from hrvqvae.utils.outputs import write_atomic
 
 
 def _without_networks(name: str, model: Autoencoder, config: Config) -> EntropyModel:
@@ -73,6 +73,6 @@ def fit_entropy_model(
         else:
             maps.append(extract(model, config, "train", device, move=move))
     levels = [np.concatenate(copies) for copies in zip(*(one.levels for one in maps), strict=True)]
-    with writable(path):
+    with explain_write_errors(path):
         write_atomic(path, fit(bare, levels, effort, say, len(maps)).content)
     return path

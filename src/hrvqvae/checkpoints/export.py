@@ -27,8 +27,8 @@ from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES, replaced
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import system_of
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import writable, write_atomic, writing_folder
+from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
 
 _FRONT = "---\n"
@@ -60,7 +60,7 @@ def export(
     for line in stale_notice(run):
         told_once(f"left out of {out}: {line}")
     kept = dict[Levels | None, dict[str, Any]]()  # the meta of each prior, and under None of the progressive decoder
-    with writing_folder(out) as folder:
+    with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
@@ -120,7 +120,7 @@ def save_autoencoder(model: Autoencoder, folder: str | Path, name: str | None = 
     made = Config(data=DataConfig(channels=model.channels), model=model.config)
     config = without_paths(model.run_config or made)
     decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
-    with writable(folder):
+    with explain_write_errors(folder):
         target.path.mkdir(parents=True, exist_ok=True)
         loading.save_model(target.model, config, model.state_dict(), 0)
         if decoder is None:

@@ -31,8 +31,9 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.distributed.launch import job_id
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import locked, remove_temporaries, writable, write_atomic
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.locks import lock_folder
+from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
 _KEPT = 2
 _SHIPPED = Path(__file__).parent.parent / "weights"  # a folder a model, in the form that `export` writes
@@ -57,14 +58,14 @@ class RunFolder:
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out of the folder; it is made if need be. Raises InUseError and InputError."""
-        return locked(self.path)
+        return lock_folder(self.path)
 
     def prepare(self, config: Config) -> None:
         """Make the folders, clear what a killed writer left, and write the configuration and the name of the job.
 
         Only under the lock. Raises InputError where the folder can't be written.
         """
-        with writable(f"the run folder {self.path}", "; choose another --out"):
+        with explain_write_errors(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_temporaries(folder)

@@ -13,7 +13,7 @@ from typing import Any
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder
 from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import writing_folder
+from hrvqvae.utils.outputs import create_folder
 
 _OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # no other file is put there or got: none of these could run
 _CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -37,7 +37,7 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
         InputError: it can't be got, or `into` exists.
     """
     if into is not None:
-        with writing_folder(into) as partial:
+        with create_folder(into) as partial:
             fetch(name, revision=revision, local_dir=partial, **options)
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
         return into

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 
 _SCALE, _PRODUCT = ":scale", ":product"
 

@@ -54,6 +54,7 @@ COMMON: Mapping[str, Option] = {
     "--json": flag("--json", "for programs"),
     "--device": option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"),
     "--data": option("--data", metavar="DIR", help="where the data is, if it has moved since training"),
+    "--force": flag("--force", "overwrite files that exist"),
     "--levels": option("--levels", type=int, metavar="K", help="use levels 1..K only"),
     "--model": option("--model", metavar="RUN", help="by which they were made, if it is not inside the package"),
     "--beam": option(

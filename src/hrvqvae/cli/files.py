@@ -43,9 +43,9 @@ def _decompress(arguments: Arguments) -> int:
 def _inspect(arguments: Arguments) -> int:
     from hrvqvae.compression.archive import is_archive
     from hrvqvae.compression.hrv import read, read_header
-    from hrvqvae.data.images import check_writable
     from hrvqvae.model import models_of_files
     from hrvqvae.plots.images import draw_levels
+    from hrvqvae.utils.outputs import check_output
 
     path: Path = arguments.file
     if is_archive(path):
@@ -53,7 +53,7 @@ def _inspect(arguments: Arguments) -> int:
             raise InputError("-o draws the levels of one file (.hrv), not of an archive")
         return _inspect_archive(path, arguments.verify)
     if arguments.out is not None:
-        check_writable(arguments.out)
+        check_output(arguments.out, force=arguments.force, inputs=[path], suffix=".png")
     (model,) = models_of_files([path], arguments.model)
     content = path.read_bytes()
     codes = read(model.entropy_model, [content], names=[str(path)])[0]
@@ -167,7 +167,7 @@ def add(commands: Group) -> None:
         option("images", nargs="+", type=Path, metavar="IMAGE", help="files, folders, lists, tars, Parquet, arrays"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
         option("--levels", type=int, metavar="K", help="write levels 1..K only"),
-        flag("--force", "write over other files (.hrv) that exist"),
+        "--force",
         option("--on-error", choices=("stop", "skip"), default="stop", help="at an image that can't be read"),
         option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
         option("--also", nargs="+", default=(), metavar="MODEL", help="models that --bytes tries too, for each image"),
@@ -180,14 +180,24 @@ def add(commands: Group) -> None:
         option("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
         "--model",
-        flag("--force", "write over images that exist"),
+        "--force",
         "--levels",
         option("--names", nargs="+", metavar="NAME", help="of an archive, these only (or numbers)"),
     )  # fmt: skip
     sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
     verify = flag("--verify", "of an archive: decode the codes of every image; exit code 2 where any is damaged")
     about = "what is in a file of codes or an archive: bytes by level"
-    command(commands, "inspect", about, _inspect, option("file", type=Path, metavar="FILE"), "--model", sheet, verify)
+    command(
+        commands,
+        "inspect",
+        about,
+        _inspect,
+        option("file", type=Path, metavar="FILE"),
+        "--model",
+        sheet,
+        "--force",
+        verify,
+    )
     command(
         commands, "salvage", "write what is whole in a damaged archive into a new one", _salvage,
         option("archive", type=Path, metavar="ARCHIVE"), option("out", type=Path, metavar="NEW.hrva"),
@@ -216,5 +226,5 @@ def add(commands: Group) -> None:
         commands, "detokenize", "shards of codes back to PNG", _detokenize,
         option("shards", type=Path, metavar="SHARDS", help="a folder of shards, or one"),
         option("out", type=Path, metavar="OUT", help="a folder: each image at the path that is its key"),
-        "--model", "--levels", "--device", flag("--force", "write over images that exist"),
+        "--model", "--levels", "--device", "--force",
     )  # fmt: skip

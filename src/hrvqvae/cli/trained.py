@@ -79,7 +79,13 @@ def _reconstruct(arguments: Arguments) -> int:
     from hrvqvae.plots.images import reconstruct
 
     errors = reconstruct(
-        arguments.run, arguments.images, arguments.out, arguments.levels, arguments.beam, arguments.lmbda
+        arguments.run,
+        arguments.images,
+        arguments.out,
+        arguments.levels,
+        arguments.beam,
+        arguments.lmbda,
+        force=arguments.force,
     )
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
@@ -95,7 +101,7 @@ def _sampling(arguments: Arguments) -> dict[str, Any]:
         temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
         guidance=arguments.guidance, levels=arguments.levels,
     )  # fmt: skip
-    return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params}
+    return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params, "force": arguments.force}
 
 
 def _sample(arguments: Arguments) -> int:
@@ -130,7 +136,9 @@ def add(commands: Group) -> None:
     sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path)
     images = option("images", nargs="+", metavar="IMAGE", type=Path)
     about = "a sheet of images above their reconstructions"
-    command(commands, "reconstruct", about, _reconstruct, "run", images, sheet, "--levels", "--beam", "--lmbda")
+    command(
+        commands, "reconstruct", about, _reconstruct, "run", images, sheet, "--levels", "--beam", "--lmbda", "--force"
+    )
 
     guided = "above 1: more of what sets the class apart, by priors that were trained with class dropout"
     drawing = (
@@ -142,6 +150,7 @@ def add(commands: Group) -> None:
         option("--levels", type=int, metavar="K", help="draw levels 1..K only: the same images, coarser"),
         option("--seed", type=int, default=0, metavar="S"),
         sheet,
+        "--force",
     )
     count = {"dest": "count", "type": int, "metavar": "N"}
     command(

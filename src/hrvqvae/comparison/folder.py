@@ -35,7 +35,8 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
-from hrvqvae.utils.files import TEMPORARY, InUseError, locked, remove_temporaries, write_atomic
+from hrvqvae.utils.locks import InUseError, lock_folder
+from hrvqvae.utils.outputs import TEMPORARY, remove_temporaries, write_atomic
 from hrvqvae.utils.quantities import clock, counted
 
 _COLUMNS = (
@@ -152,7 +153,7 @@ def run_cases(
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
             of other configurations or distances.
     """
-    with locked(folder.path, wait=say):
+    with lock_folder(folder.path, wait=say):
         claim, rows = folder.claim(about), folder.rows()
         cases = [decided(case, claim["chosen"]) for case in cases]
         for case in cases:
@@ -218,7 +219,7 @@ def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
     """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
 
     def keep(row: Measured, kind: str, images: Tensor) -> None:
-        with locked(folder.path, wait=say):
+        with lock_folder(folder.path, wait=say):
             using.require_same(folder.rows(), folder.path)
             folder.write_row(case.name, row, kind, images)
 

@@ -19,7 +19,8 @@ from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import DamagedFileError
-from hrvqvae.utils.files import locked, write_atomic
+from hrvqvae.utils.locks import lock_folder
+from hrvqvae.utils.outputs import write_atomic
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 _LINES = ("-", "--", ":", "-.")  # of seeds
@@ -68,7 +69,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
             never = f"{system}'s discriminator begins at step {start:,}, which this budget does not reach"
             say(f"note: {never}; model.adversarial_start lets it begin earlier")
     signal = run_cases(comparison.cases(), comparison.about(), folder, say)
-    with locked(out, wait=say):
+    with lock_folder(out, wait=say):
         rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*SYSTEMS, row["system"]).index(row["system"])))
         if rows and not signal:
             folder.write_results(rows, f"{table(rows)}\n{versus(rows)}".rstrip() + "\n")

@@ -25,8 +25,9 @@ from hrvqvae.compression.hrv import MOST_PIXELS, STARTS, ImageCodes, crc8, read_
 from hrvqvae.compression.levels import encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.files import locked_file, writable, write_atomic, writing
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.locks import lock_file
+from hrvqvae.utils.outputs import replace_file, write_atomic
 from hrvqvae.utils.quantities import counted
 
 _SUFFIX = ".hrva"
@@ -298,7 +299,12 @@ def salvage(path: Path, out: Path, entropy_model: EntropyModel | None = None) ->
         raise DamagedFileError(f"{path} has no image that is whole")
     if out.exists():
         raise InputError(f"{out} exists already; choose another file")
-    with writable(out), writing(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
+    with (
+        explain_write_errors(out),
+        replace_file(out) as temporary,
+        temporary.open("xb") as target,
+        path.open("rb") as source,
+    ):
         target.write(_head_of(opened.entropy_model.content, opened.version))
         for levels, some in groupby(whole, lambda number: opened.entries[number].levels):
             while numbers := list(islice(some, _TOGETHER)):
@@ -381,7 +387,7 @@ def appending(path: Path, entropy_model: EntropyModel) -> Iterator[ArchiveWriter
         InputError: another process writes to it, it was made by another model, or it can't be written.
         DamagedFileError: the file is no archive, or it is damaged.
     """
-    with locked_file(path):
+    with lock_file(path):
         if not path.exists():
             write_atomic(path, _head_of(entropy_model.content))
         with path.open("a+b") as stream:

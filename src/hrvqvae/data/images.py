@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import writable, writing
+from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.outputs import replace_file
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -34,6 +34,11 @@ class Decoded(NamedTuple):
 
     pixels: Pixels
     lost: str = ""  # such as "colour to greyscale"; empty where the pixels hold all that the file does
+
+
+def without_suffix(name: str) -> str:
+    """Return the name of an image without .png, .jpg, .jpeg or .webp; any other name as it is."""
+    return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def opened_file(file: Path | BinaryIO) -> Image.Image:
@@ -140,25 +145,20 @@ def to_pil(image: Any) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
 
 
-def check_writable(path: Path, force: bool = True) -> None:
-    """Raises InputError where no PNG can be written, or one is there already and `force` is not given."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path} must end in .png")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} can't be written: there is no folder {path.absolute().parent}")
-    if path.exists() and not force:
-        raise InputError(f"{path} is there already; --force writes over it")
-
-
-def write_image(image: Image.Image, path: Path, *, force: bool = True, optimize: bool = True) -> None:
-    """Write an image as PNG, whole or not at all; without waiting for the disk, which would cost 7 ms.
+def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
+    """Write a PNG file, and its folder; without waiting for the disk, which would cost 7 ms.
 
     Args:
-        optimize: look for the smallest file, which takes several times as long.
+        image: The image.
+        path: The file, which is replaced if it exists: see `check_output` and `Outputs`.
+        optimize: Look for the smallest file, which takes several times as long.
 
     Raises:
-        InputError: as `check_writable`; the disk is full.
+        InputError: The path does not end in .png or can't be written; the disk is full.
     """
-    check_writable(path, force)
-    with writable(path), writing(path, flush=False) as temporary:
-        image.save(temporary, "PNG", optimize=optimize)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} must end in .png")
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path, flush=False) as temporary:
+            image.save(temporary, "PNG", optimize=optimize)

@@ -22,7 +22,8 @@ from hrvqvae.data.image_sets import runs
 from hrvqvae.data.sources.files import FolderSource, folder_sources
 from hrvqvae.data.sources.tars import CLASS_NAMES
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import TEMPORARY, locked_file, writing
+from hrvqvae.utils.locks import lock_file
+from hrvqvae.utils.outputs import TEMPORARY, replace_file
 from hrvqvae.utils.quantities import counted
 
 _MB = 10**6
@@ -82,7 +83,7 @@ def pack(
         begin = f"{out.name}-{word}-" if word else f"{out.name}-"
         for number, some in enumerate(runs(items, lambda item: item.size, shard_bytes)):
             planned[out.with_name(f"{begin}{number:06d}.{format}")] = some
-    with locked_file(out):
+    with lock_file(out):
         _check_others(out, format, planned)
         if classes and format == "tar":
             names = "".join(f"{name}\n" for name in classes).encode()
@@ -124,7 +125,7 @@ def _check_others(out: Path, format: str, planned: dict[Path, list[_Item]]) -> N
 
 def _write(target: Path, write: Callable[[Path], Any]) -> None:
     """Write a file whole or not at all, unless it is there and holds something else."""
-    with writing(target) as temporary:
+    with replace_file(target) as temporary:
         write(temporary)
         if target.exists() and not filecmp.cmp(temporary, target, shallow=False):
             raise InputError(f"{target} is there and holds something else; choose another OUT, or move it away")

@@ -32,7 +32,7 @@ from hrvqvae.config import Config, to_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import writing_folder
+from hrvqvae.utils.outputs import create_folder
 from hrvqvae.utils.quantities import counted
 
 PIXELS = 1e-4
@@ -224,7 +224,7 @@ def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[
             or do not agree with the model, `out` exists or can't be written.
         ModuleNotFoundError: a package is missing.
     """
-    with writing_folder(out) as folder:
+    with create_folder(out) as folder:
         for module in _NEEDS:
             importlib.import_module(module)
         model, config = load_with_config(run, beam=beam)

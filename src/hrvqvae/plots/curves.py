@@ -20,8 +20,8 @@ from hrvqvae.plots import sheets
 from hrvqvae.plots.images import level_rows
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import writable, write_atomic
+from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.outputs import write_atomic
 
 _LINES = ("-", "--", ":", "-.")
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
@@ -33,7 +33,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise InputError(f"{path} must end in .png or .svg")
     stream = BytesIO()
     figure.savefig(stream, format=path.suffix[1:], metadata={"Date": None})
-    with writable(path):
+    with explain_write_errors(path):
         write_atomic(path, stream.getvalue())
 
 

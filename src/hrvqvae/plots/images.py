@@ -12,12 +12,12 @@ from torch.nn.functional import interpolate
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
-from hrvqvae.data.images import check_writable, conversions, decode_image, read_image, to_pil, write_image
+from hrvqvae.data.images import conversions, decode_image, read_image, to_pil, write_image
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.utils.files import writable
+from hrvqvae.utils.outputs import Outputs, check_output
 from hrvqvae.utils.progress import note
 
 _COMPLETIONS_A_ROW = 8
@@ -47,13 +47,14 @@ def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
 
 def reconstruct(
     run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
-    lmbda: float | None = None,
+    lmbda: float | None = None, *, force: bool = False,
 ) -> list[tuple[Path, float]]:  # fmt: skip
     """Write a sheet of image files above their reconstructions; -> (path, MSE in [0, 1]) of each.
 
     Images keep their sizes, and are converted to the model's channels, with a notice. The rest is as for
     `Model`. Raises InputError: no such run, image or level; the sheet can't be written.
     """
+    check_output(out, force=force, inputs=paths, suffix=".png")
     trained = Model(run, beam=beam)
     model, config = trained.autoencoder, trained.config
     most = model.prefixes[-1]
@@ -83,21 +84,18 @@ def reconstruct(
 
 def sample(
     run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
-    params: SamplingParams | None = None, save_dir: Path | None = None,
+    params: SamplingParams | None = None, save_dir: Path | None = None, force: bool = False,
 ) -> None:  # fmt: skip
     """Write a sheet of samples, and a PNG file of each to `save_dir`, named by class and number. Raises InputError."""
-    check_writable(out)
+    check_output(out, force=force, suffix=".png")
     model = Model(run)
-    if save_dir is not None:
-        with writable(save_dir):
-            save_dir.mkdir(parents=True, exist_ok=True)
     drawn = model.draw(count, seed=seed, class_name=class_name, params=params)
-    write_image(sheets.grid(list(drawn.images)), out)
     if save_dir is not None:
-        digits = max(4, len(str(count - 1)))
-        for number, (image, name) in enumerate(zip(drawn.images, drawn.classes, strict=True)):
-            prefix = f"{name}-" if name else ""
-            write_image(to_pil(image), save_dir / f"{prefix}{number:0{digits}d}.png")
+        outputs, digits = Outputs(save_dir, force=force), max(4, len(str(count - 1)))
+        names = [f"{name}-{index:0{digits}d}".lstrip("-") for index, name in enumerate(drawn.classes)]
+        for image, target in zip(drawn.images, [outputs.reserve(name, ".png") for name in names], strict=True):
+            write_image(to_pil(image), target)
+    write_image(sheets.grid(list(drawn.images)), out)
 
 
 def completions(
@@ -116,14 +114,14 @@ def completions(
 
 def complete(
     run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
-    params: SamplingParams | None = None,
+    params: SamplingParams | None = None, force: bool = False,
 ) -> None:  # fmt: skip
     """Write a sheet: an image, resized to the size of training, the part that is kept, and `count` completions.
 
     `keep` may be an image file, whose white part is kept. The rest is as for `Model.complete`. Raises
     InputError: as there; an image can't be read.
     """
-    check_writable(out)
+    check_output(out, force=force, inputs=[path, Path(keep)], suffix=".png")
     model = Model(run)
     data = model.config.data
     read, lost = decode_image(path, data.channels, data.max_pixels, data.size)

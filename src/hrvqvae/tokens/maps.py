@@ -20,8 +20,8 @@ from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_written, write_abou
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import remove_temporaries, writable, writing
+from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.outputs import remove_temporaries, replace_file
 from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def maps_of_shards(
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
 
     def write() -> None:
-        with writable(f"the folder of codes {folder}"):
+        with explain_write_errors(f"the folder of codes {folder}"):
             remove_temporaries(folder)
             (folder / f"{_NAME}.json").unlink(missing_ok=True)
             _lay_out(folder, shards, config, source)
@@ -75,7 +75,7 @@ def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any
         advance = stack.enter_context(task("lay codes out", shards.count))
         streams, kinds = [], [np.min_scalar_type(number - 1) for number in symbols]
         for level, (grid, kind) in enumerate(zip(grids, kinds, strict=True), start=1):
-            temporary = stack.enter_context(writing(folder / f"{_NAME}-level-{level}.npy"))
+            temporary = stack.enter_context(replace_file(folder / f"{_NAME}-level-{level}.npy"))
             streams.append(stack.enter_context(temporary.open("xb")))
             header = {"descr": kind.str, "fortran_order": False, "shape": (shards.count, *grid)}
             np.lib.format.write_array_header_1_0(streams[-1], header)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,11 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
-from hrvqvae.data.images import SUFFIXES, to_pil, write_image
+from hrvqvae.data.images import to_pil, without_suffix, write_image
 from hrvqvae.data.sources.parquet import opened_parquet
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
-from hrvqvae.utils.files import path_below, writable, write_atomic
+from hrvqvae.utils.outputs import Outputs, write_atomic
 from hrvqvae.utils.progress import task
 
 FORMAT = "1"
@@ -246,31 +246,27 @@ def detokenize(
 
     Args:
         shards: a folder of shards, or one.
-        out: a folder, which gets each image at the path that is its key; its suffix becomes .png, or .png is appended
-            where two keys differ by that alone.
+        out: a folder, which gets each image at the path that is its key, see `Outputs.reserve`.
         model: by which they were made; None finds it inside the package.
         levels: how many levels to use, coarse first; None uses all.
         force: write over files that are there.
 
     Raises:
-        InputError: shards of another model, levels out of range, two images with one name, or a file that is there or
-            can't be written.
-        DamagedFileError: a shard is damaged, or a key leads out of the folder.
+        InputError: shards of another model, levels out of range, or a file that is there or can't be written.
+        DamagedFileError: a shard is damaged.
     """
     opened = named_shards(shards)
     painter = _model_of(opened, shards, model, device)
     used = painter.check_levels(levels)
-    written = set[PurePosixPath]()
+    outputs, count = Outputs(out, force=force), 0
     with task("detokenize", opened.count) as advance:
         for rows in opened.rows(used):
-            names = [_name(key, shards, written) for key in rows.keys]
+            paths = [outputs.reserve(without_suffix(key), ".png") for key in rows.keys]
             for place, image in _painted(painter, rows, used, str(shards)):
-                path = out / names[place]
-                with writable(path, "; give another folder"):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(to_pil(image), path, force=force, optimize=False)
+                write_image(to_pil(image), paths[place], optimize=False)
+                count += 1
                 advance(1)
-    return len(written)
+    return count
 
 
 def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
@@ -299,15 +295,3 @@ def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterato
         except InputError as error:
             raise DamagedFileError(f"{whose}: the codes of {rows.keys[some[0]]} fit no image ({error})") from error
         yield from zip(some, images, strict=True)
-
-
-def _name(key: str, shards: Path, written: set[PurePosixPath]) -> PurePosixPath:
-    """The path of an image below the output folder, now taken. Raises where it leads out of it, or is another's."""
-    path = path_below(key, shards)
-    appended = path.with_name(f"{path.name}.png")
-    name = path.with_suffix(".png") if path.suffix.lower() in SUFFIXES else appended
-    name = appended if name in written else name  # a.png beside a.jpg
-    if name in written:
-        raise InputError(f"two images of {shards} would both be {name}; detokenize their shards apart")
-    written.add(name)
-    return name

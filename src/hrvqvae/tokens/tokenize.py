@@ -35,7 +35,8 @@ from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import Source, decoded, encoded
 from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import locked, remove_temporaries, write_atomic, writing
+from hrvqvae.utils.locks import lock_folder
+from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import Advance, note, task
 
 BROKEN = "_broken.jsonl"
@@ -146,7 +147,7 @@ class Tokenizer:
         columns = schema(self._symbols, self.images.labels.type)
         rows, unread, losses = list[Row](), dict[str, str](), list[str]()
         with (
-            writing(path) as temporary,
+            replace_file(path) as temporary,
             pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
         ):
             for read, broken, lost in in_workers(self._reader, chunks, self.workers):
@@ -225,7 +226,7 @@ def tokenize(
     images = keyed_images(source)
     tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
     try:
-        with locked(out):
+        with lock_folder(out):
             remove_temporaries(out)
             before = Plan.of(out)
             plan = Plan(

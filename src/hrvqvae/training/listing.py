@@ -13,7 +13,7 @@ from hrvqvae.config import level_names
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import in_use
+from hrvqvae.utils.locks import is_locked
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 def _row(run: RunFolder) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {"priors": [], "stale": []}
-    row = {"run": str(run.path), **row, "in_use": in_use(run.path), "fault": ""}
+    row = {"run": str(run.path), **row, "in_use": is_locked(run.path), "fault": ""}
     try:
         about = storage.read_meta(run.model) if run.model.is_file() else {"step": 0}
         config = run.read_config() if run.config.is_file() else from_dict(about["config"], str(run.model))

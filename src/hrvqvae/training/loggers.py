@@ -17,7 +17,7 @@ from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import to_dict
 from hrvqvae.config.registry import LOGGERS, Logger, imported
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 
 Record = Mapping[str, Any]
 

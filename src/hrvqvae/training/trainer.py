@@ -39,7 +39,7 @@ from hrvqvae.training.optimizers import learning_rate
 from hrvqvae.training.state import TrainState, budget_of, count_parameters
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter
 from hrvqvae.utils.quantities import clock, counted
 

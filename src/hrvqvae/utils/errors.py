@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -22,6 +23,15 @@ def require(holds: bool, name: str, value: object, what: str) -> None:
     """Raises InputError where a value does not hold; `what` says what it must be."""
     if not holds:
         raise InputError(f"{name} is {value!r}; it must be {what}")
+
+
+@contextmanager
+def explain_write_errors(what: object, advice: str = "") -> Iterator[None]:
+    """Turn an OSError into an InputError that says what can't be written, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} can't be written ({error.strerror or error}){advice}") from error
 
 
 def one_line(error: Exception) -> str:

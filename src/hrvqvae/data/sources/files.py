@@ -15,7 +15,7 @@ from PIL import Image
 from hrvqvae.data.images import SUFFIXES, opened_file
 from hrvqvae.data.sources import WORDS, Source, decoded, encoded, given_split
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import TEMPORARY
+from hrvqvae.utils.outputs import TEMPORARY
 from hrvqvae.utils.progress import note
 
 LISTS = (".txt", ".list", ".tsv")  # of paths of images

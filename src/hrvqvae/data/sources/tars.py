@@ -31,7 +31,7 @@ from hrvqvae.data.images import SUFFIXES, opened_file
 from hrvqvae.data.sources import Part, Source, decoded, encoded
 from hrvqvae.data.sources.files import normal
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.files import write_atomic
+from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import note, waiting
 
 CLASS_NAMES = "classnames.txt"

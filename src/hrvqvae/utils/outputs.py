@@ -1,0 +1,239 @@
+"""Output files: their names, what they may replace, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.locks import lock_file
+from hrvqvae.utils.progress import note
+
+TEMPORARY = ".writing-"
+_LONGEST_PART, _LONGEST_NAME = 180, 800  # bytes of a file's name without its suffix, and of a path below the folder
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
+_UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]')
+
+
+# Names
+
+
+def printable(text: object) -> str:
+    """Return a text that can't control a terminal: control characters, also of a name that is not UTF-8, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def safe_name(name: str) -> str:
+    """Return a relative path with / that every system can write, and that leads out of no folder.
+
+    A name that is safe stays as it is. "../a:b" becomes "a_b", "NUL" becomes "_NUL".
+    """
+    parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
+    safe = "/".join(parts) or "unnamed"
+    if len(safe.encode()) > _LONGEST_NAME:
+        safe = _shortened(safe.rpartition("/")[2], safe)
+    return safe
+
+
+def _safe_part(part: str) -> str:
+    safe = "".join("_" if unicodedata.category(c) == "Cc" else c for c in _UNSAFE.sub("_", part))
+    if safe.startswith("."):  # hidden, or a temporary file
+        safe = f"_{safe[1:]}"
+    if safe[-1] in ". ":  # Windows drops them
+        safe = f"{safe[:-1]}_"
+    if _RESERVED.match(safe):
+        safe = f"_{safe}"
+    return _shortened(safe, part) if len(safe.encode()) > _LONGEST_PART else safe
+
+
+def _shortened(safe: str, name: str) -> str:
+    """Cut a name, and add a digest of the whole name to tell it from others."""
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6).hexdigest()
+    return f"{safe.encode()[: _LONGEST_PART - 13].decode(errors='ignore')}-{digest}"
+
+
+def _folded(name: str) -> str:
+    """Return what is equal for names that are one file on macOS or Windows."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+# What may be written
+
+
+def output_suffix(out: Path, suffixes: Sequence[str]) -> str:
+    """Return which of the suffixes an output has, in lower case; "" for a folder.
+
+    Raises:
+        InputError: The output is empty, or has another suffix and is no folder that exists.
+    """
+    suffix = out.suffix.lower()
+    if out.is_dir() and suffix not in suffixes:
+        return ""
+    if suffix and suffix not in suffixes:
+        raise InputError(f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists")
+    return suffix
+
+
+def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
+    """Check that a file may be written, before anything is computed for it. Its folder is made if need be.
+
+    Args:
+        path: The file.
+        force: Whether it may replace a file.
+        inputs: Files that are never replaced.
+        suffix: What the path must end in, such as ".png".
+
+    Raises:
+        InputError: The file exists and `force` is not given, it is an input, it is a folder or can't be written.
+    """
+    if suffix and path.suffix.lower() != suffix:
+        raise InputError(f"{path} must end in {suffix}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+    if path.exists():
+        if any(source.exists() and path.samefile(source) for source in inputs):
+            raise InputError(f"{path} is an input and is never overwritten; choose another output")
+        if not force:
+            raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
+    with explain_write_errors(path):
+        parent = path.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(0, f"no permission to write to {parent}")
+
+
+class Outputs:
+    """The files that a command writes below a folder.
+
+    Args:
+        folder: The folder, which need not exist.
+        force: Whether files that exist are replaced.
+        inputs: Files that are never replaced.
+    """
+
+    def __init__(self, folder: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+        self.folder, self._force = folder, force
+        self._inputs = {source.resolve() for source in inputs}
+        self._files, self._folders = set[str](), set[str]()
+        self._told = False
+
+    def reserve(self, name: str, suffix: str) -> Path:
+        """Return the path of a new output: `safe_name(name)` and the suffix below the folder.
+
+        Names that would be one file on some system, by case or Unicode form, are numbered: x, x-2, x-3.
+
+        Raises:
+            InputError: The file exists and `force` is not given, it is an input, or a symbolic link leads out of the
+                folder.
+        """
+        safe = safe_name(name)
+        if any(str(parent) in self._files for parent in Path(_folded(safe)).parents):
+            safe = safe.replace("/", "_")
+        unique, count = f"{safe}{suffix}", 1
+        while (folded := _folded(unique)) in self._files or folded in self._folders:
+            count += 1
+            unique = f"{safe}-{count}{suffix}"
+        self._files.add(folded)
+        self._folders |= {str(parent) for parent in Path(folded).parents}
+        if unique != f"{name}{suffix}" and not self._told:
+            self._told = True
+            note(
+                f"names are changed so that they differ, and every system can write them: {printable(name)} is {unique}"
+            )
+        path = self.folder / unique
+        place = path.resolve()
+        if not place.is_relative_to(self.folder.resolve()):
+            raise InputError(f"{path} leads out of {self.folder} by a symbolic link; remove the link")
+        if place in self._inputs:
+            raise InputError(f"{path} is an input and is never overwritten; choose another output")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; choose another output")
+        if not self._force and path.exists():
+            raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
+        return path
+
+
+# Writing
+
+
+@contextmanager
+def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Give a temporary name to write a file under, which is renamed at the end: the file is whole or as it was.
+
+    A symbolic link stays one: the file that it leads to is replaced. A kill leaves the old file or the new; a machine
+    that loses power does so only with `flush`.
+
+    Raises:
+        OSError: The disk is full or the folder can't be written; the old file is as it was, nothing else is left.
+    """
+    path = path.resolve()
+    suffix = path.suffix if len(path.suffix) <= 12 else ""  # libraries choose a format by it
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
+    try:
+        yield temporary
+        if flush:
+            with temporary.open("r+b") as stream:
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if flush:
+        with suppress(OSError):  # not every file system lets a folder be flushed
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, see `replace_file`. Raises OSError as it does."""
+    with replace_file(path) as temporary, temporary.open("xb") as stream:
+        stream.write(content)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and make its folder. Raises InputError where it can't be written."""
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+
+
+@contextmanager
+def create_folder(path: Path) -> Iterator[Path]:
+    """Give a new, empty folder to write into, which is renamed at the end.
+
+    Raises:
+        InputError: The folder exists already, or can't be written; nothing is left of it.
+        InUseError: Another process writes it.
+    """
+    if path.exists():  # as . and / do, which have no name
+        raise InputError(f"{path} exists already; choose another folder")
+    path = path.resolve()
+    temporary = path.with_name(f"{TEMPORARY}{hashlib.blake2b(path.name.encode(), digest_size=4).hexdigest()}")
+    with lock_file(path):
+        try:
+            with explain_write_errors(path):
+                shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
+                temporary.mkdir(parents=True)
+                yield temporary
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a folder. Only the process that has its lock may do so."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
