@@ -17,7 +17,7 @@ from benchmarks.files.curves import Curve, FileCodec, Images, against, measure
 from benchmarks.files.formats import FORMATS
 from benchmarks.files.linear import Linear
 from benchmarks.files.trained import TrainedFiles
-from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.cli.console import print_json
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import write_image
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="gets curves.png and sheet.png")
     arguments, config = preset_of(parser, argv, "hrvqvae/")
     dataset = arguments.preset
-    models = [dataset] if arguments.models is None and dataset in shipped() else arguments.models or ()
+    models = [dataset] if arguments.models is None and dataset in list_models() else arguments.models or ()
     compared = compare_files(
         config.with_root(arguments.data).data, models, arguments.formats, limit=arguments.images,
         linear=not arguments.no_linear,

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hrvqvae.checkpoints.folder import list_models
     from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
     from hrvqvae.model import Model, load
     from hrvqvae.models.base import Autoencoder
@@ -30,13 +31,14 @@ _MODULES = {
     "Config": "config",
     "DataConfig": "config",
     "InputError": "utils.errors",
+    "Model": "model",
     "QuantizerConfig": "config",
     "ResidualQuantizer": "quantize",
     "SingleGridAutoencoder": "models.single_grid",
     "SingleGridConfig": "config",
-    "Model": "model",
     "TrainingConfig": "config",
     "TreeVQ": "quantize.layer",
+    "list_models": "checkpoints.folder",
     "load": "model",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "SingleGridConfig",
     "TrainingConfig",
     "TreeVQ",
+    "list_models",
     "load",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from hrvqvae.checkpoints import hub
 from hrvqvae.checkpoints.entropy_model import load_entropy_model
 from hrvqvae.checkpoints.export import export, push_run
-from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
@@ -45,16 +45,38 @@ class Model:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
-        """As `load`, and user/name from the hub, with its options: those of `hub.fetch`."""
+        """Load a model as `load` does, or user/name from the hub.
+
+        Args:
+            options: Of the hub: revision, cache_dir, token, local_files_only, force_download.
+
+        Raises:
+            InputError: There is no such model, or the hub can't be reached.
+        """
         return cls(hub.found_or_fetched(name, **options), device, beam)
 
-    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
-        """Write a new folder of the model, its priors, config.json and a model card. Raises InputError as `export`."""
-        export(self.run, Path(folder), licence=licence)
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
+        """Write the model with its priors, config.json and a model card into a new folder.
 
-    def push_to_hub(self, name: str, *, licence: str | None = None, **options: Any) -> str:
-        """Put what `save_pretrained` writes on the hub as user/name, with the options of `hub.push`; -> where it is."""
-        return push_run(self.run, name, licence=licence, **options)
+        The weights are those in memory. If they were changed, priors, progressive decoder and entropy model are left
+        out: they were made for the weights before.
+
+        Raises:
+            InputError: The folder exists already or can't be written.
+        """
+        export(self.run, Path(folder), license=license, weights=self.autoencoder.state_dict())
+
+    def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the hub as user/name, and return its address.
+
+        Args:
+            options: private, token, commit_message, branch, create_pr.
+
+        Raises:
+            InputError: No token that may write there, or the hub can't be reached.
+        """
+        weights = self.autoencoder.state_dict()
+        return push_run(self.run, name, license=license, weights=weights, **options)
 
     @cached_property
     def priors(self) -> Priors:
@@ -71,20 +93,30 @@ class Model:
         """The entropy model, by which files are written and read. Raises InputError where it is stale or damaged."""
         return load_entropy_model(self.run, self.autoencoder, self.config)
 
+    @overload
+    def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[False] = False) -> Codes: ...
+
+    @overload
+    def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[True]) -> Tensor: ...
+
     @torch.inference_mode()
-    def encode(self, images: Tensor, lmbda: float | None = None) -> Codes:
-        """Codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
+    def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: bool = False) -> Codes | Tensor:
+        """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: rate-distortion trade-off: squared error, summed over an image's pixel values in [0, 1], + lmbda *
-                bits is minimized, for a hundred times the work. None gives the usual codes. Without an entropy model
-                all codes of a level cost the same bits.
+            lmbda: rate-distortion trade-off. The search minimizes the squared error, summed over the pixel values of an
+                image in [0, 1], plus lmbda * bits, and takes about a hundred times as long. None takes the nearest
+                codewords. Without an entropy model all codes of a level cost the same bits.
+            stacked: return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
 
         Raises:
-            InputError: other images; a lambda that is not from 0 to 1e6, or one for a model of several latent grids or
-                of more than 65,536 leaves.
+            InputError: The images do not fit; lmbda is not from 0 to 1e6, or the model has several latent grids or more
+                than 65,536 leaves and takes no lmbda; the codes of several grids can't be stacked.
         """
-        return self.encoder(lmbda)(images.to(self.device))
+        codes = self.encoder(lmbda)(images.to(self.device))
+        if stacked and len({code.shape for code in codes}) > 1:
+            raise InputError(f"{self.run} has codes of several grids, which can't be stacked in one tensor")
+        return torch.stack(codes, 1) if stacked else codes
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
         """The function of `encode`, for images on the device; a lambda weighs the bits of so many levels, None all."""
@@ -96,18 +128,21 @@ class Model:
         return partial(RateDistortion(self.autoencoder, self.entropy_model, used).encode, lmbda=lmbda)
 
     @torch.inference_mode()
-    def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Images (B, C, Y, X) float32 in [0, 1] from codes, a prefix of levels by the progressive decoder if any.
+    def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:
+        """Return images (B, C, Y, X) float32 in [0, 1] from codes.
+
+        A prefix of the levels is decoded by the progressive decoder, if the model has one.
 
         Args:
-            codes: of every level, or of those that are used.
-            levels: how many to use, coarse first; None uses all.
-            size: height and width in pixels; None gives the largest image of that latent grid.
+            codes: A tuple with the codes of each level, or one tensor (B, L, H, W); at least the levels to use.
+            levels: Number of levels to use, coarse first (default: all).
+            size: Height and width in pixels (default: the largest image of that latent grid).
 
         Raises:
-            InputError: levels or codes out of range, a size that does not fit.
+            InputError: levels or codes are out of range, or the size does not fit.
         """
-        return self.autoencoder.decode(tuple(code.to(self.device) for code in codes), levels, size)
+        codes = tuple(code.to(self.device) for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes))
+        return self.autoencoder.decode(codes, levels, size)
 
     def compress(
         self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
@@ -227,18 +262,6 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
     return Model(run, device, beam)
 
 
-_REPLACED = {  # digests of weights, and fingerprints, of models and entropy models that the package had
-    "98bf4f8a25166b29625d84e56c414a3c": "treevq-cifar10 of commit c72954c and before",
-    "28c828": "treevq-cifar10 of commit c72954c and before",
-    "98bf4f": "treevq-cifar10 of commit c72954c and before",
-    "f3e67b": "treevq-cifar10 of commit d7e4885 and before",
-    "89340fa544030c869ed8a6e4c3ae4250": "treevq-mnist of commit c83e58b and before",
-    "f679c4": "treevq-mnist of commit c83e58b and before",
-    "89340f": "treevq-mnist of commit c83e58b and before",
-    "a97cb9": "treevq-mnist of commit d7e4885 and before",
-}
-
-
 def models_of_files(paths: Sequence[Path], run: str | None) -> list[Model]:
     """For each file of codes the model that is named, or that inside the package by which it was made.
 
@@ -255,7 +278,7 @@ def _model_of_file(path: Path, load: Callable[[str], Model]) -> Model:
     else:
         wanted = hrv.read_header(path.read_bytes(), str(path)).fingerprint
         whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
-    for name in shipped():
+    for name in list_models():
         model = load(name)
         if wanted in (
             bytes.fromhex(model.entropy_model.model),
@@ -263,6 +286,4 @@ def _model_of_file(path: Path, load: Callable[[str], Model]) -> Model:
             model.entropy_model.bare.fingerprint,
         ):
             return model
-    if wanted.hex() in _REPLACED:
-        raise InputError(f"{path} was made by the {_REPLACED[wanted.hex()]}: a copy of that version reads it")
     raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")

@@ -20,10 +20,9 @@ import pytest
 import torch
 
 import hrvqvae
-from hrvqvae import Autoencoder, InputError, Model
+from hrvqvae import InputError, Model
 from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
-from hrvqvae.models.vqvae2 import VQVAE2
 from tests.checkpoints.test_export import IMAGES, front_matter
 from tests.conftest import do, refused, write_picture
 
@@ -143,7 +142,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
-    printed = do("hub", "push", whole, "someone/digits", "--licence", "mit", "--private")
+    printed = do("hub", "push", whole, "someone/digits", "--license", "mit", "--private")
     assert printed.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
     assert pushed.private
@@ -164,31 +163,28 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub)
     assert "the priors are given the class" in printed
 
 
-def test_an_autoencoder_there_and_back(run: Path, tmp_path: Path, hub: Hub) -> None:
-    model = Autoencoder.from_pretrained(run)
-    assert isinstance(model, hrvqvae.SingleGridAutoencoder)
-    assert not model.training
-    for parameter in model.parameters():
+def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
+    """As after fine-tuning: what was made for the weights before is left out."""
+    model = hrvqvae.load(whole)
+    for parameter in model.autoencoder.parameters():
         parameter.data += 0.001
     assert model.push_to_hub("someone/changed", commit_message="changed").startswith(hub.url)
     assert sorted(hub.repositories["someone/changed"].files) == ["README.md", "config.json", "model.safetensors"]
-    there = hrvqvae.SingleGridAutoencoder.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
-    assert all(torch.equal(one, there.state_dict()[name]) for name, one in model.state_dict().items())
-    assert there.run_config is not None
-    assert there.run_config.data.size == 12
-    with pytest.raises(InputError, match="someone/changed is a SingleGridAutoencoder; VQVAE2 can't be made of it"):
-        VQVAE2.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
+    there = Model.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
+    weights = there.autoencoder.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.autoencoder.state_dict().items())
+    assert there.config.data.size == 12
 
 
 def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, hub: Hub) -> None:
-    Autoencoder.from_pretrained("mnist")
+    Model.from_pretrained("mnist")
     Model.from_pretrained(str(run))
     (tmp_path / "someone").mkdir()
     export(run, Path("someone/digits"))
-    Autoencoder.from_pretrained("someone/digits")
+    Model.from_pretrained("someone/digits")
     for load, nowhere, message in (
         (hrvqvae.load, "someone/else", "mnist$"), (hrvqvae.load, "else/digits", "hrvqvae hub get else/digits$"),
-        (Autoencoder.from_pretrained, "nowhere", "cifar10, mnist, .*mnist$"),
+        (Model.from_pretrained, "nowhere", "cifar10, mnist, .*mnist$"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"there is no such run folder.*{message}"):
             load(nowhere)
@@ -218,13 +214,13 @@ def test_without_a_network(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pyt
     """What was fetched once is there; all else is one line."""
     Model(run).push_to_hub("someone/digits")
     cache = tmp_path / "cache"
-    Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
+    Model.from_pretrained("someone/digits", cache_dir=cache)
     hub.reachable = False
-    Autoencoder.from_pretrained("someone/digits", cache_dir=cache)
-    Autoencoder.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
+    Model.from_pretrained("someone/digits", cache_dir=cache)
+    Model.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
     for options in ({}, {"local_files_only": True}):
         with pytest.raises(InputError, match="someone/other is not on this machine, and the hub can't be reached"):
-            Autoencoder.from_pretrained("someone/other", cache_dir=cache, **options)
+            Model.from_pretrained("someone/other", cache_dir=cache, **options)
     assert "the hub can't be reached for someone/new" in refused(["hub", "push", run, "someone/new"])
 
 
@@ -241,7 +237,7 @@ def test_the_page(tmp_path: Path, hub: Hub) -> None:
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["images"].shape == (4, 1, 28, 28)
-    assert sorted(path.name for path in Path("mine").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert Path("mine/priors/level-1/model.safetensors").is_file()
     Path("runs").mkdir()
     export("mnist", Path("runs/mnist"))
     Model("mnist").push_to_hub("user/name")

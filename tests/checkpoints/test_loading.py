@@ -128,6 +128,24 @@ def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytes
 # A trained model as one object
 
 
+def test_a_wider_beam_gives_other_codes(run: Path) -> None:
+    images = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    wide, greedy = hrvqvae.load(run, beam=9).encode(images), hrvqvae.Model.from_pretrained(run).encode(images)
+    assert any((one != other).any() for one, other in zip(wide, greedy, strict=True))
+    with pytest.raises(InputError, match="beam is 0; it must be at least 1"):
+        hrvqvae.load(run, beam=0)
+
+
+def test_codes_as_one_tensor(run: Path) -> None:
+    model, images = hrvqvae.load(run), torch.rand(2, 1, 12, 12)
+    codes, stacked = model.encode(images), model.encode(images, stacked=True)
+    assert stacked.shape == (2, 3, 7, 7)
+    assert all(torch.equal(stacked[:, level], code) for level, code in enumerate(codes))
+    for levels in (None, 2):
+        assert torch.equal(model.decode(stacked, levels), model.decode(codes, levels))
+    assert torch.equal(model.decode(stacked[:, :1], 1), model.decode(codes[:1], 1))
+
+
 def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, tmp_path: Path) -> None:
     model = hrvqvae.load(whole)
     images = model.sample(6, class_name="7", seed=3, temperature=0.8, top_k=2, top_p=0.9)

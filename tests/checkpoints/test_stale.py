@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder, shipped
+from hrvqvae.checkpoints.folder import RunFolder, list_models, prior_folder, progressive_folder
 from hrvqvae.checkpoints.loading import load_priors
 from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -42,7 +42,7 @@ def test_only_what_is_of_another_state_is_stale(whole: Path) -> None:
 
 
 def test_nothing_beside_a_model_inside_the_package_is_stale() -> None:
-    assert [part for name in shipped() for part in stale_parts(name)] == []
+    assert [part for name in list_models() for part in stale_parts(name)] == []
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import do, done, refused, write_picture
 from tests.trained_run import tiny_run_with_entropy_model
 
-REPLACED = Path(__file__).parent.parent / "golden" / "replaced"
-
 
 @pytest.fixture(scope="module")
 def run(mnist_root: Path) -> Path:
@@ -116,13 +114,6 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
         do("compress", "mnist", images / "0.png", "-o", tmp_path / name)
         do("decompress", tmp_path / name, "-o", tmp_path / f"{name}.png")
     assert torch.equal(pixels(tmp_path / "x.hrv.png"), pixels(tmp_path / "x.hrva.png"))
-
-
-@pytest.mark.parametrize("file", sorted(REPLACED.glob("*.hrv")), ids=lambda file: file.stem)
-def test_a_file_of_a_replaced_model_names_the_version_that_reads_it(file: Path, tmp_path: Path) -> None:
-    name, commit = file.stem.rsplit("-", 1)
-    line = refused(["decompress", file, "-o", tmp_path / "x.png"])
-    assert f"was made by the {name} of commit {commit}" in line
 
 
 def test_each_image_gets_the_model_that_has_less_error_in_so_many_bytes(images: Path, tmp_path: Path) -> None:

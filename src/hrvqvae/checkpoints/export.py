@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from hrvqvae.checkpoints import hub, loading, storage
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, locate, progressive_folder, shipped
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, list_models, locate, progressive_folder
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
-from hrvqvae.config import Config, DataConfig, Levels, bits_per_image, flatten, level_names, to_dict
+from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES, replaced
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import system_of
-from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
 
@@ -37,27 +37,35 @@ _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation
 
 
 def export(
-    run: str | Path, out: Path, *, name: str | None = None, licence: str | None = None, compact: bool = False
-) -> list[Path]:
+    run: str | Path, out: Path, *, name: str | None = None, license: str | None = None, compact: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+) -> list[Path]:  # fmt: skip
     """Write the model of a run, its priors in half precision, and a model card; -> the files. Whole or not at all.
 
     What is stale is left out, with a line on standard error. A model card in the run's folder is kept.
 
     Args:
         name: of the model, for its card; None is the name of `out`.
-        licence: as the hub names licences: mit, cc-by-4.0, ...
+        license: as the hub names licenses: mit, cc-by-4.0, ...
         compact: the autoencoder in half precision too, and the matrices of the priors and the progressive decoder in 8
             bits. Codes can differ from the run's where two codewords are about as near.
+        weights: of the autoencoder, in place of those of the run. Where they differ, what was made for those of the run
+            is left out.
 
     Raises:
         InputError: the run has no model, `out` exists or can't be written.
         DamagedFileError: a file of the run is damaged.
     """
     source = locate(run)
-    weights, meta, digest = storage.read_with_digest(source)
+    stored, meta, digest = storage.read_with_digest(source)
+    weights = stored if weights is None else weights
+    changed = storage.weights_digest(weights) != storage.weights_digest(stored)
     config, beside = without_paths(loading.config_of(meta, source)), RunFolder(source.parent)
     stale = {part.path for part in stale_parts(run)}
-    for line in stale_notice(run):
+    if changed:
+        stale = {beside.tables, progressive_folder(beside.path).path}
+        stale |= {prior.path for prior in loading.trained_priors(beside.path).values()}
+    for line in ["what was made for the weights before they were changed"] if changed else stale_notice(run):
         told_once(f"left out of {out}: {line}")
     kept = dict[Levels | None, dict[str, Any]]()  # the meta of each prior, and under None of the progressive decoder
     with create_folder(out) as folder:
@@ -86,8 +94,8 @@ def export(
         if beside.card.is_file():
             card = beside.card.read_text()
         else:
-            card = _card(config, name or out.name, meta.get("step"), kept, _measured(beside), licence)
-        write_atomic(target.card, _with_front_matter(card, config, licence))
+            card = _card(config, name or out.name, meta.get("step"), kept, _measured(beside), license)
+        write_atomic(target.card, _with_front_matter(card, config, license))
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
@@ -95,7 +103,7 @@ def export(
 def without_paths(config: Config) -> Config:
     """A configuration without the places of data, codes and first weights on this machine."""
     values = dict(flatten(to_dict(config)))
-    began = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in shipped()]
+    began = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
     return replaced(config, {"data.root": None, "prior.codes": None, **dict.fromkeys(began, "")})
 
 
@@ -103,54 +111,22 @@ def _write_config(target: RunFolder, config: Config) -> None:
     write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
 
 
-def load_autoencoder(kind: type[Autoencoder], name: str | Path, beam: int | None = None, **options: Any) -> Autoencoder:
-    """As `Autoencoder.from_pretrained`, for a class."""
-    model, config = loading.load_with_config(hub.found_or_fetched(name, **options), beam=beam)
-    if not isinstance(model, kind):
-        raise InputError(f"{name} is a {type(model).__name__}; {kind.__name__} can't be made of it")
-    model.run_config = config
-    return model
+def push_run(
+    run: str | Path, name: str, *, license: str | None = None, weights: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> str:  # fmt: skip
+    """Put what `export` writes of a run on the hub as user/name, and return its address.
 
-
-def save_autoencoder(model: Autoencoder, folder: str | Path, name: str | None = None) -> None:
-    """As `Autoencoder.save_pretrained`; `name` is for the model card, None takes that of the folder."""
-    target = RunFolder(Path(folder))
-    if target.config.is_file():
-        raise InputError(f"{folder} is a run folder; choose another one")
-    made = Config(data=DataConfig(channels=model.channels), model=model.config)
-    config = without_paths(model.run_config or made)
-    decoder, prefixes = getattr(model, "progressive_decoder", None), progressive_folder(target.path)
-    with explain_write_errors(folder):
-        target.path.mkdir(parents=True, exist_ok=True)
-        loading.save_model(target.model, config, model.state_dict(), 0)
-        if decoder is None:
-            prefixes.model.unlink(missing_ok=True)
-        else:
-            prefixes.path.mkdir(exist_ok=True)
-            digest = storage.digest(target.model)
-            loading.save_model(prefixes.model, config, decoder.state_dict(), 0, "prefixes", autoencoder=digest)
-        _write_config(target, config)
-        if not target.card.is_file():
-            write_atomic(target.card, _with_front_matter(_card(config, name or target.path.name, None, {}), config))
-
-
-def push_autoencoder(model: Autoencoder, name: str, **options: Any) -> str:
-    """As `Autoencoder.push_to_hub`."""
+    `options` are those of `hub.push`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        save_autoencoder(model, folder, name)
-        return hub.push(Path(folder), name, **options)
-
-
-def push_run(run: str | Path, name: str, *, licence: str | None = None, **options: Any) -> str:
-    """Put what `export` writes of a run on the hub as user/name; -> where it is. Options are those of `hub.push`."""
-    with tempfile.TemporaryDirectory() as folder:
-        export(run, Path(folder) / "model", name=name, licence=licence)
+        export(run, Path(folder) / "model", name=name, license=license, weights=weights)
         return hub.push(Path(folder) / "model", name, **options)
 
 
 def _card(
     config: Config, name: str, step: int | None, parts: Mapping[Levels | None, Mapping[str, Any]],
-    measured: str = _UNMEASURED, licence: str | None = None,
+    measured: str = _UNMEASURED, license: str | None = None,
 ) -> str:  # fmt: skip
     """A model card in Markdown: training steps, the meta of its parts, and what was measured are for its table."""
     priors = {levels: about for levels, about in parts.items() if levels is not None}
@@ -169,7 +145,7 @@ def _card(
         "priors": _priors(priors),
         **({"progressive decoder": f"trained {parts[None]['step']:,} steps"} if None in parts else {}),
         "measured": measured,
-        "licence": licence or "not stated",
+        "license": license or "not stated",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
@@ -216,18 +192,18 @@ def _measured(run: RunFolder) -> str:
     return measured
 
 
-def _with_front_matter(card: str, config: Config, licence: str | None = None) -> bytes:
-    """A card with the lines of YAML that a hub reads, the licence among them; lines that it has are kept."""
+def _with_front_matter(card: str, config: Config, license: str | None = None) -> bytes:
+    """A card with the lines of YAML that a hub reads, the license among them; lines that it has are kept."""
     about = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
     body = f"\n{card}"
     if card.startswith(_FRONT):
-        if licence is None:
+        if license is None:
             return card.encode()
         try:
             _, head, body = card.split(_FRONT, 2)
             about = dict(yaml.safe_load(head))
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise InputError("the lines at the top of the model card are not YAML") from error
-    if licence is not None:
-        about["license"] = licence
+    if license is not None:
+        about["license"] = license
     return f"{_FRONT}{yaml.safe_dump(about, sort_keys=False)}{_FRONT}{body}".encode()

@@ -167,7 +167,7 @@ def progressive_folder(run: str | Path) -> RunFolder:
     return RunFolder(Path(run) / "prefixes")
 
 
-def shipped() -> list[str]:
+def list_models() -> list[str]:
     """Names of the trained models inside the package."""
     return sorted(path.name for path in _SHIPPED.glob("*") if RunFolder(path).model.is_file())
 
@@ -176,7 +176,7 @@ def run_folder(run: str | Path) -> Path:
     """A path as it is, or the folder of the model of that name inside the package, unless a run has that path."""
     path = Path(run)
     is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
-    return _SHIPPED / path if str(run) in shipped() and not is_run else path
+    return _SHIPPED / path if str(run) in list_models() and not is_run else path
 
 
 def require_own(run: str | Path) -> None:
@@ -204,7 +204,7 @@ def locate(run: str | Path) -> Path:
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
-    known = f"models inside the package: {', '.join(shipped())}"
+    known = f"models inside the package: {', '.join(list_models())}"
     if str(run) in presets.names():
         train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
         raise InputError(f"{run} is a preset, not a trained model; {known}; train one: {train}")

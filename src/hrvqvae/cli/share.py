@@ -18,7 +18,7 @@ def _export(arguments: Arguments) -> int:
             raise InputError("--beam is of graphs (--onnx); a folder takes it where images are encoded")
         from hrvqvae.checkpoints.export import export
 
-        files = export(arguments.run, out, licence=arguments.licence, compact=arguments.compact)
+        files = export(arguments.run, out, license=arguments.license, compact=arguments.compact)
     else:
         from hrvqvae.export.graphs import export_graphs
 
@@ -35,7 +35,7 @@ def _push(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.export import push_run
 
     waiting(f"putting {arguments.name} on the hub")
-    print(push_run(arguments.run, arguments.name, licence=arguments.licence, private=arguments.private or None))
+    print(push_run(arguments.run, arguments.name, license=arguments.license, private=arguments.private or None))
     return 0
 
 
@@ -64,10 +64,10 @@ def add(commands: Group) -> None:
     def folder(default: str) -> Option:
         return option("out", nargs="?", metavar="DIR", type=Path, help=f"a new folder (default: {default} here)")
 
-    licence = option("--licence", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
+    license = option("--license", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
     about = "the model of a run and its priors in half precision, and nothing else; or the model as two graphs"
     where = folder("RUN-exported or RUN-onnx")
-    export = command(commands, "export", about, _export, "run", where, licence, "--beam")
+    export = command(commands, "export", about, _export, "run", where, license, "--beam")
     forms = export.add_mutually_exclusive_group()
     what = "the autoencoder in half precision, all else in 8 bits: a few codes and samples differ"
     forms.add_argument("--compact", action="store_true", help=what)
@@ -77,7 +77,7 @@ def add(commands: Group) -> None:
     actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)")
     name = option("name", metavar="USER/NAME")
     private = flag("--private", "where the repository is made: for its owner alone")
-    command(actions, "push", "export a run and put it on the hub", _push, "run", name, licence, private)
+    command(actions, "push", "export a run and put it on the hub", _push, "run", name, license, private)
     revision = option("--revision", metavar="REV", help="branch, tag or commit (default: the newest)")
     about = "get a model from the hub into a folder, which every command takes"
     command(actions, "get", about, _get, name, folder("NAME"), revision)

@@ -9,20 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hrvqvae.config import Config, Grid, ModelConfig
-from hrvqvae.config.registry import imported
+from hrvqvae.config import Grid, ModelConfig
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
-
-_HUB = "hrvqvae.checkpoints.export:"  # a room above this one, so it is imported when it is asked for
 
 Encode = Callable[[Tensor], Codes]  # images (B, C, Y, X)
 
@@ -92,8 +87,6 @@ def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
 
 class Autoencoder(nn.Module, ABC):
     """A system that turns images into codes and back."""
-
-    run_config: Config | None = None  # of the run that the model was loaded from, if it was
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
@@ -167,39 +160,6 @@ class Autoencoder(nn.Module, ABC):
 
     def align(self) -> None:
         """Renumber codewords, where that makes codes easier to predict; what codes stand for stays."""
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, beam: int | None = None, **options: Any) -> Self:
-        """An autoencoder in evaluation mode, on the CPU.
-
-        Args:
-            name: a path, the name of a model inside the package, or user/name on the hub.
-            beam: paths that its search keeps at each level; None keeps as many as in training.
-            options: of the hub: revision, cache_dir, token, local_files_only, force_download.
-
-        Raises:
-            InputError: no such model, another class, no linked codebooks for a beam, or the hub can't be reached.
-        """
-        model: Self = imported(f"{_HUB}load_autoencoder")(cls, name, beam, **options)
-        return model
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, with `run_config` or the defaults for this model, model.safetensors and, where there is
-        none, a model card. Raises InputError: the folder is a run, or can't be written.
-        """
-        imported(f"{_HUB}save_autoencoder")(self, folder)
-
-    def push_to_hub(self, name: str, **options: Any) -> str:
-        """Put what `save_pretrained` writes on the hub as user/name; -> its address.
-
-        Args:
-            options: private, token, commit_message, branch, create_pr.
-
-        Raises:
-            InputError: no token that may write there, or the hub can't be reached.
-        """
-        where: str = imported(f"{_HUB}push_autoencoder")(self, name, **options)
-        return where
 
 
 def chosen_prefix(found: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae import __version__
-from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid
@@ -272,7 +272,7 @@ def detokenize(
 def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
     """The model that is named, or the one inside the package, by which the shards were made."""
     wanted = opened.model
-    for name in [named] if named is not None else shipped():
+    for name in [named] if named is not None else list_models():
         model, _ = load_with_config(name, device)
         found = weights_digest(model.state_dict())
         if found == wanted:

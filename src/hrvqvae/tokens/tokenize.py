@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.folder import shipped
+from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.loading import described_config, load_with_config
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
@@ -221,7 +221,7 @@ def tokenize(
         InputError: no such model or source, no image, the folder is in use, was begun otherwise or can't be written.
         DamagedFileError: a shard of the folder is damaged.
     """
-    if not (model in shipped() and not Path(model).exists()):
+    if not (model in list_models() and not Path(model).exists()):
         model = str(Path(model).absolute())  # other processes may work elsewhere
     images = keyed_images(source)
     tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
