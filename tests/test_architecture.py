@@ -14,6 +14,8 @@ ROOMS = (
     "image_files", "export", "evaluation", "tokens", "training", "plots", "play", "comparison", "cli",
 )  # fmt: skip
 """A room may import those before it: docs/architecture.md draws them."""
+LATER = {"model": {"training", "plots"}}
+"""What the public object imports when it is trained, and not before."""
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -36,7 +38,7 @@ def test_rooms_import_those_before_them() -> None:
     assert packages | {path.stem for path in SOURCE.glob("[!_]*.py")} == set(ROOMS)
     for room in ROOMS:
         for path in (*SOURCE.glob(f"{room}.py"), *(SOURCE / room).rglob("*.py")):
-            later = imported_rooms(path) - set(ROOMS[: ROOMS.index(room) + 1])
+            later = imported_rooms(path) - set(ROOMS[: ROOMS.index(room) + 1]) - LATER.get(room, set())
             assert not later, f"{path.relative_to(SOURCE)} imports {later}"
 
 

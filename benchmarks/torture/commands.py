@@ -46,7 +46,7 @@ _COMPARISON = (
     "--prior.network.hidden_units 8 --prior.network.residual_blocks 2 --prior.network.attention_layers 1"
 )
 COMMANDS = {
-    "train": Command("train {ground}/tiny.yaml --out {box}/run --resume"),
+    "train": Command("train {ground}/tiny.yaml --out {box} --resume"),
     "train-prior": Command(f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", ("run",)),
     "train-progressive": Command(
         f"train-progressive {{box}}/run --resume {_TRAINING.format('progressive.training')}", ("run",)

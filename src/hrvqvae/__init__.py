@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hrvqvae.checkpoints.folder import list_models
     from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
-    from hrvqvae.model import Model, load
+    from hrvqvae.model import Model, load, train
     from hrvqvae.models.base import Autoencoder
     from hrvqvae.models.single_grid import SingleGridAutoencoder
     from hrvqvae.quantize import Codes, ResidualQuantizer
@@ -40,6 +40,7 @@ _MODULES = {
     "TreeVQ": "quantize.layer",
     "list_models": "checkpoints.folder",
     "load": "model",
+    "train": "model",
 }
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "TreeVQ",
     "list_models",
     "load",
+    "train",
 ]
 
 

@@ -247,6 +247,62 @@ class Model:
         known = self.known_part(image, keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
 
+    def train_prior(self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any) -> None:
+        """Train the priors of the model's run folder, as `hrvqvae train-prior` does.
+
+        Args:
+            data: as for `train`; None takes the images of the autoencoder's training.
+            level: train the prior of this level alone, 1 is the coarsest.
+            resume, options: as for `train`; a short name is of `prior.training`.
+
+        Raises:
+            InputError: as `hrvqvae train-prior`.
+            KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` goes on.
+        """
+        from hrvqvae.distributed.launch import process_group
+        from hrvqvae.plots.curves import draw_training
+        from hrvqvae.training import stages
+
+        fields = stages.option_fields("prior.training", options) | stages.data_fields(self.run, data)
+        with process_group():
+            outcomes = stages.train_missing_priors(
+                self.run, fields, level=level, resume=resume, callbacks=[draw_training]
+            )
+        self.__dict__.pop("priors", None)  # the next sample reads the new ones
+        stages.raise_signal(*outcomes.values())
+
+
+def train(
+    preset: str, *, data: Any = None, test_data: Any = None, out: str | Path | None = None, resume: bool = False,
+    **options: Any,
+) -> Model:  # fmt: skip
+    """Train an autoencoder into a run folder, as `hrvqvae train` does, and return its model.
+
+    Args:
+        preset: a preset, a configuration file, or a run folder to resume.
+        data: images: a folder, tars, Parquet files or arrays; or a map-style torch `Dataset` of images (C, Y, X), uint8
+            or float in [0, 1], or of tuples (image, label). None takes the data of the preset.
+        test_data: a second `Dataset`, to evaluate on; by default `data` is divided as `data.split` says.
+        out: the run folder; by default runs/PRESET.
+        resume: go on from the newest checkpoint.
+        options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration by its dotted name:
+            `**{"model.quantizer.levels": 4}`.
+
+    Raises:
+        InputError: as `hrvqvae train`.
+        KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` goes on.
+    """
+    from hrvqvae.distributed.launch import process_group
+    from hrvqvae.plots.curves import draw_training
+    from hrvqvae.training import stages
+
+    run = stages.run_folder_of(preset, out)
+    fields = stages.option_fields("training", options) | stages.data_fields(run.path, data, test_data)
+    with process_group():
+        outcome = stages.train_autoencoder(preset, run, fields, resume=resume, callbacks=[draw_training])
+    stages.raise_signal(outcome)
+    return Model(run.path, options.get("device", "cpu"))
+
 
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
     """The trained model of a run folder, of a weights file, or of the name of a model inside the package.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,29 +13,28 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
-    from hrvqvae.config import Config, Levels
     from hrvqvae.training.trainer import Callback, Outcome
 
 _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")
 
 
-def _given(arguments: Arguments, stage: str) -> dict[str, str]:
-    """Dotted name -> text, of every option that names a field of the configuration; `stage` is the section trained."""
-    given: dict[str, str] = dict(arguments.fields)
-    named = {"data": "data.root", "codes": "prior.codes"} | {short: f"{stage}.{short}" for short in _OPTIONS}
-    for short, name in named.items():
+def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
+    """Return the fields that options set, by dotted name; `stage` is the section that is trained."""
+    fields: dict[str, str] = dict(arguments.fields)
+    names = {"data": "data.root", "codes": "prior.codes"} | {short: f"{stage}.{short}" for short in _OPTIONS}
+    for short, name in names.items():
         value = getattr(arguments, short, None)
         if value is not None:
-            give(given, name, value, f"--{short.replace('_', '-')}")
-    return given | {name: _absolute(given[name]) for name in ("data.root", "prior.codes") if name in given}
+            give(fields, name, value, f"--{short.replace('_', '-')}")
+    return fields | {name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields}
 
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _together() -> AbstractContextManager[None]:
-    """Join the processes that torchrun started; alone this needs no torch."""
+def _join_process_group() -> AbstractContextManager[None]:
+    """Join the processes that torchrun started; in a single process this needs no torch."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from hrvqvae.distributed.launch import process_group
@@ -51,98 +49,67 @@ def _callbacks() -> list[Callback]:
     return [draw_training]
 
 
-def _resumes(arguments: Arguments, began: Callable[[], bool]) -> bool:
-    """Whether a training goes on: it is asked to, or torchrun started it again."""
-    from hrvqvae.distributed.launch import is_restarted
-
-    return arguments.resume or is_restarted(began)
-
-
-def _ended(outcome: Outcome, what: str, done: str) -> int:
-    """Print how the training of `what` ended, with `done` at the end where it is completed; -> the exit code."""
+def _report_outcome(outcome: Outcome, stage: str, files: str) -> int:
+    """Print how the training of a stage ended, and its files if it is complete. Return the exit code."""
     spent = f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
-        print(f"{what}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
+        print(f"{stage}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
-    print(f"{what}trained {counted(outcome.step, 'step')} {spent}{done}")
+    print(f"{stage}trained {counted(outcome.step, 'step')} {spent}{files}")
     return 0
 
 
 def _train(arguments: Arguments) -> int:
     from hrvqvae.config import to_dict
-    from hrvqvae.config.parsing import autoencoder_config, base_config, override
+    from hrvqvae.config.parsing import base_config, override
 
-    folder = Path(arguments.preset)
-    if arguments.resume and (folder / "config.yaml").is_file():  # a run folder says itself what it is
-        arguments.preset, arguments.out = str(folder / "config.yaml"), arguments.out or str(folder)
-    with _together():
-        given = _given(arguments, "training")
-        config = override(base_config(arguments.preset), given)  # a mistake is told before torch is imported
+    with _join_process_group():
+        fields = _collect_fields(arguments, "training")
+        config = override(base_config(arguments.preset), fields)  # a mistake is reported before torch is imported
         if arguments.print_config:
             import yaml
 
             print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
             return 0
         from hrvqvae import distributed
-        from hrvqvae.checkpoints.folder import RunFolder
         from hrvqvae.checkpoints.stale import stale_notice
-        from hrvqvae.training.autoencoder import AutoencoderTask
-        from hrvqvae.training.trainer import Trainer
+        from hrvqvae.training.stages import run_folder_of, train_autoencoder
 
-        run = RunFolder(Path(arguments.out or f"runs/{arguments.preset.replace('/', '-')}"))
-        resume = _resumes(arguments, run.of_this_job)
-
-        def configured() -> Config:
-            return autoencoder_config(arguments.preset, given, run.read_config() if resume and run.begun() else None)
-
-        config = distributed.on_rank_zero(configured)
-        outcome = Trainer(AutoencoderTask(config, run), resume=resume, callbacks=_callbacks()).train()
-        code = _ended(outcome, "", f": {run.model}\npictures in {run.pictures}")
+        run = run_folder_of(arguments.preset, arguments.out)
+        outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume, callbacks=_callbacks())
+        code = _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
         for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):
             print(line)
         return code
 
 
 def _train_prior(arguments: Arguments) -> int:
-    with _together():
-        given = _given(arguments, "prior.training")
-        from hrvqvae import distributed
-        from hrvqvae.checkpoints.folder import prior_folder
+    with _join_process_group():
         from hrvqvae.config import level_names
-        from hrvqvae.training.prior import resolve_priors, train_priors
+        from hrvqvae.training.stages import train_missing_priors
 
-        def configured(resume: bool) -> dict[Levels, Config]:
-            return resolve_priors(arguments.run, arguments.level, given, resume=resume)
-
-        def began() -> bool:
-            return any(prior_folder(arguments.run, *levels).of_this_job() for levels in configured(False))
-
-        resume = _resumes(arguments, began)
-        configs = distributed.on_rank_zero(lambda: configured(resume))
-        outcomes = train_priors(arguments.run, configs, resume=resume, callbacks=_callbacks())
-        codes = [_ended(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
+        fields, resume = _collect_fields(arguments, "prior.training"), arguments.resume
+        outcomes = train_missing_priors(
+            arguments.run, fields, level=arguments.level, resume=resume, callbacks=_callbacks()
+        )
+        codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
         if not codes[-1]:
             print(f"priors in {Path(arguments.run) / 'priors'}")
         return codes[-1]
 
 
 def _train_progressive(arguments: Arguments) -> int:
-    with _together():
-        given = _given(arguments, "progressive.training")
-        from hrvqvae import distributed
+    with _join_process_group():
         from hrvqvae.checkpoints.folder import progressive_folder
-        from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
-        from hrvqvae.training.trainer import Trainer
+        from hrvqvae.training.stages import train_progressive_decoder
 
-        folder = progressive_folder(arguments.run)
-        resume = _resumes(arguments, folder.of_this_job)
-        config = distributed.on_rank_zero(lambda: resolve_progressive(arguments.run, given, resume=resume))
-        outcome = Trainer(ProgressiveTask(arguments.run, config), resume=resume, callbacks=_callbacks()).train()
-        return _ended(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
+        fields, folder = _collect_fields(arguments, "progressive.training"), progressive_folder(arguments.run)
+        outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume, callbacks=_callbacks())
+        return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
 
 def _refresh(arguments: Arguments) -> int:
-    with _together():
+    with _join_process_group():
         from hrvqvae.checkpoints.stale import stale_notice
         from hrvqvae.training.refresh import refresh
 
@@ -193,15 +160,16 @@ def _demo(arguments: Arguments) -> int:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
     root, data = ((name, arguments.root) if arguments.root else () for name in ("--root", "--data"))
-    budget = ("--resume", *(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
+    budget = (*(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
     of_autoencoder = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
     of_prior = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}"
     guided = ("--guidance", "1.5") if config.prior.class_dropout else ()
     other_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
+    begun = ("--resume",) if Path(arguments.out, "config.yaml").is_file() else ()
     for words in (
         ("data", "get", "mnist", *root),
-        ("train", arguments.preset, "--out", arguments.out, *data, *budget, of_autoencoder),
-        ("train-prior", arguments.out, *budget, of_prior, *other_prior),
+        ("train", arguments.preset, "--out", arguments.out, *data, *begun, *budget, of_autoencoder),
+        ("train-prior", arguments.out, "--resume", *budget, of_prior, *other_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "-o", str(pictures / "samples.png")),
         ("sample", "treevq-mnist", "--guidance", "2", "-o", str(pictures / "samples-of-the-shipped-model.png")),

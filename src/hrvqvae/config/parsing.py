@@ -168,8 +168,8 @@ def override(base: Config, given: Mapping[str, Any], where: str = "") -> Config:
 
 
 def base_config(name: str) -> Config:
-    """The configuration of a preset, or of a YAML or JSON file. Raises InputError where it is neither."""
-    path = Path(name)
+    """Return the configuration of a preset, a YAML or JSON file, or a run folder. Raises InputError for any other."""
+    path = Path(name, "config.yaml") if Path(name, "config.yaml").is_file() else Path(name)
     return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
 
 

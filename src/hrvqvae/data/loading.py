@@ -23,7 +23,7 @@ from hrvqvae.data.batches import in_order, read_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
-from hrvqvae.data.sources import TRAIN, WORDS, Part, Source, arrays, given_split, parquet, tars
+from hrvqvae.data.sources import TRAIN, WORDS, Part, Source, arrays, datasets, given_split, parquet, tars
 from hrvqvae.data.sources.files import LISTS, FolderSource, folder_sources, listed_images, named_files, names_below
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
@@ -74,6 +74,9 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
         images.pixels = None if pixels is None else pixels[some]
         images.rows = rows[some] if len(rows) == len(some) else rows
         return dataclasses.replace(images, config=config, labels=images.labels[some])
+    if (config.root or "").startswith(datasets.PREFIX):
+        sources = datasets.given_sources(str(config.root), config.labels)
+        return _in_memory(_select_split(sources, "the data set", split, config), split)
     root = data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:
@@ -81,8 +84,7 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
     if config.root is None and not (root / config.dataset).is_dir():
         how = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
         raise InputError(f"no folder {root / config.dataset}; name it with --data DIR{how}")
-    images = open_stored(dataset_folder(root, config.dataset), split, config)
-    return images if split == "train" and config.crop == "random" else _in_memory(images)
+    return _in_memory(open_stored(dataset_folder(root, config.dataset), split, config), split)
 
 
 def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
@@ -101,10 +103,11 @@ def _published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> 
     return ImageSet(config, found.labels, found.classes, pixels=found.images)
 
 
-def _in_memory(images: ImageSet) -> ImageSet:
-    """The images, decoded into memory where they fit."""
+def _in_memory(images: ImageSet, split: str) -> ImageSet:
+    """Decode images into memory, unless they are cropped at random or do not fit."""
     config = images.config
-    if len(images) * config.channels * config.size**2 > config.memory_mb * 2**20:
+    bytes_of_all = len(images) * config.channels * config.size**2
+    if (split == "train" and config.crop == "random") or bytes_of_all > config.memory_mb * 2**20:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     labels, count = np.empty(len(images), np.int64), 0
@@ -142,6 +145,11 @@ def open_stored(path: Path, split: str, config: DataConfig) -> ImageSet:
             note(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
     else:
         sources = _of_files(path, split, config.labels)
+    return _select_split(sources, str(path), split, config)
+
+
+def _select_split(sources: Mapping[str, Source], where: str, split: str, config: DataConfig) -> ImageSet:
+    """Return the images of a split from sources by the words of their splits, or from one that is to be divided."""
     if "" in sources:
         source = sources[""]
         rows = np.flatnonzero(_held_out(source, config) == (split == "test"))
@@ -150,10 +158,10 @@ def open_stored(path: Path, split: str, config: DataConfig) -> ImageSet:
         rows = np.arange(len(source))
     if not len(rows):
         raise InputError(
-            f"{path} has {counted(len(source), 'image')}, none in the {split} split; "
+            f"{where} has {counted(len(source), 'image')}, none in the {split} split; "
             "add images, or divide them otherwise with --data.split"
         )
-    classes, labels = _classes(path, sources) if config.labels else ((), {})
+    classes, labels = _classes(where, sources) if config.labels else ((), {})
     own = labels[source] if classes else np.zeros(len(source), np.int64)
     return ImageSet(config, own[rows], classes, source, rows)
 
@@ -226,7 +234,7 @@ def _held_out(source: Source, config: DataConfig) -> NDArray[np.bool_]:
     return test
 
 
-def _classes(path: Path, sources: Mapping[str, Source]) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
+def _classes(where: str, sources: Mapping[str, Source]) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
     """(names of the classes, the class of each image of each source); none without labels."""
     labels = {source: source.labels for source in sources.values() if source.labels is not None}
     if not labels:
@@ -234,12 +242,12 @@ def _classes(path: Path, sources: Mapping[str, Source]) -> tuple[tuple[str, ...]
     if len(labels) < len(sources):
         without = next(word for word, source in sources.items() if source not in labels)
         raise InputError(
-            f"{path}: images of the {without} split have no labels, those of the other do; "
+            f"{where}: images of the {without} split have no labels, those of the other do; "
             "take no classes with --data.labels false"
         )
     classes = next(iter(labels)).class_names
     if any(source.class_names != classes for source in labels):
-        raise InputError(f"{path}: the splits name other classes; take none with --data.labels false")
+        raise InputError(f"{where}: the splits name other classes; take none with --data.labels false")
     if not classes:
         values = np.unique(np.concatenate([np.unique(some) for some in labels.values()]))
         return tuple(map(str, values)), {source: np.searchsorted(values, some) for source, some in labels.items()}

@@ -1,0 +1,114 @@
+"""Train the stages of a run, for the command line and for Python: autoencoder, priors, progressive decoder.
+
+Each function resolves the configuration, begins or resumes the stage in its folder, and returns how the training ended.
+Processes that torchrun restarted resume without being asked to.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hrvqvae import distributed
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.config import Config, Levels
+from hrvqvae.config.parsing import autoencoder_config
+from hrvqvae.data.sources.datasets import give_datasets
+from hrvqvae.distributed.launch import is_restarted
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import resolve_priors, train_priors
+from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
+from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
+from hrvqvae.utils.errors import InputError
+
+OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")  # of a stage, that have a short name
+Fields = Mapping[str, Any]
+"""Fields of a configuration by dotted name: plain values, or texts as of the command line."""
+
+
+def option_fields(stage: str, options: Fields) -> dict[str, Any]:
+    """Return options by the dotted names of their fields; short names are fields of the stage's section."""
+    return {f"{stage}.{name}" if name in OPTIONS else name: value for name, value in options.items()}
+
+
+def data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, str]:
+    """Return the fields that name the images of a run.
+
+    Args:
+        run: its folder.
+        data: a folder or file of images, or a map-style torch data set; None leaves the data of the configuration.
+        test_data: a second data set, to evaluate on; by default the first is divided as `data.split` says.
+    """
+    if data is None:
+        return {}
+    if isinstance(data, str | Path):
+        return {"data.root": str(Path(data).expanduser().absolute())}
+    return {"data.root": give_datasets(str(Path(run).absolute()), data, test_data)}
+
+
+def run_folder_of(preset: str, out: str | Path | None) -> RunFolder:
+    """Return the folder that a preset is trained into: `out`, else a run folder itself, else runs/PRESET."""
+    is_run = RunFolder(Path(preset)).config.is_file()
+    return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
+
+
+def train_autoencoder(
+    preset: str, run: RunFolder, fields: Fields, *, resume: bool = False, callbacks: Sequence[Callback] = (),
+    say: Say = print,
+) -> Outcome:  # fmt: skip
+    """Train the autoencoder of a preset, a configuration file or a run folder.
+
+    Raises:
+        InputError: a bad value, nothing to resume, or as `Trainer.train`.
+    """
+    if resume and not _may_hold_run(run.path):
+        raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
+    resume = resume or is_restarted(run.of_this_job)
+
+    def resolve() -> Config:
+        return autoencoder_config(preset, fields, run.read_config() if resume and run.begun() else None)
+
+    task = AutoencoderTask(distributed.on_rank_zero(resolve), run)
+    return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
+
+
+def _may_hold_run(folder: Path) -> bool:
+    """Return whether a folder holds a run, one that was killed before its first file, or nothing at all."""
+    return folder.is_dir() and (
+        (folder / ".lock").is_file() or (folder / "config.yaml").is_file() or not any(folder.iterdir())
+    )
+
+
+def train_missing_priors(
+    run: str | Path, fields: Fields, *, level: int | None = None, resume: bool = False,
+    callbacks: Sequence[Callback] = (), say: Say = print,
+) -> dict[Levels, Outcome]:  # fmt: skip
+    """Train the priors of a run, or the one that covers a level (counted from 1). Raises as `train_priors`."""
+
+    def resolve(resume: bool) -> dict[Levels, Config]:
+        return resolve_priors(run, level, fields, resume=resume)
+
+    def began() -> bool:
+        return any(prior_folder(run, *levels).of_this_job() for levels in resolve(False))
+
+    resume = resume or is_restarted(began)
+    configs = distributed.on_rank_zero(lambda: resolve(resume))
+    return train_priors(run, configs, resume=resume, callbacks=callbacks, say=say)
+
+
+def train_progressive_decoder(
+    run: str | Path, fields: Fields, *, resume: bool = False, callbacks: Sequence[Callback] = (), say: Say = print
+) -> Outcome:
+    """Train the progressive decoder of a run. Raises as `Trainer.train`."""
+    resume = resume or is_restarted(progressive_folder(run).of_this_job)
+    config = distributed.on_rank_zero(lambda: resolve_progressive(run, fields, resume=resume))
+    return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=callbacks, say=say).train()
+
+
+def raise_signal(*outcomes: Outcome) -> None:
+    """Raise the signal that stopped a training, if any, now that it is saved: Ctrl-C is a KeyboardInterrupt."""
+    for outcome in outcomes:
+        if outcome.signal is not None:
+            signal.raise_signal(outcome.signal)

@@ -1,0 +1,98 @@
+"""Training from Python: images of a torch data set, and the same run as by the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import hrvqvae
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.config import Config
+from hrvqvae.data.sources import datasets
+from hrvqvae.utils.errors import InputError
+from tests.conftest import do, drawn_digits, same, with_data, write_file
+from tests.trained_run import GIVEN
+
+IMAGES, LABELS = drawn_digits(70, seed=3)
+
+
+class Digits(Dataset[tuple[Tensor, int]]):
+    """Drawn digits (1, 12, 12) with their labels, as uint8 or as floats."""
+
+    def __init__(self, rows: slice, floats: bool = False) -> None:
+        self.images, self.labels, self.floats = IMAGES[rows], LABELS[rows], floats
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        image = torch.from_numpy(self.images[row])[None]
+        return image.double() / 255 if self.floats else image, int(self.labels[row])
+
+
+@pytest.fixture
+def tiny_file(tiny: Config, tmp_path: Path) -> str:
+    """A configuration file of a small model of any images."""
+    return str(write_file(with_data(tiny, dataset="mine", root=None), tmp_path / "tiny.yaml"))
+
+
+def tensors(run: RunFolder) -> dict[str, Tensor]:
+    return storage.read(run.saved()[0])[0] | {f"file {name}": one for name, one in storage.read(run.model)[0].items()}
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_it_is_the_training_of_the_command_line(floats: bool, tiny_file: str, tmp_path: Path) -> None:
+    arrays = {"x_train": IMAGES[:50], "y_train": LABELS[:50], "x_test": IMAGES[50:], "y_test": LABELS[50:]}
+    np.savez(tmp_path / "digits.npz", **arrays)
+    typed, called = RunFolder(tmp_path / "typed"), RunFolder(tmp_path / "called")
+    options = {"data.flip": True, "training.schedule": "constant"}
+    typed_options = [word for name, value in (options | GIVEN).items() for word in (f"--{name}", str(value).lower())]
+    do("train", tiny_file, "--data", tmp_path / "digits.npz", "--out", typed.path, "--max-steps", 9, *typed_options[:4])
+    do("train-prior", typed.path, *typed_options[4:])
+
+    data = {"data": Digits(slice(50), floats), "test_data": Digits(slice(50, None))}
+    hrvqvae.train(tiny_file, **data, out=called.path, max_steps=6, **options)
+    model = hrvqvae.train(str(called.path), **data, resume=True, max_steps=9)
+    model.train_prior(**GIVEN)
+    for one, other in ((typed, called), *((prior_folder(path.path, 1) for path in (typed, called)),)):
+        assert same(tensors(one), tensors(other)), one.path
+    assert {path.name for path in called.pictures.iterdir()} == {path.name for path in typed.pictures.iterdir()}
+    assert model.sample(2, class_name=str(LABELS[0])).shape == (2, 1, 12, 12)
+    assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2, "the data set fits the entropy model"
+    assert "test: 20 images" in do("evaluate", called.path), "which knows the data set in this process"
+
+
+def test_one_data_set_is_divided(
+    tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)
+    assert "tiny: 65 training images" in capsys.readouterr().out, "of 70"
+    with pytest.raises(InputError, match="continue it with --resume"):
+        hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)
+    with pytest.raises(InputError, match="trained on other images"):
+        hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
+    with pytest.raises(InputError, match="holds no run to resume"):
+        hrvqvae.train(tiny_file, out=tmp_path / "typo", resume=True)
+    monkeypatch.setattr(datasets, "_GIVEN", {})  # as in another process
+    with pytest.raises(InputError, match="trained on a data set given from Python: give it again"):
+        hrvqvae.load(run).train_prior()
+
+
+@pytest.mark.parametrize(
+    ("items", "fault"),
+    [
+        ([torch.zeros(12, 12)], "its shape is (12, 12)"),
+        ([torch.zeros(1, 12, 12) - 1], "its values are -1 to -1; float images are in [0, 1]"),
+        ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
+        ([], "the data set has no item"),
+    ],
+)
+def test_items_that_are_no_images(items: list[object], fault: str, tiny_file: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        hrvqvae.train(tiny_file, data=items * 2, out=tmp_path / "run", max_steps=2)
+    assert fault in str(raised.value)
