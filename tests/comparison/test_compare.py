@@ -42,7 +42,9 @@ def test_systems_with_priors(tmp_path: Path) -> None:
     for row in rows:
         assert set(row) == {"system", "seed", *others, *COLUMNS}
         assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
-        assert [name for name in COLUMNS if row[name] is None] == ["adversarial_steps"] * (row["system"] != "vqgan")
+        frechet = ["frechet_reconstructions", "frechet_samples"]  # 40 images are fewer than 128 features
+        missing = frechet + ["adversarial_steps"] * (row["system"] != "vqgan")
+        assert [name for name in COLUMNS if row[name] is None] == missing
         assert 0 < row["usage"] <= 1
     assert rows[2]["adversarial_steps"] == 2
     table = (out / "results.md").read_text()
@@ -126,7 +128,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not (tmp_path / "parts" / "results.md").exists()
     assert stops == 2
     whole, parts = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts"))
-    for name in ("mse", "prior_bits_per_image", "frechet_samples"):
+    for name in ("mse", "prior_bits_per_image", "kernel_samples"):
         assert [row[name] for row in whole] == [row[name] for row in parts]
 
 
@@ -243,7 +245,7 @@ def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.Mo
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     comparison = Comparison(dataset="photos", systems=("vqvae",), max_steps=1, root=str(tmp_path / "photos"))
-    with pytest.raises(InputError, match="images in colour"):
+    with pytest.raises(InputError, match="colour images, and images without classes"):
         compare(comparison, tmp_path / "out", lambda _: None)
     assert not (tmp_path / "out" / "runs").exists(), "refused before anything is trained"
 
@@ -276,7 +278,7 @@ def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, monkeypatc
     assert f"delete {here / 'rows'}" in line
     shutil.rmtree(here / "rows")
     assert main([*command, "--out", str(here)]) == 0
-    assert "| FID of 40 images |" in (here / "results.md").read_text()
+    assert "| samples: KID of 40 images |" in (here / "results.md").read_text()
     assert (here / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns == model, "not trained again"
 
 

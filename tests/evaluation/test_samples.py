@@ -15,13 +15,15 @@ from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel, Geometry
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import DataConfig
-from hrvqvae.evaluation import classifier
+from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from hrvqvae.evaluation.report import file_bits, label_bits, measure_rate
-from hrvqvae.evaluation.samples import Features, RealImages, features_of, share_among
+from hrvqvae.evaluation.samples import DRAWS, Features, RealImages, features_of, measure_samples, share_among, summarize
 from hrvqvae.models import published
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
+from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
 
@@ -62,7 +64,7 @@ def test_distances_by_hand() -> None:
         assert found.kernel == pytest.approx(kernel_by_hand(one, two), rel=1e-6)
         assert found.precision == share_among(torch.from_numpy(two), torch.from_numpy(one))
         assert found.recall == share_among(torch.from_numpy(one), torch.from_numpy(two)) != found.precision
-    assert abs(kept.distances([real]).frechet) < 1e-4
+    assert kept.distances([real]).frechet == pytest.approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
     assert plain.frechet == "Frechet distance of 80 images, features of pixels"
     assert plain.kernel == "kernel distance of 80 images, features of pixels"
@@ -73,6 +75,14 @@ def test_shares_by_hand() -> None:
     some = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
     # with the first neighbour, the balls reach 1, 1, 2 and 7 around the others
     assert share_among(some, others, neighbour=1) == 4 / 5
+
+
+def test_fewer_images_than_features_have_no_frechet_distance() -> None:
+    real, near, _ = sets(6)  # of 6 features
+    distances = RealImages(PIXELS, [real]).distances([near])
+    assert distances.frechet is None
+    assert distances.kernel == pytest.approx(kernel_by_hand(*(x.flatten(1).double().numpy() for x in (real, near))))
+    assert summarize([distances, distances])["frechet"] is None
 
 
 def test_other_numbers_of_images_are_refused() -> None:
@@ -106,7 +116,7 @@ def test_a_classifier_of_greyscale_images_is_trained_once(
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
-    one, again = (features_of(tmp_path, config) for _ in range(2))
+    one, again = (features_of(config, tmp_path / "classifier.safetensors") for _ in range(2))
     assert trained == ["mnist"]
     assert one.source == "a classifier of mnist"
     assert one(images).shape == (3, 128)
@@ -118,7 +128,7 @@ def test_colour_takes_efficientnet(tmp_path: Path) -> None:
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     config = DataConfig(dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0)
-    found = features_of(tmp_path, config)
+    found = features_of(config, tmp_path / "classifier.safetensors")
     assert found.source == "efficientnet-lite0"
     assert found(torch.rand(2, 3, 32, 32)).shape == (2, 320)
 
@@ -131,7 +141,7 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
-    found = features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12))
+    found = features_of(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
     assert found.source == ""
     grey = torch.rand(2, 1, 28, 28)
     seen = found(grey)
@@ -144,7 +154,95 @@ def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) 
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.write_bytes(b"nothing that was published" * 9)
     with pytest.raises(InputError, match=r"inception.*pth is damaged .*; delete it, then hrvqvae data get inception"):
-        features_of(cache, DataConfig(dataset="mnist", root=str(mnist_root), size=12))
+        features_of(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
+
+
+# Samples of a generator that is known
+
+
+class Rings:
+    """Draws the test distribution itself: two kinds of images, the first 19 times as frequent, each with noise."""
+
+    run, classes, class_counts = "", ("often", "seldom"), (95, 5)
+
+    def __init__(self, shares: tuple[float, float]) -> None:
+        self.shares = shares
+
+    def draw(self, count: int, *, seed: int, params: object, class_name: str | None = None) -> Sampled:
+        generator = np.random.default_rng((7, seed))
+        labels = generator.choice(2, count, p=self.shares)
+        if class_name is not None:
+            labels[:] = self.classes.index(class_name)
+        return Sampled(rings(labels, generator), (), ())
+
+    def encode(self, images: Tensor, lmbda: float | None) -> tuple[Tensor, ...]:
+        return (images,)
+
+    def decode(self, codes: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+        return codes[0]
+
+
+def rings(labels: np.ndarray, generator: np.random.Generator) -> Tensor:
+    """Images (B, 1, 2, 2): bright or dark by their label, with noise of each pixel."""
+    noise = generator.normal(0, 0.05, (len(labels), 1, 2, 2))
+    return torch.from_numpy(np.where(labels == 0, 0.3, 0.8)[:, None, None, None] + noise).clamp(0, 1).float()
+
+
+@pytest.fixture
+def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConfig:
+    """A data set of 4,000 test images, of which one in twenty is of the second class."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(4_000) % 20 == 19).astype(np.int64)
+    config = DataConfig(dataset="rings", size=2, channels=1, workers=0)
+    pixels = (rings(labels, generator) * 255).byte().numpy()
+    images = ImageSet(config, labels, ("often", "seldom"), pixels=pixels)
+    brightness = TrainedClassifier(Brightness(), 1.0, images.classes)  # type: ignore[arg-type]
+    monkeypatch.setattr(samples, "load_images", lambda *_: images)
+    monkeypatch.setattr(samples, "features_of", lambda *_: PIXELS)
+    monkeypatch.setattr(samples, "classifier_of", lambda *_: brightness)
+    monkeypatch.setattr(samples, "locate", lambda _: tmp_path / "model.safetensors")
+    return config
+
+
+class Brightness(torch.nn.Module):
+    """Takes dark images for the first class."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean((1, 2, 3)) - 0.55
+        return torch.stack([-mean, mean], 1)
+
+
+def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes: DataConfig) -> None:
+    (found,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)  # type: ignore[arg-type]
+    drawn, floor = (found.distances[name]["frechet"] for name in ("samples", "test images"))
+    assert drawn is not None
+    assert floor is not None
+    assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
+    assert found.classification_accuracy == 1, "both classes, equally often"
+    (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)  # type: ignore[arg-type]
+    assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean  # type: ignore[union-attr]
+
+
+def test_the_deviation_is_the_noise_of_repetitions(
+    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of DRAWS sets varies over repetitions by the deviation of a set / sqrt(DRAWS)."""
+    model, means, deviations = Rings((0.95, 0.05)), list[float](), list[float]()
+    draw = model.draw
+    for repetition in range(12):
+        monkeypatch.setattr(model, "draw", lambda *a, seed, **k: draw(*a, seed=1_000 * repetition + seed, **k))  # noqa: B023
+        (found,) = measure_samples(model, unequal_classes, 300)  # type: ignore[arg-type]
+        spread = found.distances["samples"]["kernel"]
+        assert spread is not None
+        means.append(spread.mean)
+        deviations.append(float(spread.deviation or 0))
+    ratio = np.std(means, ddof=1) * np.sqrt(DRAWS) / np.sqrt(np.mean(np.square(deviations)))
+    assert 0.5 < ratio < 2
+
+
+def test_too_few_images_are_refused(unequal_classes: DataConfig) -> None:
+    with pytest.raises(InputError, match="1 samples and 4000 test images are too few"):
+        measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)  # type: ignore[arg-type]
 
 
 # Bits of codes: under priors, by the entropy model as files hold them, of labels

@@ -12,7 +12,7 @@ from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
     from hrvqvae.evaluation.report import Rate
-    from hrvqvae.evaluation.samples import SampleQuality
+    from hrvqvae.evaluation.samples import SampleQuality, Spread
 
 
 def _evaluate(arguments: Arguments) -> int:
@@ -60,19 +60,29 @@ def _print_rate(rate: Rate) -> None:
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
-    names = ["samples" if one.guidance == 1 else f"samples with guidance {one.guidance:g}" for one in qualities]
-    for one, name in zip(qualities, names, strict=True):
-        print(f"{name}: classification accuracy {one.classification_accuracy:.1%} of {one.samples:,}")
-    found = qualities[0]
+    names = [f"samples with guidance {quality.guidance:g}" for quality in qualities]
+    for quality, name in zip(qualities, names, strict=True):
+        print(f"{name}: classification accuracy {quality.classification_accuracy:.1%} of {quality.samples:,}")
+    first = qualities[0]
     print(
-        f"the classifier's accuracy on test images: {found.classifier_accuracy:.2%}, "
-        f"on reconstructions of {found.compared:,} of them: {found.reconstructions_accuracy:.2%}\n"
+        f"classification accuracy of test images: {first.classifier_accuracy:.2%}, "
+        f"of reconstructions of {first.compared:,} test images: {first.reconstructions_accuracy:.2%}\n"
     )
-    rows: list[Sequence[object]] = [("from test images", found.frechet, "kernel", "precision", "recall")]
-    drawn = {name: one.distances["samples"] for one, name in zip(qualities, names, strict=True)}
-    for name, far in (drawn | {name: far for name, far in found.distances.items() if name != "samples"}).items():
-        rows.append((name, f"{far.frechet:.3f}", f"{far.kernel:.4f}", f"{far.precision:.3f}", f"{far.recall:.3f}"))
+    rows: list[Sequence[object]] = [("from test images", first.frechet, "kernel", "precision", "recall")]
+    drawn = {name: quality.distances["samples"] for quality, name in zip(qualities, names, strict=True)}
+    for name, spreads in (drawn | {name: each for name, each in first.distances.items() if name != "samples"}).items():
+        rows.append(
+            (name, *(_show(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True)))
+        )
     print_table(rows)
+    print("mean ± standard deviation of several sets; test images from other test images are the floor")
+
+
+def _show(spread: Spread | None, places: int) -> str:
+    if spread is None:
+        return "too few images"
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{places}f}"
+    return f"{spread.mean:.{places}f}{deviation}"
 
 
 def _reconstruct(arguments: Arguments) -> int:

@@ -17,7 +17,7 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.evaluation.samples import RealImages, features_of, split_images
+from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, features_of, split_images
 from hrvqvae.model import Model
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.loggers import read_records
@@ -62,7 +62,7 @@ class Instruments:
     def __init__(self, config: Config, folder: Path) -> None:
         """A classifier that is trained for it is kept in `folder`."""
         self.tests = test_images(config, _FEATURE_IMAGES)
-        self.real = RealImages(features_of(folder, config.data), self.tests)
+        self.real = RealImages(features_of(config.data, folder / CLASSIFIER), self.tests)
         self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()

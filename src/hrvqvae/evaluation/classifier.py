@@ -176,7 +176,11 @@ def classifier_of(config: DataConfig, kept: Path | None = None) -> TrainedClassi
     trained = train_classifier(config)
     if not kept:
         return trained
-    write_classifier(kept, trained)
+    try:
+        write_classifier(kept, trained)
+    except OSError as error:
+        note(f"{kept} can't be written ({error.strerror}): the classifier is trained again next time")
+        return trained
     return read_classifier(kept, config)  # in half precision, as every later process has it
 
 

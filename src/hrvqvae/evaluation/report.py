@@ -25,7 +25,7 @@ from hrvqvae.config import Grid, TrainingConfig, level_names
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
-from hrvqvae.evaluation.samples import SampleQuality, measure_samples
+from hrvqvae.evaluation.samples import SampleQuality, measure_samples, plain
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors, total_bits
@@ -115,22 +115,22 @@ class Evaluated:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the rate's beside the report's, None where there are no priors or no entropy model."""
-        plain, rate = self.report.to_dict(), self.rate
+        values, rate = self.report.to_dict(), self.rate
         bits = {"prior": rate and rate.prior, "file": rate and rate.files}
-        plain |= {f"{name}_bits_per_image": sum(each) if each else None for name, each in bits.items()}
-        plain["label_bits_per_image"] = rate and rate.label
-        for level, values in enumerate(plain["levels"]):
+        values |= {f"{name}_bits_per_image": sum(each) if each else None for name, each in bits.items()}
+        values["label_bits_per_image"] = rate and rate.label
+        for level, columns in enumerate(values["levels"]):
             for name, each in bits.items():
-                values[f"{name}_bits_per_code"] = each[level] / rate.positions[level] if rate and each else None
-        plain["no_priors"] = self.no_rate or None
+                columns[f"{name}_bits_per_code"] = each[level] / rate.positions[level] if rate and each else None
+        values["no_priors"] = self.no_rate or None
         if self.samples:
-            plain |= self.samples[0].to_dict()
-            plain["by_guidance"] = [
-                {name: vars(one)[name] for name in ("guidance", "classification_accuracy")}
-                | vars(one.distances["samples"])
-                for one in self.samples
+            values |= self.samples[0].to_dict()
+            values["by_guidance"] = [
+                {name: vars(quality)[name] for name in ("guidance", "classification_accuracy")}
+                | plain(quality.distances["samples"])
+                for quality in self.samples
             ]
-        return plain
+        return values
 
 
 def evaluate_run(

@@ -1,23 +1,28 @@
-"""How good samples are: classification accuracy, and distances between sets of images by named features.
+"""Quality of samples: classification accuracy, and distances between sets of images with their noise.
 
-Images are batches (B, C, Y, X) float32 in [0, 1], C is 1 or 3. Only distances by Inception's features are called FID
-and KID.
+Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. A Frechet distance is called FID, and a kernel distance
+KID, only if the features are Inception's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
+from hrvqvae.checkpoints.folder import locate
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.batches import evaluation_batches, in_order, read_batches
+from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
 from hrvqvae.model import Model
@@ -26,17 +31,18 @@ from hrvqvae.models.perceptual import EfficientNetDistance, installed, three_cha
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
+CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
+DRAWS = 5  # sets of samples, each compared with the same test images
 _BLOCK, _BATCH = 1_024, 128
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images.
+    """A feature extractor.
 
     Attributes:
-        source: what they are features of, such as "efficientnet-lite0"; "" for Inception's, whose Frechet and kernel
-            distances have names of their own.
-        extract: (B, C, Y, X) -> (B, width).
+        source: the network's name, such as "efficientnet-lite0"; "" for Inception.
+        extract: maps images (B, C, Y, X) to features (B, width).
     """
 
     source: str
@@ -44,29 +50,33 @@ class Features:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, Y, X) -> (B, width) float64."""
+        """Return the features (B, width) float64 of images (B, C, Y, X)."""
         return self.extract(images).double()
 
 
-def features_of(folder: Path, config: DataConfig) -> Features:
-    """The best features there are for images of that data: Inception's, where its weights are on this machine.
+def features_of(config: DataConfig, classifier_path: Path) -> Features:
+    """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Else those of the data set's classifier, for grey images of any data with classes; one that has to be trained is
-    kept in `folder`. Else efficientnet-lite0's.
+    Inception comes first, if its weights are on this machine. Grey images with classes, and data sets with a classifier
+    of their own, take that classifier. All others take efficientnet-lite0.
+
+    Args:
+        config: the data set.
+        classifier_path: weights file of the classifier; written if the classifier has to be trained.
 
     Raises:
-        InputError: none of them can be had, or the data is not there.
+        InputError: no extractor is installed, or the data is missing.
     """
     if published.INCEPTION.there:
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         return Features("", lambda images: inception(three_channels((images * 255).byte())))
     if (config.channels == 1 or recipe_of(config)) and load_images(config, "test").classes:
-        trained = classifier_of(config, folder / "classifier.safetensors")
+        trained = classifier_of(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
     if not installed():
         raise InputError(
-            f"images in colour, or without classes, are compared by {EfficientNetDistance.name} or Inception: "
+            f"colour images, and images without classes, are compared by {EfficientNetDistance.name} or Inception: "
             "pip install 'hrvqvae[perceptual]'"
         )
     network = EfficientNetDistance()
@@ -75,96 +85,124 @@ def features_of(folder: Path, config: DataConfig) -> Features:
 
 @dataclass(frozen=True, kw_only=True)
 class SetDistances:
-    """How far a set of images is from the real ones.
+    """Distances of a set of images from a set of real images.
 
     Attributes:
-        frechet: distance of the normal distributions with their means and covariances (Heusel et al. 2017, equation 6).
-        kernel: unbiased squared maximum mean discrepancy, with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
-        precision: share of the images that lie among the real ones (Kynkaanniemi et al. 2019, third neighbour).
-        recall: share of the real images that lie among the images.
+        frechet: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al.
+            2017, equation 6). None if there are fewer images than features: the covariance is then singular, and the
+            distance near 0 for any images.
+        kernel: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
+        precision: share of the images among the real ones (Kynkaanniemi et al. 2019, third neighbour).
+        recall: share of the real images among the images.
     """
 
-    frechet: float
+    frechet: float | None
     kernel: float
     precision: float
     recall: float
 
 
-class RealImages:
-    """A set of real images, whose features are kept, so that sets of images can be compared with it.
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over several sets; the deviation of a single set is None."""
 
-    Sets that are compared with each other should be as large as this one: Frechet distances shrink with the number of
-    images, precision and recall change with it.
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarize at least one value."""
+        return cls(mean(values), stdev(values) if len(values) > 1 else None)
+
+
+Spreads = dict[str, Spread | None]
+"""Each of the SetDistances by name; None where the sets are too small."""
+
+
+def summarize(distances: Sequence[SetDistances]) -> Spreads:
+    """Summarize the distances of several sets of equal size."""
+    columns = {field.name: [getattr(each, field.name) for each in distances] for field in fields(SetDistances)}
+    return {name: None if None in values else Spread.of(values) for name, values in columns.items()}
+
+
+class RealImages:
+    """A set of real images with its features, to compare other sets with.
+
+    Frechet distances shrink, and precision and recall change, with the number of images. So only sets of this size are
+    compared.
 
     Attributes:
-        count: of the real images.
-        frechet, kernel: true names of those distances.
+        count: number of real images.
+        frechet, kernel: names of the distances, with the features.
 
     Raises:
-        InputError: fewer than two images, which have no covariance.
+        InputError: there are fewer than two images, which have no covariance.
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
         self._features = features
-        self._real = self._of(real)
-        self.count = len(self._real)
+        self._real = self._extract(real)
+        self.count, self.width = self._real.shape
         if self.count < 2:
             raise InputError(f"a Frechet distance needs two test images at least; there is {self.count}")
         names = ("Frechet distance", "kernel distance") if features.source else ("FID", "KID")
-        of = f", features of {features.source}" if features.source else ""
-        self.frechet, self.kernel = (f"{name} of {self.count:,} images{of}" for name in names)
+        suffix = f", features of {features.source}" if features.source else ""
+        self.frechet, self.kernel = (f"{name} of {self.count:,} images{suffix}" for name in names)
 
-    def _of(self, batches: Iterable[Tensor]) -> Tensor:
+    def _extract(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([self._features(images) for images in batches])
 
     def distances(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Every distance of batches of images (B, C, Y, X) in [0, 1], as many in all as there are real ones.
+        """Measure the distances of batches of images (B, C, Y, X), in all as many as there are real images.
 
         Raises:
-            InputError: there are more, or fewer.
+            InputError: there are more or fewer images.
         """
-        seen = self._of(batches)
-        if len(seen) != self.count:
-            raise InputError(f"{len(seen):,} images can't be compared with {self.count:,} real ones: give as many")
-        network = torch.nn.Identity()  # these are features already
-        network.num_features = seen.shape[1]  # type: ignore[assignment]
-        metric = FrechetInceptionDistance(feature=network)
-        metric.update(self._real, real=True)
-        metric.update(seen, real=False)
+        features = self._extract(batches)
+        if len(features) != self.count:
+            raise InputError(f"{len(features):,} images can't be compared with {self.count:,} real ones: give as many")
         return SetDistances(
-            frechet=float(metric.compute()), kernel=float(poly_mmd(self._real, seen)),
-            precision=share_among(seen, self._real), recall=share_among(self._real, seen),
+            frechet=self._frechet(features) if self.count > self.width else None,
+            kernel=float(poly_mmd(self._real, features)),
+            precision=share_among(features, self._real), recall=share_among(self._real, features),
         )  # fmt: skip
 
+    def _frechet(self, features: Tensor) -> float:
+        network = torch.nn.Identity()  # the metric's network: these are features already
+        network.num_features = self.width  # type: ignore[assignment]
+        metric = FrechetInceptionDistance(feature=network)
+        metric.update(self._real, real=True)
+        metric.update(features, real=False)
+        return float(metric.compute())
 
-def share_among(some: Tensor, others: Tensor, neighbour: int = 3) -> float:
-    """Share of the points (N, D) that lie in one of the balls around the others (M, D).
 
-    A ball reaches to its centre's `neighbour`-th nearest among the others: so the union of the balls stands for where
-    the others are (Kynkaanniemi et al. 2019, equation 1).
+def share_among(points: Tensor, others: Tensor, neighbour: int = 3) -> float:
+    """Return the share of the points (N, D) that lie in a ball around one of the others (M, D).
+
+    Each ball reaches to its centre's `neighbour`-th nearest other (Kynkaanniemi et al. 2019, equation 1).
     """
     nearest = min(neighbour + 1, len(others))  # a point is its own nearest
-    reach = torch.cat(
-        [torch.cdist(part, others).kthvalue(nearest, dim=1).values for part in torch.split(others, _BLOCK)]
+    radii = torch.cat(
+        [torch.cdist(block, others).kthvalue(nearest, dim=1).values for block in torch.split(others, _BLOCK)]
     )
-    inside = sum(int((torch.cdist(part, others) <= reach).any(dim=1).sum()) for part in torch.split(some, _BLOCK))
-    return inside / len(some)
+    inside = sum(int((torch.cdist(block, others) <= radii).any(dim=1).sum()) for block in torch.split(points, _BLOCK))
+    return inside / len(points)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleQuality:
-    """How samples are classified, and how far they are from real images.
+    """How samples are classified, and how far they are from test images.
 
     Attributes:
-        samples: drawn, a class after the other.
-        guidance: that they were drawn with.
-        classification_accuracy: share whose predicted class is the one that was asked for.
-        classifier_accuracy: of the classifier, on the test split.
-        reconstructions_accuracy: share of reconstructions of test images that are taken for their class: what samples
-            of this autoencoder can hope to reach.
-        compared: images in each set that has a distance from as many test images.
-        frechet: true name of that distance.
-        distances: of "samples", of "reconstructions" of those test images, and of "training images".
+        samples: number of samples whose class is checked; the classes are drawn equally often.
+        guidance: guidance weight of the samples.
+        classification_accuracy: share of the samples whose predicted class is the requested one.
+        classifier_accuracy: accuracy of the classifier on the test split.
+        reconstructions_accuracy: its accuracy on reconstructions of test images, the most that samples can reach.
+        compared: number of images in each set that is compared with as many test images.
+        frechet: name of the Frechet distance.
+        distances: the distances of "samples" (DRAWS sets, classes drawn by their frequency in training), of
+            "reconstructions" (of the compared test images), of "training images" and of other "test images", the floor.
     """
 
     samples: int
@@ -174,69 +212,107 @@ class SampleQuality:
     reconstructions_accuracy: float
     compared: int
     frechet: str
-    distances: dict[str, SetDistances]
+    distances: dict[str, Spreads]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**vars(self), "distances": {name: vars(found) for name, found in self.distances.items()}}
+        """Return plain values for JSON."""
+        return {**vars(self), "distances": {name: plain(spreads) for name, spreads in self.distances.items()}}
+
+
+def plain(spreads: Spreads) -> dict[str, Any]:
+    """Return the distances as plain values for JSON."""
+    return {name: spread and vars(spread) for name, spread in spreads.items()}
 
 
 def measure_samples(
     model: Model, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
     lmbda: float | None = None, levels: int | None = None,
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
-    """Draw `count` images, classes in turn, have them classified, and compare them with the test split.
+    """Draw samples, classify them, and compare them with test images.
+
+    The accuracy is that of `count` samples, whose classes are drawn equally often. The distances are those of DRAWS
+    other sets of `count` samples, whose classes are drawn by their frequency in training; half of the test split bounds
+    the size of these sets. The other half gives the floor, the distance of test images from test images.
 
     Args:
-        guidance: so many images are drawn with each of these (`SamplingParams.guidance`); a `SampleQuality` for each.
-        lmbda: of the reconstructions, as for `Model.encode`.
-        levels: of the samples (`SamplingParams.levels`).
+        guidance: guidance weights (`SamplingParams.guidance`); each gives one `SampleQuality`.
+        lmbda: rate-distortion trade-off of the reconstructions, as for `Model.encode`.
+        levels: levels to draw (`SamplingParams.levels`); None draws all.
 
     Raises:
-        InputError: a level has no prior, or one that can't be guided; no classes; the data is not there.
+        InputError: a level has no prior, or one that can't be guided; no classes; the data is missing.
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")
-    trained = classifier_of(config)
-    tests, labels = split_images(config, "test", count)
-    compared = len(tests)
-    size = (tests.shape[-2], tests.shape[-1])
-    decoded = torch.cat([model.decode(model.encode(some, lmbda), size=size) for some in torch.split(tests, _BATCH)])
-    features = Features(f"a classifier of {config.dataset}", trained.classifier.features)
-    real = RealImages(features, torch.split(tests, _BATCH))
-    others = {"reconstructions": decoded, "training images": split_images(config, "train", compared)[0]}
-    distances = {name: real.distances(torch.split(images, _BATCH)) for name, images in others.items()}
-    reconstructed, found = _accuracy(trained, decoded, labels), []
+    classifier_path = locate(model.run).parent / CLASSIFIER
+    trained = classifier_of(config, classifier_path)
+    tests = load_images(config, "test")
+    size = min(count, len(tests) // 2)
+    if size < 2:
+        raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")
+    reference, *floor = random_subsets(tests, size, 1 + DRAWS)
+    real = RealImages(features_of(config, classifier_path), images_at(tests, reference))
+    decoded = torch.cat([_reconstruct(model, images, lmbda) for images in images_at(tests, reference)])
+    labels = torch.from_numpy(tests.labels[reference])
+    train = load_images(config, "train")
+    distances = {
+        "reconstructions": summarize([real.distances(torch.split(decoded, _BATCH))]),
+        "training images": _distances_of_subsets(real, train, random_subsets(train, size, DRAWS)),
+        "test images": _distances_of_subsets(real, tests, floor),
+    }
+    qualities = []
     for weight in guidance:
-        drawn, wanted = _draw(model, count, SamplingParams(guidance=weight, levels=levels))
-        some = drawn[torch.linspace(0, count - 1, compared).long()]
-        found.append(
+        params = SamplingParams(guidance=weight, levels=levels)
+        equally, requested = _draw_equally(model, count, params)
+        draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
+        compared = summarize([real.distances(torch.split(images, _BATCH)) for images in draws])
+        qualities.append(
             SampleQuality(
-                samples=count, guidance=weight, classification_accuracy=_accuracy(trained, drawn, wanted),
-                classifier_accuracy=trained.accuracy, reconstructions_accuracy=reconstructed, compared=compared,
-                frechet=real.frechet, distances={"samples": real.distances(torch.split(some, _BATCH)), **distances},
+                samples=count, guidance=weight, classification_accuracy=_accuracy(trained, equally, requested),
+                classifier_accuracy=trained.accuracy, reconstructions_accuracy=_accuracy(trained, decoded, labels),
+                compared=size, frechet=real.frechet, distances={"samples": compared, **distances},
             )
         )  # fmt: skip
-    return tuple(found)
+    return tuple(qualities)
 
 
-def _draw(model: Model, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """(images (count, C, Y, X), the class (count,) that each was asked for)."""
-    drawn, wanted = [], []
-    for number, name in enumerate(model.classes):
-        share = count // len(model.classes) + (number < count % len(model.classes))
+def _reconstruct(model: Model, images: Tensor, lmbda: float | None) -> Tensor:
+    return model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
+
+
+def _distances_of_subsets(real: RealImages, images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
+    return summarize([real.distances(images_at(images, subset)) for subset in subsets])
+
+
+def random_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
+    """Return the indices of up to `count` disjoint subsets of `size` images, always the same ones."""
+    order = stream("subsets", 0).permutation(len(images))
+    return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]
+
+
+def images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Yield the images of these indices as batches (B, C, Y, X) in [0, 1]."""
+    for batch in read_batches(images, in_order(indices.tolist(), _BATCH), images.config.workers):
+        yield batch.images.float() / 255
+
+
+def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Return samples (count, C, Y, X) and their requested classes (count,), all classes equally often."""
+    images, requested = [], []
+    for index, name in enumerate(model.classes):
+        share = count // len(model.classes) + (index < count % len(model.classes))
         if share:
-            drawn.append(model.draw(share, seed=number, class_name=name, params=params).images)
-            wanted += [number] * share
-    return torch.cat(drawn), torch.tensor(wanted)
+            images.append(model.draw(share, seed=index, class_name=name, params=params).images)
+            requested += [index] * share
+    return torch.cat(images), torch.tensor(requested)
 
 
 def split_images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """So many images (B, C, Y, X) in [0, 1] of a split, evenly spread, or all there are, and their classes (B,)."""
-    some = list(evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count))
-    return torch.cat([batch.images for batch in some]).float() / 255, torch.cat([batch.labels for batch in some])
+    """Return `count` images (B, C, Y, X) in [0, 1], spread evenly over a split, and their classes (B,)."""
+    batches = list(evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count))
+    return torch.cat([batch.images for batch in batches]).float() / 255, torch.cat([batch.labels for batch in batches])
 
 
-def _accuracy(trained: TrainedClassifier, images: Tensor, wanted: Tensor) -> float:
-    """Share of the images that are taken for the class that is wanted."""
-    return float((trained.classify(images) == wanted).double().mean())
+def _accuracy(trained: TrainedClassifier, images: Tensor, requested: Tensor) -> float:
+    """Return the share of the images whose predicted class is the requested one."""
+    return float((trained.classify(images) == requested).double().mean())
