@@ -110,6 +110,8 @@ def test_a_guide(page: str) -> None:
         if language == "python":
             exec(block.replace("max_steps=2000", "max_steps=2"), names)
         for line in block.splitlines() if language == "console" else ():
+            if line.startswith("$ tar "):
+                subprocess.run(shlex.split(line[2:]), check=True)
             if line.startswith("$ hrvqvae "):
                 run(shlex.split(line[2:]), (*CUTS, *FEWER))
     if page == "docs/start.md":

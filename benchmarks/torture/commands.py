@@ -46,7 +46,7 @@ _COMPARISON = (
     "--prior.network.hidden_units 8 --prior.network.residual_blocks 2 --prior.network.attention_layers 1"
 )
 COMMANDS = {
-    "train": Command("train {ground}/tiny.yaml --out {box} --resume"),
+    "train": Command("train {ground}/tiny.yaml --out {box}/run --resume"),
     "train-prior": Command(f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", ("run",)),
     "train-progressive": Command(
         f"train-progressive {{box}}/run --resume {_TRAINING.format('progressive.training')}", ("run",)
@@ -59,8 +59,6 @@ COMMANDS = {
     "salvage": Command("salvage {ground}/archive/x.hrva {box}/y.hrva"),
     "tokenize": Command("tokenize {model} {ground}/pictures {box}/shards --shard-size 5 --workers 0"),
     "detokenize": Command("detokenize {ground}/shards {box}/images"),
-    "data pack": Command("data pack {ground}/pictures {box}/packed --shard-size 1"),
-    "data pack to Parquet": Command("data pack {ground}/pictures {box}/packed --format parquet"),
     "reconstruct": Command("reconstruct {model} {ground}/pictures/a/0.png -o {box}/y.png"),
     "sample": Command("sample {model} -n 1 -o {box}/y.png --save-dir {box}/each"),
     "compare": Command(
@@ -164,6 +162,7 @@ class Disturbances:
     def _fill(self, command: Command, box: Path) -> None:
         for name in command.start:
             shutil.copytree(self.ground / "start" / name, box / name)
+        (box / "run").mkdir(exist_ok=True)  # --resume asks for a folder
 
     def _learn(self, command: Command) -> None:
         """Run a command twice, to know what it leaves. Raises InputError where it fails."""

@@ -17,6 +17,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import do, done, refused, write_picture
+from tests.data.stored import folder_of, write_parquet, write_tar
 from tests.trained_run import tiny_run_with_entropy_model
 
 
@@ -60,8 +61,9 @@ def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path) -> Non
 
 
 def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images: Path, tmp_path: Path) -> None:
-    do("data", "pack", images, tmp_path / "t")
-    do("data", "pack", images, tmp_path / "p", "--format", "parquet")
+    files = folder_of(images)
+    write_tar(tmp_path / "t-000000.tar", files)
+    write_parquet(tmp_path / "p-0.parquet", list(files.values()), paths=list(files))
     paths = sorted(images.rglob("*.png"))
     (images / "names.txt").write_text("\n".join(f"{path.relative_to(images)}\tlabel" for path in paths))
     found = []

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hrvqvae.data import packing
 from hrvqvae.data.batches import batches, evaluation_batches
 from hrvqvae.data.image_sets import ImageSet, stream
 from hrvqvae.data.images import BrokenImageError
@@ -171,24 +170,9 @@ def test_broken_images_stop_or_are_skipped(
         next(batches(loaded(root, **options, on_error="skip"), batch_size=2, seed=0))
 
 
-@pytest.mark.parametrize("form", packing.FORMATS)
-@pytest.mark.parametrize("given", [False, True])
-def test_what_we_pack_is_the_folder(given: bool, form: str, picture_folder: Path, tmp_path: Path) -> None:
-    if given:
-        store("folder", tmp_path / "set" / "val" / "cats", {f"0/{n}.png": png(n) for n in range(3)})
-        picture_folder = picture_folder.rename(tmp_path / "set" / "train").parent
-    packing.pack(picture_folder, tmp_path / "packed" / "p", form, shard_bytes=4000, say=lambda _: None)
-    for split in SPLITS:
-        folder, shards = (loaded(root, split) for root in (picture_folder, tmp_path / "packed"))
-        np.testing.assert_array_equal(content(folder), content(shards))
-        assert folder.labels.tolist() == shards.labels.tolist()
-        assert folder.classes == shards.classes == ("cats", "dogs")
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its shards open
-def test_shards_of_tools_are_read_and_ours_by_tools(picture_folder: Path, tmp_path: Path) -> None:
-    """WebDataset's own writer and reader, and `datasets`."""
-    import datasets
+def test_shards_of_webdataset_are_read(picture_folder: Path, tmp_path: Path) -> None:
+    """WebDataset's own writer."""
     import webdataset
 
     files = folder_of(picture_folder)
@@ -199,21 +183,6 @@ def test_shards_of_tools_are_read_and_ours_by_tools(picture_folder: Path, tmp_pa
     theirs = loaded(tmp_path / "theirs" / "train-0.tar", test_fraction=0.5)
     assert theirs.classes == ("0", "1", "2")
     assert theirs.labels.tolist() == [int(row) % 3 for row in theirs.rows]
-
-    ours = packing.pack(picture_folder, tmp_path / "ours", shard_bytes=4000, say=lambda _: None)
-    read = [sample for path in ours.shards for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
-    kinds = ("png", "jpg", "webp")
-    assert [next(sample[kind] for kind in kinds if kind in sample) for sample in read] == list(files.values())
-    assert [ours.classes[int(sample["cls"])] for sample in read] == [name.split("/")[0] for name in files]
-
-    hub = packing.pack(picture_folder, tmp_path / "hub", "parquet", shard_bytes=4000, say=lambda _: None)
-    table = datasets.load_dataset(
-        "parquet", data_files=[str(path) for path in hub.shards], split="train", cache_dir=str(tmp_path / "hf")
-    )
-    assert table.features["label"].names == list(ours.classes)
-    assert [row["label"] for row in table] == [ours.classes.index(name.split("/")[0]) for name in files]
-    for row, one in zip(table, files.values(), strict=True):
-        np.testing.assert_array_equal(np.asarray(row["image"]), decoded(one))
 
 
 # Folders

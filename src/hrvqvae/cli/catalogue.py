@@ -9,9 +9,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table, whole
+from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table
 from hrvqvae.utils.progress import LOG, waiting
-from hrvqvae.utils.quantities import counted
 
 
 def _presets(arguments: Arguments) -> int:
@@ -72,15 +71,6 @@ def _data_get(arguments: Arguments) -> int:
         published.get(arguments.name, print)
     else:
         fetch.get(arguments.name, data_root(arguments.root), print)
-    return 0
-
-
-def _data_pack(arguments: Arguments) -> int:
-    from hrvqvae.data import packing
-
-    packed = packing.pack(arguments.folder, arguments.out, arguments.format, arguments.shard_size * 10**6)
-    classes = f", {len(packed.classes):,} classes" if packed.classes else ""
-    print(f"{counted(packed.images, 'image')}{classes} in {counted(len(packed.shards), 'shard')}")
     return 0
 
 
@@ -162,7 +152,7 @@ def _doctor(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """presets, runs, data list, data get, data pack, doctor."""
+    """presets, runs, data list, data get, doctor."""
     about = "list presets, or show one: every value with where it comes from"
     command(commands, "presets", about, _presets, option("name", nargs="?", metavar="NAME"), "--json")
 
@@ -175,14 +165,6 @@ def add(commands: Group) -> None:
     root = option("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")
     command(actions, "list", "what there is, and where", _data_list, root)
     command(actions, "get", "get one", _data_get, option("name", metavar="NAME"), root)
-    about = "pack a folder of images into shards, WebDataset tars or Parquet files; called again, it goes on"
-    command(
-        actions, "pack", about, _data_pack,
-        option("folder", metavar="DIR", type=Path),
-        option("out", metavar="OUT", type=Path, help="how the shards begin: OUT-000000.tar and so on"),
-        option("--shard-size", type=whole(1), default=512, metavar="MB", help="images of a shard (default: 512)"),
-        option("--format", choices=("tar", "parquet"), default="tar", help="default: tar"),
-    )  # fmt: skip
 
     about = "what is installed and missing, what it computes on, where it keeps things; exit code 1 if it can't work"
     command(commands, "doctor", about, _doctor, "--json")
