@@ -1,18 +1,21 @@
-"""TreeVQ beside VectorQuantize and ResidualVQ at equal bits, each at its best of one grid, in a small autoencoder.
+"""TreeVQ beside VectorQuantize and ResidualVQ at equal bits in a small autoencoder, each at its best of one search.
 
-The autoencoder is that of the library's own example (examples/autoencoder.py of lucidrains/vector-quantize-pytorch,
-after vqtorch): two convolutions with pooling down to a 7x7 grid of width 32, and two with upsampling back; AdamW at
-3e-4 on the mean absolute error in [-1, 1] and ten times the layer's loss. Written anew; only the quantizer differs.
+The autoencoder is the one of vector-quantize-pytorch's own example (examples/autoencoder.py, after vqtorch): two
+convolutions with pooling down to a 7x7 grid of width 32, and two with upsampling back. AdamW minimizes the mean
+absolute error in [-1, 1] plus ten times the layer's loss. Only the quantizer differs.
 
-The grid is decay and commitment weight; every layer starts by k-means and restarts dead codewords. It is searched for
-the first number of steps, with a seed of its own, on training images that are set aside.
+The search is that of `hrvqvae compare --tune`: the same ladders of the learning rate, the decay and the commitment
+weight, with the same number of trials for every layer. Trials have a quarter of the steps and a seed of their own, and
+are measured on training images that are set aside. Test images are measured once, with the settings that were chosen.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -21,203 +24,238 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive
-from hrvqvae.comparison.report import welch
+from hrvqvae.comparison.report import versus, welch
+from hrvqvae.comparison.tuning import SEED, open_trials
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import batches
-from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.utils.errors import InputError
 
-WIDTH, WEIGHT, RATE = 32, 10.0, 3e-4
+WIDTH, LOSS_WEIGHT = 32, 10.0
+SET_ASIDE = 5_000  # training images that trials are measured on
+RATE, DECAY, COMMITMENT = "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta"
 
-Make = Callable[[], nn.Module]
 
+class ResidualWithBeam(nn.Module):
+    """Apply the library's ResidualVQ to (B, D, H, W), with a beam from the second training step on.
 
-class _OfPositions(nn.Module):
-    """A layer that takes (B, N, D), for (B, D, H, W): release 1.32 of the library refuses images in ResidualVQ."""
+    Release 1.32 refuses images in ResidualVQ, and its k-means start fails with a beam.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.started = layer, False
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quantized, indices, loss = self.layer(features.flatten(2).transpose(1, 2))
+        quantized, indices, loss = self.layer(features.flatten(2).transpose(1, 2), beam_size=4 if self.started else 1)
+        self.started = True
         grid = features.shape[2:]
         return quantized.transpose(1, 2).unflatten(2, grid), indices.unflatten(1, grid), loss
 
 
 class SmallAutoencoder(nn.Module):
-    """(B, 1, 28, 28) in [-1, 1] -> the same, indices (B, 7, 7) or (B, 7, 7, L), and the layer's loss."""
+    """Reconstruct images (B, 1, 28, 28) in [-1, 1]; also return the indices and the layer's loss."""
 
-    def __init__(self, quantizer: nn.Module) -> None:
+    def __init__(self, make_layer: Callable[[], nn.Module], seed: int) -> None:
         super().__init__()
+        torch.manual_seed(seed)
         self.encoder = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(2), nn.GELU(),
             nn.Conv2d(16, WIDTH, 3, padding=1), nn.MaxPool2d(2),
         )  # fmt: skip
-        self.quantizer = quantizer
         self.decoder = nn.Sequential(
             nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, 16, 3, padding=1), nn.GELU(),
             nn.Upsample(scale_factor=2), nn.Conv2d(16, 1, 3, padding=1),
         )  # fmt: skip
+        self.quantizer = make_layer()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, indices, loss = self.quantizer(self.encoder(images))
-        return self.decoder(quantized).clamp(-1, 1), indices, loss.sum()  # ResidualVQ gives a loss for each level
-
-
-def _library() -> Any:
-    """Raises InputError where vector-quantize-pytorch is missing."""
-    try:
-        import vector_quantize_pytorch
-    except ImportError as error:
-        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
-    return vector_quantize_pytorch
-
-
-def flat_of(levels: int, codewords: int) -> Callable[..., nn.Module]:
-    """VectorQuantize of as many codewords as the tree has leaves, by options. Raises InputError without the library."""
-    size = codewords**levels
-    return partial(_library().VectorQuantize, dim=WIDTH, codebook_size=size, accept_image_fmap=True)
-
-
-def residual_of(levels: int, codewords: int) -> Callable[..., nn.Module]:
-    """ResidualVQ of as many levels, by options. Raises InputError without the library."""
-    make = partial(_library().ResidualVQ, dim=WIDTH, num_quantizers=levels, codebook_size=codewords)
-    return lambda **options: _OfPositions(make(**options))
-
-
-def pixels(images: ImageSet, count: int) -> Tensor:
-    """The first images of a set, (count, 1, 28, 28) in [-1, 1]."""
-    return torch.stack([torch.from_numpy(images.decode(index, None).pixels) for index in range(count)]) / 127.5 - 1
-
-
-class Side:
-    """One layer in its autoencoder: the same start, the same batches."""
-
-    def __init__(self, make: Make, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.model = SmallAutoencoder(nn.Identity())
-        self.model.quantizer = make()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), RATE)
-
-    def step(self, images: Tensor) -> None:
-        output, _, loss = self.model(images)
-        total = (output - images).abs().mean() + WEIGHT * loss
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
+        return self.decoder(quantized).clamp(-1, 1), indices, loss.sum()  # ResidualVQ returns a loss per level
 
     @torch.no_grad()
-    def measure(self, images: Tensor, codewords: int) -> tuple[float, Tensor]:
-        """Mean squared error in [0, 1], and the leaf of each position, of a model in evaluation."""
-        self.model.eval()
-        squared = 0.0
-        leaves: list[Tensor] = []
-        for some in images.split(500):  # type: ignore[no-untyped-call]
-            output, indices, _ = self.model(some)
-            squared += float(((output - some).double() / 2).square().sum())
-            number = torch.zeros_like(indices[..., 0]) if indices.ndim == 4 else indices
-            for code in indices.unbind(-1) if indices.ndim == 4 else ():
-                number = number * codewords + code
-            leaves.append(number.flatten())
-        return squared / images.numel(), torch.cat(leaves)
+    def measure(self, images: Tensor, codewords: int) -> tuple[float, int]:
+        """Return the mean squared error in [0, 1] and the number of leaves in use, in evaluation mode."""
+        self.eval()
+        squared, leaves = 0.0, list[Tensor]()
+        for batch in images.split(500):  # type: ignore[no-untyped-call]
+            output, indices, _ = self(batch)
+            squared += float(((output - batch).double() / 2).square().sum())
+            levels = indices.unbind(-1) if indices.ndim == 4 else (indices,)
+            leaf = levels[0]
+            for index in levels[1:]:
+                leaf = leaf * codewords + index
+            leaves.append(leaf.flatten())
+        return squared / images.numel(), len(np.unique(torch.cat(leaves).numpy()))
 
 
-GRID = [(decay, weight) for decay in (0.8, 0.95, 0.99) for weight in (0.25, 1.0, 4.0)]
-SEARCH_SEED, SET_ASIDE = 1_000, 1 / 12  # share of the training images
+def train(model: SmallAutoencoder, images: Tensor, rate: float, steps: int, batch: int, seed: int) -> None:
+    """Train for so many steps; the order of the images depends on the seed alone."""
+    optimizer = torch.optim.AdamW(model.parameters(), rate)
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(images), generator=rng) for _ in range(-(-steps * batch // len(images)))])
+    model.train()
+    for chosen in order[: steps * batch].split(batch):  # type: ignore[no-untyped-call]
+        output, _, loss = model(images[chosen])
+        optimizer.zero_grad()
+        ((output - images[chosen]).abs().mean() + LOSS_WEIGHT * loss).backward()
+        optimizer.step()
 
 
-def candidates(levels: int, codewords: int) -> dict[str, list[Make]]:
-    """Every layer with each point of the grid; TreeVQ also with a greedy search and every level's own commitment."""
+@dataclass(frozen=True)
+class Shape:
+    """What all layers have in common: levels of so many codewords each, and how many levels a group links."""
 
-    def tree(**fields: Any) -> list[Make]:
-        make = partial(TreeVQ, WIDTH, codewords, levels, channel_last=False, **fields)
-        return [partial(make, decay=decay, beta=weight) for decay, weight in GRID]
+    levels: int
+    codewords: int
+    linked: int
 
-    def library(make: Callable[..., nn.Module]) -> list[Make]:
-        helped = partial(make, kmeans_init=True, threshold_ema_dead_code=2)
-        return [partial(helped, decay=decay, commitment_weight=weight) for decay, weight in GRID]
 
+Make = Callable[[float, float], nn.Module]
+"""Return a layer with a decay and a commitment weight."""
+
+
+def layers(shape: Shape) -> dict[str, tuple[Make, tuple[str, str]]]:
+    """Return each layer with the defaults of its decay and commitment weight. Raises InputError without the library."""
+    try:
+        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+    except ImportError as error:
+        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
+
+    def tree(decay: float, beta: float, **fields: Any) -> nn.Module:
+        return TreeVQ(WIDTH, shape.codewords, shape.levels, channel_last=False, decay=decay, beta=beta, **fields)
+
+    def library(make: Callable[..., nn.Module], decay: float, beta: float) -> nn.Module:
+        helped = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+        return make(dim=WIDTH, decay=decay, commitment_weight=beta, **helped)
+
+    flat = partial(VectorQuantize, codebook_size=shape.codewords**shape.levels, accept_image_fmap=True)
+    residual = partial(ResidualVQ, num_quantizers=shape.levels, codebook_size=shape.codewords)
+    ours, theirs = ("0.95", "0.25"), ("0.8", "1.0")
     return {
-        "TreeVQ": tree(),
-        "TreeVQ, greedy": tree(beam=1, coarse_weight=0.0, level_betas=()),
-        "VectorQuantize": library(flat_of(levels, codewords)),
-        "ResidualVQ": library(residual_of(levels, codewords)),
+        "TreeVQ, groups": (partial(tree, linked=shape.linked), ours),
+        "TreeVQ": (tree, ours),
+        "VectorQuantize": (partial(library, flat), theirs),
+        "ResidualVQ, beam": (lambda decay, beta: ResidualWithBeam(library(residual, decay, beta)), theirs),
     }
 
 
-def _train(makes: Sequence[Make], steps: int, seed: int, images: ImageSet, batch_size: int) -> list[Side]:
-    """All of them, a step each in turn, on the same batches."""
-    sides = [Side(make, seed) for make in makes]
-    stream = batches(images, batch_size=batch_size, seed=seed, workers=0)
-    for _, batch in zip(range(steps), stream, strict=False):
-        for side in sides:
-            side.step(batch.images.float() / 127.5 - 1)
-    return sides
+def pixels(data: DataConfig, split: str) -> Tensor:
+    """Return the images of a split, (N, 1, 28, 28) in [-1, 1]. Raises InputError where the data is missing."""
+    images = load_images(data, split)
+    return torch.stack([torch.from_numpy(images.decode(i, None).pixels) for i in range(len(images))]) / 127.5 - 1
 
 
-def _used(leaf: Tensor) -> int:
-    return int((torch.bincount(leaf.flatten()) > 0).sum())
+class Rows:
+    """Rows that were measured, kept in a file of JSON lines; a row that is there is not measured again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows = path, list[Row]()
+        if path is not None and path.is_file():
+            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def get(self, labels: Row, measure: Callable[[], Row]) -> Row:
+        """Return the row with these labels; measure it where it is missing."""
+        for row in self.rows:
+            if row.items() >= labels.items():
+                return row
+        self.rows.append({**labels, **measure()})
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
+        return self.rows[-1]
 
 
 def bench_layer_tuned(
-    data: DataConfig, levels: int = 4, codewords: int = 4, steps: Sequence[int] = (400, 2000), batch_size: int = 64,
-    seeds: int = 3, test_images: int = 10_000,
+    data: DataConfig, shape: Shape, steps: int = 2_000, batch: int = 32, seeds: int = 5, trials: int = 10,
+    limit: int | None = None, kept: Path | None = None, names: Sequence[str] = (),
 ) -> list[Row]:  # fmt: skip
-    """Rows with layer, decay, weight, steps, mse and sd (over the seeds, of test images in [0, 1]), used (leaves), and
-    ratio and p (Welch) to TreeVQ's mse.
+    """Search, then train every layer with each seed.
 
-    Raises InputError where vector-quantize-pytorch is missing, or the data is not there.
+    Args:
+        limit: images of each split at most.
+        kept: file of rows, to go on where it stopped.
+        names: layers to measure; none is all.
+
+    Returns:
+        Rows with layer, learning_rate, decay, commitment, seed, mse (of test images in [0, 1]) and used (leaves).
+
+    Raises:
+        InputError: vector-quantize-pytorch or the data is missing.
     """
-    makes, search = candidates(levels, codewords), replace(data, validation=SET_ASIDE)
-    rest, aside = load_images(search, "train"), load_images(search, "test")
-    held_out, images = pixels(aside, len(aside)), load_images(data, "train")
-    best: dict[str, int] = {}
-    for name, some in makes.items():
-        sides = _train(some, steps[0], SEARCH_SEED, rest, batch_size)
-        best[name] = int(np.argmin([side.measure(held_out, codewords)[0] for side in sides]))
-    test, rows = pixels(load_images(data, "test"), test_images), list[Row]()
-    for most in steps:
-        first: list[float] = []
-        for name, place in best.items():
-            sides = [_train([makes[name][place]], most, seed, images, batch_size)[0] for seed in range(seeds)]
-            measured = [side.measure(test, codewords) for side in sides]
-            errors = [one[0] for one in measured]
-            first = first or errors
-            rows.append(
-                {
-                    "layer": name, "decay": GRID[place][0], "weight": GRID[place][1], "steps": most,
-                    "mse": mean(errors), "sd": stdev(errors), "used": mean(_used(one[1]) for one in measured),
-                    "ratio": mean(errors) / mean(first), "p": welch(errors, first),
-                }
-            )  # fmt: skip
-    return rows
+    makes, rows, measured = layers(shape), Rows(kept), list[Row]()
+    train_images, test_images = (pixels(data, split)[:limit] for split in ("train", "test"))
+    aside = min(SET_ASIDE, len(train_images) // 2)
+
+    def run(name: str, settings: tuple[tuple[str, str], ...], seed: int) -> Row:
+        trial = seed == SEED
+        seen, tested = (train_images[aside:], train_images[:aside]) if trial else (train_images, test_images)
+        rate, decay, commitment = (float(dict(settings)[field]) for field in (RATE, DECAY, COMMITMENT))
+        labels: Row = {
+            "layer": name, "learning_rate": rate, "decay": decay, "commitment": commitment, "seed": seed,
+            "steps": max(1, steps // 4) if trial else steps, "batch": batch, "dataset": data.dataset,
+            "images": len(seen), **asdict(shape),
+        }  # fmt: skip
+
+        def measure() -> Row:
+            model = SmallAutoencoder(partial(makes[name][0], decay, commitment), seed)
+            train(model, seen, rate, labels["steps"], batch, seed)
+            mse, used = model.measure(tested, shape.codewords)
+            return {"mse": mse, "used": used}
+
+        return rows.get(labels, measure)
+
+    for name in names or makes:
+        start = ((RATE, "0.001"), (DECAY, makes[name][1][0]), (COMMITMENT, makes[name][1][1]))
+        tried: dict[tuple[tuple[str, str], ...], float] = {}
+        while wanted := open_trials(start, tried, trials):
+            tried |= {settings: run(name, settings, SEED)["mse"] for settings in wanted}
+        best = min(tried, key=tried.__getitem__)
+        measured += [run(name, best, seed) for seed in range(seeds)]
+    return measured
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return a row per layer: means over its seeds, with ratio and p (Welch) to the first layer's error."""
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        errors.setdefault(row["layer"], []).append(row["mse"])
+    first, found = next(iter(errors.values())), list[Row]()
+    for name, values in errors.items():
+        of_layer = [row for row in rows if row["layer"] == name]
+        test = {"sd": stdev(values), "p": welch(values, first)} if len(values) > 1 else {}
+        used = mean(row["used"] for row in of_layer)
+        found.append({**of_layer[0], "mse": mean(values), "used": used, "ratio": mean(values) / mean(first), **test})
+    return found
 
 
 COLUMNS = {
-    "layer": "{layer}", "decay": "{decay}", "commitment": "{weight}", "steps": "{steps:,}",
+    "layer": "{layer}", "rate": "{learning_rate}", "decay": "{decay}", "commitment": "{commitment}",
     "MSE": "{mse:.3e} ± {sd:.1e}", "leaves used": "{used:.0f}", "ratio": "{ratio:.3f}", "p": "{p:.3f}",
 }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Search the grid, then train each layer at its best with every seed."""
+    """Search, then train each layer at its best with every seed."""
     parser = options(__doc__)
     parser.add_argument("--dataset", default="fashion-mnist", metavar="NAME", help="or mnist")
-    parser.add_argument(
-        "--size", type=positive, nargs=2, default=(4, 4), metavar=("L", "M"), help="L levels of M words"
+    parser.add_argument("--size", type=positive, nargs=3, default=(4, 4, 2), metavar=("L", "M", "G"),
+                        help="L levels of M codewords, in groups of G linked levels (default: 4 4 2)")  # fmt: skip
+    parser.add_argument("--steps", type=positive, default=2_000, metavar="N", help="training steps (default: 2000)")
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="images per batch (default: 32)")
+    parser.add_argument("--seeds", type=positive, default=5, metavar="K", help="seeds per layer (default: 5)")
+    parser.add_argument("--trials", type=positive, default=10, metavar="N", help="trials per layer (default: 10)")
+    parser.add_argument("--images", type=positive, metavar="N", help="images of each split (default: all)")
+    parser.add_argument("--layers", nargs="+", default=(), metavar="NAME", help="layers to measure (default: all)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep rows as JSON lines, to go on from")
+    given = parser.parse_args(argv)
+    data, shape = DataConfig(dataset=given.dataset, size=28, channels=1), Shape(*given.size)
+    rows = bench_layer_tuned(
+        data, shape, given.steps, given.batch, given.seeds, given.trials, given.images, given.out, given.layers
     )
-    parser.add_argument("--steps", type=positive, nargs="+", default=(400, 2000), metavar="N", help="default: 400 2000")
-    parser.add_argument("--seeds", type=positive, default=3, metavar="K", help="two or more (default: 3)")
-    parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="test images (default: 10000)")
-    arguments = parser.parse_args(argv)
-    data = DataConfig(dataset=arguments.dataset, size=28, channels=1)
-    levels, codewords = arguments.size
-    count = {"seeds": arguments.seeds, "test_images": arguments.images}
-    rows = bench_layer_tuned(data, levels, codewords, arguments.steps, **count)
-    finish(rows, COLUMNS, arguments.json)
+    finish(summary(rows), COLUMNS, given.json)
+    if not given.json:
+        print(f"\n{versus([{**row, 'system': row['layer']} for row in rows])}")
 
 
 if __name__ == "__main__":

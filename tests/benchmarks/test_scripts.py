@@ -34,7 +34,10 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
-    "layer_tuned": ("--size 2 3 --steps 2 --seeds 2 --images 20", ("layer", "decay", "commitment"), 4),
+    "layer_tuned": (
+        "--size 2 3 1 --steps 4 --seeds 2 --images 40 --trials 3 --layers TreeVQ VectorQuantize",
+        ("layer", "rate", "decay"), 2,
+    ),
     "train": (
         f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
         ("method", "preset", "batch"), 2,
@@ -52,7 +55,7 @@ def test_rows_and_columns(
 ) -> None:
     drawn_mnist(tmp_path, monkeypatch, "fashion-mnist")
     arguments, heads, count = SCRIPTS[name]
-    lines = printed(name, arguments, capsys).splitlines()
+    lines = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
     assert tuple(lines[0].split()[:3]) == heads
     assert len(lines) == 1 + count
     column = lines[0].find("ratio")

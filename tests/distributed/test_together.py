@@ -120,7 +120,7 @@ def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder: Pat
     first, second = (each["failures"] for each in seen(folder, 2))
     assert first == second
     assert first["nan"].startswith("step 4: the loss is not finite")
-    assert "no weight was updated, the last good checkpoint is" in first["nan"]
+    assert "it was not saved, the last good checkpoint is" in first["nan"]
     assert "drifted apart at step 5: averaged." in first["drift"]
     assert "choose a batch size that is a multiple of 2" in first["odd"]
     assert not (folder / "odd" / "config.yaml").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hrvqvae.checkpoints.loading import load_with_config
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config, override, prior_config
 from hrvqvae.config.schema import decided
+from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError
@@ -39,12 +41,26 @@ def test_bf16_is_chosen_where_the_processor_has_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute.of(auto).bf16 is present
     assert not Compute.of(auto).emulates_bf16
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     asked = Compute.of(dataclasses.replace(auto, precision="bf16"))
     assert (asked.bf16, asked.emulates_bf16) == (True, not present)
-    assert not torch.backends.cudnn.allow_tf32, "float32 stays float32 beside bfloat16"
-    assert not torch.backends.cuda.matmul.allow_tf32
     assert not Compute.of(dataclasses.replace(auto, precision="fp32")).bf16
+
+
+def test_float32_stays_float32_in_a_training_and_is_as_before_after_it(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = list[bool]()
+    step = AutoencoderTask.step
+
+    def looked(self: AutoencoderTask, *arguments: Any) -> Any:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(AutoencoderTask, "step", looked)
+    train_autoencoder(with_training(tiny, max_steps=2), RunFolder(tmp_path / "run"))
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:x"])

@@ -218,8 +218,10 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
     recipe = recipe_of(config) or SMALL
-    torch.manual_seed(seed)
-    classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        classifier = recipe.network(config.channels, len(images.classes))
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
     note(f"training the classifier of {config.dataset}: {steps:,} steps")
     optimizer = torch.optim.AdamW(

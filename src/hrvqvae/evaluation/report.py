@@ -31,7 +31,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors, total_bits
 from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.utils.device import Compute
+from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
@@ -133,6 +133,7 @@ class Evaluated:
         return values
 
 
+@exact_float32()
 def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,

@@ -35,8 +35,10 @@ class Reconstructed:
     losses: Mapping[str, Tensor]
 
 
-def unit_images(images: Tensor, channels: int) -> Tensor:
-    """Images as float32 in [0, 1]; values are not checked while a graph is traced.
+def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
+    """Return images as float32 in [0, 1].
+
+    Values are not checked while a graph is traced, nor in a training step on a GPU, which would wait for the device.
 
     Raises:
         InputError: wrong shape, channel count or type, values outside [0, 1], or NaN.
@@ -51,7 +53,8 @@ def unit_images(images: Tensor, channels: int) -> Tensor:
         return images.float() / 255
     if not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; expected uint8 (0..255) or float32 in [0, 1]")
-    if not torch.compiler.is_compiling() and images.numel():
+    waits = training and images.device.type != "cpu"
+    if images.numel() and not waits and not torch.compiler.is_compiling():
         low, high = (float(value) for value in images.aminmax())
         if not (low >= 0 and high <= 1):  # NaN fails both comparisons
             raise InputError(f"images have values from {low:g} to {high:g}; expected [0, 1] as float, 0..255 as uint8")

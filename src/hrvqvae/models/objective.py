@@ -14,7 +14,8 @@ from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 
-Metrics = Mapping[str, float]
+Metrics = Mapping[str, float | Tensor]
+"""Numbers by name; on a GPU scalars, so that a step does not wait for them."""
 Place = Callable[[nn.Module], object]
 """Moves a network to the device and memory format of the training."""
 
@@ -29,10 +30,10 @@ class Learner(Protocol):
     def autocast(self) -> AbstractContextManager[None]:
         """Forward passes within compute in the precision of the run."""
 
-    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
-        """Compute a network's gradient of the sum of the losses; -> the terms, "loss" and "gradient_norm".
+    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
+        """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
 
-        Raises NonFiniteError where a term or the gradient is NaN or infinite.
+        Raises NonFiniteError where a term or the gradient is NaN or infinite, on a CPU.
         """
 
     def update(self, *names: str) -> None:

@@ -74,7 +74,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def forward(self, images: Tensor) -> Reconstructed:
         """The loss is the printed one (docs/method.md) over the number of pixel values of the batch."""
-        unit = unit_images(images, self.channels)
+        unit = unit_images(images, self.channels, training=self.training)
         quantized: Quantized = self.quantizer(self.latents(unit))
         output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}

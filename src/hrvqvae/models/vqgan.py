@@ -134,5 +134,5 @@ class AdversarialObjective(Objective):
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)
         judge = learner.take_gradient({DISCRIMINATOR: judged}, of=DISCRIMINATOR)
-        learner.update(MODEL, DISCRIMINATOR)  # both gradients are finite by now
-        return {**metrics, "adaptive_weight": float(weight), DISCRIMINATOR: judge["loss"]}, result.codes
+        learner.update(MODEL, DISCRIMINATOR)  # on a CPU both gradients are finite by now
+        return {**metrics, "adaptive_weight": weight, DISCRIMINATOR: judge["loss"]}, result.codes

@@ -72,7 +72,7 @@ class VQVAE2(Autoencoder):
 
     def forward(self, images: Tensor) -> Reconstructed:
         """Reconstruction error, and each grid's commitment and codebook terms, over the batch's pixel values."""
-        unit = unit_images(images, self.channels)
+        unit = unit_images(images, self.channels, training=self.training)
         results, words = list[Quantized](), list[Tensor]()
         for quantizer, latents in self._top_down(unit, words):
             results.append(quantizer(latents))

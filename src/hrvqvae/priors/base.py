@@ -61,18 +61,26 @@ class Level:
         """The label of "no class", the one after the classes."""
         return self.classes
 
-    def check(self, coarser: Sequence[Tensor], label: Tensor | None) -> None:
-        """Raises InputError where coarser levels or labels are missing, too many or out of range."""
+    def check(self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False) -> None:
+        """Check coarser levels and labels; their values not in a training step on a GPU, which would wait for them.
+
+        Raises InputError where they are missing, too many or out of range.
+        """
+
+        def outside(values: Tensor, end: int) -> bool:
+            waits = training and values.device.type != "cpu"
+            return not waits and values.numel() > 0 and not (int(values.min()) >= 0 and int(values.max()) < end)
+
         if len(coarser) != len(self.coarser):
             raise InputError(f"{len(coarser)} coarser levels are given; this prior sees {len(self.coarser)}")
         for number, (paths, codewords) in enumerate(zip(coarser, self.coarser, strict=True), start=1):
-            if paths.numel() and not (int(paths.min()) >= 0 and int(paths.max()) < codewords):
+            if outside(paths, codewords):
                 raise InputError(f"coarser level {number} has a path outside 0..{codewords - 1}")
         if self.classes and label is None:
             raise InputError(f"this prior is class-conditional: give a label, 0..{self.classes - 1}")
         if label is not None and not self.classes:
             raise InputError("this prior knows no classes, but a label is given")
-        if label is not None and label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.labels):
+        if label is not None and outside(label, self.labels):
             raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 

@@ -111,7 +111,7 @@ class GPT(Prior):
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `level_logits` does."""
-        self.level.check(coarser, label)
+        self.level.check(coarser, label, training=self.training)
         place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
         features = place.expand(batch, -1, -1)
         if self.classes is not None:

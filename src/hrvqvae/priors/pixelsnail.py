@@ -64,7 +64,7 @@ class PixelSNAIL(Prior):
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """What does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises as `level_logits`."""
-        self.level.check(coarser, label)
+        self.level.check(coarser, label, training=self.training)
         place = self.rows[:, None] + self.columns[None]
         features = place.permute(2, 0, 1).expand(batch, -1, -1, -1)
         if self.classes is not None:

@@ -147,7 +147,7 @@ class AutoencoderTask(ImageTask):
             averaged[name][rows] = own[name][rows]  # no mean of two places
         if (state.step + 1) % self.training.log_every == 0:
             counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
-            metrics["usage"] = float((distributed.all_reduce([counts])[0] > 0).double().mean())  # of the finest level
+            metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level
             self.broken.update(*distributed.gather_object(self.broken))
         if self.broken:
             metrics["broken_images"] = float(len(self.broken))

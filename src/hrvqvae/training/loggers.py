@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from hrvqvae import distributed
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
@@ -43,7 +45,7 @@ class MetricsLog:
         self.path, self.sinks = path, sinks
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        self._steps: list[Mapping[str, float]] = []
+        self._steps: list[Mapping[str, float | Tensor]] = []
         if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
@@ -62,14 +64,18 @@ class MetricsLog:
         for sink in self.sinks:
             sink.write(record)
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """The metrics of a step."""
+    def add(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Take the metrics of a step; what a GPU holds stays there."""
         self._steps.append(metrics)
+
+    def pending(self) -> list[dict[str, float]]:
+        """Read and return the metrics of the steps since the last means."""
+        return [{name: float(value) for name, value in metrics.items()} for metrics in self._steps]
 
     def write_means(self, step: int, batch_size: int) -> Record:
         """Append the means of what was added since the last ones, if anything was; -> them."""
         found: dict[str, list[float]] = {}
-        for metrics in self._steps:
+        for metrics in self.pending():
             for name, value in metrics.items():
                 found.setdefault(name, []).append(value)
         if not found:

@@ -48,9 +48,11 @@ class CodeBatch(NamedTuple):
     label: Tensor | None  # (B,) int64
 
     def to(self, device: torch.device) -> CodeBatch:
-        label = None if self.label is None else self.label.to(device)
-        codes, coarser = (tuple(one.to(device) for one in some) for some in (self.codes, self.coarser))
-        return CodeBatch(codes, coarser, label)
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        codes, coarser = (
+            [level.to(device, non_blocking=True) for level in maps] for maps in (self.codes, self.coarser)
+        )
+        return CodeBatch(tuple(codes), tuple(coarser), label)
 
 
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
@@ -85,7 +87,7 @@ def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: 
     part = distributed.rank_slice()
     places = part.of(len(label) * part.count)
     drawn = stream("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
-    return torch.where(torch.from_numpy(drawn < share).to(label.device), level.no_class, label)
+    return torch.where(torch.from_numpy(drawn < share).to(label.device, non_blocking=True), level.no_class, label)
 
 
 class PriorTask(Task[CodeBatch]):

@@ -5,7 +5,6 @@ The autoencoder is frozen. The progressive decoder begins as its decoder behind 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,26 +64,28 @@ class ProgressiveTask(ImageTask):
         decoder = state.model
         assert isinstance(decoder, ProgressiveDecoder)
         self.model.use_progressive_decoder(decoder)
-        images = unit_images(state.compute.place_images(batch.images), self.model.channels)
+        placed = state.compute.place_images(batch.images)
+        images = unit_images(placed, self.model.channels)
         prefixes, part = self.model.prefixes[:-1], distributed.rank_slice()
         first = part.of(len(images) * part.count).start  # of this process's part of the batch
         which = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)
         with state.autocast():
-            every = self.model.prefix_latents(self.model.encode(images))
+            every = self.model.prefix_latents(self.model.encode(placed))
             latents = every[which, torch.arange(len(images), device=images.device)]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), which + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
-        sums = torch.stack([errors[which == index].sum() for index in range(len(prefixes))])
-        counts = torch.bincount(which, minlength=len(prefixes)).to(sums)
+        chosen = which == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
+        sums, counts = (chosen * errors).sum(1), chosen.sum(1).to(errors)
         total, number = distributed.all_reduce_mean([sums.detach(), counts])
         relative = sums / total.clamp(min=1e-12)
         losses = {f"relative_{levels}": one for levels, one in zip(prefixes, relative, strict=True)}
         norm = state.take_gradient(losses)["gradient_norm"]
         state.update(MODEL)
         state.averaged.update_parameters(decoder)
-        means = zip(prefixes, (total / number).tolist(), strict=True)
-        found = {f"reconstruction_{levels}": mean for levels, mean in means if not math.isnan(mean)}
-        return {**found, "loss": math.fsum(found.values()), "gradient_norm": norm}
+        means, images_of_all = total / number, len(images) * part.count
+        shown = {(place + state.step) % len(prefixes) for place in range(min(len(prefixes), images_of_all))}
+        found = {f"reconstruction_{prefixes[index]}": means[index] for index in sorted(shown)}
+        return {**found, "loss": sum(found.values()), "gradient_norm": norm}
 
     def averaged(self, state: TrainState) -> Autoencoder:
         decoder = state.averaged.module

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig, training_steps
-from hrvqvae.models.objective import MODEL
+from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
@@ -46,6 +46,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Col
         if here != there:
             raise InputError(f"{source} does not fit: {name} is {there} there, {here} here; choose the same shapes")
     model.load_state_dict(given, strict=False)
+
+
+def require_finite(metrics: Mapping[str, float]) -> None:
+    """Raise NonFiniteError where the loss or the norm of the gradient is NaN or infinite."""
+    for name, what in (("loss", "loss"), ("gradient_norm", "gradient")):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            described = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            raise NonFiniteError(f"the {what} is not finite ({described})")
 
 
 class Budget(NamedTuple):
@@ -121,13 +129,14 @@ class TrainState:
     def autocast(self) -> AbstractContextManager[None]:
         return self.compute.autocast()
 
-    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> dict[str, float]:
-        """Give a network the gradient of the sum of the losses; -> terms, their sum ("loss") and the gradient's norm.
+    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
+        """Give a network the gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
 
-        Where several processes train together, all of it is the mean over them, by one all-reduce.
+        Where several processes train together, all of it is the mean over them, by one all-reduce. On a GPU the numbers
+        stay there, and `require_finite` reads them when the trainer logs.
 
         Raises:
-            NonFiniteError: a term or the gradient is NaN or infinite, in whichever process.
+            NonFiniteError: a term or the gradient is NaN or infinite, in whichever process, on a CPU.
         """
         network = self.networks[of]
         terms = torch.stack(list(losses.values()))
@@ -138,13 +147,13 @@ class TrainState:
         own = [terms, *gradients]
         for one, mean in zip(own, distributed.all_reduce_mean(own), strict=True):
             one.copy_(mean)  # which keeps its memory format
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if terms.device.type != "cpu":
+            return {**dict(zip(losses, terms, strict=True)), "loss": terms.sum(), "gradient_norm": norm}
         values = dict(zip(losses, terms.tolist(), strict=True))
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        for what, numbers in (("loss", values.values()), ("gradient", (norm,))):
-            if not all(map(math.isfinite, numbers)):
-                described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                raise NonFiniteError(f"the {what} is not finite ({described})")
-        return {**values, "loss": math.fsum(values.values()), "gradient_norm": norm}
+        found = {**values, "loss": math.fsum(values.values()), "gradient_norm": float(norm)}
+        require_finite(found)
+        return found
 
     def update(self, *names: str) -> None:
         """Move networks by the gradients they were given."""

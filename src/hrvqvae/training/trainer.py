@@ -36,8 +36,8 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import learning_rate
-from hrvqvae.training.state import TrainState, budget_of, count_parameters
-from hrvqvae.utils.device import Compute
+from hrvqvae.training.state import TrainState, budget_of, count_parameters, require_finite
+from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter
@@ -142,7 +142,10 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def step(self, state: TrainState, batch: B) -> Metrics:
-        """Update networks and average; -> what is logged, by name. Raises NonFiniteError before anything is updated."""
+        """Update networks and average; return what is logged, by name.
+
+        Raises NonFiniteError on a CPU, before a weight is updated.
+        """
 
     @abstractmethod
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
@@ -183,7 +186,7 @@ class Trainer(Generic[B]):
             InUseError: another process trains in that folder.
             InputError: bad data, a folder that can't be written, one that holds another training, a full disk;
                 processes that train together no longer hold the same weights and codebooks.
-            NonFiniteError: a loss or gradient is not finite; nothing was updated.
+            NonFiniteError: a loss or gradient is not finite; nothing of that step was saved.
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
@@ -191,6 +194,7 @@ class Trainer(Generic[B]):
             state = self._begin()
             sinks = stack.enter_context(loggers.opened(training.loggers, run.path, state.step))
             stack.enter_context(worker_errors())
+            stack.enter_context(exact_float32())
             batches = stack.enter_context(closing(task.batches(state.step)))
             stop = stack.enter_context(StopSignal())
             self.meter = stack.enter_context(Meter(sys.stdout))
@@ -214,10 +218,7 @@ class Trainer(Generic[B]):
                 try:
                     metrics = task.step(state, next(batches))
                 except NonFiniteError as error:
-                    raise NonFiniteError(
-                        f"step {state.step}: {error}; no weight was updated, {_last_good(run)}; "
-                        "try a lower learning rate in a new run"
-                    ) from error
+                    raise _not_finite(run, state.step, error) from error
                 state.step += 1
                 seconds = stop.agree()
                 state.seconds += seconds
@@ -346,7 +347,8 @@ class Trainer(Generic[B]):
                 task.save(state)
 
     def _log(self, state: TrainState) -> None:
-        """Log and show the means since the last log."""
+        """Log and show the means since the last log. Raises NonFiniteError as `_require_finite`."""
+        self._require_finite(state)
         with saving(self.task.run, state.step, "logged"):
             mean = self.log.write_means(state.step, self.task.training.batch_size)
         if not mean:
@@ -357,8 +359,18 @@ class Trainer(Generic[B]):
         with suppress(OSError):  # a terminal that is gone
             self.meter.show(f"step {state.step}", state.fraction, text, last=state.fraction >= 1)
 
+    def _require_finite(self, state: TrainState) -> None:
+        """Raise NonFiniteError at the first step since the last log whose loss or gradient is not finite."""
+        pending = self.log.pending()
+        for step, metrics in enumerate(pending, state.step - len(pending)):
+            try:
+                require_finite(metrics)
+            except NonFiniteError as error:
+                raise _not_finite(self.task.run, step, error) from error
+
     def _save(self, state: TrainState) -> None:
-        """Write a checkpoint, and then what others load."""
+        """Write a checkpoint, and then what others load. Raises NonFiniteError as `_require_finite`."""
+        self._require_finite(state)
         if distributed.is_rank_zero():
             with saving(self.task.run, state.step):
                 self.task.run.save(
@@ -447,6 +459,12 @@ def saving(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
         raise InputError(
             f"step {step} could not be {how} ({reason}); {_last_good(run)}: {mend} and continue with --resume"
         ) from error
+
+
+def _not_finite(run: RunFolder, step: int, error: NonFiniteError) -> NonFiniteError:
+    return NonFiniteError(
+        f"step {step}: {error}; it was not saved, {_last_good(run)}; try a lower learning rate in a new run"
+    )
 
 
 def _last_good(run: RunFolder) -> str:

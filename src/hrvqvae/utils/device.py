@@ -49,6 +49,17 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let float32 be float32 on a GPU, also beside bfloat16: convolutions would round to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 @dataclass(frozen=True)
 class Compute:
     """How a training computes: device, bf16 or not, memory format."""
@@ -62,8 +73,6 @@ class Compute:
         """As a `config.StageConfig` says; what it leaves to the machine is decided."""
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
-        # Float32 stays float32, also beside bfloat16: convolutions on a GPU would round to TF32.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return Compute(device, bf16, config.memory_format == "channels_last")
 
     @property
