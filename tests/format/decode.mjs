@@ -1,4 +1,4 @@
-// A decoder of the files of codes, written from docs/format.md alone and without packages.
+// The codes in files of codes, by the module in web/.
 //
 //     node decode.mjs TABLES FILE.hrv...      node decode.mjs ARCHIVE.hrva...
 //
@@ -14,111 +14,16 @@
 
 import { readFileSync } from "node:fs";
 import process from "node:process";
-import { crc32, crc8, inflate, Refused, refuseUnless, utf8, Varints } from "./bytes.mjs";
-import { decodeLevels } from "./levels.mjs";
-import { readTables } from "./tables.mjs";
+import { Refused, refuseUnless } from "../../web/bytes.js";
+import { readArchive, readImage } from "../../web/files.js";
+import { readTables } from "../../web/tables.js";
 
-// The limits of the page.
-const MAX_PIXELS = 2 ** 26;
-const MAX_INDEX = 2 ** 26;
-const MAX_IMAGES = 2 ** 20;
-
-function readImage(bytes, tables) {
-  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd0 && bytes[0] <= 0xd7, "not a file of codes");
-  const [square, byTables] = [(bytes[0] >> 1) & 1, bytes[0] & 1];
-  refuseUnless(tables, "no file of tables comes before it");
-  const varints = new Varints(bytes, 4, 4);
-  const height = varints.next() + 1;
-  const width = square ? height : varints.next() + 1;
-  refuseUnless(square || width !== height, "the width is written, though it is the height");
-  refuseUnless(height * width <= MAX_PIXELS, `${height}x${width} pixels are more than ${MAX_PIXELS}`);
-  refuseUnless(tables.fingerprints[byTables].equals(bytes.subarray(1, 4)), "it is of another model");
-  const first = bytes[0] & 4 ? 0xff : 0; // the register after a check, by the version
-  let register = crc8(first, bytes, 0, varints.at);
-  let checked = varints.at;
-  const after = (stop) => {
-    if (stop === bytes.length) return { wrong: "is cut short" };
-    register = crc8(register, bytes, checked, stop + 1);
-    checked = stop + 1;
-    if (register !== 0) return { wrong: "is damaged" };
-    register = first;
-    return { stop: checked, ended: checked === bytes.length };
-  };
-  const count = tables.levels.length;
-  const image = decodeLevels(tables, byTables, [height, width], count, bytes, checked, bytes.length, after);
-  refuseUnless(image.levels.length > 0, `no level is whole: ${image.fault}`);
-  return image;
-}
-
-/** The images of the block that begins at `at` and where it ends; null where there is no whole one. */
-function readBlock(tables, first, bytes, at) {
-  if (at + 20 > bytes.length || bytes.toString("latin1", at, at + 4) !== "HRVB") return null;
-  const [count, ofIndex, ofRecords, check] = [4, 8, 12, 16].map((i) => bytes.readUInt32LE(at + i));
-  const [index, records, next] = [at + 20, at + 20 + ofIndex, at + 20 + ofIndex + ofRecords];
-  if (next > bytes.length || check !== crc32(bytes.subarray(at, at + 16), bytes.subarray(index, records))) return null;
-  try {
-    const plain = inflate(bytes.subarray(index, records), MAX_INDEX, "the index");
-    return { images: readRecords(tables, first, count, plain, bytes.subarray(records, next)), next };
-  } catch (error) {
-    if (error instanceof Refused) return null;
-    throw error;
-  }
-}
-
-/** The images of a block, from its index and records. */
-function readRecords(tables, first, count, index, records) {
-  const varints = new Varints(index, 0, 5);
-  const levels = varints.next();
-  const sizes = varints.next();
-  refuseUnless(levels >= 1 && levels <= tables.levels.length, "the number of levels is out of range");
-  refuseUnless(sizes === 1 || sizes === count, "the index has neither one size nor one for each image");
-  refuseUnless(count <= MAX_IMAGES, "too many images");
-  const pairs = Array.from({ length: sizes }, () => [varints.next() + 1, varints.next() + 1]);
-  refuseUnless(pairs.every(([height, width]) => height * width <= MAX_PIXELS), "an image has too many pixels");
-  const least = varints.next();
-  const lengths = Array.from({ length: count }, () => varints.next() + least);
-  const names = Array.from({ length: count }, () => {
-    const length = varints.next();
-    refuseUnless(varints.at + length <= index.length, "a name goes beyond the end of the index");
-    varints.at += length;
-    return utf8(index.subarray(varints.at - length, varints.at));
+function inRows({ name, height, width, grids, levels, fault }) {
+  const rows = levels.map((flat, level) => {
+    const [count, columns] = grids[level];
+    return Array.from({ length: count }, (_, y) => Array.from(flat.subarray(y * columns, (y + 1) * columns)));
   });
-  refuseUnless(varints.at === index.length, "bytes are left after the index");
-  const sum = lengths.reduce((total, length) => total + length, 0);
-  refuseUnless(sum === records.length, "the lengths are not those of the records");
-  let start = 0;
-  return lengths.map((length, i) => {
-    const record = records.subarray(start, (start += length));
-    return { name: names[i], ...readRecord(tables, first, pairs[sizes === 1 ? 0 : i], levels, record) };
-  });
-}
-
-/** A record has one check, so its levels are whole together or not at all. */
-function readRecord(tables, first, [height, width], count, record) {
-  const damaged = { height, width, levels: [], fault: "the record is damaged" };
-  if (record.length === 0 || crc8(first, record, 0, record.length) !== 0) return damaged;
-  const after = (stop) => ({ stop });
-  const image = decodeLevels(tables, true, [height, width], count, record, 0, record.length - 1, after);
-  return image.fault ? damaged : image;
-}
-
-function readArchive(bytes) {
-  refuseUnless(bytes.length >= 9, "the archive ends in its head");
-  refuseUnless(bytes[4] <= 1, `version ${bytes[4]} of archives is not known`);
-  const end = 9 + bytes.readUInt32LE(5);
-  refuseUnless(end + 4 <= bytes.length, "the archive ends in its head");
-  refuseUnless(bytes.readUInt32LE(end) === crc32(bytes.subarray(0, end)), "the check of the archive's head fails");
-  const tables = readTables(bytes.subarray(9, end));
-  const images = [];
-  let whole = end + 4; // where the last whole block ends
-  let passed = false;
-  for (let at = whole; at >= 0 && at < bytes.length; ) {
-    const block = readBlock(tables, bytes[4] ? 0xff : 0, bytes, at);
-    if (block) images.push(...block.images);
-    passed ||= block && at > whole;
-    at = block ? (whole = block.next) : bytes.indexOf("HRVB", at + 1);
-  }
-  return { images, fault: passed || whole < bytes.length ? "bytes that are no whole block are passed over" : null };
+  return { name, height, width, levels: rows, fault };
 }
 
 let tables = null;
@@ -129,10 +34,11 @@ for (const file of process.argv.slice(2)) {
     const magic = bytes.toString("latin1", 0, 4);
     if (magic === "HRVQ") {
       tables = null;
-      tables = readTables(bytes);
+      tables = await readTables(bytes);
       continue;
     }
-    result = magic === "HRVA" ? readArchive(bytes) : readImage(bytes, tables);
+    result = magic === "HRVA" ? await readArchive(bytes) : inRows(readImage(bytes, tables));
+    result.images = result.images?.map(inRows);
   } catch (error) {
     if (!(error instanceof Refused) && !error.syscall) throw error;
     result = { refused: error.message };

@@ -1,7 +1,6 @@
 // The file of tables.
 
-import { createHash } from "node:crypto";
-import { crc32, inflate, Refused, refuseUnless, utf8 } from "./bytes.mjs";
+import { ascii, crc32, inflate, Refused, refuseUnless, uint32, utf8 } from "./bytes.js";
 
 // The limits of the page.
 const MAX_BODY = 2 ** 28;
@@ -68,9 +67,13 @@ function checkSums({ starts, rows, hidden, bias, table, weights, offsets }, leve
   });
 }
 
-export function readTables(bytes) {
-  refuseUnless(bytes.length >= 12 && bytes.toString("latin1", 0, 8) === "HRVQTAB1", "not a file of tables");
-  const end = 12 + bytes.readUInt32LE(8);
+/**
+ * Reads a file of tables. `fingerprint` is the first 3 bytes of the file's SHA-256, if it is known: a page that is not
+ * served by https or from this machine cannot compute it.
+ */
+export async function readTables(bytes, fingerprint = null) {
+  refuseUnless(bytes.length >= 12 && ascii(bytes, 0, 8) === "HRVQTAB1", "not a file of tables");
+  const end = 12 + uint32(bytes, 8);
   refuseUnless(end <= bytes.length, "tables: the header goes beyond the end");
   let header;
   try {
@@ -95,20 +98,17 @@ export function readTables(bytes) {
     size += count * width;
     refuseUnless(size <= MAX_BODY, "tables: the arrays are too large");
   });
-  const body = inflate(bytes.subarray(end), size, "tables: the body");
+  const body = await inflate(bytes.subarray(end), size, "tables: the body");
   refuseUnless(body.length === size, `tables: the body has ${body.length} bytes, its arrays ${size}`);
-  refuseUnless(body.readUInt32LE(size - 4) === crc32(bytes.subarray(12, end)), "tables: the header's check fails");
+  refuseUnless(uint32(body, size - 4) === crc32(bytes.subarray(12, end)), "tables: the header's check fails");
   let at = 0;
-  const arrays = { 1: Int8Array, 2: Int16Array, 4: Int32Array };
+  const kinds = { 1: Int8Array, 2: Int16Array, 4: Int32Array };
   const read = walk((count, width) => {
-    const array = new arrays[width](count);
-    for (let i = 0; i < count; i++, at += width) array[i] = body.readIntLE(at, width);
-    return array;
+    at += count * width;
+    return new kinds[width](body.slice(at - count * width, at).buffer); // little-endian, as all of today's machines
   });
   read.forEach((entry, level) => entry && checkSums(entry, level));
-  return {
-    unit, margin, times, symbols,
-    levels: read,
-    fingerprints: [Buffer.from(model.slice(0, 6), "hex"), createHash("sha256").update(bytes).digest().subarray(0, 3)],
-  };
+  const ofTables = fingerprint ?? new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).subarray(0, 3);
+  const ofWeights = [0, 2, 4].map((i) => parseInt(model.slice(i, i + 2), 16));
+  return { unit, margin, times, symbols, model, levels: read, fingerprints: [ofWeights, [...ofTables]] };
 }

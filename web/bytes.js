@@ -1,7 +1,6 @@
 // Bytes: checks, numbers and texts; what is refused.
 
-import { inflateSync } from "node:zlib";
-
+/** A file that is damaged, or not of this format or model. */
 export class Refused extends Error {}
 
 export function refuseUnless(condition, why) {
@@ -58,12 +57,42 @@ export function utf8(bytes) {
   }
 }
 
-export function inflate(bytes, limit, what) {
+export const ascii = (bytes, from, to) => String.fromCharCode(...bytes.subarray(from, to));
+
+/** A little-endian unsigned number of four bytes. */
+export const uint32 = (bytes, at) => bytes[at] + bytes[at + 1] * 256 + bytes[at + 2] * 65536 + bytes[at + 3] * 2 ** 24;
+
+/** Decompresses zlib (RFC 1950) to at most `limit` bytes, with nothing after it. */
+export async function inflate(bytes, limit, what) {
+  const parts = [];
+  let length = 0;
   try {
-    const { buffer, engine } = inflateSync(bytes, { maxOutputLength: limit + 1, info: true });
-    refuseUnless(engine.bytesWritten === bytes.length, `${what}: bytes are left after the compressed ones`);
-    return buffer;
+    const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      parts.push(value);
+      length += value.length;
+      if (length > limit) {
+        await reader.cancel();
+        break;
+      }
+    }
   } catch (error) {
-    throw error instanceof Refused ? error : new Refused(`${what} can't be decompressed: ${error.message}`);
+    throw new Refused(`${what} can't be decompressed: ${error.message}`);
   }
+  refuseUnless(length <= limit, `${what} is longer than ${limit} bytes`);
+  const plain = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    plain.set(part, at);
+    at += part.length;
+  }
+  return plain;
+}
+
+/** Writes a varint (docs/format.md) to the end of a list of bytes. */
+export function pushVarint(bytes, value) {
+  for (; value >= 128; value = Math.floor(value / 128)) bytes.push((value % 128) + 128);
+  bytes.push(value);
 }

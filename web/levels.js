@@ -43,17 +43,21 @@ class Predicted {
     const [height, width] = this.grids[this.level];
     const [y, x] = [Math.floor(i / width), i % width];
     sums.set(this.bias);
-    const add = (row) => {
-      for (let h = 0; h < hidden; h++) sums[h] += table[row * hidden + h];
-    };
-    this.features.forEach(([group, dy, dx], f) => add(starts[f] + this.feature(group, dy, dx, y, x)));
-    add(starts[this.features.length] + 16 * Math.floor((16 * y) / height) + Math.floor((16 * x) / width));
+    for (let f = 0; f < starts.length; f++) {
+      const feature = this.features[f]; // undefined for the last one, the place
+      const value = feature
+        ? this.feature(feature[0], feature[1], feature[2], y, x)
+        : 16 * Math.floor((16 * y) / height) + Math.floor((16 * x) / width);
+      const row = (starts[f] + value) * hidden;
+      for (let h = 0; h < hidden; h++) sums[h] += table[row + h];
+    }
+    for (let h = 0; h < hidden; h++) sums[h] = Math.max(0, sums[h]);
     const set = this.selecting === -1 ? 0 : this.feature(this.selecting, 0, 0, y, x);
     let best = -Infinity;
     for (let k = 0; k < m; k++) {
       const row = set * m + k;
       let score = offsets[row];
-      for (let h = 0; h < hidden; h++) score += weights[row * hidden + h] * Math.max(0, sums[h]);
+      for (let h = 0; h < hidden; h++) score += weights[row * hidden + h] * sums[h];
       scores[k] = score;
       best = Math.max(best, score);
     }
@@ -71,6 +75,13 @@ class Predicted {
     let [k, before] = [0, 0];
     while (before + this.frequencies[k] <= place) before += this.frequencies[k++];
     return [k, before, this.frequencies[k]];
+  }
+
+  /** Of a symbol: [sum of the frequencies before it, its own]. */
+  share(symbol) {
+    let before = 0;
+    for (let k = 0; k < symbol; k++) before += this.frequencies[k];
+    return [before, this.frequencies[symbol]];
   }
 
   /** Takes note of the code at place i, which codes[level] has. */
@@ -93,6 +104,10 @@ class Alike {
 
   find(place) {
     return [place, place, 1];
+  }
+
+  share(symbol) {
+    return [symbol, 1];
   }
 
   known() {}
@@ -128,10 +143,53 @@ class Decoder {
 
   /** Bytes of the level. */
   length() {
-    for (let n = 0; ; n++) {
-      const step = 2 ** (48 - 8 * n);
-      if (Math.ceil(this.low / step) * step + step <= this.low + this.range) return this.used + n;
+    return this.used + bytesToEnd(this.low, this.range);
+  }
+}
+
+function bytesToEnd(low, range) {
+  for (let n = 0; ; n++) {
+    const step = 2 ** (48 - 8 * n);
+    if (Math.ceil(low / step) * step + step <= low + range) return n;
+  }
+}
+
+class Encoder {
+  constructor() {
+    Object.assign(this, { low: 0, range: 2 ** 48, bytes: [] });
+  }
+
+  symbol(before, frequency, total) {
+    const part = Math.floor(this.range / total);
+    this.low += part * before;
+    this.range = part * frequency;
+    this.carry();
+    while (this.range <= 2 ** 40) {
+      this.put();
+      this.range *= 256;
     }
+  }
+
+  carry() {
+    if (this.low < 2 ** 48) return;
+    this.low -= 2 ** 48;
+    let i = this.bytes.length - 1;
+    while (this.bytes[i] === 255) this.bytes[i--] = 0;
+    this.bytes[i]++;
+  }
+
+  put() {
+    this.bytes.push(Math.floor(this.low / 2 ** 40));
+    this.low = (this.low % 2 ** 40) * 256;
+  }
+
+  end() {
+    const n = bytesToEnd(this.low, this.range);
+    const step = 2 ** (48 - 8 * n);
+    this.low = Math.ceil(this.low / step) * step;
+    this.carry();
+    for (let i = 0; i < n; i++) this.put();
+    return this.bytes;
   }
 }
 
@@ -149,30 +207,52 @@ function decodeLevel(model, codes, bytes, start, end) {
   return stop > end ? { wrong: "is cut short" } : { stop };
 }
 
+/** The grids [rows, columns] of all levels. */
+export function gridsOf(tables, height, width) {
+  const cells = (side, times) => times * Math.ceil((side + tables.margin) / tables.unit);
+  return tables.times.map((times) => [cells(height, times), cells(width, times)]);
+}
+
+function modelOf(tables, byTables, level, grids, codes) {
+  const entry = byTables && tables.levels[level];
+  const symbols = tables.symbols;
+  return entry ? new Predicted({ ...entry, symbols }, level, grids, codes) : new Alike(symbols[level]);
+}
+
 /**
  * The levels of one image, read from bytes[start:end] one after the other. `after(stop)` is called with the end of a
  * level's stream; it gives { stop, ended }, where the next level begins and whether there is none, or { wrong }.
+ *
+ * Returns { height, width, grids, levels, ends, fault }: codes of the levels that are whole, row after row; where each
+ * ends; and what lies after them, or null.
  */
 export function decodeLevels(tables, byTables, [height, width], count, bytes, start, end, after) {
-  const cells = (side, times) => times * Math.ceil((side + tables.margin) / tables.unit);
-  const grids = tables.times.map((times) => [cells(height, times), cells(width, times)]);
-  const codes = [];
+  const grids = gridsOf(tables, height, width);
+  const [levels, ends] = [[], []];
   let [at, fault, last] = [start, null, false];
   for (let level = 0; level < count && !last && !fault; level++) {
-    codes.push(new Int32Array(grids[level][0] * grids[level][1]));
-    const entry = byTables && tables.levels[level];
-    const model = entry
-      ? new Predicted({ ...entry, symbols: tables.symbols }, level, grids, codes)
-      : new Alike(tables.symbols[level]);
-    let { wrong, stop, ended } = decodeLevel(model, codes[level], bytes, at, end);
+    levels.push(new Int32Array(grids[level][0] * grids[level][1]));
+    const model = modelOf(tables, byTables, level, grids, levels);
+    let { wrong, stop, ended } = decodeLevel(model, levels[level], bytes, at, end);
     if (!wrong) ({ wrong, stop, ended } = after(stop));
-    if (wrong) [fault] = [`level ${level + 1} ${wrong}`, codes.pop()];
-    else [at, last] = [stop, ended];
+    if (wrong) [fault] = [`level ${level + 1} ${wrong}`, levels.pop()];
+    else [at, last] = [ends[ends.length] = stop, ended];
   }
   if (!fault && at < end) fault = "bytes are left after the last level";
-  const levels = codes.map((flat, level) => {
-    const [rows, columns] = grids[level];
-    return Array.from({ length: rows }, (_, y) => Array.from(flat.subarray(y * columns, (y + 1) * columns)));
+  return { height, width, grids, levels, ends, fault };
+}
+
+/** The bytes of each level, without checks, of codes as `decodeLevels` gives them. */
+export function encodeLevels(tables, byTables, [height, width], levels) {
+  const grids = gridsOf(tables, height, width);
+  return levels.map((codes, level) => {
+    const encoder = new Encoder();
+    const model = modelOf(tables, byTables, level, grids, levels);
+    codes.forEach((code, i) => {
+      const total = model.predict(i);
+      encoder.symbol(...model.share(code), total);
+      model.known(i);
+    });
+    return encoder.end();
   });
-  return { height, width, levels, fault };
 }
