@@ -19,7 +19,7 @@ from hrvqvae.config import (
     to_dict,
 )
 from hrvqvae.config.registry import DATASETS, SYSTEMS, System
-from hrvqvae.config.tables import column
+from hrvqvae.config.systems import column
 from hrvqvae.utils.errors import InputError
 
 

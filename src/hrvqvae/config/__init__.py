@@ -1,51 +1,22 @@
-"""The whole description of a run: frozen dataclasses, presets, the paper's tables, registries. No torch."""
+"""The whole configuration of a run, presets, the paper's tables, registries. No torch."""
 
-from hrvqvae.config.model import (
-    Grid,
-    ModelConfig,
-    NetworkConfig,
-    QuantizerConfig,
-    SingleGridConfig,
-    decided_on_start,
-)
-from hrvqvae.config.schema import (
-    Config,
-    DataConfig,
-    Levels,
-    PriorConfig,
-    PriorNetworkConfig,
-    PriorTrainingConfig,
-    StageConfig,
-    TrainingConfig,
-    at_level,
-    bits_per_image,
-    compression_ratio,
-    flatten,
-    level_names,
-    to_dict,
-    training_steps,
-)
-
-__all__ = [
-    "Config",
-    "DataConfig",
-    "Grid",
-    "Levels",
-    "ModelConfig",
-    "NetworkConfig",
-    "PriorConfig",
-    "PriorNetworkConfig",
-    "PriorTrainingConfig",
-    "QuantizerConfig",
-    "SingleGridConfig",
-    "StageConfig",
-    "TrainingConfig",
-    "at_level",
-    "bits_per_image",
-    "compression_ratio",
-    "decided_on_start",
-    "flatten",
-    "level_names",
-    "to_dict",
-    "training_steps",
-]
+from hrvqvae.config.model import Geometry as Geometry
+from hrvqvae.config.model import Grid as Grid
+from hrvqvae.config.model import ModelConfig as ModelConfig
+from hrvqvae.config.model import NetworkConfig as NetworkConfig
+from hrvqvae.config.model import QuantizerConfig as QuantizerConfig
+from hrvqvae.config.model import SingleGridConfig as SingleGridConfig
+from hrvqvae.config.schema import Config as Config
+from hrvqvae.config.schema import DataConfig as DataConfig
+from hrvqvae.config.schema import Levels as Levels
+from hrvqvae.config.schema import PriorConfig as PriorConfig
+from hrvqvae.config.schema import PriorNetworkConfig as PriorNetworkConfig
+from hrvqvae.config.schema import StageConfig as StageConfig
+from hrvqvae.config.schema import TrainingConfig as TrainingConfig
+from hrvqvae.config.schema import at_level as at_level
+from hrvqvae.config.schema import bits_per_image as bits_per_image
+from hrvqvae.config.schema import compression_ratio as compression_ratio
+from hrvqvae.config.schema import flatten as flatten
+from hrvqvae.config.schema import level_names as level_names
+from hrvqvae.config.schema import to_dict as to_dict
+from hrvqvae.config.schema import training_steps as training_steps

@@ -1,89 +1,42 @@
-"""What any part of a configuration is, the contract of every system's, and one for each architecture."""
+"""The contract of every system's configuration, and one configuration for each architecture."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from abc import abstractmethod
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from hrvqvae.config.section import AUTO, AtLeastTwo, Count, Odd, PerLevel, Positive, Range, Section, Share, Weight
 from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
 """Height and width of a latent grid, or of an image."""
 
-AUTO = "auto"
+
+class Geometry(NamedTuple):
+    """The grid of each level, coarse first: times[level] * ceil((pixels + margin) / unit) positions per side."""
+
+    unit: int
+    margin: int
+    times: tuple[int, ...]
+
+    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """Return (H, W) of each level for an image of that many pixels, coarse first."""
+        rows, columns = (-(-(side + self.margin) // self.unit) for side in (height, width))
+        return tuple((times * rows, times * columns) for times in self.times)
 
 
-def decided_on_start(by: str) -> Any:
-    """A field that is "auto" until a run begins, and then part of the run's configuration.
-
-    Args:
-        by: "module:function", from the dataclass of the field to the value.
-    """
-    return field(default=AUTO, metadata={"decided by": by})
-
-
-class Range(NamedTuple):
-    """Which numbers a field takes: a part of its type, as in `Annotated[int, Range(...)]`."""
-
-    holds: Callable[[Any], bool]
-    what: str  # it must be
-
-
-Positive = Annotated[int, Range(lambda number: number >= 1, "at least 1")]
-AtLeastTwo = Annotated[int, Range(lambda number: number >= 2, "at least 2")]
-Count = Annotated[int, Range(lambda number: number >= 0, "at least 0")]
-Odd = Annotated[int, Range(lambda number: number > 0 and number % 2 == 1, "odd and positive")]
-Weight = Annotated[float, Range(lambda number: 0 <= number < math.inf, "at least 0")]
-Share = Annotated[float, Range(lambda number: 0 <= number < 1, "at least 0 and below 1")]
-Part = Annotated[float, Range(lambda number: 0 < number < 1, "between 0 and 1")]
-Rate = Annotated[float, Range(lambda number: 0 < number < math.inf, "above 0")]
-
-
-@cache
-def _ranges(kind: Any) -> list[tuple[str, Range]]:
-    """(name of a field, its range), also where the field has several numbers, or one or None."""
-    hints = get_type_hints(kind, include_extras=True)
-    parts = [(name, part) for name, hint in hints.items() for part in (hint, *get_args(hint))]
-    return [(name, must) for name, part in parts for must in getattr(part, "__metadata__", ())]
-
-
-class Section:
-    """A part of a configuration, a dataclass: its numbers are in the ranges of their types.
-
-    A field of several numbers has none only where its default has none.
-    """
-
-    section: ClassVar[str]
-    """Where it stands in a configuration, for messages."""
-
-    def __post_init__(self) -> None:
-        kind: Any = type(self)
-        for name, must in _ranges(kind):
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            self.require(bool(numbers) or getattr(kind, name) == (), name, "one number, or one a level")
-            self.require(all(number is None or must.holds(number) for number in numbers), name, must.what)
-
-    def require(self, holds: bool, name: str, what: str) -> None:
-        """Raises InputError where a field does not hold; `what` says what it must be."""
-        require(holds, f"{self.section}.{name}", getattr(self, name), what)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(Section, ABC):
-    """The contract of every system's configuration: a frozen dataclass with these fields and properties."""
+class ModelConfig(Section):
+    """The contract of every system's configuration: these fields and properties."""
 
     system: str = ""  # its name in the registry
 
     section = "model"
 
+    @property
     @abstractmethod
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of each level's codes for an image of that many pixels, coarse first."""
+    def geometry(self) -> Geometry:
+        """The grids of the codes by image size."""
 
     @property
     @abstractmethod
@@ -105,16 +58,19 @@ class ModelConfig(Section, ABC):
         """Training steps between restarts of dead codewords (0: none)."""
         return 0
 
+    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """Return (H, W) of each level's codes for an image of that many pixels, coarse first."""
+        return self.geometry.grids(height, width)
+
     def check_images(self, size: int) -> None:  # most systems take any size
-        """Raises InputError where the system can't be trained on images of so many pixels a side."""
+        """Raise InputError if the system can't be trained on images of `size` x `size` pixels."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ModelConfig):
     """Encoder and decoder, which all systems here have (docs/paper-tables.md, Tables 4, 6 and 7).
 
     Attributes:
-        stride: image pixels a latent position of the finest grid, a side: 2^s.
+        stride: image pixels per latent position of the finest grid and side: 2^s.
         padding: pixels added on each side of the image before encoding, cropped after decoding.
         hidden_units: channels of the convolutions.
         residual_units: channels inside a residual block.
@@ -122,25 +78,18 @@ class NetworkConfig(ModelConfig):
         kernel: filter size of the convolutions that keep the resolution.
     """
 
-    stride: Annotated[
-        int, Range(lambda pixels: pixels >= 2 and pixels & (pixels - 1) == 0, "a power of two, from 2")
-    ] = 2
+    stride: Annotated[int, Range(lambda side: side >= 2 and side & (side - 1) == 0, "a power of two, from 2")] = 2
     padding: Count = 0
     hidden_units: AtLeastTwo = 64
     residual_units: Positive = 64
     residual_blocks: Count = 2
     kernel: Odd = 3
 
-    def grid(self, height: int, width: int, times: int = 1) -> Grid:
-        """(H, W) of an image on a grid that is `times` coarser than the finest."""
-        pixels, stride = 2 * self.padding, self.stride * times
-        return (height + pixels + stride - 1) // stride, (width + pixels + stride - 1) // stride
-
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        return (self.grid(height, width),) * len(self.num_symbols)
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, 2 * self.padding, (1,) * len(self.num_symbols))
 
 
-@dataclass(frozen=True, kw_only=True)
 class QuantizerConfig(Section):
     """Residual quantization, from one flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
 
@@ -182,12 +131,11 @@ class QuantizerConfig(Section):
 
     section = "model.quantizer"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
         self.require(not self.shared or self.group_size == 1, "shared", "false where levels are linked")
         self.require(self.beam == 1 or self.linked != 1, "beam", "1 where no levels are linked")
-        values = self.codewords**self.group_size * self.dim
+        values = self.codewords ** min(self.group_size, 31) * self.dim  # more than 2^30 from 31 levels on
         what = "model.quantizer.codewords ** levels * dim"
         require(values <= 2**30, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
 
@@ -215,11 +163,10 @@ class QuantizerConfig(Section):
         return tuple(self.codewords * books for books in self.num_codebooks)
 
 
-@dataclass(frozen=True, kw_only=True)
 class CodebookConfig(NetworkConfig):
     """A system that quantizes by our codebooks."""
 
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = QuantizerConfig()
 
     @property
     def start_vectors(self) -> int:
@@ -230,7 +177,6 @@ class CodebookConfig(NetworkConfig):
         return self.quantizer.restart_every
 
 
-@dataclass(frozen=True, kw_only=True)
 class SingleGridConfig(CodebookConfig):
     """One encoder, one latent grid, residual quantization, one decoder (docs/method.md, Table 6).
 
@@ -238,7 +184,7 @@ class SingleGridConfig(CodebookConfig):
     """
 
     system: str = "hrvqvae"
-    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(levels=3, codewords=8))
+    quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -249,7 +195,6 @@ class SingleGridConfig(CodebookConfig):
         return self.quantizer.num_codewords
 
 
-@dataclass(frozen=True, kw_only=True)
 class VQGANConfig(SingleGridConfig):
     """One latent grid, one flat codebook; trained for what images look like as well (docs/method.md).
 
@@ -263,15 +208,15 @@ class VQGANConfig(SingleGridConfig):
     """
 
     system: str = "vqgan"
-    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codewords=1024))
-    perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = decided_on_start(
-        "hrvqvae.models.perceptual:choose_perceptual"
-    )
+    quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
+    perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
     perceptual_weight: Weight = 1.0
     adversarial_weight: Weight = 0.8
     adversarial_start: Count = 10_000
     discriminator_units: Positive = 64
     discriminator_layers: Positive = 3
+
+    decided_by: ClassVar = {"perceptual": "hrvqvae.models.perceptual:choose_perceptual"}
 
     def check_images(self, size: int) -> None:
         """Each layer halves the side, rounded down; the two convolutions after them take away a row each."""
@@ -283,7 +228,6 @@ class VQGANConfig(SingleGridConfig):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
 class VQVAE2Config(CodebookConfig):
     """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (docs/method.md).
 
@@ -295,20 +239,19 @@ class VQVAE2Config(CodebookConfig):
     system: str = "vqvae2"
     grids: Positive = 3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
 
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        top = self.grid(height, width, 2 ** (self.grids - 1))
-        return tuple((top[0] * 2**finer, top[1] * 2**finer) for finer in range(self.grids))
+    @property
+    def geometry(self) -> Geometry:
+        times = tuple(2**finer for finer in range(self.grids))
+        return Geometry(self.stride * times[-1], 2 * self.padding, times)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
         return (self.quantizer.codewords,) * self.grids
 
 
-@dataclass(frozen=True, kw_only=True)
 class FSQQuantizerConfig(Section):
     """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023).
 
@@ -317,30 +260,27 @@ class FSQQuantizerConfig(Section):
         dim: D, width of a latent; linear layers lead to the channels and back, where D is not their number.
     """
 
-    channel_levels: tuple[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")], ...] = (8, 8, 8)
+    channel_levels: PerLevel[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]] = (8, 8, 8)
     dim: Positive = 32
 
     section = "model.quantizer"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         codes = math.prod(self.channel_levels)
         require(codes <= 2**24, "the product of model.quantizer.channel_levels", codes, "at most 2^24")
 
 
-@dataclass(frozen=True, kw_only=True)
 class FSQConfig(NetworkConfig):
     """One latent grid, finite scalar quantization."""
 
     system: str = "fsq"
-    quantizer: FSQQuantizerConfig = field(default_factory=FSQQuantizerConfig)
+    quantizer: FSQQuantizerConfig = FSQQuantizerConfig()
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
         return (math.prod(self.quantizer.channel_levels),)
 
 
-@dataclass(frozen=True, kw_only=True)
 class LibraryQuantizerConfig(Section):
     """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
@@ -362,18 +302,16 @@ class LibraryQuantizerConfig(Section):
 
     section = "model.quantizer"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         right = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
         self.require(right, "codewords", "a power of two for lfq")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LibraryConfig(NetworkConfig):
     """One latent grid, a quantizer of the library by name."""
 
     system: str = "vqpytorch"
-    quantizer: LibraryQuantizerConfig = field(default_factory=LibraryQuantizerConfig)
+    quantizer: LibraryQuantizerConfig = LibraryQuantizerConfig()
 
     @property
     def num_symbols(self) -> tuple[int, ...]:

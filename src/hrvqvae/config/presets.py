@@ -16,11 +16,10 @@ from hrvqvae.config.schema import (
     bits_per_image,
     compression_ratio,
     flatten,
-    replaced,
     to_dict,
     training_steps,
 )
-from hrvqvae.config.tables import OURS, RATIOS, TABLE_5_STEPS, Settings, column
+from hrvqvae.config.systems import OURS, RATIOS, TABLE_5_STEPS, Settings, column
 from hrvqvae.utils.errors import InputError, near_names
 
 
@@ -57,30 +56,32 @@ class Preset:
 def _preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
     values = {"name": name} | {key: value for key, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
-    config = replaced(Config(model=system.config, prior=PriorConfig(network=network)), values)
-    return Preset(
-        config=config, sources={key: source for key, (_, source) in settings.items()}, about=about, notes=notes
-    )
+    config = Config(model=system.config, prior=PriorConfig(network=network))
+    fields = dict(flatten(to_dict(config)))  # a data set's settings may name a field that the system has not
+    config = config.replace(**{key: value for key, value in values.items() if key in fields})
+    sources = {key: source for key, (_, source) in settings.items()}
+    return Preset(config=config, sources=sources, about=about, notes=notes)
 
 
 def _settings(system: System, dataset: Dataset) -> Settings:
-    """The settings of a system for a data set."""
-    own = column({**system.settings, **(system.few_images if dataset.few_images else {})}, dataset.column)
-    if dataset.column != dataset.name:  # whose column it borrows
+    """Return the settings of a system for a data set."""
+    rows = column({**system.settings, **(system.few_images if dataset.few_images else {})}, dataset.column)
+    if dataset.column != dataset.name:  # the data set borrows a column
         label = f" ({dataset.column})"
-        own = {key: (value, source if source == OURS else source + label) for key, (value, source) in own.items()}
-    return {**own, **dataset.settings}  # a field of the model that the system has not means nothing to it
+        rows = {key: (value, source if source == OURS else source + label) for key, (value, source) in rows.items()}
+    return {**rows, **dataset.settings}
 
 
 def of_dataset(system: System, dataset: Dataset) -> Preset:
-    """The preset of a system for a data set, which need not be registered."""
+    """Return the preset of a system for a data set, which need not be registered."""
     name = f"{system.name}/{dataset.name}"
     return _preset(name, system, _settings(system, dataset), dataset.about, dataset.notes + system.notes)
 
 
 def data_config(dataset: Dataset) -> DataConfig:
-    """What a data set's settings say of the data."""
-    return replaced(Config(), {name: value for name, (value, _) in dataset.settings.items()}).data
+    """Return what a data set's settings say of the data."""
+    values = {name: value for name, (value, _) in dataset.settings.items() if name.startswith("data.")}
+    return Config().replace(**values).data
 
 
 def names() -> Iterator[str]:

@@ -6,34 +6,32 @@ when they are asked for, so that a list of names costs nothing and needs no torc
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hrvqvae.utils.errors import InputError, near_names
+from hrvqvae.utils.errors import InputError, near_names, one_line
 from hrvqvae.utils.progress import told_once
 
 if TYPE_CHECKING:
     from hrvqvae.config.model import ModelConfig
     from hrvqvae.config.schema import PriorNetworkConfig
-    from hrvqvae.config.tables import Settings
+    from hrvqvae.config.systems import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class RegistryEntry:
     """What a registry holds, by its name."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(Entry):
+class Dataset(RegistryEntry):
     """A data set: its files, how it is got and read, and what presets take from it.
 
     Attributes:
@@ -81,14 +79,14 @@ class ExtraPreset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class System(Entry):
+class System(RegistryEntry):
     """A system of an autoencoder, its presets and, where it has one, its objective.
 
     Attributes:
         name: the first part of its presets' names, and `model.system`.
         config: its configuration with its defaults, a frozen dataclass; its field `system` becomes `name`.
         model: "module:Class", called with (config, channels) -> Autoencoder.
-        settings: fields of a configuration with their sources, one value or one a column (`config.tables`).
+        settings: fields of a configuration with their sources, one value or one a column (`config.systems`).
         few_images: further settings for a data set of few images.
         objective: "module:Class" of a `models.objective.Objective`.
         extras: presets beside those of every data set.
@@ -107,7 +105,7 @@ class System(Entry):
     needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", dataclasses.replace(self.config, system=self.name))
+        object.__setattr__(self, "config", self.config.replace(system=self.name))
 
     @property
     def available(self) -> bool:
@@ -116,7 +114,7 @@ class System(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorNetwork(Entry):
+class PriorNetwork(RegistryEntry):
     """A network of priors, with its sampler.
 
     Attributes:
@@ -133,7 +131,7 @@ class PriorNetwork(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logger(Entry):
+class Logger(RegistryEntry):
     """Another place for the records of a training, beside metrics.jsonl.
 
     Attributes:
@@ -146,98 +144,85 @@ class Logger(Entry):
     needs: str
 
 
-E = TypeVar("E", bound=Entry)
-_NONE: Mapping[str, str] = MappingProxyType({})
-
-
 def imported(reference: str) -> Any:
-    """The object that "module:attribute" stands for."""
+    """Return the object that "module:attribute" stands for."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value
+E = TypeVar("E", bound=RegistryEntry)
 
 
 class Registry(Generic[E]):
-    """Entries by name, in order: the built-in ones, then those that other packages announce by entry points.
-
-    An entry that can't be used is an error where it is asked for; `entries` leaves it out, with a line.
+    """Entries by name: the built-in ones, those that were registered, and those that packages announce.
 
     Args:
-        kind: the class of an entry.
-        what: the word for an entry, for messages.
-        group: of the entry points; an entry point's name is the entry's name, and it stands for the entry object.
-        built_in: name -> "module:attribute" of the entry object.
-        removed: name -> a line for those who ask for an entry of an earlier version.
+        kind: class of an entry.
+        what: word for an entry, for messages.
+        group: entry points of other packages; an entry point stands for an entry and has its name.
+        built_in: "module:attribute" of an entry by its name.
     """
 
-    def __init__(
-        self, kind: type[E], what: str, group: str, built_in: Mapping[str, str], removed: Mapping[str, str] = _NONE
-    ) -> None:
-        self.kind, self.what, self.group, self.built_in, self.removed = kind, what, group, built_in, removed
-        self._loaded: dict[str, E] = {}
+    def __init__(self, kind: type[E], what: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.kind, self.what, self.group = kind, what, group
+        self._entries: dict[str, E | str] = dict(built_in)
 
     @cached_property
-    def _announced(self) -> list[EntryPoint]:
-        return sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point)))
+    def _announced(self) -> dict[str, EntryPoint]:
+        points = {point.name: point for point in entry_points(group=self.group)}
+        return {name: points[name] for name in sorted(points) if name not in self._entries}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.built_in, *(point.name for point in self._announced)]))
+        return iter([*self._entries, *(name for name in self._announced if name not in self._entries)])
+
+    def register(self, entry: E) -> E:
+        """Add an entry under its name and return it. Raises InputError if the name is taken."""
+        if entry.name in self:
+            raise InputError(f"there is a {self.what} {entry.name!r} already: choose another name")
+        self._entries[entry.name] = entry
+        return entry
 
     def get(self, name: str) -> E:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
-            InputError: there is none (near names are listed), several packages add it, or the package that adds it
-                can't be imported or gives something else.
+            InputError: there is none, or the package that announces it can't be imported or gives something else.
         """
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def removal(self, name: str) -> str:
-        """The line about an entry that was removed, whose name is taken; "" for any other."""
-        return self.removed.get(name, "")
-
-    def _load(self, name: str) -> E:
-        points = [point for point in self._announced if point.name == name]
-        if name in self.built_in and not points:
-            entry: E = imported(self.built_in[name])
-            return entry
-        if name in self.removed:
-            raise InputError(self.removed[name])
-        if not points:
+        if name not in self:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
             raise InputError(f"unknown {self.what} {name!r}: {hint}")
-        adding = [_package(point) for point in points] + ["hrvqvae"] * (name in self.built_in)
-        if len(adding) > 1:
-            raise InputError(f"several packages add a {self.what} {name!r}: {' and '.join(adding)}")
-        added = f"the {self.what} {name!r} of the package {adding[0]}"
+        entry = self._entries.get(name)
+        if entry is None:
+            entry = self._load(self._announced[name])
+        elif isinstance(entry, str):
+            entry = imported(entry)
+        self._entries[name] = entry
+        return entry
+
+    def _load(self, point: EntryPoint) -> E:
+        announced = f"the {self.what} {point.name!r} of the package {point.dist.name if point.dist else point.value}"
         try:
-            entry = points[0].load()
+            entry = point.load()
         except Exception as error:  # another package's
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{added} can't be imported ({text})") from error
-        if not isinstance(entry, self.kind) or entry.name != name:
-            raise InputError(f"{added} must be a {self.kind.__name__} of that name")
+            raise InputError(f"{announced} can't be imported ({type(error).__name__}: {one_line(error)})") from error
+        if not isinstance(entry, self.kind) or entry.name != point.name:
+            raise InputError(f"{announced} must be a {self.kind.__name__} of that name")
         return entry
 
     def entries(self) -> list[E]:
-        """The entries that can be used, in order. Why another can't be used is told once."""
-        found = []
+        """Return the entries that can be used, in order; a warning says once why another can't."""
+        usable = []
         for name in self:
             try:
-                found.append(self.get(name))
+                usable.append(self.get(name))
             except InputError as error:
                 told_once(str(error))
-        return found
+        return usable
 
 
 def _in(module: str, *names: str) -> dict[str, str]:
-    """Name -> where our entry of that name stands."""
+    """ "module:NAME" by name."""
     return {name: f"hrvqvae.{module}:{name.upper().replace('-', '_')}" for name in names}
 
 
@@ -245,13 +230,9 @@ _SYSTEMS = ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vq
 _FOLDERS = ("imagenet", "ffhq", "emoji32", "photos")
 _ARRAYS = _in("data.sets.mnist", "mnist", "fashion-mnist") | _in("data.sets.cifar10", "cifar10")
 
-SYSTEMS = Registry(System, "system", "hrvqvae.systems", _in("models.systems", *_SYSTEMS))
-_REMOVED = {
-    kind: f"prior.network.kind '{kind}' was removed: hrvqvae at commit b3f58bc reads it; "
-    "--prior.network.kind gpt trains a new one"
-    for kind in ("depth", "transformer")
-}
-_NETWORKS = _in("priors.configs", "pixelsnail", "gpt")
-PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _NETWORKS, _REMOVED)
+SYSTEMS = Registry(System, "system", "hrvqvae.systems", _in("config.systems", *_SYSTEMS))
+PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _in("priors.configs", "pixelsnail", "gpt"))
 DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _ARRAYS | _in("data.sets.folders", *_FOLDERS))
 LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", _in("training.loggers", "tensorboard", "wandb"))
+register_system, register_prior = SYSTEMS.register, PRIORS.register
+register_dataset, register_logger = DATASETS.register, LOGGERS.register

@@ -1,73 +1,30 @@
-"""The whole description of a run: frozen dataclasses with their checks, no torch.
+"""The whole configuration of a run, with its checks; no torch.
 
-The dotted path of a field is its name on the command line (`--model.quantizer.codewords 8`), in `config.yaml` and in
-presets. Values that differ by level are tuples, coarse first. A field is a number, a text, true or false, a Literal of
-texts, a tuple of these of any length, or one of them or None.
+The dotted name of a field is its option on the command line (`--model.quantizer.codewords 8`), its place in
+`config.yaml` and its name in presets.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.model import (
-    AUTO,
-    Count,
-    Grid,
-    ModelConfig,
-    Odd,
-    Part,
-    Positive,
-    Range,
-    Rate,
-    Section,
-    Share,
-    Weight,
-    decided_on_start,
-)
+from hrvqvae.config.model import Grid, ModelConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS, imported
+from hrvqvae.config.section import AUTO, Count, Odd, OpenUnit, PerLevel, Positive, Range, Rate, Section, Share, Weight
 from hrvqvae.utils.errors import InputError
 
-C = TypeVar("C")
 T = TypeVar("T")
 
 DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
-_PILLOW_PIXELS = 178_956_970  # beyond this Pillow refuses by itself
-_DecodedPixels = Annotated[int, Range(lambda pixels: 1 <= pixels <= _PILLOW_PIXELS, f"1 to {_PILLOW_PIXELS}")]
+_PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
+_MOST_NESTED = 8  # sections inside sections of a file
 
 
-def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """(dotted name, its dataclass, the field) of every field of a configuration, and of the dataclasses inside it."""
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{one.name}.")
-        else:
-            yield prefix + one.name, config, one
-
-
-def decided(config: Config, *sections: str) -> Config:
-    """A configuration with every "auto" in some sections decided.
-
-    Raises:
-        InputError: a field needs what is not on this machine, or the model can't be trained on images of that size.
-    """
-    if "model" in sections:
-        config.model.check_images(config.data.size)
-    found = {
-        name: imported(one.metadata["decided by"])(of)
-        for name, of, one in fields_of(config)
-        if "decided by" in one.metadata and getattr(of, one.name) == AUTO and name.split(".")[0] in sections
-    }
-    return replaced(config, found)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
 
@@ -96,29 +53,27 @@ class DataConfig(Section):
     dataset: str = "mnist"
     root: str | None = None
     size: Positive = 28
-    channels: Annotated[int, Range(lambda count: count in (1, 3), "1 (greyscale) or 3 (RGB)")] = 1
+    channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
     train_samples: Count = 0
     test_samples: Count = 0
     split: Literal["hash", "sorted"] = "hash"
-    test_fraction: Part = 0.1
+    test_fraction: OpenUnit = 0.1
     validation: Share = 0.0
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     labels: bool = True
     on_error: Literal["stop", "skip"] = "stop"
-    max_pixels: _DecodedPixels = 64_000_000
+    max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
     workers: Count = 2
     memory_mb: Count = 512
 
     section = "data"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         counted = self.split != "sorted" or self.train_samples > 0
         self.require(counted, "train_samples", "above 0 where data.split is sorted")
 
 
-@dataclass(frozen=True, kw_only=True)
 class StageConfig(Section):
     """Optimization of any stage: all but the batch size (docs/paper-tables.md, Tables 5 and 6).
 
@@ -149,11 +104,11 @@ class StageConfig(Section):
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Count = 100
     polyak_decay: Share = 0.9
-    device: str = decided_on_start("hrvqvae.utils.device:decide_device")
-    precision: Literal["auto", "fp32", "bf16"] = decided_on_start("hrvqvae.utils.device:decide_precision")
+    device: str = AUTO
+    precision: Literal["auto", "fp32", "bf16"] = AUTO
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: Count = 0
-    seed: Annotated[int, Range(lambda seed: 0 <= seed < 2**31, "at least 0 and below 2^31")] = 0
+    seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
     init_from: str = ""
     loggers: str = ""
     log_every: Positive = 50
@@ -162,32 +117,31 @@ class StageConfig(Section):
     evaluation_images: Positive = 1_000
 
     section = "training"
+    decided_by: ClassVar = {
+        "device": "hrvqvae.utils.device:decide_device", "precision": "hrvqvae.utils.device:decide_precision",
+    }  # fmt: skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         if not (self.epochs or self.max_steps or self.max_minutes):
             fields = f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or {self.section}.max_minutes"
             raise InputError(f"no budget: give {fields}")
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
-        """The optimization of one network, of so many images a step."""
-        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return TrainingConfig(**{**own, "batch_size": batch_size})
+        """Return the optimization of one network with that batch size."""
+        return TrainingConfig(**{**dict(self.items()), "batch_size": batch_size})
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(StageConfig):
     """Optimization of an autoencoder; `batch_size` is that of all processes together (docs/scale.md)."""
 
     batch_size: Positive = 128
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorTrainingConfig(StageConfig):
     """Optimization of each prior. `batch_size` is one number for all levels, or one a level, coarse first; a prior of
     several levels takes that of the coarsest."""
 
-    batch_size: tuple[Positive, ...] = (32,)
+    batch_size: PerLevel[Positive] = (32,)
     epochs: Count = 50
     learning_rate: Rate = 1e-3
     polyak_decay: Share = 0.99
@@ -195,7 +149,6 @@ class PriorTrainingConfig(StageConfig):
     section = "prior.training"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ProgressiveTrainingConfig(StageConfig):
     """Optimization of the progressive decoder; a step takes as many images as one of the autoencoder's training."""
 
@@ -223,9 +176,8 @@ def at_level(values: tuple[T, ...], level: int) -> T:
     return values[0] if len(values) == 1 else values[level]
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorNetworkConfig(Section):
-    """The contract of every prior network's configuration: a frozen dataclass.
+    """The contract of every prior network's configuration.
 
     A field that differs by level is a tuple of one value for all levels, or one a level, coarse first.
     """
@@ -248,7 +200,6 @@ class PriorNetworkConfig(Section):
         return tuple(range(level, level + 1) for level in range(len(grids)))
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorConfig(Section):
     """The priors of all levels and their training (docs/paper-tables.md, Tables 8 and 9).
 
@@ -263,8 +214,8 @@ class PriorConfig(Section):
     """
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
-    training: PriorTrainingConfig = field(default_factory=PriorTrainingConfig)
-    held_out: Part = 0.05
+    training: PriorTrainingConfig = PriorTrainingConfig()
+    held_out: OpenUnit = 0.05
     codes: str | None = None
     class_dropout: Share = 0.0
     flip: bool = False
@@ -277,7 +228,6 @@ class PriorConfig(Section):
         return self.training.with_batch_size(at_level(self.training.batch_size, level))
 
 
-@dataclass(frozen=True, kw_only=True)
 class RefinerConfig(Section):
     """The network before the progressive decoder, which has the shape of the model's own (docs/method.md).
 
@@ -293,46 +243,63 @@ class RefinerConfig(Section):
     section = "progressive.network"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProgressiveConfig:
+class ProgressiveConfig(Section):
     """The decoder of the first levels, and its training on a frozen autoencoder (`train-progressive`)."""
 
-    network: RefinerConfig = field(default_factory=RefinerConfig)
-    training: ProgressiveTrainingConfig = field(default_factory=ProgressiveTrainingConfig)
+    network: RefinerConfig = RefinerConfig()
+    training: ProgressiveTrainingConfig = ProgressiveTrainingConfig()
+
+    section = "progressive"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Section):
     """A run: data, model, training, priors, the progressive decoder; `name` is the preset that it began as."""
 
     name: str = "custom"
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     model: ModelConfig = field(default_factory=lambda: SYSTEMS.get(DEFAULT_SYSTEM).config)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=1))
+    training: TrainingConfig = TrainingConfig(epochs=1)
     prior: PriorConfig = field(default_factory=PriorConfig)
-    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    progressive: ProgressiveConfig = ProgressiveConfig()
 
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
-        """The levels that each prior covers, coarse first. Raises InputError where its network can't or was removed."""
+        """The levels that each prior covers, coarse first. Raises InputError if its network can't cover them."""
         model, size = self.model, self.data.size
         symbols, codewords = model.num_symbols, (0, *model.num_codewords)
         linked = [codewords[level + 1] == codewords[level] * m for level, m in enumerate(symbols)]
-        PRIORS.get(self.prior.network.kind)  # raises where it was removed
         return self.prior.network.covers(model.latent_grids(size, size), linked)
 
     def with_root(self, root: str | None) -> Config:
-        """The same with its data in another root folder; None leaves it."""
-        return self if root is None else replaced(self, {"data.root": root})
+        """Return the configuration with its data in another root folder; None leaves it."""
+        return self if root is None else self.replace(**{"data.root": root})
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values, for JSON and YAML."""
-    return dataclasses.asdict(config)
+def decided(config: Config, *sections: str) -> Config:
+    """Return a configuration in which every "auto" of some sections is decided.
+
+    Raises:
+        InputError: this machine lacks what a field asks for, or the model can't be trained on images of that size.
+    """
+    if "model" in sections:
+        config.model.check_images(config.data.size)
+    parts, values = [getattr(config, name) for name in sections], dict[str, Any]()
+    for part in parts:
+        parts += [value for _, value in part.items() if isinstance(value, Section)]
+        undecided = (name for name in part.decided_by if getattr(part, name) == AUTO)
+        values |= {f"{part.section}.{name}": imported(part.decided_by[name])(part) for name in undecided}
+    return config.replace(**values)
+
+
+def to_dict(section: Section) -> dict[str, Any]:
+    """Return a configuration as nested plain values, for JSON and YAML."""
+    return {name: to_dict(value) if isinstance(value, Section) else value for name, value in section.items()}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf of a nested mapping, in order."""
+    """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if it is too deep."""
+    if prefix.count(".") > _MOST_NESTED:
+        raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
@@ -341,37 +308,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:
-    """The defaults of a system and a network of priors; of a network that was removed, its name alone.
-
-    Raises:
-        InputError: one is unknown.
-    """
-    of_priors = PriorNetworkConfig(kind=network) if PRIORS.removal(network) else PRIORS.get(network).config()
-    return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=of_priors))
-
-
-def replaced(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with fields replaced, by dotted name; names that it has not mean nothing to it.
-
-    A stage's default budget is replaced as a whole. Raises InputError where a value is out of range.
-    """
-    before, usual = (dict(flatten(to_dict(one))) for one in (config, Config()))
-    for stage in STAGES:
-        budget = [f"{stage}.{name}" for name in BUDGET]
-        if any(values.get(name) for name in budget) and all(before[name] == usual[name] for name in budget):
-            values = {name: type(before[name])() for name in budget} | dict(values)
-
-    def inside(part: C, prefix: str) -> C:
-        changes = {}
-        for one in dataclasses.fields(part):  # type: ignore[arg-type]
-            name, value = prefix + one.name, getattr(part, one.name)
-            if dataclasses.is_dataclass(value):
-                changes[one.name] = inside(value, f"{name}.")
-            elif name in values:
-                changes[one.name] = values[name]
-        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
-
-    return inside(config, "")
+    """Return the defaults of a system and a network of priors. Raises InputError if either is unknown."""
+    return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config()))
 
 
 def training_steps(samples: int, epochs: int, batch_size: int) -> int:

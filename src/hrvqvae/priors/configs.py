@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from hrvqvae.config import Levels, PriorNetworkConfig
-from hrvqvae.config.model import Count, Grid, Positive, Range, Share
+from hrvqvae.config.model import Grid
 from hrvqvae.config.registry import PriorNetwork
+from hrvqvae.config.section import Count, PerLevel, Positive, Range, Share
 
 
-@dataclass(frozen=True, kw_only=True)
 class PixelSNAILConfig(PriorNetworkConfig):
     """The autoregressive network of each level (docs/paper-tables.md, Tables 8 and 9).
 
@@ -34,18 +33,16 @@ class PixelSNAILConfig(PriorNetworkConfig):
     residual_blocks: Positive = 12
     attention_heads: Positive = 8
     kernel: Annotated[int, Range(lambda size: size >= 3 and size % 2 == 1, "odd, at least 3")] = 5
-    attention_layers: tuple[Count, ...] = (4,)
-    dropout: tuple[Share, ...] = (0.1,)
+    attention_layers: PerLevel[Count] = (4,)
+    dropout: PerLevel[Share] = (0.1,)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         fits = all(layers <= self.residual_blocks for layers in self.attention_layers)
         self.require(fits, "attention_layers", f"0 to residual_blocks ({self.residual_blocks})")
         divides = self.hidden_units % self.attention_heads == 0 or not any(self.attention_layers)
         self.require(divides, "attention_heads", f"a divisor of hidden_units ({self.hidden_units})")
 
 
-@dataclass(frozen=True, kw_only=True)
 class GPTConfig(PriorNetworkConfig):
     """One transformer for each group of linked levels, with a head for each level (docs/method.md).
 
@@ -66,8 +63,7 @@ class GPTConfig(PriorNetworkConfig):
     path_units: Positive = 48
     most_paths: Positive = 4096
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         self.require(self.hidden_units % self.heads == 0, "heads", f"a divisor of hidden_units ({self.hidden_units})")
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:

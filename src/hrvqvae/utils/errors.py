@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ class DamagedFileError(InputError):
 def require(holds: bool, name: str, value: object, what: str) -> None:
     """Raises InputError where a value does not hold; `what` says what it must be."""
     if not holds:
-        raise InputError(f"{name} is {value!r}; it must be {what}")
+        raise InputError(f"{name} is {reprlib.repr(value)}; it must be {what}")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hrvqvae.config.registry import Dataset
-from hrvqvae.config.tables import OURS, TABLE_5, column, settings
+from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 
 _CROPPED = {"data.crop": "random", "data.flip": True}
 # Priors of a few thousand images, on a few cores.

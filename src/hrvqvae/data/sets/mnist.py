@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config.registry import Dataset
-from hrvqvae.config.tables import OURS, TABLE_5, column, settings
+from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 from hrvqvae.data.fetch import quiet_network, run_program, unpacked
 from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError

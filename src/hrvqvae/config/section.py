@@ -1,0 +1,150 @@
+"""The base class of every section of a configuration, and the types of its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from numbers import Integral, Real
+from types import MappingProxyType, NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from hrvqvae.utils.errors import InputError, near_names, require
+
+AUTO: Final = "auto"
+T = TypeVar("T")
+
+
+class Range(NamedTuple):
+    """The values that a field takes, as a part of its type: `Annotated[int, Range(..., "at least 1")]`."""
+
+    holds: Callable[[Any], bool]
+    what: str  # a value must be
+
+
+Positive = Annotated[int, Range(lambda value: value >= 1, "at least 1")]
+AtLeastTwo = Annotated[int, Range(lambda value: value >= 2, "at least 2")]
+Count = Annotated[int, Range(lambda value: value >= 0, "at least 0")]
+Odd = Annotated[int, Range(lambda value: value > 0 and value % 2 == 1, "odd and positive")]
+Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
+Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")]
+OpenUnit = Annotated[float, Range(lambda value: 0 < value < 1, "between 0 and 1")]
+Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
+PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
+"""One value for all levels, or one per level, coarse first."""
+
+_WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_hints = cache(get_type_hints)
+
+
+def _parse(value: Any, hint: Any) -> Any:
+    """Return a value, or a text of the command line, as the type of a field. Raises ValueError: what it must be."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        parsed = _parse(value, parts[0])
+        for limit in parts[1:]:
+            if isinstance(limit, Range) and not limit.holds(parsed):
+                raise ValueError(limit.what)
+        return parsed
+    if origin in (Union, UnionType):
+        if value in (None, "null"):
+            return None
+        try:
+            return _parse(value, next(part for part in parts if part is not NoneType))
+        except ValueError as error:
+            raise ValueError(f"{error} or null") from None
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.strip().strip("[]").split(",") if part.strip()]
+        return tuple(_parse(part, parts[0]) for part in (value if isinstance(value, (list, tuple)) else [value]))
+    if origin is Literal:
+        if value in parts:
+            return value
+        raise ValueError(" or ".join(map(str, parts)))
+    if hint is bool and value in ("true", "false"):
+        return value == "true"
+    number = {int: Integral, float: Real}.get(hint)
+    if number and isinstance(value, (str, number)) and not isinstance(value, bool):
+        try:
+            return hint(value)
+        except (ValueError, OverflowError):
+            pass
+    elif isinstance(value, hint):
+        return value
+    raise ValueError(_WORDS.get(hint, "a mapping of fields"))
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+class Section:
+    """A part of a configuration. A subclass is a frozen dataclass whose values are checked against their types.
+
+    A field takes what a file or the command line gives: "8" for a number, "4,1,0" or one value for a tuple, "null". It
+    is a number, a text, true or false, a Literal of texts, a tuple of these, one of them or None, or a section.
+    """
+
+    section: ClassVar[str] = ""
+    """Dotted name of the section in a configuration, for messages."""
+    decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """For a field that is "auto" until a run begins, "module:function": from the section to the value."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        hints = _hints(kind, include_extras=True)
+        for name, value in self.items():
+            try:
+                object.__setattr__(self, name, _parse(value, hints[name]))
+            except ValueError as error:
+                self.require(False, name, str(error))
+        self.check()
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return (name, value) of every field."""
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+
+    def check(self) -> None:
+        """Raise InputError if fields contradict each other."""
+
+    def require(self, holds: bool, name: str, what: str) -> None:
+        """Raise InputError if a field does not hold; `what` says what it must be."""
+        require(holds, self._dotted(name), getattr(self, name), what)
+
+    def replace(self, /, **changes: Any) -> Self:
+        """Return a copy with fields replaced and checked; a dotted name is a field of an inner section.
+
+        Raises:
+            InputError: a field is unknown, or a value has the wrong type or is out of range.
+        """
+        fields, values, inner = dict(self.items()), dict[str, Any](), dict[str, dict[str, Any]]()
+        for name, value in changes.items():
+            first, _, rest = name.partition(".")
+            if first not in fields or (rest and not isinstance(fields[first], Section)):
+                near = near_names(first, fields)
+                hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
+                raise InputError(f"unknown field {self._dotted(name)!r}: {hint}")
+            if rest:
+                inner.setdefault(first, {})[rest] = value
+            else:
+                values[first] = value
+        values |= {first: fields[first].replace(**changed) for first, changed in inner.items()}
+        return dataclasses.replace(self, **values)
+
+    def _dotted(self, name: str) -> str:
+        return f"{self.section}.{name}" if self.section else name
