@@ -73,7 +73,7 @@ def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()
         folder = Path(name)
         _draw_images(folder / "mnist")
         rows = []
-        for system in systems or tuple(SYSTEMS.built_in):
+        for system in systems or tuple(SYSTEMS):
             note(f"{system}: one process, then {count}")
             rows.append(_compare(_small(system, folder, 12 * count, steps), folder, count))
     return rows

@@ -18,7 +18,7 @@ from hrvqvae.checkpoints.loading import load_priors, load_with_config
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.archive import is_archive, open_archive
-from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
 from hrvqvae.models.base import Autoencoder, framed, unit_images
@@ -223,7 +223,7 @@ class Model:
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # as the image is framed before it is encoded
-            where = geometry_of(self.config.model.latent_grids)
+            where = self.config.model.geometry
             height, width = (where.unit * side for side in min(grids))
             keep = framed(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
         return KnownCodes(codes, kept_parts(keep, grids))

@@ -9,7 +9,7 @@ import torch
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
 from hrvqvae.checkpoints.loading import load_with_digest, save_model
-from hrvqvae.compression.entropy_model import EntropyModel, geometry_of
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.models.build import build_progressive_decoder, several_levels
 from tests.trained_run import tiny_run_with_priors
 
@@ -31,7 +31,7 @@ def whole(mnist_root: Path, tmp_path: Path) -> Path:
     progressive_folder(run).path.mkdir()
     save_model(progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=digest)
     of_weights, symbols = storage.weights_digest(model.state_dict()), config.model.num_symbols
-    entropy_model = EntropyModel("tiny", of_weights, geometry_of(config.model.latent_grids), symbols)
+    entropy_model = EntropyModel("tiny", of_weights, config.model.geometry, symbols)
     RunFolder(run).tables.write_bytes(entropy_model.content)
     return run
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.compression.choice import Choice
-from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
 from hrvqvae.compression.levels import decode_level
 from hrvqvae.compression.network import Contexts, Network, usual_contexts
-from hrvqvae.config import Config, Grid
+from hrvqvae.config import Config, Geometry, Grid
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
@@ -94,7 +94,7 @@ def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
 def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
     """A model of this configuration, and its entropy model without networks."""
     torch.manual_seed(0)
-    entropy_model = EntropyModel("x", "ab" * 16, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    entropy_model = EntropyModel("x", "ab" * 16, config.model.geometry, config.model.num_symbols)
     return build(config).eval().requires_grad_(False), entropy_model
 
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from hrvqvae.compression import entropy_model, learning
 from hrvqvae.compression.archive import appending
-from hrvqvae.compression.entropy_model import EntropyModel, Geometry, geometry_of, read_entropy_model
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.learning import fit, learn_level
 from hrvqvae.compression.levels import Layout, encode_level
 from hrvqvae.compression.network import Contexts, Network, usual_contexts
-from hrvqvae.config import presets
+from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import ALL, GRIDS, TREE, files_of, made_network
+from tests.compression.made import ALL, TREE, files_of, made_network
 
 
 def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: Network | None) -> float:
@@ -195,17 +195,3 @@ def test_levels_are_taken_together_up_to_512_values_on_one_grid() -> None:
     ):
         contexts = usual_contexts(len(symbols) - 1, symbols, [(side, side) for side in sides])
         assert (contexts.values(0), contexts.sets) == (values, sets)
-
-
-@pytest.mark.parametrize("name", list(presets.names()))
-def test_the_grids_of_every_preset_follow_the_rule(name: str) -> None:
-    model = presets.get(name).config.model
-    geometry = geometry_of(model.latent_grids)
-    for size in ((1, 1), (28, 28), (33, 517), (1000, 3)):
-        assert geometry.grids(*size) == tuple(model.latent_grids(*size))
-
-
-def test_grids_without_a_rule_are_refused() -> None:
-    with pytest.raises(InputError, match="follow no rule"):
-        geometry_of(lambda height, width: ((height**2 // 7 + 1, width),))
-    assert GRIDS.geometry == geometry_of(GRIDS.geometry.grids)

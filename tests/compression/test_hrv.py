@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from hrvqvae.compression import hrv
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.archive import appending, open_archive
-from hrvqvae.compression.entropy_model import EntropyModel, Geometry, read_entropy_model
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.compression.network import POWERS
-from hrvqvae.config import Grid
+from hrvqvae.config import Geometry, Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression import oracle
 from tests.compression.made import GRIDS, TREE, files_of, flat, made_entropy_model, random_codes, read_one

@@ -12,9 +12,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.compression import hrv
-from hrvqvae.compression.entropy_model import EntropyModel, Geometry
+from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit
-from hrvqvae.config import DataConfig
+from hrvqvae.config import DataConfig, Geometry
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier

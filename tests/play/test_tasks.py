@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from hrvqvae.compression.entropy_model import geometry_of
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, _reduced, marked, take
@@ -152,7 +151,7 @@ def test_usage_by_counting_paths(model: Model, image: Tensor) -> None:
 
 
 def test_the_figure_of_a_position_shows_the_codes_there(model: Model, image: Tensor) -> None:
-    codes, where = model.encode(image[None]), geometry_of(model.config.model.latent_grids)
+    codes, where = model.encode(image[None]), model.config.model.geometry
     for x, y in ((0, 0), (5, 3), (11, 11)):
         figure = tasks.hierarchy_at(model, image, x, y)
         row, column = (y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit

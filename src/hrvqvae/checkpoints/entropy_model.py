@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.codemaps import CodeMaps, extract, moved_copies, stored
 from hrvqvae.checkpoints.folder import RunFolder, locate
 from hrvqvae.checkpoints.loading import load_with_digest
 from hrvqvae.checkpoints.stale import require_current
-from hrvqvae.compression.entropy_model import EntropyModel, geometry_of, read_entropy_model
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
@@ -23,7 +23,7 @@ from hrvqvae.utils.outputs import write_atomic
 
 def _without_networks(name: str, model: Autoencoder, config: Config) -> EntropyModel:
     weights = storage.weights_digest(model.state_dict())
-    return EntropyModel(name, weights, geometry_of(config.model.latent_grids), config.model.num_symbols)
+    return EntropyModel(name, weights, config.model.geometry, config.model.num_symbols)
 
 
 def load_entropy_model(run: str | Path, model: Autoencoder, config: Config) -> EntropyModel:

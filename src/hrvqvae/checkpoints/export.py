@@ -25,7 +25,7 @@ from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, list_models, loca
 from hrvqvae.checkpoints.stale import stale_notice, stale_parts
 from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
-from hrvqvae.config.schema import STAGES, replaced
+from hrvqvae.config.schema import STAGES
 from hrvqvae.models.build import system_of
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder, write_atomic
@@ -79,9 +79,6 @@ def export(
             below = part.path.relative_to(beside.path)
             weights, about = loading.read_part(part.model, "prefixes" if levels is None else "prior", digest, run)
             described = loading.config_of(about, part.model)
-            if levels is not None and (removed := loading.removal(described)):
-                told_once(f"left out of {out}: {below}: {removed}")
-                continue
             if levels is not None or compact:
                 weights = storage.compacted(weights, matrices=compact)
             kept[levels] = {**about, "config": to_dict(without_paths(described)), "autoencoder": autoencoder}
@@ -104,7 +101,7 @@ def without_paths(config: Config) -> Config:
     """A configuration without the places of data, codes and first weights on this machine."""
     values = dict(flatten(to_dict(config)))
     began = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
-    return replaced(config, {"data.root": None, "prior.codes": None, **dict.fromkeys(began, "")})
+    return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(began, "")})
 
 
 def _write_config(target: RunFolder, config: Config) -> None:

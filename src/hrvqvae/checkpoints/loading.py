@@ -15,7 +15,6 @@ from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progres
 from hrvqvae.checkpoints.stale import renewal, require_current
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict, from_file
-from hrvqvae.config.registry import PRIORS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, several_levels
 from hrvqvae.priors.base import Priors, build_prior
@@ -153,13 +152,7 @@ def lacking_priors(run: str | Path) -> str:
     if missing:
         alone = f" --level {missing[0] + 1}" if folders else ""
         return f"train them: hrvqvae train-prior {run}{alone}"
-    removed = [removal(config_of(storage.read_meta(one.model), one.model)) for one in folders.values()]
-    return next(filter(None, removed), "")
-
-
-def removal(config: Config) -> str:
-    """The line about a network of priors that this version has no more, or ""."""
-    return PRIORS.removal(config.prior.network.kind)
+    return ""
 
 
 def load_priors(run: str | Path) -> Priors:

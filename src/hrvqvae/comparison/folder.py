@@ -27,8 +27,8 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case
 from hrvqvae.config import flatten, schema, to_dict
-from hrvqvae.config.model import AUTO
 from hrvqvae.config.parsing import digest_of
+from hrvqvae.config.section import AUTO
 from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -188,7 +188,7 @@ def run_cases(
 def decided(case: Case, chosen: dict[str, str]) -> Case:
     """The case with precision and the like as `chosen` says; what is chosen now is added to it."""
     before = dict(flatten(to_dict(case.config)))
-    config = schema.replaced(case.config, {name: value for name, value in chosen.items() if before.get(name) == AUTO})
+    config = case.config.replace(**{name: value for name, value in chosen.items() if before.get(name) == AUTO})
     config = schema.decided(config, "model", "training", "prior")
     chosen |= {name: value for name, value in flatten(to_dict(config)) if before[name] == AUTO != value}
     return dataclasses.replace(case, config=config)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, Network
-from hrvqvae.config import Grid
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.config import Geometry, Grid
+from hrvqvae.utils.errors import DamagedFileError
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # of a level that has a network
@@ -26,39 +25,7 @@ MOST_CODES = 1 << 27  # of an image
 _MOST_BYTES = 1 << 28
 _CHECK = 4
 FINGERPRINT = 3
-_PROBED = 600  # pixels up to which the grids of a system are compared with the rule
 _KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The grid of level l, coarse first, has times[l] * ceil((pixels + margin) / unit) positions a side."""
-
-    unit: int
-    margin: int
-    times: tuple[int, ...]
-
-    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """(H, W) of each level for an image of that many pixels, coarse first."""
-        rows, columns = (-(-(side + self.margin) // self.unit) for side in (height, width))
-        return tuple((times * rows, times * columns) for times in self.times)
-
-
-def geometry_of(latent_grids: Callable[[int, int], Sequence[Grid]]) -> Geometry:
-    """The rule that a system's grids follow. Raises InputError where they follow none."""
-    rows = [[rows for rows, _ in latent_grids(height, 1)] for height in range(1, _PROBED)]
-    number = rows[0][0]  # positions of the coarsest level in an image one pixel high
-    grows = [height for height in range(2, _PROBED) if rows[height - 1][0] != rows[height - 2][0]]
-    if len(grows) < 2:
-        raise InputError(
-            f"the grids of this system do not grow twice up to {_PROBED - 1} pixels: too coarse for a file"
-        )
-    unit = grows[1] - grows[0]
-    found = Geometry(unit, unit * number + 1 - grows[0], tuple(one // number for one in rows[0]))
-    for height, width in ((height, 1 + height * 7 % 97) for height in range(1, _PROBED)):
-        if tuple(latent_grids(height, width)) != found.grids(height, width):
-            raise InputError("the grids of this system follow no rule that a file of codes can state")
-    return found
 
 
 @dataclass(frozen=True)

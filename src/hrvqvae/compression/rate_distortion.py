@@ -101,7 +101,7 @@ class RateDistortion:
         """As `encode`, and the squared error of each image (B,)."""
         unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
         count, stride = len(images), self._model.config.stride
-        grid = self._model.config.grid(images.shape[-2], images.shape[-1])
+        grid = self._model.config.latent_grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
         chosen = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         errors = torch.zeros(count, dtype=torch.float64)

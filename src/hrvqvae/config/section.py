@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Self,
-    TypeVar,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar, Union
 
 from hrvqvae.utils.errors import InputError, near_names, require
 
@@ -48,12 +36,12 @@ PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
 """One value for all levels, or one per level, coarse first."""
 
 _WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_hints = cache(get_type_hints)
+_hints = cache(typing.get_type_hints)
 
 
 def _parse(value: Any, hint: Any) -> Any:
     """Return a value, or a text of the command line, as the type of a field. Raises ValueError: what it must be."""
-    origin, parts = get_origin(hint), get_args(hint)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         parsed = _parse(value, parts[0])
         for limit in parts[1:]:
@@ -88,7 +76,7 @@ def _parse(value: Any, hint: Any) -> Any:
     raise ValueError(_WORDS.get(hint, "a mapping of fields"))
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 class Section:
     """A part of a configuration. A subclass is a frozen dataclass whose values are checked against their types.
 

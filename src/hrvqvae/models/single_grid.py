@@ -51,7 +51,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def latents(self, images: Tensor) -> Tensor:
         """z: (B, C, Y, X) float32 in [0, 1] -> (B, H, W, D) float32."""
-        rows, columns = self.config.grid(images.shape[-2], images.shape[-1])
+        rows, columns = self.config.latent_grids(*images.shape[-2:])[0]
         stride = self.config.stride
         features: Tensor = self.encoder(framed(images, self.config.padding, rows * stride, columns * stride))
         return features.permute(0, 2, 3, 1).float()

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.compression.entropy_model import geometry_of
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.plots import hierarchy
@@ -115,7 +114,7 @@ def usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | No
 
 def hierarchy_at(model: Model, image: Tensor, x: int, y: int) -> Figure:
     """Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
-    where = geometry_of(model.config.model.latent_grids)
+    where = model.config.model.geometry
     position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
     return hierarchy.draw(hierarchy.tree_at(model.autoencoder, image, position, name))

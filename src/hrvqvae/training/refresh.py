@@ -9,13 +9,11 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
-from hrvqvae.checkpoints.loading import removal
 from hrvqvae.checkpoints.stale import stale_parts
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.training.prior import train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Callback, Say, Trainer
-from hrvqvae.utils.errors import InputError
 
 _MARK = ".refreshing"  # in a folder whose renewal has begun and not ended
 
@@ -29,10 +27,9 @@ def refresh(
     data is, if it has moved since.
 
     Raises:
-        InputError: as `Trainer.train` and `fit_entropy_model`; at the end, where the network of a prior was removed.
+        InputError: as `Trainer.train` and `fit_entropy_model`.
     """
     locate(run)  # raises where there is no model
-    removed = ""
     stale = {part.path for part in distributed.on_rank_zero(lambda: stale_parts(run))}
     for levels, folder in [*prior_folders(run).items(), (None, progressive_folder(run))]:
         mark = folder.path / _MARK
@@ -42,9 +39,6 @@ def refresh(
             config = folder.read_config()
         else:  # it was exported
             config = from_dict(storage.read_meta(folder.model)["config"], str(folder.model))
-        if levels is not None and removal(config):
-            removed = f"{folder.path}: {removal(config)}"
-            continue
         config = config.with_root(root)
         distributed.on_rank_zero(mark.touch)
         if levels is None:
@@ -58,6 +52,4 @@ def refresh(
         distributed.on_rank_zero(mark.unlink)
     if RunFolder(Path(run)).tables in stale:
         distributed.on_rank_zero(lambda: fit_entropy_model(run, root, say=say))
-    if removed:
-        raise InputError(removed)
     return None
