@@ -16,9 +16,7 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 from hrvqvae.utils import extras
 from hrvqvae.utils.locks import lock_folder
-from tests.conftest import do, done, refused
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
+from tests.conftest import do, done
 
 
 def test_presets_are_listed() -> None:
@@ -40,26 +38,23 @@ def test_a_preset_is_shown() -> None:
     assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
 
 
-def test_runs_are_listed_with_what_is_stale(tmp_path: Path) -> None:
+def test_runs_are_listed_with_what_is_stale(run: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    shutil.copytree(GOLDEN, runs / "more")
-    shutil.copytree(GOLDEN / "vqvae", runs / "other")
-    shutil.copy(runs / "other" / "model.safetensors", runs / "more" / "treevq")
+    for name in ("plain", "trained-on"):
+        shutil.copytree(run, runs / name)
+    do("train", runs / "trained-on", "--resume", "--max-steps", 61)
     (runs / "bad" / "checkpoints").mkdir(parents=True)
     (runs / "bad" / "config.yaml").write_text("model: [")
-    with lock_folder(runs / "other"):
+    with lock_folder(runs / "trained-on"):
         script = "import sys; from hrvqvae.cli import main; main(sys.argv[1:])"
         done = subprocess.run([sys.executable, "-c", script, "runs", runs, "--json"], capture_output=True, check=True)
-    bad, tree, plain, other = json.loads(done.stdout)
+    bad, plain, trained_on = json.loads(done.stdout)
     assert "can't be read as YAML" in bad["fault"]
-    assert (tree["run"], tree["system"], tree["step"]) == (str(runs / "more" / "treevq"), "treevq", 8)
-    assert tree["stale"] == ["priors/levels-1-3", "prefixes", "tables.hrvt"]
-    assert plain == other | {"run": str(runs / "more" / "vqvae"), "in_use": False}
-    assert other["in_use"]
-    assert other["mse"] == pytest.approx(0.288086, abs=1e-6)
-    assert (other["preset"], other["priors"]) == ("vqvae/mnist", [])
-    assert len(do("runs", runs).splitlines()) == 5
-    assert "there is no such folder" in refused(["runs", runs / "gone"])
+    assert (plain["run"], plain["system"], plain["step"]) == (str(runs / "plain"), "hrvqvae", 60)
+    assert (plain["in_use"], trained_on["in_use"]) == (False, True)
+    assert (plain["stale"], trained_on["stale"]) == ([], [f"priors/level-{level}" for level in (1, 2, 3)])
+    assert plain["mse"] == pytest.approx(json.loads(do("evaluate", run, "--json", "--device", "cpu"))["mse"], rel=1e-3)
+    assert (plain["preset"], plain["priors"]) == ("tiny", ["level 1", "level 2", "level 3"])
 
 
 def test_data_is_listed(mnist_root: Path) -> None:

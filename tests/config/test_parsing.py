@@ -1,7 +1,5 @@
 """Configurations from files and options: what is right gives the same values, what is wrong is one clear line."""
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -73,32 +71,33 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("model.quantizer.codewords", "1", "codewords is 1; it must be at least 2"),
+        ("model.quantizer.codewords", "1", "codewords is '1'; it must be at least 2"),
         ("model.quantizer.codewords", "4.5", "is '4.5'; it must be a whole number"),
         ("model.quantizer.codewords", "", "is ''; it must be a whole number"),
         ("model.quantizer.codewords", "1000", "4 GiB of leaves"),
-        ("model.stride", "3", "stride is 3; it must be a power of two"),
-        ("model.kernel", "4", "kernel is 4; it must be odd"),
-        ("training.seed", "20240101120000", "seed is 20240101120000"),
-        ("training.max_minutes", "inf", "training.max_minutes is inf"),
+        ("model.stride", "3", "stride is '3'; it must be a power of two"),
+        ("model.kernel", "4", "kernel is '4'; it must be odd"),
+        ("training.seed", "20240101120000", "seed is '20240101120000'; it must be at least 0 and below"),
+        ("training.max_minutes", "inf", "training.max_minutes is 'inf'"),
         ("training.learning_rate", "fast", "training.learning_rate is 'fast'; it must be a number"),
         ("training.precision", "fp8", "training.precision is 'fp8'; it must be auto or fp32 or bf16"),
         ("data.labels", "maybe", "data.labels is 'maybe'; it must be true or false"),
         ("data.labels", "1", "data.labels is '1'; it must be true or false"),
-        ("prior.training.batch_size", "", "batch_size is (); it must be one number, or one a level"),
-        ("prior.training.batch_size", "[16", "batch_size is '[16'"),
-        ("prior.training.batch_size", "16,0", "batch_size is (16, 0); it must be at least 1"),
+        ("prior.training.batch_size", "", "batch_size is ''; it must be one value, or one per level"),
+        ("prior.training.batch_size", "16;8", "batch_size is '16;8'; it must be a whole number"),
+        ("prior.training.batch_size", "16,0", "batch_size is '16,0'; it must be at least 1"),
         ("prior.training.epochs", "0", "no budget: give prior.training.epochs, "),
-        ("prior.held_out", "1", "prior.held_out is 1.0; it must be between 0 and 1"),
+        ("prior.held_out", "1", "prior.held_out is '1'; it must be between 0 and 1"),
         ("prior.network.kind", "pixelsnial", "unknown network of priors 'pixelsnial': did you mean pixelsnail"),
         ("model.system", "vqvae", "--model.system can't change from hrvqvae"),
-        ("model.strid", "8", "'model.strid' of hrvqvae; did you mean model.stride"),
-        ("model.quantizer", "8", "unknown field 'model.quantizer' of hrvqvae; it must be a mapping"),
-        ("training.start_from", "mnist", "it is called training.init_from now"),
+        ("model.strid", "8", "unknown field 'model.strid': did you mean stride?"),
+        ("model.quantizer", "8", "model.quantizer is '8'; it must be a mapping of fields"),
+        ("model.a.b", "8", "unknown field 'model.a.b': the fields are system, stride, "),
+        ("model.stride.b", "8", "unknown field 'model.stride.b'"),
         ("data.split", "sorted", "data.train_samples"),
-        *((f"data.{name}", "-1", f"data.{name} is -1; it must be ") for name in WHOLE),
-        *((f"data.{name}", "1", f"data.{name} is 1.0; it must be ") for name in ("test_fraction", "validation")),
-        ("data.max_pixels", "1000000000", "data.max_pixels is 1000000000; it must be 1 to "),
+        *((f"data.{name}", "-1", f"data.{name} is '-1'; it must be ") for name in WHOLE),
+        *((f"data.{name}", "1", f"data.{name} is '1'; it must be ") for name in ("test_fraction", "validation")),
+        ("data.max_pixels", "1000000000", "data.max_pixels is '1000000000'; it must be 1 to "),
     ],
 )
 def test_wrong_options(name: str, value: str, message: str) -> None:
@@ -112,20 +111,22 @@ def test_wrong_options(name: str, value: str, message: str) -> None:
     ("content", "message"),
     [
         ("[1, 2]", "a configuration is a mapping with data, model and training"),
-        ("name: [", "can't be read as YAML or JSON (ParserError)"),
-        ("name: " + "[" * 2000, "can't be read as YAML or JSON (RecursionError)"),
+        ("name: [", "can't be read as YAML or JSON (while parsing"),
+        ("name: " + "[" * 2000, "can't be read as YAML or JSON (maximum recursion"),
         ("model: {stride: 2, colour: red}", "unknown field 'model.colour'"),
-        ("training:", "'training' of hrvqvae; it must be a mapping"),
+        ("training:", "training is None; it must be a mapping of fields"),
         ("model: {system: [vqvae]}", "unknown system \"['vqvae']\""),
         ("prior: {network: {kind: rnn}}", "unknown network of priors 'rnn': there are pixelsnail, gpt"),
         *((f"training: {{epochs: {value}}}", "; it must be a whole number") for value in ("null", 2.5, "true")),
         ("data: {root: 5}", "data.root is 5; it must be text or null"),
         ("1: 2", "unknown field '1'"),
+        ("model: &model {inner: *model}", "is nested too deeply"),
+        ("a: {" * 900 + "}" * 900, "can't be read as YAML"),
     ],
 )
 def test_files_that_are_no_configuration(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         from_file(path)
     path.write_text(content)
     with pytest.raises(InputError) as refused:
@@ -143,23 +144,6 @@ def test_missing_fields_take_their_defaults() -> None:
     assert from_dict({"training": {"max_steps": 3, "learning_rate": "1e-4"}}, "here").training == TrainingConfig(
         max_steps=3, learning_rate=1e-4
     )
-
-
-def test_a_configuration_of_an_earlier_version() -> None:
-    old = {
-        "model": {"quantizer": {"revive_every": 7, "revive_below": 0.5}}, "training": {"start_from": "mnist"},
-        "prefixes": {"training": {"max_steps": 9, "start_from": "mnist"}},
-    }  # fmt: skip
-    config = from_dict(old, "here")
-    quantizer = to_dict(config.model)["quantizer"]
-    assert (quantizer["restart_every"], quantizer["restart_below"]) == (7, 0.5)
-    assert (config.training.init_from, config.progressive.training.init_from) == ("mnist", "mnist")
-    assert config.progressive.training.max_steps == 9
-    one_level = {"model": {"quantizer": {"levels": 1, "level_betas": [], "beta": 0.5}}}
-    quantizer = to_dict(from_dict(one_level, "here").model)["quantizer"]
-    assert quantizer["level_betas"] == (0.5,), "a tree of one level had the same term twice"
-    quantizer["level_betas"] = []
-    assert not to_dict(from_dict({"model": {"quantizer": quantizer}}, "here").model)["quantizer"]["level_betas"]
 
 
 def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:
@@ -202,7 +186,6 @@ def test_a_prior_that_goes_on_keeps_its_held_out_images() -> None:
         progressive_config(mnist(), {"model.stride": "4"})
 
 
-@dataclass(frozen=True, kw_only=True)
 class TheirData(DataConfig):
     """Types that a third party's configuration may have."""
 
@@ -211,7 +194,7 @@ class TheirData(DataConfig):
 
 
 def test_types_of_a_third_party() -> None:
-    config = dataclasses.replace(mnist(), data=TheirData())
+    config = mnist().replace(data=TheirData())
     data = to_dict(override(config, {"data.ratio": "0.5", "data.names": "a, b"}).data)
     assert (data["ratio"], data["names"]) == (0.5, ("a", "b"))
     with pytest.raises(InputError, match="data.ratio is 'wide'; it must be a number or null"):

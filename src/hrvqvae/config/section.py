@@ -6,6 +6,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
@@ -66,13 +67,11 @@ def _parse(value: Any, hint: Any) -> Any:
     if hint is bool and value in ("true", "false"):
         return value == "true"
     number = {int: Integral, float: Real}.get(hint)
-    if number and isinstance(value, (str, number)) and not isinstance(value, bool):
-        try:
-            return hint(value)
-        except (ValueError, OverflowError):
-            pass
-    elif isinstance(value, hint):
+    if number is None and isinstance(value, hint):
         return value
+    if number and isinstance(value, (str, number)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return hint(value)
     raise ValueError(_WORDS.get(hint, "a mapping of fields"))
 
 
