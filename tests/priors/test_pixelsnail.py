@@ -3,7 +3,6 @@
 import copy
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
 class TableConfig(PriorNetworkConfig):
     """Registered by no one, unless a test does."""
 
