@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hrvqvae.quantize.layer import TreeVQ
     from hrvqvae.utils.errors import InputError
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _MODULES = {
     "Autoencoder": "models.base",
