@@ -1,14 +1,16 @@
 # make demo   set up, then MNIST from nothing to reconstructions
 # make test-browser   the page of `hrvqvae play` in Chromium, which it installs (Debian)
 # make test   set up, then format check, lint, types and tests
+# make test-newest   all tests under Python 3.13 and the newest torch, and every training step on fake GPU tensors
 # make torture   damaged files for every reader; kills and full disks for every command that writes (MINUTES=10, SEED=0)
 # make docs   set up, then the documentation site in build/site
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
 
-.PHONY: demo test test-browser torture docs setup setup-dev clean
+.PHONY: demo test test-browser test-newest torture docs setup setup-dev clean
 
 demo: setup
 	$(BIN)/hrvqvae demo
@@ -23,6 +25,9 @@ test-browser: setup-dev
 	command -v chromium chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/pytest -o addopts= -q tests/play/served
+
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/pytest -o addopts= -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/play/served
 
 torture: setup-dev
 	$(BIN)/python -m benchmarks.torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
@@ -47,5 +52,12 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
+$(NEWEST)/.installed: pyproject.toml
+	@echo "setting up: Python 3.13 and the newest torch in $(NEWEST); with CUDA it takes 8 GB"
+	$$(command -v python3.13 || echo $(PYTHON)) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	    torch torchvision --editable '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,195 @@
+"""Every system, prior and the layer on a GPU that is not there: no mixture of devices, no wait in a training step.
+
+torch's autograd engine refuses CUDA tensors without a driver, fake ones too, so a step here gets gradients of zero in
+its place; the rest of the step is as it is. The backward pass itself runs on fake tensors of the device "meta", which
+reports values that are read just so. It runs there for the systems and the layer. The priors' backward is torch's own
+for the operations of the forward pass, which runs here. A sampler draws on the CPU by design: of a GPU it asks
+`level_logits` alone.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import Config, DataConfig, TrainingConfig
+from hrvqvae.config.parsing import override
+from hrvqvae.data.batches import Batch
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import build, build_objective, build_progressive_decoder
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.priors.base import build_prior
+from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
+from hrvqvae.quantize.layer import TreeVQ
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.prior import CodeBatch, PriorTask
+from hrvqvae.training.progressive import ProgressiveTask
+from hrvqvae.training.state import TrainState
+from hrvqvae.utils.device import Compute
+from tests.models.small import EVERY, config_of
+from tests.newest.waits import Waits, fake_gpu
+
+pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+IN_THE_LIBRARY = {"qinco", "vq"}  # whose quantizers look for dead codewords, or for an empty start, in every step
+STAYS = ("models/library.py", "quantize/quantized.py")
+"""Where waits stay: in the library, and where codes that come back are checked (`check_codes`)."""
+
+
+def config_for(name: str) -> Config:
+    changes = {"adversarial_start": 0} if name == "vqgan" else {}
+    training = TrainingConfig(max_steps=10, device="cuda", precision="fp32", log_every=1)
+    return Config(data=DataConfig(channels=3, size=14), model=config_of(name, **changes), training=training)
+
+
+def images_on(device: str, kind: torch.dtype = torch.uint8) -> Tensor:
+    return torch.zeros(4, 3, 14, 14, dtype=kind, device=device)
+
+
+@contextmanager
+def zero_gradients(*modules: nn.Module) -> Iterator[None]:
+    """Let each backward pass give gradients of zero."""
+
+    def backward(loss: Tensor, *_: object, **__: object) -> None:
+        for parameter in (one for module in modules for one in module.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+
+    def grad(loss: Tensor, inputs: Tensor, **_: object) -> tuple[Tensor]:
+        return (torch.zeros_like(inputs),)
+
+    with patch.object(Tensor, "backward", backward), patch("torch.autograd.grad", grad):
+        yield
+
+
+def elsewhere(waits: Waits) -> list[str]:
+    """Return the places that wait, but those that stay."""
+    return [place for place in waits.places if not any(known in place for known in STAYS)]
+
+
+def no_autocast() -> Any:
+    """Let autocast do nothing: torch has none for the device "meta"."""
+    return patch("torch.autocast", lambda *_, **__: nullcontext())
+
+
+def place(module: nn.Module) -> nn.Module:
+    """Leave a network where it was made."""
+    return module
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
+    with fake_gpu() as waits:
+        config = config_for(name)
+        task = AutoencoderTask(config, RunFolder(Path("run")))
+        task.compute = Compute.of(config.training)
+        with torch.device("cuda"):
+            model = build(config).train()
+            task.objective = build_objective(model, config, place)
+        state = TrainState.start(model, config.training, task.objective.auxiliary)
+        batch = Batch(torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+        waits.places.clear()
+        with zero_gradients(*(network.module for network in state.networks.values())):
+            metrics = task.step(state, batch)
+        in_library = [place for place in waits.places if "models/library.py" in place]
+        assert bool(in_library) == (name in IN_THE_LIBRARY)
+        assert waits.places == in_library
+        assert all(one.is_cuda for one in metrics.values() if isinstance(one, Tensor))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_codes_and_images_of_a_system(name: str) -> None:
+    """uint8 images are encoded without a wait; floats wait once for the check of their range."""
+    with fake_gpu(value=0) as waits, torch.no_grad():
+        with torch.device("cuda"):
+            model = build(config_for(name)).eval()
+        waits.places.clear()
+        codes = model.encode(images_on("cuda"))
+        assert elsewhere(waits) == []
+        assert len(model.encode(images_on("cuda", torch.float32))) == len(codes)
+        assert all("models/base.py" in place for place in elsewhere(waits))
+        found = model.decode(codes)
+        assert (found.device.type, tuple(found.shape[:2])) == ("cuda", (4, 3))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_backward_pass_of_a_system(name: str) -> None:
+    with fake_gpu() as waits, torch.device("meta"), no_autocast():
+        model: Autoencoder = build(config_for(name)).train()
+        waits.places.clear()
+        losses = model(images_on("meta")).losses
+        torch.stack(list(losses.values())).sum().backward()
+        assert elsewhere(waits) == []
+        assert any(one.grad is not None for one in model.parameters())
+
+
+def test_a_training_step_of_a_progressive_decoder() -> None:
+    with fake_gpu(value=0) as waits:
+        config = config_for("hrvqvae")
+        with torch.device("cuda"), patch.object(nn.Module, "to", lambda module, *_: module):
+            model = build(config).eval()
+            assert isinstance(model, SingleGridAutoencoder)
+            decoder = build_progressive_decoder(model, config).train()
+        task = ProgressiveTask.__new__(ProgressiveTask)
+        task.config, task.model = config, model
+        state = TrainState.start(decoder, config.training)
+        waits.places.clear()
+        with zero_gradients(decoder):
+            batch = Batch(torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+            task.step(state, batch)
+        assert elsewhere(waits) == []
+
+
+NETWORKS = {
+    "pixelsnail": PixelSNAILConfig(hidden_units=16, residual_units=8, residual_blocks=1, attention_layers=(1,)),
+    "gpt": GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_training_step_of_a_prior(kind: str) -> None:
+    with fake_gpu() as waits:
+        config = override(config_for("hrvqvae"), {"prior.class_dropout": "0.1"})
+        config = dataclasses.replace(config, prior=dataclasses.replace(config.prior, network=NETWORKS[kind]))
+        levels = range(3) if kind == "gpt" else range(2, 3)
+        with torch.device("cuda"):
+            prior = build_prior(config, levels, classes=10).train()
+        task = PriorTask("", levels, config, (None, config, ""))  # type: ignore[arg-type]
+        state = TrainState.start(prior, config.training)
+        codes = tuple(torch.zeros(4, *level.grid, dtype=torch.long) for level in prior.levels)
+        coarser = tuple(torch.zeros(4, *prior.level.grid, dtype=torch.long) for _ in prior.level.coarser)
+        waits.places.clear()
+        with zero_gradients(prior):
+            task.step(state, CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)))
+        assert waits.places == []
+        placed = CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)).to(torch.device("cuda"))
+        with torch.no_grad():
+            assert all(logits.is_cuda for logits in prior.eval().level_logits(*placed)), "what a sampler asks for"
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "ema": {}, "gradient": {"update": "gradient"}, "groups": {"linked": 2}, "greedy": {"beam": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_a_training_step_of_the_layer(name: str, device: str) -> None:
+    """After the start, and not at a restart, which draws on the CPU: one step in a hundred."""
+    pytest.importorskip("hrvqvae.quantize.schedule")
+    with fake_gpu() as waits, no_autocast():
+        with torch.device(device):
+            layer = TreeVQ(8, 4, 4, start_vectors=64, **LAYERS[name])
+        layer.schedule.finish_start()
+        features = torch.zeros(4, 16, 8, device=device, requires_grad=True)
+        waits.places.clear()
+        quantized, indices, loss = layer(features)
+        assert (quantized.device.type, indices.shape, loss.ndim) == (device, (4, 16, 4), 0)
+        if device == "meta":
+            (quantized.sum() + loss).backward()
+        assert waits.places == []

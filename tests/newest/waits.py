@@ -1,0 +1,89 @@
+"""A GPU that is not there: fake CUDA tensors, and a list of every place where a step waits for the device."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+_READ = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+_SHAPE = {aten.nonzero.default, aten.masked_select.default, aten.bincount.default, aten._unique2.default}
+_INDEX = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default, aten.index_put.default}
+
+
+class Waits(TorchDispatchMode):
+    """Record the operations for which the host waits for the device, each with its place in hrvqvae.
+
+    Values that are read, number of elements that a mask selects, and copies between host and device that block. A value
+    that is read is `value`; a mask selects as many elements as it has.
+    """
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.value, self.places = value, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        on_device = any(one.device.type != "cpu" for one in tensors)
+        if func in _READ and on_device:
+            self._note(func)
+            kind = tensors[0].dtype
+            return self.value if kind.is_floating_point else bool(self.value) if kind == torch.bool else int(self.value)
+        if func in _SHAPE and on_device:
+            self._note(func)
+            if func is aten.nonzero.default:
+                return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
+            if func is aten.masked_select.default:
+                return args[0].new_zeros(args[0].numel())
+            if func is aten.bincount.default:
+                return args[0].new_zeros(kwargs.get("minlength", 0) or 1)
+        if func in _INDEX and on_device:
+            return func(args[0], self._without_masks(func, args), *args[2:], **kwargs)
+        found = func(*args, **kwargs)
+        devices = {one.device.type for one in tree_leaves((args, kwargs, found)) if isinstance(one, Tensor)}
+        if func in (aten._to_copy.default, aten.copy_.default) and len(devices) > 1:
+            blocking = not (kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] == (True,)))
+            if blocking or found.device.type == "cpu":
+                self._note(func)
+        return found
+
+    def _without_masks(self, func: Any, args: Any) -> list[Tensor | None]:
+        indices = list[Tensor | None]()
+        for index in args[1]:
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                fills = func is not aten.index.Tensor and args[2].numel() == 1  # a fill, which needs no number
+                if not fills:
+                    self._note(func)
+                places = index.new_zeros(index.numel(), dtype=torch.long)
+                indices += [places] * index.ndim
+            else:
+                if index is not None and index.device.type == "cpu" and args[0].device.type != "cpu":
+                    self._note(func)
+                indices.append(index)
+        return indices
+
+    def _note(self, func: Any) -> None:
+        frames = [one for one in traceback.extract_stack() if "/hrvqvae/" in one.filename]
+        where = frames[-1] if frames else traceback.extract_stack()[0]
+        self.places.append(f"{func} at {'/'.join(where.filename.split('/')[-2:])}:{where.lineno}")
+
+
+@contextmanager
+def fake_gpu(value: float = 1.0) -> Iterator[Waits]:
+    """Make new tensors fake ones of a GPU, and list the waits; nothing is computed."""
+    shared = patch.object(FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True)  # of copies of a model
+    one_gpu = patch("torch.cuda.device_count", lambda: 1)
+    with shared, one_gpu, warnings.catch_warnings(), FakeTensorMode(), Waits(value) as waits:
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of a model do
+        yield waits
