@@ -19,10 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.common import Row, as_script, options, positive, preset_of, show
+from benchmarks.common import Row, as_script, options, positive, preset_of, read_rows, show
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import override
+from hrvqvae.config.parsing import digest_of, override
 from hrvqvae.config.schema import decided
 from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.samples import split_images
@@ -152,11 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=positive, default=1, metavar="K")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments, base = preset_of(parser, argv, "hrvqvae/")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "rows.json"
     base = override(base, {"training.max_steps": str(arguments.max_steps), "training.evaluate_every": "1000000"})
     test = split_images(base.data, "test", _TESTED)[0]
-    rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
+    path = arguments.out / "rows.json"
+    about = {
+        "preset": base.name,
+        "max_steps": arguments.max_steps,
+        "configuration": digest_of(base, "data", "model", "training"),
+    }
+    rows = read_rows(arguments.out, about)
     shown = {}
     for seed in range(arguments.seeds):
         for leaves in arguments.leaves:

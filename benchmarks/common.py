@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,6 +20,7 @@ from hrvqvae.config.parsing import base_config, override
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import write_atomic
 
 Row = dict[str, Any]
 """What was measured of one thing, by name."""
@@ -115,6 +118,31 @@ def preset_of(
     others, fields = split_fields(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(others)
     return arguments, override(base_config(prefix + arguments.preset), {**(given or {}), **fields})
+
+
+def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
+    """Return the rows that a script has written to its folder so far, and write down what it measures there.
+
+    Args:
+        folder: made if it is missing; holds rows.json and about.json.
+        about: what all rows share, such as the budget and the preset.
+
+    Raises:
+        InputError: the folder holds rows of something else.
+    """
+    path, claim = folder / "rows.json", folder / "about.json"
+    here = json.loads(json.dumps(about))
+    if path.is_file():
+        there = json.loads(claim.read_text()) if claim.is_file() else {}
+        if differing := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
+            name = differing[0]
+            raise InputError(
+                f"{folder} has rows with {name} {there.get(name)}, not {here.get(name)}: choose another --out"
+            )
+        return list(json.loads(path.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(claim, json.dumps(here, indent=1).encode())
+    return []
 
 
 def show(rows: Sequence[Row], columns: Columns) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.common import Row, as_script, options, positive, show, side_by_side
+from benchmarks.common import Row, as_script, options, positive, read_rows, show, side_by_side
 from benchmarks.prior import PriorSide
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.loading import load_with_digest
@@ -141,7 +141,7 @@ def summary(rows: Sequence[Row], seconds: Mapping[str, float]) -> list[Row]:
         row = {"change": change, "n": len(some), "bits": mean(some), "minutes": minutes[change], "equal": equal}
         if len(some) > 1:
             row["spread"] = stdev(some)
-            row |= {"p": welch(some, bits[RECIPE])} if change != RECIPE else {}
+            row |= {"p": welch(some, bits[RECIPE])} if change != RECIPE and len(bits[RECIPE]) > 1 else {}
         found.append({**row, "speed": equal / minutes[change]})
     return sorted(found, key=lambda one: -float(one["speed"]))
 
@@ -162,8 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
     path = arguments.out / "rows.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
+    rows = read_rows(arguments.out, {"images": arguments.images, "autoencoder": load_with_digest(arguments.run)[2]})
     for seed in arguments.seeds:
         for change in arguments.changes:
             if not any((row["change"], row["seed"]) == (change, seed) for row in rows):

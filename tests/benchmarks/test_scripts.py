@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import collapse, processes, vectors
 from benchmarks import prior_speedrun as speedrun
-from benchmarks.common import as_script
+from benchmarks.common import as_script, read_rows
 from benchmarks.search import bench_search, plot_growth
 from benchmarks.torture.commands import Ended
 from benchmarks.torture.readers import Parts, Reader
@@ -149,6 +149,32 @@ def test_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert all(1 <= row["perplexity"] <= row["used"] <= 27 for row in rows)
     assert read_image(tmp_path / "out" / "collapse.png", 3).shape[0] == 3
     assert printed("collapse", command, capsys).count("unlinked") == 1, "only what is drawn is trained again"
+    with pytest.raises(InputError, match="has rows with max_steps 3, not 4: choose another --out"):
+        collapse.main(command.replace("--max-steps 3", "--max-steps 4").split())
+
+
+def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "out", {"autoencoder": "a1", "images": 100}) == []
+    (tmp_path / "out" / "rows.json").write_text('[{"bits": 2.5}]')
+    assert read_rows(tmp_path / "out", {"autoencoder": "a1", "images": 100}) == [{"bits": 2.5}]
+    for about, message in (
+        ({"autoencoder": "b2", "images": 100}, "autoencoder a1, not b2"),
+        ({"images": 100}, "a1, not None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_rows(tmp_path / "out", about)
+
+
+def test_the_speedrun_of_one_seed_has_no_p() -> None:
+    """A recipe of one seed has no variance, beside a change with two."""
+    bits = {speedrun.RECIPE: [2.5], speedrun.HALF: [2.6], speedrun.TWICE: [2.4], "batch 32": [2.45, 2.46]}
+    rows = [
+        {"change": change, "seed": seed, "bits": value, "images": {speedrun.HALF: 50, speedrun.TWICE: 200}.get(change, 100)}
+        for change, values in bits.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    summary = {row["change"]: row for row in speedrun.summary(rows, dict.fromkeys(bits, 1.0))}
+    assert "p" not in summary["batch 32"]
+    assert summary["batch 32"]["spread"] == pytest.approx(0.00707, rel=1e-2)
 
 
 def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
