@@ -1,8 +1,11 @@
-"""The options of `hrvqvae compare` for the tuned tables of docs/comparison.md, or the command itself.
+"""Compare systems at settings of their own: search them on validation images, then train and measure every system.
 
-python -m benchmarks.tuned mnist prints them; with further options it runs the comparison with them, of the systems that
---systems names, or of all:
 python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-steps 250 --seeds 5 --out DIR
+
+--tune N searches the optimizer, learning rate, decay and commitment weight of each system by at most N trials of the
+same budget, on a tenth of the training images. --tuned-in DIR takes the settings of an earlier search. All other options
+are those of `hrvqvae compare`. Systems and variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed, links2,
+links1, simvq, qinco.
 """
 
 from __future__ import annotations
@@ -10,17 +13,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks.common import as_script
-from hrvqvae.cli import main as hrvqvae
+from benchmarks import tuning
+from benchmarks.common import as_script, positive
+from hrvqvae.cli import _parser
+from hrvqvae.cli.console import split_fields
+from hrvqvae.cli.train import comparison_of
+from hrvqvae.comparison.report import compare, table
 from hrvqvae.config import presets
 from hrvqvae.config.schema import flatten, to_dict
+from hrvqvae.utils.outputs import write_atomic
 
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")
 
 
 def arguments(dataset: str, wanted: str = "") -> list[str]:
-    """What names the systems that are wanted (all), and what sets the variants among them apart."""
+    """Return the options that name the wanted systems (default: all) and set the variants among them apart."""
     printed = presets.get(f"hrvqvae/{dataset}").config
     values, own = dict(flatten(to_dict(printed))), printed.model.quantizer  # type: ignore[attr-defined]
     variants = {
@@ -46,16 +55,28 @@ def arguments(dataset: str, wanted: str = "") -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the options, or run the comparison."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """Search, then compare."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("dataset")
-    parser.add_argument("--systems", default="")
-    given, options = parser.parse_known_args(argv)
-    found = arguments(given.dataset, given.systems)
-    if not options:
-        print(" ".join(found))
-    else:
-        sys.exit(hrvqvae(["compare", given.dataset, *found, *options]))
+    parser.add_argument("--systems", default="", metavar="A,B")
+    parser.add_argument("--tune", type=positive, metavar="N", help="search by at most N trials per system")
+    parser.add_argument("--tuned-in", type=Path, metavar="DIR", help="take the settings of the search in DIR")
+    own, options = parser.parse_known_args(argv)
+    options, fields = split_fields(["compare", own.dataset, *arguments(own.dataset, own.systems), *options])
+    parsed = _parser().parse_args(options)
+    parsed.fields = fields
+    comparison, out = comparison_of(parsed), Path(parsed.out)
+    if own.tune:
+        trials = tuning.folder_of(out)
+        if signal := tuning.tune(comparison, own.tune, trials, print):
+            sys.exit(128 + signal)
+        write_atomic(trials.path / "results.md", tuning.table(trials.rows()).encode())
+    if own.tune or own.tuned_in:
+        comparison = tuning.tuned(comparison, own.tuned_in or out, print)
+    rows, signal = compare(comparison, out)
+    if signal:
+        sys.exit(128 + signal)
+    print(table(rows))
 
 
 if __name__ == "__main__":

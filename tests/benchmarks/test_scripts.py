@@ -168,8 +168,9 @@ def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
 def test_the_speedrun_of_one_seed_has_no_p() -> None:
     """A recipe of one seed has no variance, beside a change with two."""
     bits = {speedrun.RECIPE: [2.5], speedrun.HALF: [2.6], speedrun.TWICE: [2.4], "batch 32": [2.45, 2.46]}
+    images = {speedrun.HALF: 50, speedrun.TWICE: 200}
     rows = [
-        {"change": change, "seed": seed, "bits": value, "images": {speedrun.HALF: 50, speedrun.TWICE: 200}.get(change, 100)}
+        {"change": change, "seed": seed, "bits": value, "images": images.get(change, 100)}
         for change, values in bits.items() for seed, value in enumerate(values)
     ]  # fmt: skip
     summary = {row["change"]: row for row in speedrun.summary(rows, dict.fromkeys(bits, 1.0))}

@@ -9,23 +9,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import tuned
+from benchmarks.tuning import LADDERS, Settings, open_trials
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.cli import main
 from hrvqvae.comparison.report import versus, welch
 from hrvqvae.comparison.systems import Comparison
-from hrvqvae.comparison.tuning import LADDERS, Settings, open_trials
 from hrvqvae.config import Config
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import refused
 from tests.kills import in_another_process
 
 RATE, DECAY, BETA = LADDERS
 START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 TUNE = [
-    "compare", "mnist", "--systems", "fsq,wide=vqvae", "--wide.model.quantizer.codewords", "5",
+    "mnist", "--systems", "fsq,wide=vqvae", "--wide.model.quantizer.codewords", "5",
     "--wide.training.optimizer", "adam", "--max-steps",
 ]  # fmt: skip
+
+
+def compare_tuned(arguments: list[str]) -> int:
+    """Run the benchmark; return its exit code."""
+    try:
+        tuned.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def refused(arguments: list[str]) -> str:
+    """Return the error of the benchmark."""
+    with pytest.raises(InputError) as error:
+        tuned.main(arguments)
+    return str(error.value)
 
 
 def searched(start: Settings, error: Any, most: int = 99) -> dict[Settings, float]:
@@ -78,9 +93,9 @@ def test_a_stopped_search_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(AutoencoderTask, "step", step)
     whole, parts = ([*TUNE, "3", "--tune", "5", "--out", str(tmp_path / name)] for name in ("whole", "parts"))
-    assert main(whole) == 0
+    assert compare_tuned(whole) == 0
     stops = 0
-    while main(parts) == 128 + signal.SIGTERM:
+    while compare_tuned(parts) == 128 + signal.SIGTERM:
         stops += 1
         assert not (tmp_path / "parts" / "results.md").exists()
     assert stops > 2
@@ -108,21 +123,21 @@ def test_a_stopped_search_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch: 
         assert str(config.training.learning_rate) == best["learning_rate"]
         assert config.data.validation == 0
     other = [*TUNE, "4", "--tuned-in", str(tmp_path / "whole"), "--out", str(tmp_path / "other")]
-    assert main([*other, "--prior.training.batch_size", "5"]) == 0
+    assert compare_tuned([*other, "--prior.training.batch_size", "5"]) == 0
     for system in ("wide", "fsq"):
         here, there = config_of("whole", system), config_of("other", system)
         assert (here.training.learning_rate, here.model) == (there.training.learning_rate, there.model)
     assert "searched with fields" in refused([*other, "--training.batch_size", "5"])
-    other[3] = "fsq,vqvae,wide=vqvae"
-    assert "the search for vqvae has not ended" in refused([*other, "--out", tmp_path / "new"])
-    other[3:6] = ["wide=vqvae", "--wide.model.quantizer.codewords", "6"]
-    assert "trials of wide are of another configuration" in refused([*other, "--out", tmp_path / "new"])
+    other[2] = "fsq,vqvae,wide=vqvae"
+    assert "the search for vqvae has not ended" in refused([*other, "--out", str(tmp_path / "new")])
+    other[2:5] = ["wide=vqvae", "--wide.model.quantizer.codewords", "6"]
+    assert "trials of wide are of another configuration" in refused([*other, "--out", str(tmp_path / "new")])
 
 
 @pytest.mark.usefixtures("systems")
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     """A trial that another process holds is waited for, and made here where it is given up."""
-    command = ["compare", "mnist", "--systems", "fsq", "--max-steps", "2", "--tune", "6", "--out", str(tmp_path)]
+    command = ["mnist", "--systems", "fsq", "--max-steps", "2", "--tune", "6", "--out", str(tmp_path)]
     held = in_another_process(tmp_path / "tuning" / "runs" / "fsq-adam-0.003")
     held.__enter__()
     original = AutoencoderTask.step
@@ -136,7 +151,7 @@ def test_two_processes_share_a_search(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AutoencoderTask, "step", step)
-        assert main(command) == 0
+        assert compare_tuned(command) == 0
     trials = list(dict.fromkeys(name for name in made if name != "fsq-0"))
     assert len(trials) == 6
     assert trials[-1] == "fsq-adam-0.003"

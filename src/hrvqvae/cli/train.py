@@ -13,6 +13,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
+    from hrvqvae.comparison.systems import Comparison
     from hrvqvae.training.trainer import Callback, Outcome
 
 _OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")
@@ -182,24 +183,26 @@ def _demo(arguments: Arguments) -> int:
     return 0
 
 
-def _compare(arguments: Arguments) -> int:
-    import_training()
-    from hrvqvae.comparison.report import compare, table
+def comparison_of(arguments: Arguments) -> Comparison:
+    """Return the comparison that the options of `compare` describe. Raises InputError as `Comparison`."""
     from hrvqvae.comparison.systems import Comparison, available_systems
-    from hrvqvae.comparison.tuning import tuned
 
     named = ",".join(available_systems()) if arguments.systems is None else arguments.systems
     pairs = [[part.strip() for part in name.partition("=")] for name in named.split(",") if name.strip()]
-    same = ("dataset", "tune", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
-    comparison = Comparison(
+    same = ("dataset", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
+    return Comparison(
         systems=tuple(name for name, _, _ in pairs), root=arguments.data and _absolute(arguments.data),
         variants={name: system for name, equals, system in pairs if equals},
         **{name: getattr(arguments, name) for name in same},
     )  # fmt: skip
+
+
+def _compare(arguments: Arguments) -> int:
+    import_training()
+    from hrvqvae.comparison.report import compare, table
+
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        if arguments.tuned_in:
-            comparison = tuned(comparison, Path(arguments.tuned_in), print)
-        rows, signal = compare(comparison, Path(arguments.out))
+        rows, signal = compare(comparison_of(arguments), Path(arguments.out))
     if signal:
         print("stopped, saved; the same command goes on", file=sys.stderr)
         return 128 + signal
@@ -273,11 +276,6 @@ def add(commands: Group) -> None:
         option("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)"),
         option("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)"),
         option("--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system in all"),
-        option(
-            "--tune", type=int, default=0, metavar="N", help="first search the optimizer, learning rate, decay and "
-            "commitment weight of each system by N trials in this budget, on a tenth of the training images",
-        ),
-        option("--tuned-in", metavar="DIR", help="take the settings that --tune chose in that folder"),
         option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
         option("--out", required=True, metavar="DIR"),
         "--json",

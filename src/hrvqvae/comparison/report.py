@@ -10,7 +10,6 @@ from statistics import mean, stdev, variance
 import numpy as np
 from matplotlib.figure import Figure
 
-from hrvqvae.comparison import tuning
 from hrvqvae.comparison.folder import Folder, markdown, run_cases
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
 from hrvqvae.comparison.systems import Comparison, style
@@ -20,7 +19,6 @@ from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import DamagedFileError
 from hrvqvae.utils.locks import lock_folder
-from hrvqvae.utils.outputs import write_atomic
 
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 _LINES = ("-", "--", ":", "-.")  # of seeds
@@ -57,12 +55,6 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     Raises InputError as `run_cases`.
     """
     folder = Folder(out)
-    if comparison.tune:
-        trials = tuning.folder_of(out)
-        if signal := tuning.tune(comparison, trials, say):
-            return [], signal
-        write_atomic(trials.path / "results.md", tuning.table(trials.rows()).encode())
-        comparison = tuning.tuned(comparison, out, say)
     for system in comparison.systems:
         start = getattr(comparison.config(system, 0).model, "adversarial_start", 0)
         if 0 < comparison.max_steps <= start:

@@ -98,7 +98,6 @@ class Comparison:
     prior_steps: int = 0  # train each system's priors too, in so many updates, shared equally among them; 0: none
     root: str | None = None  # folder of the data
     fields: Mapping[str, str] = field(default_factory=dict)  # for every system; "vqgan.model.NAME" for one
-    tune: int = 0  # trials of the search for the settings of each system; 0: none
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields of each system, as a search chose
 
     def __post_init__(self) -> None:
@@ -112,7 +111,7 @@ class Comparison:
                 raise InputError(
                     f"--systems names a variant {name!r}; take a name of small letters and digits of its own"
                 )
-        for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0), ("tune", 0)):
+        for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option.replace('_', '-')} is below {least}")
         for name in self.fields:

@@ -114,9 +114,10 @@ def _wanted(ladder: Sequence[Settings], tried: Mapping[Settings, float]) -> list
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The search of one system, of at most `comparison.tune` trials."""
+    """The search for the settings of one system, of at most `trials` trials."""
 
     comparison: Comparison
+    trials: int
     name: str
     chosen: Mapping[str, str]  # what its folder left to the machine
 
@@ -150,7 +151,7 @@ class Search:
 
     def next(self, rows: Sequence[Measured]) -> list[Settings]:
         """The next trials, as many as are left."""
-        return open_trials(self.start, self.tried(rows), self.comparison.tune)
+        return open_trials(self.start, self.tried(rows), self.trials)
 
     def best(self, rows: Sequence[Measured]) -> dict[str, str]:
         """The settings with the least validation error. Raises InputError where the search has not ended well."""
@@ -158,21 +159,21 @@ class Search:
             return {}
         tried = self.tried(rows)
         if self.next(rows) or min(tried.values()) == math.inf:
-            raise InputError(f"the search for {self.name} has not ended well: go on with --tune {self.comparison.tune}")
+            raise InputError(f"the search for {self.name} has not ended well: go on with --tune {self.trials}")
         best: Settings = min(tried, key=tried.__getitem__)
         return dict(best)
 
 
-def tune(comparison: Comparison, folder: Folder, say: Say) -> int:
-    """Make the trials that are open, until the search of every system has ended; -> the signal that stopped it, or 0.
+def tune(comparison: Comparison, trials: int, folder: Folder, say: Say) -> int:
+    """Make the open trials until the search of every system has ended; return the signal that stopped it, or 0.
 
-    Several processes share them. Raises InputError as `run_cases`.
+    Several processes share the trials. Raises InputError as `run_cases`.
     """
-    about = {**comparison.about(), "study": "tuning", "priors": None, "tune": comparison.tune}
+    about = {**comparison.about(), "study": "tuning", "priors": None, "tune": trials}
     while True:
         rows = folder.rows()
         chosen = folder.read_claim().get("chosen", {}) if rows else {}
-        searches = [Search(comparison, system, chosen) for system in comparison.systems]
+        searches = [Search(comparison, trials, system, chosen) for system in comparison.systems]
         cases = [one.case(settings) for one in searches for settings in one.next(rows)]
         if not cases:
             return 0
@@ -192,13 +193,15 @@ def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
     claim = folder.read_claim()
     known = claim["about"]
     fields = {name: text for name, text in comparison.fields.items() if not name.startswith("prior.")}
-    budget = {name: known[name] for name in ("tune", "max_steps", "max_minutes")}
+    budget = {name: known[name] for name in ("max_steps", "max_minutes")}
     searched = dataclasses.replace(comparison, **budget, fields=fields)
     for name, here in searched.about().items():
         if name in ("dataset", "fields", "root") and known.get(name) != here:
             raise InputError(f"{folder.path} searched with {name} {known.get(name)}, this comparison has {here}")
     rows = folder.rows()
-    searches = {system: Search(searched, system, claim.get("chosen", {})) for system in comparison.systems}
+    searches = {
+        system: Search(searched, known["tune"], system, claim.get("chosen", {})) for system in comparison.systems
+    }
     settings = {system: search.best(rows) for system, search in searches.items()}
     for system, chosen in settings.items():
         say(f"{system}: {', '.join(f'{name} {value}' for name, value in chosen.items()) or 'nothing searched'}")
