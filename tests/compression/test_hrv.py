@@ -146,22 +146,22 @@ CASES = st.lists(FREQUENCIES, min_size=1, max_size=5).flatmap(
 
 
 def encode(symbols: Sequence[int], kinds: Sequence[Sequence[int]]) -> bytes:
-    out, state = np.zeros(4 * len(symbols) + 12, np.uint8), np.zeros(4, np.int64)
+    out, state = np.zeros((1, 4 * len(symbols) + 12), np.uint8), np.zeros(4, np.int64)
     coder.begin_encoding(state)
     for number, symbol in enumerate(symbols):
         counts = kinds[number % len(kinds)]
-        coder.encode(state, out, sum(counts[:symbol]), counts[symbol], sum(counts))
-    return out[: coder.end_encoding(state, out)].tobytes()
+        coder.encode(state, out, 0, sum(counts[:symbol]), counts[symbol], sum(counts))
+    return out[0, : coder.end_encoding(state, out, 0)].tobytes()
 
 
 def decode(content: bytes, count: int, kinds: Sequence[Sequence[int]]) -> tuple[list[int], int]:
     stream, state, found = np.frombuffer(content, np.uint8), np.zeros(4, np.int64), []
-    coder.begin_decoding(state, stream)
+    coder.begin_decoding(state, stream, 0, len(stream))
     for number in range(count):
         counts = kinds[number % len(kinds)]
-        place = coder.sought(state, sum(counts))
+        place = coder.target_of(state, sum(counts))
         symbol = int(np.searchsorted(np.cumsum(counts), place, side="right"))
-        coder.decode(state, stream, sum(counts[:symbol]), counts[symbol], sum(counts))
+        coder.decode(state, stream, 0, len(stream), sum(counts[:symbol]), counts[symbol], sum(counts))
         found.append(symbol)
     return found, coder.end_decoding(state)
 

@@ -96,7 +96,7 @@ def test_the_largest_guidance_and_the_least_temperature_draw_the_likeliest(
     given_class, without = np.float32(one[:number]), np.float32(other[:number])
     _, mixing = guided(Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000)
     mixed = (np.stack([given_class, without]) * mixing.numpy()[:, None]).sum(0)
-    assert mixed[draw_code(mixed, 0.0, *params.values())] >= mixed.max() - 1e-3
+    assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3
 
 
 def test_what_was_trained_without_class_dropout_is_not_guided() -> None:

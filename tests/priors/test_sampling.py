@@ -15,7 +15,8 @@ from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import KnownCodes, Sampler, draw_labels, kept_parts, sample_cached, sample_codes
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, guided, sample_plain
+from hrvqvae.priors.kernels import NO_CODE
+from hrvqvae.priors.sampling import SamplingParams, draw_code, guided, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import same
@@ -107,14 +108,14 @@ def test_a_code_is_drawn_as_described(params: SamplingParams) -> None:
     for _ in range(300):
         logits = generator.normal(size=6).astype(np.float32) * 2
         uniform = float(generator.random())
-        assert draw_code(logits, uniform, *params.values()) == chosen_by_definition(logits, uniform, params)
+        assert draw_code(logits, uniform, params) == chosen_by_definition(logits, uniform, params)
 
 
 def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> None:
     flat = np.zeros(4, np.float32)
-    assert {draw_code(flat, u, 1.0, 2, 1.0) for u in np.linspace(0, 0.999, 50)} == {0, 1}
-    assert draw_code(flat, np.nextafter(1.0, 0.0), 1.0, 0, 1.0) == 3
-    assert draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, 0.01, 0, 1.0) == 1
+    assert {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)} == {0, 1}
+    assert draw_code(flat, np.nextafter(1.0, 0.0), PLAIN) == 3
+    assert draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, SamplingParams(temperature=0.01)) == 1
 
 
 def test_codes_come_as_often_as_their_probability_says() -> None:
@@ -217,9 +218,9 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
     for code in range(4):
         some = logits.copy()
         some[code] = bad
-        drawn_code = draw_code(some, 0.3, *params.values())
+        drawn_code = draw_code(some, 0.3, params)
         assert drawn_code == NO_CODE if bad != -np.inf else 0 <= drawn_code != code
-    assert draw_code(np.full(4, bad, np.float32), 0.3, *params.values()) == NO_CODE
+    assert draw_code(np.full(4, bad, np.float32), 0.3, params) == NO_CODE
 
 
 @pytest.mark.parametrize("sampler", [sample_cached, sample_plain])

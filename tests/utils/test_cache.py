@@ -1,18 +1,20 @@
 """Compiled code on disk, never taken after a change of what it was compiled from; work in parts on threads."""
 
 import ast
+import errno
 import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from numba.core.caching import CacheImpl
 
 import hrvqvae
-from hrvqvae.utils.compiled import _Files, compiled, in_parts
+from hrvqvae.utils.compiled import _Cache, compiled, in_parts
 from tests.conftest import threads
 
 FILES = {
@@ -91,7 +93,7 @@ def test_what_compiled_functions_call_and_read_lies_in_their_folder() -> None:
         }
         for function in vars(module).values():
             if hasattr(function, "py_func") and function.py_func.__module__ == module.__name__:
-                assert isinstance(function._cache._cache_file, _Files), function
+                assert isinstance(function._cache, _Cache), function
                 assert not elsewhere & set(function.py_func.__code__.co_names), function
                 seen += 1
     assert seen > 30
@@ -105,6 +107,32 @@ def test_where_no_folder_can_be_written_a_process_compiles_for_itself(monkeypatc
         return x + 1
 
     assert function(2) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-9], lambda content: b"x" + content])
+def test_a_damaged_file_is_compiled_again(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    package = tmp_path / "small"
+    package.mkdir()
+    for name, text in FILES.items():
+        (package / name).write_text(text)
+    assert values_hits_misses(start(tmp_path, 3)) == ([7], 0, 1)
+    for path in package.rglob("*.nbc"):
+        path.write_bytes(damage(path.read_bytes()))
+    assert values_hits_misses(start(tmp_path, 3)) == ([7], 0, 1)
+    assert values_hits_misses(start(tmp_path, 3)) == ([7], 1, 0), "the damaged file was replaced"
+
+
+def test_a_full_disk_keeps_no_code_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    @compiled()
+    def function(x: int) -> int:
+        return x + 1
+
+    monkeypatch.setattr(function._cache._cache_file, "_open_for_write", refuse)
+    assert function(2) == 3
+    assert not [*Path(function._cache.cache_path).glob(f"{function._cache._current}*")]
 
 
 def test_every_part_once_and_in_order_and_an_interruption_comes_out(capfd: pytest.CaptureFixture[str]) -> None:

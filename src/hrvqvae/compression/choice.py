@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hrvqvae.compression.kernels import count_frequencies, fill_maps, find_rows, find_set, put, sum_rows
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import FRAME, PLACES, Network, fill_maps, find_rows, find_set, frequencies_of, put
+from hrvqvae.compression.network import FRAME, PLACES, Network
 from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
@@ -49,7 +50,7 @@ def _arrays_of(network: Network) -> tuple[NDArray[Any], ...]:
     around = dict(sorted(around.items(), key=lambda one: one[0][0] ** 2 + one[0][1] ** 2))
     firsts = np.cumsum([0, *map(len, around.values())]).astype(np.int64)
     members = np.concatenate([np.array(numbers, np.int64) for numbers in around.values()])
-    return *network.arrays, np.array(list(around), np.int64), firsts, members
+    return *network.arrays[:6], np.array(list(around), np.int64), firsts, members
 
 
 @compiled()
@@ -73,13 +74,13 @@ def _model(number: int, models: Any) -> Any:
 @compiled()
 def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code: int, frequencies: Integers) -> float:
     """Bits of a code, from the sums of a position, which are overwritten."""
-    total = frequencies_of(hidden, chosen, weights, offsets, shift, frequencies)
+    total = count_frequencies(hidden, len(hidden), chosen, weights, offsets, shift, frequencies, len(frequencies))
     return math.log2(total / frequencies[code])
 
 
 @compiled()
-def _begin(images: Codes, first: int, last: int, window: Any, layout: Any, models: Any, state: Any) -> int:
-    """Write what the models make of the codes of images[first:last], (N, L, P): the state of these images."""
+def _begin(codes: Codes, first: int, last: int, window: Any, layout: Any, models: Any, state: Any) -> int:
+    """Write what the models make of codes[first:last] (N, L * P): the state of these images."""
     begins, grids, symbols = layout
     height, width = grids[0]
     all_sums, all_bits = state
@@ -90,24 +91,21 @@ def _begin(images: Codes, first: int, last: int, window: Any, layout: Any, model
         maps = np.empty((len(groups), height + 2 * FRAME, width + 2 * FRAME), np.int32)
         rows = np.empty(len(features), np.int64)
         for image in range(first, last):
-            codes, sums, bits = images[image], all_sums[image, model], all_bits[image, model]
-            fill_maps(codes.ravel(), begins, grids, symbols, groups, level, maps)
+            sums, bits = all_sums[image, model], all_bits[image, model]
+            fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
             for place in range(height * width):
-                put(maps, groups, level, values, place // width, place % width, codes[level, place])
+                put(maps, groups, level, values, place // width, place % width, codes[image, begins[level] + place])
             for place in range(height * width):
                 y, x = place // width, place % width
                 find_rows(maps, groups, grids, level, features, y, x, rows)
                 row, column = (y + window[0]) * PLACES // window[2], (x + window[1]) * PLACES // window[3]
                 rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * PLACES + column
+                sum_rows(rows, table, bias, sums[place])
                 for h in range(hidden):
-                    sums[place, h] = bias[h]
-                for row in rows:
-                    for h in range(hidden):
-                        sums[place, h] += np.int32(table[row, h])
-                spare[:hidden] = sums[place, :hidden]
+                    spare[h] = sums[place, h]
                 chosen = find_set(maps, groups, grids, level, selecting, y, x)
                 bits[place] = _bits(
-                    spare[:hidden], chosen, weights, offsets, shift, codes[level, place], frequencies[:values]
+                    spare[:hidden], chosen, weights, offsets, shift, codes[image, begins[level] + place], frequencies[:values]
                 )
     return last - first
 
@@ -209,7 +207,9 @@ def _own_bits(
                     for h in range(hidden):
                         spare[h] += np.int32(table[new, h]) - np.int32(table[old, h])
                 chosen = _value(own, groups[selecting], layout[2]) if selecting >= 0 else 0
-                totals[one] = frequencies_of(spare[:hidden], chosen, weights, offsets, shift, frequencies[one, :values])
+                totals[one] = count_frequencies(
+                    spare, hidden, chosen, weights, offsets, shift, frequencies[one], values
+                )
             found[one] += math.log2(totals[like] / frequencies[like, own[level]])
 
 
@@ -304,7 +304,7 @@ class Choice:
         self._state = (np.zeros((*shape, int(about[:, 2].max())), np.int32), np.zeros(shape, np.float32))
         window = window or (0, 0, *layout.grids[0].tolist())
         begun = (window, *self._models, self._state)
-        in_parts(len(numbers), lambda first, last: int(_begin(self._maps, first, last, *begun)))
+        in_parts(len(numbers), lambda first, last: int(_begin(self.codes, first, last, *begun)))
 
     @property
     def codes(self) -> Codes:

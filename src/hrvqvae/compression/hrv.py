@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel
 from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
-from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.quantities import counted
 
@@ -64,18 +62,13 @@ def _crc_of(value: int) -> int:
     return value & 0xFF
 
 
-_CRC = np.array([_crc_of(value) for value in range(256)], np.uint8)
+_CRC = bytes(map(_crc_of, range(256)))
 
 
 def crc8(content: bytes | NDArray[np.uint8], register: int) -> int:
     """The CRC-8 of these bytes, the first bit of each first; 0 of bytes that end with their own."""
-    return int(_crc8(np.frombuffer(content, np.uint8), register))
-
-
-@compiled()
-def _crc8(content: Any, register: Any) -> Any:
-    for byte in content:
-        register = np.int64(_CRC[(register ^ np.int64(byte)) & 0xFF])
+    for byte in bytes(content):  # a compiled loop would take a second when it is first called
+        register = _CRC[register ^ byte]
     return register
 
 

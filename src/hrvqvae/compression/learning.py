@@ -16,18 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
+from hrvqvae.compression.kernels import fill_maps, find_rows, find_set, put
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import (
-    FRAME,
-    STEPS,
-    Contexts,
-    Network,
-    fill_maps,
-    find_rows,
-    find_set,
-    put,
-    usual_contexts,
-)
+from hrvqvae.compression.network import FRAME, STEPS, Contexts, Network, usual_contexts
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
 
@@ -62,15 +53,15 @@ def _learn(
     scores = np.empty(values, np.float32)
     bits = 0.0
     for turn in range(len(order)):
-        codes = images[order[turn]].astype(np.int32)
-        fill_maps(codes, begins, grids, symbols, groups, level, maps)
+        image = order[turn]
+        fill_maps(images, image, begins, grids, symbols, groups, level, maps)
         for y in range(grids[level, 0]):
             for x in range(width):
-                put(maps, groups, level, values, y, x, codes[begins[level] + y * width + x])
+                put(maps, groups, level, values, y, x, images[image, begins[level] + y * width + x])
         speed = np.float32(rate * fading ** (turn / len(order)))
         for place in places[turn]:
             y, x = place // width, place % width
-            code = codes[begins[level] + place]
+            code = images[image, begins[level] + place]
             find_rows(maps, groups, grids, level, features, y, x, rows)
             chosen = find_set(maps, groups, grids, level, selecting, y, x)
             for h in range(size):

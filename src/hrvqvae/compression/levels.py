@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression import range_coder as coder
-from hrvqvae.compression.network import FRAME, TOP, Network, fill_maps, find_frequencies, find_rows, find_set, put
+from hrvqvae.compression.kernels import NOT_WHOLE, decode_images, encode_images, workspace
+from hrvqvae.compression.network import NO_ARRAYS, TOP, Network
+from hrvqvae.compression.range_coder import WIDTH
 from hrvqvae.config import Grid
-from hrvqvae.utils.compiled import compiled, in_parts
+from hrvqvae.utils.compiled import in_parts
 
 Integers = NDArray[np.int64]
 Codes = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 
-NOT_WHOLE = -1
 _LARGEST_CODE = 5  # bytes that a code can take
 _ALONE = 8  # images that are not worth a second thread
 
@@ -54,102 +54,23 @@ class Layout:
         return tuple(parts[level].reshape(*codes.shape[:-1], *self.grids[level]) for level in range(levels))
 
 
-@compiled()
-def _workspace(level: int, layout: Any, network: Any) -> Any:
-    """Maps of the groups, a row for each feature, hidden units, and frequencies, all written to."""
-    grids, symbols = layout[1:]
-    groups = network[4]
-    maps = np.empty((len(groups), grids[:, 0].max() + 2 * FRAME, grids[:, 1].max() + 2 * FRAME), np.int32)
-    rows, hidden = np.empty(len(network[5]), np.int64), np.empty(len(network[1]), np.int32)
-    return maps, rows, hidden, np.empty(symbols[level], np.int64)
-
-
-@compiled()
-def _encode(
-    images: Codes, first: int, last: int, level: int, layout: Any, network: Any, out: Bytes, lengths: Integers
-) -> int:
-    """Write the streams of images[first:last] (N, all codes) to the rows of `out`, and their lengths."""
-    begins, grids, symbols = layout
-    values, height, width, state = symbols[level], grids[level, 0], grids[level, 1], np.empty(4, np.int64)
-    if network is not None:  # numba compiles the function for networks, and for none
-        table, bias, weights, offsets, groups, features, selecting, shift = network
-        maps, rows, hidden, frequencies = _workspace(level, layout, network)
-    for image in range(first, last):
-        codes, stream = images[image], out[image]
-        coder.begin_encoding(state)
-        if network is not None:
-            fill_maps(codes, begins, grids, symbols, groups, level, maps)
-        for place in range(height * width):
-            code = codes[begins[level] + place]
-            if network is None:
-                coder.encode(state, stream, code, 1, values)
-            else:
-                y, x = place // width, place % width
-                find_rows(maps, groups, grids, level, features, y, x, rows)
-                chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
-                coder.encode(state, stream, frequencies[:code].sum(), frequencies[code], total)
-                put(maps, groups, level, values, y, x, code)
-        lengths[image] = coder.end_encoding(state, stream)
-    return last - first
-
-
-@compiled()
-def _decode(
-    content: Bytes, starts: Integers, stops: Integers, first: int, last: int, images: Codes, level: int, layout: Any,
-    network: Any, ends: Integers,
-) -> int:  # fmt: skip
-    """Write codes of images[first:last] from content[starts:stops], and where each stream ends (or NOT_WHOLE)."""
-    begins, grids, symbols = layout
-    values, height, width, state = symbols[level], grids[level, 0], grids[level, 1], np.empty(4, np.int64)
-    if network is not None:
-        table, bias, weights, offsets, groups, features, selecting, shift = network
-        maps, rows, hidden, frequencies = _workspace(level, layout, network)
-    for image in range(first, last):
-        codes, stream = images[image], content[starts[image] : stops[image]]
-        coder.begin_decoding(state, stream)
-        whole = True
-        if network is not None:
-            fill_maps(codes, begins, grids, symbols, groups, level, maps)
-        for place in range(height * width):
-            y, x, total = place // width, place % width, values
-            if network is not None:
-                find_rows(maps, groups, grids, level, features, y, x, rows)
-                chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                total = find_frequencies(rows, chosen, table, bias, weights, offsets, shift, hidden, frequencies)
-            sought = coder.sought(state, total)
-            whole = sought < total and state[2] <= len(stream)
-            if not whole:
-                break
-            if network is None:
-                code = sought
-                coder.decode(state, stream, code, 1, total)
-            else:
-                code, before = 0, 0
-                while before + frequencies[code] <= sought:
-                    before += frequencies[code]
-                    code += 1
-                coder.decode(state, stream, before, frequencies[code], total)
-                put(maps, groups, level, values, y, x, code)
-            codes[begins[level] + place] = code
-        end = coder.end_decoding(state) if whole else NOT_WHOLE
-        ends[image] = starts[image] + end if 0 <= end <= len(stream) else NOT_WHOLE
-    return last - first
-
-
 def _arguments(layout: Layout, level: int, network: Network | None) -> tuple[Any, ...]:
     """`level`, `layout` and `network` as the compiled functions take them."""
-    arrays = None if network is None else (*network.arrays, network.contexts.selecting, network.shift)
+    arrays = NO_ARRAYS if network is None else network.arrays
     return level, (layout.begins[: level + 2], layout.grids[: level + 1], layout.symbols), arrays
 
 
 def encode_level(codes: Codes, layout: Layout, level: int, network: Network | None) -> list[bytes]:
     """The stream of a level of each image; codes (N, all codes), in range."""
     number = layout.begins[level + 1] - layout.begins[level]
-    out = np.empty((len(codes), _LARGEST_CODE * number + 2 * coder.WIDTH), np.uint8)
+    out = np.empty((len(codes), _LARGEST_CODE * number + 2 * WIDTH), np.uint8)
     lengths = np.zeros(len(codes), np.int64)
     about = _arguments(layout, level, network)
-    in_parts(len(codes), lambda first, last: _encode(codes, first, last, *about, out, lengths), alone=_ALONE)
+
+    def run(first: int, last: int) -> None:
+        encode_images(codes, first, last, *about, workspace(*about), out, lengths)
+
+    in_parts(len(codes), run, one_thread_up_to=_ALONE)
     return [row[:length].tobytes() for row, length in zip(out, lengths, strict=True)]
 
 
@@ -183,7 +104,9 @@ def decode_level(
             codes[possible] = some
         return ends
     about = _arguments(layout, level, network)
-    in_parts(
-        len(codes), lambda first, last: _decode(content, starts, stops, first, last, codes, *about, ends), alone=_ALONE
-    )
+
+    def run(first: int, last: int) -> None:
+        decode_images(content, starts, stops, first, last, codes, *about, workspace(*about), ends)
+
+    in_parts(len(codes), run, one_thread_up_to=_ALONE)
     return ends

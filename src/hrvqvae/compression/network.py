@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import Grid
-from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import DamagedFileError
 
 Integers = NDArray[np.int64]
@@ -141,70 +140,6 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
-@compiled()
-def fill_maps(
-    codes: Maps, begins: Integers, grids: Integers, symbols: Integers, groups: Integers, level: int, maps: Maps
-) -> None:
-    """Write the value of each group at every position of its grid, inside a frame of the value of the outside.
-
-    Of groups that the level itself is in, the number of their coarser levels alone: `put` adds the code.
-
-    Args:
-        maps: (groups, H + 2 FRAME, W + 2 FRAME) for the largest H and W, written to.
-    """
-    for group in range(len(groups)):
-        first, last = groups[group]
-        outside = 1
-        for one in range(first, last + 1):
-            outside *= symbols[one]
-        maps[group] = outside
-        height, width = grids[last]
-        for y in range(height):
-            for x in range(width):
-                value = 0
-                for one in range(first, min(last + 1, level)):
-                    row, column = y * grids[one, 0] // height, x * grids[one, 1] // width
-                    value = value * symbols[one] + codes[begins[one] + row * grids[one, 1] + column]
-                maps[group, y + FRAME, x + FRAME] = value
-
-
-@compiled()
-def put(maps: Maps, groups: Integers, level: int, symbols: int, y: int, x: int, code: int) -> None:
-    """Make a code of the level known."""
-    for group in range(len(groups)):
-        if groups[group, 1] == level:
-            maps[group, y + FRAME, x + FRAME] = maps[group, y + FRAME, x + FRAME] * symbols + code
-
-
-@compiled()
-def find_rows(
-    maps: Maps, groups: Integers, grids: Integers, level: int, features: Integers, y: int, x: int, rows: Integers
-) -> None:
-    """Write the row of the table of each feature at a position, and of the place in the image, to `rows` (F + 1,)."""
-    height, width = grids[level]
-    count = len(features) - 1
-    for one in range(count):
-        group = features[one, 0]
-        last = groups[group, 1]
-        row, column = y, x
-        if last != level:
-            row, column = y * grids[last, 0] // height, x * grids[last, 1] // width
-        value = maps[group, row + features[one, 1] + FRAME, column + features[one, 2] + FRAME]
-        rows[one] = features[one, 3] + value
-    rows[count] = features[count, 3] + y * PLACES // height * PLACES + x * PLACES // width
-
-
-@compiled()
-def find_set(maps: Maps, groups: Integers, grids: Integers, level: int, selecting: int, y: int, x: int) -> int:
-    """The number of the set of output weights at a position."""
-    if selecting < 0:
-        return 0
-    last = groups[selecting, 1]
-    row, column = y * grids[last, 0] // grids[level, 0], x * grids[last, 1] // grids[level, 1]
-    value: int = maps[selecting, row + FRAME, column + FRAME]
-    return value
-
-
 @dataclass(frozen=True)
 class Network:
     """The model of one level.
@@ -235,10 +170,20 @@ class Network:
             raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
 
     @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Table, bias, weights, offsets, groups and features, as the compiled functions take them."""
+    def arrays(self) -> tuple[Any, ...]:
+        """Table, bias, weights, offsets, groups, features, selecting group and shift, as kernels take them."""
         contexts = self.contexts
-        return self.table, self.bias, self.weights, self.offsets, contexts.group_array, contexts.feature_array
+        return (
+            self.table, self.bias, self.weights, self.offsets, contexts.group_array, contexts.feature_array,
+            contexts.selecting, self.shift,
+        )  # fmt: skip
+
+
+NO_ARRAYS: tuple[Any, ...] = (
+    np.zeros((0, 0), np.int8), np.zeros(0, np.int32), np.zeros((0, 0, 0), np.int16), np.zeros((0, 0), np.int32),
+    np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64), -1, 0,
+)  # fmt: skip
+"""The `arrays` of a level without a network."""
 
 
 def largest_score(network: Network) -> int:
@@ -248,40 +193,3 @@ def largest_score(network: Network) -> int:
     hidden = np.abs(network.bias.astype(np.int64)) + np.sum(parts, axis=0)
     sums = np.abs(network.offsets.astype(np.int64)) + np.abs(network.weights.astype(np.int64)) @ hidden
     return max(int(hidden.max(initial=0)), int(sums.max(initial=0)))
-
-
-@compiled()
-def find_frequencies(
-    rows: Integers, chosen: int, table: Any, bias: Any, weights: Any, offsets: Any, shift: int, hidden: Any,
-    frequencies: Integers,
-) -> int:  # fmt: skip
-    """Write the frequency of every symbol, by a row for each feature and a set of output weights; -> their sum."""
-    for h in range(len(bias)):
-        hidden[h] = bias[h]
-    for row in rows:
-        for h in range(len(bias)):
-            hidden[h] += np.int32(table[row, h])
-    total: int = frequencies_of(hidden, chosen, weights, offsets, shift, frequencies)
-    return total
-
-
-@compiled(inline="always")  # a call would cost a twentieth of a code's time
-def frequencies_of(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, frequencies: Integers) -> int:
-    """As `find_frequencies`, from the sums of bias and rows, which are overwritten with what the ReLU leaves."""
-    size, symbols = len(hidden), len(frequencies)
-    for h in range(size):
-        hidden[h] = max(hidden[h], np.int32(0))
-    best = np.int64(-(2**31))
-    for k in range(symbols):
-        score = np.int32(offsets[chosen, k])
-        for h in range(size):
-            score += np.int32(weights[chosen, k, h]) * hidden[h]
-        frequencies[k] = score
-        best = max(best, np.int64(score))
-    total = 0
-    for k in range(symbols):
-        below = (best - frequencies[k]) >> shift
-        octaves = below // STEPS
-        frequencies[k] = 1 + ((POWERS[below % STEPS] >> octaves) if octaves <= TOP else 0)
-        total += frequencies[k]
-    return total

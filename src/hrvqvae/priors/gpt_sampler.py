@@ -3,7 +3,7 @@
 Some images go through each layer together, so that its weights, which no near cache holds, are read once for all.
 
 Letters: B images, N = H * W positions, D levels, C hidden units, E path units, A layers, K labels under which an image
-is seen (`sampling.guided`), P paths that have an embedding, of all levels together.
+is seen (`sampling.guided`), P embeddings of all levels together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,22 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors.gpt import GPT
-from hrvqvae.priors.pixelsnail_sampler import OPTIONS, Floats, attend, normalize, stack
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, no_distribution
+from hrvqvae.priors.kernels import (
+    FAST,
+    FIRST,
+    NO_CODE,
+    PART,
+    Floats,
+    add_products,
+    add_rows,
+    attend,
+    copy_rows,
+    draw,
+    draw_workspace,
+    normalize,
+    stack,
+)
+from hrvqvae.priors.sampling import SamplingParams, no_distribution
 from hrvqvae.utils.compiled import compiled, in_parts
 
 _TOGETHER = 4  # images
@@ -33,32 +47,20 @@ _ERF_BOTTOM = tuple(map(np.float32, (
 )))  # fmt: skip
 
 
-@compiled(**OPTIONS)
-def _add_products(vectors: Floats, matrix: Floats, out: Floats) -> None:
-    """out (R, m) += vectors (R, n) @ matrix (n, m), four rows of the matrix at a time for all of the vectors."""
-    rows, columns = matrix.shape
-    whole = rows - rows % 4
-    for i in range(0, whole, 4):
-        for r in range(len(vectors)):
-            a, b, c, d = vectors[r, i], vectors[r, i + 1], vectors[r, i + 2], vectors[r, i + 3]
-            for j in range(columns):
-                out[r, j] += a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
-    for i in range(whole, rows):
-        for r in range(len(vectors)):
-            a = vectors[r, i]
-            for j in range(columns):
-                out[r, j] += a * matrix[i, j]
+@compiled(**FAST, **PART)
+def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inner: Floats) -> None:
+    """Add a two-layer network of features (R, C), that of an index, to them.
 
-
-@compiled(**OPTIONS)
-def _network(features: Floats, one: int, weights: Any, normed: Floats, inner: Floats) -> None:
-    """features (R, C) += the two-layer network of that number; normed (R, C) and inner (R, its width) are room."""
+    Args:
+        normed: (R, C), and
+        inner: (R, width of the network), overwritten.
+    """
     norms, widens, widens_bias, narrows, narrows_bias = weights
-    for r in range(len(features)):
-        normalize(features[r], norms[one], normed[r])
-        inner[r] = widens_bias[one]
-    _add_products(normed, widens[one], inner)
-    for r in range(len(features)):
+    rows = len(features)
+    normalize(features, norms[index], normed)
+    copy_rows(widens_bias[index], inner)
+    add_products(normed, FIRST, widens[index], inner, FIRST)
+    for r in range(rows):
         for c in range(inner.shape[1]):  # GELU, with a rational function for erf: a call of erf takes 13 times as long
             x = min(max(inner[r, c] * np.float32(math.sqrt(0.5)), np.float32(-4.0)), np.float32(4.0))
             squared, top, bottom = x * x, np.float32(0.0), np.float32(0.0)
@@ -67,88 +69,120 @@ def _network(features: Floats, one: int, weights: Any, normed: Floats, inner: Fl
             for factor in _ERF_BOTTOM:
                 bottom = bottom * squared + factor
             inner[r, c] *= np.float32(0.5) * (np.float32(1.0) + x * top / bottom)
-        features[r] += narrows_bias[one]
-    _add_products(inner, narrows[one], features)
+    add_rows(narrows_bias[index], features)
+    add_products(inner, FIRST, narrows[index], features, FIRST)
 
 
-@compiled(**OPTIONS)
-def _images(
+@compiled(**FAST, inline="always")
+def _apply_layers(
+    features: Floats, place: int, attention: Any, networks: Any, heads: int, last_norm: Floats, keys: Floats,
+    values: Floats, work: Any,
+) -> None:  # fmt: skip
+    """Apply all layers and the last normalization at a position to features (R, C) of all images together."""
+    norms, inputs, inputs_bias, outputs, outputs_bias = attention
+    normed, projected, wide, scores = work
+    rows = len(features)
+    for layer in range(len(inputs)):
+        normalize(features, norms[layer], normed)
+        copy_rows(inputs_bias[layer], projected)
+        add_products(normed, FIRST, inputs[layer], projected, FIRST)
+        for r in range(rows):
+            attend(projected, r, place, heads, keys[r, layer], values[r, layer], normed, scores)
+        add_rows(outputs_bias[layer], features)
+        add_products(normed, FIRST, outputs[layer], features, FIRST)
+        _add_network(features, layer, networks, normed, wide)
+    normalize(features, last_norm, features)
+
+
+@compiled(**FAST)
+def _draw_images(
     begin: int, end: int, codes: Any, known: Any, uniforms: Any, base: Floats, first: Any, attention: Any,
     networks: Any, heads: Any, head_networks: Any, table: Floats, levels: Any, attention_heads: int, mixing: Floats,
-    temperature: float, top_k: int, top_p: float,
+    temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
     """Draw the codes (B, D, H, W) of the images begin..end - 1 that are not known, of all of them at once.
 
-    base (K * B, N, C); table (P, E); levels (D, 4): symbols, whether linked, where its paths begin, how many there are;
-    the rest as `_weights`. -> -1, or position * D + level of the first code that has no distribution.
+    Args:
+        base: (K * B, N, C); table (P, E); levels (D, 4): symbols, whether linked, first embedding, embeddings.
+        first: as `_weights` returns it, as are attention, networks, heads and head_networks.
+        work: as `_workspace` returns it.
+
+    Returns:
+        -1, or position * D + level of the first code that has no distribution.
     """
     _, count, height, width = codes.shape
     left, above, last_norm = first
-    norms, inputs, inputs_bias, outputs, outputs_bias = attention
     before_weights, last_norms, symbols_weights, symbols_bias = heads
-    units, hidden = left.shape
+    keys, values, features, x, half, logits, mixed, before, seen, indices, room, layers_work = work
+    normed = layers_work[0]
     images, copies = end - begin, len(mixing)
-    rows = images * copies  # those of a copy together
-    shape = (rows, len(inputs), hidden, height * width)
-    keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    features, x = np.empty((rows, hidden), np.float32), np.empty((rows, hidden), np.float32)
-    normed, three = np.empty((rows, hidden), np.float32), np.empty((rows, 3 * hidden), np.float32)
-    wide = np.empty((rows, networks[1].shape[2]), np.float32)
-    half = np.empty((rows, head_networks[1].shape[2]), np.float32)
-    logits, mixed = np.empty((rows, symbols_bias.shape[1]), np.float32), np.empty(symbols_bias.shape[1], np.float32)
-    scores, before = np.empty(height * width, np.float32), np.zeros((images, units), np.float32)
-    seen = np.zeros((height + 1, width + 2, images, units), np.float32)  # a row above and a column at each side
-    paths = np.zeros(images, np.int64)
     for place in range(height * width):
         row, column = place // width, place % width
         for copy in range(copies):
-            own, start = features[copy * images : (copy + 1) * images], copy * len(codes)
-            own[:] = base[start + begin : start + end, place]
-            _add_products(before, left, own)
+            start = copy * images
+            for image in range(images):
+                for c in range(features.shape[1]):
+                    features[start + image, c] = base[copy * len(codes) + begin + image, place, c]
+            add_products(before, FIRST, left, features, start)
             for tap in range(3):
-                _add_products(seen[row, column + tap], above[tap], own)
-        for layer in range(len(inputs)):
-            for r in range(rows):
-                normalize(features[r], norms[layer], normed[r])
-                three[r] = inputs_bias[layer]
-            _add_products(normed, inputs[layer], three)
-            for r in range(rows):
-                attend(three[r], place, attention_heads, keys[r, layer], values[r, layer], normed[r], scores)
-                features[r] += outputs_bias[layer]
-            _add_products(normed, outputs[layer], features)
-            _network(features, layer, networks, normed, wide)
-        for r in range(rows):
-            normalize(features[r], last_norm, normed[r])
-            features[r] = normed[r]
-        before[:] = 0.0
-        paths[:] = 0
+                add_products(seen[row, column + tap], FIRST, above[tap], features, start)
+        _apply_layers(features, place, attention, networks, attention_heads, last_norm, keys, values, layers_work)
+        for image in range(images):
+            indices[image] = 0
+            for unit in range(before.shape[1]):
+                before[image, unit] = 0.0
         for level in range(count):
-            symbols, linked, start, size = levels[level]
-            if not np.all(known[begin:end, level, row, column]):
-                x[:] = features
+            symbols, start, size = levels[level, 0], levels[level, 2], levels[level, 3]
+            missing = False
+            for image in range(begin, end):
+                missing = missing or not known[image, level, row, column]
+            if missing:
+                for r in range(len(features)):
+                    for c in range(features.shape[1]):
+                        x[r, c] = features[r, c]
                 for copy in range(copies):
-                    _add_products(before, before_weights[level], x[copy * images : (copy + 1) * images])
-                _network(x, level, head_networks, normed, half)
-                for r in range(rows):
-                    normalize(x[r], last_norms[level], normed[r])
-                    logits[r] = symbols_bias[level]
-                _add_products(normed, symbols_weights[level], logits)
-            for one in range(images):
-                image = begin + one
+                    add_products(before, FIRST, before_weights[level], x, copy * images)
+                _add_network(x, level, head_networks, normed, half)
+                normalize(x, last_norms[level], normed)
+                copy_rows(symbols_bias[level], logits)
+                add_products(normed, FIRST, symbols_weights[level], logits, FIRST)
+            for index in range(images):
+                image = begin + index
                 if not known[image, level, row, column]:
-                    mixed[:] = 0.0
+                    for symbol in range(len(mixed)):
+                        mixed[symbol] = 0.0
                     for copy in range(copies):
                         for symbol in range(len(mixed)):
-                            mixed[symbol] += mixing[copy] * logits[copy * images + one, symbol]
+                            mixed[symbol] += mixing[copy] * logits[copy * images + index, symbol]
                     uniform = uniforms[image, level, row, column]
-                    code = draw_code(mixed[:symbols], uniform, temperature, top_k, top_p)
+                    code = draw(mixed, symbols, uniform, temperature, top_k, top_p, room)
                     if code == NO_CODE:
                         return int(place * count + level)
                     codes[image, level, row, column] = code
-                paths[one] = codes[image, level, row, column] + (paths[one] * symbols if linked else 0)
-                before[one] += table[start + paths[one] % size]
-        seen[row + 1, column + 1] = before
+                indices[index] = codes[image, level, row, column] + (indices[index] * symbols if levels[level, 1] else 0)
+                for unit in range(before.shape[1]):
+                    before[index, unit] += table[start + indices[index] % size, unit]
+        for image in range(images):
+            for unit in range(before.shape[1]):
+                seen[row + 1, column + 1, image, unit] = before[image, unit]
     return -1
+
+
+def _workspace(images: int, copies: int, height: int, width: int, weights: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arrays that `_draw_images` works in; rows of a copy lie together."""
+    (left, *_), (_, inputs, *_), (_, widens, *_), (*_, symbols_bias), (_, head_widens, *_) = weights
+    (units, hidden), rows, symbols = left.shape, images * copies, symbols_bias.shape[1]
+    keys, values = np.empty((2, rows, len(inputs), hidden, height * width), np.float32)
+    features, x, normed = np.empty((3, rows, hidden), np.float32)
+    projected, scores = np.empty((rows, 3 * hidden), np.float32), np.empty(height * width, np.float32)
+    wide = np.empty((rows, widens.shape[2]), np.float32)
+    half = np.empty((rows, head_widens.shape[2]), np.float32)
+    seen = np.zeros((height + 1, width + 2, images, units), np.float32)  # a row above and a column at each side
+    return (
+        keys, values, features, x, half, np.empty((rows, symbols), np.float32), np.empty(symbols, np.float32),
+        np.zeros((images, units), np.float32), seen, np.empty(images, np.int64), draw_workspace(symbols),
+        (normed, projected, wide, scores),
+    )  # fmt: skip
 
 
 def _transposed(layers: Iterable[Any]) -> tuple[Floats, Floats]:
@@ -193,7 +227,7 @@ def sample_gpt(
 ) -> None:  # fmt: skip
     """Fill in the codes that are not known, position by position; arguments as `sampling.sample_plain`."""
     together = [torch.stack(list(some), 1) for some in (codes, known, uniforms)]
-    batch, count, _, width = together[0].shape
+    batch, count, height, width = together[0].shape
     base = prior.base(coarser, label, batch * len(mixing))
     sizes = np.array(prior.embeddings.sizes)
     levels = np.stack(
@@ -203,18 +237,22 @@ def sample_gpt(
         ], 1,
     ).astype(np.int64)  # fmt: skip
     tables: Sequence[Any] = list(prior.embeddings.tables)
+    weights = _weights(prior)
     fixed = (
-        (base + prior.left.bias).contiguous().numpy(), *_weights(prior),
-        torch.cat([one.weight for one in tables]).numpy(), levels, prior.config.heads, mixing.numpy(),
-        *params.values(),
+        (base + prior.left.bias).contiguous().numpy(), *weights, torch.cat([one.weight for one in tables]).numpy(),
+        levels, prior.config.heads, mixing.numpy(), *params.values(),
     )  # fmt: skip
     arrays = [one.numpy() for one in together]
 
-    def draw(first: int, last: int) -> int:
-        begins = range(first, last, _TOGETHER)
-        return max(int(_images(begin, min(begin + _TOGETHER, last), *arrays, *fixed)) for begin in begins)
+    def draw_images(first: int, last: int) -> int:
+        failures = [-1]
+        for begin in range(first, last, _TOGETHER):
+            end = min(begin + _TOGETHER, last)
+            work = _workspace(end - begin, len(mixing), height, width, weights)
+            failures.append(int(_draw_images(begin, end, *arrays, *fixed, work)))
+        return max(failures)
 
-    place = max(in_parts(batch, draw))
+    place = max(in_parts(batch, draw_images))
     if place >= 0:
         raise no_distribution(prior.levels[place % count].number, *divmod(place // count, width))
     for own, drawn in zip(codes, together[0].unbind(1), strict=True):

@@ -18,166 +18,89 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae.priors.kernels import (
+    FAST,
+    FIRST,
+    NO_CODE,
+    Floats,
+    add_products,
+    add_rows,
+    attend,
+    copy_rows,
+    draw,
+    draw_workspace,
+    normalize,
+    stack,
+)
 from hrvqvae.priors.pixelsnail import PixelSNAIL
-from hrvqvae.priors.sampling import NO_CODE, SamplingParams, draw_code, no_distribution
+from hrvqvae.priors.sampling import SamplingParams, no_distribution
 from hrvqvae.utils.compiled import compiled, in_parts
 
-Floats = NDArray[np.float32]
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": {"reassoc", "contract", "nsz"}}
-_EPSILON = 1e-5  # of layer normalization, torch's
-
-
-@compiled(**OPTIONS)
-def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
-    """out (m,) += vector (n,) @ matrix (n, m), four rows at a time."""
-    rows, columns = matrix.shape
-    whole = rows - rows % 4
-    for i in range(0, whole, 4):
-        a, b, c, d = vector[i], vector[i + 1], vector[i + 2], vector[i + 3]
-        for j in range(columns):
-            out[j] += a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
-    for i in range(whole, rows):
-        a = vector[i]
-        for j in range(columns):
-            out[j] += a * matrix[i, j]
-
-
-@compiled(**OPTIONS)
-def _elu(value: Any) -> Any:
-    """As torch's."""
-    return value if value > 0 else np.expm1(value)
-
-
-@compiled(**OPTIONS)
-def normalize(features: Floats, norm: Floats, out: Floats) -> None:
-    """out (C,) = the layer normalization of features (C,); norm (2, C) holds weight and bias."""
-    hidden = len(features)
-    mean: Any = np.float32(0.0)
-    for c in range(hidden):
-        mean += features[c]
-    mean /= np.float32(hidden)
-    variance: Any = np.float32(0.0)
-    for c in range(hidden):
-        variance += (features[c] - mean) * (features[c] - mean)
-    scale = np.float32(1.0) / np.sqrt(variance / np.float32(hidden) + np.float32(_EPSILON))
-    for c in range(hidden):
-        out[c] = (features[c] - mean) * scale * norm[0, c] + norm[1, c]
-
-
-@compiled(**OPTIONS)
-def attend_at(
-    features: Floats, place: int, heads: int, norm: Floats, inputs: Floats, inputs_bias: Floats, output: Floats,
-    output_bias: Floats, keys: Floats, values: Floats, three: Floats, attended: Floats, scores: Floats,
-) -> None:  # fmt: skip
-    """features (C,) += attention to positions 0..place; keys and values (C, H * W) get the position's own.
-
-    norm (2, C) holds weight and bias; three (3C,), attended (C,) and scores (H * W,) are room to work in.
-    """
-    normalize(features, norm, attended)
-    three[:] = inputs_bias
-    add_product(attended, inputs, three)
-    attend(three, place, heads, keys, values, attended, scores)
-    features += output_bias
-    add_product(attended, output, features)
-
-
-@compiled(**OPTIONS)
-def attend(
-    three: Floats, place: int, heads: int, keys: Floats, values: Floats, attended: Floats, scores: Floats
-) -> None:
-    """attended (C,) = attention of three (3C,), the position's query, key and value, to positions 0..place.
-
-    keys and values (C, H * W) get the position's own; scores (H * W,) is room to work in.
-    """
-    hidden = len(attended)
-    for c in range(hidden):
-        keys[c, place] = three[hidden + c]
-        values[c, place] = three[2 * hidden + c]
-    width = hidden // heads
-    unit = np.float32(1.0) / np.sqrt(np.float32(width))
-    seen = place + 1
-    for head in range(heads):
-        begin = head * width
-        for j in range(seen):
-            scores[j] = 0.0
-        for c in range(begin, begin + width):
-            query = three[c] * unit
-            for j in range(seen):
-                scores[j] += query * keys[c, j]
-        largest: Any = np.float32(-np.inf)
-        for j in range(seen):
-            largest = max(largest, scores[j])
-        total: Any = np.float32(0.0)
-        for j in range(seen):
-            scores[j] = np.exp(scores[j] - largest)
-            total += scores[j]
-        for c in range(begin, begin + width):
-            summed: Any = np.float32(0.0)
-            for j in range(seen):
-                summed += scores[j] * values[c, j]
-            attended[c] = summed / total
-
-
-@compiled(**OPTIONS)
-def _add_first(features: Floats, table: Floats, codes: Any, row: int, x: int, reach: int) -> None:
-    """features (C,) += the first layer's convolution at a position; table (taps, m, C), codes (H, W)."""
+@compiled(**FAST, inline="always")
+def _add_first(features: Floats, table: Floats, codes: Any, image: int, row: int, x: int, reach: int) -> None:
+    """Add the first layer's convolution at a position to features (1, C); table (taps, m, C), codes (B, H, W)."""
     for tap in range(table.shape[0]):
         source = row + tap // (2 * reach + 1) - reach
         column = x + tap % (2 * reach + 1) - reach
-        if source >= 0 and 0 <= column < codes.shape[1]:
-            features += table[tap, codes[source, column]]
+        if source >= 0 and 0 <= column < codes.shape[2]:
+            code = codes[image, source, column]
+            for c in range(features.shape[1]):
+                features[0, c] += table[tap, code, c]
 
 
-@compiled(**OPTIONS)
-def _advance(
+@compiled(**FAST, inline="always")
+def _apply_blocks(
     features: Floats, seen: int, row: int, x: int, above: Floats, conditions: Floats, kept: Any, weights: Any,
     heads: int, work: Any,
 ) -> None:  # fmt: skip
-    """All blocks and attention layers at a position, of the image of that number among those that are seen.
+    """Apply all blocks and attention layers at a position, to one of the images that the network sees.
 
-    features (C,) are the first layer's and become the last one's; above (R, S, W, U) and conditions (S, W, R * 2C) of
-    the row, biases added; kept: taken as in `_rows`, keys and values (A, S, C, H * W); weights as in `_weights`; work:
-    gated, narrow, three, attended and scores, which are overwritten.
+    Args:
+        features: (1, C), the first layer's, which become the last one's.
+        seen: index of the image among those that are seen.
+        above: (R, S, W, U) of the row, with biases, and
+        conditions: (S, W, R * 2C), likewise; both from `_rows`.
+        kept: what the convolutions took in, as in `_rows`; keys and values (A, S, C, H * W).
+        weights: as `_weights` returns them.
+        work: arrays as in `_draw_row`, overwritten.
     """
     lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
     taken, keys, values = kept
-    gated, narrow, three, attended, scores = work
+    gated, narrow, projected, attended, scores = work
     blocks, taps, hidden, inner = lefts.shape
-    reach = taps - 1
     place = row * above.shape[2] + x
     for block in range(blocks):
-        came = taken[block, seen, row + reach]
+        came = taken[block, seen, row + taps - 1]
         for c in range(hidden):
-            came[x + reach, c] = _elu(features[c])
-        narrow[:] = above[block, seen, x]
-        for tap in range(taps):
-            add_product(came[x + tap], lefts[block, tap], narrow)
+            value = features[0, c]
+            came[x + taps - 1, c] = value if value > 0 else np.expm1(value)
         for c in range(inner):
-            narrow[c] = _elu(narrow[c])
-        gated[:] = conditions[seen, x, block * 2 * hidden : (block + 1) * 2 * hidden]
-        add_product(narrow, pointwise[block], gated)
+            narrow[0, c] = above[block, seen, x, c]
+        for tap in range(taps):
+            add_products(came, x + tap, lefts[block, tap], narrow, FIRST)
+        for c in range(inner):
+            value = narrow[0, c]
+            narrow[0, c] = value if value > 0 else np.expm1(value)
+        for c in range(2 * hidden):
+            gated[0, c] = conditions[seen, x, block * 2 * hidden + c]
+        add_products(narrow, FIRST, pointwise[block], gated, FIRST)
         for c in range(hidden):
-            features[c] += gated[c] / (np.float32(1.0) + np.exp(-gated[hidden + c]))
+            features[0, c] += gated[0, c] / (np.float32(1.0) + np.exp(-gated[0, hidden + c]))
         layer = after[block]
         if layer >= 0:
-            attend_at(
-                features, place, heads, norms[layer], inputs[layer], inputs_bias[layer], outputs[layer],
-                outputs_bias[layer], keys[layer, seen], values[layer, seen], three, attended, scores,
-            )  # fmt: skip
-
-
-def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
-    """Tensors of one shape, which is needed where there are none, as one array."""
-    stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
-    return stacked.contiguous().numpy()
+            normalize(features, norms[layer], attended)
+            copy_rows(inputs_bias[layer], projected)
+            add_products(attended, FIRST, inputs[layer], projected, FIRST)
+            attend(projected, FIRST, place, heads, keys[layer, seen], values[layer, seen], attended, scores)
+            add_rows(outputs_bias[layer], features)
+            add_products(attended, FIRST, outputs[layer], features, FIRST)
 
 
 def _first_table(prior: PixelSNAIL) -> Floats:
-    """The first layer's convolution of the embedded codes as a table: (taps before the position, m, C)."""
+    """Return the first layer's convolution of the embedded codes as a table: (taps before the position, m, C)."""
     taps = torch.cat([prior.first.above.flatten(2), prior.first.left.flatten(2)], 2)  # (C, C, taps), rows above first
     return torch.einsum("mi,oit->tmo", prior.embedding.weight, taps).contiguous().numpy()
 
@@ -232,43 +155,44 @@ def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floa
         )  # fmt: skip
 
 
-@compiled(**OPTIONS)
-def _row(
+@compiled(**FAST)
+def _draw_row(
     begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: Floats, above: Floats,
     conditions: Floats, kept: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
-    mixing: Floats, temperature: float, top_k: int, top_p: float,
+    mixing: Floats, temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
-    """Draw the codes of a row of the images begin..end - 1 that are not known; -> -1, or the column that has no code.
+    """Draw the codes of a row of the images begin..end - 1 that are not known.
 
-    codes, known, uniforms (B, H, W); mixing (K,); table (taps, m, C), head (C, m); the rest as `_advance`.
+    Args:
+        codes: (B, H, W), as are known and uniforms; mixing (K,); table (taps, m, C), head (C, m); the rest as in
+            `_apply_blocks`.
+        work: features (1, C), logits (1, m), mixed logits (m,), room to draw, and the arrays of the blocks.
+
+    Returns:
+        -1, or the first column whose code has no distribution.
     """
-    height, width = codes.shape[1:]
-    features = np.empty(base.shape[2], np.float32)
-    logits = np.empty(len(head_bias), np.float32)
-    mixed = np.empty(len(head_bias), np.float32)
-    reach = (kept[0].shape[3] - width) // 2
-    hidden, inner = weights[0].shape[2:]
-    work = (
-        np.empty(2 * hidden, np.float32), np.empty(inner, np.float32), np.empty(3 * hidden, np.float32),
-        np.empty(hidden, np.float32), np.empty(height * width, np.float32),
-    )  # fmt: skip
+    features, logits, mixed, room, blocks_work = work
+    reach = (kept[0].shape[3] - codes.shape[2]) // 2
     for image in range(begin, end):
-        for x in range(width):
-            mixed[:] = 0.0
+        for x in range(codes.shape[2]):
+            for symbol in range(len(mixed)):
+                mixed[symbol] = 0.0
             for copy in range(len(mixing)):
                 seen = copy * len(codes) + image
-                features[:] = base[seen, x]
-                _add_first(features, table, codes[image], row, x, reach)
-                _advance(features, seen, row, x, above, conditions, kept, weights, heads, work)
+                for c in range(features.shape[1]):
+                    features[0, c] = base[seen, x, c]
+                _add_first(features, table, codes, image, row, x, reach)
+                _apply_blocks(features, seen, row, x, above, conditions, kept, weights, heads, blocks_work)
                 if not known[image, row, x]:
-                    for c in range(len(features)):
-                        features[c] = _elu(features[c])
-                    logits[:] = head_bias
-                    add_product(features, head, logits)
-                    for symbol in range(len(logits)):
-                        mixed[symbol] += mixing[copy] * logits[symbol]
+                    for c in range(features.shape[1]):
+                        value = features[0, c]
+                        features[0, c] = value if value > 0 else np.expm1(value)
+                    copy_rows(head_bias, logits)
+                    add_products(features, FIRST, head, logits, FIRST)
+                    for symbol in range(len(mixed)):
+                        mixed[symbol] += mixing[copy] * logits[0, symbol]
             if not known[image, row, x]:
-                code = draw_code(mixed, uniforms[image, row, x], temperature, top_k, top_p)
+                code = draw(mixed, len(mixed), uniforms[image, row, x], temperature, top_k, top_p, room)
                 if code == NO_CODE:
                     return x
                 codes[image, row, x] = code
@@ -295,11 +219,19 @@ def sample_pixelsnail(
         mixing.numpy(), *params.values(),
     )  # fmt: skip
 
+    symbols, inner = prior.level.symbols, prior.config.residual_units
+
+    def rows(*columns: int) -> list[Floats]:
+        return [np.empty((1, count), np.float32) for count in columns]
+
     for row, parts in enumerate(_rows(prior, base, taken)):
 
-        def some(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
-            return int(_row(begin, end, row, *arrays, *parts, *fixed))
+        def draw_row(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
+            scores, mixed = np.empty(height * width, np.float32), np.empty(symbols, np.float32)
+            blocks_work = (*rows(2 * hidden, inner, 3 * hidden, hidden), scores)
+            work = (*rows(hidden, symbols), mixed, draw_workspace(symbols), blocks_work)
+            return int(_draw_row(begin, end, row, *arrays, *parts, *fixed, work))
 
-        column = max(in_parts(batch, some))
+        column = max(in_parts(batch, draw_row))
         if column >= 0:
             raise no_distribution(prior.level.number, row, column)

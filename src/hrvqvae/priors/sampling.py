@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.utils.compiled import compiled
+from hrvqvae.priors.kernels import NO_CODE, draw, draw_workspace
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 
@@ -70,9 +69,6 @@ class SamplingParams:
         return self.temperature, self.top_k, self.top_p
 
 
-NO_CODE = -1
-
-
 def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
     """The error of a sampler that got `NO_CODE`, at a position of a level (1 is the coarsest)."""
     return NonFiniteError(
@@ -81,50 +77,10 @@ def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
     )
 
 
-@compiled(error_model="numpy")
-def draw_code(logits: NDArray[np.float32], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
-    """The code that a uniform number in [0, 1) picks by the inverse distribution, in float64.
-
-    Of codes that are equally likely, those of the lower number stay in the first k, or in p. Where a logit is NaN or
-    +inf, or all are -inf, there is no distribution: the code is `NO_CODE`.
-    """
-    number = len(logits)
-    weights = np.empty(number, np.float64)
-    largest: Any = -np.inf
-    for k in range(number):
-        weights[k] = logits[k] / temperature
-        largest = max(largest, weights[k])
-    total = 0.0
-    for k in range(number):
-        weights[k] = np.exp(weights[k] - largest)
-        total += weights[k]
-    if np.isnan(total):
-        return NO_CODE
-    if 0 < top_k < number or top_p < 1:
-        order = np.argsort(-weights, kind="mergesort")
-        kept = number if top_k == 0 else min(top_k, number)
-        mass = 0.0
-        for rank in range(kept):
-            mass += weights[order[rank]]
-        if top_p < 1:
-            reached, rank = 0.0, 0
-            while rank < kept and reached < top_p * mass:
-                reached += weights[order[rank]]
-                rank += 1
-            kept = max(rank, 1)
-        for rank in range(kept, number):
-            weights[order[rank]] = 0.0
-    total = 0.0
-    for k in range(number):
-        total += weights[k]
-    target, below, last = uniform * total, 0.0, 0
-    for k in range(number):
-        if weights[k] > 0:
-            below += weights[k]
-            last = k
-            if below > target:
-                return k
-    return last
+def draw_code(logits: NDArray[np.float32], uniform: float, params: SamplingParams) -> int:
+    """Return the code that a uniform number in [0, 1) picks by logits (m,), or `NO_CODE`; see `kernels.draw`."""
+    symbols = len(logits)
+    return int(draw(logits, symbols, uniform, *params.values(), draw_workspace(symbols)))
 
 
 def guided(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor | None, Tensor]:
@@ -175,7 +131,7 @@ def sample_plain(
                 for image in range(batch):
                     if not known[index][image, row, column]:
                         uniform = float(uniforms[index][image, row, column])
-                        code = draw_code(logits[image], uniform, *params.values())
+                        code = draw_code(logits[image], uniform, params)
                         if code == NO_CODE:
                             raise no_distribution(level.number, row, column)
                         drawn[image] = code

@@ -1,9 +1,12 @@
-"""Compiled functions, kept on disk until the source that they were compiled from changes, and torch's threads for them.
+"""Compile functions with numba, keep the code on disk until its source changes, and run it on torch's threads.
 
-numba's cache watches the file of a function alone, though what it calls and the constants that it reads in other files
-are compiled into it: after a change of those the old code would run on, and no test would tell. Here the name of a
-cached file holds a digest of all source files of the function's folder, and **what a compiled function calls and reads
-lies in its own folder** (a test holds this).
+numba's own cache watches one source file per function, although the functions that it calls and the constants that it
+reads are compiled into it: after a change of those, the old code would run on. Here the name of a cached file holds a
+digest of all source files of the function's folder. So **a compiled function calls and reads only what lies in its own
+folder** (a test holds this).
+
+numba's public cache also keeps an index of numbered files. Two processes that add to it at once can take the same
+number, and a torn index or a full disk raises. So the two methods that read and write are replaced here.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import ctypes
 import hashlib
 import inspect
 import os
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -24,9 +28,10 @@ from typing import Any, TypeVar
 import llvmlite
 import numba
 import torch
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
 
-from hrvqvae.utils.progress import waiting
+from hrvqvae.utils.progress import told_once
 
 Function = Callable[..., Any]
 T = TypeVar("T")
@@ -34,129 +39,132 @@ T = TypeVar("T")
 
 @cache
 def _digest_of(folder: Path) -> str:
-    """Of all that code of a folder depends on, but for the types of what it is called with and the processor."""
-    found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    """Return a digest of a folder's source and of the compiler."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for path in sorted(folder.glob("*.py")):
         source = path.read_bytes()
-        found.update(f"\n{path.name} {len(source)}\n".encode() + source)
-    return found.hexdigest()[:16]
+        digest.update(f"\n{path.name} {len(source)}\n".encode() + source)
+    return digest.hexdigest()[:16]
 
 
-@cache
-def _say_once() -> None:
-    waiting("compiling for this processor; later runs find it on disk")
+class _Cache(FunctionCache):
+    """One file per signature of a function. Whatever is wrong with a file or its folder, the function is compiled."""
 
-
-class _Files(IndexDataCacheFile):
-    """A file for each signature of a function, named after all that its code depends on.
-
-    numba keeps an index of numbered files instead. Two processes that add to it at once can both take the same number,
-    and a later one then finds the code of another signature.
-    """
-
-    def __init__(self, folder: str, function: Function) -> None:
+    def __init__(self, function: Function) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
         name = re.sub(r"[<>]", "", f"{function.__module__}.{function.__qualname__}")
         self._function = f"{name}-{sys.implementation.cache_tag}"
-        digest = _digest_of(Path(inspect.getfile(function)).parent)
-        self._current = f"{self._function}-{digest}"
-        super().__init__(folder, self._current, digest)  # type: ignore[no-untyped-call]
+        self._current = f"{self._function}-{_digest_of(Path(inspect.getfile(function)).parent)}"
 
-    def _name(self, key: object) -> str:
-        return f"{self._current}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
+    def _path(self, signature: Any, codegen: Any) -> Path:
+        key = repr(self._index_key(signature, codegen))  # type: ignore[no-untyped-call]
+        return Path(self.cache_path, f"{self._current}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
 
-    def load(self, key: object) -> Any:
-        try:
-            return self._load_data(self._name(key))  # type: ignore[no-untyped-call]
-        except FileNotFoundError:
-            _say_once()
-            return None
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled code of a signature, or None."""
+        target_context.refresh()
+        with suppress(Exception):
+            content = self._path(sig, target_context.codegen()).read_bytes()
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                return self._impl.rebuild(target_context, pickle.loads(content[32:]))
+        told_once("compiling for this processor (some seconds; later runs find the code on disk) ...")
+        return None
 
-    def save(self, key: object, data: Any) -> None:
-        self._save_data(self._name(key), data)  # type: ignore[no-untyped-call]  # to a temporary name, then renamed
-        for path in Path(self._cache_path).glob(f"{self._function}-*.nbc"):
-            if not path.name.startswith(self._current):
-                path.unlink(missing_ok=True)
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write the compiled code of a signature, and remove the code of other versions of the source."""
+        content = dumps(self._impl.reduce(data))  # type: ignore[no-untyped-call]
+        with suppress(OSError):  # a full disk, or a folder that went
+            path = self._path(sig, data.codegen)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._cache_file._open_for_write(str(path)) as stream:  # renamed when it is whole
+                stream.write(hashlib.sha256(content).digest() + content)
+            for old in path.parent.glob(f"{self._function}-*.nbc"):
+                if not old.name.startswith(self._current):
+                    old.unlink(missing_ok=True)
 
 
 def compiled(**options: Any) -> Callable[[Function], Any]:
-    """Have numba compile a function when it is first called, and keep the code on disk for later processes.
+    """Return a decorator that has numba compile a function when it is first called.
+
+    The interpreter's lock is released while the code runs, a division by zero raises nothing, and indices are not
+    checked.
 
     Args:
-        options: as numba's `njit`, without `cache`. The interpreter's lock is released while the code runs, and a
-            division by zero raises nothing.
+        options: of numba's `njit`. `inline="always"` is for a function that only compiled functions call: it is
+            compiled within each of them, which takes half as long as a call.
     """
 
     def compile_function(function: Function) -> Any:
-        dispatcher: Any = numba.njit(nogil=True, **{"error_model": "numpy", **options})(function)
+        usual = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+        dispatcher: Any = numba.njit(**{**usual, **options})(function)
         with suppress(RuntimeError):  # no folder can be written: each process compiles for itself
-            found = FunctionCache(function)  # type: ignore[no-untyped-call]
-            found._cache_file = _Files(found._cache_path, function)
-            dispatcher._cache = found
+            dispatcher._cache = _Cache(function)
         return dispatcher
 
     return compile_function
 
 
-# On torch's own threads
-
-
 @cache
-def _team() -> Any:
-    """The function of torch's OpenMP runtime that calls a callback on each of torch's threads; None without one.
+def _thread_team() -> Any:
+    """Return the function of torch's OpenMP runtime that runs a callback on each of torch's threads, or None.
 
-    Not a pool of our own: torch's threads keep spinning on their cores for milliseconds after each of its operations,
-    so that a thread of another pool finds none. Nor numba's layers: they can't be called from two threads at once
-    (workqueue), or end a process that forks afterwards (OpenMP), which loading images with workers does.
+    A pool of our own would find no free core: torch's threads go on spinning for milliseconds after each operation.
+    numba's threading layers cannot be called from two threads at once (workqueue), or end a process that forks
+    afterwards (OpenMP), which loading images with workers does.
     """
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
             call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        call.argtypes = [_MEMBER, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        call.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         call.restype = None
         return call
     return None
 
 
-_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _is_child = False
 
 
-def _after_fork() -> None:
-    """A forked child has none of its parent's threads, and would wait for them."""
+def _mark_child() -> None:
+    """Note that this is a forked process: it has none of its parent's threads, and would wait for them."""
     global _is_child
     _is_child = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_mark_child)
 
 
-def in_parts(count: int, run: Callable[[int, int], T], *, alone: int = 1) -> list[T]:
-    """run(first, last) for equal parts of `count` things, on as many threads as torch uses.
+def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int = 1) -> list[T]:
+    """Call run(first, last) for equal ranges of `count` items, on as many threads as torch uses.
 
     Args:
-        run: code that releases the interpreter's lock.
-        alone: so few things take one thread.
+        count: number of items.
+        run: a function that releases the interpreter's lock.
+        one_thread_up_to: up to this count, run(0, count) is called on this thread.
+
+    Returns:
+        The results in the order of the ranges.
     """
     threads = min(torch.get_num_threads(), max(1, count))
-    team = None if threads == 1 or count <= alone or _is_child else _team()
+    team = None if threads == 1 or count <= one_thread_up_to or _is_child else _thread_team()
     if team is None:
         return [run(0, count)]
-    parts = list(pairwise(count * part // threads for part in range(threads + 1)))
+    ranges = list(pairwise(count * part // threads for part in range(threads + 1)))
     results: dict[int, T] = {}
     tickets = iter(range(threads))
     errors: list[BaseException] = []
 
-    def member(_: object) -> None:
-        for part in tickets:  # each thread takes the parts that no other has taken
+    def work(_: object) -> None:
+        for ticket in tickets:  # each thread takes the ranges that no other thread has taken
             try:
-                results[part] = run(*parts[part])
-            except BaseException as error:  # it can't cross the runtime that called; Ctrl-C comes here as well
+                results[ticket] = run(*ranges[ticket])
+            except BaseException as error:  # also Ctrl-C; it cannot pass through the OpenMP runtime
                 errors.append(error)
 
-    team(_MEMBER(member), None, threads, 0)
+    team(_CALLBACK(work), None, threads, 0)
     if errors:
         raise errors[0]
-    return [results[part] for part in range(threads)]
+    return [results[ticket] for ticket in range(threads)]

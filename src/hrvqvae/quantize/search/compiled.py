@@ -1,19 +1,17 @@
-"""The search as loops compiled by numba, for a CPU, which the innermost loops of `vectors.py` serve.
+"""The search as loops that numba compiles, for a CPU, around the innermost loops of `vectors.py`.
 
 All levels are searched in one pass over the vectors. A residual (D floats) and the m codewords of one codebook stay in
-the innermost cache, nothing of size (N, m, D) exists, and only the paths are written. The work is N * L * m * D
-subtractions and multiply-adds, with a beam N * (1 + (L - 1) * W) * m * D; m is filled up to a multiple of 8 and D to
+the innermost cache, nothing of size (N, m, D) exists, and only the indices are written. The work is N * L * m * D
+subtractions and multiply-adds, with a beam N * (1 + (L - 1) * beam) * m * D; m is padded to a multiple of 8 and D to
 one of 16. Distances are summed in the direct form sum((r - c)^2), which keeps its accuracy where codewords lie far from
 the origin.
 
-Compiled code is kept on disk (`utils/compiled.py`): the first process takes a second or three for each number of levels
-and memory layout of the latents.
+The kernels get the addresses of codebooks, so that one signature serves every number of levels, and arrays to work in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,177 +38,205 @@ from hrvqvae.utils.errors import NonFiniteError
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
-ALONE = 1024  # vectors that are not worth a second thread
-_TOGETHER, _AHEAD = 64, 4  # vectors that go down the tree together; how far ahead a codebook is asked for
-_NEAR_VALUES = 2**14  # of a level whose codewords are in the innermost caches anyway
-_BLOCK = 128  # vectors that a flat codebook is read once for
+ONE_THREAD_UP_TO = 1024  # vectors
+_TOGETHER, _AHEAD = 64, 4  # vectors that go down the tree together; how far ahead a codebook is prefetched
+_NEAR_BYTES = 2**16  # of a level whose codewords are in the innermost caches anyway
+_BLOCK = 128  # vectors per reading of a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 
 
-@compiled(**OPTIONS)
-def _greedy(latents: Floats, books: Any, size: int, paths: Integers, first: int, last: int) -> float:
-    """Search latents[first:last] (N, D); books of each level are (m^l * G, W), as `_filled` gives them; -> sum of the
-    squared residuals that are left.
+@compiled()
+def _search_greedy(
+    latents: Floats, books: Integers, shape: Any, indices: Integers, work: Any, first: int, last: int
+) -> float:
+    """Search latents[first:last] (N, D), and return the sum of the squared residuals that are left.
 
     A few vectors go down together, so that the codebook of a later one can be on its way while one is searched.
+
+    Args:
+        books: addresses of the codebooks of each level, (m^l, G, W) floats as `_pad_codebooks` returns them.
+        shape: m, G and W.
+        indices: (L, N), written to.
+        work: residuals (`_TOGETHER`, W), zero from D on, and indices (`_TOGETHER`,), overwritten.
     """
-    dim, width = latents.shape[1], books[0].shape[1]
-    filled = len(books[0])
-    residual, path = np.zeros((_TOGETHER, width), np.float32), np.empty(_TOGETHER, np.int64)
-    row, book_bytes = 4 * width, 4 * width * filled
+    size, padded, width = shape
+    residual, index = work
+    row, book_bytes = 4 * width, 4 * width * padded
     left = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
         for i in range(count):
-            path[i] = 0
-            for d in range(dim):
+            index[i] = 0
+            for d in range(latents.shape[1]):
                 residual[i, d] = latents[start + i, d]
+        level_bytes = book_bytes
         for level in range(len(books)):
-            book = books[level]
-            address, vector = np.int64(book.ctypes.data), np.int64(residual.ctypes.data)
-            far = book.size > _NEAR_VALUES
+            address, vector = books[level], np.int64(residual.ctypes.data)
             for i in range(count):
-                if far and i + _AHEAD < count:
+                if level_bytes > _NEAR_BYTES and i + _AHEAD < count:
                     for line in range(0, book_bytes, 64):
-                        prefetch(address + path[i + _AHEAD] * book_bytes + line)
-                chosen = address + path[i] * book_bytes
-                key = key_of_nearest(vector, chosen, width)
-                for k in range(SIDE_BY_SIDE, filled, SIDE_BY_SIDE):
-                    key = min(key, key_of_nearest(vector, chosen + k * row, width) + k)
-                child = min(key & 0xFFFFFFFF, size - 1)  # a filled-up place where the latent is not finite
-                path[i] = path[i] * size + child
-                paths[level, start + i] = path[i]
+                        prefetch(address + index[i + _AHEAD] * book_bytes + line)
+                codebook = address + index[i] * book_bytes
+                key = key_of_nearest(vector, codebook, width)
+                for k in range(SIDE_BY_SIDE, padded, SIDE_BY_SIDE):
+                    key = min(key, key_of_nearest(vector, codebook + k * row, width) + k)
+                child = min(key & 0xFFFFFFFF, size - 1)  # of the padding where the latent is not finite
+                index[i] = index[i] * size + child
+                indices[level, start + i] = index[i]
                 if level == len(books) - 1:
                     left += float(np.int32(key >> 32).view(np.float32))
                 else:
-                    subtract(vector, chosen + child * row, vector, width)
+                    subtract(vector, codebook + child * row, vector, width)
                 vector += row
+            level_bytes *= size
     return left
 
 
-@compiled(**OPTIONS)
-def _beam(
-    latents: Floats, books: Any, size: int, paths: Integers, width: int, weight: np.float32, first: int, last: int
-) -> float:
-    """As `_greedy`, with a beam of `width` paths and the weight of coarser levels."""
-    dim, wide, levels = latents.shape[1], books[0].shape[1], len(books)
-    filled = len(books[0])
-    row, book_bytes = 4 * wide, 4 * wide * filled
-    book_at = np.empty(levels, np.int64)
-    for level in range(levels):  # here, since taking an array out of a tuple counts references
-        book_at[level] = np.int64(books[level].ctypes.data)
-    residual = np.zeros((2, width, wide), np.float32)  # of the paths so far, and of the longer ones; so the next two
-    path, before = np.zeros((2, width), np.int64), np.zeros((2, width), np.float32)
-    distances, keys = np.zeros(width * filled, np.float32), np.zeros(width * filled, np.int64)
+@compiled()
+def _search_beam(
+    latents: Floats, books: Integers, shape: Any, indices: Integers, work: Any, beam: int, weight: np.float32,
+    first: int, last: int,
+) -> float:  # fmt: skip
+    """Search as `_search_greedy`, with a beam and the weight of the distances at coarser levels.
+
+    Args:
+        work: of the two generations of kept indices, residuals (2, beam, W), indices and distances (2, beam); then
+            distances and keys of all candidates (beam * G,). All are overwritten.
+    """
+    size, padded, width = shape
+    residual, index, before, distances, keys = work
+    levels, row, book_bytes = len(books), 4 * width, 4 * width * padded
     residual_at, distances_at = np.int64(residual.ctypes.data), np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
     left = 0.0
     for i in range(first, last):
         now = 0
-        for d in range(dim):
+        for d in range(latents.shape[1]):
             residual[0, 0, d] = latents[i, d]
-        path[0, 0], before[0, 0], count = 0, np.float32(0), 1
+        index[0, 0], before[0, 0], count = 0, np.float32(0), 1
         for level in range(levels):
-            book, then = book_at[level], 1 - now
-            vector, next_vector = residual_at + now * width * row, residual_at + then * width * row
+            book, then = books[level], 1 - now
+            vector, next_vector = residual_at + now * beam * row, residual_at + then * beam * row
             for w in range(count):
-                group = book + path[now, w] * book_bytes
-                for place in range(w * filled, (w + 1) * filled, SIDE_BY_SIDE):
+                codebook = book + index[now, w] * book_bytes
+                for place in range(w * padded, (w + 1) * padded, SIDE_BY_SIDE):
                     meet_eight(
-                        vector + w * row, group, wide, before[now, w], place,
+                        vector + w * row, codebook, width, before[now, w], place,
                         distances_at + 4 * place, keys_at + 8 * place,
                     )  # fmt: skip
-                    group += row * SIDE_BY_SIDE
+                    codebook += row * SIDE_BY_SIDE
             finest = level == levels - 1
-            kept = 1 if finest else min(width, count * size)
+            kept = 1 if finest else min(beam, count * size)
             for k in range(kept):
                 key: Any = _LARGEST_KEY
-                for place in range(count * filled):
+                for place in range(count * padded):
                     key = min(key, keys[place])
                 place = key & 0xFFFFFFFF
                 keys[place] = _LARGEST_KEY
-                w = place // filled
-                child = min(place - w * filled, size - 1)  # a filled-up place where the latent is not finite
-                path[then, k] = path[now, w] * size + child
+                w = place // padded
+                child = min(place - w * padded, size - 1)  # of the padding where the latent is not finite
+                index[then, k] = index[now, w] * size + child
                 if finest:
                     left += float(distances[place])
                 else:
                     before[then, k] = weight * distances[place] + before[now, w]
-                    codeword = book + path[now, w] * book_bytes + child * row
-                    subtract(vector + w * row, codeword, next_vector + k * row, wide)
+                    codeword = book + index[now, w] * book_bytes + child * row
+                    subtract(vector + w * row, codeword, next_vector + k * row, width)
             count, now = kept, then
-        leaf = path[now, 0]
+        leaf = index[now, 0]
         for level in range(levels - 1, -1, -1):
-            paths[level, i] = leaf
+            indices[level, i] = leaf
             leaf //= size
     return left
 
 
-@compiled(**OPTIONS)
-def _flat(latents: Floats, book: Floats, nearest: Integers, first: int, last: int) -> float:
-    """As `_greedy`, for one level, by blocks of vectors that each codeword is read once for.
+@compiled()
+def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, first: int, last: int) -> float:
+    """Search as `_search_greedy`, for one level, by blocks of vectors for which each codeword is read once.
 
-    book (K / `GROUP`, D, `GROUP`): codewords of a group side by side, infinity where there is none.
+    Args:
+        book: (K / `GROUP`, D, `GROUP`), codewords of a group side by side, infinity in the padding.
+        nearest: (N,), written to.
+        work: vectors (`_BLOCK`, D), their least distances and the groups of these (`_BLOCK`, `GROUP`), overwritten.
     """
     dim = latents.shape[1]
-    vectors = np.zeros((_BLOCK, dim), np.float32)
-    best, place = np.empty((_BLOCK, GROUP), np.float32), np.empty((_BLOCK, GROUP), np.int32)
-    bits = best.view(np.int32)
+    vectors, best, groups = work
+    vectors_at, best_at = np.int64(vectors.ctypes.data), np.int64(best.ctypes.data)
+    groups_at = np.int64(groups.ctypes.data)
     left = 0.0
     for start in range(first, last, _BLOCK):
         count = min(_BLOCK, last - start)
-        vectors[:count] = latents[start : start + count]
-        best[:], place[:] = np.inf, 0
-        group = np.int64(book.ctypes.data)
-        for number in range(len(book)):
+        for i in range(count):
+            for d in range(dim):
+                vectors[i, d] = latents[start + i, d]
+        for i in range(_BLOCK):
+            for lane in range(GROUP):
+                best[i, lane], groups[i, lane] = np.inf, 0
+        codewords = np.int64(book.ctypes.data)
+        for group in range(len(book)):
             for i in range(0, count, ROWS):
-                some, lowest = np.int64(vectors[i:].ctypes.data), np.int64(best[i:].ctypes.data)
-                meet(some, group, dim, lowest, np.int64(place[i:].ctypes.data), number)
-            group += 4 * dim * GROUP
+                lane = 4 * GROUP * i
+                meet(vectors_at + 4 * dim * i, codewords, dim, best_at + lane, groups_at + lane, group)
+            codewords += 4 * dim * GROUP
         for i in range(count):
             key: Any = _LARGEST_KEY  # as of `key_of_nearest`
             for lane in range(GROUP):
-                word = np.int64(place[i, lane]) * GROUP + lane
-                key = min(key, (np.int64(bits[i, lane]) << 32) + word)
+                distance = np.int64(best[i, lane].view(np.int32))
+                key = min(key, (distance << 32) + np.int64(groups[i, lane]) * GROUP + lane)
             nearest[start + i] = key & 0xFFFFFFFF
             left += float(np.int32(key >> 32).view(np.float32))
     return left
 
 
-def _filled(codebooks: Tensor) -> Floats:
-    """(books, m, D) filled up to multiples of 8 codewords, infinitely far away, and of 16 numbers, zero, in rows."""
+def _pad_codebooks(codebooks: Tensor) -> Tensor:
+    """Pad (books, m, D) to multiples of 8 codewords, infinitely far away, and of 16 zeros per row."""
     _, size, dim = codebooks.shape
-    wide = pad(codebooks, (0, -dim % LANES)) if dim % LANES else codebooks  # `pad` copies
-    many = pad(wide, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else wide
-    return many.flatten(0, 1).contiguous().numpy()
+    padded = codebooks.detach().float()  # `pad` copies, also where nothing is missing
+    padded = pad(padded, (0, -dim % LANES)) if dim % LANES else padded
+    padded = pad(padded, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else padded
+    return padded.contiguous()
 
 
-def _side_by_side(codebook: Tensor) -> Floats:
-    """(K, D) as `_flat` takes it."""
-    filled = pad(codebook, (0, 0, 0, -len(codebook) % GROUP), value=torch.inf)
-    return filled.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
+def _group_codewords(codebook: Tensor) -> Floats:
+    """Return the codewords (K, D) as `_search_flat` takes them."""
+    padded = pad(codebook.detach().float(), (0, 0, 0, -len(codebook) % GROUP), value=torch.inf)
+    return padded.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
 
 
 def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
-    """As `search`, for tensors on the CPU.
+    """Search as `search`, for tensors on the CPU.
 
     Raises:
-        NonFiniteError: a latent or a codeword that is met is NaN, infinite, or too large to be squared.
+        NonFiniteError: A latent or a codeword that is met is NaN, infinite, or too large to be squared.
     """
-    size, width, alone = codebooks[0].shape[1], min(width, len(codebooks[-1])), ALONE
-    paths = torch.empty(len(codebooks), len(latents), dtype=torch.long)
-    vectors, out = latents.detach().float().numpy(), paths.numpy()
-    if len(codebooks) == 1:
-        book = _side_by_side(codebooks[0][0].detach().float())
-        alone = max(1, ALONE // len(book))
-        run = partial(_flat, vectors, book, out[0])
+    size, beam, levels = codebooks[0].shape[1], min(width, len(codebooks[-1])), len(codebooks)
+    indices = torch.empty(levels, len(latents), dtype=torch.long)
+    vectors, out, one_thread_up_to = latents.detach().float().contiguous().numpy(), indices.numpy(), ONE_THREAD_UP_TO
+    if levels == 1:
+        book = _group_codewords(codebooks[0][0])
+        one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
-        books = tuple(_filled(codebook.detach().float()) for codebook in codebooks)
-        beam = () if width == 1 else (width, np.float32(coarse_weight))
-        run = partial(_beam if beam else _greedy, vectors, books, size, out, *beam)
-    left = sum(in_parts(len(latents), lambda first, last: float(run(first, last)), alone=alone))
+        padded = [_pad_codebooks(codebook) for codebook in codebooks]  # kept here, since the kernels get addresses
+        books = np.array([codebook.data_ptr() for codebook in padded])
+        shape = (size, padded[0].shape[1], padded[0].shape[2])
+
+    def run(first: int, last: int) -> float:
+        if levels == 1:
+            best, groups = np.empty((_BLOCK, GROUP), np.float32), np.empty((_BLOCK, GROUP), np.int32)
+            work: tuple[Any, ...] = np.zeros((_BLOCK, vectors.shape[1]), np.float32), best, groups
+            return float(_search_flat(vectors, book, out[0], work, first, last))
+        if beam == 1:
+            work = np.zeros((_TOGETHER, shape[2]), np.float32), np.empty(_TOGETHER, np.int64)
+            return float(_search_greedy(vectors, books, shape, out, work, first, last))
+        candidates = beam * shape[1]
+        work = (
+            np.zeros((2, beam, shape[2]), np.float32), np.zeros((2, beam), np.int64), np.zeros((2, beam), np.float32),
+            np.empty(candidates, np.float32), np.empty(candidates, np.int64),
+        )  # fmt: skip
+        return float(_search_beam(vectors, books, shape, out, work, beam, np.float32(coarse_weight), first, last))
+
+    left = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(left):  # the least distances are finite unless a latent or codeword is not; so is their sum
         require_finite(latents, codebooks)
         raise NonFiniteError("latents or codewords are too large for their distances to be squared in float32")
-    return paths
+    return indices

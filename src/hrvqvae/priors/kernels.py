@@ -1,0 +1,208 @@
+"""The compiled parts of both cached samplers: products, normalization, attention, and the draw of a code.
+
+Arrays are 2-D, one row per image that goes through a layer together, and a kernel names the rows that it works on. A
+kernel has one signature, allocates nothing and assigns no slices, because each of these takes longer to compile than
+the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae.utils.compiled import compiled
+
+Floats = NDArray[np.float32]
+
+FAST: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
+PART: dict[str, Any] = {"no_cpython_wrapper": True}  # of functions that only compiled functions call
+NO_CODE = -1
+FIRST = np.int64(0)  # a row; a literal 0 would be a signature of its own
+_EPSILON = 1e-5  # of layer normalization, torch's
+
+
+@compiled(**FAST, **PART)
+def add_products(vectors: Floats, first: int, matrix: Floats, out: Floats, begin: int) -> None:
+    """Add vectors[first:] (., n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a time.
+
+    So many rows are computed as the array with fewer rows has.
+    """
+    count, (rows, columns) = min(len(vectors), len(out)), matrix.shape
+    whole = rows - rows % 4
+    for i in range(0, whole, 4):
+        for r in range(count):
+            v = first + r
+            a, b, c, d = vectors[v, i], vectors[v, i + 1], vectors[v, i + 2], vectors[v, i + 3]
+            for j in range(columns):
+                out[begin + r, j] += (
+                    a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
+                )
+    for i in range(whole, rows):
+        for r in range(count):
+            a = vectors[first + r, i]
+            for j in range(columns):
+                out[begin + r, j] += a * matrix[i, j]
+
+
+@compiled(**FAST, inline="always")
+def copy_rows(values: Floats, out: Floats) -> None:
+    """Write values (m,) to every row of out (R, m)."""
+    for r in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[r, j] = values[j]
+
+
+@compiled(**FAST, inline="always")
+def add_rows(values: Floats, out: Floats) -> None:
+    """Add values (m,) to every row of out (R, m)."""
+    for r in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[r, j] += values[j]
+
+
+@compiled(**FAST, **PART)
+def normalize(features: Floats, norm: Floats, out: Floats) -> None:
+    """Write the layer normalization of each row of features (R, C) to out (R, C); norm (2, C) holds weight and bias."""
+    hidden = features.shape[1]
+    for r in range(len(features)):
+        mean: Any = np.float32(0.0)
+        for c in range(hidden):
+            mean += features[r, c]
+        mean /= np.float32(hidden)
+        variance: Any = np.float32(0.0)
+        for c in range(hidden):
+            variance += (features[r, c] - mean) * (features[r, c] - mean)
+        scale = np.float32(1.0) / np.sqrt(variance / np.float32(hidden) + np.float32(_EPSILON))
+        for c in range(hidden):
+            out[r, c] = (features[r, c] - mean) * scale * norm[0, c] + norm[1, c]
+
+
+@compiled(**FAST, **PART)
+def attend(
+    projected: Floats, row: int, place: int, heads: int, keys: Floats, values: Floats, attended: Floats, scores: Floats
+) -> None:
+    """Write the attention of a row to positions 0..place to attended[row] (C,).
+
+    Args:
+        projected: (R, 3C), of which the row holds the query, key and value of the position.
+        keys: (C, H * W), where the position's own key is written, and
+        values: likewise.
+        scores: (H * W,), overwritten.
+    """
+    hidden = attended.shape[1]
+    for c in range(hidden):
+        keys[c, place] = projected[row, hidden + c]
+        values[c, place] = projected[row, 2 * hidden + c]
+    width = hidden // heads
+    unit = np.float32(1.0) / np.sqrt(np.float32(width))
+    seen = place + 1
+    for head in range(heads):
+        begin = head * width
+        for j in range(seen):
+            scores[j] = 0.0
+        for c in range(begin, begin + width):
+            query = projected[row, c] * unit
+            for j in range(seen):
+                scores[j] += query * keys[c, j]
+        largest: Any = np.float32(-np.inf)
+        for j in range(seen):
+            largest = max(largest, scores[j])
+        total: Any = np.float32(0.0)
+        for j in range(seen):
+            scores[j] = np.exp(scores[j] - largest)
+            total += scores[j]
+        for c in range(begin, begin + width):
+            summed: Any = np.float32(0.0)
+            for j in range(seen):
+                summed += scores[j] * values[c, j]
+            attended[row, c] = summed / total
+
+
+@compiled(**PART)
+def _sort_codes(weights: NDArray[np.float64], count: int, order: NDArray[np.int64]) -> int:
+    """Sort the codes 0..count - 1 by falling weight, equal ones by rising code; return the row of `order` (2, m).
+
+    A merge sort, since numba's takes a second and a half to compile.
+    """
+    for k in range(count):
+        order[0, k] = k
+    row, run = 0, 1
+    while run < count:
+        for start in range(0, count, 2 * run):
+            left, right = start, min(start + run, count)
+            middle, stop = right, min(start + 2 * run, count)
+            for k in range(start, stop):
+                take_left = right == stop
+                if left < middle and right < stop:
+                    take_left = weights[order[row, left]] >= weights[order[row, right]]
+                if take_left:
+                    order[1 - row, k] = order[row, left]
+                    left += 1
+                else:
+                    order[1 - row, k] = order[row, right]
+                    right += 1
+        row, run = 1 - row, 2 * run
+    return row
+
+
+def draw_workspace(symbols: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the arrays that `draw` works in, for at most so many symbols."""
+    return np.empty(symbols, np.float64), np.empty((2, symbols), np.int64)
+
+
+@compiled()
+def draw(
+    logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any
+) -> int:
+    """Return the code that a uniform number in [0, 1) picks by the inverse distribution, in float64.
+
+    Of codes that are equally likely, those of the lower number stay in the first k, or in p. Where a logit is NaN or
+    +inf, or all are -inf, there is no distribution: the code is `NO_CODE`.
+    """
+    weights, order = work
+    largest: Any = -np.inf
+    for k in range(symbols):
+        weights[k] = logits[k] / temperature
+        largest = max(largest, weights[k])
+    total = 0.0
+    for k in range(symbols):
+        weights[k] = np.exp(weights[k] - largest)
+        total += weights[k]
+    if np.isnan(total):
+        return NO_CODE
+    if 0 < top_k < symbols or top_p < 1:
+        row = _sort_codes(weights, symbols, order)
+        kept = symbols if top_k == 0 else min(top_k, symbols)
+        mass = 0.0
+        for rank in range(kept):
+            mass += weights[order[row, rank]]
+        if top_p < 1:
+            reached, rank = 0.0, 0
+            while rank < kept and reached < top_p * mass:
+                reached += weights[order[row, rank]]
+                rank += 1
+            kept = max(rank, 1)
+        for rank in range(kept, symbols):
+            weights[order[row, rank]] = 0.0
+    total = 0.0
+    for k in range(symbols):
+        total += weights[k]
+    target, below, last = uniform * total, 0.0, 0
+    for k in range(symbols):
+        if weights[k] > 0:
+            below += weights[k]
+            last = k
+            if below > target:
+                return k
+    return last
+
+
+def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
+    """Return tensors of one shape as one array; the shape is needed where there are none."""
+    stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
+    return stacked.contiguous().numpy()
