@@ -12,7 +12,7 @@ from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
 from hrvqvae.compression.levels import decode_level
-from hrvqvae.compression.network import Contexts, Network, usual_contexts
+from hrvqvae.compression.network import Contexts, EntropyNetwork, usual_contexts
 from hrvqvae.config import Config, Geometry, Grid
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
@@ -24,10 +24,10 @@ from tests.trained_run import tiny_systems
 WEIGHTS = "0123456789abcdef" * 2
 
 
-def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200) -> Network:
+def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200) -> EntropyNetwork:
     """A model with random numbers; `strength` is that of its output weights."""
     sets, symbols = contexts.sets, contexts.symbols[-1]
-    return Network(
+    return EntropyNetwork(
         contexts,
         random.integers(-127, 128, (contexts.rows, hidden)).astype(np.int8),
         random.integers(-50, 300, hidden).astype(np.int32),

@@ -15,13 +15,13 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.learning import fit, learn_level
 from hrvqvae.compression.levels import Layout, encode_level
-from hrvqvae.compression.network import Contexts, Network, usual_contexts
+from hrvqvae.compression.network import Contexts, EntropyNetwork, usual_contexts
 from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import ALL, TREE, files_of, made_network
 
 
-def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: Network | None) -> float:
+def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: EntropyNetwork | None) -> float:
     """Bits a code of the finest level."""
     layout = Layout.of([(one.shape[1], one.shape[2]) for one in codes], symbols)
     together = np.concatenate([one.reshape(len(one), -1) for one in codes], 1).astype(np.int32)

@@ -1,21 +1,21 @@
-"""Which of a few codes each position gets, by its error and by the bits that the integer models make of it.
+"""Choose which of a few codes each position gets, by its error and by the bits that the entropy model makes of it.
 
-A code costs bits itself, and it changes what the codes around it cost, in whose contexts it stands. Positions are gone
-through one after the other. Each one takes, given what all others have, the candidate of the least
+A code costs bits itself, and it changes what the codes around it cost, in whose contexts it stands. Positions are
+visited one after the other. Given the codes of all others, each position takes the candidate of the least
 
     error + lmbda * bits of all codes of the image
 
 so that the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
 
-The state of an image is what the models make of its codes at every position: the sums before the ReLU, and the bits of
-the code. It is computed once, and changed with the codes.
+The state of an image is what the networks make of its codes at every position: the sums before the ReLU, and the bits
+of the code. It is computed once, and changed with the codes.
 
-What the codes around would cost takes nearly all of the time, so candidates are looked at in the order of their error
-and their own bits, up to a margin. Every other strip of rows is gone through first, on all threads, then those between:
-a code reaches less far than a strip, so that what is chosen does not depend on the number of threads.
+Nearly all of the time goes into the bits of the codes around. So candidates are tried in the order of their error and
+their own bits, up to a margin. Every other strip of rows is visited first, on all threads, then the strips between: a
+code reaches less far than a strip, so the choice does not depend on the number of threads.
 
-Shapes: N images, P positions of the grid, K candidates, L levels, n leaves; M levels that have a model, H hidden units
-of the largest of them.
+Shapes: N images, P positions of the grid, K candidates, L levels, n leaves; M levels that have a network, H hidden
+units of the largest of them.
 """
 
 from __future__ import annotations
@@ -29,69 +29,88 @@ from numpy.typing import NDArray
 
 from hrvqvae.compression.kernels import count_frequencies, fill_maps, find_rows, find_set, put, sum_rows
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import FRAME, PLACES, Network
+from hrvqvae.compression.network import FRAME, PLACES, EntropyNetwork
 from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
-Codes = NDArray[np.int32]
+CodeArray = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-_EVERY = 1 << 30  # offsets: more than a model has
-_STAGES = (1, 9, _EVERY)  # offsets at which codes around are looked at, the nearest first
-_MARGINS = (4.0, 2.0)  # bits that they may still save, before each stage
+_STAGES = (1, 9, 1 << 30)  # offsets at which codes around are looked at, the nearest first
+_MARGINS = (4.0, 2.0)  # bits by which a candidate may still fall, before each stage
 _STRIP = 32  # rows, more than a code and another that it changes can both reach
+_TRY, _TAKE = np.False_, np.True_  # no literals, which would be signatures of their own
 
 
-def _arrays_of(network: Network) -> tuple[NDArray[Any], ...]:
-    """Those of the network; the offsets at which features lie, the nearest first; which of `members` are each's."""
-    around: dict[tuple[int, int], list[int]] = {(0, 0): []}
-    for number, (_, dy, dx) in enumerate(network.contexts.features):
-        around.setdefault((dy, dx), []).append(number)
-    around = dict(sorted(around.items(), key=lambda one: one[0][0] ** 2 + one[0][1] ** 2))
-    firsts = np.cumsum([0, *map(len, around.values())]).astype(np.int64)
-    members = np.concatenate([np.array(numbers, np.int64) for numbers in around.values()])
-    return *network.arrays[:6], np.array(list(around), np.int64), firsts, members
+def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
+    """Return the networks as the kernels take them, each array padded and stacked: (M, ...).
+
+    The arrays are the numbers of each network (level, symbols, hidden units, shift, selecting group, groups, features,
+    offsets); table, bias, weights, offsets, groups and features; the offsets (dy, dx) of the features, the nearest
+    first; and which of the `members`, indices of features, belong to each offset.
+    """
+    networks_arrays = []
+    for network in networks:
+        contexts = network.contexts
+        by_offset: dict[tuple[int, int], list[int]] = {(0, 0): []}
+        for feature, (_, dy, dx) in enumerate(contexts.features):
+            by_offset.setdefault((dy, dx), []).append(feature)
+        by_offset = dict(sorted(by_offset.items(), key=lambda item: item[0][0] ** 2 + item[0][1] ** 2))
+        numbers = (
+            contexts.level, contexts.symbols[-1], len(network.bias), network.shift, contexts.selecting,
+            len(contexts.groups), len(contexts.features) + 1, len(by_offset),
+        )  # fmt: skip
+        networks_arrays.append((
+            np.array(numbers, np.int64), *network.arrays[:6], np.array(list(by_offset), np.int64),
+            np.cumsum([0, *map(len, by_offset.values())]).astype(np.int64),
+            np.array([feature for features in by_offset.values() for feature in features], np.int64),
+        ))  # fmt: skip
+    stacks = []
+    for arrays in zip(*networks_arrays, strict=True):
+        stack = np.zeros((len(arrays), *np.max([array.shape for array in arrays], 0)), arrays[0].dtype)
+        for index, array in enumerate(arrays):
+            stack[(index, *map(slice, array.shape))] = array
+        stacks.append(stack)
+    return tuple(stacks)
+
+
+@compiled(inline="always")
+def _value_of(codes: CodeArray, place: int, groups: Integers, group: int, symbols: Integers) -> int:
+    """Return the value of a group from codes (L, P) at a place."""
+    value = 0
+    for level in range(groups[group, 0], groups[group, 1] + 1):
+        value = value * symbols[level] + codes[level, place]
+    return value
+
+
+@compiled(inline="always")
+def _replace_row(sums: Any, table: Any, old: int, new: int, hidden: int) -> None:
+    """Replace a table row by another in the sums before the ReLU."""
+    for h in range(hidden):
+        sums[h] += np.int32(table[new, h]) - np.int32(table[old, h])
 
 
 @compiled()
-def _model(number: int, models: Any) -> Any:
-    """Level, symbols, hidden units, shift and selecting group of a model, and its arrays: those of `_arrays_of`."""
-    about, begins, joined = models
-    level, values, hidden, shift, selecting = about[number]
-    first, last = begins[number], begins[number + 1]
-    table = joined[0][first[0] : last[0]].reshape(-1, hidden)
-    bias = joined[1][first[1] : last[1]]
-    weights = joined[2][first[2] : last[2]].reshape(-1, values, hidden)
-    offsets = joined[3][first[3] : last[3]].reshape(-1, values)
-    groups = joined[4][first[4] : last[4]].reshape(-1, 2)
-    features = joined[5][first[5] : last[5]].reshape(-1, 4)
-    around = joined[6][first[6] : last[6]].reshape(-1, 2)
-    firsts, members = joined[7][first[7] : last[7]], joined[8][first[8] : last[8]]
-    arrays = table, bias, weights, offsets, groups, features, around, firsts, members
-    return level, values, hidden, shift, selecting, arrays
+def _begin(
+    codes: CodeArray, first: int, last: int, window: Any, layout: Any, models: Any, state: Any, work: Any
+) -> int:
+    """Write what the networks make of codes[first:last] (N, L * P): the state of these images.
 
-
-@compiled()
-def _bits(hidden: Any, chosen: int, weights: Any, offsets: Any, shift: int, code: int, frequencies: Integers) -> float:
-    """Bits of a code, from the sums of a position, which are overwritten."""
-    total = count_frequencies(hidden, len(hidden), chosen, weights, offsets, shift, frequencies, len(frequencies))
-    return math.log2(total / frequencies[code])
-
-
-@compiled()
-def _begin(codes: Codes, first: int, last: int, window: Any, layout: Any, models: Any, state: Any) -> int:
-    """Write what the models make of codes[first:last] (N, L * P): the state of these images."""
+    Args:
+        window: first row and column of the grid, and rows and columns of the image's grid.
+        work: maps, rows, sums and frequencies, overwritten.
+    """
     begins, grids, symbols = layout
-    height, width = grids[0]
+    about, tables, biases, all_weights, all_offsets, all_groups, all_features = models[:7]
     all_sums, all_bits = state
-    spare, frequencies = np.empty(all_sums.shape[3], np.int32), np.empty(symbols.max(), np.int64)
-    for model in range(len(models[0])):
-        level, values, hidden, shift, selecting, arrays = _model(model, models)
-        table, bias, weights, offsets, groups, features = arrays[:6]
-        maps = np.empty((len(groups), height + 2 * FRAME, width + 2 * FRAME), np.int32)
-        rows = np.empty(len(features), np.int64)
+    all_maps, all_rows, sums, frequencies = work
+    height, width = grids[0, 0], grids[0, 1]
+    for model in range(len(about)):
+        level, values, hidden, shift, selecting = about[model, :5]
+        maps, groups = all_maps[: about[model, 5]], all_groups[model, : about[model, 5]]
+        rows, features = all_rows[: about[model, 6]], all_features[model, : about[model, 6]]
+        table, bias, weights, offsets = tables[model], biases[model, :hidden], all_weights[model], all_offsets[model]
         for image in range(first, last):
-            sums, bits = all_sums[image, model], all_bits[image, model]
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
             for place in range(height * width):
                 put(maps, groups, level, values, place // width, place % width, codes[image, begins[level] + place])
@@ -100,258 +119,280 @@ def _begin(codes: Codes, first: int, last: int, window: Any, layout: Any, models
                 find_rows(maps, groups, grids, level, features, y, x, rows)
                 row, column = (y + window[0]) * PLACES // window[2], (x + window[1]) * PLACES // window[3]
                 rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * PLACES + column
-                sum_rows(rows, table, bias, sums[place])
+                sum_rows(rows, table, bias, sums)
                 for h in range(hidden):
-                    spare[h] = sums[place, h]
+                    all_sums[image, model, place, h] = sums[h]
                 chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                bits[place] = _bits(
-                    spare[:hidden], chosen, weights, offsets, shift, codes[image, begins[level] + place], frequencies[:values]
-                )
+                total = count_frequencies(sums, hidden, chosen, weights, offsets, shift, frequencies, values)
+                all_bits[image, model, place] = math.log2(total / frequencies[codes[image, begins[level] + place]])
     return last - first
-
-
-@compiled()
-def _value(codes: Codes, group: Integers, symbols: Integers) -> int:
-    """Of a group (first, last), from the codes (L,) of a position."""
-    value = 0
-    for level in range(group[0], group[1] + 1):
-        value = value * symbols[level] + codes[level]
-    return value
 
 
 @compiled()
 def _change(
-    place: int, candidate: Codes, first: int, last: int, take: bool, codes: Codes, layout: Any, models: Any,
-    state: Any, spares: Any,
+    place: int, leaves: CodeArray, leaf: int, first: int, last: int, take: bool, codes: CodeArray, layout: Any,
+    models: Any, sums: Any, bits: Any, work: Any,
 ) -> float:  # fmt: skip
-    """-> bits that codes of an image (L, P) take more where a place gets a candidate (L,).
-
-    Of each model those at its offsets first, ..., last - 1, of which the first is the place itself.
+    """Return by how many bits the codes of an image (L, P) grow where a place gets the codes of a leaf.
 
     Args:
-        take: give it the candidate, which needs all offsets; otherwise nothing is changed.
-        state: of the image.
-        spares: sums, values of groups before and after, and frequencies, overwritten.
+        leaves: (L, n).
+        first: of the offsets of each network that are looked at; offset 0 is the place itself.
+        last: the offset behind them.
+        take: give the place these codes, which needs all offsets; otherwise nothing is changed.
+        sums: the state of the image, with bits.
+        work: sums, values of the groups before and after, and frequencies, overwritten.
     """
     _, grids, symbols = layout
-    sums, bits = state
-    spare, before, after, frequencies = spares
-    height, width = grids[0]
+    about, tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = models
+    new_sums, before, after, frequencies = work
+    height, width = grids[0, 0], grids[0, 1]
     y, x = place // width, place % width
-    more = 0.0
-    for model in range(len(models[0])):
-        level, values, hidden, shift, selecting, arrays = _model(model, models)
-        table, _, weights, offsets, groups, features, around, firsts, members = arrays
-        for group in range(len(groups)):
-            before[group] = _value(codes[:, place], groups[group], symbols)
-            after[group] = _value(candidate, groups[group], symbols)
-        for number in range(first, min(last, len(around))):
-            row, column = y - around[number, 0], x - around[number, 1]
+    growth = 0.0
+    for model in range(len(about)):
+        level, values, hidden, shift, selecting = about[model, :5]
+        table, weights, offsets, groups = tables[model], all_weights[model], all_offsets[model], all_groups[model]
+        features, around, firsts, members = (
+            all_features[model], all_around[model], all_firsts[model], all_members[model],
+        )  # fmt: skip
+        for group in range(about[model, 5]):
+            before[group] = _value_of(codes, place, groups, group, symbols)
+            after[group] = _value_of(leaves, leaf, groups, group, symbols)
+        for offset in range(first, min(last, about[model, 7])):
+            row, column = y - around[offset, 0], x - around[offset, 1]
             if row < 0 or column < 0 or row >= height or column >= width:
                 continue
             other = row * width + column
             same = other != place
-            for one in range(firsts[number], firsts[number + 1]):
-                group = features[members[one], 0]
+            for member in range(firsts[offset], firsts[offset + 1]):
+                group = features[members[member], 0]
                 same = same and after[group] == before[group]
             if same:
                 continue
             for h in range(hidden):
-                spare[h] = sums[model, other, h]
-            for one in range(firsts[number], firsts[number + 1]):
-                group, start = features[members[one], 0], features[members[one], 3]
-                old, new = start + before[group], start + after[group]
-                for h in range(hidden):
-                    spare[h] += np.int32(table[new, h]) - np.int32(table[old, h])
-            own = candidate if other == place else codes[:, other]
-            chosen = _value(own, groups[selecting], symbols) if selecting >= 0 else 0
+                new_sums[h] = sums[model, other, h]
+            for member in range(firsts[offset], firsts[offset + 1]):
+                group, start = features[members[member], 0], features[members[member], 3]
+                _replace_row(new_sums, table, start + before[group], start + after[group], hidden)
             if take:
                 for h in range(hidden):
-                    sums[model, other, h] = spare[h]
-            found = _bits(spare[:hidden], chosen, weights, offsets, shift, own[level], frequencies[:values])
-            more += found - bits[model, other]
+                    sums[model, other, h] = new_sums[h]
+            chosen, code = 0, leaves[level, leaf]
+            if other == place:
+                if selecting >= 0:
+                    chosen = after[selecting]
+            else:
+                code = codes[level, other]
+                if selecting >= 0:
+                    chosen = _value_of(codes, other, groups, selecting, symbols)
+            total = count_frequencies(new_sums, hidden, chosen, weights, offsets, shift, frequencies, values)
+            new_bits = math.log2(total / frequencies[code])
+            growth += new_bits - bits[model, other]
             if take:
-                bits[model, other] = found
+                bits[model, other] = new_bits
     if take:
-        codes[:, place] = candidate
-    return more
+        for level in range(len(codes)):
+            codes[level, place] = leaves[level, leaf]
+    return growth
 
 
-@compiled()
-def _own_bits(
-    place: int, candidates: Codes, leaves: Codes, codes: Codes, layout: Any, models: Any, state: Any, spares: Any,
-    found: Any,
+@compiled(inline="always")
+def _count_own_bits(
+    place: int, candidates: CodeArray, leaves: CodeArray, codes: CodeArray, layout: Any, models: Any, sums: Any,
+    work: Any, bits: Any,
 ) -> None:  # fmt: skip
-    """Write the bits of each candidate's own codes (K,) at a place; those of the same coarser codes are coded alike."""
-    spare, before, frequencies, totals = spares
-    found[:] = 0
-    for model in range(len(models[0])):
-        level, values, hidden, shift, selecting, arrays = _model(model, models)
-        table, _, weights, offsets, groups, features, _, firsts, members = arrays
-        for group in range(len(groups)):
-            before[group] = _value(codes[:, place], groups[group], layout[2])
-        for one in range(len(candidates)):
-            own, like = leaves[candidates[one]], 0
-            while like < one:
-                other, shared = leaves[candidates[like]], 0
-                while shared < level and other[shared] == own[shared]:
-                    shared += 1
-                if shared == level:
-                    break
-                like += 1
-            if like == one:
-                spare[:hidden] = state[0][model, place, :hidden]
-                for number in range(firsts[1]):  # at the place itself
-                    group, start = features[members[number], 0], features[members[number], 3]
-                    old, new = start + before[group], start + _value(own, groups[group], layout[2])
-                    for h in range(hidden):
-                        spare[h] += np.int32(table[new, h]) - np.int32(table[old, h])
-                chosen = _value(own, groups[selecting], layout[2]) if selecting >= 0 else 0
-                totals[one] = count_frequencies(
-                    spare, hidden, chosen, weights, offsets, shift, frequencies[one], values
+    """Write the bits of the codes of each of the candidates (K,), indices of leaves, at a place to `bits`.
+
+    Candidates with equal coarser codes share frequencies.
+    """
+    symbols = layout[2]
+    about, tables, _, all_weights, all_offsets, all_groups, all_features, _, all_firsts, all_members = models
+    new_sums, before, frequencies, totals = work
+    for candidate in range(len(candidates)):
+        bits[candidate] = 0.0
+    for model in range(len(about)):
+        level, values, hidden, shift, selecting = about[model, :5]
+        table, groups, features, members = tables[model], all_groups[model], all_features[model], all_members[model]
+        weights, offsets = all_weights[model], all_offsets[model]
+        for group in range(about[model, 5]):
+            before[group] = _value_of(codes, place, groups, group, symbols)
+        for candidate in range(len(candidates)):
+            leaf, like, alike = candidates[candidate], 0, False
+            while like < candidate and not alike:
+                alike = True
+                for coarser in range(level):
+                    alike = alike and leaves[coarser, candidates[like]] == leaves[coarser, leaf]
+                like += 0 if alike else 1
+            if like == candidate:
+                for h in range(hidden):
+                    new_sums[h] = sums[model, place, h]
+                for member in range(all_firsts[model, 1]):  # at the place itself
+                    group, start = features[members[member], 0], features[members[member], 3]
+                    after = _value_of(leaves, leaf, groups, group, symbols)
+                    _replace_row(new_sums, table, start + before[group], start + after, hidden)
+                chosen = 0
+                if selecting >= 0:
+                    chosen = _value_of(leaves, leaf, groups, selecting, symbols)
+                totals[candidate] = count_frequencies(
+                    new_sums, hidden, chosen, weights, offsets, shift, frequencies[candidate], values
                 )
-            found[one] += math.log2(totals[like] / frequencies[like, own[level]])
+            bits[candidate] += math.log2(totals[like] / frequencies[like, leaves[level, leaf]])
 
 
 @compiled()
 def _settle(
-    first: int, last: int, strips: Integers, places: Integers, images: Codes, numbers: Any, leaves: Codes,
-    errors: Floats, chosen: Any, lmbdas: Floats, margins: Any, layout: Any, models: Any, state: Any,
+    first: int, last: int, strips: Integers, places: Integers, images: CodeArray, candidates: CodeArray,
+    leaves: CodeArray, errors: Floats, chosen: CodeArray, lmbdas: Floats, margins: Any, layout: Any, models: Any,
+    state: Any, work: Any,
 ) -> int:  # fmt: skip
-    """Let places have their best candidates, in units first, ..., last - 1: the strips of an image, image by image.
+    """Give places their best candidates, in the units first, ..., last - 1: the strips of an image, image by image.
 
     Args:
-        strips: (S, 2), which of `places` each has.
+        strips: (S, 2), the range of `places` of each.
+        images: codes (N, L, P); candidates (N, P, K) and leaves (L, n).
+        work: costs and bits (K,), and the arrays of `_change` and `_count_own_bits`, overwritten.
     """
-    all_sums, all_bits = state
-    groups = len(models[2][4])  # of all models
-    spares = (
-        np.empty(all_sums.shape[3], np.int32), np.empty(groups, np.int64), np.empty(groups, np.int64),
-        np.empty(layout[2].max(), np.int64),
-    )  # fmt: skip
-    own, bits = np.empty((2, numbers.shape[2]), np.float64)
-    own_spares = spares[0], spares[1], np.empty((len(own), layout[2].max()), np.int64), np.empty(len(own), np.int64)
+    costs, bits, change_work, bits_work = work
+    count = len(costs)
     for unit in range(first, last):
         image, strip = unit // len(strips), unit % len(strips)
         codes, lmbda = images[image], lmbdas[image]
-        state_of = (all_sums[image], all_bits[image])
+        sums, image_bits = state[0][image], state[1][image]
         for index in range(strips[strip, 0], strips[strip, 1]):
             place = places[index]
             now = chosen[image, place]
-            bits[:] = 0
+            for k in range(count):
+                bits[k] = 0.0
             if lmbda > 0:
-                _own_bits(place, numbers[image, place], leaves, codes, layout, models, state_of, own_spares, bits)
-            for one in range(len(own)):
-                own[one] = errors[image, index, one] - errors[image, index, now] + lmbda * (bits[one] - bits[now])
-            own[now] = np.inf
+                _count_own_bits(place, candidates[image, place], leaves, codes, layout, models, sums, bits_work, bits)
+            for k in range(count):
+                costs[k] = errors[image, index, k] - errors[image, index, now] + lmbda * (bits[k] - bits[now])
+            costs[now] = np.inf
             best, least = now, 0.0
-            for _ in range(len(own) - 1):
-                one = int(own.argmin())
-                cost = own[one]
-                own[one] = np.inf
+            for _ in range(count - 1):
+                k = 0
+                for other in range(1, count):
+                    if costs[other] < costs[k]:
+                        k = other
+                cost = costs[k]
+                costs[k] = np.inf
                 if cost >= least + lmbda * margins[0]:
                     break
-                leaf = leaves[numbers[image, place, one]]
+                leaf = candidates[image, place, k]
                 for stage in range(len(margins) if lmbda > 0 else 0):
                     if cost < least + lmbda * margins[stage]:
                         begin, end = _STAGES[stage], _STAGES[stage + 1]
-                        cost += lmbda * _change(place, leaf, begin, end, False, codes, layout, models, state_of, spares)
+                        cost += lmbda * _change(
+                            place, leaves, leaf, begin, end, _TRY, codes, layout, models, sums, image_bits,
+                            change_work,
+                        )  # fmt: skip
                 if cost < least:
-                    best, least = one, cost
+                    best, least = k, cost
             if best != now:
                 chosen[image, place] = best
-                leaf = leaves[numbers[image, place, best]]
-                _change(place, leaf, 0, _EVERY, True, codes, layout, models, state_of, spares)
+                leaf = candidates[image, place, best]
+                begin, end = np.int64(0), _STAGES[2]
+                _change(place, leaves, leaf, begin, end, _TAKE, codes, layout, models, sums, image_bits, change_work)
     return last - first
 
 
 class Choice:
-    """Which of its candidates each position of images has, and the bits of their codes in the levels with a model.
+    """Which of its candidates each position of images has, and the bits of their codes in the levels with a network.
 
     Attributes:
-        chosen: (N, P), the number of each position's candidate, the first to begin with.
+        chosen: (N, P), the index of each position's candidate, the first to begin with.
     """
 
     def __init__(
-        self, layout: Layout, networks: Sequence[Network | None], leaves: Codes, numbers: Codes,
+        self, layout: Layout, networks: Sequence[EntropyNetwork | None], leaves: CodeArray, candidates: CodeArray,
         window: tuple[int, int, int, int] | None = None,
     ) -> None:  # fmt: skip
         """Begin with the first candidate of each position.
 
         Args:
-            layout: of the levels that there are.
+            layout: of the levels.
             networks: of these levels.
             leaves: (n, L), the codes of all levels of each leaf.
-            numbers: (N, P, K), the leaves that are candidates.
+            candidates: (N, P, K), indices of leaves.
             window: of tiles, the first row and column, and the grid of the whole image.
         """
-        self._layout, self._leaves, self._numbers = layout, leaves, numbers
-        self.chosen = np.zeros((len(numbers), numbers.shape[1]), np.int32)
-        self._maps = np.ascontiguousarray(leaves[numbers[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
+        self._layout, self._leaves, self._candidates = layout, leaves, candidates
+        self.chosen = np.zeros((len(candidates), candidates.shape[1]), np.int32)
+        self._maps = np.ascontiguousarray(leaves[candidates[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
         used = [network for network in networks if network is not None]
         self._state: Any = None
         if not used:
             return
-        about = np.array([
-            (one.contexts.level, one.contexts.symbols[-1], len(one.bias), one.shift, one.contexts.selecting)
-            for one in used
-        ], np.int64)  # fmt: skip
-        arrays = [_arrays_of(one) for one in used]
-        begins = np.cumsum([[0] * len(arrays[0]), *([one.size for one in own] for own in arrays)], 0)
-        joined = tuple(np.concatenate([one.ravel() for one in kind]) for kind in zip(*arrays, strict=True))
-        self._models = ((layout.begins, layout.grids, layout.symbols), (about, begins, joined))
-        shape = (len(numbers), len(used), numbers.shape[1])
-        self._state = (np.zeros((*shape, int(about[:, 2].max())), np.int32), np.zeros(shape, np.float32))
+        models = _stack_networks(used)
+        self._models = ((layout.begins, layout.grids, layout.symbols), models)
+        units, groups, features = models[2].shape[1], models[5].shape[1], models[6].shape[1]
+        self._sizes = units, groups, int(layout.symbols.max())
+        shape = (len(candidates), len(used), candidates.shape[1])
+        self._state = (np.zeros((*shape, units), np.int32), np.zeros(shape, np.float32))
         window = window or (0, 0, *layout.grids[0].tolist())
-        begun = (window, *self._models, self._state)
-        in_parts(len(numbers), lambda first, last: int(_begin(self.codes, first, last, *begun)))
+        height, width = layout.grids[0] + 2 * FRAME
+
+        def begin(first: int, last: int) -> None:
+            work = (
+                np.empty((groups, height, width), np.int32), np.empty(features, np.int64), np.empty(units, np.int32),
+                np.empty(self._sizes[2], np.int64),
+            )  # fmt: skip
+            _begin(self.codes, first, last, window, *self._models, self._state, work)
+
+        in_parts(len(candidates), begin)
 
     @property
-    def codes(self) -> Codes:
-        """Of what is chosen (N, all codes), level after level."""
+    def codes(self) -> CodeArray:
+        """The chosen codes (N, codes of all levels), level after level."""
         return self._maps.reshape(len(self._maps), -1)
 
     @property
     def bits(self) -> NDArray[np.float64]:
-        """Of each image (N,)."""
+        """Bits of the codes of each image (N,)."""
         if self._state is None:
             return np.zeros(len(self.codes))
         bits: NDArray[np.float64] = self._state[1].sum((1, 2), dtype=np.float64)
         return bits
 
     @property
-    def leaves(self) -> Codes:
-        """The number of the leaf of each position (N, P)."""
-        return np.take_along_axis(self._numbers, self.chosen[:, :, None], 2)[:, :, 0]
+    def leaves(self) -> CodeArray:
+        """The index of the chosen leaf of each position (N, P)."""
+        return np.take_along_axis(self._candidates, self.chosen[:, :, None], 2)[:, :, 0]
 
     def settle(self, places: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
-        """Let each of `places`, one after the other, have its best candidate.
+        """Give each of `places`, one after the other, its best candidate.
 
         Args:
-            places: P' numbers of positions in ascending order.
+            places: P' indices of positions in ascending order.
             errors: (N, P', K) of each candidate.
             lmbdas: (N,), of each image.
         """
         if self._state is None:
             self._take_least(places, errors)
             return
-        width = int(self._layout.grids[0, 1])
+        width, count = int(self._layout.grids[0, 1]), self._candidates.shape[2]
         ends = np.searchsorted(places, width * np.arange(0, self.chosen.shape[1] // width + _STRIP, _STRIP))
         strips = np.stack([ends[:-1], ends[1:]], 1)
-        lmbdas = lmbdas.astype(np.float32)
-        for some in (strips[::2], strips[1::2]):  # which are independent of each other
-            some = np.ascontiguousarray(some)
+        leaves, lmbdas = np.ascontiguousarray(self._leaves.T), lmbdas.astype(np.float32)
+        units, groups, symbols = self._sizes
 
-            def run(first: int, last: int, some: Integers = some) -> int:
-                return int(_settle(
-                    first, last, some, places, self._maps, self._numbers, self._leaves, errors, self.chosen, lmbdas,
-                    np.array(_MARGINS), *self._models, self._state,
-                ))  # fmt: skip
+        def settle(first: int, last: int) -> None:
+            sums, before, after = np.empty(units, np.int32), *np.empty((2, groups), np.int64)
+            frequencies, totals = np.empty((count, symbols), np.int64), np.empty(count, np.int64)
+            work = (
+                *np.empty((2, count), np.float64), (sums, before, after, np.empty(symbols, np.int64)),
+                (sums, before, frequencies, totals),
+            )  # fmt: skip
+            _settle(
+                first, last, half, places, self._maps, self._candidates, leaves, errors, self.chosen, lmbdas,
+                np.array(_MARGINS), *self._models, self._state, work,
+            )  # fmt: skip
 
-            in_parts(len(self.codes) * len(some), run)
+        for half in (strips[::2].copy(), strips[1::2].copy()):  # of which strips are independent of each other
+            in_parts(len(self.codes) * len(half), settle)
 
     def _take_least(self, places: Integers, errors: Floats) -> None:
-        """Without models: the candidate of the least error, an image's present one where none is less."""
+        """Without networks: take the candidate of the least error, the present one where none is less."""
         least = errors.argmin(-1)
         now = self.chosen[:, places]
         better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, now[..., None], 2)

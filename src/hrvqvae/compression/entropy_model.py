@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import Contexts, Network
+from hrvqvae.compression.network import Contexts, EntropyNetwork
 from hrvqvae.config import Geometry, Grid
 from hrvqvae.utils.errors import DamagedFileError
 
@@ -44,7 +44,7 @@ class EntropyModel:
     model: str
     geometry: Geometry
     symbols: tuple[int, ...]
-    networks: tuple[Network | None, ...] = ()
+    networks: tuple[EntropyNetwork | None, ...] = ()
 
     @cached_property
     def content(self) -> bytes:
@@ -86,7 +86,7 @@ class EntropyModel:
         digest = hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
         return digest[:FINGERPRINT]
 
-    def network(self, level: int) -> Network | None:
+    def network(self, level: int) -> EntropyNetwork | None:
         """What predicts the codes of a level."""
         return self.networks[level] if self.networks else None
 
@@ -135,7 +135,7 @@ def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
     )
     if not sound or any(about and one > MOST_SYMBOLS for about, one in zip(levels, symbols, strict=True)):
         raise DamagedFileError("the header of the entropy model is not sound")
-    networks, place = list[Network | None](), 0
+    networks, place = list[EntropyNetwork | None](), 0
     for level, about in enumerate(levels):
         if about is None:
             networks.append(None)
@@ -150,7 +150,7 @@ def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
             array = np.frombuffer(body, kind, int(np.prod(shape)), place)
             place += array.nbytes
             arrays.append(np.array(array.reshape(shape), np.dtype(kind).newbyteorder("=")))
-        networks.append(Network(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(about["shift"])))
+        networks.append(EntropyNetwork(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(about["shift"])))
     if place != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")
     return EntropyModel(str(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))

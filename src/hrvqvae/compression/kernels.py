@@ -3,8 +3,8 @@
 docs/format.md states what they compute. Nothing here is a float, and no sum of an `EntropyNetwork` leaves 32 bits.
 
 A kernel has one signature, allocates nothing and assigns no slices, because each of these takes longer to compile than
-the loop. `layout` is (begins, grids, symbols) of a `Layout`; `network` is `EntropyNetwork.arrays`, of which the features
-are empty where a level has no network; `work` is what `workspace` returns.
+the loop. `layout` is (begins, grids, symbols) of a `Layout`. `network` is `EntropyNetwork.arrays`; the features are
+empty where a level has no network. `work` is what `workspace` returns.
 """
 
 from __future__ import annotations
@@ -168,9 +168,7 @@ def encode_images(
                     find_rows(maps, groups, grids, level, features, y, x, rows)
                     chosen = find_set(maps, groups, grids, level, selecting, y, x)
                     sum_rows(rows, table, bias, hidden)
-                    total = count_frequencies(
-                        hidden, len(bias), chosen, weights, offsets, shift, frequencies, values
-                    )
+                    total = count_frequencies(hidden, len(bias), chosen, weights, offsets, shift, frequencies, values)
                     before, frequency = 0, frequencies[code]
                     for k in range(code):
                         before += frequencies[k]

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
 from hrvqvae.compression.kernels import fill_maps, find_rows, find_set, put
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import FRAME, STEPS, Contexts, Network, usual_contexts
+from hrvqvae.compression.network import FRAME, STEPS, Contexts, EntropyNetwork, usual_contexts
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Parameters = tuple[Floats, Floats, Floats, Floats]
-"""Table, bias, weights and offsets as of `Network`, in floats: scores are in nats."""
+"""Table, bias, weights and offsets as of `EntropyNetwork`, in floats: scores are in nats."""
 
 _VISITED = 64  # codes of an image that are learned from before the next image
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # units by the rows of the table, up to so many
@@ -103,7 +103,7 @@ def _learn(
     return bits / math.log(2.0)
 
 
-def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
+def _rounded(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
     """The model in integers. Each hidden unit gets a scale of its own, by which its weights are divided again."""
     table, bias, weights, offsets = parameters
     scale = _LARGEST_ENTRY / np.maximum(np.abs(table).max(0), 1e-6).astype(np.float64)
@@ -114,7 +114,7 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
     largest = float((np.abs(scaled) @ hidden + np.abs(nats)).max()) + 1
     fine = max(0, math.floor(math.log2(_LARGEST_WEIGHT / np.abs(scaled).max())))
     shift = min(24, math.floor(math.log2(2**29 / largest)), fine)
-    return Network(
+    return EntropyNetwork(
         contexts, np.rint(table * scale).astype(np.int8), whole, np.rint(scaled * 2.0**shift).astype(np.int16),
         np.rint(nats * 2.0**shift).astype(np.int32), shift,
     )  # fmt: skip
@@ -122,7 +122,7 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> Network:
 
 def learn_level(
     levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1
-) -> tuple[Network, float]:
+) -> tuple[EntropyNetwork, float]:
     """-> the network of the finest of these levels, and the bits a code that held-out images take.
 
     A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
@@ -191,7 +191,7 @@ def fit(
 
     `say` gets a line a level: the bits a code that held-out images take.
     """
-    networks = list[Network | None]()
+    networks = list[EntropyNetwork | None]()
     for level, values in enumerate(bare.symbols):
         if values > MOST_SYMBOLS:
             say(f"level {level + 1} has {values} symbols, more than {MOST_SYMBOLS}: coded in log2 {values} bits a code")

@@ -1,6 +1,6 @@
 """The codes of a level as bytes, and back, for many images of one size at once.
 
-A level is coded by its `Network`, or, where there is none, every symbol alike: log2 m bits a code.
+A level is coded by its `EntropyNetwork`, or, where there is none, every symbol alike: log2 m bits a code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.kernels import NOT_WHOLE, decode_images, encode_images, workspace
-from hrvqvae.compression.network import NO_ARRAYS, TOP, Network
+from hrvqvae.compression.network import NO_ARRAYS, TOP, EntropyNetwork
 from hrvqvae.compression.range_coder import WIDTH
 from hrvqvae.config import Grid
 from hrvqvae.utils.compiled import in_parts
@@ -54,13 +54,13 @@ class Layout:
         return tuple(parts[level].reshape(*codes.shape[:-1], *self.grids[level]) for level in range(levels))
 
 
-def _arguments(layout: Layout, level: int, network: Network | None) -> tuple[Any, ...]:
+def _arguments(layout: Layout, level: int, network: EntropyNetwork | None) -> tuple[Any, ...]:
     """`level`, `layout` and `network` as the compiled functions take them."""
     arrays = NO_ARRAYS if network is None else network.arrays
     return level, (layout.begins[: level + 2], layout.grids[: level + 1], layout.symbols), arrays
 
 
-def encode_level(codes: Codes, layout: Layout, level: int, network: Network | None) -> list[bytes]:
+def encode_level(codes: Codes, layout: Layout, level: int, network: EntropyNetwork | None) -> list[bytes]:
     """The stream of a level of each image; codes (N, all codes), in range."""
     number = layout.begins[level + 1] - layout.begins[level]
     out = np.empty((len(codes), _LARGEST_CODE * number + 2 * WIDTH), np.uint8)
@@ -74,7 +74,7 @@ def encode_level(codes: Codes, layout: Layout, level: int, network: Network | No
     return [row[:length].tobytes() for row, length in zip(out, lengths, strict=True)]
 
 
-def _least_bits(layout: Layout, level: int, network: Network | None) -> int:
+def _least_bits(layout: Layout, level: int, network: EntropyNetwork | None) -> int:
     """Bits that the codes of a level can't take less than: so no memory is spent on a small file of a large image.
 
     A symbol by a network has 2^16 + 1 of at least 2^16 + m parts: -log2 of that is more than (m - 1) / (2^16 + 1).
@@ -85,7 +85,7 @@ def _least_bits(layout: Layout, level: int, network: Network | None) -> int:
 
 def decode_level(
     content: Bytes, starts: Integers, stops: Integers, codes: Codes, layout: Layout, level: int,
-    network: Network | None,
+    network: EntropyNetwork | None,
 ) -> Integers:  # fmt: skip
     """Write the codes of a level of each image; -> where its stream ends, or NOT_WHOLE.
 

@@ -4,7 +4,7 @@ A group is one or several levels in a row whose codes at a position are taken to
 path of a tree where all coarser levels are in it. A feature is a group at an offset: at coarser levels all around, at
 the code's own level where it comes earlier in raster order. docs/format.md states how frequencies follow from these.
 
-Nothing here is a float, and no sum leaves 32 bits: `Network` checks that when it is made.
+Nothing here is a float, and no sum leaves 32 bits: `EntropyNetwork` checks that when it is made.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
 
 @dataclass(frozen=True)
-class Network:
+class EntropyNetwork:
     """The model of one level.
 
     Attributes:
@@ -186,7 +186,7 @@ NO_ARRAYS: tuple[Any, ...] = (
 """The `arrays` of a level without a network."""
 
 
-def largest_score(network: Network) -> int:
+def largest_score(network: EntropyNetwork) -> int:
     """What the absolute value of a score, or of a sum on the way to it, can't exceed."""
     starts = [*network.contexts.starts, network.contexts.rows]
     parts = [np.abs(network.table[a:b].astype(np.int64)).max(0) for a, b in pairwise(starts)]

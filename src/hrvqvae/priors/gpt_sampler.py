@@ -159,7 +159,9 @@ def _draw_images(
                     if code == NO_CODE:
                         return int(place * count + level)
                     codes[image, level, row, column] = code
-                indices[index] = codes[image, level, row, column] + (indices[index] * symbols if levels[level, 1] else 0)
+                indices[index] = codes[image, level, row, column] + (
+                    indices[index] * symbols if levels[level, 1] else 0
+                )
                 for unit in range(before.shape[1]):
                     before[index, unit] += table[start + indices[index] % size, unit]
         for image in range(images):

@@ -156,9 +156,7 @@ def draw_workspace(symbols: int) -> tuple[NDArray[np.float64], NDArray[np.int64]
 
 
 @compiled()
-def draw(
-    logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any
-) -> int:
+def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any) -> int:
     """Return the code that a uniform number in [0, 1) picks by the inverse distribution, in float64.
 
     Of codes that are equally likely, those of the lower number stay in the first k, or in p. Where a logit is NaN or

@@ -181,7 +181,7 @@ def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, fi
         for i in range(count):
             key: Any = _LARGEST_KEY  # as of `key_of_nearest`
             for lane in range(GROUP):
-                distance = np.int64(best[i, lane].view(np.int32))
+                distance = np.int64(np.float32(best[i, lane]).view(np.int32))
                 key = min(key, (distance << 32) + np.int64(groups[i, lane]) * GROUP + lane)
             nearest[start + i] = key & 0xFFFFFFFF
             left += float(np.int32(key >> 32).view(np.float32))
