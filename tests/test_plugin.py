@@ -143,7 +143,7 @@ def test_command(done: Done, line: str) -> None:
 def test_what_a_system_has_not_is_refused(done: Done) -> None:
     code, _, message = done.results[REFUSED]
     assert code == 2
-    assert "binary codes has no prefixes for a decoder of their own" in message
+    assert "binary codes has no progressive decoder" in message
 
 
 def test_lists_know_the_package(done: Done) -> None:

@@ -132,6 +132,6 @@ def test_other_systems_are_refused_in_one_line(
     save_model(run.model, config, build(config).state_dict(), 0)
     assert main(["train-progressive", str(run.path)]) == 2
     told = capsys.readouterr().err
-    assert "no prefixes for a decoder of their own" in told
+    assert "has no progressive decoder" in told
     assert told.count("\n") == 1
     assert not progressive_folder(run.path).path.exists()

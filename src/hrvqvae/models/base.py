@@ -1,7 +1,7 @@
-"""The contract that every system fulfils: image -> codes -> image.
+"""The contract of every system: images to codes and back.
 
-Shapes: (B, C, Y, X) images; codes are a tuple of int64 (B, H_l, W_l), coarse first. Images at this border are uint8
-(0..255) or float32 in [0, 1]; inside a model they lie in [-1, 1].
+Images (B, C, Y, X) are uint8 (0..255) or float32 in [0, 1] at this border, and in [-1, 1] inside a model. Codes are a
+tuple of int64 tensors (B, H_l, W_l), one per level, coarse first.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ Encode = Callable[[Tensor], Codes]  # images (B, C, Y, X)
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
-    The sum of the losses, scalars, is what training minimizes. "reconstruction" is the mean squared error over the
-    original pixels in [-1, 1]; the others are on the same scale.
+    Attributes:
+        images: (B, C, Y, X) float32 around [0, 1], not clamped, with gradient.
+        codes: of these images.
+        losses: scalars, whose sum training minimizes. "reconstruction" is the mean squared error over the original
+            pixels in [-1, 1]; the other losses are on the same scale.
     """
 
-    images: Tensor  # (B, C, Y, X) float32 around [0, 1], not clamped, with gradient
+    images: Tensor
     codes: Codes
     losses: Mapping[str, Tensor]
 
@@ -62,18 +65,19 @@ def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Ten
 
 
 def framed(images: Tensor, padding: int, height: int, width: int) -> Tensor:
-    """(B, C, Y, X) in [0, 1] -> (B, C, height, width) in [-1, 1], with `padding` pixels above and to the left.
+    """Pad images (B, C, Y, X) in [0, 1] to (B, C, height, width) in [-1, 1], `padding` pixels above and to the left.
 
-    The border is repeated; `cropped` takes off what was added, so that no reconstruction error knows it.
+    The border pixels are repeated. `cropped` removes the padding, which is not part of the loss.
     """
     below, right = height - images.shape[-2] - padding, width - images.shape[-1] - padding
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
 def fitting(size: Grid | None, height: int, width: int, padding: int) -> Grid:
-    """The size in pixels, of which None is the largest, of what a decoder gives as height x width with padding.
+    """Return the size of a decoded image without padding; a size of None is the largest that fits.
 
-    Raises InputError where it does not fit.
+    Raises:
+        InputError: The size does not fit into the decoder's output of height x width pixels.
     """
     largest = (height - 2 * padding, width - 2 * padding)
     height, width = size or largest
@@ -83,7 +87,7 @@ def fitting(size: Grid | None, height: int, width: int, padding: int) -> Grid:
 
 
 def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """A decoder's output without what `framed` added, float32, not clamped; size as `fitting`."""
+    """Return a decoder's output without the padding, float32, not clamped; size as in `fitting`."""
     height, width = fitting(size, decoded.shape[-2], decoded.shape[-1], padding)
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
@@ -97,11 +101,11 @@ class Autoencoder(nn.Module, ABC):
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """Numbers of levels that `decode` takes, in order; the last is all of them."""
+        """The level counts that `decode` accepts, in order; the last is all levels."""
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
     def check_levels(self, levels: int | None) -> int:
-        """The number of levels that is asked for, None for all. Raises InputError where `decode` takes not so many."""
+        """Return a level count, None being all levels. Raises InputError if it is none of `prefixes`."""
         if levels is None:
             return self.prefixes[-1]
         if levels not in self.prefixes:
@@ -109,68 +113,71 @@ class Autoencoder(nn.Module, ABC):
         return levels
 
     def prefix(self, codes: Codes, levels: int | None) -> Codes:
-        """Codes of so many levels, None for all that there are. Raises as `check_levels`, or where there are fewer."""
-        number = self.check_levels(len(codes) if levels is None else levels)
-        if len(codes) < number:
-            raise InputError(f"levels is {number}, and the codes have {counted(len(codes), 'level')}")
-        return codes[:number]
+        """Return the codes of the first levels, None being all. Raises InputError as `check_levels`, or if some lack."""
+        count = self.check_levels(len(codes) if levels is None else levels)
+        if len(codes) < count:
+            raise InputError(f"levels is {count}, and the codes have {counted(len(codes), 'level')}")
+        return codes[:count]
 
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize, decode, with the loss terms. Raises InputError on images outside the contract."""
+        """Encode, quantize and decode images, with the loss terms. Raises InputError as `unit_images`."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:
-        """Codes of images. Raises InputError on images outside the contract."""
+        """Return the codes of images. Raises InputError as `unit_images`."""
 
     @abstractmethod
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Images (B, C, Y, X) float32 in [0, 1] from codes.
+        """Return images (B, C, Y, X) float32 in [0, 1] from codes.
 
         Args:
-            levels: number of levels to use, coarse first; None uses all.
-            size: height and width in pixels; None gives the largest image of that latent grid.
+            codes: of the first levels.
+            levels: How many levels to use, coarse first (None: all).
+            size: Height and width in pixels (None: the largest image of that latent grid).
 
         Raises:
-            InputError: levels or codes out of range, or a number of levels that is none of `prefixes`.
+            InputError: A code, the size or the level count is out of range.
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """As `decode` of all codes to the largest size, with the number of levels as a tensor (), as in a graph.
+        """Decode a prefix of all codes to the largest size, with the level count as a tensor (), as graphs have it.
 
-        This one decodes every prefix: a system with several should have a cheaper way.
+        This default decodes every prefix; a system with several should override it.
 
         Raises:
-            IndexError: a number of levels that is none of `prefixes`.
+            IndexError: The level count is none of `prefixes`.
         """
-        decoded = torch.stack([self.decode(codes, number) for number in self.prefixes])
+        decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
         return chosen_prefix(decoded, self.prefixes, levels)
 
     def codeword_indices(self, codes: Codes) -> Codes:
-        """Number of each code's codeword among all of its level: same shapes."""
+        """Return the index of each code's codeword in its level, in the same shapes."""
         return codes
 
     def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
-        """Data-dependent start from the first training images, if the system has one.
+        """Start from the first training images, if the system does so.
 
         Args:
-            batch_size: images of a training step, which counts of codewords are scaled to; None is all of these.
+            images: (B, C, Y, X).
+            generator: for random draws.
+            batch_size: Images per training step, to which usage counts are scaled (None: all of these images).
         """
 
     def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
-        """Restart dead codewords from a training batch; -> how many."""
+        """Restart dead codewords from a training batch, and return how many."""
         return 0
 
     def align(self) -> None:
-        """Renumber codewords, where that makes codes easier to predict; what codes stand for stays."""
+        """Renumber codewords where that makes codes easier to predict; the vectors that codes stand for stay."""
 
 
-def chosen_prefix(found: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
-    """The entry of (P, ...), one for each number in `prefixes`, that belongs to a number of levels ().
+def chosen_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
+    """Return the entry of values (P, ...), one per prefix, for a level count ().
 
-    Raises IndexError where the number is none of these; a graph's runtime raises its own error.
+    Raises IndexError if the level count is none of the prefixes; a graph's runtime raises its own error.
     """
-    place = torch.full_like(levels, len(prefixes))  # out of range
-    for index, number in enumerate(prefixes):
-        place = torch.where(levels == number, index, place)
-    return found.index_select(0, place.reshape(1))[0]
+    chosen = torch.full_like(levels, len(prefixes))  # out of range
+    for index, prefix in enumerate(prefixes):
+        chosen = torch.where(levels == prefix, index, chosen)
+    return values.index_select(0, chosen.reshape(1))[0]

@@ -13,7 +13,7 @@ from hrvqvae.config import NetworkConfig
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv(relu(x)))): shape kept. With cases, a bias of the case is added inside to x."""
+    """x + conv1x1(relu(conv(relu(x + bias)))), in the same shape; the bias is learned per case, if there are cases."""
 
     def __init__(self, hidden: int, inner: int, kernel: int, dilation: int = 1, cases: int = 0) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStack(nn.Sequential):
-    """Residual blocks and a last relu."""
+    """Residual blocks, then a relu."""
 
     def __init__(self, hidden: int, inner: int, kernel: int, blocks: int) -> None:
         super().__init__(*(ResidualBlock(hidden, inner, kernel) for _ in range(blocks)), nn.ReLU())
@@ -41,7 +41,7 @@ def _halvings(stride: int) -> int:
 
 
 class Encoder(nn.Sequential):
-    """(B, C, Y, X) -> (B, D, Y / stride, X / stride); the stride is a power of two, at least 2.
+    """Images (B, C, Y, X) to latents (B, D, Y / stride, X / stride); the stride is a power of two, at least 2.
 
     image -> [conv 4x4, stride 2, relu] x log2(stride) -> conv -> residual stack -> conv 1x1 -> latents
     """
@@ -60,9 +60,10 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """(B, D, H, W) -> (B, C, H * stride, W * stride): the encoder's mirror.
+    """Latents (B, D, H, W) to images (B, C, H * stride, W * stride), as the encoder reversed.
 
-    latents -> conv -> residual stack -> [transposed conv 4x4, stride 2, relu] x (log2(stride) - 1) -> transposed conv
+    latents -> conv -> residual stack -> [transposed conv 4x4, stride 2, relu] x (log2(stride) - 1)
+            -> transposed conv -> image
     """
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
@@ -78,23 +79,23 @@ class Decoder(nn.Sequential):
 
 
 class Refiner(nn.Module):
-    """latents + conv1x1(relu(blocks(conv(latents)))), (B, D, H, W): the identity at first.
+    """latents + conv1x1(relu(blocks(conv(latents)))), in the same shape (B, D, H, W); the identity before training.
 
-    The blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each has a bias of its features for each case.
+    The blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each block adds a bias per case to its features.
     """
 
     def __init__(self, *, dim: int, hidden: int, blocks: int, kernel: int, cases: int) -> None:
         super().__init__()
         self.inward = nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)
         self.blocks = nn.ModuleList(
-            ResidualBlock(hidden, max(1, hidden // 2), kernel, 2 ** (number // 2), cases) for number in range(blocks)
+            ResidualBlock(hidden, max(1, hidden // 2), kernel, 2 ** (index // 2), cases) for index in range(blocks)
         )
         self.outward = nn.Conv2d(hidden, dim, 1)
         for values in self.outward.parameters():
             nn.init.zeros_(values)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents of a case from 0, int64: () of all of them, or (B,) of each."""
+        """Refine latents; the case, int64 from 0, is () for all of them or (B,), one each."""
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)
@@ -103,7 +104,7 @@ class Refiner(nn.Module):
 
 
 class ProgressiveDecoder(nn.Module):
-    """(B, D, H, W) latents of a case -> refiner -> decoder -> (B, C, Y, X)."""
+    """Latents (B, D, H, W) of a case to images (B, C, Y, X): a refiner, then a decoder."""
 
     def __init__(self, refiner: Refiner, decoder: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Quantizers of the library vector-quantize-pytorch under our contract (docs/method.md).
+"""Adapters of the quantizers of vector-quantize-pytorch to the contract of this package (docs/method.md).
 
 Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), N = B * H * W.
 """
@@ -19,20 +19,25 @@ from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes,
 
 
 class Adapter(Quantizer):
-    """A quantizer of the library, computed in float32. In training it draws from torch's global generator,
-    and restarts dead codewords itself, where it does.
+    """A quantizer of the library, computed in float32.
+
+    In training it draws from torch's global generator. Some restart dead codewords themselves.
     """
 
     config: FSQQuantizerConfig | LibraryQuantizerConfig
-    sizes: tuple[int, ...]  # values that a code of each level can take
+    sizes: tuple[int, ...]  # values per code of each level
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(1, N, D) -> quantized (1, N, D), codes (1, N, L), the library's losses, means over the values."""
+        """Quantize vectors (1, N, D).
+
+        Returns:
+            Quantized vectors (1, N, D), codes (1, N, L), and the library's losses, which are means over the values.
+        """
 
     @abstractmethod
     def _look_up(self, codes: Tensor) -> Tensor:
-        """Codes (1, N, l) of the first l levels -> (1, N, D)."""
+        """Return the vectors (1, N, D) of codes (1, N, l) of the first l levels."""
 
     def forward(self, latents: Tensor) -> Quantized:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
@@ -61,7 +66,7 @@ class Adapter(Quantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
-        """Let the library start from (..., D) latents, if it does so: at the first vectors that it sees."""
+        """Show the library latents (..., D): some of its quantizers start from the first vectors that they see."""
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             self.encode(latents)
@@ -70,9 +75,9 @@ class Adapter(Quantizer):
 class FSQQuantizer(Adapter):
     """Finite scalar quantization: each channel is bounded, and rounded to one of its values (Mentzer et al. 2023).
 
-    z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
+        z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
 
-    The code is the number of the grid point, the first channel's value changing fastest. There is no loss.
+    The code is the index of the grid point, in which the first channel's value changes fastest. There is no loss.
     """
 
     config: FSQQuantizerConfig
@@ -88,11 +93,11 @@ class FSQQuantizer(Adapter):
         return quantized, codes.unsqueeze(-1), {}
 
     def _look_up(self, codes: Tensor) -> Tensor:
-        found: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
-        return found
+        vectors: Tensor = self.fsq.indices_to_codes(codes.squeeze(-1))
+        return vectors
 
 
-# name -> class of the library, its name of beta, options that are not its defaults
+# by name: class of the library, its argument for beta, options other than its defaults
 _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simvq": ("ResidualSimVQ", "input_to_quantize_commit_loss_weight", {}),
     "lfq": ("ResidualLFQ", "commitment_loss_weight", {}),
@@ -102,7 +107,7 @@ _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 class LibraryQuantizer(Adapter):
-    """A quantizer of the library by name, residual where it has more than one level; one loss, "auxiliary"."""
+    """A quantizer of the library by name, residual if it has more than one level, with the one loss "auxiliary"."""
 
     def __init__(self, config: LibraryQuantizerConfig) -> None:
         super().__init__()
@@ -120,15 +125,15 @@ class LibraryQuantizer(Adapter):
         return quantized, codes, {"auxiliary": losses.sum()}
 
     def _look_up(self, codes: Tensor) -> Tensor:
-        left_out = len(self.sizes) - codes.shape[-1]
-        found: Tensor = self.residual.get_output_from_indices(pad(codes, (0, left_out), value=-1))
-        return found
+        missing = len(self.sizes) - codes.shape[-1]
+        vectors: Tensor = self.residual.get_output_from_indices(pad(codes, (0, missing), value=-1))
+        return vectors
 
 
 class LibraryAutoencoder(SingleGridAutoencoder):
-    """One latent grid, a quantizer of the library: SimVQ, LFQ, QINCo, VectorQuantize or FSQ, by its configuration."""
+    """An autoencoder with one grid and a quantizer of the library: SimVQ, LFQ, QINCo, VectorQuantize or FSQ."""
 
     def __init__(self, config: FSQConfig | LibraryConfig, channels: int) -> None:
-        own = config.quantizer
-        quantizer = FSQQuantizer(own) if isinstance(own, FSQQuantizerConfig) else LibraryQuantizer(own)
+        settings = config.quantizer
+        quantizer = FSQQuantizer(settings) if isinstance(settings, FSQQuantizerConfig) else LibraryQuantizer(settings)
         super().__init__(config, channels, quantizer)

@@ -1,4 +1,4 @@
-"""How a system learns: what it minimizes, and in which order."""
+"""What a system minimizes, and in which order it updates its networks."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ Metrics = Mapping[str, float | Tensor]
 Place = Callable[[nn.Module], object]
 """Moves a network to the device and memory format of the training."""
 
-MODEL = "model"  # its name beside the auxiliary networks'
+MODEL = "model"  # the name of the model among the networks that a learner updates
 
 
 class Learner(Protocol):
     """What an objective may do to the model and its auxiliary networks."""
 
-    step: int  # before this one
+    step: int  # steps before this update
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Forward passes within compute in the precision of the run."""
+        """Return a context in which forward passes compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
+        """Compute a network's gradient of the sum of the losses, and return the terms, "loss" and "gradient_norm".
 
-        Raises NonFiniteError where a term or the gradient is NaN or infinite, on a CPU.
+        Raises:
+            NonFiniteError: A term or the gradient is NaN or infinite, on a CPU.
         """
 
     def update(self, *names: str) -> None:
@@ -50,7 +51,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
-        """Update from images (B, C, Y, X) uint8, in training mode; -> what is logged, and the batch's codes."""
+        """Update from images (B, C, Y, X) uint8, in training mode, and return the logged values and the codes."""
 
 
 class SumOfLosses(Objective):

@@ -1,6 +1,6 @@
-"""Distances between images by the features of a published network, named for what they are in every log and table.
+"""Distances between images by the features of a published network, which every log and table names.
 
-Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; a reconstruction may lie outside that range a little.
+Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; a reconstruction may lie slightly outside that range.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ class PerceptualDistance(nn.Module, ABC):
     title: str  # for people
 
     @abstractmethod
-    def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        """Mean over the batch: a scalar, with the gradient of either."""
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Return the mean distance of a batch, a scalar with gradients for both arguments."""
 
 
 def three_channels(images: Tensor) -> Tensor:
-    """(B, 1 or 3, Y, X) -> (B, 3, Y, X)."""
+    """Repeat a single channel: (B, 1 or 3, Y, X) to (B, 3, Y, X)."""
     return images.expand(-1, 3, -1, -1)
 
 
 class LPIPS(PerceptualDistance):
     """Weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018).
 
-    Raises InputError where VGG16's weights are not on this machine, or damaged.
+    Raises:
+        InputError: VGG16's weights are not on this machine, or damaged.
     """
 
     name, title = published.LPIPS.name, "LPIPS (VGG16)"
@@ -53,8 +54,8 @@ class LPIPS(PerceptualDistance):
         with published.LPIPS.read():
             self.network: nn.Module = LearnedPerceptualImagePatchSimilarity("vgg").net.requires_grad_(False)
 
-    def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        distances: Tensor = self.network(three_channels(one), three_channels(other), normalize=True)
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        distances: Tensor = self.network(three_channels(images), three_channels(others), normalize=True)
         return distances.mean()
 
 
@@ -71,7 +72,7 @@ class _EveryOther(nn.Module):
 
 
 def fast_form(network: Any) -> nn.Module:
-    """The same network, changed in place: the same function in a third of the time, without training.
+    """Change a network in place so that it computes the same in a third of the time, but cannot be trained.
 
     Each normalization is folded into the convolution before it, and a depthwise convolution of stride 2 becomes every
     other output of stride 1: on a CPU the gradient of stride 2 takes ten times as long.
@@ -118,9 +119,10 @@ def _network() -> nn.Module:
 
 
 class EfficientNetDistance(PerceptualDistance):
-    """Mean over five resolutions of the squared difference of features, each position's normalized to length 1.
+    """Mean over five resolutions of the squared difference of features, normalized to length 1 at each position.
 
-    Raises InputError where the network is not installed.
+    Raises:
+        InputError: The network is not installed.
     """
 
     name, title = EFFICIENTNET, f"distance, {EFFICIENTNET} features"
@@ -130,7 +132,7 @@ class EfficientNetDistance(PerceptualDistance):
         self.network = _network()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The last features of each resolution, fine first."""
+        """Return the last features of each resolution, fine first."""
         images = three_channels(images)
         side = min(images.shape[-2:])
         if side < _LEAST_SIDE:
@@ -147,13 +149,13 @@ class EfficientNetDistance(PerceptualDistance):
         return stages
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(B, 320): the coarsest features, averaged over positions, for a Frechet distance."""
+        """Return the coarsest features, averaged over positions, (B, 320), for a Frechet distance."""
         return self.features(images)[-1].mean((2, 3))
 
-    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
         distances = [
             (nn.functional.normalize(a) - nn.functional.normalize(b)).square().sum(1).mean()
-            for a, b in zip(self.features(one), self.features(other), strict=True)
+            for a, b in zip(self.features(images), self.features(others), strict=True)
         ]
         return torch.stack(distances).mean()
 
@@ -162,9 +164,10 @@ _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
 def choose_perceptual(_: object = None) -> str:
-    """The best distance whose network is on this machine; for configurations as well that leave it to the machine.
+    """Return the name of the best distance whose network is on this machine; also the default of configurations.
 
-    Raises InputError where there is none.
+    Raises:
+        InputError: There is none.
     """
     if published.LPIPS.there:
         return LPIPS.name
@@ -177,5 +180,5 @@ def choose_perceptual(_: object = None) -> str:
 
 
 def perceptual_distance(name: str) -> PerceptualDistance:
-    """The distance of that name, or the best for "auto". Raises InputError where its network is not on this machine."""
+    """Return the distance of a name, "auto" being the best. Raises InputError if its network is not on this machine."""
     return _DISTANCES[choose_perceptual() if name == "auto" else name]()

@@ -79,7 +79,7 @@ LPIPS = Published(
     "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train", _url_of_vgg
 )
 INCEPTION = Published("inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual", _url_of_inception)
-NETWORKS: Mapping[str, Published] = {one.name: one for one in (LPIPS, INCEPTION)}
+NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
 
 
 def get(name: str, say: Callable[[str], None]) -> Path:
@@ -98,10 +98,10 @@ def get(name: str, say: Callable[[str], None]) -> Path:
 
     url = network.url()
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
+    digest = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
     try:
         with quiet_network():  # to a temporary file, checked, renamed
-            torch.hub.download_url_to_file(url, str(path), known[1] if known else None, progress=False)
+            torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"{name} could not be got: {' '.join(str(error).split())[:160]}; put {url} at {path}"

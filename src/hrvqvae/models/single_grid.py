@@ -1,4 +1,4 @@
-"""Every system with one latent grid: an encoder, a quantizer, a decoder."""
+"""The systems with one latent grid: an encoder, a quantizer, a decoder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
 class SingleGridAutoencoder(Autoencoder):
     """An autoencoder with one latent grid: all systems but VQVAE-2, by their configurations.
 
-    image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
-        z -> quantizer -> codes, a tensor (B, H, W) a level
-        codes of any prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
+        image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
+        z -> quantizer -> codes, one tensor (B, H, W) per level
+        codes of a prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
-    The image grows by `padding` pixels a side and then, below and to the right, to a multiple of the stride. Without a
-    quantizer it has the residual one of a `SingleGridConfig`.
+    Images are padded by `padding` pixels per side and then, below and to the right, to a multiple of the stride.
+
+    Args:
+        config: of the model.
+        channels: C of the images.
+        quantizer: (default: the residual quantizer of a `SingleGridConfig`).
     """
 
     config: NetworkConfig
@@ -43,29 +47,30 @@ class SingleGridAutoencoder(Autoencoder):
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
-        """Codewords (m^l, m, D) of each level l from 0, if there are several levels and all are linked; else none."""
+        """The codebooks (m^l, m, D) of each level l from 0, if there are several levels and all are linked; else ()."""
         quantizer = self.quantizer
         if isinstance(quantizer, ResidualQuantizer) and 1 < quantizer.config.group_size == quantizer.config.levels:
             return tuple(codebook.codewords.detach() for codebook in quantizer.levels)
         return ()
 
     def latents(self, images: Tensor) -> Tensor:
-        """z: (B, C, Y, X) float32 in [0, 1] -> (B, H, W, D) float32."""
+        """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""
         rows, columns = self.config.latent_grids(*images.shape[-2:])[0]
         stride = self.config.stride
         features: Tensor = self.encoder(framed(images, self.config.padding, rows * stride, columns * stride))
         return features.permute(0, 2, 3, 1).float()
 
     def prefix_latents(self, codes: Codes) -> Tensor:
-        """Codewords of every prefix of the levels: (L, B, H, W, D)."""
-        return torch.stack([self.quantizer.lookup(codes[:number]) for number in self.prefixes])
+        """Return the sum of codewords of every prefix of the levels, (L, B, H, W, D)."""
+        return torch.stack([self.quantizer.lookup(codes[:prefix]) for prefix in self.prefixes])
 
     def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
-        """Quantized latents (B, H, W, D) -> decoder output (B, C, Y, X) in [-1, 1], not clamped.
+        """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents (B, H, W, D).
 
         Args:
+            latents: sums of codewords.
             size: as for `decode`.
-            levels: number of levels that they are of, if not all: () of all of them, or (B,) of each.
+            levels: The level count of a prefix, () for all latents or (B,), one each (None: all levels).
         """
         features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
         whole = levels is None or progressive is None
@@ -73,7 +78,7 @@ class SingleGridAutoencoder(Autoencoder):
         return cropped(decoded, self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
-        """The loss is the printed one (docs/method.md) over the number of pixel values of the batch."""
+        """Encode, quantize and decode; the loss is the paper's (docs/method.md) per pixel value of the batch."""
         unit = unit_images(images, self.channels, training=self.training)
         quantized: Quantized = self.quantizer(self.latents(unit))
         output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
@@ -93,13 +98,13 @@ class SingleGridAutoencoder(Autoencoder):
 
         def whole(part: Codes, size: Grid | None) -> Tensor:
             latents = self.quantizer.lookup(part)
-            number = torch.tensor(len(part), device=latents.device) if len(part) < most else None
-            return ((self.pixels(latents, size, number) + 1) / 2).clamp(0, 1)
+            prefix = torch.tensor(len(part), device=latents.device) if len(part) < most else None
+            return ((self.pixels(latents, size, prefix) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(whole, used, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Only the prefix that is asked for is decoded."""
+        """Decode only the prefix that is asked for."""
         latents = chosen_prefix(self.prefix_latents(codes), self.prefixes, levels)
         whole, progressive = levels == self.prefixes[-1], self.progressive_decoder
         if progressive is not None and torch.compiler.is_compiling():
@@ -129,9 +134,9 @@ class SingleGridAutoencoder(Autoencoder):
             self.quantizer.align()
 
     def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
-        """Decode prefixes by another decoder on the same device, whose case is the number of levels - 1.
+        """Decode prefixes with a progressive decoder on the same device, whose case is the level count - 1.
 
-        It is in none of `parameters()` and `state_dict()`, so the model's digest stays, and what belongs to it.
+        It is not part of `parameters()` and `state_dict()`, so the model keeps its digest, and its priors and files.
         """
         object.__setattr__(self, "progressive_decoder", decoder)  # not registered as a part
 

@@ -1,7 +1,7 @@
-"""Large images in tiles, so that memory does not grow with the image; their codes and pixels are those of the whole.
+"""Encode and decode large images in tiles, so that memory does not grow with the image; the results are the same.
 
-A tile is coded or decoded with as much around it as its codes or pixels depend on, and only its own part is kept.
-Lengths are in positions of the coarsest grid, s pixels each.
+A tile is encoded or decoded with a halo, as much around it as its codes or pixels depend on. Only the core is kept.
+Lengths are in positions of the coarsest grid, `stride` pixels each.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _WHOLE = 2 * _TILE**2  # pixels of the largest image that is not divided
 
 Area = tuple[slice, ...]  # rows and columns
 Tile = tuple[Area, Area, Area]
-"""A tile, it with what is around it, and the tile in that."""
+"""(core, core + halo, core within core + halo)."""
 
 
 def reach(networks: nn.Module, padding: int, stride: int) -> int:
-    """Positions at each side of a tile that its codes and pixels can depend on: an upper bound.
+    """Return the width of the halo: an upper bound of how far codes and pixels depend on their surroundings.
 
-    It counts the reach of every convolution as if all stood one after the other on the coarsest grid.
+    It adds the reach of every convolution, as if all followed one another on the coarsest grid.
     """
-    convolutions = (one for one in networks.modules() if isinstance(one, nn.Conv2d | nn.ConvTranspose2d))
-    return sum(one.dilation[0] * (one.kernel_size[0] // 2) for one in convolutions) + -(-padding // stride)
+    convolutions = (layer for layer in networks.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
+    return sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions) + -(-padding // stride)
 
 
 def areas(grid: Grid, side: int, margin: int) -> list[Tile]:
-    """Tiles of about the same size, at most `side` positions a side, with so much around them."""
+    """Return tiles of about the same size, at most `side` positions a side, with a halo of `margin` positions."""
 
     def parts(length: int) -> Iterator[Area]:
         count = -(-length // side)
-        for one in range(count):
-            first, last = length * one // count, length * (one + 1) // count
+        for tile in range(count):
+            first, last = length * tile // count, length * (tile + 1) // count
             begin, end = max(0, first - margin), min(length, last + margin)
             yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
 
@@ -49,8 +49,8 @@ def areas(grid: Grid, side: int, margin: int) -> list[Tile]:
 
 
 def pixels(area: Area, factor: int = 1) -> Any:
-    """The index of an area of a tensor (..., Y, X), on a grid that is `factor` times as fine."""
-    return ..., *(slice(factor * one.start, factor * one.stop) for one in area)
+    """Return the index of an area in a tensor (..., Y, X), on a grid that is `factor` times as fine."""
+    return ..., *(slice(factor * side.start, factor * side.stop) for side in area)
 
 
 def _tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, what: str) -> Iterator[Tile]:
@@ -59,27 +59,42 @@ def _tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, 
 
 
 def encode(whole: Callable[[Tensor], Codes], images: Tensor, config: NetworkConfig, networks: nn.Module) -> Codes:
-    """Codes of images (B, C, Y, X), by the function that encodes whole ones, which checks them, with these networks."""
+    """Return the codes of images (B, C, Y, X).
+
+    Args:
+        whole: encodes images in one piece, and checks them.
+        images: uint8 or float32 in [0, 1].
+        config: of the model.
+        networks: on which the width of the halo depends.
+    """
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _WHOLE:
         return whole(images)
     grids = config.latent_grids(images.shape[-2], images.shape[-1])
     times = [grid[0] // grids[0][0] for grid in grids]
     stride = config.stride * times[-1]
-    found = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
+    codes = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
     for core, around, inside in _tiles(grids[0], stride, networks, config, "encode"):
-        part = whole(images[pixels(around, stride)])
-        for own, code, n in zip(found, part, times, strict=True):
-            own[pixels(core, n)] = code[pixels(inside, n)]
-    return tuple(found)
+        tile_codes = whole(images[pixels(around, stride)])
+        for level, tile_level, n in zip(codes, tile_codes, times, strict=True):
+            level[pixels(core, n)] = tile_level[pixels(inside, n)]
+    return tuple(codes)
 
 
 def decode(
     whole: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, config: NetworkConfig,
     networks: nn.Module,
 ) -> Tensor:  # fmt: skip
-    """Images (B, C, Y, X) of codes, by the function that decodes whole ones, which checks them, to a size in pixels.
+    """Return the images (B, C, Y, X) of codes.
 
-    A size of None is the largest. Raises InputError where the size does not fit.
+    Args:
+        whole: decodes codes in one piece to a size in pixels, and checks them.
+        codes: of a prefix of the levels.
+        size: Height and width in pixels (None: the largest).
+        config: of the model.
+        networks: on which the width of the halo depends.
+
+    Raises:
+        InputError: The size does not fit.
     """
     if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _WHOLE:
         return whole(codes, size)
@@ -89,11 +104,11 @@ def decode(
     size = fitting(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
     for core, around, inside in _tiles(grid, stride, networks, config, "decode"):
-        some = tuple(code[pixels(around, n)] for code, n in zip(codes, times, strict=True))
+        tile_codes = tuple(code[pixels(around, n)] for code, n in zip(codes, times, strict=True))
         # A position's pixels are `padding` up and left of where it lies, which the margin holds.
         ends = zip(core, around, size, strict=True)
         height, width = (min(tile.stop * stride, side) - seen.start * stride for tile, seen, side in ends)
-        part = whole(some, (height, width))
+        part = whole(tile_codes, (height, width))
         images = part.new_empty(*part.shape[:2], *size) if images is None else images
         images[pixels(core, stride)] = part[pixels(inside, stride)]
     assert images is not None

@@ -1,8 +1,8 @@
-"""How a VQGAN learns (Esser et al. 2021): squared error, perceptual distance, and a patch discriminator.
+"""The objective of a VQGAN (Esser et al. 2021): squared error, perceptual distance, and a patch discriminator.
 
-Departs from the paper: encoder and decoder are those of the other systems here, so that only the objective differs.
+Unlike the paper, encoder and decoder are those of the other systems here, so that only the objective differs.
 
-Shapes: images (B, C, Y, X) in [-1, 1]; the discriminator's answers (B, 1, h, w), one a patch.
+Shapes: images (B, C, Y, X) in [-1, 1]; scores of the discriminator (B, 1, h, w), one per patch.
 """
 
 from __future__ import annotations
@@ -26,33 +26,36 @@ DISCRIMINATOR = "discriminator"
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, by the statistics of the batches of all processes that train together: (B, C, Y, X) kept.
+    """Batch normalization of (B, C, Y, X) by the statistics of all processes that train together.
 
-    torch's own SyncBatchNorm has no form for the CPU.
+    torch's SyncBatchNorm does not run on a CPU.
     """
 
     def forward(self, features: Tensor) -> Tensor:
         if not (self.training and distributed.is_distributed()):
             return super().forward(features)
-        running = (self.running_mean, self.running_var, self.num_batches_tracked)
-        running_mean, running_var, tracked = (one for one in running if one is not None)
+        buffers = (self.running_mean, self.running_var, self.num_batches_tracked)
+        running_mean, running_var, tracked = (buffer for buffer in buffers if buffer is not None)
         momentum = self.momentum or 0.0
         values = features.float()
         axes, shape = (0, 2, 3), (1, -1, 1, 1)
-        number = distributed.all_reduce_with_gradient(values.new_tensor([values.numel() / self.num_features]))
-        mean = distributed.all_reduce_with_gradient(values.sum(axes)) / number
+        count = distributed.all_reduce_with_gradient(values.new_tensor([values.numel() / self.num_features]))
+        mean = distributed.all_reduce_with_gradient(values.sum(axes)) / count
         centred = values - mean.view(shape)
-        variance = distributed.all_reduce_with_gradient(centred.square().sum(axes)) / number
+        variance = distributed.all_reduce_with_gradient(centred.square().sum(axes)) / count
         with torch.no_grad():
             tracked += 1
             running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * number / (number - 1), momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
         scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
         return (scaled * self.weight.view(shape) + self.bias.view(shape)).to(features.dtype)
 
 
 class PatchDiscriminator(nn.Sequential):
-    """image -> [conv 4x4, stride 2, norm, leaky relu] x layers -> two convs 4x4: positive where it looks real."""
+    """Scores (B, 1, h, w) of the patches of images, positive where a patch looks real.
+
+    image -> [conv 4x4, stride 2, norm, leaky relu] x layers -> two convs 4x4 -> scores
+    """
 
     def __init__(self, channels: int, units: int, layers: int) -> None:
         parts: list[nn.Module] = [nn.Conv2d(channels, units, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -67,14 +70,14 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's: mean(max(0, 1 - real)) / 2 + mean(max(0, 1 + fake)) / 2, a scalar."""
+    """Return the discriminator's loss, mean(max(0, 1 - real)) / 2 + mean(max(0, 1 + fake)) / 2, a scalar."""
     return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """lambda = |grad reconstruction| / (|grad adversarial| + 1e-6) by the decoder's last weights (equation 7).
+    """Return lambda = |grad reconstruction| / (|grad adversarial| + 1e-6) at the decoder's last weights (equation 7).
 
-    At most 1e4; a scalar without gradient. In several processes the gradients are those of the whole batch.
+    It is at most 1e4, a scalar without gradient. With several processes the gradients are those of the whole batch.
     """
     gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
     of_reconstruction, of_adversarial = (gradient.norm() for gradient in distributed.all_reduce_mean(gradients))
@@ -83,9 +86,9 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 def with_known_gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """The same loss of `at`, a scalar, with its gradient by `at` computed now, and by nothing else.
+    """Return a scalar loss with its gradient with respect to `at` computed now, and with no other gradient.
 
-    The adaptive weight and the update both differentiate it; the network between is passed once.
+    The adaptive weight and the update both differentiate the loss; so the network between runs backward once.
     """
     (gradient,) = torch.autograd.grad(loss, at)
     return loss.detach() + (gradient * (at - at.detach())).sum()
@@ -94,8 +97,10 @@ def with_known_gradient(loss: Tensor, at: Tensor) -> Tensor:
 class AdversarialObjective(Objective):
     """One update of a VQGAN, then one of its discriminator, on the same batch (Esser et al. 2021, equations 5 to 7).
 
-    The discriminator begins after `adversarial_start` steps. Raises InputError where the network of the perceptual loss
-    is not on this machine.
+    The discriminator begins after `adversarial_start` steps.
+
+    Raises:
+        InputError: The network of the perceptual loss is not on this machine.
     """
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:

@@ -16,15 +16,15 @@ from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
 
 class VQVAE2(Autoencoder):
-    """Several latent grids, each with a flat codebook; a finer one knows the coarser one's codewords when it is coded.
+    """Several latent grids, each with a flat codebook; a finer grid is encoded given the coarser grid's codewords.
 
-    image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features of the coarsest grid
-    coarsest: features -> 1x1 conv -> z -> nearest codeword -> e_1 -> code 1
-    next:     features, decoder(e_1) (doubles) -> 1x1 conv -> z -> nearest codeword -> e_2 -> code 2
-    ...
-    all e, brought to the finest grid by transposed convolutions, side by side -> decoder -> image
+        image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features of the coarsest grid
+        coarsest: features -> 1x1 conv -> z -> nearest codeword -> e_1 -> code 1
+        next:     features, decoder(e_1) (doubles) -> 1x1 conv -> z -> nearest codeword -> e_2 -> code 2
+        ...
+        all e, brought to the finest grid by transposed convolutions, concatenated -> decoder -> image
 
-    Codes are coarse first. All grids are needed to decode.
+    Codes are coarse first. Decoding needs all grids.
     """
 
     config: VQVAE2Config
@@ -50,7 +50,10 @@ class VQVAE2(Autoencoder):
         return (self.config.grids,)
 
     def _top_down(self, images: Tensor, words: list[Tensor]) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
-        """Quantizer and z of each grid of images in [0, 1], coarse first; its codewords (B, H, W, D) go to `words`."""
+        """Yield the quantizer and z of each grid of images in [0, 1], coarse first.
+
+        Between two grids the caller appends the codewords (B, H, W, D) of the coarser one to `words`.
+        """
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
         features = [framed(images, self.config.padding, rows * stride, columns * stride)]
@@ -63,15 +66,15 @@ class VQVAE2(Autoencoder):
 
     @property
     def _quantizers(self) -> list[ResidualQuantizer]:
-        return [one for one in self.quantizers if isinstance(one, ResidualQuantizer)]
+        return [quantizer for quantizer in self.quantizers if isinstance(quantizer, ResidualQuantizer)]
 
     def _pixels(self, quantized: list[Tensor], size: Grid | None) -> Tensor:
-        """Codewords of every grid -> (B, C, Y, X) in [-1, 1], not clamped."""
-        raised = [up(one.permute(0, 3, 1, 2)) for up, one in zip(self.upsamplings, quantized, strict=True)]
+        """Return images (B, C, Y, X) in [-1, 1], not clamped, from the codewords of every grid."""
+        raised = [up(codewords.permute(0, 3, 1, 2)) for up, codewords in zip(self.upsamplings, quantized, strict=True)]
         return cropped(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
-        """Reconstruction error, and each grid's commitment and codebook terms, over the batch's pixel values."""
+        """Encode, quantize and decode; the losses of each grid are per pixel value of the batch."""
         unit = unit_images(images, self.channels, training=self.training)
         results, words = list[Quantized](), list[Tensor]()
         for quantizer, latents in self._top_down(unit, words):
@@ -98,7 +101,7 @@ class VQVAE2(Autoencoder):
         check_codes(codes, (self.config.quantizer.codewords,) * len(codes), scale=2)
 
         def whole(part: Codes, size: Grid | None) -> Tensor:
-            quantized = [one.lookup((code,)) for one, code in zip(self._quantizers, part, strict=True)]
+            quantized = [quantizer.lookup((code,)) for quantizer, code in zip(self._quantizers, part, strict=True)]
             return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(whole, codes, size, self.config, self)
