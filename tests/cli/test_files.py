@@ -138,7 +138,7 @@ def test_each_image_gets_the_model_that_has_less_error_in_so_many_bytes(images: 
         fitted += len(found)
     assert fitted == 5
     small = ["compress", models[0], large, "-o", tmp_path / "x.hrv", "--bytes", most]
-    assert "bytes at the least; 17 are admitted" in refused([*small, "--also", models[1]])
+    assert "bytes; the limit is 17" in refused([*small, "--also", models[1]])
     assert "levels is 4" in refused([*small, "--also", models[1], "--levels", 4])
     assert "give --bytes, or one model" in refused([*small[:-2], "--also", models[1]])
     assert "cifar10 is for images of 3 channels" in refused([*small, "--also", "cifar10"])

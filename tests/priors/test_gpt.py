@@ -107,9 +107,9 @@ def test_paths_grow_from_their_parents_where_codebooks_are_linked() -> None:
     levels = levels_of((2, 3), (3, 2, 4), linked=True)
     codes = random_codes(levels, 2)
     expected = [codes[0], codes[0] * 2 + codes[1], (codes[0] * 2 + codes[1]) * 4 + codes[2]]
-    found = random_prior(SMALL, *levels).paths(codes)
+    found = random_prior(SMALL, *levels).codeword_indices(codes)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    found = random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).paths(codes)
+    found = random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes)
     assert all(torch.equal(one, other) for one, other in zip(found, codes, strict=True))
 
 

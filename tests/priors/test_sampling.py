@@ -183,7 +183,7 @@ def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() ->
 
 
 def test_labels_come_as_often_as_in_training() -> None:
-    labels = draw_labels([10, 0, 30], seed=0, numbers=range(4000))
+    labels = draw_labels([10, 0, 30], seed=0, indices=range(4000))
     counts = torch.bincount(labels, minlength=3).tolist()
     assert counts[1] == 0
     assert abs(counts[0] - 1000) < 100

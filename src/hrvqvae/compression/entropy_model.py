@@ -30,14 +30,14 @@ _KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i
 
 @dataclass(frozen=True)
 class EntropyModel:
-    """What turns the codes of a trained model into bytes and back.
+    """The entropy model of a trained model, which turns its codes into bytes and back.
 
     Attributes:
         name: of the trained model, for messages.
         model: the digest of its weights, hexadecimal.
         geometry: grids of the levels by image size.
-        symbols: values of a code of each level, coarse first.
-        networks: of each level, None where all symbols are coded alike; empty where none was fitted.
+        symbols: values per code of each level, coarse first.
+        networks: one per level, None where all symbols have equal frequencies; empty if none was fitted.
     """
 
     name: str
@@ -48,7 +48,7 @@ class EntropyModel:
 
     @cached_property
     def content(self) -> bytes:
-        """Its file; what was read from a file is written as it was."""
+        """The bytes of its file; a model that was read from a file has the bytes of that file."""
         networks = self.networks or (None,) * len(self.symbols)
         header = {
             "name": self.name,
@@ -56,42 +56,44 @@ class EntropyModel:
             "geometry": {"unit": self.geometry.unit, "margin": self.geometry.margin, "times": self.geometry.times},
             "symbols": self.symbols,
             "levels": [
-                one and {
-                    "groups": one.contexts.groups, "features": one.contexts.features,
-                    "selecting": one.contexts.selecting, "hidden": len(one.bias), "shift": one.shift,
+                network and {
+                    "groups": network.contexts.groups, "features": network.contexts.features,
+                    "selecting": network.contexts.selecting, "hidden": len(network.bias), "shift": network.shift,
                 }
-                for one in networks
+                for network in networks
             ],
         }  # fmt: skip
         text = json.dumps(header, separators=(",", ":")).encode()
-        arrays = [getattr(one, name).astype(kind) for one in networks if one is not None for name, kind in _KINDS]
+        arrays = [
+            getattr(network, name).astype(kind) for network in networks if network is not None for name, kind in _KINDS
+        ]
         check = zlib.crc32(text).to_bytes(_CHECK, "little")
         body = zlib.compress(b"".join(array.tobytes() for array in arrays) + check, 9)
         return MAGIC + len(text).to_bytes(4, "little") + text + body
 
     def same_codes(self, other: EntropyModel) -> bool:
-        """Whether both turn the same bytes into the same codes of the same model."""
+        """Return whether both turn the same bytes into the same codes of the same model."""
         if any(self.networks) or any(other.networks):
             return self.content == other.content
         return (self.model, self.geometry, self.symbols) == (other.model, other.geometry, other.symbols)
 
     @cached_property
     def bare(self) -> EntropyModel:
-        """The same without networks."""
+        """The same entropy model without networks."""
         return dataclasses.replace(self, networks=())
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Three bytes that every file has: of the digest of `content` or, without networks, of the weights' digest."""
+        """The three bytes that every file has, of the digest of `content` or, without networks, of the weights."""
         digest = hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
         return digest[:FINGERPRINT]
 
     def network(self, level: int) -> EntropyNetwork | None:
-        """What predicts the codes of a level."""
+        """Return the network of a level, or None."""
         return self.networks[level] if self.networks else None
 
     def layout(self, size: Grid) -> Layout:
-        """Where the codes of an image of that size lie. Raises DamagedFileError where they are more than admitted."""
+        """Return the layout of the codes of an image of that size. Raises DamagedFileError if there are too many."""
         grids = self.geometry.grids(*size)
         if sum(height * width for height, width in grids) > MOST_CODES:
             raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {MOST_CODES} codes")
@@ -99,7 +101,7 @@ class EntropyModel:
 
 
 def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:
-    """The entropy model in a file. Raises DamagedFileError: it holds none, or one that is not sound."""
+    """Read an entropy model from the bytes of its file. Raises DamagedFileError if it holds none, or is damaged."""
     try:
         if content[:8] != MAGIC:
             raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
@@ -111,29 +113,31 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
             raise DamagedFileError(f"{name} is damaged: it ends too early, or too late")
         if body[-_CHECK:] != zlib.crc32(text).to_bytes(_CHECK, "little"):
             raise DamagedFileError(f"{name} is damaged: its header does not match its checksum")
-        found = _parsed(json.loads(text.decode()), body[:-_CHECK])
+        entropy_model = _parsed(json.loads(text.decode()), body[:-_CHECK])
     except DamagedFileError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, zlib.error) as error:
         raise DamagedFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}") from error
-    vars(found)["content"] = content  # zlib of another machine may compress otherwise, and the digest is of the file
-    return found
+    vars(entropy_model)["content"] = (
+        content  # zlib of another machine may compress otherwise, and the digest is of the file
+    )
+    return entropy_model
 
 
 def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
-    symbols = tuple(int(one) for one in header["symbols"])
+    symbols = tuple(int(value) for value in header["symbols"])
     rule = header["geometry"]
-    geometry = Geometry(int(rule["unit"]), int(rule["margin"]), tuple(int(one) for one in rule["times"]))
+    geometry = Geometry(int(rule["unit"]), int(rule["margin"]), tuple(int(value) for value in rule["times"]))
     levels = header["levels"]
     sound = (
         geometry.unit >= 1
         and geometry.margin >= 0
-        and all(1 <= one <= 1024 for one in geometry.times)
-        and all(1 <= one <= 1 << 24 for one in symbols)
+        and all(1 <= value <= 1024 for value in geometry.times)
+        and all(1 <= value <= 1 << 24 for value in symbols)
         and re.fullmatch("([0-9a-f]{2}){3,}", header["model"]) is not None
         and 1 <= len(symbols) == len(geometry.times) == len(levels) <= 255
     )
-    if not sound or any(about and one > MOST_SYMBOLS for about, one in zip(levels, symbols, strict=True)):
+    if not sound or any(about and value > MOST_SYMBOLS for about, value in zip(levels, symbols, strict=True)):
         raise DamagedFileError("the header of the entropy model is not sound")
     networks, place = list[EntropyNetwork | None](), 0
     for level, about in enumerate(levels):

@@ -1,11 +1,9 @@
-"""Images to files of codes and back; files of at most so many bytes.
+"""Compress images to files of codes, of a limited size if asked for, and decode such files.
 
-A file of at most so many bytes has the number of levels and the lambda of the least error. A model that takes a lambda
-is asked for every number of levels, the most first: lambda 0 where that fits, or else the least lambda that does, which
-is looked for among powers. Files shrink by about a tenth where lambda grows by e, which is where the search begins. Of
-other models the most levels that fit are written.
-
-Shapes: B images.
+A file of limited size has the level count and the lambda of the least error. With a model that takes a lambda, every
+level count is tried, the most first: lambda 0 if the file fits, or else the least lambda with which it fits, searched
+among powers. Files shrink by about a tenth where lambda grows by a factor of e, by which the search starts. With other
+models, as many levels as fit are written.
 """
 
 from __future__ import annotations
@@ -29,14 +27,14 @@ from hrvqvae.utils.quantities import counted
 _PIXELS = 1 << 18  # of the images that a network gets at once
 _LAMBDAS = 2.0 ** (np.arange(64) / 4 - 13)
 _FIRST = 20  # of these, 0.004
-_SHRINKAGE = 0.1  # of the logarithm of a file's bytes, by that of lambda
+_SHRINKAGE = 0.1  # -d log(bytes) / d log(lambda)
 _TRIES = 6
-_NEARLY = 0.99  # of the bytes
+_NEARLY = 0.99  # of the limit: no smaller lambda is tried
 
 
 def flat_codes(codes: Codes) -> NDArray[np.int32]:
-    """Codes as files hold them: (B, all codes), level after level."""
-    return np.concatenate([one.cpu().numpy().reshape(len(one), -1) for one in codes], 1).astype(np.int32)
+    """Return codes as files hold them: (B, codes of all levels), level after level."""
+    return np.concatenate([level.cpu().numpy().reshape(len(level), -1) for level in codes], 1).astype(np.int32)
 
 
 @torch.inference_mode()
@@ -45,92 +43,90 @@ def compress(
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """The file of each image; see `Model.compress`. `encode` gives the codes in place of the model."""
+    """Return the file of each image; see `Model.compress`. `encode` replaces the model's own."""
     levels = model.check_levels(levels)
     encode = encode or model.encode
     if names is None:
-        names = [f"image {number}" for number in range(1, len(images) + 1)]
+        names = [f"image {index}" for index in range(1, len(images) + 1)]
     if len(names) != len(images):
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: dict[int, bytes] = {}
-    for numbers in same_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
-        batch = torch.stack([images[number] for number in numbers]).to(device)
+    for indices in same_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
+        batch = torch.stack([images[index] for index in indices]).to(device)
         if max_bytes is None:
-            made = _files_of(entropy_model, encode(batch), batch, levels)
+            contents = write(entropy_model, flat_codes(encode(batch)), (batch.shape[-2], batch.shape[-1]), levels)
         else:
-            made = _fitted(model, entropy_model, batch, levels, max_bytes, [names[number] for number in numbers])
-        files.update(zip(numbers, made, strict=True))
-    return [files[number] for number in range(len(images))]
-
-
-def _files_of(entropy_model: EntropyModel, codes: Codes, images: Tensor, levels: int) -> list[bytes]:
-    """The file of each image (B, C, Y, X), with the first levels of its codes, a tensor (B, H, W) a level."""
-    return write(entropy_model, flat_codes(codes), (images.shape[-2], images.shape[-1]), levels)
+            batch_names = [names[index] for index in indices]
+            contents = _fit_sizes(model, entropy_model, batch, levels, max_bytes, batch_names)
+        files.update(zip(indices, contents, strict=True))
+    return [files[index] for index in range(len(images))]
 
 
 Best = list[tuple[float, bytes]]
-"""Error and content of the best file of each image: the smallest so far, at an infinite error, until one fits."""
+"""Error and content of each image's best file; until one fits, the smallest file and an infinite error."""
 
 
-def _take(best: Best, numbers: Sequence[int], files: Sequence[bytes], errors: Sequence[float], most: int) -> None:
-    """Keep the files of these images that are better."""
-    for number, file, error in zip(numbers, files, errors, strict=True):
-        least, kept = best[number]
+def _keep_better(
+    best: Best, indices: Sequence[int], files: Sequence[bytes], errors: Sequence[float], most: int
+) -> None:
+    """Keep the files that are better than the best files of these images."""
+    for index, file, error in zip(indices, files, errors, strict=True):
+        least, kept = best[index]
         error = error if len(file) <= most else np.inf
         if not kept or (error, len(file)) < (least, len(kept)):
-            best[number] = error, file
+            best[index] = error, file
 
 
-def _fitted(
+def _fit_sizes(
     model: Autoencoder, entropy_model: EntropyModel, images: Tensor, levels: int, most: int, names: Sequence[str]
 ) -> list[bytes]:
-    """The best file of each image (B, C, Y, X) of at most `most` bytes and so many levels. Raises InputError."""
+    """Return the best file of each image (B, C, Y, X) with at most `most` bytes and `levels` levels, or InputError."""
     if most < 1:
-        raise InputError(f"files of {most} bytes are asked for; at least 1 must be admitted")
-    going, best = np.arange(len(images)), [(np.inf, b"")] * len(images)
+        raise InputError(f"the limit of a file is {most} bytes; it must be at least 1")
+    open_images, best = np.arange(len(images)), [(np.inf, b"")] * len(images)
     codes = model.encode(images) if why_no_lambda(model, levels) else None
-    for place, number in enumerate(one for one in reversed(model.prefixes) if one <= levels):
+    for rank, prefix in enumerate(prefix for prefix in reversed(model.prefixes) if prefix <= levels):
         if codes is not None:  # the error falls with the levels
-            _take(
-                best, range(len(images)), _files_of(entropy_model, codes, images, number), [place] * len(images), most
-            )
-        elif len(going):
-            going = going[_weighed(RateDistortion(model, entropy_model, number), images, going, most, best)]
+            files = write(entropy_model, flat_codes(codes), (images.shape[-2], images.shape[-1]), prefix)
+            _keep_better(best, range(len(images)), files, [rank] * len(images), most)
+        elif len(open_images):
+            encoder = RateDistortion(model, entropy_model, prefix)
+            open_images = open_images[_search_lambdas(encoder, images, open_images, most, best)]
     for (error, file), name in zip(best, names, strict=True):
         if error == np.inf:
-            raise InputError(f"{name} takes {len(file)} bytes at the least; {most} are admitted")
+            raise InputError(f"{name} takes at least {len(file)} bytes; the limit is {most}")
     return [file for _, file in best]
 
 
-def _weighed(
-    encoder: RateDistortion, images: Tensor, numbers: NDArray[np.int64], most: int, best: Best
+def _search_lambdas(
+    encoder: RateDistortion, images: Tensor, indices: NDArray[np.int64], most: int, best: Best
 ) -> NDArray[np.bool_]:
-    """Look for the best files of these images with the encoder's levels; -> which do not fit with lambda 0."""
+    """Search the best files of these images with the encoder's levels, and return which do not fit with lambda 0."""
 
-    def sizes(some: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
-        batch = images[torch.from_numpy(some).to(images.device)]
+    def try_lambdas(chosen: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
+        batch = images[torch.from_numpy(chosen).to(images.device)]
         codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
-        files = _files_of(encoder.entropy_model, codes, batch, encoder.levels)
-        _take(best, some.tolist(), files, errors.tolist(), most)
+        files = write(encoder.entropy_model, flat_codes(codes), (batch.shape[-2], batch.shape[-1]), encoder.levels)
+        _keep_better(best, chosen.tolist(), files, errors.tolist(), most)
         return np.array([len(file) for file in files])
 
-    large = sizes(numbers, np.zeros(len(numbers))) > most
+    large = try_lambdas(indices, np.zeros(len(indices))) > most
     if not encoder.entropy_model.networks:
         return large  # all codes take the same bits
-    rest = numbers[large]
+    rest = indices[large]
     low, high = np.full(len(rest), -1), np.full(len(rest), len(_LAMBDAS))  # what does not fit, and what does
     guess = np.full(len(rest), _FIRST)
-    for number in range(_TRIES):
+    for attempt in range(_TRIES):
         going = np.flatnonzero(high - low > 1)
         if not len(going):
             break
-        now = sizes(rest[going], _LAMBDAS[guess[going]])
-        near = (now <= most) & (now >= _NEARLY * most)  # a smaller lambda would bring next to nothing
-        low[going] = np.where(now > most, guess[going], np.where(near, guess[going] - 1, low[going]))
-        high[going] = np.where(now > most, high[going], guess[going])
-        farther = np.rint(np.log(now / most) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])).astype(int)
+        sizes = try_lambdas(rest[going], _LAMBDAS[guess[going]])
+        near = (sizes <= most) & (sizes >= _NEARLY * most)  # a smaller lambda would bring next to nothing
+        low[going] = np.where(sizes > most, guess[going], np.where(near, guess[going] - 1, low[going]))
+        high[going] = np.where(sizes > most, high[going], guess[going])
+        farther = np.rint(np.log(sizes / most) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])).astype(int)
         # until something fits, steps grow, so that the last try has the largest lambda
-        farther = np.where(high[going] == len(_LAMBDAS), np.maximum(farther, 2 << number), farther)
+        farther = np.where(high[going] == len(_LAMBDAS), np.maximum(farther, 2 << attempt), farther)
         guess[going] = np.clip(guess[going] + farther, low[going] + 1, high[going] - 1)
     return large
 
@@ -139,27 +135,29 @@ def _weighed(
 def decode_images(
     model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None
 ) -> list[Tensor]:
-    """The image (C, Y, X) float32 in [0, 1] of each of these codes, by so many levels as far as they are there.
+    """Decode files to images (C, Y, X) float32 in [0, 1], by as many levels as each has, and at most `levels`.
 
     Raises:
-        InputError: the model does not decode so many levels.
-        DamagedFileError: it decodes no prefix as short as what there is of a file.
+        InputError: The model does not decode so many levels.
+        DamagedFileError: A file has fewer whole levels than the model's shortest prefix.
     """
     most, used = model.check_levels(levels), list[int]()
-    for number, one in enumerate(files):
-        there = [prefix for prefix in model.prefixes if prefix <= min(most, len(one.codes))]
-        if not there:
-            there_are, least = counted(len(one.codes), "whole level"), model.prefixes[0]
+    for index, image_codes in enumerate(files):
+        decodable = [prefix for prefix in model.prefixes if prefix <= min(most, len(image_codes.codes))]
+        if not decodable:
+            there_are, least = counted(len(image_codes.codes), "whole level"), model.prefixes[0]
             raise DamagedFileError(
-                f"file {number + 1} has {there_are}, and this model decodes {least} or more together: {one.fault}"
+                f"file {index + 1} has {there_are}, but this model decodes {least} or more: {image_codes.fault}"
             )
-        used.append(there[-1])
+        used.append(decodable[-1])
     images: dict[int, Tensor] = {}
-    for numbers in same_size([(*one.size, prefix) for one, prefix in zip(files, used, strict=True)], _PIXELS):
-        prefix, size = used[numbers[0]], files[numbers[0]].size
+    for indices in same_size(
+        [(*image_codes.size, prefix) for image_codes, prefix in zip(files, used, strict=True)], _PIXELS
+    ):
+        prefix, size = used[indices[0]], files[indices[0]].size
         codes = tuple(
-            torch.from_numpy(np.stack([files[number].codes[level] for number in numbers])).long().to(device)
+            torch.from_numpy(np.stack([files[index].codes[level] for index in indices])).long().to(device)
             for level in range(prefix)
         )
-        images.update(zip(numbers, model.decode(codes, prefix, size).cpu(), strict=True))
-    return [images[number] for number in range(len(files))]
+        images.update(zip(indices, model.decode(codes, prefix, size).cpu(), strict=True))
+    return [images[index] for index in range(len(files))]

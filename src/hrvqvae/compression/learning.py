@@ -1,7 +1,7 @@
-"""Fitting an entropy model: the network of a level is learned from codes of training images in floats, then rounded.
+"""Fit an entropy model: train the network of each level on codes of training images in floats, then round it.
 
-Each code that is met moves what it was predicted by, down the gradient of its bits. One code at a time learns far more
-from a code than batches do, since the rows that it touches are few. What is learned depends on the codes alone.
+Each code updates the weights that predicted it, down the gradient of its bits. Updates by single codes learn far more
+per code than batches do, since a code uses few rows of the table. The result depends on the codes alone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from hrvqvae.utils.errors import InputError
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Parameters = tuple[Floats, Floats, Floats, Floats]
-"""Table, bias, weights and offsets as of `EntropyNetwork`, in floats: scores are in nats."""
+"""Table, bias, weights and offsets of an `EntropyNetwork` in floats, with scores in nats."""
 
-_VISITED = 64  # codes of an image that are learned from before the next image
-_HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # units by the rows of the table, up to so many
-_RATE, _LAST_RATE = 0.02, 0.0002  # of learning, at first and in the end; it falls by the same factor all the time
-_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # of what is rounded: finer steps save 0.05% of codes, for a file 60% larger
-_STATES = 8  # that are compared on held-out images
+_VISITED = 64  # codes of an image before the next image
+_HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (rows of the table at most, hidden units)
+_RATE, _LAST_RATE = 0.02, 0.0002  # learning rate at the start and at the end, falling exponentially
+_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # after rounding: finer steps save 0.05% of codes, for a file 60% larger
+_STATES = 8  # states that are compared on held-out images
 _MOST_HELD_OUT = 1000
-_WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 12  # sums of products; codes learned from; and so many times at most
+_WORK, _LEAST_CODES, _PASSES = 1e11, 4_000_000, 12  # multiply-adds; updates at least; passes over all codes at most
 
 
 @compiled(fastmath=True)
@@ -42,9 +42,13 @@ def _learn(
     groups: Integers, level: int, features: Integers, selecting: int, maps: Any, table: Floats, bias: Floats,
     weights: Floats, offsets: Floats, rate: float, fading: float,
 ) -> float:  # fmt: skip
-    """Learn from codes of images (N, codes of all levels), at `places` (len(order), V); -> bits that they took.
+    """Learn from codes of images (N, codes of all levels) and return the bits that they took.
 
-    The rate falls by the factor `fading` on the way; at 0 nothing is learned.
+    Args:
+        images: codes of all levels.
+        order: images to learn from, of which
+        places: (len(order), V) are the positions.
+        rate: the learning rate, which falls by the factor `fading` on the way; at 0 nothing is learned.
     """
     size, values = len(bias), symbols[level]
     width = grids[level, 1]
@@ -104,7 +108,7 @@ def _learn(
 
 
 def _rounded(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
-    """The model in integers. Each hidden unit gets a scale of its own, by which its weights are divided again."""
+    """Return the network in integers. Each hidden unit has its own scale, by which its output weights are divided."""
     table, bias, weights, offsets = parameters
     scale = _LARGEST_ENTRY / np.maximum(np.abs(table).max(0), 1e-6).astype(np.float64)
     whole = np.rint(bias * scale).astype(np.int32)
@@ -123,29 +127,30 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
 def learn_level(
     levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1
 ) -> tuple[EntropyNetwork, float]:
-    """-> the network of the finest of these levels, and the bits a code that held-out images take.
+    """Fit the network of the finest of some levels.
 
-    A twentieth of the images is held out, 1,000 at most. Of the states on the way, the one that codes them best is
-    taken.
+    A twentieth of the images is held out, at most 1,000. The network is the state that codes them best.
 
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
-        symbols: values of a code of each.
-        effort: how much is learned from: 1 is usual.
-        copies: the codes are of so many copies of the images, one after the other; of held-out ones only the first is
-            used.
+        symbols: values per code of each level.
+        effort: factor of the number of updates.
+        copies: how many copies of the images follow one another; only the first copy is held out.
+
+    Returns:
+        The network, and the bits per code of held-out images.
 
     Raises:
-        InputError: there are fewer than two images.
+        InputError: There are fewer than two images.
     """
     level, count = len(levels) - 1, len(levels[0]) // copies
     if count < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {count}")
-    grids = [(one.shape[1], one.shape[2]) for one in levels]
+    grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
     contexts = usual_contexts(level, symbols, grids)
     layout = Layout.of(grids, symbols[: level + 1])
     kind = np.min_scalar_type(max(symbols))
-    images = np.concatenate([one.reshape(count * copies, -1) for one in levels], 1).astype(kind)
+    images = np.concatenate([level_codes.reshape(count * copies, -1) for level_codes in levels], 1).astype(kind)
     random = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     parameters: Parameters = (  # small and random; every symbol is as likely
@@ -187,9 +192,12 @@ def fit(
     bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0,
     say: Callable[[str], None] = print, copies: int = 1,
 ) -> EntropyModel:  # fmt: skip
-    """The bare entropy model with networks, fitted to codes (N, H_l, W_l) of each level as by `learn_level`.
+    """Return an entropy model with networks that are fitted to codes (N, H_l, W_l) of each level.
 
-    `say` gets a line a level: the bits a code that held-out images take.
+    Args:
+        bare: the entropy model without networks.
+        levels: codes of each level, as in `learn_level`, as are effort and copies.
+        say: gets a line per level, with the bits per code of held-out images.
     """
     networks = list[EntropyNetwork | None]()
     for level, values in enumerate(bare.symbols):

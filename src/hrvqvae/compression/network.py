@@ -1,10 +1,10 @@
-"""The model of one level in integers: from the codes around a position, the frequency of every symbol there.
+"""The network that predicts the codes of one level, in integers: from the codes around a position, frequencies.
 
-A group is one or several levels in a row whose codes at a position are taken together as one number, so that it is the
-path of a tree where all coarser levels are in it. A feature is a group at an offset: at coarser levels all around, at
-the code's own level where it comes earlier in raster order. docs/format.md states how frequencies follow from these.
+A group is one or several consecutive levels, whose codes at a position are taken together as one number. A feature is a
+group at an offset: anywhere around for coarser levels, earlier in raster order for the level itself. docs/format.md
+states how frequencies follow from the features.
 
-Nothing here is a float, and no sum leaves 32 bits: `EntropyNetwork` checks that when it is made.
+Nothing here is a float. `EntropyNetwork` checks that no sum leaves 32 bits.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ TOP = 16  # bits of the largest frequency
 POWERS: Integers = np.array([round(2 ** (TOP - step / STEPS)) for step in range(STEPS)], np.int64)
 _LARGEST = 2**31 - 1
 
-_FAMILY, _TOGETHER, _WIDE = 4096, 512, 64  # most values of a path, of a group of levels, of one that is seen far
+_FAMILY, _TOGETHER, _WIDE = 4096, 512, 64  # largest values of a family, of a group, and of a distant group
 _BEFORE = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # earlier in raster order, the nearest first
-_NEAREST, _NEAR, _FAR, _FARTHEST = 2, 6, 12, 24  # of these: whole paths, groups, alone, and at the coarsest level
+_NEAREST, _NEAR, _FAR, _FARTHEST = 2, 6, 12, 24  # how many: as families, groups, codes, codes of the coarsest level
 _AROUND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """What one level's codes are predicted from.
+    """The features from which the codes of one level are predicted.
 
     Attributes:
         level: 0 is the coarsest.
-        symbols: values of a code of each level up to this one.
-        groups: (first, last) level of each group, both inside.
+        symbols: values per code of each level up to this one.
+        groups: (first, last) level of each group, both included.
         features: (group, dy, dx).
         selecting: the group whose value at the position selects the output weights, or -1.
     """
@@ -60,7 +60,7 @@ class Contexts:
     selecting: int
 
     def __post_init__(self) -> None:
-        """Raises DamagedFileError where a feature could not be known to a decoder, or is none."""
+        """Check the features. Raises DamagedFileError if a decoder could not know one, or it names no group."""
         sound = len(self.symbols) == self.level + 1 and -1 <= self.selecting < len(self.groups) > 0
         sound = sound and all(0 <= first <= last <= self.level for first, last in self.groups)
         sound = sound and all(0 <= group < len(self.groups) for group, _, _ in self.features)
@@ -71,53 +71,54 @@ class Contexts:
                 raise DamagedFileError(f"a context of level {self.level + 1} lies at ({dy}, {dx}), which is not known")
 
     def values(self, group: int) -> int:
-        """Values of a group, the outside not counted."""
+        """Return the number of values of a group, without the value of the outside."""
         first, last = self.groups[group]
         return math.prod(self.symbols[first : last + 1])
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Row of the table where each feature begins, and that of the place in the image."""
+        """The first table row of each feature, and then of the place in the image."""
         return tuple(accumulate((self.values(group) + 1 for group, _, _ in self.features), initial=0))
 
     @property
     def rows(self) -> int:
-        """Rows of the table."""
+        """The number of rows of the table."""
         return self.starts[-1] + PLACES * PLACES
 
     @cached_property
     def group_array(self) -> Integers:
-        """(G, 2): the groups as the compiled functions take them."""
+        """The groups (G, 2), as kernels take them."""
         return np.array(self.groups, np.int64)
 
     @cached_property
     def feature_array(self) -> Integers:
-        """(F + 1, 4): group, dy, dx and first row of each feature; of the place in the image the first row alone."""
-        found = [(*one, start) for one, start in zip(self.features, self.starts, strict=False)]
-        return np.array([*found, (0, 0, 0, self.starts[-1])], np.int64)
+        """Group, dy, dx and first row of each feature (F + 1, 4), as kernels take them; the last is the place."""
+        rows = [(*feature, start) for feature, start in zip(self.features, self.starts, strict=False)]
+        return np.array([*rows, (0, 0, 0, self.starts[-1])], np.int64)
 
     @property
     def sets(self) -> int:
-        """Sets of output weights."""
+        """The number of sets of output weights."""
         return 1 if self.selecting < 0 else self.values(self.selecting)
 
 
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
-    """The contexts that networks are learned for, of levels with these grids.
+    """Return the contexts of networks that are fitted, for levels with these grids.
 
-    Levels belong to one family as long as a path through them has at most 4,096 values. Of the family, whole paths are
-    taken at the two nearest codes before the code, groups of at most 512 values at the next four, and codes alone at
-    six more (eighteen at the coarsest level). Coarser levels of the family are seen in groups of at most 512 values,
-    those of other families of 64, at the nine positions around; the next coarser ones, if they have 64 at most, at 25.
+    Consecutive levels form a family as long as their codes together have at most 4,096 values. The family's values are
+    features at the two nearest codes before the code, groups of at most 512 values at the next four, and single codes
+    at six more (eighteen at the coarsest level). Coarser levels of the family are features in groups of at most 512
+    values, and those of other families in groups of 64, at the nine positions around; the next coarser group, if it has
+    at most 64 values, at 25 positions.
     """
     starts = [0]  # of the families
-    for one in range(1, level + 1):
-        if math.prod(symbols[starts[-1] : one + 1]) > _FAMILY:
-            starts.append(one)
+    for finer in range(1, level + 1):
+        if math.prod(symbols[starts[-1] : finer + 1]) > _FAMILY:
+            starts.append(finer)
     groups: list[tuple[int, int]] = []
 
     def group(last: int, most: int) -> int:
-        """The levels up to this one, of its family, that together have so many values."""
+        """Return the index of the group of levels that ends with this one and has at most so many values."""
         first, begin = last, max(start for start in starts if start <= last)
         while first > begin and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= most:
             first -= 1
@@ -142,9 +143,10 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
 @dataclass(frozen=True)
 class EntropyNetwork:
-    """The model of one level.
+    """The network of one level.
 
     Attributes:
+        contexts: from which it predicts.
         table: (rows, hidden) int8.
         bias: (hidden,) int32.
         weights: (sets, symbols, hidden) int16.
@@ -160,7 +162,7 @@ class EntropyNetwork:
     shift: int
 
     def __post_init__(self) -> None:
-        """Raises DamagedFileError where shapes are not those of the contexts, or a sum could leave 32 bits."""
+        """Check the arrays. Raises DamagedFileError if shapes do not fit the contexts, or a sum could leave 32 bits."""
         contexts, hidden = self.contexts, len(self.bias)
         symbols = contexts.symbols[-1]
         shapes = (self.table.shape, self.weights.shape, self.offsets.shape)
@@ -187,7 +189,7 @@ NO_ARRAYS: tuple[Any, ...] = (
 
 
 def largest_score(network: EntropyNetwork) -> int:
-    """What the absolute value of a score, or of a sum on the way to it, can't exceed."""
+    """Return an upper bound of the absolute value of every score and intermediate sum."""
     starts = [*network.contexts.starts, network.contexts.rows]
     parts = [np.abs(network.table[a:b].astype(np.int64)).max(0) for a, b in pairwise(starts)]
     hidden = np.abs(network.bias.astype(np.int64)) + np.sum(parts, axis=0)

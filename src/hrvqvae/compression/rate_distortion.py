@@ -1,23 +1,22 @@
-"""Codes by what they decode to and by what they cost: rate-distortion optimization, which leaves the decoder as it is.
+"""Search codes by their error and their bits: rate-distortion optimization, which does not change the decoder.
 
-Each position takes, of the leaves near its latent, the one of the least
+Among the leaves near its latent, each position takes the one of the least
 
     squared error of the decoded image + lmbda * bits of the codes
 
-The error of the decoded image is known by the decoder's gradient g at the codes so far, and by the mean of its
-curvature J^T J over the positions of an image, from random projections: a codeword that moves by d changes the error by
-g d + 1.5 d^T J^T J d. What neighbouring positions change overlaps in the image. So a quarter of the positions, no two
-of them side by side, is chosen by one gradient, and 1.5 in place of 1 is for what still overlaps. Bits are those of the
-integer models that the file is coded by (`choice.py`).
+The error is estimated from the decoder's gradient g at the present codes, and from its curvature J^T J, the mean over
+the positions of an image, by random projections: a codeword that moves by d changes the error by g d + 1.5 d^T J^T J d.
+Changes at neighbouring positions overlap in the image. So one gradient serves a quarter of the positions, no two of
+them adjacent, and the factor 1.5 in place of 1 allows for the rest of the overlap. The bits are those of the entropy
+model (`choice.py`).
 
-Of the codes after the sweeps and the usual ones, an image gets those of the lesser sum, by its true error and bits.
+Finally an image gets these codes or those without the search, whichever have the lesser sum of true error and bits.
 
-Convolutions of gradients are in bfloat16 where the processor or GPU multiplies it: an error of 2% in a gradient changes
-no choice that matters, and takes half of the time.
+Convolutions of gradients are in bfloat16 if the processor or GPU multiplies it: this takes half of the time, and an
+error of 2% in a gradient changes no choice that matters.
 
-Memory: a large image is searched in tiles of `_SIDE` positions a side, each as if it were an image with the `_AROUND`
-positions around it, whose codes are not kept: what 80,000 positions take, some 0.7 GB. Small images are taken together
-up to `_POSITIONS`.
+Memory: a large image is searched in tiles of `_SIDE` positions per side, with a halo of `_AROUND` positions whose codes
+are not kept. That takes some 0.7 GB, for 80,000 positions. Small images are searched together, up to `_POSITIONS`.
 
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
@@ -45,20 +44,20 @@ from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
-_NEAR = 16  # leaves that a position chooses from
+_NEAR = 16  # candidates per position
 _SWEEPS = 2
 _PROJECTIONS = 2  # for the curvature
 _OVERLAP = 1.5  # factor of the curvature
 _APART = 2  # rows and columns between positions that are chosen together
 _MOST_LEAVES = 1 << 16
-_NUMBERS = 1 << 22  # of distances, or of candidates' vectors, that exist at once
-_POSITIONS = 1 << 15  # of images that are encoded together
+_NUMBERS = 1 << 22  # distances, or values of candidates' vectors, that exist at once
+_POSITIONS = 1 << 15  # positions of images that are searched together
 _SIDE = 256  # positions of a tile
-_AROUND = 12  # twice as many as a decoder of convolutions looks at
+_AROUND = 12  # positions of the halo, twice the reach of a decoder of convolutions
 
 
 def why_no_lambda(model: Autoencoder, levels: int) -> str:
-    """Why no lambda can be given to so many levels of a model; empty where one can."""
+    """Return why these levels of a model take no lambda; an empty text if they do."""
     if not isinstance(model, SingleGridAutoencoder):
         return "a lambda takes a model with one latent grid, which this one is not"
     count = math.prod(model.config.num_symbols[:levels])
@@ -68,37 +67,38 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
 
 
 class RateDistortion:
-    """An encoder that weighs error against bits, both of an image that has the first levels alone.
+    """An encoder that weighs error against bits, both of an image of the first levels alone.
 
     Where the entropy_model has no network for a level, all its codes cost the same.
     """
 
     def __init__(self, model: Autoencoder, entropy_model: EntropyModel, levels: int | None = None) -> None:
-        """Of the first levels, None for all. Raises InputError: not one latent grid, or too many leaves."""
+        """Take the first levels (None: all). Raises InputError as `why_no_lambda` says."""
         self.entropy_model, self.levels = entropy_model, levels or model.prefixes[-1]
         if why := why_no_lambda(model, self.levels):
             raise InputError(why)
         self._model = cast(SingleGridAutoencoder, model)
         symbols = self._model.config.num_symbols[: self.levels]
-        leaves = torch.cartesian_prod(*(torch.arange(one) for one in symbols)).view(-1, len(symbols))
+        leaves = torch.cartesian_prod(*(torch.arange(count) for count in symbols)).view(-1, len(symbols))
         leaves = leaves.to(next(model.parameters()).device)
         vectors = self._model.quantizer.lookup(tuple(level.view(1, 1, -1) for level in leaves.T))
         self._leaves, self._vectors = leaves.int().cpu().numpy(), vectors[0, 0].detach().float()  # (n, L), (n, D)
 
     def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
-        """Codes of images (B, C, Y, X), a tensor (B, H, W) for each of the levels.
+        """Return the codes of images (B, C, Y, X), one tensor (B, H, W) per level.
 
         Args:
-            lmbda: of the sum that is minimized: error + lmbda * bits, where the error is squared and summed over the
-                pixel values of an image in [0, 1]; one for all images, or (B,).
+            images: uint8 or float32 in [0, 1].
+            lmbda: of error + lmbda * bits, where the error is squared and summed over the pixel values of an image in
+                [0, 1]; a number, or (B,).
 
         Raises:
-            InputError: other images than the model takes.
+            InputError: The model does not take these images.
         """
         return self.weigh(images, lmbda)[0]
 
     def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
-        """As `encode`, and the squared error of each image (B,)."""
+        """Return the codes as `encode`, and the squared error of each image (B,)."""
         unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
         count, stride = len(images), self._model.config.stride
         grid = self._model.config.latent_grids(*images.shape[-2:])[0]
@@ -108,19 +108,19 @@ class RateDistortion:
         together, tiles = max(1, _POSITIONS // math.prod(grid)), areas(grid, _SIDE, _AROUND)
         parts = [*product(range(0, count, together), tiles)]
         for begin, tile in tracked(parts, "search tiles", len(parts), lambda _: 1) if len(tiles) > 1 else parts:
-            some, (core, around, inside) = slice(begin, begin + together), tile
+            batch, (core, around, inside) = slice(begin, begin + together), tile
             window = (around[0].start, around[1].start, *grid)
-            codes, squares = self._weighed(images[some][pixels(around, stride)], lmbdas[some].numpy(), window)
-            chosen[:, some][pixels(core)] = torch.from_numpy(codes[pixels(inside)])
-            errors[some] += squares[pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
-        return tuple(one.long().to(images.device) for one in chosen), errors
+            codes, squares = self._weighed(images[batch][pixels(around, stride)], lmbdas[batch].numpy(), window)
+            chosen[:, batch][pixels(core)] = torch.from_numpy(codes[pixels(inside)])
+            errors[batch] += squares[pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
+        return tuple(level.long().to(images.device) for level in chosen), errors
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
     def _weighed(
         self, images: Tensor, lmbdas: NDArray[np.float64], window: tuple[int, int, int, int]
     ) -> tuple[NDArray[np.int32], Tensor]:
-        """Codes (L, B, H, W) of images that are searched as a whole, and their squared errors (B, Y, X)."""
+        """Return the codes (L, B, H, W) of images, searched in one piece, and their squared errors (B, Y, X)."""
         unit = unit_images(images, self._model.channels).clone()
         size = (unit.shape[-2], unit.shape[-1])
         layout = self.entropy_model.layout(size).first(self.levels)
@@ -132,17 +132,19 @@ class RateDistortion:
             self._model.quantizer.encode(latents)[: self.levels], self.entropy_model.symbols, strict=False
         ):
             usual = usual * symbols + code
-        numbers = torch.cat([usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1)  # (B, P, K)
+        candidates = torch.cat(
+            [usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1
+        )  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
-        choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(numbers.cpu().numpy()), window)
+        choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(candidates.cpu().numpy()), window)
 
         def now() -> Tensor:
-            """Codewords of what is chosen, (B, H, W, D)."""
+            """Return the chosen codewords (B, H, W, D)."""
             return self._vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
 
         def measured() -> tuple[Tensor, NDArray[np.float64]]:
-            """The squared errors (B, Y, X), and what is minimized of each image."""
+            """Return the squared errors (B, Y, X), and the sum that is minimized of each image."""
             squares = (self.decoded(now(), size).clamp(0, 1) - unit).square().sum(1).cpu()
             return squares, squares.sum((1, 2), dtype=torch.float64).numpy() + lmbdas * choice.bits
 
@@ -152,74 +154,79 @@ class RateDistortion:
             for places in _quarters(grid):
                 vectors = now()
                 slopes = self.gradient(vectors, unit)
-                errors = self._errors(numbers, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
+                errors = self._errors(candidates, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
                 choice.settle(places, errors, lmbdas)
-        found, total = measured()
+        new_squares, total = measured()
         better = total < least
-        best[better], squares[torch.from_numpy(better)] = choice.codes[better], found[torch.from_numpy(better)]
+        best[better], squares[torch.from_numpy(better)] = choice.codes[better], new_squares[torch.from_numpy(better)]
         return best.reshape(len(unit), self.levels, *grid).swapaxes(0, 1), squares
 
     def decoded(self, vectors: Tensor, size: Grid) -> Tensor:
-        """(B, H, W, D) codewords -> (B, C, Y, X) on the scale [0, 1], not clamped; size as for `Autoencoder.decode`."""
+        """Return images (B, C, Y, X) on the scale [0, 1], not clamped, from codewords (B, H, W, D)."""
         fewer = self.levels < self._model.prefixes[-1]
         levels = torch.tensor(self.levels, device=vectors.device) if fewer else None
         return (self._model.pixels(vectors, size, levels) + 1) / 2
 
     @torch.enable_grad()
     def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """Of the squared error of each image (B, C, Y, X), to its codewords (B, H, W, D)."""
+        """Return the gradient of the squared error of images (B, C, Y, X) at their codewords (B, H, W, D)."""
         at, decoded = self._decoded(vectors, unit)
         (back,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), at)
         return back
 
     @torch.enable_grad()
     def curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """The mean of J^T J over the positions of each image: (B, D, D). An image's does not depend on the others."""
+        """Return the mean of J^T J over the positions of each image, (B, D, D)."""
         at, decoded = self._decoded(vectors, unit)
         total = torch.zeros((), device=vectors.device)
         generator = torch.Generator().manual_seed(0)
-        for number in range(_PROJECTIONS):
+        for projection in range(_PROJECTIONS):
             direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
-            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=number < _PROJECTIONS - 1)
+            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=projection < _PROJECTIONS - 1)
             rows = back.flatten(1, 2)
             total = total + rows.mT @ rows
         return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
 
     def _decoded(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """The codewords, and what is decoded from them."""
+        """Return the codewords with gradient, and the images that they decode to."""
         at = vectors.detach().requires_grad_()
         with torch.autocast(at.device.type, torch.bfloat16, enabled=computes_bf16(at.device)):
             return at, self.decoded(at, (unit.shape[-2], unit.shape[-1]))
 
     def _near(self, latents: Tensor) -> Tensor:
-        """Numbers of the leaves nearest to (B, P, D) latents, the nearest first: (B, P, K - 1) int32."""
-        number = min(_NEAR, len(self._vectors))
+        """Return the leaves nearest to latents (B, P, D), the nearest first: indices (B, P, K - 1) int32."""
+        count = min(_NEAR, len(self._vectors))
         chunks = torch.split(latents.flatten(0, -2), max(1, _NUMBERS // len(self._vectors)))
-        found = [torch.cdist(some, self._vectors).topk(number, largest=False).indices.int() for some in chunks]
-        return torch.cat(found).view(*latents.shape[:-1], number)
+        nearest = [torch.cdist(chunk, self._vectors).topk(count, largest=False).indices.int() for chunk in chunks]
+        return torch.cat(nearest).view(*latents.shape[:-1], count)
 
     def _errors(
-        self, numbers: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
+        self, candidates: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
     ) -> NDArray[np.float32]:
-        """By how much an image's error changes with each candidate at each place: (B, P', K).
+        """Return by how much an image's error changes with each candidate at each place, (B, P', K).
 
-        From numbers (B, P, K) of candidates, places (P',), vectors and slopes (B, P, D) and curvature (B, D, D).
+        Args:
+            candidates: (B, P, K), indices of leaves.
+            places: (P',).
+            vectors: (B, P, D), the present codewords, with
+            slopes: (B, P, D), the gradient at them.
+            curvature: (B, D, D).
         """
-        count, _, most = numbers.shape
-        found = np.empty((count, len(places), most), np.float32)
+        count, _, most = candidates.shape
+        errors = np.empty((count, len(places), most), np.float32)
         together = max(1, _NUMBERS // (count * most * vectors.shape[-1]))
         for begin in range(0, len(places), together):
-            some = torch.from_numpy(places[begin : begin + together]).to(vectors.device)
-            step = self._vectors[numbers[:, some]] - vectors[:, some].unsqueeze(2)  # (B, P'', K, D)
+            chunk = torch.from_numpy(places[begin : begin + together]).to(vectors.device)
+            step = self._vectors[candidates[:, chunk]] - vectors[:, chunk].unsqueeze(2)  # (B, P'', K, D)
             bent = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
-            changed = (step * (slopes[:, some].unsqueeze(2) + bent)).sum(-1)
-            found[:, begin : begin + together] = changed.cpu().numpy()
-        return found
+            changed = (step * (slopes[:, chunk].unsqueeze(2) + bent)).sum(-1)
+            errors[:, begin : begin + together] = changed.cpu().numpy()
+        return errors
 
 
 def _quarters(grid: Grid) -> Iterator[NDArray[np.int64]]:
-    """Numbers of the positions that are chosen together; every position is in one of the sets."""
-    numbers = np.arange(grid[0] * grid[1]).reshape(grid)
+    """Yield the indices of positions that are chosen together; every position is in one of the sets."""
+    positions = np.arange(grid[0] * grid[1]).reshape(grid)
     for row in range(_APART):
         for column in range(_APART):
-            yield numbers[row::_APART, column::_APART].flatten()
+            yield positions[row::_APART, column::_APART].flatten()

@@ -1,7 +1,7 @@
 """Blocks of autoregressive networks: causal convolutions, gated residual blocks, attention.
 
-Shapes: (B, C, H, W) features. Causal is what sees only what comes before in raster order: a position is "before"
-another when it lies in a row above, or to its left in its row.
+Shapes: (B, C, H, W) features. A causal layer sees only what comes before in raster order: the rows above, and what is
+to the left in the same row.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.nn.functional import conv2d, dropout, elu, pad, scaled_dot_product_at
 
 
 class CausalConv2d(nn.Module):
-    """A convolution with filter k that sees the rows above and, in its own row, what is to the left.
+    """A convolution with filter k that sees the rows above and, in the same row, what is to the left.
 
-    Its weights are the causal part of a k x k filter and nothing else, so there is no mask:
+    Its weights are only the causal part of a k x k filter, so there is no mask:
 
         above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 [+ 1 with the position itself])
 
@@ -36,7 +36,7 @@ class CausalConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H, W)."""
+        """Map (B, in, H, W) to (B, out, H, W)."""
         reach = self.reach
         to_the_right = self.above.shape[3] - self.left.shape[3]
         kernel = torch.cat([self.above, pad(self.left, (0, to_the_right))], dim=2)
@@ -44,24 +44,25 @@ class CausalConv2d(nn.Module):
 
 
 def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
-    """Dropout with the share rounded to 1/256, at most 255/256: a random byte decides. Shape and memory format kept.
+    """Apply dropout with the share rounded to 1/256, at most 255/256, and keep shape and memory format.
 
-    On a CPU torch's own draws an element at a time, a tenth of a training step; eight come with one number here.
+    On a CPU, torch's dropout draws one number per element, a tenth of a training step. Here one number gives the bytes
+    that decide for eight elements.
     """
     dropped = min(round(share * 256), 255)
     if not training or dropped == 0:
         return features
     if features.is_cuda:
         return dropout(features, share)
-    number = features.numel()
-    words = torch.empty(-(-number // 8), dtype=torch.long).random_(-(2**63), None)
-    kept = words.view(torch.uint8)[:number] >= dropped
+    count = features.numel()
+    words = torch.empty(-(-count // 8), dtype=torch.long).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[:count] >= dropped
     mask = kept.to(features.dtype).mul_(256 / (256 - dropped)).as_strided(features.shape, features.stride())
     return features * mask
 
 
 class GatedResidualBlock(nn.Module):
-    """x + a * sigmoid(b), (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) + condition: shape kept."""
+    """x + a * sigmoid(b), (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) + condition, in the same shape."""
 
     def __init__(self, hidden: int, inner: int, kernel: int, dropped: float) -> None:
         super().__init__()
@@ -70,49 +71,51 @@ class GatedResidualBlock(nn.Module):
         self.dropped = dropped
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """(B, hidden, H, W) with a condition (B, 2 * hidden, H, W)."""
+        """Map features (B, hidden, H, W), with a condition (B, 2 * hidden, H, W)."""
         inner = cheap_dropout(elu(self.spatial(elu(features))), self.dropped, self.training)
         value, gate = (self.pointwise(inner) + condition).chunk(2, dim=1)
         gated: Tensor = value * gate.sigmoid()
         return features + gated
 
 
-_QUERIES = 32  # that are attended together on a CPU: their scores stay in cache, and half of all is never computed
+_QUERIES = 32  # per block on a CPU: their scores stay in cache, and half of all scores are never computed
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """softmax(queries keys^T / sqrt(d)) values: (B, heads, N, d), as all three.
+    """Return softmax(queries keys^T / sqrt(d)) values, (B, heads, N, d) as all three.
 
-    Over all positions, or those before each and itself. torch's fused attention on a GPU; on a CPU, where that is slow
-    for heads as narrow as ours, a block of queries at a time.
+    A causal position attends to itself and to those before it. A GPU uses torch's fused attention; on a CPU, where that
+    is slow for narrow heads, queries are attended in blocks.
     """
     if queries.is_cuda:
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
     shape = queries.shape
-    queries, keys, values = (one.reshape(-1, *shape[-2:]) for one in (queries / math.sqrt(shape[-1]), keys, values))
+    queries, keys, values = (
+        tensor.reshape(-1, *shape[-2:]) for tensor in (queries / math.sqrt(shape[-1]), keys, values)
+    )
     blocks = []
     for start in range(0, shape[-2], _QUERIES):
-        some = queries[:, start : start + _QUERIES]
-        seen = start + some.shape[1] if causal else shape[-2]
+        block = queries[:, start : start + _QUERIES]
+        seen = start + block.shape[1] if causal else shape[-2]
         against = keys[:, :seen].transpose(-1, -2)
         if causal:
-            later = torch.full((some.shape[1], seen), -math.inf, dtype=some.dtype).triu(start + 1)
-            scores = torch.baddbmm(later.expand(len(some), -1, -1), some, against)
+            later = torch.full((block.shape[1], seen), -math.inf, dtype=block.dtype).triu(start + 1)
+            scores = torch.baddbmm(later.expand(len(block), -1, -1), block, against)
         else:
-            scores = some @ against
+            scores = block @ against
         blocks.append(scores.softmax(-1) @ values[:, :seen])
     return torch.cat(blocks, dim=1).view(shape)
 
 
 def self_attention(three: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
-    """Attention of the queries, keys and values that lie side by side, (B, N, 3C) -> (B, N, C)."""
-    batch, number, width = three.shape
-    queries, keys, values = three.view(batch, number, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, number, width // 3)
+    """Return the attention (B, N, C) of queries, keys and values that are concatenated, (B, N, 3C)."""
+    batch, count, width = three.shape
+    queries, keys, values = three.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+    return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
 
 
 class Attention(nn.Module):
-    """x + attention of each position to all, or to itself and what comes before; normalized first: shape kept."""
+    """x + attention(norm(x)), causal or to all positions, in the same shape."""
 
     def __init__(self, hidden: int, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> None:
         super().__init__()

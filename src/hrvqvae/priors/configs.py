@@ -1,4 +1,4 @@
-"""The networks of priors, as the registry knows them: their configurations, torch-free."""
+"""The configurations of the priors' networks, and their registry entries; no torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hrvqvae.config.section import Count, PerLevel, Positive, Range, Share
 class PixelSNAILConfig(PriorNetworkConfig):
     """The autoregressive network of each level (docs/paper-tables.md, Tables 8 and 9).
 
-    `attention_layers` and `dropout` hold one value for all levels, or one a level, coarse first.
+    `attention_layers` and `dropout` hold one value for all levels, or one per level, coarse first.
 
     Attributes:
         hidden_units: channels of the features.
         residual_units: channels inside a gated residual block.
-        residual_blocks: gated residual blocks in all; the attention layers are spread evenly among them.
-        attention_layers: causal attention layers.
-        attention_heads: heads of each attention layer; their number divides `hidden_units`.
+        residual_blocks: number of gated residual blocks, among which the attention layers are spread evenly.
+        attention_layers: number of causal attention layers.
+        attention_heads: heads per attention layer, a divisor of `hidden_units`.
         kernel: filter size of the causal convolutions.
-        dropout: share of the activations inside a residual block that training drops.
+        dropout: share of activations inside a residual block that training drops.
     """
 
     kind: Literal["pixelsnail"] = "pixelsnail"
@@ -48,11 +48,11 @@ class GPTConfig(PriorNetworkConfig):
 
     Attributes:
         hidden_units: width of the features.
-        layers: of attention and two-layer network.
-        heads: of each attention; their number divides `hidden_units`.
-        dropout: share of what a layer adds that training drops.
-        path_units: width of the embeddings of paths.
-        most_paths: embeddings of a level; of more paths, those that are equal modulo this share one.
+        layers: number of layers, each an attention and a two-layer network.
+        heads: heads per attention, a divisor of `hidden_units`.
+        dropout: share of each layer's output that training drops.
+        path_units: width of the embeddings of codewords.
+        most_paths: embeddings per level; with more codewords, those whose indices are equal modulo this share one.
     """
 
     kind: Literal["gpt"] = "gpt"

@@ -1,6 +1,6 @@
-"""New images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of a given image.
+"""Draw new images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of an image.
 
-The levels of the first prior are drawn, then those of the next given them, and so on; then the codes are decoded.
+The first prior draws its levels, the next prior draws its levels given those, and so on. Then the codes are decoded.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 Sampler = Callable[..., None]
-"""Fills in codes that are not known; arguments as `sampling.sample_plain`."""
+"""Draws the codes that are not known; arguments as in `sampling.sample_plain`."""
 
 
 def sample_cached(prior: Prior, *arguments: Any) -> None:
-    """The sampler that the prior's network is registered with."""
+    """Draw codes with the sampler that is registered for the prior's network."""
     imported(PRIORS.get(prior.config.kind).sampler)(prior, *arguments)
 
 
 @dataclass(frozen=True)
 class KnownCodes:
-    """What is given of the codes of B images.
+    """Codes of B images that are kept instead of drawn.
 
     Attributes:
-        codes: (B, H_l, W_l) int64 of each level; (1, H_l, W_l) where all images have the same.
-        where: (H_l, W_l) bool of each level: the codes that are kept.
+        codes: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all images.
+        where: (H_l, W_l) bool of each level, true where the codes are kept.
     """
 
     codes: Codes
     where: tuple[Tensor, ...]
 
 
-def draw_labels(class_counts: Sequence[int], seed: int, numbers: Sequence[int]) -> Tensor:
-    """A class for each sample of those numbers, as often as among the training images: (B,) int64."""
+def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
+    """Return a class (B,) int64 for each sample, as often as among the training images."""
     borders = np.cumsum(class_counts) / np.sum(class_counts)
-    drawn = [int(np.searchsorted(borders, _generator(seed, number).random(), side="right")) for number in numbers]
+    drawn = [int(np.searchsorted(borders, _generator(seed, index).random(), side="right")) for index in indices]
     return torch.tensor(drawn, dtype=torch.long)
 
 
-def _generator(seed: int, number: int) -> np.random.Generator:
-    """Draws of a sample depend on (seed, its number) alone: not on the batch that it comes in."""
-    return np.random.default_rng((seed, number))
+def _generator(seed: int, index: int) -> np.random.Generator:
+    """Return the generator of a sample, whose draws depend on (seed, index) alone, not on its batch."""
+    return np.random.default_rng((seed, index))
 
 
 def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> None:
-    """Raises InputError where the codes of these priors can't be drawn so: too large a top-k, guidance of none."""
+    """Check parameters for all levels of the priors. Raises InputError as `SamplingParams.check`."""
     for prior in priors:
         for level in prior.levels:
             params.check(level)
@@ -66,8 +66,8 @@ def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> No
 
 def sample_codes(
     priors: Sequence[Prior],
-    paths: Callable[[Codes], tuple[Tensor, ...]],
-    numbers: Sequence[int],
+    codeword_indices: Callable[[Codes], tuple[Tensor, ...]],
+    indices: Sequence[int],
     *,
     seed: int,
     label: Tensor | None,
@@ -75,42 +75,48 @@ def sample_codes(
     known: KnownCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:
-    """Draw codes of the priors' levels, prior after prior: of each level (B, H_l, W_l) int64.
+    """Draw the codes (B, H_l, W_l) int64 of the priors' levels, prior after prior.
 
     Args:
-        priors: which cover the levels from the coarsest on, in order, on the CPU.
-        paths: codes of the coarser levels -> their paths (`Autoencoder.codeword_indices`).
-        numbers: of the samples; a sample is the same in every batch.
-        label: (B,) classes, None where the priors know none.
-        known: codes that are kept instead of drawn, of these levels and perhaps of finer ones.
+        priors: that cover the levels from the coarsest on, in order, on the CPU.
+        codeword_indices: returns the codeword indices of codes (`Autoencoder.codeword_indices`).
+        indices: of the samples; a sample is the same in every batch.
+        seed: of all draws.
+        label: (B,) classes, None if the priors have none.
+        params: how codes are drawn.
+        known: codes that are kept, of these levels and perhaps of finer ones.
+        sampler: draws the codes of a prior.
 
     Raises:
-        InputError: as `check_sampling_params`, or a label is missing or out of range.
+        InputError: A parameter or a label is out of range, or a label is missing.
     """
     check_sampling_params(priors, params)
     levels = [level for prior in priors for level in prior.levels]
     positions = [level.grid[0] * level.grid[1] for level in levels]
     drawn = []
-    for number in numbers:
-        generator = _generator(seed, number)
+    for index in indices:
+        generator = _generator(seed, index)
         generator.random()  # the class
         drawn.append(generator.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
-    shapes = [(len(numbers), *level.grid) for level in levels]
+    shapes = [(len(indices), *level.grid) for level in levels]
     codes, kept = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
     if known is not None:
-        for level, own, given, known_here, where in zip(levels, codes, known.codes, kept, known.where, strict=False):
-            if given.shape[1:] != level.grid:
-                raise InputError(f"level {level.number} has codes {tuple(given.shape)}; its prior has {level.grid}")
-            own.copy_(given)
-            known_here.copy_(where)
-    chances = [some.view(shape).contiguous() for some, shape in zip(uniforms, shapes, strict=True)]
+        parts = zip(levels, codes, known.codes, kept, known.where, strict=False)
+        for level, level_codes, known_codes, level_kept, where in parts:
+            if known_codes.shape[1:] != level.grid:
+                raise InputError(
+                    f"level {level.number} has codes {tuple(known_codes.shape)}; its prior has {level.grid}"
+                )
+            level_codes.copy_(known_codes)
+            level_kept.copy_(where)
+    level_uniforms = [values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)]
     for prior in priors:
         first = prior.level.number - 1
-        some = slice(first, first + len(prior.levels))
+        covered = slice(first, first + len(prior.levels))
         labels, mixing = guided(prior.level, label, params.guidance)
-        coarser = [one.repeat(len(mixing), 1, 1) for one in paths(tuple(codes[:first]))]
-        sampler(prior, codes[some], kept[some], coarser, labels, chances[some], mixing, params)
+        coarser = [level_indices.repeat(len(mixing), 1, 1) for level_indices in codeword_indices(tuple(codes[:first]))]
+        sampler(prior, codes[covered], kept[covered], coarser, labels, level_uniforms[covered], mixing, params)
     return tuple(codes)
 
 
@@ -123,8 +129,8 @@ class Sampled:
 
     Attributes:
         images: (B, C, Y, X) float32 in [0, 1].
-        classes: the class of each, "" where there are none.
-        codes: of each level that was drawn, (B, H_l, W_l) int64.
+        classes: the class of each image, "" without classes.
+        codes: (B, H_l, W_l) int64 of each level that was drawn.
     """
 
     images: Tensor
@@ -141,48 +147,58 @@ def sample_images(
 
     Args:
         model: in evaluation mode.
-        size: height and width of the images in pixels.
-        class_name: name or number of a class.
+        priors: of the model.
+        size: Height and width of the images in pixels.
+        count: Number of images.
+        seed: A sample depends on the seed and its index alone.
+        class_name: Name or index of a class.
+        params: how codes are drawn.
         known: codes of one image that each sample keeps.
+        sampler: draws the codes of a prior.
 
     Raises:
-        InputError: an unknown class, a value out of range.
+        InputError: An unknown class, or a value out of range.
     """
     if count < 1:
         raise InputError(f"the number of samples is {count}; it must be at least 1")
     if seed < 0:
         raise InputError(f"seed is {seed}; it must be at least 0")
-    number = None if class_name is None else priors.class_number(class_name)
+    class_index = None if class_name is None else priors.class_number(class_name)
     device = next(model.parameters()).device
     images, names, drawn = [], list[str](), list[Codes]()
     starts = range(0, count, _BATCH)
     used = model.check_levels((params := params or SamplingParams()).levels)
     networks = [prior for prior in priors.networks if prior.level.number <= used]
     for start in tracked(starts, "sample", count, lambda start: min(_BATCH, count - start)):
-        numbers = range(start, min(start + _BATCH, count))
+        indices = range(start, min(start + _BATCH, count))
         label = None
         if priors.classes:
-            label = draw_labels(priors.class_counts, seed, numbers)
-            label = label if number is None else torch.full_like(label, number)
-            names += [priors.classes[index] for index in label.tolist()]
+            label = draw_labels(priors.class_counts, seed, indices)
+            label = label if class_index is None else torch.full_like(label, class_index)
+            names += [priors.classes[label_index] for label_index in label.tolist()]
         codes = sample_codes(
-            networks, model.codeword_indices, numbers, seed=seed, label=label, params=params, known=known,
+            networks, model.codeword_indices, indices, seed=seed, label=label, params=params, known=known,
             sampler=sampler,
         )[:used]  # fmt: skip
-        images.append(model.decode(tuple(one.to(device) for one in codes), used, size).cpu())
+        images.append(model.decode(tuple(level.to(device) for level in codes), used, size).cpu())
         drawn.append(codes)
     together = tuple(torch.cat(level) for level in zip(*drawn, strict=True))
     return Sampled(torch.cat(images), tuple(names or [""] * count), together)
 
 
 def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
-    """(H_l, W_l) bool of each grid: what `top`, `left`, a fraction of the rows from the top, or a mask (Y, X) keeps.
+    """Return which codes (H_l, W_l) of each grid are kept.
 
-    The border is one of the coarsest grid's, so that no code is kept whose parent is drawn anew. Of a mask a code is
-    kept where all of its pixels are. Codes are drawn in raster order, and don't see what is kept after them.
+    The border lies between positions of the coarsest grid, so that no code is kept whose parent is drawn anew. Codes
+    are drawn in raster order, and do not see what is kept after them.
+
+    Args:
+        keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X), which keeps a code if it keeps all
+            of its pixels.
+        grids: of the levels.
 
     Raises:
-        InputError: it is none of these, or keeps nothing or everything.
+        InputError: `keep` is none of these, or keeps nothing or everything.
     """
     rows, columns = min(grids)
     where, named = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"

@@ -17,7 +17,7 @@ from hrvqvae.priors.configs import GPTConfig
 
 
 class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + two-layer network(norm(x)); dropout on what is added. Shape (B, N, C) kept."""
+    """x + attention(norm(x)), then x + two-layer network(norm(x)), (B, N, C); dropout on both terms that are added."""
 
     def __init__(self, hidden: int, heads: int, dropped: float) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class TransformerLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """The distribution of one level's code at a position, from the features there and the levels before it.
+    """The distribution of one level's code at a position, given the features there and the coarser levels.
 
-    features + linear(embeddings of the levels before) -> x
+    features + linear(embeddings of the coarser levels) -> x
     x + two-layer network(norm(x)) -> norm -> linear -> logits (..., m)
     """
 
@@ -52,50 +52,50 @@ class Head(nn.Module):
         self.dropped = config.dropout
 
     def forward(self, features: Tensor, before: Tensor) -> Tensor:
-        """(..., C) and the sum of the embeddings of the levels before, (..., E) -> (..., m)."""
+        """Return logits (..., m) from features (..., C) and the sum of the coarser levels' embeddings (..., E)."""
         x = features + self.before(before)
         added = self.narrow(gelu(self.widen(self.norm(x))))
         logits: Tensor = self.output(self.last_norm(x + cheap_dropout(added, self.dropped, self.training)))
         return logits
 
 
-class PathEmbeddings(nn.Module):
-    """A vector for each path of some levels. Paths of a level of too many codewords share: modulo `most_paths`."""
+class CodewordEmbeddings(nn.Module):
+    """A vector per codeword of some levels. Beyond `most_paths` codewords, indices equal modulo it share a vector."""
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
         super().__init__()
-        self.sizes = [min(number, config.most_paths) for number in codewords]
+        self.sizes = [min(count, config.most_paths) for count in codewords]
         self.tables = nn.ModuleList(nn.Embedding(size, config.path_units) for size in self.sizes)
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
 
-    def of_level(self, index: int, path: Tensor) -> Tensor:
-        """(..., E) from a level's paths (...)."""
-        vectors: Tensor = self.tables[index](path % self.sizes[index])
+    def of_level(self, index: int, indices: Tensor) -> Tensor:
+        """Return the vectors (..., E) of a level's codeword indices (...)."""
+        vectors: Tensor = self.tables[index](indices % self.sizes[index])
         return vectors
 
 
 class GPT(Prior):
     """Causal attention over positions; all levels of a position in one step, one after the other by their heads.
 
-    coarser paths -> embeddings -> two convolutions (not causal: the whole map is seen) --+
-    row, column, class -> embeddings ----------------------------------------------------+--> base (B, N, C)
-    paths of its levels -> sum of embeddings, of the position before and of three above, + base
+    coarser levels -> embeddings -> two convolutions (not causal: the whole map is seen) --+
+    row, column, class -> embeddings -----------------------------------------------------+--> base (B, N, C)
+    its levels -> sum of embeddings, of the position before and of three above, + base
         -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
-    features, paths of the levels before at the position -> head of each level -> logits (B, m_l, H, W)
+    features, coarser levels at the position -> head of each level -> logits (B, m_l, H, W)
     """
 
     def __init__(self, config: GPTConfig, *levels: Level) -> None:
         super().__init__(config, *levels)
         self.config: GPTConfig = config
         hidden, inner, (height, width) = config.hidden_units, config.path_units, self.level.grid
-        self.embeddings = PathEmbeddings(config, [level.codewords or level.symbols for level in levels])
+        self.embeddings = CodewordEmbeddings(config, [level.codewords or level.symbols for level in levels])
         self.left, self.above = nn.Linear(inner, hidden), nn.Conv2d(inner, hidden, (1, 3), padding=(0, 1), bias=False)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
         self.classes = nn.Embedding(self.level.labels, hidden) if self.level.classes else None
         if self.level.coarser:
-            self.coarser = PathEmbeddings(config, self.level.coarser)
+            self.coarser = CodewordEmbeddings(config, self.level.coarser)
             self.context = nn.Sequential(
                 nn.Conv2d(inner, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1)
             )
@@ -110,15 +110,15 @@ class GPT(Prior):
             nn.init.zeros_(layer.narrow.weight)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """What does not depend on the codes, (B, N, C): place, class, coarser levels. Raises as `level_logits` does."""
+        """Return what does not depend on the codes, (B, N, C): place, class, coarser levels. Raises InputError."""
         self.level.check(coarser, label, training=self.training)
         place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
         features = place.expand(batch, -1, -1)
         if self.classes is not None:
             features = features + self.classes(label)[:, None]
         if coarser:
-            maps = [self.coarser.of_level(index, paths).permute(0, 3, 1, 2) for index, paths in enumerate(coarser)]
-            seen = torch.stack([interpolate(one, self.level.grid) for one in maps]).sum(0)
+            maps = [self.coarser.of_level(index, indices).permute(0, 3, 1, 2) for index, indices in enumerate(coarser)]
+            seen = torch.stack([interpolate(vectors, self.level.grid) for vectors in maps]).sum(0)
             features = features + self.context(seen).flatten(2).transpose(1, 2)
         return features
 
@@ -126,7 +126,9 @@ class GPT(Prior):
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
     ) -> tuple[Tensor, ...]:
         base = self.base(coarser, label, len(codes[0]))
-        embedded = [self.embeddings.of_level(index, path) for index, path in enumerate(self.paths(codes))]
+        embedded = [
+            self.embeddings.of_level(index, indices) for index, indices in enumerate(self.codeword_indices(codes))
+        ]
         seen = torch.stack(embedded).sum(0)
         above = self.above(pad(seen.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
         features = self.left(pad(seen.flatten(1, 2), (0, 0, 1, -1))) + above + base
@@ -134,7 +136,7 @@ class GPT(Prior):
             features = layer(features)
         features = self.norm(features).unflatten(1, self.level.grid)
         before, logits = torch.zeros_like(embedded[0]), []
-        for head, own in zip(self.heads, embedded, strict=True):
+        for head, vectors in zip(self.heads, embedded, strict=True):
             logits.append(head(features, before).permute(0, 3, 1, 2))
-            before = before + own
+            before = before + vectors
         return tuple(logits)

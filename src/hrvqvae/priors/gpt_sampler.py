@@ -1,6 +1,6 @@
-"""The transformer with a head for each level, position by position: each number is computed once.
+"""Sample from the transformer with a head for each level, position by position: each number is computed once.
 
-Some images go through each layer together, so that its weights, which no near cache holds, are read once for all.
+Four images go through each layer together, so that its weights, which no near cache holds, are read once for all.
 
 Letters: B images, N = H * W positions, D levels, C hidden units, E path units, A layers, K labels under which an image
 is seen (`sampling.guided`), P embeddings of all levels together.
@@ -188,22 +188,24 @@ def _workspace(images: int, copies: int, height: int, width: int, weights: tuple
 
 
 def _transposed(layers: Iterable[Any]) -> tuple[Floats, Floats]:
-    """Weights (inputs, outputs), so that a product runs along the outputs, and biases of linear layers; outputs padded
-    with zeros to the most."""
-    some = list(layers)
-    most = max(one.out_features for one in some)
-    pads = [(0, most - one.out_features) for one in some]
+    """Return the weights (inputs, outputs) of linear layers, so that a product runs along the outputs, and the biases.
+
+    Outputs are padded with zeros to those of the widest layer.
+    """
+    linear_layers = list(layers)
+    most = max(layer.out_features for layer in linear_layers)
+    pads = [(0, most - layer.out_features) for layer in linear_layers]
     pad = torch.nn.functional.pad
-    weights = stack([pad(one.weight.T, each) for one, each in zip(some, pads, strict=True)])
-    return weights, stack([pad(one.bias, each) for one, each in zip(some, pads, strict=True)])
+    weights = stack([pad(layer.weight.T, padding) for layer, padding in zip(linear_layers, pads, strict=True)])
+    return weights, stack([pad(layer.bias, padding) for layer, padding in zip(linear_layers, pads, strict=True)])
 
 
 def _norms(layers: Iterable[Any]) -> Floats:
-    return stack([torch.stack([one.weight, one.bias]) for one in layers])
+    return stack([torch.stack([layer.weight, layer.bias]) for layer in layers])
 
 
 def _weights(prior: GPT) -> tuple[Any, ...]:
-    """What comes first and last, attention and networks of the layers, heads and their networks."""
+    """Return the first and last layers, attention and networks of the layers, heads, and networks of the heads."""
     layers: Sequence[Any] = list(prior.layers)
     heads: Sequence[Any] = list(prior.heads)
     first = (
@@ -227,24 +229,25 @@ def sample_gpt(
     prior: GPT, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
     label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Fill in the codes that are not known, position by position; arguments as `sampling.sample_plain`."""
-    together = [torch.stack(list(some), 1) for some in (codes, known, uniforms)]
-    batch, count, height, width = together[0].shape
+    """Draw the codes that are not known, position by position; arguments as in `sampling.sample_plain`."""
+    stacked = [torch.stack(list(tensors), 1) for tensors in (codes, known, uniforms)]
+    batch, count, height, width = stacked[0].shape
     base = prior.base(coarser, label, batch * len(mixing))
     sizes = np.array(prior.embeddings.sizes)
     levels = np.stack(
         [
-            [level.symbols for level in prior.levels], [bool(n) and one.linked for n, one in enumerate(prior.levels)],
+            [level.symbols for level in prior.levels],
+            [index > 0 and level.linked for index, level in enumerate(prior.levels)],
             np.cumsum(sizes) - sizes, sizes,
         ], 1,
     ).astype(np.int64)  # fmt: skip
     tables: Sequence[Any] = list(prior.embeddings.tables)
     weights = _weights(prior)
     fixed = (
-        (base + prior.left.bias).contiguous().numpy(), *weights, torch.cat([one.weight for one in tables]).numpy(),
+        (base + prior.left.bias).contiguous().numpy(), *weights, torch.cat([table.weight for table in tables]).numpy(),
         levels, prior.config.heads, mixing.numpy(), *params.values(),
     )  # fmt: skip
-    arrays = [one.numpy() for one in together]
+    arrays = [table.numpy() for table in stacked]
 
     def draw_images(first: int, last: int) -> int:
         failures = [-1]
@@ -257,5 +260,5 @@ def sample_gpt(
     place = max(in_parts(batch, draw_images))
     if place >= 0:
         raise no_distribution(prior.levels[place % count].number, *divmod(place // count, width))
-    for own, drawn in zip(codes, together[0].unbind(1), strict=True):
-        own.copy_(drawn)
+    for level_codes, drawn in zip(codes, stacked[0].unbind(1), strict=True):
+        level_codes.copy_(drawn)

@@ -21,22 +21,21 @@ from hrvqvae.priors.configs import PixelSNAILConfig
 class PixelSNAIL(Prior):
     """Causal convolutions, gated residual blocks and causal attention; conditioned on coarser levels and class.
 
-        coarser paths -> embeddings -> conv, residual stack, attention --+   (not causal: the whole map is seen)
+        coarser levels -> embeddings -> conv, residual stack, attention -+   (not causal: the whole map is seen)
         row, column, class -> embeddings --------------------------------+--> base (B, C, H, W)
-                                                                         |      -> 1x1 conv -> one for each block
+                                                                         |      -> 1x1 conv -> one per block
         codes -> embedding -> strict causal conv ------------------------+
               -> [gated residual blocks, attention after every R / A of them] -> elu -> 1x1 conv -> logits (B, m, H, W)
 
-    The features of a position know the codes before it in raster order. A code at the end of a row is seen from where
-    the next row's convolution reaches it.
+    The features of a position depend on the codes before it in raster order.
 
-    The output stack has no further layer (Table 8: 0). Where attention layers are 0, the coarser levels get none
-    either, and are seen as far as the convolutions reach. Ours, since the paper does not print it: how many blocks
-    stand between two attention layers, layer normalization before attention, and no weight normalization.
+    The output stack has no further layer (Table 8: 0). With 0 attention layers, the coarser levels get none either, and
+    are seen as far as the convolutions reach. The paper does not print, so these are ours: how many blocks stand
+    between two attention layers, layer normalization before attention, and no weight normalization.
     """
 
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
-        """A network for that level, which picks its own of values by level."""
+        """Build the network of a level, with that level's value of each setting that has one per level."""
         super().__init__(config, level)
         self.config: PixelSNAILConfig = config
         hidden, (height, width), index = config.hidden_units, level.grid, level.number - 1
@@ -63,7 +62,7 @@ class PixelSNAIL(Prior):
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """What does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises as `level_logits`."""
+        """Return what does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises InputError."""
         self.level.check(coarser, label, training=self.training)
         place = self.rows[:, None] + self.columns[None]
         features = place.permute(2, 0, 1).expand(batch, -1, -1, -1)
@@ -71,14 +70,14 @@ class PixelSNAIL(Prior):
             features = features + self.classes(label)[:, :, None, None]
         if self.coarser:
             seen = torch.zeros((), device=features.device)
-            for embedding, paths in zip(self.coarser, coarser, strict=True):
-                seen = seen + interpolate(embedding(paths).permute(0, 3, 1, 2), self.level.grid)
+            for embedding, indices in zip(self.coarser, coarser, strict=True):
+                seen = seen + interpolate(embedding(indices).permute(0, 3, 1, 2), self.level.grid)
             features = features + self.context(seen)
         return features
 
     @property
     def attention_after(self) -> tuple[int, ...]:
-        """Residual blocks that each attention layer comes after: spread evenly, the last after the last block."""
+        """After how many blocks each attention layer comes: evenly spread, the last one after the last block."""
         count = len(self.attentions)
         return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
@@ -89,8 +88,8 @@ class PixelSNAIL(Prior):
         features: Tensor = self.first(self.embedding(codes[0]).permute(0, 3, 1, 2)) + base
         after = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
-        for number, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
+        for index, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
             features = block(features, condition)
-            if number in after:
-                features = self.attentions[after.index(number)](features)
+            if index in after:
+                features = self.attentions[after.index(index)](features)
         return (self.head(elu(features)),)

@@ -1,14 +1,13 @@
-"""PixelSNAIL position by position: as its forward pass, but each number is computed once.
+"""Sample from PixelSNAIL position by position: as its forward pass, but each number is computed once.
 
 Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers;
-q = k // 2 rows above and columns to each side that a convolution with filter k sees. Guided images are seen several
-times, S = K * B in all, and their logits mixed: see `sampling.guided`.
+q = k // 2 rows above and columns to each side that a convolution with filter k sees. With guidance the network sees
+images several times, S = K * B in all, and their logits are mixed: see `sampling.guided`.
 
-Kept, in buffers made once: what every causal convolution took in, and every attention layer's keys and values. A row is
-computed in two parts. What a convolution sees of the rows above is known when the row begins, so that part of all
-blocks and positions is one matrix product; the position's own row, attention and the draw follow position by position,
-compiled. So a position reads only the weights to its left: (q + 1) / (q * k + q + 1) of a convolution's, 3 of 13 for
-filter 5.
+The inputs of every causal convolution, and every attention layer's keys and values, are kept. A row is computed in two
+parts. What the convolutions see of the rows above is known when the row begins, so that part is one matrix product for
+all blocks and positions. The rest of the row, attention and the draw follow position by position, compiled. So a
+position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3 of 13 for filter 5.
 """
 
 from __future__ import annotations
@@ -106,9 +105,9 @@ def _first_table(prior: PixelSNAIL) -> Floats:
 
 
 def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
-    """The weights that a position reads, each (inputs, outputs) so that a product runs along the outputs."""
+    """Return the weights that a position reads, each (inputs, outputs) so that a product runs along the outputs."""
     blocks: Sequence[Any] = list(prior.blocks)
-    some: Sequence[Any] = list(prior.attentions)
+    attentions: Sequence[Any] = list(prior.attentions)
     hidden = prior.first.bias.shape[0]
     after = np.full(len(blocks), -1)
     for layer, block in enumerate(prior.attention_after):
@@ -116,27 +115,28 @@ def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
     return (
         stack([block.spatial.left[:, :, 0].permute(2, 1, 0) for block in blocks]),
         stack([block.pointwise.weight[:, :, 0, 0].T for block in blocks]),
-        stack([torch.stack([one.norm.weight, one.norm.bias]) for one in some], (2, hidden)),
-        stack([one.inputs.weight.T for one in some], (hidden, 3 * hidden)),
-        stack([one.inputs.bias for one in some], (3 * hidden,)),
-        stack([one.output.weight.T for one in some], (hidden, hidden)),
-        stack([one.output.bias for one in some], (hidden,)),
+        stack([torch.stack([attention.norm.weight, attention.norm.bias]) for attention in attentions], (2, hidden)),
+        stack([attention.inputs.weight.T for attention in attentions], (hidden, 3 * hidden)),
+        stack([attention.inputs.bias for attention in attentions], (3 * hidden,)),
+        stack([attention.output.weight.T for attention in attentions], (hidden, hidden)),
+        stack([attention.output.bias for attention in attentions], (hidden,)),
         after,
     )  # fmt: skip
 
 
 def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Of each row: base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C), biases added.
+    """Yield base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C) of each row, with biases.
 
     Args:
+        prior: of the weights.
         base: (S, C, H, W), what does not depend on the codes.
-        taken: (R, S, H + q, W + 2q, C), what the convolutions of the blocks took in until then, zeros around.
+        taken: (R, S, H + q, W + 2q, C), the inputs of the blocks' convolutions up to the row, inside zeros.
     """
     blocks: Sequence[Any] = list(prior.blocks)
     convolutions = [block.spatial for block in blocks]
     reach, kernel = convolutions[0].reach, convolutions[0].above.shape[3]
-    weights = torch.stack([one.above.permute(2, 3, 1, 0).flatten(0, 2) for one in convolutions])
-    bias = torch.stack([one.bias for one in convolutions])[:, None]
+    weights = torch.stack([convolution.above.permute(2, 3, 1, 0).flatten(0, 2) for convolution in convolutions])
+    bias = torch.stack([convolution.bias for convolution in convolutions])[:, None]
     base = base.permute(0, 2, 3, 1).contiguous()
     seen, height, width, hidden = base.shape
     started = base + prior.first.bias
@@ -144,13 +144,13 @@ def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floa
     conditions_bias = prior.conditions.bias + torch.cat([block.pointwise.bias for block in blocks])
     block, image, row, column, _ = taken.stride()
     shape = (len(blocks), seen, width, reach, kernel, hidden)
-    for number in range(height):
-        windows = taken.as_strided(shape, (block, image, column, row, column, 1), number * row)
+    for y in range(height):
+        windows = taken.as_strided(shape, (block, image, column, row, column, 1), y * row)
         above = torch.baddbmm(bias, windows.reshape(len(blocks), -1, weights.shape[1]), weights)
-        own = base[:, number]
-        conditions = torch.addmm(conditions_bias, own.flatten(0, 1), prior.conditions.weight[:, :, 0, 0].T)
+        row_base = base[:, y]
+        conditions = torch.addmm(conditions_bias, row_base.flatten(0, 1), prior.conditions.weight[:, :, 0, 0].T)
         yield (
-            started[:, number].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
+            started[:, y].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
             conditions.view(seen, width, -1).numpy(),
         )  # fmt: skip
 
@@ -204,7 +204,7 @@ def sample_pixelsnail(
     prior: PixelSNAIL, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
     label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Fill in the codes that are not known, in raster order; arguments as `sampling.sample_plain`."""
+    """Draw the codes that are not known, in raster order; arguments as in `sampling.sample_plain`."""
     arrays = [only.numpy() for (only,) in (codes, known, uniforms)]
     batch = len(codes[0])
     base, reach = prior.base(coarser, label, batch * len(mixing)), prior.config.kernel // 2
@@ -214,7 +214,7 @@ def sample_pixelsnail(
     head = prior.head
     assert head.bias is not None
     fixed = (
-        tuple(one.numpy() for one in (taken, keys, values)), _weights(prior), _first_table(prior),
+        tuple(array.numpy() for array in (taken, keys, values)), _weights(prior), _first_table(prior),
         head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
         mixing.numpy(), *params.values(),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How codes are drawn: temperature, top-k, top-p, guidance; and the plain sampler, without a cache.
+"""Draw codes: temperature, top-k, top-p, guidance, and the plain sampler, which has no cache.
 
 Letters: B images, K labels under which a network sees each of them, m symbols.
 """
@@ -23,16 +23,15 @@ class SamplingParams:
     """How codes are drawn from a distribution over m symbols.
 
     Attributes:
-        temperature: logits are divided by it; below 1 makes likely codes likelier. From 1e-6 to 1e6, so that no logit
-            that a network gives is divided to infinity.
-        top_k: only the k likeliest codes are drawn (0: all).
-        top_p: only the likeliest codes that together reach this probability are drawn (1: all).
-        guidance: w of the logits u + w (c - u), where c are those given the class and u those without it (1: given the
-            class), from 0 to 1000; see `guided`.
-        levels: only the first so many are drawn, and decoded as a prefix (None: all).
+        temperature: Divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier.
+        top_k: Draw only the k likeliest codes (0: all).
+        top_p: Draw only the likeliest codes that together reach this probability (1: all).
+        guidance: w in the logits u + w (c - u), with c given the class and u without it, from 0 to 1000 (1: the class
+            alone); see `guided`.
+        levels: Draw only the first levels, and decode them as a prefix (None: all).
 
     Raises:
-        InputError: a value out of range.
+        InputError: A value is out of range.
     """
 
     temperature: float = 1.0
@@ -52,7 +51,7 @@ class SamplingParams:
             raise InputError(f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)")
 
     def check(self, level: Level) -> None:
-        """Raises InputError where the codes of a level can't be drawn so: a top-k too large, guidance by no class."""
+        """Check these parameters for a level. Raises InputError if top-k is too large, or guidance lacks classes."""
         if self.top_k > (symbols := level.symbols):
             raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
         if self.guidance == 1 or level.unconditional:
@@ -65,12 +64,12 @@ class SamplingParams:
         )
 
     def values(self) -> tuple[float, int, float]:
-        """(temperature, top_k, top_p) for `draw_code`."""
+        """Return (temperature, top_k, top_p), as `kernels.draw` takes them."""
         return self.temperature, self.top_k, self.top_p
 
 
 def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
-    """The error of a sampler that got `NO_CODE`, at a position of a level (1 is the coarsest)."""
+    """Return the error for `NO_CODE` at a position of a level (1 is the coarsest)."""
     return NonFiniteError(
         f"the prior of level {level} gives logits that are NaN or infinite at row {row}, column {column}; "
         "train it again, or look at its weights"
@@ -84,20 +83,20 @@ def draw_code(logits: NDArray[np.float32], uniform: float, params: SamplingParam
 
 
 def guided(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor | None, Tensor]:
-    """Under which labels a network sees a batch of images with those labels (B,), and how its logits are mixed.
+    """Return the labels under which a network sees a batch of images with labels (B,), and the weights of its logits.
 
     The logits are u + w (c - u), c with the class and u without it. So the network sees K * B images: all of them under
-    the first label, then all of them under the next. Without guidance K is 1, and the one weight is 1.
+    the first label, then all of them under the next. Without guidance K is 1, and so is the weight.
 
     Returns:
-        Labels (K * B,) int64, None where the prior knows no classes; weights (K,) float32, whose sum is 1.
+        Labels (K * B,) int64, None if the prior has no classes; weights (K,) float32, whose sum is 1.
     """
     weighted = [(label, guidance)]
     if label is not None and level.unconditional:
         weighted.append((torch.full_like(label, level.no_class), 1 - guidance))
-    some = [(one, weight) for one, weight in weighted if weight]
-    labels = [one for one, _ in some if one is not None]
-    return torch.cat(labels) if labels else None, torch.tensor([weight for _, weight in some], dtype=torch.float32)
+    used = [(kind, weight) for kind, weight in weighted if weight]
+    labels = [kind for kind, _ in used if kind is not None]
+    return torch.cat(labels) if labels else None, torch.tensor([weight for _, weight in used], dtype=torch.float32)
 
 
 @torch.inference_mode()
@@ -105,28 +104,29 @@ def sample_plain(
     prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
     uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Fill in the codes that are not known, in raster order, and level after level at a position.
+    """Draw the codes that are not known, in raster order, and level after level at a position.
 
     Args:
         prior: in evaluation mode.
-        codes: (B, H, W) int64 of each level that it covers: known ones are kept; what stands at the others does not
-            matter. On the prior's device, as are `coarser` and `label`.
-        known: (B, H, W) bool of each, on the CPU, where codes are drawn, as are `uniforms`.
-        coarser: paths of the levels that are coarser than these, (K * B, H_j, W_j).
+        codes: (B, H, W) int64 of each of the prior's levels, written to where they are not known. On the prior's
+            device, as are `coarser` and `label`.
+        known: (B, H, W) bool of each level, on the CPU, where codes are drawn, as are `uniforms`.
+        coarser: codeword indices of the levels that are coarser than these, (K * B, H_j, W_j).
         label: (K * B,) or None, and
-        mixing: (K,), as of `guided`.
-        uniforms: (B, H, W) float64 in [0, 1) of each, one for each draw.
+        mixing: (K,), as `guided` returns them.
+        uniforms: (B, H, W) float64 in [0, 1) of each level, one per draw.
+        params: how codes are drawn.
 
     Raises:
-        NonFiniteError: a logit is NaN or infinite; the position is named.
+        NonFiniteError: A logit is NaN or infinite; the message names the position.
     """
     batch, height, width = codes[0].shape
     for row in range(height):
         for column in range(width):
             for index, level in enumerate(prior.levels):
-                seen = [one.repeat(len(mixing), 1, 1) for one in codes]
-                every = prior.level_logits(seen, coarser, label)[index][:, :, row, column].cpu().float()
-                logits = (every.view(len(mixing), batch, -1) * mixing[:, None, None]).sum(0).numpy()
+                seen = [level_codes.repeat(len(mixing), 1, 1) for level_codes in codes]
+                all_logits = prior.level_logits(seen, coarser, label)[index][:, :, row, column].cpu().float()
+                logits = (all_logits.view(len(mixing), batch, -1) * mixing[:, None, None]).sum(0).numpy()
                 drawn = codes[index][:, row, column].tolist()
                 for image in range(batch):
                     if not known[index][image, row, column]:

@@ -60,29 +60,29 @@ def _everywhere(builder: Any, kind: Any, value: Any) -> Any:
     return builder.shuffle_vector(alone, ir.Constant(kind, ir.Undefined), mask)
 
 
-def _add_square(builder: Any, one: Any, other: Any, total: Any) -> Any:
+def _add_square(builder: Any, vectors: Any, others: Any, total: Any) -> Any:
     """total + (one - other)^2 of vectors, fused where the processor can."""
-    difference = builder.fsub(one, other)
+    difference = builder.fsub(vectors, others)
     fused = _function(builder, _FLOATS, [_FLOATS] * 3, f"llvm.fmuladd.v{LANES}f32")
     return builder.call(fused, [difference, difference, total])
 
 
 def _loop_of_sums(
-    builder: Any, number: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
+    builder: Any, count: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
     """Vectors that begin at zero, each replaced by what `add(index, vectors)` gives for index 0, stride, ... < stop."""
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
     index = builder.phi(_LONG)
-    sums = [builder.phi(_FLOATS) for _ in range(number)]
+    sums = [builder.phi(_FLOATS) for _ in range(count)]
     added = add(index, sums)
     following = builder.add(index, _LONG(stride))
     index.add_incoming(_LONG(0), before)
     index.add_incoming(following, loop)
-    for some, more in zip(sums, added, strict=True):
-        some.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
-        some.add_incoming(more, loop)
+    for before_sum, after_sum in zip(sums, added, strict=True):
+        before_sum.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
+        before_sum.add_incoming(after_sum, loop)
     builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
     builder.position_at_end(after)
     return added
@@ -91,18 +91,20 @@ def _loop_of_sums(
 def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
     """Eight vectors of sixteen lanes -> one vector with the sum of each."""
 
-    def add(one: Any, other: Any, first: list[int], second: list[int]) -> Any:
+    def add(vector: Any, partner: Any, first: list[int], second: list[int]) -> Any:
         masks = [ir.Constant(ir.VectorType(_INT, len(lanes)), lanes) for lanes in (first, second)]
-        return builder.fadd(*(builder.shuffle_vector(one, other, mask) for mask in masks))
+        return builder.fadd(*(builder.shuffle_vector(vector, partner, mask) for mask in masks))
 
-    halves = [add(one, one, list(range(8)), list(range(8, 16))) for one in sums]
+    halves = [add(vector, vector, list(range(8)), list(range(8, 16))) for vector in sums]
     steps = (
         ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
         ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
         ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
     )
     for first, second in steps:
-        halves = [add(one, other, first, second) for one, other in zip(halves[::2], halves[1::2], strict=True)]
+        halves = [
+            add(vector, partner, first, second) for vector, partner in zip(halves[::2], halves[1::2], strict=True)
+        ]
     return halves[0]
 
 
@@ -112,8 +114,8 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
 
     def add(at: Any, sums: list[Any]) -> list[Any]:
         part, address, added = _load(builder, builder.add(residual, at)), builder.add(codewords, at), []
-        for some in sums:
-            added.append(_add_square(builder, part, _load(builder, address), some))
+        for total in sums:
+            added.append(_add_square(builder, part, _load(builder, address), total))
             address = builder.add(address, bytes_each)
         return added
 
@@ -167,12 +169,12 @@ def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -
     """Addresses of three vectors, floats of each: out = residual - codeword."""
     with for_range(builder, builder.udiv(width, _LONG(LANES)), intp=_LONG) as loop:
         at = builder.mul(loop.index, _LONG(4 * LANES))
-        one, other = (_load(builder, builder.add(start, at)) for start in (residual, codeword))
-        _store(builder, builder.fsub(one, other), builder.add(out, at))
+        minuend, subtrahend = (_load(builder, builder.add(start, at)) for start in (residual, codeword))
+        _store(builder, builder.fsub(minuend, subtrahend), builder.add(out, at))
 
 
 @_intrinsic(*[types.int64] * 6)
-def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, number: Any) -> None:
+def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, index: Any) -> None:
     """A few vectors against a group of codewords that lie side by side: lower the distances at `best` (vectors, group)
     and write `number` at `place` (vectors, group) where they get lower.
 
@@ -185,16 +187,16 @@ def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any
         words = [_load(builder, builder.add(line, _LONG(4 * column))) for column in range(0, GROUP, LANES)]
         address, added = builder.add(vectors, builder.mul(d, _LONG(4))), []
         for row in range(ROWS):
-            one = _everywhere(builder, _FLOATS, _load(builder, address, ir.FloatType()))
-            own = sums[row * len(words) : (row + 1) * len(words)]
-            added += [_add_square(builder, one, *each) for each in zip(words, own, strict=True)]
+            value = _everywhere(builder, _FLOATS, _load(builder, address, ir.FloatType()))
+            row_sums = sums[row * len(words) : (row + 1) * len(words)]
+            added += [_add_square(builder, value, *each) for each in zip(words, row_sums, strict=True)]
             address = builder.add(address, row_bytes)
         return added
 
-    group_number = _everywhere(builder, integers, builder.trunc(number, _INT))
+    group_index = _everywhere(builder, integers, builder.trunc(index, _INT))
     for i, distances in enumerate(_loop_of_sums(builder, ROWS * GROUP // LANES, dim, 1, add)):
         lowest, where = (builder.add(start, _LONG(4 * LANES * i)) for start in (best, place))
-        known, known_at = _load(builder, lowest), _load(builder, where, integers)
-        closer = builder.fcmp_ordered("<", distances, known)
-        _store(builder, builder.select(closer, distances, known), lowest)
-        _store(builder, builder.select(closer, group_number, known_at), where)
+        best_so_far, where_so_far = _load(builder, lowest), _load(builder, where, integers)
+        closer = builder.fcmp_ordered("<", distances, best_so_far)
+        _store(builder, builder.select(closer, distances, best_so_far), lowest)
+        _store(builder, builder.select(closer, group_index, where_so_far), where)
