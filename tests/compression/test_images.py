@@ -139,12 +139,13 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
     def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
         return [bytes(28 if lmbda >= least else 31) for lmbda in codes[0].tolist()]
 
-    monkeypatch.setattr(compression, "_files_of", files)
+    monkeypatch.setattr(compression, "write", files)
+    monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     encoder = cast(
         RateDistortion, SimpleNamespace(weigh=weigh, entropy_model=SimpleNamespace(networks=(None,)), levels=1)
     )
     best = [(np.inf, b"")]
-    assert compression._weighed(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
+    assert compression._search_lambdas(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
     error, file = best[0]
     assert file == bytes(28)
     assert least <= error <= 4 * least, "the error is lambda here"

@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 _STAGES = (1, 9, 1 << 30)  # offsets at which codes around are looked at, the nearest first
 _MARGINS = (4.0, 2.0)  # bits by which a candidate may still fall, before each stage
 _STRIP = 32  # rows, more than a code and another that it changes can both reach
-_TRY, _TAKE = np.False_, np.True_  # no literals, which would be signatures of their own
+_FIRST, _TRY, _TAKE = np.int64(0), np.False_, np.True_  # no literals, which would be signatures of their own
 
 
 def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
@@ -69,7 +69,7 @@ def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], .
     for arrays in zip(*networks_arrays, strict=True):
         stack = np.zeros((len(arrays), *np.max([array.shape for array in arrays], 0)), arrays[0].dtype)
         for index, array in enumerate(arrays):
-            stack[(index, *map(slice, array.shape))] = array
+            stack[index][tuple(map(slice, array.shape))] = array
         stacks.append(stack)
     return tuple(stacks)
 
@@ -291,8 +291,9 @@ def _settle(
             if best != now:
                 chosen[image, place] = best
                 leaf = candidates[image, place, best]
-                begin, end = np.int64(0), _STAGES[2]
-                _change(place, leaves, leaf, begin, end, _TAKE, codes, layout, models, sums, image_bits, change_work)
+                _change(
+                    place, leaves, leaf, _FIRST, _STAGES[2], _TAKE, codes, layout, models, sums, image_bits, change_work
+                )
     return last - first
 
 

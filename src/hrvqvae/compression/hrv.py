@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel
-from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
+from hrvqvae.compression.kernels import NOT_WHOLE
+from hrvqvae.compression.levels import decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
 from hrvqvae.utils.errors import DamagedFileError, InputError

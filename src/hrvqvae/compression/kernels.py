@@ -162,7 +162,7 @@ def encode_images(
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         for y in range(height):
             for x in range(width):
-                code = np.int64(codes[image, begins[level] + y * width + x])
+                code: Any = np.int64(codes[image, begins[level] + y * width + x])
                 before, frequency, total = code, 1, values
                 if len(features):
                     find_rows(maps, groups, grids, level, features, y, x, rows)

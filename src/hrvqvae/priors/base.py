@@ -102,7 +102,7 @@ class Prior(nn.Module, ABC):
         """The coarsest of its levels, which have the same grid and classes."""
         return self.levels[0]
 
-    def indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
+    def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
         """Return the codeword indices (B, H, W) of each of its levels, from the codes of all of them."""
         indices = list[Tensor]()
         for level, level_codes in zip(self.levels, codes, strict=True):

@@ -1,9 +1,9 @@
-"""Loops over vectors of sixteen floats, in LLVM's portable vectors, for functions that numba compiles.
+"""The innermost loops of the search, over vectors of sixteen floats, as LLVM's portable vector instructions.
 
-numba's own loops end each distance with a horizontal sum that costs more than the distance. Here eight distances have a
-register each and are summed together, or codewords that lie side by side meet a few vectors in registers.
+numba's own loops end each distance with a horizontal sum that costs more than the distance. Here eight distances have
+one register each and are summed together, or a few vectors are compared in registers with codewords side by side.
 
-Addresses are bytes (int64); widths are floats, multiples of sixteen.
+Addresses are in bytes (int64); widths are in floats, multiples of sixteen.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numba import types
 from numba.core.cgutils import for_range, get_or_insert_function
 from numba.extending import intrinsic
 
-LANES, SIDE_BY_SIDE = 16, 8  # numbers of a vector register; codewords whose distances are summed at once
-ROWS, GROUP = 4, 32  # vectors and codewords of a flat codebook that meet in registers
+LANES, SIDE_BY_SIDE = 16, 8  # floats of a vector register; codewords whose distances are summed at once
+ROWS, GROUP = 4, 32  # vectors and codewords of a flat codebook that are compared in registers
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 
 def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Any]:
-    """Make `emit(builder, *arguments)`, which writes LLVM's instructions, a function that compiled ones can call."""
+    """Return a decorator that lets compiled functions call `emit(builder, *arguments)`, which writes instructions."""
 
     def decorated(emit: Callable[..., Any]) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -41,7 +41,7 @@ def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[...
 
 
 def _function(builder: Any, returns: Any, kinds: list[Any], name: str) -> Any:
-    """One of LLVM's own functions."""
+    """Return one of LLVM's intrinsic functions."""
     return get_or_insert_function(builder.module, ir.FunctionType(returns, kinds), name)  # type: ignore[no-untyped-call]
 
 
@@ -54,7 +54,7 @@ def _store(builder: Any, values: Any, address: Any) -> None:
 
 
 def _everywhere(builder: Any, kind: Any, value: Any) -> Any:
-    """A vector with the same value in every lane."""
+    """Return a vector with the same value in every lane."""
     alone = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INT(0))
     mask = ir.Constant(ir.VectorType(_INT, kind.count), [0] * kind.count)
     return builder.shuffle_vector(alone, ir.Constant(kind, ir.Undefined), mask)
@@ -70,7 +70,7 @@ def _add_square(builder: Any, vectors: Any, others: Any, total: Any) -> Any:
 def _loop_of_sums(
     builder: Any, count: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
-    """Vectors that begin at zero, each replaced by what `add(index, vectors)` gives for index 0, stride, ... < stop."""
+    """Return vectors that start at zero and are replaced by `add(index, vectors)` for index 0, stride, ... < stop."""
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -89,7 +89,7 @@ def _loop_of_sums(
 
 
 def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
-    """Eight vectors of sixteen lanes -> one vector with the sum of each."""
+    """Return one vector with the sums of eight vectors of sixteen lanes."""
 
     def add(vector: Any, partner: Any, first: list[int], second: list[int]) -> Any:
         masks = [ir.Constant(ir.VectorType(_INT, len(lanes)), lanes) for lanes in (first, second)]
@@ -109,7 +109,7 @@ def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
 
 
 def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
-    """A vector of the squared distances of a residual to eight codewords, from their addresses."""
+    """Return a vector of the squared distances of a residual to eight codewords, from their addresses."""
     bytes_each = builder.mul(width, _LONG(4))
 
     def add(at: Any, sums: list[Any]) -> list[Any]:
@@ -124,7 +124,7 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
 
 @_intrinsic(types.int64)
 def prefetch(builder: Any, address: Any) -> None:
-    """Have the cache line at an address come in; nothing waits for it."""
+    """Load the cache line at an address, without waiting for it."""
     pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
@@ -134,10 +134,10 @@ def prefetch(builder: Any, address: Any) -> None:
 
 @_intrinsic(*[types.int64] * 3, returns=types.int64)
 def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
-    """The nearest of eight codewords to a residual, as a key, from their addresses.
+    """Return the nearest of eight codewords to a residual as a key, from their addresses.
 
-    The key is the squared distance's bits above the codeword's index: squared distances are not negative, so their bits
-    are in their order, and the least key is the nearest codeword, the first of equals.
+    The key holds the bits of the squared distance above the index of the codeword. Squared distances are not negative,
+    so their bits have the same order, and the least key is the nearest codeword, the first of equals.
     """
     integers = ir.VectorType(_INT, SIDE_BY_SIDE)
     bits = builder.bitcast(_eight_distances(builder, residual, codewords, width), integers)
@@ -151,8 +151,9 @@ def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> A
 def meet_eight(
     builder: Any, residual: Any, codewords: Any, width: Any, added: Any, place: Any, distances_at: Any, keys_at: Any
 ) -> None:
-    """Write the distances of a residual to eight codewords, and keys (int64) in the order of the distances plus a
-    number that is not negative: a sum's bits above `place`, `place` + 1, ...
+    """Write the distances of a residual to eight codewords, and their keys (int64).
+
+    A key holds the bits of the distance plus `added`, which is not negative, above `place`, `place` + 1, ...
     """
     whole = ir.VectorType(_LONG, SIDE_BY_SIDE)
     distances = _eight_distances(builder, residual, codewords, width)
@@ -166,7 +167,7 @@ def meet_eight(
 
 @_intrinsic(*[types.int64] * 4)
 def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -> None:
-    """Addresses of three vectors, floats of each: out = residual - codeword."""
+    """Write residual - codeword to out, from the addresses and the width of these vectors."""
     with for_range(builder, builder.udiv(width, _LONG(LANES)), intp=_LONG) as loop:
         at = builder.mul(loop.index, _LONG(4 * LANES))
         minuend, subtrahend = (_load(builder, builder.add(start, at)) for start in (residual, codeword))
