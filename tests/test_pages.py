@@ -201,7 +201,7 @@ def test_commands_for_several_processes() -> None:
         assert found.training_script == "hrvqvae"
         arguments = found.training_script_args
         if arguments[0] == "train":
-            batch = int(re.findall(r"batch_size: (\d+)", do(*arguments, "--print_config"))[-1])
+            batch = int(re.findall(r"batch_size: (\d+)", do(*arguments, "--print-config"))[-1])
             least, *_, most = [*found.nnodes.split(":"), *found.nnodes.split(":")]
             for machines in range(int(least), int(most) + 1):
                 assert batch % (machines * int(found.nproc_per_node)) == 0

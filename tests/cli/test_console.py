@@ -12,13 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused
 
 TRAIN = (
-    ["hrvqvae/mnist"], ["--print_config"], ["--max-steps", "5"], ["--data=somewhere"],
+    ["hrvqvae/mnist"], ["--print-config"], ["--max-steps", "5"], ["--data=somewhere"],
     ["--model.quantizer.codewords", "8"], ["--training.learning_rate=1e-3"],
     ["--prior.training.batch_size", "128,64,32"],
 )  # fmt: skip
@@ -54,22 +55,25 @@ def test_fields_are_told_from_the_rest() -> None:
     [
         (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
         (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
-        (["train", "hrvqvae/mnist", "--max-step", "5"], "unknown argument '--max-step' (see hrvqvae train --help)"),
-        (["train", "hrvqvae/mnist", "--seed", "-1"], "training.seed is -1; it must be at least 0"),
+        (["train", "hrvqvae/mnist", "--max-step", "5"], "'--max-step' of hrvqvae train: did you mean --max-steps"),
+        (["train", "hrvqvae/mnist", "--seed", "-1"], "training.seed is '-1'; it must be at least 0"),
         (["evaluate", "nowhere"], "there is no such run folder"),
-        (["evaluate", "nowhere", "--data.size", "12"], "unknown argument '--data.size' (see hrvqvae evaluate --help)"),
+        (["evaluate", "nowhere", "--data.size", "12"], "'--data.size' of hrvqvae evaluate: did you mean --data"),
         (["data", "get", "ffhq"], "can't be got by command"),
-        (["nothing"], "invalid choice: 'nothing'"),
+        (["compres", "mnist"], "unknown command 'compres': did you mean compress"),
+        (["xyz"], "unknown command 'xyz': there are presets, runs, "),
+        (["data", "gte"], "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),
+        (["evaluate", "mnist", "--split", "tets"], "unknown --split 'tets': did you mean test?"),
+        (["presets", "mnist"], "unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist"),
+        (["train", "mine.yaml"], "mine.yaml: there is no such file"),
+        (["sample", "no\x1b[31mrun", "-o", "x.png"], r"no\x1b[31mrun: there is no such run"),
         ([], "COMMAND"),
         (["reconstruct", "run"], "required: IMAGE"),
-        (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "of hrvqvae"),
+        (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "mean codewords"),
         (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k is 0; it must be at least 1"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
         (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
-        (["train-judge", "cifar10"], "another name: train-classifier"),
-        (["train", "hrvqvae/mnist", "--start-from=mnist"], "it is called --init-from now"),
-        (["evaluate", "mnist", "--rate-weight", "0.1"], "it is called --lmbda now"),
     ],
 )  # fmt: skip
 def test_wrong_commands(arguments: list[str], message: str) -> None:
@@ -82,6 +86,29 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main([*command, "--help"])
     assert ended.value.code == 0
     assert " ".join(["usage: hrvqvae", *command]) in capsys.readouterr().out
+
+
+def test_help_shows_every_command_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != "-"]
+    names = refused(["xyz"]).partition("there are ")[2].partition(" (see")[0]
+    assert sorted(shown) == sorted(names.split(", "))
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"hrvqvae {hrvqvae.__version__}\n"
+
+
+def test_arguments_stand_before_and_after_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr("hrvqvae.cli.share._export", lambda arguments: called.append(arguments) or 0)
+    for words in (["mnist", "small", "--compact"], ["mnist", "--compact", "small"], ["--compact", "mnist", "small"]):
+        assert main(["export", *words]) == 0
+    assert {(arguments.run, str(arguments.out), arguments.compact) for arguments in called} == {
+        ("mnist", "small", True)
+    }
+    assert "unknown argument 'more'" in refused(["export", "mnist", "--compact", "small", "more"])
 
 
 def test_a_closed_pipe_is_no_error() -> None:

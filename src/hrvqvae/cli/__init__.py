@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
+from hrvqvae import __version__
 from hrvqvae.cli import catalogue, files, share, train, trained
 from hrvqvae.cli.console import Parser, split_fields
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, near_names
 from hrvqvae.utils.progress import LOG
 
-_RENAMED = {
-    "tables": "fit-entropy-model", "train-judge": "train-classifier", "train-prefixes": "train-progressive",
-    "--start-from": "--init-from", "--rate-weight": "--lmbda", "--priors": "--prior-steps N",
+GROUPS = {
+    "Use a model": ("sample", "complete", "reconstruct", "play"),
+    "Train": ("presets", "data", "train", "train-prior", "train-progressive", "refresh", "runs", "demo"),
+    "Measure": ("evaluate", "compare", "train-classifier", "doctor"),
+    "Files of codes": (
+        "compress", "decompress", "inspect", "salvage", "fit-entropy-model", "tokenize", "detokenize",
+    ),
+    "Share": ("export", "hub"),
 }  # fmt: skip
+"""Commands by what they are for, in the order of `hrvqvae --help`."""
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="hrvqvae", description="Hierarchical residual vector quantization of images.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    parser = Parser(
+        prog="hrvqvae", usage="hrvqvae COMMAND ...", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Compress images to discrete codes by a tree of codebooks, and draw new ones from the codes.",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"hrvqvae {__version__}")
+    commands = parser.add_subparsers(
+        prog="hrvqvae", metavar="COMMAND", required=True, help=argparse.SUPPRESS, parser_class=Parser
+    )
     for module in (catalogue, train, trained, files, share):
         module.add(commands)
+    lines = []
+    for title, names in GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:18} {commands.choices[name].description}" for name in names), ""]
+    parser.epilog = "\n".join([*lines, "hrvqvae COMMAND --help shows the options of a command."])
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command; -> exit code. Raises InputError."""
-    others, fields = split_fields(argv)
-    if others and others[0] in _RENAMED:
-        raise InputError(f"the command {others[0]} has another name: {_RENAMED[others[0]]}")
-    arguments, unknown = _parser().parse_known_args(others)
+    """Run a command and return its exit code. Raises InputError."""
+    words, fields = split_fields(argv)
+    arguments, unknown = _parser().parse_known_args(words)
+    if unknown:  # perhaps an argument after an option: `export mnist --compact small`
+        rest = words[len(arguments.parser.prog.split()) - 1 :]
+        arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
     unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
     if unknown:
-        new = _RENAMED.get(unknown[0].partition("=")[0])
-        hint = f"it is called {new} now" if new else f"see {arguments.prog} --help"
-        raise InputError(f"unknown argument {unknown[0]!r} ({hint})")
+        near = near_names(unknown[0].partition("=")[0], arguments.options)
+        hint = f"did you mean {near}?" if near else f"see {arguments.parser.prog} --help"
+        raise InputError(f"unknown argument {unknown[0]!r} of {arguments.parser.prog}: {hint}")
     arguments.fields = fields
     code: int = arguments.call(arguments)
     sys.stdout.flush()
@@ -44,13 +63,13 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Of Python and numpy, of torch on a GPU, or of torch on a CPU."""
+    """Whether memory ran out: in Python or numpy, in torch on a GPU, or in torch on a CPU."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "DefaultCPUAllocator" in str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; -> exit code. An error that a user can cause is one line on stderr and exit code 2."""
+    """Run a command and return its exit code. An error that a user can cause is one line on stderr, and 2."""
     handler, level = logging.StreamHandler(), LOG.level
     handler.setFormatter(logging.Formatter("hrvqvae: %(message)s"))
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
@@ -60,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        LOG.error("%s", error)
+        from hrvqvae.utils.outputs import printable  # a name of a file may hold control characters
+
+        LOG.error("%s", printable(" ".join(str(error).split())))
         return 2
     except ModuleNotFoundError as error:
         from hrvqvae.utils.extras import extra_of
@@ -82,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        LOG.error("%s%s", f"{error.filename}: " if error.filename else "", error.strerror or error)
+        LOG.error("%s%s", f"{error.filename!r}: " if error.filename else "", error.strerror or error)
         return 2
     except KeyboardInterrupt:
         LOG.error("interrupted")

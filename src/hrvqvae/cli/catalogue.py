@@ -1,4 +1,4 @@
-"""What there is: presets, runs, data sets, published networks, this installation."""
+"""Commands that list: presets, runs, data sets, published networks, this installation."""
 
 from __future__ import annotations
 
@@ -153,18 +153,34 @@ def _doctor(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """presets, runs, data list, data get, doctor."""
-    about = "list presets, or show one: every value with where it comes from"
-    command(commands, "presets", about, _presets, option("name", nargs="?", metavar="NAME"), "--json")
+    about = "list the presets, or show the values of one with their sources"
+    command(
+        commands,
+        "presets",
+        about,
+        _presets,
+        option("name", nargs="?", metavar="NAME", help="show this preset (default: list all)"),
+        "--json",
+    )
 
-    folder = option("folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help="default: runs")
+    folder = option(
+        "folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help="look below FOLDER (default: runs)"
+    )
     command(
         commands, "runs", "list the runs below a folder: step, error, priors, what is stale", _runs, folder, "--json"
     )
 
-    actions = group(commands, "data", "data sets, and networks to compare images by")
-    root = option("--root", metavar="DIR", help="root folder (else HRVQVAE_DATA, else the user's cache)")
-    command(actions, "list", "what there is, and where", _data_list, root)
-    command(actions, "get", "get one", _data_get, option("name", metavar="NAME"), root)
+    actions = group(commands, "data", "list and get data sets, and networks that compare images")
+    root = option("--root", metavar="DIR", help="root folder of data sets (default: HRVQVAE_DATA, or the user's cache)")
+    command(actions, "list", "list data sets and networks, and where they are", _data_list, root)
+    command(
+        actions,
+        "get",
+        "get a data set or a network",
+        _data_get,
+        option("name", metavar="NAME", help="such as mnist"),
+        root,
+    )
 
-    about = "what is installed and missing, what it computes on, where it keeps things; exit code 1 if it can't work"
+    about = "check this installation: packages, device, folders; exit code 1 if it can't work"
     command(commands, "doctor", about, _doctor, "--json")

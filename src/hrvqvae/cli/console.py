@@ -1,4 +1,4 @@
-"""What the commands have in common: how they are declared, and how they print."""
+"""What the commands share: how they are declared, and how they print."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, near_names
 
 Arguments = argparse.Namespace
-Group = Any  # what argparse's add_subparsers gives
+Group = Any  # argparse's subparsers
 Call = Callable[[Arguments], int]
 Option = tuple[tuple[str, ...], dict[str, Any]]
+_CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
 _OPTION = re.compile(r"-[^\d.]")  # and not a negative number
 
 
@@ -22,80 +23,92 @@ class Parser(argparse.ArgumentParser):
     """Errors in the form of every other error: one line, exit code 2."""
 
     def error(self, message: str) -> Any:
-        message = re.sub("^argument ([^:]+): is ", r"\1 is ", message)  # of `whole`
+        message = re.sub("^argument ([^:]+): is ", r"\1 is ", message)  # of `whole_number`
+        if choice := _CHOICE.match(message):
+            name, value, names = choice.groups()
+            names = names.replace("'", "").split(", ")
+            near = near_names(value, names)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
+            message = f"unknown {name.removeprefix('argument ').lower()} {value!r}: {hint}"
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def option(*names: str, **settings: Any) -> Option:
-    """An argument of a command, by what argparse's `add_argument` takes."""
+    """Return an argument of a command; `settings` are those of argparse's `add_argument`."""
     return names, settings
 
 
 def flag(name: str, about: str) -> Option:
-    """An option without a value."""
+    """Return an option without a value."""
     return option(name, action="store_true", help=about)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number of at least `least`."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the type of an option that is a whole number from `least` to `most`."""
+    limits = f"at least {least}" if most is None else f"{least} to {most}"
 
     def convert(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"is {text}; it must be at least {least}")
+        if int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {limits}")
         return int(text)
 
-    convert.__name__ = "whole number"  # in argparse's message of a text that is none
+    convert.__name__ = "whole number"  # in argparse's message about a text that is none
     return convert
 
 
 COMMON: Mapping[str, Option] = {
-    "run": option("run", metavar="RUN"),
-    "model": option("model", metavar="MODEL", help="a run, or a model inside the package"),
-    "--json": flag("--json", "for programs"),
-    "--device": option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"),
-    "--data": option("--data", metavar="DIR", help="where the data is, if it has moved since training"),
+    "run": option("run", metavar="RUN", help="run folder, weights file, or a model of the package such as mnist"),
+    "model": option("model", metavar="MODEL", help="run folder, weights file, or a model of the package such as mnist"),
+    "--json": flag("--json", "print JSON"),
+    "--device": option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"),
+    "--data": option("--data", metavar="DIR", help="read the data from DIR (default: where it was in training)"),
     "--force": flag("--force", "overwrite files that exist"),
-    "--levels": option("--levels", type=int, metavar="K", help="use levels 1..K only"),
-    "--model": option("--model", metavar="RUN", help="by which they were made, if it is not inside the package"),
+    "--levels": option("--levels", type=int, metavar="K", help="use levels 1 to K only (default: all)"),
+    "--model": option(
+        "--model", metavar="RUN", help="run that encoded the files (default: the models of the package)",
+    ),
     "--beam": option(
         "--beam", type=int, metavar="N",
-        help="keep N paths of the tree at each level when images are encoded (default: as in training)",
+        help="keep the N best codewords per level in the search for the codes of an image (default: as in training)",
     ),
     "--lmbda": option(
         "--lmbda", type=float, metavar="X",
-        help="minimize error + X * bits, the squared error of an image's pixel values in [0, 1], with X such as 0.005",
+        help="choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try 0.005",
     ),
 }  # fmt: skip
-"""What several commands take."""
+"""Arguments of several commands."""
 
 
 def command(under: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = "") -> Any:
-    """Add a command that calls `call` with its arguments and gives its exit code; -> its parser.
+    """Add a command and return its parser.
 
     Args:
-        options: its arguments, or names of `COMMON` ones.
-        fields: help on `--section.field VALUE`, where the command takes these.
+        call: takes the parsed arguments and returns the exit code.
+        options: the command's arguments, or names of `COMMON` ones.
+        fields: help on `--section.field VALUE`, if the command takes these.
     """
     added = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
-    added.set_defaults(call=call, takes_fields=bool(fields), prog=added.prog)
-    for one in options:
-        names, settings = COMMON[one] if isinstance(one, str) else one
+    options = tuple(COMMON[entry] if isinstance(entry, str) else entry for entry in options)
+    for names, settings in options:
         added.add_argument(*names, **settings)
+    names = [name for names, _ in options for name in names if name.startswith("-")]
+    added.set_defaults(call=call, takes_fields=bool(fields), parser=added, options=names)
     return added
 
 
-def group(under: Group, name: str, about: str, what: str = "ACTION") -> Group:
-    """Add a command that has commands of its own; -> what they are added to."""
-    return under.add_parser(name, help=about).add_subparsers(metavar=what, required=True, parser_class=Parser)
+def group(under: Group, name: str, about: str) -> Group:
+    """Add a command that has commands of its own, and return what they are added to."""
+    added = under.add_parser(name, help=about, description=about)
+    return added.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
 
 
 def import_training() -> None:
-    """Import what needs the extra `train`, so that it is named where it is missing, and not `figures`, a part of it."""
+    """Report a missing extra `train` first, not `figures`, which is a part of it."""
     importlib.import_module("hrvqvae.training.trainer")
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments but `--section.field VALUE` and `--section.field=VALUE` before `--`, and these: name -> text.
+    """Return the other arguments, and the text by name of each `--section.field VALUE` before `--`.
 
     Raises:
         InputError: a field has no value, or two.
@@ -119,7 +132,7 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def give(fields: dict[str, str], name: str, value: str, option: str) -> None:
-    """Add the value of a field that an option gives. Raises InputError where it has another already."""
+    """Set a field to the value of an option. Raises InputError if the field has another value already."""
     if fields.get(name, value) != value:
         raise InputError(f"{option} {value} contradicts --{name} {fields[name]}: give one of them")
     fields[name] = value

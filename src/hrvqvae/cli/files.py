@@ -162,7 +162,7 @@ def _detokenize(arguments: Arguments) -> int:
 def add(commands: Group) -> None:
     """compress, decompress, inspect, salvage, fit-entropy-model, tokenize, detokenize."""
     command(
-        commands, "compress", "images to files of codes (.hrv), or to an archive (.hrva)", _compress,
+        commands, "compress", "encode images as files of codes (.hrv) or into an archive (.hrva)", _compress,
         "model",
         option("images", nargs="+", type=Path, metavar="IMAGE", help="files, folders, lists, tars, Parquet, arrays"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
@@ -176,7 +176,7 @@ def add(commands: Group) -> None:
         "--device",
     )  # fmt: skip
     command(
-        commands, "decompress", "files of codes and archives to PNG", _decompress,
+        commands, "decompress", "decode files of codes and archives to PNG", _decompress,
         option("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
         "--model",
@@ -186,7 +186,7 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
     verify = flag("--verify", "of an archive: decode the codes of every image; exit code 2 where any is damaged")
-    about = "what is in a file of codes or an archive: bytes by level"
+    about = "show what a file of codes or an archive holds"
     command(
         commands,
         "inspect",
@@ -199,11 +199,11 @@ def add(commands: Group) -> None:
         verify,
     )
     command(
-        commands, "salvage", "write what is whole in a damaged archive into a new one", _salvage,
+        commands, "salvage", "copy the whole images of a damaged archive into a new one", _salvage,
         option("archive", type=Path, metavar="ARCHIVE"), option("out", type=Path, metavar="NEW.hrva"),
         option("--model", metavar="MODEL", help="by which it was made: needed where the head is damaged"),
     )  # fmt: skip
-    about = "fit the entropy model, by which the codes of a run are coded, to its training images"
+    about = "fit the entropy model of a run, which makes its files smaller"
     effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
     shifts = option(
         "--shifts", type=whole(0), default=0, metavar="N", help="learn from N shifted copies of the images too"
@@ -212,7 +212,7 @@ def add(commands: Group) -> None:
 
     source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
     command(
-        commands, "tokenize", "codes of many images to Parquet files; ended at any moment, the same command goes on",
+        commands, "tokenize", "encode many images as Parquet shards of codes; interrupted, it resumes",
         _tokenize, "model", option("source", type=Path, metavar="SOURCE", help=source),
         option("out", type=Path, metavar="OUT", help="the folder of the shards"),
         option("--shard-size", type=whole(1), metavar="N", help="images of a shard (default: 10,000)"),
@@ -223,7 +223,7 @@ def add(commands: Group) -> None:
         flag("--retry-broken", "try images again that were broken before"),
     )  # fmt: skip
     command(
-        commands, "detokenize", "shards of codes back to PNG", _detokenize,
+        commands, "detokenize", "decode shards of codes to PNG", _detokenize,
         option("shards", type=Path, metavar="SHARDS", help="a folder of shards, or one"),
         option("out", type=Path, metavar="OUT", help="a folder: each image at the path that is its key"),
         "--model", "--levels", "--device", "--force",

@@ -1,4 +1,4 @@
-"""A trained run for others: as a small folder, as graphs that need nothing of this package, on the hub, as a page."""
+"""Commands that share a trained run: export, hub push, hub get, play."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _export(arguments: Arguments) -> int:
     checked = None
     if not arguments.onnx:
         if arguments.beam is not None:
-            raise InputError("--beam is of graphs (--onnx); a folder takes it where images are encoded")
+            raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")
         from hrvqvae.checkpoints.export import export
 
         files = export(arguments.run, out, license=arguments.license, compact=arguments.compact)
@@ -50,6 +50,9 @@ def _get(arguments: Arguments) -> int:
 
 def _play(arguments: Arguments) -> int:
     from hrvqvae.model import Model
+    from hrvqvae.play.address import check_address
+
+    check_address(arguments.host, arguments.port)
     from hrvqvae.play.page import serve
     from hrvqvae.play.tasks import Limits
 
@@ -62,32 +65,48 @@ def add(commands: Group) -> None:
     """export, hub push, hub get, play."""
 
     def folder(default: str) -> Option:
-        return option("out", nargs="?", metavar="DIR", type=Path, help=f"a new folder (default: {default} here)")
+        return option(
+            "out", nargs="?", metavar="DIR", type=Path, help=f"write to the new folder DIR (default: ./{default})"
+        )
 
-    license = option("--license", metavar="ID", help="for the model card, as the hub names it: mit, cc-by-4.0, ...")
-    about = "the model of a run and its priors in half precision, and nothing else; or the model as two graphs"
+    license = option(
+        "--license", metavar="ID", help="license in the model card, as the hub spells it, such as mit or cc-by-4.0"
+    )
+    about = "write the model of a run and its priors as a small folder, or as ONNX graphs"
     where = folder("RUN-exported or RUN-onnx")
     export = command(commands, "export", about, _export, "run", where, license, "--beam")
     forms = export.add_mutually_exclusive_group()
-    what = "the autoencoder in half precision, all else in 8 bits: a few codes and samples differ"
+    what = "half precision for the autoencoder, 8 bits for all else; a few codes and samples differ"
     forms.add_argument("--compact", action="store_true", help=what)
-    what = "encoder and decoder as graphs of ONNX, checked against the model"
+    what = "write encoder and decoder as ONNX graphs, checked against the model"
     forms.add_argument("--onnx", action="store_true", help=what)
 
-    actions = group(commands, "hub", "models put on the hub and got from there (docs/hub.md)")
-    name = option("name", metavar="USER/NAME")
-    private = flag("--private", "where the repository is made: for its owner alone")
+    actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
+    name = option("name", metavar="USER/NAME", help="repository of the hub")
+    private = flag("--private", "make a new repository private")
     command(actions, "push", "export a run and put it on the hub", _push, "run", name, license, private)
-    revision = option("--revision", metavar="REV", help="branch, tag or commit (default: the newest)")
-    about = "get a model from the hub into a folder, which every command takes"
+    revision = option("--revision", metavar="REV", help="get branch, tag or commit REV (default: the newest)")
+    about = "get a model from the hub into a folder"
     command(actions, "get", about, _get, name, folder("NAME"), revision)
 
     command(
-        commands, "play", "a local page: reconstruct, draw, complete, look at the codebook (docs/play.md)", _play,
-        option("run", nargs="?", default="mnist", metavar="RUN", help="default: mnist, inside the package"),
-        option("--host", default="127.0.0.1", metavar="NAME", help="default: 127.0.0.1, this machine alone"),
-        option("--port", type=int, metavar="N", help="default: a free one from 7860 on"),
-        option("--device", default="cpu", metavar="NAME", help="default: cpu"),
-        option("--max-bytes", type=whole(1), default=16 << 20, metavar="N", help="of an upload (default: 16 MB)"),
-        option("--max-pixels", type=whole(1), default=1 << 24, metavar="N", help="of an image (default: 16 million)"),
+        commands, "play", "serve a local page to try a model in a browser (docs/play.md)", _play,
+        option(
+            "run", nargs="?", default="mnist", metavar="RUN",
+            help="run folder or model (default: mnist, in the package)",
+        ),
+        option(
+            "--host", default="127.0.0.1", metavar="NAME",
+            help="serve at the address NAME (default: 127.0.0.1, this machine only)",
+        ),
+        option("--port", type=whole(1, 65535), metavar="N", help="serve at port N (default: the first free from 7860)"),
+        option("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"),
+        option(
+            "--max-bytes", type=whole(1), default=16 << 20, metavar="N",
+            help="refuse uploads of more than N bytes (default: 16 MiB)",
+        ),
+        option(
+            "--max-pixels", type=whole(1), default=1 << 24, metavar="N",
+            help="refuse images of more than N pixels (default: 16 Mi)",
+        ),
     )  # fmt: skip

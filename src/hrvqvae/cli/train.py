@@ -141,7 +141,7 @@ def _train_classifier(arguments: Arguments) -> int:
     return 0
 
 
-# In what priors of pixelsnail differ in the demo from their preset: Table 8's batch is for hours on a GPU.
+# Demo overrides for PixelSNAIL priors: the batch of Table 8 is for hours on a GPU.
 _DEMO_PRIOR = (
     "--prior.network.residual_blocks=8", "--prior.training.batch_size=16", "--prior.training.learning_rate=2e-3",
     "--prior.training.warmup_steps=20", "--prior.training.evaluate_every=100", "--prior.training.checkpoint_every=100",
@@ -215,9 +215,9 @@ def _compare(arguments: Arguments) -> int:
 
 _TRAINING: tuple[Option, ...] = (
     option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
-    option("--max-steps", metavar="N", help="budget in steps"),
-    option("--max-minutes", metavar="M", help="budget in minutes"),
-    option("--seed", metavar="S"),
+    option("--max-steps", metavar="N", help="stop after N steps (default: the preset's)"),
+    option("--max-minutes", metavar="M", help="stop after M minutes (default: no limit)"),
+    option("--seed", metavar="S", help="seed of weights and order (default: the preset's)"),
     option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N"),
     option("--init-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"),
     flag("--resume", "go on from the newest good checkpoint"),
@@ -228,24 +228,27 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 def add(commands: Group) -> None:
     """train, train-prior, train-progressive, refresh, train-classifier, demo, compare."""
     command(
-        commands, "train", "train an autoencoder from a preset (or a YAML or JSON file)", _train,
-        option("preset", metavar="PRESET", help="to go on, the run folder will do"),
+        commands, "train", "train an autoencoder from a preset, or from a YAML or JSON file", _train,
+        option("preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"),
         option("--out", metavar="RUN", help="run folder (default: runs/PRESET)"),
-        flag("--print_config", "print the resolved configuration and stop"),
+        flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING, fields=_FIELDS.format("--model.quantizer.codewords 8"),
     )  # fmt: skip
     command(
-        commands, "train-prior", "train the priors of a run, one a level or one of all; budgets are a prior's",
+        commands, "train-prior", "train the priors of a run, which draw new images",
         _train_prior,
         "run",
-        option("--level", type=int, metavar="L", help="the prior of this level only, 1 is the coarsest"),
+        option(
+            "--level", type=int, metavar="L",
+            help="train the prior of level L only, 1 is the coarsest (default: all)",
+        ),
         option("--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not the run's images"),
         *_TRAINING, fields=_FIELDS.format("--prior.network.hidden_units 128"),
     )  # fmt: skip
-    about = "train the decoder of a run's first levels on the frozen autoencoder"
+    about = "train a decoder for the first levels of a run"
     fields = _FIELDS.format("--progressive.network.hidden_units 32")
     command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=fields)
-    about = "train or fit anew what was made for another state of a run's model"
+    about = "renew what was made for an earlier state of a run's model"
     command(commands, "refresh", about, _refresh, "run", "--data")
     command(
         commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
@@ -255,7 +258,7 @@ def add(commands: Group) -> None:
         option("--seed", type=int, default=1, metavar="S"),
     )  # fmt: skip
     command(
-        commands, "demo", "MNIST from nothing: data, training, evaluation, pictures", _demo,
+        commands, "demo", "get MNIST, train, evaluate and draw, in some ten minutes", _demo,
         option(
             "--preset", default="treevq-deep/mnist", help="default: treevq-deep/mnist; hrvqvae/mnist is the paper's",
         ),
@@ -265,7 +268,7 @@ def add(commands: Group) -> None:
         option("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most"),
     )  # fmt: skip
     command(
-        commands, "compare", "systems side by side: same data, order, budget and test images", _compare,
+        commands, "compare", "train systems on the same data and budget, and measure them", _compare,
         option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),
         option(
             "--systems", metavar="A,B", help="which (default: all that are installed); NAME=SYSTEM is a variant, which "

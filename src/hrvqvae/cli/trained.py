@@ -1,4 +1,4 @@
-"""What is done with a trained run: measured, looked at, drawn from."""
+"""Commands for a trained run: evaluate, reconstruct, sample, complete."""
 
 from __future__ import annotations
 
@@ -135,43 +135,65 @@ def _complete(arguments: Arguments) -> int:
 def add(commands: Group) -> None:
     """evaluate, reconstruct, sample, complete."""
     command(
-        commands, "evaluate", "distortion, rate and codeword usage of a run", _evaluate,
+        commands, "evaluate", "measure distortion, rate and codeword usage of a run, and its samples", _evaluate,
         "run", "--data", "--device", "--beam", "--lmbda", "--json",
-        option("--split", choices=("test", "train"), default="test"),
-        option("--samples", type=whole(0), default=0, metavar="N", help="draw N images and measure them"),
-        option("--guidance", type=float, nargs="+", metavar="W", help="draw N with each of these (see `sample`)"),
-        option("--sample-levels", type=int, metavar="K", help="of the samples, levels 1..K only"),
-        option("--images", type=whole(1), metavar="N", help="N images of the split, evenly spread (default: all)"),
+        option("--split", choices=("test", "train"), default="test", help="images to measure (default: test)"),
+        option(
+            "--samples", type=whole(0), default=0, metavar="N",
+            help="draw N images and measure them, too (default: 0)",
+        ),
+        option(
+            "--guidance", type=float, nargs="+", metavar="W",
+            help="draw the N images with each guidance W (default: 1)",
+        ),
+        option("--sample-levels", type=int, metavar="K", help="draw levels 1 to K only (default: all)"),
+        option(
+            "--images", type=whole(1), metavar="N",
+            help="measure N images, evenly spread over the split (default: all)",
+        ),
     )  # fmt: skip
-    sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path)
+    sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path, help="write the picture to SHEET.png")
     images = option("images", nargs="+", metavar="IMAGE", type=Path)
-    about = "a sheet of images above their reconstructions"
+    about = "draw images above their reconstructions"
     command(
         commands, "reconstruct", about, _reconstruct, "run", images, sheet, "--levels", "--beam", "--lmbda", "--force"
     )
 
-    guided = "above 1: more of what sets the class apart, by priors that were trained with class dropout"
+    guided = "above 1, draw images more typical of their class; the priors need class dropout (default: 1)"
     drawing = (
-        option("--class", dest="class_name", metavar="C", help="name or number of a class"),
-        option("--temperature", type=float, default=1.0, metavar="T", help="below 1: likelier codes"),
-        option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only"),
-        option("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest share P only"),
+        option(
+            "--class", dest="class_name", metavar="C", help="draw images of class C, a name or a number (default: any)"
+        ),
+        option("--temperature", type=float, default=1.0, metavar="T", help="below 1, prefer likely codes (default: 1)"),
+        option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only (default: all)"),
+        option(
+            "--top-p",
+            type=float,
+            default=1.0,
+            metavar="P",
+            help="draw from the likeliest codes with probability P together (default: 1)",
+        ),
         option("--guidance", type=float, default=1.0, metavar="W", help=guided),
-        option("--levels", type=int, metavar="K", help="draw levels 1..K only: the same images, coarser"),
-        option("--seed", type=int, default=0, metavar="S"),
+        option(
+            "--levels", type=int, metavar="K", help="draw levels 1 to K only: the same images, coarser (default: all)"
+        ),
+        option("--seed", type=int, default=0, metavar="S", help="draw other images with another S (default: 0)"),
         sheet,
         "--force",
     )
     count = {"dest": "count", "type": int, "metavar": "N"}
     command(
-        commands, "sample", "new images from a run's priors", _sample,
-        "run", option("-n", default=64, help="how many (default: 64)", **count), *drawing,
-        option("--save-dir", type=Path, metavar="DIR", help="also a PNG file of each, named by class and number"),
+        commands, "sample", "draw new images with the priors of a run", _sample,
+        "run", option("-n", default=64, help="draw N images (default: 64)", **count), *drawing,
+        option(
+            "--save-dir", type=Path, metavar="DIR",
+            help="write each image to DIR as well, as PNG named by class and number",
+        ),
     )  # fmt: skip
-    kept = "top, left, a fraction of the rows, or an image: white is kept"
+    kept = "keep top, left, a fraction of the rows such as 0.3, or what is white in an image (default: top)"
     command(
-        commands, "complete", "keep a part of an image and draw the rest from a run's priors", _complete,
+        commands, "complete", "keep a part of an image and draw the rest with the priors of a run", _complete,
         "run", option("image", type=Path, metavar="IMAGE"),
         option("--keep", default="top", metavar="PART", help=kept),
-        option("-n", default=8, help="how many (default: 8)", **count), *drawing,
+        option("-n", default=8, help="draw N completions (default: 8)", **count), *drawing,
     )  # fmt: skip

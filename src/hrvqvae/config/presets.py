@@ -103,7 +103,8 @@ def get(name: str) -> Preset:
             if extra.name == name:
                 begun = _settings(system, DATASETS.get(extra.dataset)) if extra.dataset else {}
                 return _preset(name, system, {**begun, **extra.settings}, extra.about, extra.notes)
-    near = near_names(name, names(), cutoff=0.4)
+    known = [*names()]
+    near = " or ".join([of for of in known if name in of.split("/")][:3]) or near_names(name, known, cutoff=0.4)
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 

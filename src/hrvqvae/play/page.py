@@ -27,6 +27,7 @@ from torch import Tensor
 from hrvqvae.data.images import to_pil
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
+from hrvqvae.play.address import LOOPBACK, admits, host_names
 from hrvqvae.play.tasks import MOST_IMAGES, Limits, Picture
 from hrvqvae.plots import sheets
 from hrvqvae.utils.errors import InputError
@@ -244,7 +245,6 @@ def _enlarged(image: Tensor) -> Image.Image:
 # Serving it: to this machine alone by default, with nothing from elsewhere
 
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_SESSIONS = 32
 _MOST_UPLOADS = 64  # of the largest size, kept at once
 _POLICY = (
@@ -256,7 +256,8 @@ _POLICY = (
 class Guard:
     """Middleware that limits who may ask, the size of a request and of all uploads, and what a browser may load.
 
-    Another host name in a request for the loopback, or another origin than the host, means another site's page.
+    Another name of the host than its own, or another origin than the host, means another site's page. A site can give
+    its own name the address of this machine, but an address has no owner: it is admitted where others are.
     """
 
     def __init__(self, app: ASGIApp, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
@@ -266,8 +267,8 @@ class Guard:
         """(HTTP status, reason) where the head of a request is refused."""
         whole = headers.get(b"host", "")
         host = whole.rpartition(":")[0].strip("[]") or whole
-        if self.hosts and host not in self.hosts:
-            return 403, f"this page answers to {self.hosts[0]} alone"
+        if not admits(self.hosts, host):
+            return 403, f"this page answers to {' and '.join(self.hosts)} alone"
         if b"origin" in headers and urlsplit(headers[b"origin"]).netloc != whole:
             return 403, "this page answers to itself alone"
         if int(headers.get(b"content-length", "0") or 0) > self.most_bytes:
@@ -315,11 +316,12 @@ def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
     Raises:
         InputError: the port is taken, or the host is none of this machine.
     """
+    if host not in LOOPBACK:
+        note("everyone who reaches this machine can use the page")
     with tempfile.TemporaryDirectory(prefix="hrvqvae-play-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
         guard = Middleware(
-            Guard, most_bytes=limits.upload_bytes + (1 << 16), hosts=LOOPBACK if host in LOOPBACK else (),
-            folder=Path(folder),
+            Guard, most_bytes=limits.upload_bytes + (1 << 16), hosts=host_names(host), folder=Path(folder)
         )  # fmt: skip
         page = Page(model, limits).blocks()
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -333,8 +335,6 @@ def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
         except OSError as error:
             raise InputError(f"the page can't be served at {host}, port {port or '7860 and on'} ({error})") from error
         note(f"{model.run}: {address}   (Ctrl-C ends it)")
-        if host not in LOOPBACK:
-            note("everyone who reaches this machine can use it")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is deleted then as well
         try:
             while True:

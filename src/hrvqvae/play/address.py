@@ -1,0 +1,39 @@
+"""Where the page is served, and the names of the host under which it may be asked for."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from hrvqvae.utils.errors import InputError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise InputError if a page can't be served at an address of this machine; None is any port."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as bound:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+    except (OSError, UnicodeError) as error:
+        where = f"--host {host}" + (f" --port {port}" if port else "")
+        raise InputError(f"the page can't be served at {where} ({error}): choose another") from error
+
+
+def host_names(host: str) -> tuple[str, ...]:
+    """Return the names of the host in requests for a page that is served at an address."""
+    return LOOPBACK if host in LOOPBACK else (*LOOPBACK, host, socket.gethostname(), socket.getfqdn())
+
+
+def admits(hosts: tuple[str, ...], host: str) -> bool:
+    """Return whether a request that names this host is for the page.
+
+    A foreign site can give its own name the address of this machine (DNS rebinding). An address in place of a name is
+    safe, and admitted if the page is served to other machines.
+    """
+    try:
+        return host in hosts or (hosts != LOOPBACK and bool(ipaddress.ip_address(host)))
+    except ValueError:
+        return False
