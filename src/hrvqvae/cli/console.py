@@ -88,11 +88,11 @@ def command(under: Group, name: str, about: str, call: Call, *options: Option | 
         fields: help on `--section.field VALUE`, if the command takes these.
     """
     added = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
-    options = tuple(COMMON[entry] if isinstance(entry, str) else entry for entry in options)
-    for names, settings in options:
+    declared = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
+    for names, settings in declared:
         added.add_argument(*names, **settings)
-    names = [name for names, _ in options for name in names if name.startswith("-")]
-    added.set_defaults(call=call, takes_fields=bool(fields), parser=added, options=names)
+    known = [name for names, _ in declared for name in names if name.startswith("-")]
+    added.set_defaults(call=call, takes_fields=bool(fields), parser=added, options=known)
     return added
 
 
