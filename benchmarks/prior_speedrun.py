@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.common import Row, as_script, options, positive, read_rows, show, side_by_side
 from benchmarks.prior import PriorSide
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.loading import load_with_digest
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.comparison.report import welch
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.parsing import override
@@ -105,7 +105,9 @@ def configured(run: Path, change: str, images: int = 0, seed: int = 0) -> tuple[
 def train(run: Path, change: str, images: int, seed: int) -> Row:
     """Train one row."""
     levels, config = configured(run, change, images, seed)
-    task, found = PriorTask(run, levels, config, load_with_digest(run, progressive=False)), list[Any]()
+    trained = Run(run)
+    task = PriorTask(run, levels, config, (*trained.load(progressive=False), trained.digest))
+    found = list[Any]()
     with TemporaryDirectory() as folder, PATCHES.get(change, nullcontext)():
         task.run = RunFolder(Path(folder))
         keep = lambda _, records, __: found.append(records[-1])  # noqa: E731
@@ -162,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
     path = arguments.out / "rows.json"
-    rows = read_rows(arguments.out, {"images": arguments.images, "autoencoder": load_with_digest(arguments.run)[2]})
+    rows = read_rows(arguments.out, {"images": arguments.images, "autoencoder": Run(arguments.run).digest})
     for seed in arguments.seeds:
         for change in arguments.changes:
             if not any((row["change"], row["seed"]) == (change, seed) for row in rows):

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
@@ -56,7 +56,7 @@ def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
     """A copy of it that has an entropy model, too."""
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
-    fit_entropy_model(folder, effort=0.2, say=lambda _: None)
+    Run(folder).entropy_model.fit(effort=0.2, say=lambda _: None)
     return folder
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from hrvqvae.checkpoints import codemaps, export, loading, storage
+from hrvqvae.checkpoints import codemaps, export, storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison import report
 from hrvqvae.comparison.folder import Folder
@@ -222,7 +222,8 @@ def digest(value: Any) -> str:
 
 def _of_run(path: Path) -> Parts:
     run = next(one for one in path.parents if (one / "priors").is_dir())
-    model, priors = Model(run), loading.load_priors(run)
+    model = Model(run)
+    priors = model.priors
     found = {
         "config": to_dict(model.config),
         "weights": model.autoencoder.state_dict(),

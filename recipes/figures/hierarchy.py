@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.plots import hierarchy
@@ -33,7 +33,7 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
         if path is not None:
             tree = hierarchy.Tree(tree.codebooks, None, tree.name)
     else:
-        model, config = load_with_config(run)
+        model, config = Run(run).load()
         books = hierarchy.codebooks_of(model)
         if position is not None:
             name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"

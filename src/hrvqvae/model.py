@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -10,11 +11,10 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import Tensor
 
-from hrvqvae.checkpoints import hub
-from hrvqvae.checkpoints.entropy_model import load_entropy_model
+from hrvqvae.checkpoints import hub, storage
 from hrvqvae.checkpoints.export import export, push_run
 from hrvqvae.checkpoints.folder import list_models
-from hrvqvae.checkpoints.loading import load_priors, load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.archive import is_archive, open_archive
@@ -37,11 +37,12 @@ class Model:
     """
 
     def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
-        self.run = run
+        self.run = Run(run)
         self.autoencoder: Autoencoder
         self.config: Config
-        self.autoencoder, self.config = load_with_config(run, device, beam)
+        self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
+        self._load_state = cache(partial(Model, device=device))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
@@ -64,7 +65,7 @@ class Model:
         Raises:
             InputError: The folder exists already or can't be written.
         """
-        export(self.run, Path(folder), license=license, weights=self.autoencoder.state_dict())
+        export(self.run.name, Path(folder), license=license, weights=self.autoencoder.state_dict())
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
         """Upload what `save_pretrained` writes to the hub as user/name, and return its address.
@@ -76,12 +77,12 @@ class Model:
             InputError: No token that may write there, or the hub can't be reached.
         """
         weights = self.autoencoder.state_dict()
-        return push_run(self.run, name, license=license, weights=weights, **options)
+        return push_run(self.run.name, name, license=license, weights=weights, **options)
 
     @cached_property
     def priors(self) -> Priors:
         """The priors of all levels. Raises InputError where one is missing or stale."""
-        return load_priors(self.run)
+        return self.run.load_priors()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ class Model:
     @cached_property
     def entropy_model(self) -> EntropyModel:
         """The entropy model, by which files are written and read. Raises InputError where it is stale or damaged."""
-        return load_entropy_model(self.run, self.autoencoder, self.config)
+        return self.run.entropy_model.load(storage.weights_digest(self.autoencoder.state_dict()))
 
     @overload
     def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[False] = False) -> Codes: ...
@@ -164,6 +165,7 @@ class Model:
         if lmbda is not None and max_bytes is not None:
             raise InputError("give max_bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
+        self.run.keep_state()
         return compression.compress(
             self.autoencoder, self.entropy_model, images, self.device, levels, max_bytes, encode, names
         )
@@ -182,8 +184,32 @@ class Model:
             DamagedFileError: a file has no whole level, is none, or is of a larger image.
         """
         self.autoencoder.check_levels(levels)
-        codes = hrv.read(self.entropy_model, files, levels, max_pixels=max_pixels or self.config.data.max_pixels)
-        return compression.decode_images(self.autoencoder, codes, self.device, levels)
+        images, most = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
+        makers = [self._maker(content) for content in files]
+        for maker in dict.fromkeys(makers):
+            places = [place for place, model in enumerate(makers) if model is maker]
+            codes = hrv.read(maker.entropy_model, [files[place] for place in places], levels, max_pixels=most)
+            decoded = compression.decode_images(maker.autoencoder, codes, self.device, levels)
+            images |= zip(places, decoded, strict=True)
+        return [images[place] for place in range(len(files))]
+
+    def maker_of(self, path: Path) -> Model:
+        """Return the model that made a file of codes: this one, or an earlier state that its run has kept."""
+        with suppress(InputError):  # whoever reads the file says what is wrong with it
+            return self._state_of(_read_mark(path)[0])
+        return self
+
+    def _maker(self, content: bytes) -> Model:
+        with suppress(InputError):
+            return self._state_of(hrv.read_header(content).fingerprint)
+        return self
+
+    def _state_of(self, mark: bytes) -> Model:
+        if not self.run.wrote(mark):
+            for state in self.run.earlier_states():
+                if state.wrote(mark):
+                    return self._load_state(state.folder.path)
+        return self
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
@@ -263,10 +289,10 @@ class Model:
         from hrvqvae.plots.curves import draw_training
         from hrvqvae.training import stages
 
-        fields = stages.option_fields("prior.training", options) | stages.data_fields(self.run, data)
+        fields = stages.option_fields("prior.training", options) | stages.data_fields(self.run.name, data)
         with process_group():
             outcomes = stages.train_missing_priors(
-                self.run, fields, level=level, resume=resume, callbacks=[draw_training]
+                self.run.name, fields, level=level, resume=resume, callbacks=[draw_training]
             )
         self.__dict__.pop("priors", None)  # the next sample reads the new ones
         stages.raise_signal(*outcomes.values())
@@ -318,28 +344,34 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
     return Model(run, device, beam)
 
 
-def models_of_files(paths: Sequence[Path], run: str | None) -> list[Model]:
-    """For each file of codes the model that is named, or that inside the package by which it was made.
+def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
+    """Return the model that made each file of codes.
 
-    Raises InputError: there is none.
+    Args:
+        name: The run that made them (default: any model inside the package).
+
+    Raises:
+        InputError: No model inside the package made a file.
     """
-    load = cache(Model)
-    return [load(run) if run is not None else _model_of_file(path, load) for path in paths]
+    if name is not None:
+        model = Model(name)
+        return [model.maker_of(path) for path in paths]
+    runs, load = [Run(shipped) for shipped in list_models()], cache(Model)
+    return [load(_find_maker(path, runs)) for path in paths]
 
 
-def _model_of_file(path: Path, load: Callable[[str], Model]) -> Model:
+def _find_maker(path: Path, runs: Sequence[Run]) -> str:
+    mark, maker = _read_mark(path)
+    for run in runs:
+        if run.wrote(mark):
+            return str(run)
+    raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
+
+
+def _read_mark(path: Path) -> tuple[bytes, str]:
+    """Return what tells the model that made a file of codes, and the model in words."""
     if is_archive(path):
-        entropy_model = open_archive(path).entropy_model
-        wanted, whose = bytes.fromhex(entropy_model.model), f"{entropy_model.name} (weights {entropy_model.model[:12]})"
-    else:
-        wanted = hrv.read_header(path.read_bytes(), str(path)).fingerprint
-        whose = f"a model whose fingerprint is {wanted.hex()} (or the file is damaged)"
-    for name in list_models():
-        model = load(name)
-        if wanted in (
-            bytes.fromhex(model.entropy_model.model),
-            model.entropy_model.fingerprint,
-            model.entropy_model.bare.fingerprint,
-        ):
-            return model
-    raise InputError(f"{path} was made by {whose}, which is none inside the package: name it with --model RUN")
+        made_by = open_archive(path).entropy_model
+        return bytes.fromhex(made_by.model), f"{made_by.name} (weights {made_by.model[:12]})"
+    mark = hrv.read_header(path.read_bytes(), str(path)).fingerprint
+    return mark, f"a model whose fingerprint is {mark.hex()} (or the file is damaged)"

@@ -8,7 +8,7 @@ import torch
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.loading import load_with_digest, save_model
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.models.build import build_progressive_decoder, several_levels
 from tests.trained_run import tiny_run_with_priors
@@ -25,12 +25,13 @@ def run(mnist_root: Path, tmp_path: Path) -> Path:
 def whole(mnist_root: Path, tmp_path: Path) -> Path:
     """A run folder with priors, a progressive decoder that is another than the autoencoder's, and an entropy model."""
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
-    model, config, digest = load_with_digest(run)
+    trained = Run(run)
+    model, config = trained.load()
     weights = build_progressive_decoder(several_levels(model, config), config).state_dict()
     weights = {name: tensor + 0.05 * torch.ones_like(tensor) for name, tensor in weights.items()}
     progressive_folder(run).path.mkdir()
-    save_model(progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=digest)
-    of_weights, symbols = storage.weights_digest(model.state_dict()), config.model.num_symbols
+    save_model(progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=trained.digest)
+    of_weights, symbols = trained.weights_digest, config.model.num_symbols
     entropy_model = EntropyModel("tiny", of_weights, config.model.geometry, symbols)
     RunFolder(run).tables.write_bytes(entropy_model.content)
     return run

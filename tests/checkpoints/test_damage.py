@@ -21,7 +21,7 @@ from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
-from hrvqvae.checkpoints.loading import load_priors, load_with_digest
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -40,13 +40,13 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 Use = Callable[[Path], object]
 TENSORS: dict[str, tuple[Callable[[Path], Path], Use]] = {
     "model": (lambda run: RunFolder(run).model, hrvqvae.load),
-    "prior": (lambda run: prior_folder(run, 1).model, load_priors),
+    "prior": (lambda run: prior_folder(run, 1).model, lambda run: Run(run).load_priors()),
     "progressive decoder": (lambda run: progressive_folder(run).model, hrvqvae.load),
 }
 FILES = TENSORS | {
     "entropy model": (lambda run: RunFolder(run).tables, lambda run: hrvqvae.load(run).entropy_model),
     "configuration": (lambda run: RunFolder(run).config, hrvqvae.load),
-    "configuration of a prior": (lambda run: prior_folder(run, 1).config, load_priors),
+    "configuration of a prior": (lambda run: prior_folder(run, 1).config, lambda run: Run(run).load_priors()),
     "exported configuration": (lambda run: RunFolder(run).config_json, hrvqvae.load),
 }
 
@@ -169,14 +169,15 @@ def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path: Pat
 
 
 def test_codes_are_those_of_the_model(whole: Path) -> None:
-    model, config, digest = load_with_digest(whole)
-    maps = codemaps.stored(RunFolder(whole).codes, digest, config, "train")
+    run = Run(whole)
+    model, config = run.load()
+    maps = codemaps.stored(run.folder.codes, run.digest, config, "train")
     assert maps is not None
     codes, labels = maps.read(np.arange(96))
     again, expected = codemaps.extract(model, config, "train").read(np.arange(96))
     assert all(torch.equal(one, other) for one, other in zip(codes, again, strict=True))
     assert torch.equal(labels, expected)
-    assert codemaps.stored(RunFolder(whole).codes, digest, with_data(config, size=11), "train") is None
+    assert codemaps.stored(run.folder.codes, run.digest, with_data(config, size=11), "train") is None
     assert codemaps.stored(RunFolder(whole).codes, "another", config, "train") is None
 
 

@@ -14,7 +14,7 @@ import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.checkpoints.loading import load_priors
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten, to_dict
@@ -38,7 +38,7 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path,
     prior = prior_folder(whole, 1).model
     assert (tmp_path / "out" / prior.relative_to(whole)).stat().st_size < 0.7 * prior.stat().st_size
     assert not any(str(whole.parent.parent).encode() in path.read_bytes() for path in files)
-    for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(whole).networks, strict=True):
+    for one, other in zip(Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True):
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
     there, here = hrvqvae.load(tmp_path / "out"), hrvqvae.load(whole)
@@ -61,7 +61,7 @@ def test_a_compact_export_is_half_the_size_and_nearly_the_same(
         if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
             torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
     assert sum((one == other).sum() for one, other in zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)) > 300
-    for one, other in zip(load_priors(tmp_path / "out").networks, load_priors(whole).networks, strict=True):
+    for one, other in zip(Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True):
         for name, tensor in one.state_dict().items():
             own = other.state_dict()[name]
             assert (tensor - own).abs().max() <= own.abs().max() / 250

@@ -11,7 +11,7 @@ import torch
 import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_own
-from hrvqvae.checkpoints.loading import lacking_priors, load_priors, load_with_config, load_with_digest
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.plots.sheets import grid
@@ -68,12 +68,12 @@ def test_a_configuration_that_was_edited_is_refused(run: Path) -> None:
     folder = RunFolder(run)
     before = folder.read_config()
     folder.write_config(with_training(before, max_steps=7, device="cpu"))  # what a run that goes on may change
-    assert load_with_config(run)[1].model == before.model
+    assert Run(run).load()[1].model == before.model
     folder.write_config(with_quantizer(before, beta=0.5))
     with pytest.raises(InputError, match=r"run/config.yaml describes another model than model.safetensors"):
         hrvqvae.load(run)
     (run / "config.yaml").unlink()
-    assert load_with_config(run)[1] == before, "the weights know their configuration"
+    assert Run(run).load()[1] == before, "the weights know their configuration"
 
 
 def test_priors_that_are_missing(whole: Path) -> None:
@@ -82,14 +82,14 @@ def test_priors_that_are_missing(whole: Path) -> None:
         content = path.read_bytes()
         path.with_suffix(".kept").write_bytes(content)
         path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])  # a header without any tensor
-    assert lacking_priors(whole) == ""
+    assert Run(whole).missing_priors() == ""
     for path in list(whole.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
     prior_folder(whole, 1).model.unlink()
     for lacking in (f"hrvqvae train-prior {whole} --level 2", f"hrvqvae train-prior {whole}"):
-        assert lacking_priors(whole) == f"train them: {lacking}"
+        assert Run(whole).missing_priors() == lacking
         with pytest.raises(InputError, match=f"{whole} lacks priors; train them: {lacking}$"):
-            load_priors(whole)
+            Run(whole).load_priors()
         shutil.rmtree(whole / "priors", ignore_errors=True)
 
 
@@ -97,13 +97,13 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> 
     path = prior_folder(whole, 1).model
     tensors, meta = storage.read(path)
     storage.write(path, tensors, {**meta, "class_counts": [count + 1 for count in meta["class_counts"]]})
-    assert load_priors(whole).class_counts == tuple(meta["class_counts"]), "of more images is no fault"
+    assert Run(whole).load_priors().class_counts == tuple(meta["class_counts"]), "of more images is no fault"
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with pytest.raises(InputError, match=r"level-2.* trained on other classes than level 1"):
-        load_priors(whole)
+        Run(whole).load_priors()
     shutil.copytree(prior_folder(whole, 1).path, prior_folder(whole, 0, 1).path)
     with pytest.raises(InputError, match=r"both hold a prior of level \d; delete one of them"):
-        load_priors(whole)
+        Run(whole).load_priors()
 
 
 def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +119,11 @@ def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytes
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_and_replace)
-    model, _, digest = load_with_digest(run)
+    trained = Run(run)
+    model, _ = trained.load()
     monkeypatch.undo()
     assert any(bool(parameter.any()) for parameter in model.parameters())
-    assert digest == before != storage.digest(path)
+    assert trained.digest == before != storage.digest(path)
 
 
 # A trained model as one object

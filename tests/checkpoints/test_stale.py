@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, list_models, prior_folder, progressive_folder
-from hrvqvae.checkpoints.loading import load_priors
-from hrvqvae.checkpoints.stale import StalePart, stale_notice, stale_parts
+from hrvqvae.checkpoints.run import Run, stale_notice
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.conftest import change
@@ -22,33 +21,34 @@ from tests.conftest import done
 from tests.kills import at_step
 from tests.trained_run import tiny_run_with_priors, undrawn
 
+PRIORS = ["priors/level-1", "priors/level-2", "priors/level-3"]
 
-def priors(run: Path, *levels: int) -> list[StalePart]:
-    return [StalePart("prior", prior_folder(run, level).path, range(level, level + 1)) for level in levels]
+
+def stale(run: str | Path) -> list[str]:
+    return [str(artifact) for artifact in Run(run).stale_artifacts()]
 
 
 def test_only_what_is_of_another_state_is_stale(whole: Path) -> None:
     folder, decoder = RunFolder(whole), progressive_folder(whole)
-    assert stale_parts(whole) == [] == stale_notice(whole)
+    assert stale(whole) == [] == stale_notice(whole)
     change(whole)
-    others = [StalePart("progressive decoder", decoder.path), StalePart("entropy model", folder.tables)]
-    assert stale_parts(whole) == [*priors(whole, 0, 1, 2), *others]
+    assert stale(whole) == [*PRIORS, "prefixes", "tables.hrvt"]
     weights, about = storage.read(prior_folder(whole, 0).model)
     storage.write(prior_folder(whole, 0).model, weights, {**about, "autoencoder": storage.digest(folder.model)})
     prior_folder(whole, 1).model.unlink()  # it has begun, and no more
     folder.tables.unlink()
     decoder.model.unlink()
-    assert stale_parts(whole) == priors(whole, 1, 2)
+    assert stale(whole) == PRIORS[1:]
 
 
 def test_nothing_beside_a_model_inside_the_package_is_stale() -> None:
-    assert [part for name in list_models() for part in stale_parts(name)] == []
+    assert [artifact for name in list_models() for artifact in stale(name)] == []
 
 
 @pytest.mark.parametrize(
     ("part", "use"),
     [
-        ("level-1", load_priors),
+        ("level-1", lambda run: Run(run).load_priors()),
         ("tables.hrvt", lambda run: hrvqvae.load(run).entropy_model),
     ],
 )
@@ -89,8 +89,8 @@ def test_what_can_not_be_read_is_left_to_who_uses_it(changed: Path) -> None:
     RunFolder(changed).tables.unlink()
     RunFolder(changed).tables.mkdir()
     decoder.write_bytes(decoder.read_bytes()[:20])
-    assert stale_parts(changed) == priors(changed, 0, 1, 2)
+    assert stale(changed) == PRIORS
     save_file({"any": torch.zeros(1)}, decoder, {"format": "pt", "meta": json.dumps([]), "digest": ""})
-    assert stale_parts(changed) == priors(changed, 0, 1, 2)
+    assert stale(changed) == PRIORS
     RunFolder(changed).model.unlink()
-    assert stale_parts(changed) == []
+    assert stale_notice(changed) == []

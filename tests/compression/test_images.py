@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import hrvqvae
-from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import compress, decode_images
@@ -94,7 +94,7 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
 
 def test_the_entropy_model_of_weights_is_made_once(run: Path) -> None:
     kept, said = RunFolder(run).tables.read_bytes(), list[str]()
-    assert fit_entropy_model(run, say=said.append).read_bytes() == kept
+    assert Run(run).entropy_model.fit(say=said.append).read_bytes() == kept
     assert "is of these weights already" in said[0], "files that were made by it are read by no other"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.loading import load_with_config, save_model
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict
@@ -78,7 +78,7 @@ def test_graphs_do_what_the_model_does(system: str, tmp_path: Path, capsys: pyte
     wider = [] if beam is None else ["--beam", str(beam)]
     assert main(["export", str(run), str(tmp_path / "out"), "--onnx", *wider]) == 0
     assert "codes equal, 0 tied; decoded images differ by at most" in capsys.readouterr().out
-    check(load_with_config(run, beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
+    check(Run(run).load(beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
     check_paths(tmp_path / "out")
 
 
@@ -88,7 +88,7 @@ def test_onnx_of_the_shipped_model(
     monkeypatch.chdir(tmp_path)
     assert main(["export", "--onnx", "mnist"]) == 0
     assert "mnist-onnx/encoder.onnx" in capsys.readouterr().out
-    model, config = load_with_config("mnist")
+    model, config = Run("mnist").load()
     check(model, OnnxModel(Path("mnist-onnx")), "out of data bounds")
     session = onnxruntime.InferenceSession("mnist-onnx/encoder.onnx")
     assert session.get_inputs()[0].shape == ["batch", 1, "height", "width"]
@@ -112,7 +112,7 @@ def run_page() -> None:
     names: dict[str, Any] = {}
     exec(code, names)
     images = torch.from_numpy(names["images"])
-    model = load_with_config("mnist")[0]
+    model = Run("mnist").load()[0]
     expected = model.decode(model.encode(images), 2, (28, 28))
     torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 

@@ -21,7 +21,7 @@ from PIL import Image
 import hrvqvae
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
@@ -440,7 +440,7 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, own_sha
     for found, expected in zip(_weights(run), _weights(tmp_path / "own"), strict=True):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     maps = maps_of_shards(RunFolder(run).codes, own_shards, model, config)
     own = codemaps.stored(RunFolder(tmp_path / "own").codes, storage.digest(run / "model.safetensors"), config, "train")
     assert own is not None
@@ -463,7 +463,7 @@ def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> 
     told = {name: told[name] for name in (b"hrvqvae.format", b"hrvqvae.model")}
     (tmp_path / "other").mkdir()
     pq.write_table(wide.replace_schema_metadata(told), tmp_path / "other" / "all.parquet", row_group_size=7)
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     found = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
     expected = maps_of_shards(tmp_path / "b", own_shards, model, config)
     assert all(np.array_equal(one, other) for one, other in zip(found.levels, expected.levels, strict=True))
@@ -477,7 +477,7 @@ def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> 
 
 
 def test_shards_that_change_are_laid_out_anew(run: Path, own_shards: Path, tmp_path: Path) -> None:
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     first = maps_of_shards(tmp_path / "codes", own_shards, model, config)
     laid_out = (tmp_path / "codes" / "shards.json").stat().st_mtime_ns
     maps_of_shards(tmp_path / "codes", own_shards, model, config)
@@ -523,7 +523,7 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
 
 
 def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: Path) -> None:
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     said = list[str]()
     with in_another_process(tmp_path / "codes") as pid:
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
-from hrvqvae.checkpoints.loading import load_with_digest
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -65,7 +65,8 @@ class Case:
             return AutoencoderTask(config, self.folder)
         if self.name == "progressive":
             return ProgressiveTask(self.path, config)
-        return PriorTask(self.path, range(1, 2), config, load_with_digest(self.path))
+        run = Run(self.path)
+        return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
 
     def train(
         self, *, resume: bool = False, renew: bool = False, callbacks: tuple[Callback, ...] = (), say: Say = silent,

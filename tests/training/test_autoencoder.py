@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder
@@ -27,7 +27,7 @@ FIRST = "quantizer.codebooks.0.codewords"
 
 
 def state(folder: Path) -> dict[str, Tensor]:
-    return Case("autoencoder", folder, load_with_config(folder)[1]).state()
+    return Case("autoencoder", folder, Run(folder).load()[1]).state()
 
 
 def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_pat
     assert [record["step"] for record in evaluations] == [50, 100]
     assert evaluations[-1]["mse"] < evaluations[0]["mse"]
     assert sum(record.get("restarted", 0) for record in case.records("train")) > 0
-    assert run.read_config() == config == load_with_config(run.path)[1]
+    assert run.read_config() == config == Run(run.path).load()[1]
     assert [path.name for path in run.saved()] == ["step-000000100.safetensors", "step-000000099.safetensors"]
     assert {path.name for path in run.pictures.iterdir()} == {"reconstructions.png", "curves.png", "usage.png"}
     tensors = case.state()

@@ -9,7 +9,7 @@ import torch
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config, override, prior_config
 from hrvqvae.config.schema import decided
@@ -139,4 +139,4 @@ def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny: Config, tmp_path: Path) -
     assert all(bool(torch.isfinite(values).all()) for values in tensors.values() if values.is_floating_point())
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, 11)), "no step twice, none left out"
-    assert next(load_with_config(run.path)[0].parameters()).device.type == "cpu"
+    assert next(Run(run.path).load()[0].parameters()).device.type == "cpu"

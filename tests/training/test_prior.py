@@ -16,7 +16,7 @@ from torch import Tensor
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import lacking_priors, load_priors, load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
@@ -68,7 +68,7 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
         assert found[-1]["bits_per_code"] < np.log2(3) - 0.1
         assert found[0]["bits_per_image"] == pytest.approx(found[0]["bits_per_code"] * 49)
         assert (prior_folder(run, level).pictures / "curves.png").is_file()
-    priors = load_priors(run)
+    priors = Run(run).load_priors()
     assert [len(prior.level.coarser) for prior in priors.networks] == [0, 1]
     assert priors.classes == tuple("0123456789")
     assert sum(priors.class_counts) == 96
@@ -77,7 +77,7 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
 
 def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_levels(run, 1)
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     assert maps is not None
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
@@ -91,12 +91,12 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
     batch = read_codes([maps], model, range(1, 2), held_out_split(len(maps), 0.05, 0)[1])
     with torch.inference_mode():
-        nats = float(code_loss(load_priors(run).networks[1], batch.codes, batch.coarser, batch.label))
+        nats = float(code_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
 def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     stored = load_images(config.data, "train")
     images = torch.stack([torch.from_numpy(stored.read(index, None)).float() / 255 for index in range(len(stored))])
     size, reach = images.shape[-1], images.shape[-1] // 8
@@ -186,7 +186,7 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     _, about = storage.read(folder.model)
     assert about["bits_per_code"] < math.log2(3) - 0.1
     assert sum(about["level_bits_per_code"]) / 2 == pytest.approx(about["bits_per_code"])
-    assert [len(prior.levels) for prior in load_priors(run).networks] == [2]
+    assert [len(prior.levels) for prior in Run(run).load_priors().networks] == [2]
     rate = evaluate_run(run).rate
     assert rate is not None
     assert [bits < 49 * math.log2(3) for bits in rate.prior] == [True, True]
@@ -217,12 +217,12 @@ def test_a_level_has_one_prior(run: Path) -> None:
     shutil.move(prior_folder(run, 0).path, run / "aside")
     shutil.rmtree(prior_folder(run, 1).path)
     train_levels(run, of=GIVEN_GPT, training__max_steps="1")
-    assert lacking_priors(run) == ""
+    assert Run(run).missing_priors() == ""
     with pytest.raises(InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
     shutil.move(run / "aside", prior_folder(run, 0).path)
     with pytest.raises(InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):
-        load_priors(run)
+        Run(run).load_priors()
 
 
 def test_levels_that_are_left_get_priors_of_their_own(run: Path) -> None:
@@ -254,7 +254,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
 
 
 def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = load_with_config(run)
+    model, config = Run(run).load()
     maps = dataclasses.replace(codemaps.extract(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.stored_or_extracted", lambda *_: maps)
     with pytest.raises(InputError, match="prior.class_dropout is 0.3; it must be 0"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.loading import save_model
+from hrvqvae.checkpoints.run import save_model
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch

@@ -2,15 +2,14 @@
 
 import shutil
 import signal
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 
 from hrvqvae import load
-from hrvqvae.checkpoints.entropy_model import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
-from hrvqvae.checkpoints.stale import stale_parts
+from hrvqvae.checkpoints.run import EntropyModelArtifact, Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.training.prior import PriorTask
@@ -27,15 +26,16 @@ from tests.training.tasks import Case
 def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run, "run" in the working folder, whose autoencoder was trained on after everything that lies beside it."""
     monkeypatch.chdir(run.parent)
-    monkeypatch.setattr("hrvqvae.training.refresh.fit_entropy_model", partial(fit_entropy_model, effort=0.05))
+    monkeypatch.setattr(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
     with pytest.raises(InputError, match="nowhere"):
         refresh("nowhere", say=silent)
     assert refresh("run", say=silent) is None, "nothing is to be done"
     Case("progressive", run, tiny).train()
     train_levels(run)
-    fit_entropy_model(run, effort=0.05, say=silent)
+    Run(run).entropy_model.fit(effort=0.05, say=silent)
     train_autoencoder(with_training(tiny, max_steps=62), run, resume=True)
-    assert [part.kind for part in stale_parts(run)] == ["prior", "prior", "progressive decoder", "entropy model"]
+    stale = ["priors/level-1", "priors/level-2", "prefixes", "tables.hrvt"]
+    assert [str(artifact) for artifact in Run(run).stale_artifacts()] == stale
     return Path("run")
 
 
@@ -55,7 +55,7 @@ def test_what_is_stale_is_neither_trained_on_nor_deleted_and_is_renewed(
     capsys.readouterr()
     assert main(["refresh", "run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("everything in run")
-    assert stale_parts(stale) == []
+    assert Run(stale).stale_artifacts() == []
     model = load(stale)
     model.compress(model.sample(1))
     train_levels(anew)
@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path: Pa
             assert refresh(stale, say=said.append) == signal.SIGTERM
     assert refresh(stale, say=said.append) is None
     assert sum("resuming" in line for line in said) == 2
-    assert stale_parts(stale) == []
+    assert Run(stale).stale_artifacts() == []
     for name in ("prior", "progressive"):
         assert same(Case(name, stale, tiny).state(), Case(name, whole, tiny).state())
 
@@ -88,7 +88,7 @@ def test_what_was_exported_is_renewed_by_what_its_weights_say(run: Path, tiny: C
     train_autoencoder(with_training(tiny, max_steps=62), run, resume=True)
     shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "exported").model)
     assert refresh(tmp_path / "exported", str(tiny.data.root), say=silent) is None
-    assert stale_parts(tmp_path / "exported") == []
+    assert Run(tmp_path / "exported").stale_artifacts() == []
     for folder in (prior_folder(tmp_path / "exported", 1), progressive_folder(tmp_path / "exported")):
         assert folder.saved()[0].stem == "step-000000012"
     load(tmp_path / "exported").sample(1)

@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from hrvqvae.checkpoints import hub, loading, storage
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, list_models, locate, progressive_folder
-from hrvqvae.checkpoints.stale import stale_notice, stale_parts
+from hrvqvae.checkpoints import hub, storage
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, list_models
+from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
 from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES
@@ -56,38 +56,42 @@ def export(
         InputError: the run has no model, `out` exists or can't be written.
         DamagedFileError: a file of the run is damaged.
     """
-    source = locate(run)
-    stored, meta, digest = storage.read_with_digest(source)
-    weights = stored if weights is None else weights
-    changed = storage.weights_digest(weights) != storage.weights_digest(stored)
-    config, beside = without_paths(loading.config_of(meta, source)), RunFolder(source.parent)
-    stale = {part.path for part in stale_parts(run)}
-    if changed:
-        stale = {beside.tables, progressive_folder(beside.path).path}
-        stale |= {prior.path for prior in loading.trained_priors(beside.path).values()}
-    for line in ["what was made for the weights before they were changed"] if changed else stale_notice(run):
-        told_once(f"left out of {out}: {line}")
+    source = Run(run)
+    beside, config = source.folder, without_paths(source.config)
+    weights = source.weights if weights is None else weights
+    if storage.weights_digest(weights) == source.weights_digest:
+        stale = {artifact.path for artifact in source.stale_artifacts()}
+        for line in stale_notice(run):
+            told_once(f"left out of {out}: {line}")
+    else:
+        stale = {artifact.path for artifact in (*source.priors.values(), source.progressive, source.entropy_model)}
+        told_once(f"left out of {out}: what was made for the weights before they were changed")
     kept = dict[Levels | None, dict[str, Any]]()  # the meta of each prior, and under None of the progressive decoder
     with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
+        meta = storage.read_meta(source.path)
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder = storage.digest(target.model)
-        for levels, part in (*loading.trained_priors(beside.path).items(), (None, progressive_folder(beside.path))):
-            if part.path in stale or not part.model.is_file():
+        for network in (*source.priors.values(), source.progressive):
+            if network.path in stale or not network.exists():
                 continue
-            below = part.path.relative_to(beside.path)
-            weights, about = loading.read_part(part.model, "prefixes" if levels is None else "prior", digest, run)
-            described = loading.config_of(about, part.model)
-            if levels is not None or compact:
+            weights, about = network.read()
+            if network.levels is not None or compact:
                 weights = storage.compacted(weights, matrices=compact)
-            kept[levels] = {**about, "config": to_dict(without_paths(described)), "autoencoder": autoencoder}
-            (folder / below).mkdir(parents=True)
-            storage.write(RunFolder(folder / below).model, weights, kept[levels])
+            described = to_dict(without_paths(config_of(about, network.file)))
+            kept[network.levels] = {**about, "config": described, "autoencoder": autoencoder}
+            (folder / str(network)).mkdir(parents=True)
+            storage.write(RunFolder(folder / str(network)).model, weights, kept[network.levels])
         if compact:
             told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
         elif beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())
+        for state in source.earlier_states():
+            if compact:
+                told_once(f"left out of {out}: {beside.states}, by which {run} reads its older files of codes")
+            elif state.weights_digest != source.weights_digest:
+                copy_state(state, target)
         if beside.card.is_file():
             card = beside.card.read_text()
         else:

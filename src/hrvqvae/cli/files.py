@@ -121,13 +121,13 @@ def _salvage(arguments: Arguments) -> int:
 
 
 def _fit_entropy_model(arguments: Arguments) -> int:
-    from hrvqvae.checkpoints.entropy_model import fit_entropy_model
+    from hrvqvae.checkpoints.run import Run
     from hrvqvae.utils.device import resolve_device
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
     device = resolve_device(arguments.device)
-    path = fit_entropy_model(arguments.model, arguments.data, arguments.effort, arguments.shifts, device)
+    path = Run(arguments.model).entropy_model.fit(arguments.data, arguments.effort, arguments.shifts, device)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 

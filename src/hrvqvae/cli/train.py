@@ -73,7 +73,7 @@ def _train(arguments: Arguments) -> int:
             print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
             return 0
         from hrvqvae import distributed
-        from hrvqvae.checkpoints.stale import stale_notice
+        from hrvqvae.checkpoints.run import stale_notice
         from hrvqvae.training.stages import run_folder_of, train_autoencoder
 
         run = run_folder_of(arguments.preset, arguments.out)
@@ -111,7 +111,7 @@ def _train_progressive(arguments: Arguments) -> int:
 
 def _refresh(arguments: Arguments) -> int:
     with _join_process_group():
-        from hrvqvae.checkpoints.stale import stale_notice
+        from hrvqvae.checkpoints.run import stale_notice
         from hrvqvae.training.refresh import refresh
 
         signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_callbacks())

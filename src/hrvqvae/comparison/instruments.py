@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
@@ -87,7 +87,7 @@ class Instruments:
     def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
         """The row of a trained autoencoder, without priors; and a few reconstructions (B, C, Y, X) in [0, 1]."""
         report = evaluate_run(run.path, rate=False).report
-        model, config = load_with_config(run.path)
+        model, config = Run(run.path).load()
         size = (config.data.size, config.data.size)
         decoded = [model.decode(model.encode(images), size=size) for images in self.tests]
         perceptual = None

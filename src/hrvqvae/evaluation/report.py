@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract
-from hrvqvae.checkpoints.loading import lacking_priors
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
@@ -168,9 +167,8 @@ def evaluate_run(
     report = evaluate(model, config, shown, split, compute.device, encode)
     if not rate:
         return Evaluated(report, None, "not asked for")
-    lacking = "" if samples else lacking_priors(run)
-    if lacking:
-        return Evaluated(report, None, lacking)
+    if not samples and (command := trained.run.missing_priors()):
+        return Evaluated(report, None, f"train them: {command}")
     priors = trained.priors
     coded = extract(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:

@@ -19,7 +19,6 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
-from hrvqvae.checkpoints.folder import locate
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches, in_order, read_batches
 from hrvqvae.data.image_sets import ImageSet, stream
@@ -244,7 +243,7 @@ def measure_samples(
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")
-    classifier_path = locate(model.run).parent / CLASSIFIER
+    classifier_path = model.run.folder.path / CLASSIFIER
     trained = classifier_of(config, classifier_path)
     tests = load_images(config, "test")
     size = min(count, len(tests) // 2)

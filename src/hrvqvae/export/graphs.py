@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, to_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
@@ -227,7 +227,7 @@ def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[
     with create_folder(out) as folder:
         for module in _NEEDS:
             importlib.import_module(module)
-        model, config = load_with_config(run, beam=beam)
+        model, config = Run(run).load(beam=beam)
         encoder, decoder, least = trace(model, config)
         for part, content in zip(_PARTS, (encoder, decoder), strict=True):
             (folder / f"{part}.onnx").write_bytes(content)

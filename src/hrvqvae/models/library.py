@@ -5,6 +5,7 @@ Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -85,8 +86,10 @@ class FSQQuantizer(Adapter):
     def __init__(self, config: FSQQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.fsq: Any = library.FSQ(levels=list(config.channel_levels), dim=config.dim)
-        self.sizes = (self.fsq.codebook_size,)
+        # Without `return_indices` the library makes no table of all codes, which is large and needs a real device.
+        self.fsq: Any = library.FSQ(levels=list(config.channel_levels), dim=config.dim, return_indices=False)
+        self.fsq.return_indices = True
+        self.sizes = (math.prod(config.channel_levels),)
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         quantized, codes = self.fsq(vectors)

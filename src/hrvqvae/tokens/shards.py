@@ -26,8 +26,7 @@ from torch import Tensor
 
 from hrvqvae import __version__
 from hrvqvae.checkpoints.folder import list_models
-from hrvqvae.checkpoints.loading import load_with_config
-from hrvqvae.checkpoints.storage import weights_digest
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
 from hrvqvae.data.images import to_pil, without_suffix, write_image
@@ -273,10 +272,10 @@ def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Aut
     """The model that is named, or the one inside the package, by which the shards were made."""
     wanted = opened.model
     for name in [named] if named is not None else list_models():
-        model, _ = load_with_config(name, device)
-        found = weights_digest(model.state_dict())
+        run = Run(name)
+        found = run.weights_digest
         if found == wanted:
-            return model
+            return run.load(device)[0]
         if named is not None:
             raise InputError(f"{path} was made by another model ({wanted[:12]}) than {named} ({found[:12]})")
     raise InputError(f"{path} was made by no model inside the package ({wanted[:12]}): name it with --model RUN")

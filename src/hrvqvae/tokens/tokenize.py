@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import list_models
-from hrvqvae.checkpoints.loading import described_config, load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import in_workers, same_size
@@ -124,14 +124,15 @@ class Tokenizer:
     def __init__(
         self, model: str, images: KeyedImages, full_size: bool, workers: int | None, device: str, beam: int | None
     ) -> None:
-        """Takes what `tokenize` does. Raises InputError as `load_with_config`."""
+        """Takes what `tokenize` does. Raises InputError as `Run.load`."""
         self.of = model, full_size, beam
-        self.model, config = load_with_config(model, device, beam)
+        run = Run(model)
+        self.model, config = run.load(device, beam)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images, self.device = images, next(self.model.parameters()).device
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
-        self._described, self._symbols = to_dict(without_paths(described_config(model))), config.model.num_symbols
+        self._described, self._symbols = to_dict(without_paths(run.described_config)), config.model.num_symbols
         self.workers = config.data.workers if workers is None else workers
         self._reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
 

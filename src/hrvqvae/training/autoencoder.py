@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.loading import load_with_digest, save_model
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
@@ -106,7 +106,7 @@ class AutoencoderTask(ImageTask):
 
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
-        source, config, _ = load_with_digest(name, progressive=False)
+        source, config = Run(name).load(progressive=False)
         fill(model, source.state_dict(), name)  # codebooks with their counts
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 

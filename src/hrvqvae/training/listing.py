@@ -8,7 +8,7 @@ from typing import Any
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folders
-from hrvqvae.checkpoints.stale import stale_parts
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import level_names
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.training.loggers import read_records
@@ -52,7 +52,7 @@ def _row(run: RunFolder) -> dict[str, Any]:
             "step": max([about.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
             "budget": ", ".join(budget), "mse": errors[-1] if errors else None,
             "priors": [level_names(one) for one, prior in prior_folders(run.path).items() if prior.model.is_file()],
-            "stale": [str(part.path.relative_to(run.path)) for part in stale_parts(run.path)],
+            "stale": [str(part) for part in Run(run.path).stale_artifacts()] if run.model.is_file() else [],
         }  # fmt: skip
     except (OSError, InputError, KeyError) as error:
         row["fault"] = str(error)

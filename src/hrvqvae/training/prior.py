@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, moved_copies, stored_or_extracted
-from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folder, prior_folders
-from hrvqvae.checkpoints.loading import load_with_digest, read_part, save_model
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
 from hrvqvae.data.batches import sample_stream
@@ -93,7 +92,8 @@ def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: 
 class PriorTask(Task[CodeBatch]):
     """The prior of some levels of a run. What is kept is the averaged state that codes held-out images in fewest bits.
 
-    `config` is that of the run, with `prior` as it is to be trained; `trained` is as of `load_with_digest`.
+    `config` is that of the run, with `prior` as it is to be trained; `trained` is the
+    run's autoencoder, its configuration and its digest.
     """
 
     part_of: Path
@@ -148,11 +148,11 @@ class PriorTask(Task[CodeBatch]):
         "no class", that is left out, or begins as the mean of the classes.
         """
         assert isinstance(model, Prior)
-        name, own, path = self.training.init_from, model.state_dict(), locate(self.training.init_from)
-        file = prior_folder(path.parent, *self.levels).model
-        if not file.is_file():
+        name, own = self.training.init_from, model.state_dict()
+        prior = Run(name).priors.get(self.levels)
+        if prior is None or not prior.exists():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
-        weights, about = read_part(file, "prior", storage.digest(path), name)
+        weights, about = prior.read()
         anew = list[str]()
         for of_classes in self._of_classes():
             if self.classes != tuple(about["classes"]):
@@ -238,7 +238,8 @@ def train_priors(
     The options are those of `Trainer`. Raises InputError: no trained autoencoder; as `Trainer.train`, before any prior
     is trained where that can be known.
     """
-    trained = load_with_digest(path, progressive=False)
+    run = Run(path)
+    trained = (*run.load(progressive=False), run.digest)
     trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
     for levels, config in configs.items():
         task = PriorTask(path, levels, config, trained)

@@ -13,7 +13,7 @@ from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import progressive_folder, require_own
-from hrvqvae.checkpoints.loading import described_config, load_with_digest, save_model
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import progressive_config
 from hrvqvae.data.batches import Batch
@@ -40,7 +40,9 @@ class ProgressiveTask(ImageTask):
     what = ", prefixes"
 
     def __init__(self, path: str | Path, config: Config) -> None:
-        model, stored, self.autoencoder = load_with_digest(path, progressive=False)
+        run = Run(path)
+        model, stored = run.load(progressive=False)
+        self.autoencoder = run.digest
         self.model, self.part_of = several_levels(model, stored), Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
         super().__init__(progressive_folder(path), config, training)
@@ -54,7 +56,7 @@ class ProgressiveTask(ImageTask):
 
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
-        source = getattr(load_with_digest(name)[0], "progressive_decoder", None)
+        source = getattr(Run(name).load()[0], "progressive_decoder", None)
         if source is None:
             raise InputError(f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}")
         fill(model, source.state_dict(), f"the progressive decoder of {name}")
@@ -106,7 +108,7 @@ def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: b
 
     `given` is dotted name -> text. Raises InputError: no such folder, or as `progressive_config`.
     """
-    stored = described_config(path)
+    stored = Run(path).described_config
     require_own(path)
     folder = progressive_folder(path)
     begun = folder.read_config() if resume and folder.config.is_file() else None

@@ -1,16 +1,11 @@
-"""Renewing what lies beside an autoencoder and was made for another state of it."""
+"""Renewing the artifacts of a run that were made for another state of its autoencoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.entropy_model import fit_entropy_model
-from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
-from hrvqvae.checkpoints.stale import stale_parts
-from hrvqvae.config.parsing import from_dict
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.training.prior import train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Callback, Say, Trainer
@@ -19,37 +14,37 @@ _MARK = ".refreshing"  # in a folder whose renewal has begun and not ended
 
 
 def refresh(
-    run: str | Path, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
+    name: str, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
 ) -> int | None:  # fmt: skip
-    """Train what is stale in a run folder anew, as it was trained before, and fit its entropy model.
+    """Train the stale networks of a run again, as they were trained before, and fit its entropy model.
 
-    Returns the signal that stopped it, None at the end; called again, it goes on where it stopped. `root` is where the
-    data is, if it has moved since.
+    Args:
+        root: Where the data is, if it has moved since.
+
+    Returns:
+        The signal that stopped the training, or None at the end. Called again, it goes on where it stopped.
 
     Raises:
-        InputError: as `Trainer.train` and `fit_entropy_model`.
+        InputError: As `Trainer.train` and `EntropyModelArtifact.fit`.
     """
-    locate(run)  # raises where there is no model
-    stale = {part.path for part in distributed.on_rank_zero(lambda: stale_parts(run))}
-    for levels, folder in [*prior_folders(run).items(), (None, progressive_folder(run))]:
-        mark = folder.path / _MARK
-        if not (folder.path in stale or mark.is_file()):
+    run = Run(name)
+    stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
+    for network in (*run.priors.values(), run.progressive):
+        mark = network.path / _MARK
+        if not (network.path in stale or mark.is_file()):
             continue
-        if folder.config.is_file():
-            config = folder.read_config()
-        else:  # it was exported
-            config = from_dict(storage.read_meta(folder.model)["config"], str(folder.model))
-        config = config.with_root(root)
+        config = network.config.with_root(root)
         distributed.on_rank_zero(mark.touch)
-        if levels is None:
-            task = ProgressiveTask(run, config)
+        if network.levels is None:
+            task = ProgressiveTask(name, config)
             outcome = Trainer(task, resume=True, renew=True, callbacks=callbacks, say=say).train()
         else:
-            of_prior = {levels: config}
-            outcome = train_priors(run, of_prior, resume=True, renew=True, callbacks=callbacks, say=say)[levels]
+            of_prior = {network.levels: config}
+            trained = train_priors(name, of_prior, resume=True, renew=True, callbacks=callbacks, say=say)
+            outcome = trained[network.levels]
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)
-    if RunFolder(Path(run)).tables in stale:
-        distributed.on_rank_zero(lambda: fit_entropy_model(run, root, say=say))
+    if run.entropy_model.path in stale:
+        distributed.on_rank_zero(lambda: run.entropy_model.fit(root, say=say))
     return None

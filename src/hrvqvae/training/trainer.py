@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.stale import renewal
+from hrvqvae.checkpoints.run import renewal
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import worker_errors
 from hrvqvae.data.image_sets import stream

@@ -1,0 +1,482 @@
+"""A trained run: its autoencoder, and the artifacts that were made for it.
+
+Artifacts are the priors, the progressive decoder and the entropy model. Each keeps a digest of the autoencoder that it
+was made for: networks that of the weights file, the entropy model that of the weights alone, because files of codes
+outlive an export. An artifact that was made for another state of the autoencoder is stale. It is never used and never
+deleted: using it is an error that names the command that renews it. Only a stale progressive decoder is passed over,
+with a notice: then the decoder of all levels decodes prefixes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.codemaps import CodeMaps, extract, moved_copies, stored_or_extracted
+from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.compression.learning import fit
+from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
+from hrvqvae.config.parsing import from_dict, from_file
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.blocks import ProgressiveDecoder
+from hrvqvae.models.build import build, build_progressive_decoder, several_levels
+from hrvqvae.priors.base import Priors, build_prior
+from hrvqvae.utils.device import resolve_device
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.locks import lock_file
+from hrvqvae.utils.outputs import write_atomic
+from hrvqvae.utils.progress import note, told_once
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def save_model(
+    path: Path, config: Config, weights: Mapping[str, Tensor], step: int, kind: str = "autoencoder", **about: Any
+) -> None:
+    """Write weights with their configuration and further metadata. Raises OSError.
+
+    Args:
+        kind: "autoencoder", "prior" or "prefixes" (the progressive decoder).
+        about: Of a prior or a progressive decoder, what `NetworkArtifact.read` requires.
+    """
+    storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
+
+
+def config_of(meta: Mapping[str, Any], path: Path) -> Config:
+    """Return the configuration inside a weights file. Raises DamagedFileError where it holds none."""
+    if "config" not in meta:
+        raise DamagedFileError(f"{path} holds no configuration: it is not a model of hrvqvae")
+    return from_dict(meta["config"], str(path))
+
+
+def renewal(run: str | Path) -> str:
+    """Return the end of a message about a stale artifact: how to renew it."""
+    return f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
+
+
+class Run:
+    """A run folder, a weights file, or a model inside the package, by its name.
+
+    Args:
+        name: A path or the name of a model inside the package.
+
+    Attributes:
+        path: The weights file of the autoencoder.
+        folder: The folder that holds it.
+
+    Raises:
+        InputError: There is no such run.
+    """
+
+    def __init__(self, name: str | Path) -> None:
+        self.name, self.path = name, locate(name)
+        self.folder = RunFolder(self.path.parent)
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+    # The autoencoder
+
+    @cached_property
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        return storage.read_with_digest(self.path)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The autoencoder's weights, on the CPU."""
+        return self._content[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the weights file."""
+        return self._content[2]
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """The digest of the weights alone."""
+        return storage.weights_digest(self.weights)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that the weights were trained by; only the header of their file is read."""
+        return config_of(storage.read_meta(self.path), self.path)
+
+    @cached_property
+    def described_config(self) -> Config:
+        """The configuration in config.yaml, or else that of the weights."""
+        described = self.path == self.folder.model and self.folder.config.is_file()
+        return self.folder.read_config() if described else self.config
+
+    @torch.inference_mode(False)  # a rate-distortion search takes gradients through the weights
+    def load(
+        self, device: str = "cpu", beam: int | None = None, progressive: bool = True
+    ) -> tuple[Autoencoder, Config]:
+        """Return the autoencoder in evaluation mode, and its configuration.
+
+        Args:
+            beam: Paths that the search keeps per level (default: as many as in training).
+            progressive: Decode prefixes by the progressive decoder, unless it is stale.
+
+        Raises:
+            InputError: config.yaml describes another model, a beam has no linked codebooks to search, or there is no
+                such device.
+            DamagedFileError: Weights are damaged or do not fit their configuration.
+        """
+        weights, meta, _ = self._content
+        config = config_of(meta, self.path)
+        _check_agreement(lambda described: described.model, config, self.path)
+        if beam is not None:
+            config = _with_beam(config, beam)
+        model = _build_filled(lambda: build(config), weights, self.path)
+        _ = self.digest, self.weights_digest
+        del self._content  # which would double the memory that the model takes
+        decoder = self.progressive
+        if progressive and self.path == self.folder.model and decoder.exists():
+            if decoder.is_stale():
+                told_once(f"prefixes are decoded by the decoder of all levels: {decoder.path} was {renewal(self.name)}")
+            else:
+                weights, about = decoder.read()
+                config = replace(config, progressive=config_of(about, decoder.file).progressive)
+
+                def make() -> ProgressiveDecoder:
+                    return build_progressive_decoder(several_levels(build(config), config), config)
+
+                several_levels(model, config).use_progressive_decoder(_build_filled(make, weights, decoder.file))
+        return model.to(resolve_device(device)), config
+
+    # The artifacts
+
+    @property
+    def priors(self) -> dict[Levels, NetworkArtifact]:
+        """The priors, trained or not, by the levels that each covers. Raises InputError where two cover a level."""
+        folders = prior_folders(self.folder.path)
+        return {levels: NetworkArtifact(self, folder.path, "prior", levels) for levels, folder in folders.items()}
+
+    @property
+    def progressive(self) -> NetworkArtifact:
+        """The progressive decoder, which need not exist."""
+        return NetworkArtifact(self, progressive_folder(self.folder.path).path, "prefixes")
+
+    @property
+    def entropy_model(self) -> EntropyModelArtifact:
+        """The entropy model, which need not exist."""
+        return EntropyModelArtifact(self, self.folder.tables)
+
+    def stale_artifacts(self) -> list[Artifact]:
+        """Return the stale artifacts, also those whose training has not finished.
+
+        An unreadable artifact is passed over: using it says so.
+        """
+        stale = list[Artifact]()
+        with suppress(OSError, InputError):
+            for artifact in (*self.priors.values(), self.progressive, self.entropy_model):
+                with suppress(OSError, InputError):
+                    if artifact.is_stale():
+                        stale.append(artifact)
+        return stale
+
+    def missing_priors(self) -> str:
+        """Return the command that trains the missing priors; "" if every level has one. Reads no weights."""
+        trained = [levels for levels, prior in self.priors.items() if prior.exists()]
+        covered = {level for levels in trained for level in levels}
+        missing = sorted({*range(len(self.config.model.num_symbols))} - covered)
+        if not missing:
+            return ""
+        return f"hrvqvae train-prior {self.name}" + (f" --level {missing[0] + 1}" if trained else "")
+
+    def load_priors(self) -> Priors:
+        """Return the priors of all levels.
+
+        Raises:
+            InputError: A level has no prior or two, a prior is stale, the levels have different classes, or a
+                config.yaml describes another network.
+            DamagedFileError: A file is damaged, or does not fit its configuration.
+        """
+        if command := self.missing_priors():
+            raise InputError(f"{self.name} lacks priors; train them: {command}")
+        networks, classes = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
+        for prior in self.priors.values():
+            weights, about = prior.read()
+            path, config, names = prior.file, config_of(about, prior.file), tuple(about["classes"])
+            _check_agreement(lambda described: described.prior.network, config, path)
+            levels = range(about["level"], about["level"] + about.get("levels", 1))
+            networks.append(_build_filled(partial(build_prior, config, levels, len(names)), weights, path))
+            classes.append((names, tuple(about["class_counts"])))
+            if names != classes[0][0]:
+                raise InputError(f"{path} was trained on other classes than level 1; delete {prior.path}, train anew")
+        return Priors(tuple(networks), *classes[0])
+
+    # Earlier states
+
+    def wrote(self, mark: bytes) -> bool:
+        """Return whether a file of codes was made by this state of the run.
+
+        Args:
+            mark: The fingerprint in a file (.hrv), or the digest of weights in an archive.
+        """
+        with suppress(InputError):
+            model = self.entropy_model.load()
+            return mark in (bytes.fromhex(model.model), model.fingerprint, model.bare.fingerprint)
+        return False
+
+    def earlier_states(self) -> list[Run]:
+        """Return the states of the run that `keep_state` kept, each a run of its own."""
+        return [Run(path.parent) for path in sorted(self.folder.states.glob("*/model.safetensors"))]
+
+    def keep_state(self) -> None:
+        """Keep a copy of what files of codes are read by, because training that goes on will replace it.
+
+        The copy is RUN/states/DIGEST of the weights: model.safetensors, tables.hrvt and prefixes/. Nothing is kept of a
+        run that has no config.yaml, where nothing can be trained.
+        """
+        if self.path != self.folder.model or not self.folder.config.is_file():
+            return
+        copy_state(self, self.folder)
+
+
+def copy_state(run: Run, target: RunFolder) -> None:
+    """Copy what files of codes are read by into the states of a run folder, unless it is there."""
+    copy = RunFolder(target.states / run.weights_digest)
+    pairs = {progressive_folder(copy.path).model: run.progressive, copy.tables: run.entropy_model}
+    sources = {path: artifact.file for path, artifact in pairs.items() if artifact.exists() and not artifact.is_stale()}
+    try:
+        for path, source in {**sources, copy.model: run.path}.items():  # the model last: without it there is no state
+            if not path.is_file() or (path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, source.read_bytes())
+    except OSError as error:
+        note(f"{copy.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read these files")
+
+
+@dataclass(frozen=True)
+class Artifact(ABC):
+    """Something that was made for one state of a run's autoencoder.
+
+    Attributes:
+        run: The run.
+        path: The artifact's folder, or the file of an entropy model.
+    """
+
+    run: Run
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path.relative_to(self.run.folder.path))
+
+    @property
+    def file(self) -> Path:
+        """The file that is used."""
+        return self.path
+
+    def exists(self) -> bool:
+        """Return whether there is a file to use."""
+        return self.file.is_file()
+
+    @abstractmethod
+    def is_stale(self) -> bool:
+        """Return whether it was made for another state. Raises InputError where it can't be read."""
+
+    def require_current(self, made_for: str, state: str) -> None:
+        """Raise InputError if it was made for another state of the autoencoder; both are digests."""
+        if made_for != state:
+            raise InputError(f"{self.file} was {renewal(self.run.name)}")
+
+
+@dataclass(frozen=True)
+class NetworkArtifact(Artifact):
+    """A prior or the progressive decoder, in a run folder of its own.
+
+    Attributes:
+        kind: "prior" or "prefixes".
+        levels: The levels that a prior covers.
+    """
+
+    kind: str
+    levels: Levels | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def file(self) -> Path:
+        return self.folder.model
+
+    @property
+    def config(self) -> Config:
+        """The configuration that it was, or is to be, trained by."""
+        if self.folder.config.is_file():
+            return self.folder.read_config()
+        return config_of(storage.read_meta(self.file), self.file)
+
+    def is_stale(self) -> bool:
+        return self.folder.is_stale(self.run.digest)
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the weights and the metadata.
+
+        Raises:
+            InputError: There is no file, or it is stale.
+            DamagedFileError: The file is damaged, or of another kind.
+        """
+        weights, about = storage.read(self.file)
+        needed = {"config", "autoencoder", "step"}
+        if self.kind == "prior":
+            needed |= {"level", "classes", "class_counts", "bits_per_code"}
+        if about.get("kind") != self.kind or not needed <= about.keys():
+            raise DamagedFileError(f"{self.file} is no file of the kind {self.kind}")
+        self.require_current(about["autoencoder"], self.run.digest)
+        return weights, about
+
+
+@dataclass(frozen=True)
+class EntropyModelArtifact(Artifact):
+    """The entropy model. It belongs to the weights alone, and stays when a run is exported."""
+
+    def is_stale(self) -> bool:
+        return self.exists() and self._read().model != self.run.weights_digest
+
+    def _read(self) -> EntropyModel:
+        return read_entropy_model(self.path.read_bytes(), str(self.path))
+
+    def load(self, weights_digest: str | None = None) -> EntropyModel:
+        """Return the entropy model; one without networks if none was fitted.
+
+        Args:
+            weights_digest: Of the weights in use (default: the run's).
+
+        Raises:
+            InputError: It is stale.
+            DamagedFileError: It is damaged, or has other grids or symbols than the model.
+        """
+        state, model = weights_digest or self.run.weights_digest, self.run.config.model
+        bare = EntropyModel(str(self.run.name), state, model.geometry, model.num_symbols)
+        if not self.exists():
+            return bare
+        fitted = self._read()
+        self.require_current(fitted.model, state)
+        if (fitted.geometry, fitted.symbols) != (bare.geometry, bare.symbols):
+            raise DamagedFileError(f"{self.path} is damaged: it has other grids or symbols than the model beside it")
+        return fitted
+
+    def fit(
+        self, root: str | None = None, effort: float = 1.0, shifts: int = 0, device: torch.device | None = None,
+        say: Callable[[str], None] = print,
+    ) -> Path:  # fmt: skip
+        """Fit the entropy model to the codes of the training split, write it beside the weights, and return its file.
+
+        If the model was trained on mirror images too, their codes are fitted as well. An entropy model of the same
+        weights is never fitted again: files of codes that it wrote can't be read without it.
+
+        Args:
+            root: Where the data is, if it has moved since training.
+            effort: How long to learn, in multiples of the usual time.
+            shifts: Number of copies of the images, each shifted by some pixels, to learn from as well.
+            say: Takes the bits per code of each level on held-out images.
+
+        Raises:
+            InputError: The run or its data is missing, another process fits it, the weights were replaced meanwhile, or
+                the file can't be written.
+        """
+        with lock_file(self.path):
+            if self._is_fitted(say):
+                return self.path
+            model, config = self.run.load()
+            config, folder = config.with_root(root), self.run.folder
+            maps = list[CodeMaps]()
+            for name, move in moved_copies(config.data.flip, shifts):
+                if folder.config.is_file():
+                    of = (model, self.run.digest, config, "train", device, say)
+                    maps.append(stored_or_extracted(folder.codes.with_name(name), *of, move))
+                else:
+                    maps.append(extract(model, config, "train", device, move=move))
+            levels = [np.concatenate(copies) for copies in zip(*(copy.levels for copy in maps), strict=True)]
+            bare = EntropyModel(config.name, self.run.weights_digest, config.model.geometry, config.model.num_symbols)
+            content = fit(bare, levels, effort, say, len(maps)).content
+            if Run(self.run.name).weights_digest != bare.model:
+                raise InputError(f"{self.run.path} was replaced while its entropy model was fitted; fit it again")
+            if not self._is_fitted(say):
+                with explain_write_errors(self.path):
+                    write_atomic(self.path, content)
+        return self.path
+
+    def _is_fitted(self, say: Callable[[str], None]) -> bool:
+        """Return whether these weights have an entropy model, and say so. One that a kept state has is put back."""
+        kept = RunFolder(self.run.folder.states / self.run.weights_digest).tables
+        if not (self.exists() and not self.is_stale()):
+            if not kept.is_file():
+                return False
+            with explain_write_errors(self.path):
+                write_atomic(self.path, kept.read_bytes())
+        say(f"{self.path} is of these weights already; without it, files that were made by it can't be read")
+        return True
+
+
+def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) -> None:
+    """Raise InputError if a configuration beside the weights differs from theirs in that part."""
+    folder = RunFolder(path.parent)
+    for file in (folder.config, folder.config_json):
+        if path == folder.model and file.is_file() and part(from_file(file)) != part(config):
+            raise InputError(
+                f"{file} describes another model than {path.name} was trained as: put back what was changed there, or "
+                "train anew in another folder"
+            )
+
+
+def _with_beam(config: Config, width: int) -> Config:
+    model = config.model
+    if not isinstance(model, SingleGridConfig) or model.quantizer.group_size == 1:
+        raise InputError(f"{model.system} has no linked codebooks, which a beam searches")
+    return replace(config, model=replace(model, quantizer=replace(model.quantizer, beam=width)))
+
+
+def _build_filled(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:
+    """Build a network in evaluation mode with the weights of a file.
+
+    It is built on the meta device first, where tensors take no memory, and no more of it than the file can fill: a
+    small file makes no large network.
+
+    Raises:
+        DamagedFileError: The weights do not fit the network.
+    """
+    unfit, left = DamagedFileError(f"{path}: the weights do not fit their configuration"), 4 * len(weights) + 100
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise unfit
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    finally:
+        hook.remove()
+    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+        raise unfit
+    network = make()
+    network.requires_grad_(False).load_state_dict(weights)
+    return network.eval()
+
+
+def stale_notice(name: str | Path) -> list[str]:
+    """Return a line that names what is stale in a run and how to renew it; no line if nothing is, or no model yet."""
+    try:
+        stale = Run(name).stale_artifacts()
+    except InputError:
+        return []
+    return [f"{', '.join(map(str, stale))}: {renewal(name)}"] if stale else []
