@@ -259,7 +259,7 @@ def _job(model: Model, path: Path, out: Path, outputs: Outputs | None, names: Se
             f"{model.entropy_model.name} ({model.entropy_model.model[:12]})"
         )
     targets = {}
-    for number in opened.numbers(names) if names else range(len(opened.entries)):
+    for number in opened.find(names) if names else range(len(opened.entries)):
         targets[number] = outputs.reserve(opened.names[number], ".png") if outputs else out
     return _Job(model, path, opened, targets)
 

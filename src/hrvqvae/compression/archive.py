@@ -1,7 +1,7 @@
 """The archive, .hrva: the file of tables once, then blocks of images, each with an index. docs/format.md states it.
 
-To append is to write a block at the end. A block counts when it is there as a whole, so a killed writer leaves all
-blocks that were there before. Where a block is damaged, those behind it are found by their first bytes.
+To append is to write a block at the end. A block counts if it is there as a whole, so a killed writer leaves all blocks
+that were there before. If a block is damaged, the blocks behind it are found by their first bytes.
 """
 
 from __future__ import annotations
@@ -9,39 +9,47 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.hrv import MOST_PIXELS, STARTS, ImageCodes, crc8, read_levels, read_varint, varint
-from hrvqvae.compression.levels import encode_level
+from hrvqvae.compression.hrv import MOST_PIXELS, TOGETHER, ImageCodes, crc8, read_levels, read_varint, varint
+from hrvqvae.compression.levels import encode_level, least_bytes
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import same_size
+from hrvqvae.data.image_sets import runs
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
-from hrvqvae.utils.outputs import replace_file, write_atomic
+from hrvqvae.utils.outputs import check_output, replace_file, write_atomic
 from hrvqvae.utils.quantities import counted
 
-_SUFFIX = ".hrva"
+SUFFIX = ".hrva"
+MOST_NAME = 1024  # bytes of a name
 _MAGIC, _BLOCK = b"HRVA\x01", b"HRVB"  # with the version
 _HEAD = 20  # bytes before the index of a block
 _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
+_INDEX, _INDEX_PER_BYTE = 1280, 16  # most bytes of an unpacked index, by the bytes of its block
+_CODES, _CODES_PER_BYTE = 1 << 24, 256  # most codes of all images, by the bytes of the archive
+_SEARCH, _SEARCH_PER_BYTE, _UNPACKING = (
+    1 << 28,
+    8,
+    64,
+)  # most work on wrong blocks: bytes read, and 64 per byte unpacked
 _VARINT = 5  # bytes of a number in an index, at most
-_MOST_FALSE = 64  # first bytes of a block that begin none
 _WINDOW = 1 << 20  # bytes that are searched at once
-_TOGETHER = 1024  # images that are verified at once, or written into a new block
+_IMAGES_PER_BLOCK = 1024  # that `salvage` writes
 
 
-@dataclass(frozen=True)
-class Entry:
+class ArchiveEntry(NamedTuple):
     """An image: its name or "", height and width in pixels, its levels, and the place and bytes of its record."""
 
     name: str
@@ -51,140 +59,218 @@ class Entry:
     length: int
 
 
+class Entries:
+    """The images of an archive in order. A million take 30 MB; as many objects would take ten times as much."""
+
+    def __init__(self) -> None:
+        self._heights, self._widths, self._levels = array("I"), array("I"), array("B")
+        self._lengths, self._places, self._ends, self._names = array("I"), array("Q"), array("Q"), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> ArchiveEntry:
+        name = self._names[self._ends[index - 1] if index else 0 : self._ends[index]].decode()
+        size = self._heights[index], self._widths[index]
+        return ArchiveEntry(name, size, self._levels[index], self._places[index], self._lengths[index])
+
+    def __iter__(self) -> Iterator[ArchiveEntry]:
+        return (self[index] for index in range(len(self)))
+
+    def add(self, index: bytes, count: int, records: int, record_bytes: int, model: EntropyModel, codes: int) -> int:
+        """Add the images of a block.
+
+        Args:
+            index: The unpacked index of the block.
+            count: How many images it has.
+            records: Where the first record begins.
+            record_bytes: Bytes of all records.
+            model: The entropy model.
+            codes: How many codes the images may have.
+
+        Returns:
+            How many codes they have.
+
+        Raises:
+            DamagedFileError, IndexError, UnicodeDecodeError: The index is not sound; nothing is added.
+        """
+        place = 0
+
+        def read_number() -> int:
+            nonlocal place
+            number, place = index[place], place + 1
+            if number >= 128:
+                number, place = read_varint(index, place - 1, _VARINT)
+            return number
+
+        levels, kinds = read_number(), read_number()
+        if not 1 <= levels <= len(model.symbols) or kinds not in (1, count):
+            raise DamagedFileError("levels or sizes")
+        sides = array("Q", (read_number() + 1 for _ in range(2 * kinds)))
+        least = read_number()
+        lengths = array("Q", (least + read_number() for _ in range(count)))
+        repeated, rule = count if kinds == 1 else 1, model.geometry
+        positions = 0
+        for height, width in zip(sides[::2], sides[1::2], strict=True):
+            if height * width > MOST_PIXELS:
+                raise DamagedFileError("too large an image")
+            positions += -(-(height + rule.margin) // rule.unit) * -(-(width + rule.margin) // rule.unit)
+        used = positions * repeated * sum(times * times for times in rule.times[:levels])
+        if used > codes or sum(lengths) != record_bytes or min(lengths, default=1) < 1:
+            raise DamagedFileError("too many codes, or other lengths than the records have")
+        names, ends = bytearray(), array("Q")
+        for _ in range(count):
+            length = read_number()
+            name = index[place : place + length]
+            place += length
+            if length > MOST_NAME:
+                raise DamagedFileError("too long a name")
+            name.decode()
+            names += name
+            ends.append(len(self._names) + len(names))
+        if place != len(index):
+            raise DamagedFileError("more or fewer bytes than it says")
+        self._names += names
+        self._ends += ends
+        self._lengths += array("I", lengths)
+        self._places += array("Q", accumulate(lengths[:-1], initial=records))
+        self._levels += array("B", [levels]) * count
+        self._heights += array("I", sides[::2]) * repeated
+        self._widths += array("I", sides[1::2]) * repeated
+        return used
+
+
 @dataclass(frozen=True)
 class Archive:
     """What an archive holds; its images are read when they are asked for.
 
     Attributes:
-        path: of the file.
-        version: of the format.
-        entropy_model: by which its codes are read.
-        entries: its images, in order.
-        damaged: bytes that were blocks.
-        left_over: bytes at the end that can be the beginning of a block.
+        path: The file.
+        entropy_model: By which its codes are read.
+        entries: Its images, in order.
+        damaged: Bytes that were blocks.
+        damaged_blocks: How many blocks they were, as far as their first bytes tell.
+        left_over: Bytes at the end that can be the beginning of a block.
     """
 
     path: Path
-    version: int
     entropy_model: EntropyModel
-    entries: tuple[Entry, ...]
+    entries: Entries
     damaged: int
+    damaged_blocks: int
     left_over: int
+
+    @property
+    def damage(self) -> str:
+        """What is damaged, in words; "" for nothing."""
+        size, blocks = counted(self.damaged, "byte"), counted(self.damaged_blocks, "block")
+        return f"{size} in {blocks} are damaged, with the images in them" if self.damaged else ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """A name for each image: its own, or its number; both where an earlier image has the name."""
-        found: dict[str, None] = {}
-        for number, entry in enumerate(self.entries):
-            name = entry.name or f"{number:06d}"
-            while name in found:
-                name += f"-{number:06d}"
-            found[name] = None
-        return tuple(found)
+        """A name for each image: its own, or its number; both if an earlier image has the name."""
+        names: dict[str, None] = {}
+        for index, entry in enumerate(self.entries):
+            name = entry.name or f"{index:06d}"
+            while name in names:
+                name += f"-{index:06d}"
+            names[name] = None
+        return tuple(names)
 
     def faults(self) -> list[str]:
-        """What is wrong with each image, whose codes are decoded; "" for nothing."""
-        starts = range(0, len(self.entries), _TOGETHER)
-        some = (self.read(range(start, min(start + _TOGETHER, len(self.entries)))) for start in starts)
-        return [image.fault for images in some for image in images]
+        """Decode the codes of all images, and return what is wrong with each; "" for nothing."""
+        groups = runs(range(len(self.entries)), lambda index: math.prod(self.entries[index].size), TOGETHER)
+        return [image.fault for group in groups for image in self.read(group)]
 
-    def numbers(self, names: Sequence[str]) -> list[int]:
-        """The numbers of images by name, or by number where none has that name. Raises InputError: one is not there."""
-        known = {str(number): number for number in range(len(self.entries))}
-        known |= {name: number for number, name in enumerate(self.names)}
+    def find(self, names: Sequence[str]) -> list[int]:
+        """Return the indices of images by name, or by number if none has that name. Raises InputError if none has."""
+        indices = {str(index): index for index in range(len(self.entries))}
+        indices |= {name: index for index, name in enumerate(self.names)}
         for name in names:
-            if name not in known:
+            if name not in indices:
                 raise InputError(f"{self.path} has no image named {name!r}")
-        return [known[name] for name in names]
+        return [indices[name] for name in names]
 
     def read(
-        self, numbers: Sequence[int], levels: int | None = None, max_pixels: int = MOST_PIXELS
+        self, indices: Sequence[int], levels: int | None = None, max_pixels: int = MOST_PIXELS
     ) -> list[ImageCodes]:
-        """The codes of these images, in order.
+        """Return the codes of images, in order.
 
         An image whose record is damaged, or that has more pixels than are admitted, has no codes, and a `fault`.
         """
-        entries, found = [self.entries[number] for number in numbers], dict[int, ImageCodes]()
+        entries, images = [self.entries[index] for index in indices], dict[int, ImageCodes]()
         with self.path.open("rb") as stream:
             records = [_read_at(stream, entry) for entry in entries]
-        for some in same_size([(*entry.size, entry.levels) for entry in entries], MOST_PIXELS):
-            size, stored = entries[some[0]].size, entries[some[0]].levels
+        for group in same_size([(*entry.size, entry.levels) for entry in entries], TOGETHER):
+            size, stored = entries[group[0]].size, entries[group[0]].levels
             if math.prod(size) > max_pixels:
-                decoded = [ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")] * len(some)
-            else:
-                read = read_levels(self.entropy_model, [records[one][:-1] for one in some], size, levels, stored)
-                whole = [records[one] != b"" and crc8(records[one], STARTS[self.version]) == 0 for one in some]
-                damaged = ImageCodes(size, (), fault="its record is damaged")
-                decoded = [one if good and not one.fault else damaged for one, good in zip(read, whole, strict=True)]
-            found.update(zip(some, decoded, strict=True))
-        return [found[place] for place in range(len(numbers))]
+                large = ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")
+                images.update((place, large) for place in group)
+                continue
+            decoded = read_levels(self.entropy_model, [records[place][:-1] for place in group], size, levels, stored)
+            for place, image in zip(group, decoded, strict=True):
+                whole = records[place] and crc8(records[place]) == 0 and not image.fault
+                images[place] = image if whole else ImageCodes(size, (), fault="its record is damaged")
+        return [images[place] for place in range(len(indices))]
 
 
-def _read_at(stream: BinaryIO, entry: Entry) -> bytes:
+def _read_at(stream: BinaryIO, entry: ArchiveEntry) -> bytes:
     stream.seek(entry.place)
     return stream.read(entry.length)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path has the name of an archive."""
-    return path.suffix.lower() == _SUFFIX
+    """Return whether a path has the name of an archive."""
+    return path.suffix.lower() == SUFFIX
 
 
-def open_archive(path: Path, entropy_model: EntropyModel | None = None) -> Archive:
-    """An archive with its index; no image is read yet.
+def open_archive(path: Path, model: EntropyModel | None = None) -> Archive:
+    """Return an archive with its index; no image is read yet.
 
     Args:
-        entropy_model: stands in for the file's entropy model where that is damaged, if half of its bytes are the same.
+        path: The file.
+        model: Stands in for the file's entropy model if that is damaged, and half of its bytes are the same.
 
     Raises:
-        OSError, DamagedFileError: it is none.
+        OSError, DamagedFileError: The file can't be read, or is no archive.
     """
     with path.open("rb") as stream:
-        return _opened(path, stream, entropy_model)
+        return _opened(path, stream, model)
 
 
-def _opened(path: Path, stream: BinaryIO, known: EntropyModel | None = None) -> Archive:
+def _opened(path: Path, stream: BinaryIO, fallback: EntropyModel | None = None) -> Archive:
     size = stream.seek(0, os.SEEK_END)
     try:
-        entropy_model, version = _read_head(path, stream, size)
-        place = stream.tell()
+        model = _read_head(path, stream, size)
+        begin = stream.tell()
     except DamagedFileError:
-        head = _head_of(known.content) if known else b""
+        head = _head_of(fallback.content) if fallback else b""
         stream.seek(0)
-        alike = sum(one == other for one, other in zip(head, stream.read(len(head)), strict=False))
-        if known is None or alike < len(head) / 2:
+        same = sum(byte == other for byte, other in zip(head, stream.read(len(head)), strict=False))
+        if fallback is None or same < len(head) / 2:
             raise
-        stream.seek(4)
-        entropy_model, place, version = known, len(head), min(stream.read(1)[0], _MAGIC[4])
-    entries = list[Entry]()
-    end, damaged, false = place, 0, 0
-    while place < size and false < _MOST_FALSE:
-        block = _read_block(stream, place, size, len(entropy_model.symbols))
-        if block is None:
-            false += 1
-            place = _find_block(stream, place + 1, size)
-            continue
-        entries += block[0]
-        damaged += place - end
-        end = place = block[1]
+        model, begin = fallback, len(head)
+    blocks = _Blocks(stream, size, model)
+    end, damaged, damaged_blocks = begin, 0, 0
+    for start, stop, skipped in blocks.find_all(begin):
+        damaged, damaged_blocks, end = damaged + start - end, damaged_blocks + skipped, stop
     stream.seek(end)
     head = stream.read(_HEAD)
     length = _HEAD + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
-    cut = _BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)
-    left, damaged = (size - end, damaged) if cut else (0, damaged + size - end)
-    return Archive(path, version, entropy_model, tuple(entries), damaged, left)
+    left = size - end
+    if left and not (_BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)):
+        left, damaged, damaged_blocks = 0, damaged + left, damaged_blocks + max(1, blocks.wrong)
+    return Archive(path, model, blocks.entries, damaged, damaged_blocks, left)
 
 
-def _read_head(path: Path, stream: BinaryIO, size: int) -> tuple[EntropyModel, int]:
-    """The entropy model at the beginning, and the version. Raises DamagedFileError."""
+def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
+    """Return the entropy model at the beginning. Raises DamagedFileError."""
     stream.seek(0)
     start = stream.read(len(_MAGIC) + 4)
     if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
-        raise DamagedFileError(f"{path} is not an archive ({_SUFFIX}), or it is damaged")
-    if start[4] > _MAGIC[4]:
-        raise DamagedFileError(
-            f"{path} is of version {start[4]}, later than this program reads; or the file is damaged"
-        )
+        raise DamagedFileError(f"{path} is not an archive ({SUFFIX}), or it is damaged")
+    if start[4] != _MAGIC[4]:
+        raise DamagedFileError(f"{path} is of version {start[4]}, which this program does not read; or it is damaged")
     length = int.from_bytes(start[5:], "little")
     if length > min(size, _MOST_TABLES):
         raise DamagedFileError(f"{path} is damaged: its entropy model is cut short")
@@ -192,84 +278,104 @@ def _read_head(path: Path, stream: BinaryIO, size: int) -> tuple[EntropyModel, i
     if zlib.crc32(start + tables).to_bytes(4, "little") != check:
         raise DamagedFileError(
             f"{path} is damaged: its entropy model does not match its checksum; with the model that made it the images "
-            f"can be read: hrvqvae salvage {path} NEW{_SUFFIX} --model MODEL"
+            f"can be read: hrvqvae salvage {path} NEW{SUFFIX} --model MODEL"
         )
-    return read_entropy_model(tables, str(path)), start[4]
+    return read_entropy_model(tables, str(path))
 
 
-def _find_block(stream: BinaryIO, place: int, size: int) -> int:
-    """Where the next block may begin from here on; `size` where there is none."""
-    while place < size:
-        stream.seek(place)
-        found = stream.read(_WINDOW).find(_BLOCK)
-        if found >= 0:
-            return place + found
-        place += _WINDOW - len(_BLOCK) + 1
-    return size
+class _Blocks:
+    """The search for whole blocks, whose work and memory grow with the bytes of the archive, whatever these are.
+
+    Attributes:
+        entries: The images of the blocks that were found.
+        wrong: How many beginnings since the last whole block belong to none.
+    """
+
+    def __init__(self, stream: BinaryIO, size: int, model: EntropyModel) -> None:
+        self.entries, self.wrong = Entries(), 0
+        self._stream, self._size, self._model = stream, size, model
+        self._work, self._codes = _SEARCH + _SEARCH_PER_BYTE * size, _CODES + _CODES_PER_BYTE * size
+        self._window, self._begin = b"", 0  # bytes of the file, and where they begin
+
+    def find_all(self, place: int) -> Iterator[tuple[int, int, int]]:
+        """Yield where each whole block begins and ends, and how many wrong ones were passed over before it."""
+        end = place
+        while (place := self._find(place)) < self._size and self._work > 0:
+            stop = self._read(place)
+            if stop is None:
+                self.wrong += 1
+                place += 1
+                continue
+            yield place, stop, max(self.wrong, 1) if place > end else 0
+            end = place = stop
+            self.wrong = 0
+
+    def _find(self, place: int) -> int:
+        """Return where the next block may begin; the size of the file if nowhere."""
+        while place < self._size:
+            if not self._begin <= place <= self._begin + len(self._window) - len(_BLOCK):
+                self._stream.seek(place)
+                self._window, self._begin = self._stream.read(_WINDOW), place
+            offset = self._window.find(_BLOCK, place - self._begin)
+            if offset >= 0:
+                return self._begin + offset
+            place = self._begin + max(len(self._window) - len(_BLOCK) + 1, 1)
+        return self._size
+
+    def _read(self, place: int) -> int | None:
+        """Add the images of the block that begins at a place. Return its end, or None if there is no whole block."""
+        self._stream.seek(place)
+        head = self._stream.read(_HEAD)
+        count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
+        records = place + _HEAD + index_bytes
+        end = records + record_bytes
+        if (
+            count > min(_MOST_IMAGES, record_bytes)
+            or index_bytes > _MOST_INDEX
+            or len(head) < _HEAD
+            or end > self._size
+        ):
+            return None
+        index = self._stream.read(index_bytes)
+        self._work -= index_bytes
+        if zlib.crc32(head[:16] + index) != check:
+            return None
+        most, plain = min(_MOST_INDEX, _most_index(end - place)), b""
+        try:
+            unpack = zlib.decompressobj()
+            plain = unpack.decompress(index, most)
+            if not unpack.eof or unpack.unused_data:
+                raise DamagedFileError("longer than it may be")
+            self._codes -= self.entries.add(plain, count, records, record_bytes, self._model, self._codes)
+        except (zlib.error, DamagedFileError, IndexError, UnicodeDecodeError):
+            self._work -= _UNPACKING * len(plain)
+            return None
+        self._work += index_bytes
+        return end
 
 
-def _read_block(stream: BinaryIO, place: int, size: int, most_levels: int) -> tuple[list[Entry], int] | None:
-    """The images of the block that begins here, and its end; None where there is no whole block."""
-    stream.seek(place)
-    head = stream.read(_HEAD)
-    if len(head) < _HEAD or head[:4] != _BLOCK:
-        return None
-    count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
-    records = place + _HEAD + index_bytes
-    if count > min(_MOST_IMAGES, record_bytes) or records + record_bytes > size:
-        return None
-    index = stream.read(index_bytes)
-    if zlib.crc32(head[:16] + index) != check:
-        return None
-    try:
-        unpack = zlib.decompressobj()
-        plain = unpack.decompress(index, _MOST_INDEX)
-        entries = _entries(plain, count, records, most_levels) if unpack.eof and not unpack.unused_data else None
-    except (zlib.error, DamagedFileError, UnicodeDecodeError):
-        return None
-    if entries is None or sum(entry.length for entry in entries) != record_bytes:
-        return None
-    return entries, records + record_bytes
-
-
-def _entries(index: bytes, count: int, records: int, most_levels: int) -> list[Entry] | None:
-    """The images of an index, whose records begin there; None where it is not sound."""
-    place = 0
-
-    def number() -> int:
-        nonlocal place
-        found, place = read_varint(index, place, _VARINT)
-        return found
-
-    levels, kinds = number(), number()
-    if not 1 <= levels <= most_levels or kinds not in (1, count):
-        return None
-    sizes = [(number() + 1, number() + 1) for _ in range(kinds)] * (count if kinds == 1 else 1)
-    least = number()
-    lengths = [least + number() for _ in range(count)]
-    entries = []
-    for size, length in zip(sizes, lengths, strict=True):
-        name_bytes = number()
-        end = place + name_bytes
-        entries.append(Entry(index[place:end].decode(), size, levels, records, length))
-        records, place = records + length, end
-    if place != len(index) or any(math.prod(size) > MOST_PIXELS for size in sizes):
-        return None
-    return entries
+def _most_index(block_bytes: int) -> int:
+    """Return how many bytes the unpacked index of a block may have."""
+    return _INDEX + _INDEX_PER_BYTE * block_bytes
 
 
 def _records_of(
-    archive: Archive, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], levels: int
+    model: EntropyModel, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
 ) -> list[bytes]:
-    records, entropy_model = [b""] * len(codes), archive.entropy_model
+    """Return the record of each image. Raises InputError if a reader would refuse an image as a bomb."""
+    records = [b""] * len(codes)
     for size in set(sizes):
-        some = [number for number, one in enumerate(sizes) if one == size]
-        batch, layout = np.stack([codes[number] for number in some]), entropy_model.layout(size)
+        group, layout = [index for index, other in enumerate(sizes) if other == size], model.layout(size)
+        batch = np.stack([codes[index] for index in group])
         for level in range(levels):
-            streams = encode_level(batch, layout, level, entropy_model.network(level))
-            for number, stream in zip(some, streams, strict=True):
-                records[number] += stream
-    return [record + bytes([crc8(record, STARTS[archive.version])]) for record in records]
+            network = model.network(level)
+            for index, stream in zip(group, encode_level(batch, layout, level, network), strict=True):
+                records[index] += stream
+                if len(records[index]) < least_bytes(layout, level, network):
+                    raise InputError(
+                        f"{names[index]!r} has too few bytes for so many pixels; write a file (.hrv) of it"
+                    )
+    return [record + bytes([crc8(record)]) for record in records]
 
 
 def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], names: Sequence[str]) -> bytes:
@@ -277,62 +383,86 @@ def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], name
     least = min(map(len, records))
     encoded = [name.encode() for name in names]
     numbers = [levels, len(kinds), *(side - 1 for size in kinds for side in size), least]
-    index = b"".join(map(varint, [*numbers, *(len(record) - least for record in records)]))
-    index = zlib.compress(index + b"".join(varint(len(name)) + name for name in encoded), 9)
-    body = b"".join(records)
+    plain = b"".join(map(varint, [*numbers, *(len(record) - least for record in records)]))
+    plain += b"".join(varint(len(name)) + name for name in encoded)
+    index, body = zlib.compress(plain, 9), b"".join(records)
+    if len(plain) > _most_index(_HEAD + len(index) + len(body)) and len(records) > 1:  # names that are long and alike
+        half = len(records) // 2
+        parts = (slice(half), slice(half, None))
+        return b"".join(_block_of(levels, records[part], sizes[part], names[part]) for part in parts)
     head = _BLOCK + b"".join(number.to_bytes(4, "little") for number in (len(records), len(index), len(body)))
     return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
 
 
-def salvage(path: Path, out: Path, entropy_model: EntropyModel | None = None) -> int:
-    """Write the images of an archive whose records are whole into a new one, as they are; -> how many.
+@dataclass(frozen=True)
+class Salvaged:
+    """What `salvage` did.
+
+    Attributes:
+        images: How many images the new archive has.
+        left_out: What is not in it, in words.
+    """
+
+    images: int
+    left_out: tuple[str, ...]
+
+
+def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> Salvaged:
+    """Write the images of an archive whose records are whole into a new one, as they are.
 
     Args:
-        entropy_model: as for `open_archive`.
+        path: The archive.
+        out: The new archive.
+        model: As for `open_archive`.
 
     Raises:
-        InputError, DamagedFileError: no image can be read, `out` exists or can't be written.
+        InputError, DamagedFileError: No image can be read, `out` exists or can't be written.
     """
-    opened = open_archive(path, entropy_model)
-    whole = [number for number, fault in enumerate(opened.faults()) if not fault]
+    check_output(out, inputs=[path], suffix=SUFFIX)
+    archive = open_archive(path, model)
+    faults = archive.faults()
+    whole = [index for index, fault in enumerate(faults) if not fault]
     if not whole:
         raise DamagedFileError(f"{path} has no image that is whole")
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another file")
     with (
-        explain_write_errors(out),
-        replace_file(out) as temporary,
-        temporary.open("xb") as target,
+        explain_write_errors(out), replace_file(out) as temporary, temporary.open("xb") as target,
         path.open("rb") as source,
-    ):
-        target.write(_head_of(opened.entropy_model.content, opened.version))
-        for levels, some in groupby(whole, lambda number: opened.entries[number].levels):
-            while numbers := list(islice(some, _TOGETHER)):
-                entries = [opened.entries[number] for number in numbers]
+    ):  # fmt: skip
+        target.write(_head_of(archive.entropy_model.content))
+        for levels, group in groupby(whole, lambda index: archive.entries[index].levels):
+            while indices := list(islice(group, _IMAGES_PER_BLOCK)):
+                entries = [archive.entries[index] for index in indices]
                 records = [_read_at(source, entry) for entry in entries]
-                sizes, names = [entry.size for entry in entries], [entry.name for entry in entries]
-                target.write(_block_of(levels, records, sizes, names))
-    return len(whole)
+                target.write(
+                    _block_of(levels, records, [entry.size for entry in entries], [entry.name for entry in entries])
+                )
+    left_out = [archive.damage] if archive.damage else []
+    if archive.left_over:
+        left_out.append(f"{counted(archive.left_over, 'byte')} at the end, of no whole block")
+    left_out += [f"{archive.names[index]} (image {index}): {fault}" for index, fault in enumerate(faults) if fault]
+    return Salvaged(len(whole), tuple(left_out))
 
 
 class ArchiveWriter:
     """Appends images to an archive, see `appending`.
 
-    `set_aside` is the file that has got what lay behind the last whole block of `archive`, as it was before.
+    Attributes:
+        archive: What was there before.
+        set_aside: The file that has got what lay behind the last whole block, or None.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, entropy_model: EntropyModel) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, model: EntropyModel) -> None:
         archive = _opened(path, stream)
-        if not archive.entropy_model.same_codes(entropy_model):
+        if not archive.entropy_model.same_codes(model):
             raise InputError(
                 f"{path} was made by another model or another entropy model: that of {archive.entropy_model.name} "
-                f"(weights {archive.entropy_model.model[:12]}), not of {entropy_model.name} "
-                f"({entropy_model.model[:12]}); choose another file"
+                f"(weights {archive.entropy_model.model[:12]}), not of {model.name} ({model.model[:12]}); choose "
+                "another file"
             )
         if archive.damaged:
             raise DamagedFileError(
                 f"{path} is damaged ({counted(archive.damaged, 'byte')}), so nothing is added; write what is whole "
-                f"into a new archive: hrvqvae salvage {path} NEW{_SUFFIX}"
+                f"into a new archive: hrvqvae salvage {path} NEW{SUFFIX}"
             )
         self.set_aside: Path | None = None
         if archive.left_over:
@@ -342,58 +472,67 @@ class ArchiveWriter:
             write_atomic(self.set_aside, rest)
             stream.truncate(end)
         self.archive, self._stream = archive, stream
-        self._known: dict[str, Entry | None] = {entry.name: entry for entry in archive.entries if entry.name}
+        self._entries: dict[str, ArchiveEntry | None] = {entry.name: entry for entry in archive.entries if entry.name}
 
     def append(
         self, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
     ) -> int:
-        """Write a block of the images that are not there yet to the disk, by name and record; -> how many these are.
+        """Write a block of the images that are not there yet, by name and record, to the disk.
 
         Args:
-            codes: of each image, (all codes,), of which so many levels are stored.
-            sizes: height and width of each in pixels.
-            names: of each; empty for none.
+            codes: Of each image (all codes,), of which `levels` are stored.
+            sizes: Height and width of each image in pixels.
+            names: The name of each image; empty for none.
+            levels: How many levels are stored.
+
+        Returns:
+            How many images are new.
 
         Raises:
-            InputError: another image of such a name is there already; nothing is written.
+            InputError: Another image of such a name is there already, a name is longer than 1,024 bytes, or an image
+                has too few bytes for its pixels; nothing is written.
         """
-        records, new = _records_of(self.archive, codes, sizes, levels), list[int]()
-        named = dict[str, Entry | None]()
-        for number, name in enumerate(names):
-            entry = self._known.get(name)
-            same = entry is not None and (entry.size, entry.levels) == (sizes[number], levels)
-            if entry is not None and same and _read_at(self._stream, entry) == records[number]:
+        path = self.archive.path
+        records, new = _records_of(self.archive.entropy_model, codes, sizes, names, levels), list[int]()
+        added = dict[str, ArchiveEntry | None]()
+        for index, name in enumerate(names):
+            entry = self._entries.get(name)
+            same = entry is not None and (entry.size, entry.levels) == (sizes[index], levels)
+            if entry is not None and same and _read_at(self._stream, entry) == records[index]:
                 continue
-            if name and (name in self._known or name in named):
-                raise InputError(f"{self.archive.path} has another image named {name!r}; choose another name or file")
-            new.append(number)
-            named[name] = None
+            if name and (name in self._entries or name in added):
+                raise InputError(f"{path} has another image named {name!r}; choose another name or file")
+            if len(name.encode()) > MOST_NAME:
+                raise InputError(f"{name[:40]!r}... has a name of more than {MOST_NAME} bytes; choose a shorter name")
+            new.append(index)
+            added[name] = None
         if new:
-            chosen = [(records[number], sizes[number], names[number]) for number in new]
-            self._stream.write(_block_of(levels, *zip(*chosen, strict=True)))
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._known |= named
+            chosen = [(records[index], sizes[index], names[index]) for index in new]
+            with explain_write_errors(path):
+                self._stream.write(_block_of(levels, *zip(*chosen, strict=True)))
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            self._entries |= added
         return len(new)
 
 
 @contextmanager
-def appending(path: Path, entropy_model: EntropyModel) -> Iterator[ArchiveWriter]:
+def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
     """Append images to an archive, which is made if it does not exist.
 
     The beginning of a block, as a killed writer leaves it, is moved into a file beside it: a damaged block can look so.
 
     Raises:
-        InputError: another process writes to it, it was made by another model, or it can't be written.
-        DamagedFileError: the file is no archive, or it is damaged.
+        InputError: Another process writes to it, it was made by another model, or it can't be written.
+        DamagedFileError: The file is no archive, or it is damaged.
     """
     with lock_file(path):
         if not path.exists():
-            write_atomic(path, _head_of(entropy_model.content))
+            write_atomic(path, _head_of(model.content))
         with path.open("a+b") as stream:
-            yield ArchiveWriter(path, stream, entropy_model)
+            yield ArchiveWriter(path, stream, model)
 
 
-def _head_of(tables: bytes, version: int = _MAGIC[4]) -> bytes:
-    start = _MAGIC[:4] + bytes([version]) + len(tables).to_bytes(4, "little") + tables
+def _head_of(tables: bytes) -> bytes:
+    start = _MAGIC + len(tables).to_bytes(4, "little") + tables
     return start + zlib.crc32(start).to_bytes(4, "little")

@@ -23,6 +23,7 @@ Integers = NDArray[np.int64]
 Codes = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 
+_CELLS, _CELLS_PER_BYTE = 1 << 24, 16  # 32-bit numbers in memory while an image is decoded, by the bytes of its file
 _LARGEST_CODE = 5  # bytes that a code can take
 _ALONE = 8  # images that are not worth a second thread
 
@@ -81,6 +82,13 @@ def _least_bits(layout: Layout, level: int, network: EntropyNetwork | None) -> i
     """
     number, symbols = int(layout.begins[level + 1] - layout.begins[level]), int(layout.symbols[level])
     return number * (symbols.bit_length() - 1) if network is None else number * (symbols - 1) // (2**TOP + 1)
+
+
+def least_bytes(layout: Layout, level: int, network: EntropyNetwork | None) -> int:
+    """Return how many bytes a file must have for a reader to spend memory on a level: for codes and maps of groups."""
+    largest = int(layout.grids[: level + 1].prod(1).max())
+    cells = int(layout.begins[level + 1]) + (0 if network is None else len(network.contexts.groups) * largest)
+    return max(0, -(-(cells - _CELLS) // _CELLS_PER_BYTE))
 
 
 def decode_level(
