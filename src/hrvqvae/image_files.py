@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,24 +17,29 @@ from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images, flat_codes
 from hrvqvae.data.image_sets import runs
-from hrvqvae.data.images import SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, write_image
+from hrvqvae.data.images import (
+    SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, without_suffix, write_image,
+)  # fmt: skip
 from hrvqvae.data.loading import is_stored, open_whole
 from hrvqvae.data.sources.files import LISTS, FolderSource
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.outputs import Outputs, check_output, output_suffix, write_output
+from hrvqvae.utils.outputs import Outputs, safe_name, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-_IMAGES, _PIXELS = 1024, 1 << 26  # that are read, coded and written before the next are; a block of an archive
-T = TypeVar("T")
+_IMAGES, _PIXELS = 1024, 1 << 26  # that are read, coded and written together; a block of an archive
+_Images = dict[str, tuple[str, Open]]  # by the name that the codes get: where an image lies, and what opens it
 
 
 @dataclass
 class Written:
-    """What was written of image files: `bytes` of all their files, or that the archive grew by; `pixels`: plain bytes.
+    """What was written of image files.
 
-    `lost` says for each image what was lost when it was converted to the channels of the model.
+    Attributes:
+        lost: For each image what was lost when it was converted to the channels of the model.
+        bytes: Bytes of all files, or that the archive grew by.
+        pixels: Bytes of the pixels.
     """
 
     lost: dict[str, str]
@@ -43,39 +47,27 @@ class Written:
     pixels: int = 0
 
 
-_Stored = tuple[str, Open]  # where an image lies, and what opens it
-
-
-def _named(paths: Sequence[Path]) -> dict[str, _Stored]:
-    """Images of files, folders, lists, tars, Parquet files and arrays by the name that their codes get.
-
-    Raises InputError: there are none, or two of one name.
-    """
-    found: dict[str, _Stored] = {}
+def _find_images(paths: Sequence[Path]) -> _Images:
+    """Return the images of files, folders, lists, tars, Parquet files and arrays, whose names must differ."""
+    images: _Images = {}
     for path in paths:
         kind = path.suffix.lower()
         many = path.is_dir() or kind in LISTS or (kind not in SUFFIXES and is_stored(path))
         source = open_whole(path) if many else FolderSource(path.parent, [path.name])
         for row in range(len(source)):
-            name, where = source.name(row), source.where(row)
-            name = str(PurePosixPath(name).with_suffix("")) if name.lower().endswith(SUFFIXES) else name
-            other, _ = found.get(name, (where, None))
-            if other != where or (name in found and not isinstance(source, FolderSource)):  # a file may be named twice
+            name, where = without_suffix(source.name(row)), source.where(row)
+            other, _ = images.get(name, (where, None))
+            if other != where or (name in images and not isinstance(source, FolderSource)):  # a file may be named twice
                 raise InputError(f"{other} and {where} would both be named {name}; compress them apart")
-            found[name] = where, partial(source.open, row)
-    return found
+            images[name] = where, partial(source.open, row)
+    return images
 
 
-def _together(items: Iterable[T], area: Callable[[T], int]) -> Iterator[list[T]]:
-    """Images in order, as many at a time as are worked on together; `area` is the pixels of one."""
-    return runs(items, lambda item: max(area(item), _PIXELS // _IMAGES), _PIXELS)
-
-
-def _read(model: Model, named: dict[str, _Stored], written: Written, skip: bool) -> Iterator[list[tuple[str, Tensor]]]:
-    """The images with their names, as many at a time as are worked on together; `skip` leaves out broken ones."""
+def _read_batches(model: Model, images: _Images, written: Written, skip: bool) -> Iterator[list[tuple[str, Tensor]]]:
+    """Yield images with their names, as many as are worked on together; `skip` leaves out broken images."""
 
     def read() -> Iterator[tuple[str, Tensor]]:
-        for name, (where, opens) in named.items():
+        for name, (where, opens) in images.items():
             try:
                 pixels, lost = decode_image(opens, model.autoencoder.channels, model.config.data.max_pixels, name=where)
             except BrokenImageError as error:
@@ -87,54 +79,43 @@ def _read(model: Model, named: dict[str, _Stored], written: Written, skip: bool)
             written.pixels += pixels.size
             yield name, torch.from_numpy(pixels)
 
-    images = read()
-    return tracked(_together(images, lambda one: math.prod(one[1].shape[1:])), "compress", len(named), len)
+    area = lambda image: max(math.prod(image[1].shape[1:]), _PIXELS // _IMAGES)  # noqa: E731
+    return tracked(runs(read(), area, _PIXELS), "compress", len(images), len)
 
 
 def compress_files(
     model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
-    lmbda: float | None = None, also: Sequence[Model] = (), *, force: bool = False, skip: bool = False,
+    lmbda: float | None = None, *, force: bool = False, skip: bool = False,
 ) -> Written:  # fmt: skip
-    """Write the codes of image files; notices say what images lost by conversion, and what is there already.
+    """Write the codes of image files. Notices say what images lost by conversion, and what is there already.
 
     Args:
-        paths: image files, folders and lists of them (.txt), tars, Parquet files and arrays.
-        out: X.hrv for one image; X.hrva, an archive, to which those are appended that it has not yet; else a folder,
-            which gets a file for each image.
-        levels, max_bytes, lmbda: as for `Model.compress`.
-        also: models that are tried as well, with `max_bytes`: each file is by the one that has the least error in it.
-        force: write over other files (.hrv) that exist.
-        skip: leave out images that can't be read, with a notice of each.
+        model: The model.
+        paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
+        out: X.hrv for one image; X.hrva, an archive, to which the images are appended that it does not have; else a
+            folder, which gets a file for each image.
+        levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
+        max_bytes: Of each file.
+        lmbda: The rate-distortion trade-off.
+        force: Overwrite files (.hrv) that exist.
+        skip: Leave out images that can't be read, with a notice of each.
 
     Raises:
-        InputError: an image, or with `skip` every image, can't be read, levels are out of range, an image does not fit,
-            another file exists already, or `out` can't be written.
+        InputError: An image, or with `skip` every image, can't be read, levels are out of range, an image does not fit,
+            a file exists already, or `out` can't be written.
     """
     model.autoencoder.check_levels(levels)
-    if also and max_bytes is None:
-        raise InputError("several models are compared at one size of a file: give --bytes, or one model")
-    for one in also:
-        one.autoencoder.check_levels(levels)
-        if one.autoencoder.channels != model.autoencoder.channels:
-            raise InputError(f"{one.run} is for images of {counted(one.autoencoder.channels, 'channel')}: leave it out")
-    named, written = _named(paths), Written({})
+    outputs = Outputs(out, [hrv.SUFFIX, archive.SUFFIX], force=force, inputs=paths)
+    images, written = _find_images(paths), Written({})
     if archive.is_archive(out):
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        _append(model, named, out, levels, lmbda, written, skip)
+        _append(model, images, out, levels, lmbda, written, skip)
     else:
-        single = bool(output_suffix(out, [hrv.SUFFIX, ".hrva"]))
-        if single and len(named) != 1:
-            raise InputError(f"{out} takes one image, and there are {len(named)}; name a folder or an archive (.hrva)")
-        outputs = Outputs(out, force=force, inputs=paths)
-        if single:
-            check_output(out, force=force, inputs=paths)
-        targets = {name: out if single else outputs.reserve(name, hrv.SUFFIX) for name in named}
-        for batch in _read(model, named, written, skip):
-            sources = [named[name][0] for name, _ in batch]
-            images = [image for _, image in batch]
-            settings: dict[str, Any] = {"levels": levels, "max_bytes": max_bytes, "lmbda": lmbda, "names": sources}
-            files = _least_error([model, *also], images, settings) if also else model.compress(images, **settings)
+        targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
+        for batch in _read_batches(model, images, written, skip):
+            sources = [images[name][0] for name, _ in batch]
+            files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
             for (name, _), content in zip(batch, files, strict=True):
                 write_output(targets[name], content)
                 written.bytes += len(content)
@@ -145,39 +126,11 @@ def compress_files(
     return written
 
 
-def _least_error(models: Sequence[Model], images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes]:
-    """The file of each image by the model that has the least squared error in it. Raises InputError where none fits."""
-    found = [(math.inf, b"")] * len(images)
-    for model in models:
-        for number, file in enumerate(_fitting(model, images, settings)):
-            if isinstance(file, bytes):
-                error = float((model.decompress([file])[0] - images[number] / 255).square().mean())
-                found[number] = min(found[number], (error, file))
-            elif model is models[-1] and not found[number][1]:
-                raise file
-    return [file for _, file in found]
-
-
-def _fitting(model: Model, images: Sequence[Tensor], settings: dict[str, Any]) -> list[bytes | InputError]:
-    """The file of each image, or why it has none: all at once, or one by one where one has none."""
-    try:
-        return [*model.compress(images, **settings)]
-    except InputError as error:
-        if len(images) == 1:
-            return [error]
-        each = ({**settings, "names": [name]} for name in settings["names"])
-        return [file for image, own in zip(images, each, strict=True) for file in _fitting(model, [image], own)]
-
-
 def _append(
-    model: Model, named: dict[str, _Stored], path: Path, levels: int | None, lmbda: float | None,
-    written: Written, skip: bool,
-) -> None:  # fmt: skip
-    for name, (where, _) in named.items():
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(f"{where!r} has a name that is not UTF-8; rename it, or write files (.hrv) instead")
+    model: Model, images: _Images, path: Path, levels: int | None, lmbda: float | None, written: Written, skip: bool
+) -> None:
     encode, used, new = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
-    before, batches = path.stat().st_size if path.exists() else 0, _read(model, named, written, skip)
+    before, batches = path.stat().st_size if path.exists() else 0, _read_batches(model, images, written, skip)
     first = next(batches, [])  # no archive is made of nothing
     if not first:
         return
@@ -189,15 +142,21 @@ def _append(
         for batch in chain([first], batches):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
             sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
-            new += writer.append(codes, sizes, [name for name, _ in batch], used)
+            new += writer.append(codes, sizes, [_archived_name(name) for name, _ in batch], used)
     if new < len(written.lost):
         note(f"{path} had {len(written.lost) - new} of {counted(len(written.lost), 'image')} already")
     written.bytes = path.stat().st_size - before
 
 
+def _archived_name(name: str) -> str:
+    """Return the name of an image in an archive: its own, if that is UTF-8 and not too long."""
+    encoded = name.encode(errors="replace")
+    return name if encoded.decode() == name and len(encoded) <= archive.MOST_NAME else safe_name(name)
+
+
 @dataclass(frozen=True)
 class _Job:
-    """Images of one file of codes by their numbers, with the PNG that each gets; `archive` is None of an .hrv."""
+    """The images of a file of codes by their numbers, with the PNG that each gets; `archive` is None for an .hrv."""
 
     model: Model
     path: Path
@@ -209,35 +168,29 @@ def decompress_files(
     models: Sequence[Model], paths: Sequence[Path], out: Path, levels: int | None = None,
     names: Sequence[str] = (), *, force: bool = False,
 ) -> int:  # fmt: skip
-    """Write the images of files of codes and archives as PNG; -> how many. Notices say what is cut short or damaged.
+    """Write the images of files of codes and archives as PNG, and return how many.
 
-    What is damaged is passed over: all other images are written before the error.
+    What is damaged is passed over: all other images, and what is whole of an image, are written before the error.
 
     Args:
-        models: of each file.
+        models: The model of each file.
         paths: X.hrv and X.hrva.
         out: Y.png for one image, else a folder.
-        levels: how many levels to use, as far as they are there; None uses all.
-        names: of the images of archives that are wanted; none names all.
-        force: write over images that exist.
+        levels: How many levels to use, as far as they are there; None uses all.
+        names: Of the images of archives that are wanted; empty for all.
+        force: Overwrite images that exist.
 
     Raises:
-        InputError: a file of another model, no such name, an image exists already, or `out` can't be written.
-        DamagedFileError: an image has no whole level, or an archive has damaged blocks.
+        InputError: A file of another model, no such name, an image exists already, or `out` can't be written.
+        DamagedFileError: A file or an archive is damaged or cut short.
     """
     for model in models:
         model.autoencoder.check_levels(levels)
-    png = bool(output_suffix(out, [".png"]))
-    if png:
-        check_output(out, force=force)
-    outputs = None if png else Outputs(out, force=force)
-    jobs = [_job(*one, out, outputs, names) for one in zip(models, paths, strict=True)]
+    outputs = Outputs(out, [".png"], force=force, inputs=paths)
+    jobs = [_make_job(model, path, outputs, names) for model, path in zip(models, paths, strict=True)]
     faults, count = list[str](), 0
-    total = sum(len(job.targets) for job in jobs)
-    if png and total != 1:
-        raise InputError(f"{out} takes one image, and there are {total}; name a folder")
-    images = (pair for job in jobs for pair in _decoded(job, levels, faults))
-    for target, image in tracked(images, "decompress", total, lambda _: 1):
+    images = (pair for job in jobs for pair in _decode_job(job, levels, faults))
+    for target, image in tracked(images, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
         write_image(to_pil(image), target)
         count += 1
     for fault in faults[:-1]:
@@ -247,49 +200,47 @@ def decompress_files(
     return count
 
 
-def _job(model: Model, path: Path, out: Path, outputs: Outputs | None, names: Sequence[str]) -> _Job:
+def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) -> _Job:
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(model, path, None, {0: outputs.reserve(path.stem, ".png") if outputs else out})
+        return _Job(model, path, None, {0: outputs.reserve(path.stem, ".png")})
     opened = archive.open_archive(path)
     if opened.entropy_model.model != model.entropy_model.model:
         raise InputError(
             f"{path} was made by {opened.entropy_model.name} (weights {opened.entropy_model.model[:12]}), not by "
             f"{model.entropy_model.name} ({model.entropy_model.model[:12]})"
         )
-    targets = {}
-    for number in opened.find(names) if names else range(len(opened.entries)):
-        targets[number] = outputs.reserve(opened.names[number], ".png") if outputs else out
-    return _Job(model, path, opened, targets)
+    indices = opened.find(names) if names else range(len(opened.entries))
+    return _Job(model, path, opened, {index: outputs.reserve(opened.names[index], ".png") for index in indices})
 
 
-def _decoded(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    """Each target with its image; what can't be decoded goes to `faults`."""
+def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
+    """Yield each target with its image; what is wrong with an image goes to `faults`."""
     opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
-    if opened and opened.damaged:
-        faults.append(f"{job.path}: {counted(opened.damaged, 'byte')} are damaged, with the images in them")
+    if opened and opened.damage:
+        faults.append(f"{job.path}: {opened.damage}")
     if opened and opened.left_over:
-        note(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
-    for some in _together(job.targets.items(), lambda one: math.prod(opened.entries[one[0]].size) if opened else 0):
-        good = list[tuple[Path, ImageCodes]]()
-        for (number, target), one in zip(some, _codes(job, [number for number, _ in some], levels), strict=True):
-            name = f"{job.path}: image {opened.names[number]}" if opened else str(job.path)
-            if len(one.codes) < least:
-                faults.append(f"{name}: {one.fault or 'it ends too early'}")
+        faults.append(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
+    for group in runs(job.targets, lambda index: math.prod(opened.entries[index].size) if opened else 0, hrv.TOGETHER):
+        whole = list[tuple[Path, ImageCodes]]()
+        for index, codes in zip(group, _read_codes(job, group, levels), strict=True):
+            name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)
+            if len(codes.codes) < least:
+                faults.append(f"{name}: {codes.fault or 'it ends too early'}")
                 continue
-            if one.fault:
-                note(f"{name}: {one.fault}; decoded from {counted(len(one.codes), 'whole level')}")
-            good.append((target, one))
-        images = decode_images(model.autoencoder, [one for _, one in good], model.device, levels)
-        yield from zip((target for target, _ in good), images, strict=True)
+            if codes.fault:
+                faults.append(f"{name}: {codes.fault}; decoded from {counted(len(codes.codes), 'whole level')}")
+            whole.append((job.targets[index], codes))
+        images = decode_images(model.autoencoder, [codes for _, codes in whole], model.device, levels)
+        yield from zip((target for target, _ in whole), images, strict=True)
 
 
-def _codes(job: _Job, numbers: list[int], levels: int | None) -> list[ImageCodes]:
-    """Images of a file, as far as they can be read."""
+def _read_codes(job: _Job, indices: Sequence[int], levels: int | None) -> list[ImageCodes]:
+    """Return the codes of images of a file, as far as they can be read."""
     max_pixels = job.model.config.data.max_pixels
     if job.archive:
-        return job.archive.read(numbers, levels, max_pixels)
+        return job.archive.read(indices, levels, max_pixels)
     try:
         return hrv.read(job.model.entropy_model, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
     except DamagedFileError as error:

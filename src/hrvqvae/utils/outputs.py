@@ -10,6 +10,7 @@ import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
@@ -64,21 +65,12 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
+def _folders(name: str) -> list[str]:
+    """Return the folders that a path names, as `_folded` has them."""
+    return list(accumulate(_folded(name).split("/")[:-1], "{}/{}".format))
+
+
 # What may be written
-
-
-def output_suffix(out: Path, suffixes: Sequence[str]) -> str:
-    """Return which of the suffixes an output has, in lower case; "" for a folder.
-
-    Raises:
-        InputError: The output is empty, or has another suffix and is no folder that exists.
-    """
-    suffix = out.suffix.lower()
-    if out.is_dir() and suffix not in suffixes:
-        return ""
-    if suffix and suffix not in suffixes:
-        raise InputError(f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists")
-    return suffix
 
 
 def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
@@ -95,13 +87,7 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file")
-    if path.exists():
-        if any(source.exists() and path.samefile(source) for source in inputs):
-            raise InputError(f"{path} is an input and is never overwritten; choose another output")
-        if not force:
-            raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
+    _check_replaceable(path, force, _identities(inputs))
     with explain_write_errors(path):
         parent = path.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -109,54 +95,81 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
             raise PermissionError(0, f"no permission to write to {parent}")
 
 
+def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
+    """Return what is equal for two names of one file, as by a link."""
+    return {(about.st_dev, about.st_ino) for about in (path.stat() for path in paths if path.exists())}
+
+
+def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+    if not path.exists():
+        return
+    if _identities([path]) & inputs:
+        raise InputError(f"{path} is an input and is never overwritten; choose another output")
+    if not force:
+        raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
+
+
 class Outputs:
-    """The files that a command writes below a folder.
+    """The files that a command writes: one file, or files below a folder.
 
     Args:
-        folder: The folder, which need not exist.
+        out: The file, if it ends in one of the suffixes; else the folder, which need not exist.
+        suffixes: Such as [".png"]; empty if `out` is always a folder.
         force: Whether files that exist are replaced.
         inputs: Files that are never replaced.
+
+    Raises:
+        InputError: `out` has another suffix, and is no folder that exists.
     """
 
-    def __init__(self, folder: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-        self.folder, self._force = folder, force
-        self._inputs = {source.resolve() for source in inputs}
-        self._files, self._folders = set[str](), set[str]()
+    def __init__(
+        self, out: Path, suffixes: Sequence[str] = (), *, force: bool = False, inputs: Iterable[Path] = ()
+    ) -> None:
+        suffix = out.suffix.lower()
+        if suffixes and suffix and suffix not in suffixes and not out.is_dir():
+            raise InputError(f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists")
+        self._single = suffix in suffixes and bool(suffix)
+        self._out, self._force, self._inputs = out, force, _identities(inputs)
+        self._place = out.resolve()
+        self._files, self._folders = dict[str, int](), set[str]()  # a file, and how many have its name; see `_folded`
         self._told = False
 
     def reserve(self, name: str, suffix: str) -> Path:
-        """Return the path of a new output: `safe_name(name)` and the suffix below the folder.
+        """Return the path of an output: the file, or `safe_name(name)` and the suffix below the folder.
 
         Names that would be one file on some system, by case or Unicode form, are numbered: x, x-2, x-3.
 
         Raises:
-            InputError: The file exists and `force` is not given, it is an input, or a symbolic link leads out of the
-                folder.
+            InputError: As `check_output`; a symbolic link leads out of the folder; a second output for one file.
         """
+        if self._single:
+            if self._files:
+                raise InputError(f"{self._out} takes one image, and there are more; name a folder")
+            self._files[name] = 1
+            _check_replaceable(self._out, self._force, self._inputs)
+            return self._out
         safe = safe_name(name)
-        if any(str(parent) in self._files for parent in Path(_folded(safe)).parents):
+        if any(folder in self._files for folder in _folders(safe)):
             safe = safe.replace("/", "_")
-        unique, count = f"{safe}{suffix}", 1
-        while (folded := _folded(unique)) in self._files or folded in self._folders:
-            count += 1
-            unique = f"{safe}-{count}{suffix}"
-        self._files.add(folded)
-        self._folders |= {str(parent) for parent in Path(folded).parents}
+        unique = f"{safe}{suffix}"
+        plain = folded = _folded(unique)
+        while folded in self._files or folded in self._folders:
+            self._files[plain] = self._files.get(plain, 1) + 1
+            unique = f"{safe}-{self._files[plain]}{suffix}"
+            folded = _folded(unique)
+        self._files[folded] = 1
+        self._folders.update(_folders(unique))
         if unique != f"{name}{suffix}" and not self._told:
             self._told = True
             note(
                 f"names are changed so that they differ, and every system can write them: {printable(name)} is {unique}"
             )
-        path = self.folder / unique
-        place = path.resolve()
-        if not place.is_relative_to(self.folder.resolve()):
-            raise InputError(f"{path} leads out of {self.folder} by a symbolic link; remove the link")
-        if place in self._inputs:
-            raise InputError(f"{path} is an input and is never overwritten; choose another output")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; choose another output")
-        if not self._force and path.exists():
-            raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
+        path = self._out / unique
+        if not path.resolve().is_relative_to(self._place):
+            raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")
+        _check_replaceable(path, self._force, self._inputs)
         return path
 
 
