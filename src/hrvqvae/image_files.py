@@ -18,7 +18,14 @@ from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images, flat_codes
 from hrvqvae.data.image_sets import runs
 from hrvqvae.data.images import (
-    SUFFIXES, BrokenImageError, Open, conversions, decode_image, to_pil, without_suffix, write_image,
+    SUFFIXES,
+    BrokenImageError,
+    Open,
+    conversions,
+    decode_image,
+    to_pil,
+    without_suffix,
+    write_image,
 )  # fmt: skip
 from hrvqvae.data.loading import is_stored, open_whole
 from hrvqvae.data.sources.files import LISTS, FolderSource
@@ -218,10 +225,7 @@ def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) 
 def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Yield each target with its image; what is wrong with an image goes to `faults`."""
     opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
-    if opened and opened.damage:
-        faults.append(f"{job.path}: {opened.damage}")
-    if opened and opened.left_over:
-        faults.append(f"{job.path} ends with {counted(opened.left_over, 'byte')} of no whole block")
+    faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
     for group in runs(job.targets, lambda index: math.prod(opened.entries[index].size) if opened else 0, hrv.TOGETHER):
         whole = list[tuple[Path, ImageCodes]]()
         for index, codes in zip(group, _read_codes(job, group, levels), strict=True):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import Outputs, check_output, printable, safe_name, write_output
+from hrvqvae.utils.errors import InputError, printable
+from hrvqvae.utils.outputs import Outputs, check_output, safe_name, write_output
 
 NAMES = st.one_of(
     st.text(st.characters(), max_size=30),
@@ -32,9 +32,9 @@ def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name: str) -> None:
     assert printable(safe).isprintable()
     parts = safe.split("/")
     assert all(0 < len(part.encode()) <= 200 and part[0] != "." and part[-1] not in ". " for part in parts)
-    assert not any(c in part for part in parts for c in '\\:*?"<>|' or unicodedata.category(c) == "Cc")
+    assert not any(c in '\\:*?"<>|' or unicodedata.category(c) == "Cc" for c in safe)
     path = PureWindowsPath(safe)
-    assert not path.is_reserved() and not path.drive and not PurePosixPath(safe).is_absolute()
+    assert (path.is_reserved(), path.drive, PurePosixPath(safe).is_absolute()) == (False, "", False)
 
 
 @settings(max_examples=100, deadline=None)
@@ -58,17 +58,19 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
     os.link(source, link)
     for path, force, message in (
         (target, False, "exists already; choose another output, or overwrite it with --force"),
-        (source, True, "is an input and is never overwritten"), (link, True, "is an input"), (tmp_path, True, "folder"),
+        (source, True, "is an input and is never overwritten"), (link, True, "is an input"),
         (tmp_path / "x.jpg", True, "must end in .png"), (source / "x.png", True, "can't be written"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             check_output(path, force=force, inputs=[source], suffix=".png")
     check_output(target, force=True, inputs=[source])
     for outputs, name, message in (
-        (Outputs(tmp_path), "out", "exists already"), (Outputs(tmp_path, force=True, inputs=[source]), "in", "an input"),
+        (Outputs(tmp_path), "out", "exists already"),
+        (Outputs(tmp_path, force=True, inputs=[source]), "in", "an input"),
+        (Outputs(tmp_path.parent), tmp_path.name, "is a folder"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            outputs.reserve(name, ".png")
+            outputs.reserve(name, "" if name == tmp_path.name else ".png")
     single = Outputs(tmp_path / "new.PNG", [".png"])
     assert single.reserve("a", ".png") == tmp_path / "new.PNG"
     with pytest.raises(InputError, match="takes one image"):

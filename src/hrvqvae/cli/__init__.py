@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from hrvqvae import __version__
 from hrvqvae.cli import catalogue, files, share, train, trained
 from hrvqvae.cli.console import Parser, split_fields
-from hrvqvae.utils.errors import InputError, near_names
+from hrvqvae.utils.errors import InputError, near_names, printable
 from hrvqvae.utils.progress import LOG
 
 GROUPS = {
@@ -68,10 +69,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     return named or "DefaultCPUAllocator" in str(error)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Messages in which names of files and images can't control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. An error that a user can cause is one line on stderr, and 2."""
     handler, level = logging.StreamHandler(), LOG.level
-    handler.setFormatter(logging.Formatter("hrvqvae: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))
+    for stream in (sys.stdout, sys.stderr):  # of a strict encoding: a name that is no text must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     LOG.addHandler(handler)
     # Of processes that train together, the first logs.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, command, flag, option, print_json, print_table, whole
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.quantities import counted
 
 
@@ -15,9 +15,9 @@ def _compress(arguments: Arguments) -> int:
     from hrvqvae.image_files import compress_files
     from hrvqvae.model import Model
 
-    model, *also = (Model(name, arguments.device, arguments.beam) for name in (arguments.model, *arguments.also))
+    model = Model(arguments.model, arguments.device, arguments.beam)
     written = compress_files(
-        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda, also,
+        model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda,
         force=arguments.force, skip=arguments.on_error == "skip",
     )  # fmt: skip
     count, size = len(written.lost), counted(written.bytes, "byte")
@@ -71,14 +71,14 @@ def _inspect(arguments: Arguments) -> int:
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
     print(f"\n{codes.fault or ended}")
-    if arguments.out is not None:
+    if arguments.out is not None and codes.codes:
         draw_levels(model, codes, arguments.out)
         print(f"its levels: {arguments.out}")
-    return 0
+    return 2 if codes.fault else 0
 
 
 def _inspect_archive(path: Path, verify: bool) -> int:
-    """Print what is in it; with `verify`, decode the codes of every image: 2 where any is damaged."""
+    """Print what is in an archive; with `verify`, decode the codes of every image. Return 2 if anything is damaged."""
     from hrvqvae.compression.archive import open_archive
 
     opened = open_archive(path)
@@ -94,20 +94,16 @@ def _inspect_archive(path: Path, verify: bool) -> int:
     sizes = sorted({entry.size for entry in entries})
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
     print(f"sizes: {shown or 'none'}")
-    if opened.damaged:
-        print(f"{counted(opened.damaged, 'byte')} of blocks are damaged, with the images in them")
-    if opened.left_over:
-        left = counted(opened.left_over, "byte")
-        print(f"{left} at the end of no whole block: a writer was killed, or the file was cut")
-    if not verify:
+    for line in opened.damage:
+        print(line)
+    faults = {index: fault for index, fault in enumerate(opened.faults()) if fault} if verify else {}
+    for index, fault in faults.items():
+        print(f"{printable(opened.names[index])} (image {index}): {fault}")
+    if verify:
+        print(f"verified: {len(entries) - len(faults)} of {counted(len(entries), 'image')} whole")
+    if not (faults or opened.damage):
         return 0
-    faults = {number: fault for number, fault in enumerate(opened.faults()) if fault}
-    for number, fault in faults.items():
-        print(f"{opened.names[number]} (image {number}): {fault}")
-    print(f"verified: {len(entries) - len(faults)} of {counted(len(entries), 'image')} whole")
-    if not (faults or opened.damaged or opened.left_over):
-        return 0
-    print(f"write these into a new archive: hrvqvae salvage {path} NEW.hrva")
+    print(f"write what is whole into a new archive: hrvqvae salvage {path} NEW.hrva")
     return 2
 
 
@@ -116,8 +112,11 @@ def _salvage(arguments: Arguments) -> int:
     from hrvqvae.model import Model
 
     entropy_model = Model(arguments.model).entropy_model if arguments.model else None
-    print(f"{counted(salvage(arguments.archive, arguments.out, entropy_model), 'image')}: {arguments.out}")
-    return 0
+    salvaged = salvage(arguments.archive, arguments.out, entropy_model)
+    print(f"{counted(salvaged.images, 'image')}: {arguments.out}")
+    for line in salvaged.left_out:
+        print(f"left out: {printable(line)}")
+    return 2 if salvaged.left_out else 0
 
 
 def _fit_entropy_model(arguments: Arguments) -> int:
@@ -170,7 +169,6 @@ def add(commands: Group) -> None:
         "--force",
         option("--on-error", choices=("stop", "skip"), default="stop", help="at an image that can't be read"),
         option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
-        option("--also", nargs="+", default=(), metavar="MODEL", help="models that --bytes tries too, for each image"),
         "--beam",
         "--lmbda",
         "--device",

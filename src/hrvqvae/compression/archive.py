@@ -161,10 +161,14 @@ class Archive:
     left_over: int
 
     @property
-    def damage(self) -> str:
-        """What is damaged, in words; "" for nothing."""
+    def damage(self) -> list[str]:
+        """What is damaged, in words."""
         size, blocks = counted(self.damaged, "byte"), counted(self.damaged_blocks, "block")
-        return f"{size} in {blocks} are damaged, with the images in them" if self.damaged else ""
+        lines = [f"{size} in {blocks} are damaged, with the images in them"] if self.damaged else []
+        if self.left_over:
+            size = counted(self.left_over, "byte")
+            lines.append(f"{size} at the end are no whole block: a writer was killed, or the file was cut")
+        return lines
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -436,11 +440,8 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> Salvage
                 target.write(
                     _block_of(levels, records, [entry.size for entry in entries], [entry.name for entry in entries])
                 )
-    left_out = [archive.damage] if archive.damage else []
-    if archive.left_over:
-        left_out.append(f"{counted(archive.left_over, 'byte')} at the end, of no whole block")
-    left_out += [f"{archive.names[index]} (image {index}): {fault}" for index, fault in enumerate(faults) if fault]
-    return Salvaged(len(whole), tuple(left_out))
+    lost = [f"{archive.names[index]} (image {index}): {fault}" for index, fault in enumerate(faults) if fault]
+    return Salvaged(len(whole), (*archive.damage, *lost))
 
 
 class ArchiveWriter:

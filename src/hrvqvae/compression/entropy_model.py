@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, EntropyNetwork
 from hrvqvae.config import Geometry, Grid
-from hrvqvae.utils.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError, printable
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # of a level that has a network
@@ -157,4 +157,4 @@ def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
         networks.append(EntropyNetwork(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(about["shift"])))
     if place != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")
-    return EntropyModel(str(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))
+    return EntropyModel(printable(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))

@@ -35,6 +35,11 @@ def explain_write_errors(what: object, advice: str = "") -> Iterator[None]:
         raise InputError(f"{what} can't be written ({error.strerror or error}){advice}") from error
 
 
+def printable(text: object) -> str:
+    """Return a text that can't control a terminal: control characters, also of a name that is not UTF-8, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def one_line(error: Exception) -> str:
     """The text of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

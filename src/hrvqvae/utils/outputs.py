@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 
-from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.errors import InputError, explain_write_errors, printable
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.progress import note
 
@@ -24,11 +24,6 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u
 
 
 # Names
-
-
-def printable(text: object) -> str:
-    """Return a text that can't control a terminal: control characters, also of a name that is not UTF-8, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def safe_name(name: str) -> str:
