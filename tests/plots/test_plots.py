@@ -11,8 +11,8 @@ from PIL import Image
 import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image, write_image
+from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, hierarchy, sheets
-from hrvqvae.plots.images import complete, reconstruct
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_picture
 

@@ -44,7 +44,7 @@ def _inspect(arguments: Arguments) -> int:
     from hrvqvae.compression.archive import is_archive
     from hrvqvae.compression.hrv import read, read_header
     from hrvqvae.model import models_of_files
-    from hrvqvae.plots.images import draw_levels
+    from hrvqvae.pictures import draw_levels
     from hrvqvae.utils.outputs import check_output
 
     path: Path = arguments.file

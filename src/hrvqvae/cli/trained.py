@@ -86,7 +86,7 @@ def _show(spread: Spread | None, places: int) -> str:
 
 
 def _reconstruct(arguments: Arguments) -> int:
-    from hrvqvae.plots.images import reconstruct
+    from hrvqvae.pictures import reconstruct
 
     errors = reconstruct(
         arguments.run,
@@ -115,7 +115,7 @@ def _sampling(arguments: Arguments) -> dict[str, Any]:
 
 
 def _sample(arguments: Arguments) -> int:
-    from hrvqvae.plots.images import sample
+    from hrvqvae.pictures import sample
 
     sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_sampling(arguments))
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
@@ -125,7 +125,7 @@ def _sample(arguments: Arguments) -> int:
 
 
 def _complete(arguments: Arguments) -> int:
-    from hrvqvae.plots.images import complete
+    from hrvqvae.pictures import complete
 
     complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_sampling(arguments))
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")

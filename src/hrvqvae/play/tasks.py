@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
+from hrvqvae.pictures import draw_completions
 from hrvqvae.plots import hierarchy
-from hrvqvae.plots.images import completions
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import functional as vq
@@ -92,11 +92,11 @@ def complete(
     model: Model, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
     seed: int, guidance: float = 1.0,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
-    """What `plots.images.completions` gives of a mask (Y, X) bool that is stretched over an image (C, size, size)."""
+    """What `draw_completions` gives of a mask (Y, X) bool that is stretched over an image (C, size, size)."""
     size = model.config.data.size
     mask = interpolate(painted[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
     params = SamplingParams(temperature=temperature, guidance=guidance)
-    return completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
+    return draw_completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
 
 
 def usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import level_names
 from hrvqvae.data.images import write_image
+from hrvqvae.models.base import Autoencoder
 from hrvqvae.plots import sheets
-from hrvqvae.plots.images import level_rows
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
 from hrvqvae.utils.errors import InputError, explain_write_errors
@@ -25,6 +25,16 @@ from hrvqvae.utils.outputs import write_atomic
 
 _LINES = ("-", "--", ":", "-.")
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
+
+
+@torch.inference_mode()
+def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
+    """Return originals above their reconstructions, a row with a caption for each prefix of the levels."""
+    codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
+    for level, caption in zip(model.prefixes, captions, strict=True):
+        decoded = model.decode(codes, levels=level, size=(images.shape[-2], images.shape[-1]))
+        rows.append(sheets.SheetRow(caption, list(decoded)))
+    return rows
 
 
 def save_figure(figure: Figure, path: Path) -> None:
