@@ -15,7 +15,7 @@ const MAX_CODES = 2 ** 27;
  * row after row; bytes.subarray(0, ends[l]) is the file of the first l + 1 levels; `fault` says what is wrong after them.
  */
 export function readImage(bytes, tables) {
-  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd0 && bytes[0] <= 0xd7, "not a file of codes");
+  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd4 && bytes[0] <= 0xd7, "not a file of codes");
   const [square, byTables] = [(bytes[0] >> 1) & 1, bytes[0] & 1];
   refuseUnless(tables, "no file of tables comes before it");
   const varints = new Varints(bytes, 4, 4);
@@ -26,7 +26,7 @@ export function readImage(bytes, tables) {
   refuseUnless(tables.fingerprints[byTables].every((byte, i) => byte === bytes[1 + i]), "it is of another model");
   const cells = gridsOf(tables, height, width).reduce((sum, [rows, columns]) => sum + rows * columns, 0);
   refuseUnless(cells <= MAX_CODES, `an image of ${height}x${width} pixels has more than ${MAX_CODES} codes`);
-  const first = bytes[0] & 4 ? 0xff : 0; // the register after a check, by the version
+  const first = 0xff; // the register after a check
   let register = crc8(first, bytes, 0, varints.at);
   let checked = varints.at;
   const after = (stop) => {
@@ -104,7 +104,7 @@ function nextBlock(bytes, from) {
 export async function readArchive(bytes) {
   refuseUnless(ascii(bytes, 0, 4) === "HRVA", "not an archive");
   refuseUnless(bytes.length >= 9, "the archive ends in its head");
-  refuseUnless(bytes[4] <= 1, `version ${bytes[4]} of archives is not known`);
+  refuseUnless(bytes[4] === 1, `version ${bytes[4]} of archives is not known`);
   const end = 9 + uint32(bytes, 5);
   refuseUnless(end + 4 <= bytes.length, "the archive ends in its head");
   refuseUnless(uint32(bytes, end) === crc32(bytes.subarray(0, end)), "the check of the archive's head fails");
@@ -113,7 +113,7 @@ export async function readArchive(bytes) {
   let whole = end + 4; // where the last whole block ends
   let passed = false;
   for (let at = whole; at >= 0 && at < bytes.length; ) {
-    const block = await readBlock(tables, bytes[4] ? 0xff : 0, bytes, at);
+    const block = await readBlock(tables, 0xff, bytes, at);
     if (block) images.push(...block.images);
     passed ||= block && at > whole;
     at = block ? (whole = block.next) : nextBlock(bytes, at + 1);

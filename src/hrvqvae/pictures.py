@@ -30,9 +30,8 @@ def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
     for level in model.autoencoder.prefixes:
         if level <= len(codes.codes):
             decoded = decode_images(model.autoencoder, [codes], model.device, level)
-            rows.append(
-                sheets.SheetRow(f"{level_names(range(level))}: {sum(codes.lengths[: level + 1])} bytes", decoded)
-            )
+            written = sum(codes.lengths[: level + 1])
+            rows.append(sheets.SheetRow(f"{level_names(range(level))}: {written} bytes", decoded))
     write_image(sheets.draw(rows), out)
 
 
@@ -103,8 +102,10 @@ def sample(
         InputError: As `Model.sample`; a file exists or can't be written.
     """
     check_output(out, force=force, suffix=".png")
-    if save_dir is not None and not force and next(save_dir.glob("*.png"), None):
-        raise InputError(f"{save_dir} has images already; choose another folder, or overwrite them with --force")
+    if save_dir is not None:
+        check_output(save_dir / "0000.png", force=True)
+        if not force and next(save_dir.glob("*.png"), None):
+            raise InputError(f"{save_dir} has images already; choose another folder, or overwrite them with --force")
     drawn = Model(run).draw(count, seed=seed, class_name=class_name, params=params)
     if save_dir is not None:
         outputs, digits = Outputs(save_dir, force=force), max(4, len(str(count - 1)))

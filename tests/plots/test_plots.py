@@ -88,7 +88,7 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     """A row with the original and the part that is kept, then the completions, five times as large."""
     write_picture(tmp_path / "image.png", 3, (12, 12), "L")
     out = tmp_path / "sheet.png"
-    command = ["complete", str(run), str(tmp_path / "image.png"), "--class", "1", "-n", "3", "-o", str(out)]
+    command = ["complete", str(run), str(tmp_path / "image.png"), "--class", "1", "-n", "3", "-o", str(out), "--force"]
     assert main([*command, "--keep", "top"]) == 0
     assert "3 completions" in capsys.readouterr().out
     sheet, image = read_image(out, 1), read_image(tmp_path / "image.png", 1)
@@ -122,7 +122,7 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--class", "11"], "class '11' is not one of 0, 1, 2"), (["--temperature", "0"], "temperature is 0"),
         (["--top-k", "4"], "top-k is 4, but a code has only 3"), (["--top-k", "0"], "0; it must be at least 1"),
         (["--top-p", "2"], "top-p is 2"), (["-n", "0"], "is 0"), (["--seed", "-1"], "seed is -1"),
-        (["-o", "sheet.gif"], "must end in .png"), (["-o", "nowhere/sheet.png"], "there is no folder"),
+        (["-o", "sheet.gif"], "must end in .png"),
         (["--save-dir", "file"], "can't be written"),
     ],
 )  # fmt: skip
@@ -146,7 +146,9 @@ def test_colours_for_a_greyscale_model_are_converted_and_counted(
     assert [path for path, _ in found] == paths
     assert caplog.messages == [f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"]
     assert found[1][1] == found[3][1], "an opaque RGBA image is the RGB image"
-    reconstruct("mnist", paths[:1], tmp_path / "sheet.png")
+    with pytest.raises(InputError, match="is an input and is never overwritten"):
+        reconstruct("mnist", paths[:1], paths[0], force=True)
+    reconstruct("mnist", paths[:1], tmp_path / "sheet.png", force=True)
     assert len(caplog.messages) == 1
     complete("mnist", paths[1], "top", 1, tmp_path / "completed.png")
     assert caplog.messages[1:] == [f"images converted: 1 of 1 (colour to greyscale), the first is {paths[1]}"]

@@ -69,7 +69,7 @@ def _folders(name: str) -> list[str]:
 
 
 def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
-    """Check that a file may be written, before anything is computed for it. Its folder is made if need be.
+    """Check that a file may be written, before anything is computed for it.
 
     Args:
         path: The file.
@@ -83,11 +83,9 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
     _check_replaceable(path, force, _identities(inputs))
-    with explain_write_errors(path):
-        parent = path.resolve().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(0, f"no permission to write to {parent}")
+    folder = next(parent for parent in path.resolve().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(f"{path} can't be written: {folder} is no folder that may be written")
 
 
 def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
