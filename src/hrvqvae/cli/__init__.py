@@ -90,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        from hrvqvae.utils.outputs import printable  # a name of a file may hold control characters
-
-        LOG.error("%s", printable(" ".join(str(error).split())))
+        LOG.error("%s", " ".join(str(error).split()))
         return 2
     except ModuleNotFoundError as error:
         from hrvqvae.utils.extras import extra_of
