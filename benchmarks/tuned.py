@@ -3,9 +3,9 @@
 python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-steps 250 --seeds 5 --out DIR
 
 --tune N searches the optimizer, learning rate, decay and commitment weight of each system by at most N trials of the
-same budget, on a tenth of the training images. --tuned-in DIR takes the settings of an earlier search. All other options
-are those of `hrvqvae compare`. Systems and variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed, links2,
-links1, simvq, qinco.
+same budget, on a tenth of the training images. --tuned-in DIR takes the settings of an earlier search. All other
+options are those of `hrvqvae compare`. Systems and variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed,
+links2, links1, simvq, qinco.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Search:
     @property
     def start(self) -> Settings:
         """What is searched, at the preset's values."""
-        given, known = self.comparison.given(self.name), dict(flatten(to_dict(self._config(()))))
+        given, known = self.comparison.fields_of(self.name), dict(flatten(to_dict(self._config(()))))
         names = [name for name in (_OPTIMIZER, *LADDERS) if name in known and name not in given]
         return tuple((name, "null" if known[name] is None else str(known[name])) for name in names)
 

@@ -1,1 +1,1 @@
-"""Systems, and settings of one system, side by side: same data, order, budget and test images."""
+"""Comparison of systems on the same data, in the same order, with the same budget and test images."""

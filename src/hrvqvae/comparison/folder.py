@@ -1,14 +1,13 @@
-"""The folder of a comparison: its cases are trained and measured in turn, and go on where they stopped.
+"""The folder of a comparison. Its cases are trained and measured in turn, and continue where they stopped.
 
 DIR/comparison.json      what is compared; another comparison is refused
-    runs/NAME/           a run folder for each case
-    rows/NAME.json       what was measured of it
-    rows/NAME-KIND.png   a few of its images side by side: reconstructions, samples
-    results.json, results.md, and pictures, of all rows
-    tuning/              a folder of the same form: the trials of the search for settings
+    runs/NAME/           a run folder per case
+    rows/NAME.json       the measurements of a case
+    rows/NAME-KIND.png   some of its reconstructions or samples side by side
+    results.json, results.md, and pictures of all rows
 
-A row that is there is not measured again, so all but the runs is enough to go on elsewhere. Several processes can share
-the cases: what lies in DIR is written under its lock, and a run under the lock of the run.
+A case with a row is not measured again, so the folder without its runs is enough to continue on another machine.
+Several processes can share the cases: files of DIR are written under its lock, and runs under their own.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _COLUMNS = (
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Of JSON; empty where there is no file. Raises DamagedFileError."""
+    """Read a JSON object; a missing file is an empty one. Raises DamagedFileError."""
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError, RecursionError, OSError) as error:
@@ -58,54 +57,54 @@ def _write(path: Path, value: Any) -> None:
 
 
 class Folder:
-    """A folder of that form, which need not exist yet. Reading it raises DamagedFileError."""
+    """The folder of a comparison, which need not exist yet. Reading it raises DamagedFileError."""
 
     def __init__(self, path: Path, columns: Collection[str] = _COLUMNS) -> None:
-        """`columns` are those that every row has."""
+        """Name the folder, and the columns that every row has."""
         self.path, self.columns = path, columns
         self.rows_path = path / "rows"
 
     def run(self, name: str) -> RunFolder:
-        """The run of a case."""
+        """Return the run of a case."""
         return RunFolder(self.path / "runs" / name)
 
     def claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """What is compared ("about") and what it leaves to the machine ("chosen"), with what the folder has of both.
+        """Return what is compared ("about") and what the machine decided ("chosen"), here and in the folder.
 
-        Raises InputError where the folder holds another comparison.
+        Raises InputError if the folder holds another comparison.
         """
-        found = self.read_claim() if (self.path / "comparison.json").is_file() else {"about": about}
-        here, there = json.loads(json.dumps(about)), dict(found["about"])
+        claim = self.read_claim() if (self.path / "comparison.json").is_file() else {"about": about}
+        here, there = json.loads(json.dumps(about)), dict(claim["about"])
         there["priors"] = there.get("priors") or here["priors"]  # priors may be added to autoencoders
         here["priors"] = here["priors"] or there["priors"]
         for name in {**there, **here}:
             if there.get(name) != here.get(name):
                 differs = f"{name} is {there.get(name)} there, {here.get(name)} here"
                 raise InputError(f"{self.path} holds another comparison: {differs}; choose another --out")
-        return {"about": there, "chosen": dict(found.get("chosen", {}))}
+        return {"about": there, "chosen": dict(claim.get("chosen", {}))}
 
     def read_claim(self) -> dict[str, Any]:
-        """What `claim` gives, of the folder alone. Raises InputError where there is nothing yet."""
+        """Return what the folder says is compared. Raises InputError if it says nothing."""
         if not (self.path / "comparison.json").is_file():
             raise InputError(f"{self.path} holds no comparison")
-        found = _read(self.path / "comparison.json")
-        if not all(isinstance(found.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in found:
+        claim = _read(self.path / "comparison.json")
+        if not all(isinstance(claim.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in claim:
             raise DamagedFileError(f"{self.path / 'comparison.json'} does not say what is compared: it is damaged")
-        return found
+        return claim
 
     def begin(self, claim: Mapping[str, Any]) -> None:
-        """Write down what is compared, and clear what killed writers left."""
+        """Write what is compared, and remove the temporary files of killed writers."""
         self.rows_path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.rows_path):
             remove_temporaries(folder)
         _write(self.path / "comparison.json", claim)
 
     def row(self, name: str) -> Measured:
-        """What was measured of a case; empty where nothing was."""
+        """Return the row of a case; empty if it is not measured yet."""
         return _read(self.rows_path / f"{name}.json")
 
     def rows(self) -> list[Measured]:
-        """All rows."""
+        """Return all rows."""
         paths = [path for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
         rows = [_read(path) for path in paths]
         for path, row in zip(paths, rows, strict=True):
@@ -114,25 +113,25 @@ class Folder:
         return rows
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
-        """Keep the row of a case, and a few of its images of a kind, (B, C, Y, X) in [0, 1], where there are some."""
+        """Write the row of a case, and some of its images (B, C, Y, X) in [0, 1], if any."""
         if images.numel():
             write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
         _write(self.rows_path / f"{name}.json", row)  # last, so that the images of a row are there
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
-        """The images of that kind that are kept of a case, (3, Y, Y) uint8 each; () without any."""
+        """Return the stored images of a case, (3, Y, Y) uint8 each; () if there are none."""
         path = self.rows_path / f"{name}-{kind}.png"
         pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
         return pixels.split(pixels.shape[1], dim=2) if pixels.numel() else ()  # type: ignore[no-untyped-call]
 
     def write_results(self, rows: Sequence[Measured], table: str) -> None:
-        """Write the rows, and the table of them."""
+        """Write the rows and their table."""
         _write(self.path / "results.json", list(rows))
         write_atomic(self.path / "results.md", table.encode())
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> str:
-    """A table, the heads first."""
+    """Return a table as Markdown; the first row is its header."""
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     return "\n".join(lines) + "\n"
@@ -141,13 +140,13 @@ def markdown(rows: Sequence[Sequence[object]]) -> str:
 def run_cases(
     cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say, using: type[Instruments] = Instruments
 ) -> int:
-    """Train and measure every case that is not measured yet; -> the signal that stopped it (0: none).
+    """Train and measure every case that is not measured yet; return the signal that stopped this, or 0.
 
-    A case that another process makes is passed over, and made here if that process stops.
+    A case that another process works on is skipped, and done here if that process stops.
 
     Args:
-        about: as `Comparison.about`.
-        using: what the runs are measured with.
+        about: what `Comparison.about` returns.
+        using: the instruments that measure the runs.
 
     Raises:
         InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
@@ -186,7 +185,7 @@ def run_cases(
 
 
 def decided(case: Case, chosen: dict[str, str]) -> Case:
-    """The case with precision and the like as `chosen` says; what is chosen now is added to it."""
+    """Return the case with "auto" fields decided as in `chosen`; decisions of this machine are added to it."""
     before = dict(flatten(to_dict(case.config)))
     config = case.config.replace(**{name: value for name, value in chosen.items() if before.get(name) == AUTO})
     config = schema.decided(config, "model", "training", "prior")
@@ -195,15 +194,12 @@ def decided(case: Case, chosen: dict[str, str]) -> Case:
 
 
 def _is_open(case: Case, row: Measured) -> bool:
-    """Whether anything of a case is not measured yet."""
+    """Return whether anything of a case is not measured yet."""
     return not row or bool(case.prior and not row["prior"])
 
 
 def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
-    """Raises InputError where the run of that case, or a row of its labels with any seed, has another digest.
-
-    Rows of earlier versions have no digests, and are not checked.
-    """
+    """Raise InputError if the run of a case, or a row of its labels with any seed, has another configuration."""
     run, here, parts = folder.run(case.name), case.digests(), ("data", "model", "training")
     if run.begun() and digest_of(run.read_config(), *parts) != digest_of(case.config, *parts):
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
@@ -216,7 +212,7 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
 
 
 def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
-    """Train and measure what is left of a case; -> the signal that stopped it, or 0. Raises InUseError."""
+    """Train and measure what is left of a case; return the signal that stopped this, or 0. Raises InUseError."""
 
     def keep(row: Measured, kind: str, images: Tensor) -> None:
         with lock_folder(folder.path, wait=say):

@@ -1,4 +1,4 @@
-"""What every run of a comparison is measured with, and what is measured."""
+"""Measurements of the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hrvqvae.utils.errors import InputError
 
 Say = Callable[[str], None]
 Measured = dict[str, Any]
-"""What was measured of a run, by name; its labels first."""
+"""The measurements of a run by name, its labels first."""
 
 _OF_PRIORS = (
     "prior_bits_per_image", "frechet_samples", "kernel_samples", "precision_samples", "recall_samples",
@@ -37,21 +37,21 @@ _SHOWN, _SHOWN_SAMPLES = 12, 24
 
 
 def test_images(config: Config, count: int) -> tuple[Tensor, ...]:
-    """Batches of so many test images, spread evenly over the split, float32 in [0, 1]."""
+    """Return batches of `count` test images, spread evenly over the split, float32 in [0, 1]."""
     return torch.split(split_images(config.data, "test", count)[0], _BATCH)
 
 
 def shown_images(config: Config) -> Tensor:
-    """The test images (B, C, Y, X) in [0, 1] whose reconstructions are kept of each run."""
+    """Return the test images (B, C, Y, X) in [0, 1] whose reconstructions are kept of each run."""
     return test_images(config, _FEATURE_IMAGES)[0][:_SHOWN]
 
 
 class Instruments:
-    """Test images of some data, and the best distances for it on this machine, between images and between sets of them.
+    """Test images of a data set, and the best distances between images, and sets of images, on this machine.
 
     Attributes:
-        names: true names of the distances; every row has them.
-        diverged: the row of a training that diverged; None where that is an error.
+        names: names of the distances; every row has them.
+        diverged: row of a training that diverged; None if that is an error.
 
     Raises:
         InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
@@ -60,7 +60,7 @@ class Instruments:
     diverged: Mapping[str, None] | None = None
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """A classifier that is trained for it is kept in `folder`."""
+        """Load the networks; a classifier that is trained for them is kept in `folder`."""
         self.tests = test_images(config, _FEATURE_IMAGES)
         self.real = RealImages(features_of(config.data, folder / CLASSIFIER), self.tests)
         self.perceptual: PerceptualDistance | None = None
@@ -74,10 +74,10 @@ class Instruments:
         self.names: Measured = {"perceptual": title, "frechet": self.real.frechet, "kernel": self.real.kernel}
 
     def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
-        """Raises InputError where a row was measured by other distances."""
+        """Raise InputError if a row was measured by other distances."""
         for row in rows:
             if (there := {name: row.get(name) for name in self.names}) != self.names:
-                by = [" and ".join(map(str, one.values())) for one in (there, self.names)]
+                by = [" and ".join(map(str, names.values())) for names in (there, self.names)]
                 raise InputError(
                     f"{folder} has rows measured by {by[0]}, this machine now measures by {by[1]}: delete "
                     f"{folder / 'rows'} to have every run measured again (none is trained again)"
@@ -85,7 +85,7 @@ class Instruments:
 
     @torch.inference_mode()
     def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """The row of a trained autoencoder, without priors; and a few reconstructions (B, C, Y, X) in [0, 1]."""
+        """Return the row of a trained autoencoder, without priors, and some reconstructions (B, C, Y, X) in [0, 1]."""
         report = evaluate_run(run.path, rate=False).report
         model, config = Run(run.path).load()
         size = (config.data.size, config.data.size)
@@ -93,12 +93,12 @@ class Instruments:
         perceptual = None
         if self.perceptual is not None:
             pairs = zip(self.tests, decoded, strict=True)
-            total = sum(float(self.perceptual(one, other)) * len(one) for one, other in pairs)
+            total = sum(float(self.perceptual(images, others)) * len(images) for images, others in pairs)
             perceptual = total / sum(map(len, self.tests))
         timed = torch.cat(self.tests)[:_TIMED_IMAGES]
         codes = model.encode(timed)
         start = getattr(config.model, "adversarial_start", None)
-        evaluations = [one for one in read_records(run.metrics) if one["kind"] == "evaluation"]
+        evaluations = [record for record in read_records(run.metrics) if record["kind"] == "evaluation"]
         row = {
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
@@ -109,14 +109,14 @@ class Instruments:
             "codewords_searched": codewords_searched(config.model),
             "encode_images_per_second": len(timed) / _median_seconds(lambda: model.encode(timed)),
             "decode_images_per_second": len(timed) / _median_seconds(lambda: model.decode(codes, size=size)),
-            **dict.fromkeys(_OF_PRIORS), "test_errors": [(one["step"], one["mse"]) for one in evaluations],
+            **dict.fromkeys(_OF_PRIORS), "test_errors": [(record["step"], record["mse"]) for record in evaluations],
             "adversarial_steps": None if start is None else max(0, evaluations[-1]["step"] - start),
         }  # fmt: skip
         return row, torch.cat(decoded)[:_SHOWN]
 
     @torch.inference_mode()
     def measure_priors(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """The columns of a run's priors: bits of the test images, and as many samples; and a few samples."""
+        """Return the columns of a run's priors, from as many samples as there are test images, and some samples."""
         rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).to_dict()
         model, count = Model(run.path), sum(map(len, self.tests))
         begun = time.perf_counter()
@@ -129,5 +129,5 @@ class Instruments:
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
-    """Of some calls after a first one, which allocates."""
+    """Return the median seconds of some calls after a first one, which allocates."""
     return median(timeit.repeat(call, number=1, repeat=1 + _TIMED_CALLS)[1:])

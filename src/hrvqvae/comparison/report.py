@@ -1,9 +1,10 @@
-"""The comparison by command: what was measured as a table, sheets and curves."""
+"""The report of a comparison: tables, sheets of images and curves."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev, variance
 
@@ -23,7 +24,7 @@ from hrvqvae.utils.locks import lock_folder
 _SHOWN_SIZE = 96  # pixels of a side on the sheets, about
 _LINES = ("-", "--", ":", "-.")  # of seeds
 
-# column of results.json -> (head of results.md, how its values are shown); braces stand for what the rows have
+# column of results.json -> (header in results.md, format); names in braces are replaced by those of the rows
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "parameters": ("parameters", "{:,.0f}"),
     "bits_per_image": ("bits per image", "{:,.0f}"),
@@ -50,7 +51,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Measured], int]:
-    """Train, measure and draw every system and seed; -> all rows of the folder, the signal that stopped it (0: none).
+    """Train, measure and draw every system and seed; return all rows, and the signal that stopped this, or 0.
 
     Raises InputError as `run_cases`.
     """
@@ -71,23 +72,23 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """The comparison as Markdown, a row a system: means over its seeds, with standard deviations where it has several.
+    """Return the comparison as Markdown, one row per system: means over its seeds with standard deviations.
 
     Raises:
-        DamagedFileError: a value is not of the kind of its column.
+        DamagedFileError: a value does not fit its column.
     """
     try:
         shown = {name: column for name, column in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
         lines = [["system", "seeds", *(head.format(**rows[0]) for head, _ in shown.values())]]
         for system in dict.fromkeys(row["system"] for row in rows):
-            some = [row for row in rows if row["system"] == system]
-            lines.append([system, str(len(some))])
+            of_system = [row for row in rows if row["system"] == system]
+            lines.append([system, str(len(of_system))])
             for name, (_, form) in shown.items():
-                values = [row[name] for row in some if row.get(name) is not None]
+                values = [row[name] for row in of_system if row.get(name) is not None]
                 cell = form.format(mean(values)) if values else "-"
                 if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
                     cell += f" ± {form.format(stdev(values))}"
-                if 0 < len(values) < len(some):
+                if 0 < len(values) < len(of_system):
                     cell += f" (n={len(values)})"
                 lines[-1].append(cell)
     except (TypeError, ValueError) as error:
@@ -96,23 +97,21 @@ def table(rows: Sequence[Measured]) -> str:
 
 
 def versus(rows: Sequence[Measured], column: str = "mse") -> str:
-    """Every two systems of several seeds: how much the mean of a column differs, with p-values, as Markdown.
+    """Return a table of all pairs of systems with several seeds: the difference of a column's means, with p-values.
 
-    p is of Welch's t-test, two-sided, and after Holm's correction for the number of pairs.
+    p is two-sided, of Welch's t-test, and stands also after Holm's correction for the number of pairs.
     """
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["system"], []).append(row[column])
-    several = [name for name, some in values.items() if len(some) > 1]
-    pairs = [(one, other) for place, one in enumerate(several) for other in several[place + 1 :]]
-    tested = sorted((welch(values[one], values[other]), one, other) for one, other in pairs)
+    systems = [system for system, errors in values.items() if len(errors) > 1]
+    tested = sorted((welch(values[a], values[b]), a, b) for a, b in combinations(systems, 2))
     lines = [(f"{column.upper()} of", "against", "n", "difference", "p", "p, Holm")]
-    least = 0.0
-    for place, (p, one, other) in enumerate(tested):
-        least = max(least, min(1.0, p * (len(tested) - place)))
-        counts = f"{len(values[one])}, {len(values[other])}"
-        difference = mean(values[one]) / mean(values[other]) - 1
-        lines.append((one, other, counts, f"{difference:+.1%}", _p(p), _p(least)))
+    corrected = 0.0
+    for rank, (p, a, b) in enumerate(tested):
+        corrected = max(corrected, min(1.0, p * (len(tested) - rank)))
+        difference = mean(values[a]) / mean(values[b]) - 1
+        lines.append((a, b, f"{len(values[a])}, {len(values[b])}", f"{difference:+.1%}", _p(p), _p(corrected)))
     return markdown(lines) if tested else ""
 
 
@@ -120,13 +119,16 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def welch(some: Sequence[float], others: Sequence[float]) -> float:
-    """The two-sided p-value of Welch's t-test (Welch 1947) that two samples of at least two values have one mean."""
-    squared = [variance(one) / len(one) for one in (some, others)]
+def welch(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p-value of Welch's t-test (1947) that two samples, of at least two values, have one mean."""
+    samples = (first, second)
+    squared = [variance(sample) / len(sample) for sample in samples]
     if not sum(squared):
-        return float(mean(some) == mean(others))
-    t = abs(mean(some) - mean(others)) / math.sqrt(sum(squared))
-    freedom = sum(squared) ** 2 / sum(one**2 / (len(of) - 1) for one, of in zip(squared, (some, others), strict=True))
+        return float(mean(first) == mean(second))
+    t = abs(mean(first) - mean(second)) / math.sqrt(sum(squared))
+    freedom = sum(squared) ** 2 / sum(
+        error**2 / (len(sample) - 1) for error, sample in zip(squared, samples, strict=True)
+    )
     # Half of Student's density lies between 0 and pi / 2 where x = sqrt(freedom) * tan(angle).
     end = math.atan(t / math.sqrt(freedom))
     angles = (np.arange(20_000) + 0.5) * end / 20_000
@@ -136,13 +138,13 @@ def welch(some: Sequence[float], others: Sequence[float]) -> float:
 
 
 def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, say: Say) -> None:
-    """The same test images by each system, and samples of each, of its first seed whose images are kept."""
+    """Draw the same test images by each system, and samples, of its first seed whose images are kept."""
     original = shown_images(comparison.config(comparison.systems[0], 0))
     zoom = max(1, round(_SHOWN_SIZE / original.shape[-1]))
     reconstructions, samples = [sheets.SheetRow("original", list(original))], []
     for system in dict.fromkeys(row["system"] for row in rows):
-        some = [(row, f"{system}-{row['seed']}") for row in rows if row["system"] == system]
-        row, name = next((one for one in some if folder.images(one[1], "reconstructions")), some[0])
+        cases = [(row, f"{system}-{row['seed']}") for row in rows if row["system"] == system]
+        row, name = next((case for case in cases if folder.images(case[1], "reconstructions")), cases[0])
         decoded, drawn = (folder.images(name, kind) for kind in ("reconstructions", "samples"))
         if not decoded:
             say(f"the sheets leave out {system}: none of its images is kept in {folder.path / 'rows'}")
@@ -157,7 +159,7 @@ def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, sa
 
 
 def _curves(rows: Sequence[Measured], path: Path) -> None:
-    """Test MSE against steps, and at the end against bits per image."""
+    """Draw the test MSE against steps, and the final one against bits per image."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     over_steps, over_bits = figure.subplots(1, 2)
     first = {row["system"]: row["seed"] for row in reversed(rows)}

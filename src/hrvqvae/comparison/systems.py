@@ -1,4 +1,4 @@
-"""What is compared: systems, each from its preset, with the same data, budget and seeds."""
+"""A comparison: systems, each from its preset, with the same data, budget and seeds."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _DECIDED = {
 
 
 def style(system: str) -> tuple[str, str]:
-    """Marker and colour of a system's curves, as matplotlib names them; a grey circle for a system of others."""
+    """Return matplotlib's marker and colour of a system; third-party systems are grey circles."""
     return _STYLES.get(system, ("o", "#777777"))
 
 
 def codewords_searched(model: ModelConfig) -> int | None:
-    """Distances to codewords that the search computes for each position, over all levels or grids.
+    """Return the number of distances that the search computes per position, over all levels or grids.
 
-    0 where codes are found by rounding; None of a system that is not ours.
+    It is 0 for a system that rounds, and None for a third-party system.
     """
     quantizer = getattr(model, "quantizer", None)
     if model.system == "fsq" or getattr(quantizer, "name", "") == "lfq":
@@ -56,49 +56,49 @@ def codewords_searched(model: ModelConfig) -> int | None:
 
 
 def available_systems() -> tuple[str, ...]:
-    """Names of the systems whose packages are on this machine."""
+    """Return the names of the systems whose packages are installed."""
     return tuple(system.name for system in SYSTEMS.entries() if system.available)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is trained and measured."""
+    """A training that is measured."""
 
-    name: str  # of its folder
-    labels: Mapping[str, Any]  # what its row begins with; "seed" is one of them
+    name: str  # of its run folder
+    labels: Mapping[str, Any]  # first columns of its row, "seed" among them
     config: Config
-    prior: Mapping[str, str] = field(default_factory=dict)  # dotted name -> text, for its priors (empty: no priors)
+    prior: Mapping[str, str] = field(default_factory=dict)  # fields of its priors by dotted name; empty: no priors
 
     def digests(self) -> dict[str, str]:
-        """Of what decides the results, but for the seed: of its autoencoder, and of its priors where it has some."""
+        """Return digests of the configuration without the seed: of the autoencoder, and of the priors if any."""
         config = override(self.config, {"training.seed": "0"})
-        found = {"autoencoder": digest_of(config, "data", "model", "training")}
+        digests = {"autoencoder": digest_of(config, "data", "model", "training")}
         if self.prior:
             prior = prior_config(self.config, {**self.prior, "prior.training.seed": "0"})
-            found["prior"] = digest_of(prior, "prior")
-        return found
+            digests["prior"] = digest_of(prior, "prior")
+        return digests
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared.
+    """Systems to compare, with their budget, seeds and fields.
 
     Raises:
-        InputError: no such preset, no budget, no such system, a field of a system that is not compared or that an
-            option decides.
+        InputError: an unknown preset or system, no budget, or a field that is not of a compared system or that an
+            option of the comparison decides.
     """
 
-    dataset: str  # the part of a preset's name after the system
+    dataset: str  # second part of the presets' names
     systems: tuple[str, ...]
-    variants: Mapping[str, str] = field(default_factory=dict)  # those of them that are variants -> of which system
-    seeds: int = 1  # how many; each trains every system
+    variants: Mapping[str, str] = field(default_factory=dict)  # name of a variant -> its system
+    seeds: int = 1  # number of seeds; each trains every system
     first_seed: int = 0
-    max_steps: int = 0  # budget of each autoencoder; 0: no such limit, but one is needed
+    max_steps: int = 0  # budget of each autoencoder; 0: no limit in steps
     max_minutes: float = 0.0
-    prior_steps: int = 0  # train each system's priors too, in so many updates, shared equally among them; 0: none
+    prior_steps: int = 0  # updates of all priors of a system together; 0: no priors
     root: str | None = None  # folder of the data
-    fields: Mapping[str, str] = field(default_factory=dict)  # for every system; "vqgan.model.NAME" for one
-    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields of each system, as a search chose
+    fields: Mapping[str, str] = field(default_factory=dict)  # fields of every system, or of one: "vqgan.model.NAME"
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields of each system that a search chose
 
     def __post_init__(self) -> None:
         if not (self.max_steps > 0 or self.max_minutes > 0):
@@ -128,38 +128,40 @@ class Comparison:
             system_of(self.config(system, self.first_seed))
 
     def config(self, system: str, seed: int) -> Config:
-        """The preset of a system with the budget and seed of this comparison."""
+        """Return the preset of a system with the budget and seed of this comparison."""
         budget = {"epochs": 0, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": seed}
-        given = {f"training.{name}": str(value) for name, value in budget.items()}
+        fields = {f"training.{name}": str(value) for name, value in budget.items()}
         preset = presets.get(f"{self.variants.get(system, system)}/{self.dataset}").config.with_root(self.root)
-        return override(preset, {**self.settings.get(system, {}), **self.given(system), **given})
+        return override(preset, {**self.settings.get(system, {}), **self.fields_of(system), **fields})
 
-    def given(self, system: str | None = None) -> dict[str, str]:
-        """The fields that are given for all systems, and for one."""
+    def fields_of(self, system: str | None = None) -> dict[str, str]:
+        """Return the fields for all systems, and those for one system."""
         names = (*SYSTEMS, *self.systems)
         shared = {name: text for name, text in self.fields.items() if name.split(".")[0] not in names}
-        own = {name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")}
-        return shared | own
+        of_system = {
+            name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")
+        }
+        return shared | of_system
 
     def cases(self) -> list[Case]:
-        """Every system, seed after seed."""
-        found = []
+        """Return the cases: every system with every seed."""
+        cases = []
         for seed in range(self.first_seed, self.first_seed + self.seeds):
             for system in self.systems:
                 config, labels = self.config(system, seed), {"system": system, "seed": seed}
                 prior = self._prior_of(config) if self.prior_steps else {}
-                found.append(Case(name=f"{system}-{seed}", labels=labels, config=config, prior=prior))
-        return found
+                cases.append(Case(name=f"{system}-{seed}", labels=labels, config=config, prior=prior))
+        return cases
 
     def _prior_of(self, config: Config) -> dict[str, str]:
-        """In what each prior differs from its configuration: budget, seed, and what suits few images a step."""
+        """Return the fields of the priors: budget, seed, and settings for small batches."""
         steps = max(1, self.prior_steps // len(config.prior_levels))
-        given = {"epochs": 0, "max_steps": steps, "max_minutes": 0.0, "seed": config.training.seed}
+        budget = {"epochs": 0, "max_steps": steps, "max_minutes": 0.0, "seed": config.training.seed}
         asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
-        return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in given.items()}}
+        return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in budget.items()}}
 
     def about(self) -> dict[str, Any]:
-        """What may not change when more systems, seeds or priors are added; "priors" may be decided later."""
+        """Return what may not change when systems, seeds or priors are added."""
         plain = {name: getattr(self, name) for name in ("dataset", "max_steps", "max_minutes", "root")}
         priors = {"max_steps": self.prior_steps, "max_minutes": 0.0} if self.prior_steps else None
-        return {"study": None, **plain, "fields": self.given(), "priors": priors}
+        return {"study": None, **plain, "fields": self.fields_of(), "priors": priors}

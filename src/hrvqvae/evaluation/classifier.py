@@ -1,7 +1,7 @@
-"""Classifiers of data sets: they measure samples, and their features compare sets of images.
+"""Classifiers of data sets, which check samples and give features to compare sets of images.
 
-A classifier is trained on the images and labels of the train split alone, by the recipe in the data set's entry. Those
-of some data sets are in the package; others are trained when they are needed.
+A classifier trains on the images and labels of the training split alone, by the recipe in the data set's entry. Some
+data sets have a trained classifier in the package; others train theirs when it is needed.
 
 Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels a side; labels (B,) int64.
 """
@@ -32,16 +32,16 @@ _BATCH = 128
 
 
 class Classifier(nn.Module):
-    """image -> body -> features (B, width) -> logits (B, classes)."""
+    """A body that maps images to features (B, width), and a linear head that maps these to logits (B, classes)."""
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
         self.body, self.head = body, nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, C, Y, X) -> (B, width), what the last layer sees."""
-        seen: Tensor = self.body(images * 2 - 1)
-        return seen
+        """Return the features (B, width) of images (B, C, Y, X): the input of the head."""
+        features: Tensor = self.body(images * 2 - 1)
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))
@@ -54,7 +54,7 @@ def _convolution(inputs: int, outputs: int, *, halve: bool = False) -> list[nn.M
 
 
 def small_classifier(channels: int, classes: int) -> Classifier:
-    """Two stages of convolutions, each halving the sides, and 128 features: for digits and the like."""
+    """Return a network for digits: two stages of convolutions, each halving the sides, and 128 features."""
     parts = [
         *_convolution(channels, 16), *_convolution(16, 16), nn.MaxPool2d(2),
         *_convolution(16, 32), *_convolution(32, 32), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
@@ -63,7 +63,7 @@ def small_classifier(channels: int, classes: int) -> Classifier:
 
 
 class _Residual(nn.Module):
-    """x + two convolutions of x."""
+    """A residual branch of two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -75,11 +75,11 @@ class _Residual(nn.Module):
 
 
 def natural_classifier(channels: int, classes: int) -> Classifier:
-    """A small network with 192 features, for natural images of some 32x32 pixels.
+    """Return a small network with 192 features for natural images of some 32x32 pixels.
 
-    It has the shape of the fast classifiers of CIFAR10, made narrow: 3x3 convolutions, the sides halved three times and
-    before each normalization, a residual branch, the maximum over what is left (after D. Page, "How to train your
-    ResNet", 2018, and K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+    It is a narrow form of the fast classifiers of CIFAR10: 3x3 convolutions, three stages that halve the sides before
+    normalization, a residual branch, global maximum pooling (after D. Page, "How to train your ResNet", 2018, and
+    K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
     """
     body = nn.Sequential(
         nn.Conv2d(channels, 16, 2), nn.ReLU(), *_convolution(16, 32, halve=True), *_convolution(32, 32),
@@ -90,7 +90,7 @@ def natural_classifier(channels: int, classes: int) -> Classifier:
 
 
 def turned_and_shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The images turned by up to 0.15 radians and shifted by up to 8% of a side, each by its own draw."""
+    """Turn each image by up to 0.15 radians and shift it by up to 8% of a side, at random."""
     turn = (torch.rand(len(images), generator=generator) * 2 - 1) * 0.15
     shift = (torch.rand(len(images), 2, generator=generator) * 2 - 1) * 0.08 * 2
     rows = torch.stack([turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1).view(-1, 2, 3)
@@ -98,7 +98,7 @@ def turned_and_shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def shifted_and_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The images shifted by up to an eighth of a side, the border mirrored, and half of them flipped left to right."""
+    """Shift each image by up to an eighth of a side, mirroring the border, and flip half of the images."""
     count, _, height, width = images.shape
     reach = height // 8
     padded = pad(images, (reach, reach, reach, reach), mode="reflect")
@@ -112,11 +112,11 @@ def shifted_and_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a classifier is made and trained: AdamW, with one cycle of the learning rate.
+    """Network and training of a classifier: AdamW with one cycle of the learning rate.
 
     Attributes:
-        network: (channels, classes) -> the classifier.
-        augment: moves the images of a batch, each by its own draw.
+        network: builds the classifier from (channels, classes).
+        augment: moves each image of a batch at random.
     """
 
     network: Callable[[int, int], Classifier]
@@ -128,18 +128,18 @@ class Recipe:
 
 
 SMALL = Recipe(network=small_classifier, augment=turned_and_shifted, epochs=4)
-"""For images of digits and the like: a minute."""
+"""For images of digits and the like; trains in a minute."""
 
 NATURAL = Recipe(
     network=natural_classifier, augment=shifted_and_mirrored, epochs=8, learning_rate=5e-3, weight_decay=0.05,
     label_smoothing=0.1,
 )  # fmt: skip
-"""For natural images of some 32x32 pixels: half an hour to an hour on two CPU cores."""
+"""For natural images of some 32x32 pixels; trains in half an hour to an hour on two CPU cores."""
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A trained classifier, in evaluation mode, with its accuracy on the test split and the classes that it knows."""
+    """A trained classifier in evaluation mode, with its accuracy on the test split and the names of its classes."""
 
     classifier: Classifier
     accuracy: float
@@ -147,29 +147,29 @@ class TrainedClassifier:
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> Tensor:
-        """The class that each image (B, C, Y, X) in [0, 1] is taken for: (B,) int64."""
-        return torch.cat([self.classifier(some).argmax(1) for some in images.split(_BATCH)])  # type: ignore[no-untyped-call]
+        """Return the predicted class (B,) int64 of each image (B, C, Y, X) in [0, 1]."""
+        return torch.cat([self.classifier(batch).argmax(1) for batch in images.split(_BATCH)])  # type: ignore[no-untyped-call]
 
 
 def recipe_of(config: DataConfig) -> Recipe | None:
-    """The recipe that the data set's entry names: its features are fit to compare images by. None without one."""
-    named = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
-    return imported(named) if named else None
+    """Return the recipe in the data set's entry, or None; the features of such a classifier compare images well."""
+    reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
+    return imported(reference) if reference else None
 
 
 def classifier_of(config: DataConfig, kept: Path | None = None) -> TrainedClassifier:
-    """The classifier of that data: the one inside the package, else the kept one, else one that is trained now.
+    """Load the classifier of a data set from the package or from `kept`, or train it.
 
     Args:
-        kept: a weights file, written after training.
+        kept: weights file, written after training.
 
     Raises:
         InputError: the data is not there, or has no classes.
         DamagedFileError: a weights file is damaged, or holds no classifier of that data.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
-    known = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
-    if shipped.is_file() and known and (known.size, known.channels) == (config.size, config.channels):
+    standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
+    if shipped.is_file() and standard and (standard.size, standard.channels) == (config.size, config.channels):
         return read_classifier(shipped, config)
     if kept and kept.is_file():
         return read_classifier(kept, config)
@@ -185,7 +185,7 @@ def classifier_of(config: DataConfig, kept: Path | None = None) -> TrainedClassi
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
-    """Write a classifier to a file, its weights in half precision. Raises OSError where it can't be written."""
+    """Write a classifier to a file, with weights in half precision. Raises OSError if it can't be written."""
     half = {
         name: value.half() if value.is_floating_point() else value
         for name, value in trained.classifier.state_dict().items()
@@ -194,7 +194,7 @@ def write_classifier(path: Path, trained: TrainedClassifier) -> None:
 
 
 def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
-    """The classifier in a file. Raises DamagedFileError where it is damaged, or holds no classifier of that data."""
+    """Read a classifier from a file. Raises DamagedFileError if the file is damaged, or holds another classifier."""
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])
@@ -206,10 +206,10 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
 
 
 def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 1) -> TrainedClassifier:
-    """Train the classifier of that data on the train split, measure it on the test split.
+    """Train the classifier of a data set on the training split, and measure it on the test split.
 
     Args:
-        epochs: of the train split; None takes as many as its recipe says.
+        epochs: passes over the training split; None takes the recipe's number.
 
     Raises:
         InputError: the data is not there, or has no classes.

@@ -24,13 +24,14 @@ from hrvqvae.utils.quantities import psnr
 
 @dataclass(frozen=True, kw_only=True)
 class LevelReport:
-    """One level.
+    """Error and codeword usage of one level.
 
     Attributes:
-        codewords: K_l, of the level in all.
-        used: codewords chosen at least once on the split; usage: their share.
-        perplexity: exp(entropy) of the choices, 1 to K_l.
-        mse: of the image decoded from the levels up to this one; None where the system can't decode these.
+        codewords: K_l, number of codewords of the level.
+        used: number of codewords chosen at least once on the split.
+        usage: share of the codewords that are used.
+        perplexity: effective number of codewords, exp of the entropy of the choices; 1 to K_l.
+        mse: error of the image decoded from levels 1 to this one; None if the system can't decode them.
         counts: (K_l,) int64, how often each codeword was chosen.
     """
 
@@ -44,7 +45,16 @@ class LevelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A model on a split: mse, psnr (dB, of the mean squared error), ssim (mean over images; None below 11 pixels)."""
+    """Errors and rate of a model on a split.
+
+    Attributes:
+        images: number of images.
+        mse: mean squared error of pixel values in [0, 1].
+        psnr: peak signal-to-noise ratio of that error, in dB.
+        ssim: mean structural similarity; None for images below 11 pixels.
+        bits_per_image: bits of the codes, without entropy coding.
+        compression_ratio: bits of the 8-bit pixels per bit of the codes.
+    """
 
     dataset: str
     split: str
@@ -57,14 +67,14 @@ class Report:
     levels: tuple[LevelReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the counts."""
+        """Return plain values for JSON, without the counts."""
         plain = dict(vars(self))
         plain["levels"] = [{k: v for k, v in vars(level).items() if k != "counts"} for level in self.levels]
         return plain
 
     def captions(self) -> list[str]:
-        """The error of each prefix of the levels that the system decodes, for people."""
-        mse = {level_names(range(level)): one.mse for level, one in enumerate(self.levels, start=1)}
+        """Return a line with the error of each prefix of the levels that the system decodes."""
+        mse = {level_names(range(count)): level.mse for count, level in enumerate(self.levels, start=1)}
         return [f"{name}: MSE {error:.2e}" for name, error in mse.items() if error is not None]
 
 
@@ -75,21 +85,21 @@ def evaluate(
 ) -> Report:  # fmt: skip
     """Measure a model in evaluation mode on every image of the batches.
 
-    Where several processes train together, the report is of the batches of all of them.
+    Processes that train together report on the batches of all of them.
 
     Args:
-        model: on `device`, in evaluation mode.
-        config: of the model; gives its rate and the name of the data.
+        model: the autoencoder, on `device`, in evaluation mode.
+        config: its configuration, which gives the rate and the name of the data.
         batches: images (B, C, Y, X) uint8.
-        split: its name, for the report.
-        encode: gives the codes of images on the device in place of the model.
+        split: name of the split, for the report.
+        encode: function that encodes images on the device; None takes the model's own.
 
     Raises:
         InputError: there is no image.
     """
     encode = encode or model.encode
     codewords = config.model.num_codewords
-    counts = [torch.zeros(number, dtype=torch.long) for number in codewords]
+    counts = [torch.zeros(size, dtype=torch.long) for size in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
     images = values = ssim = 0.0
     has_ssim = config.data.size >= 11  # the side of its window
@@ -108,18 +118,18 @@ def evaluate(
         images += len(original)
         values += original.numel()
     counts = distributed.all_reduce(counts)
-    every = distributed.all_gather_numbers(images, values, ssim, *errors.values())
-    images, values, ssim, *summed = (sum(one) for one in zip(*every, strict=True))
+    gathered = distributed.all_gather_numbers(images, values, ssim, *errors.values())
+    images, values, ssim, *summed = (sum(column) for column in zip(*gathered, strict=True))
     if not images:
         raise InputError(f"no image of the {split} split could be read")
     mse = {levels: error / values for levels, error in zip(errors, summed, strict=True)}
     total = mse[model.prefixes[-1]]
     reports = tuple(
         LevelReport(
-            codewords=number, used=int((count > 0).sum()), usage=float((count > 0).double().mean()),
+            codewords=size, used=int((count > 0).sum()), usage=float((count > 0).double().mean()),
             perplexity=vq.perplexity(count), mse=mse.get(level), counts=count,
         )
-        for level, (number, count) in enumerate(zip(codewords, counts, strict=True), start=1)
+        for level, (size, count) in enumerate(zip(codewords, counts, strict=True), start=1)
     )  # fmt: skip
     data = config.data
     return Report(

@@ -1,8 +1,8 @@
-"""A run measured: distortion and codeword usage, the rate, the quality of its samples.
+"""Evaluation of a run: distortion, codeword usage, rate, and the quality of samples.
 
-The rate is the bits of the codes under the priors, and under the entropy model of files. Class-conditional priors are
-given the class, whose own bits are listed separately. The entropy model knows no classes; its bits are those of whole
-files (docs/format.md) without headers.
+The rate is the number of bits of the codes under the priors, and under the entropy model of files. Class-conditional
+priors get the class; the bits of the class are listed separately. The entropy model has no classes, and its bits are
+those of whole files (docs/format.md) without headers.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _BATCH, _FILES = 64, 1_024
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Bits an image, mean over the coded images.
+    """Bits per image, mean over the coded images.
 
     Attributes:
-        prior: of each level under its prior, given the class where the priors are class-conditional.
-        files: of each level by the entropy model; None where the run has none.
-        positions: of each level's grid.
-        label: of the class itself, by its frequency in training; 0 without classes.
+        prior: bits of each level under its prior, given the class if the priors are class-conditional.
+        files: bits of each level under the entropy model; None if the run has none.
+        positions: number of positions of each level's grid.
+        label: bits of the class, by its frequency in training; 0 without classes.
     """
 
     prior: tuple[float, ...]
@@ -55,13 +55,13 @@ class Rate:
 
 
 def label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
-    """Mean bits of labels by the frequency of each class, each class counted once more."""
+    """Return the mean bits of labels by the frequency of each class; every class counts once more than it occurs."""
     counts = np.asarray(class_counts) + 1
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
 def file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
-    """Bits an image of each level as files of images of `size` pixels hold them, in whole bytes."""
+    """Return the bits per image of each level in files of images of `size` pixels, in whole bytes."""
     layout, spent = entropy_model.layout(size), np.zeros(len(maps.levels))
     for start in range(0, len(maps), _FILES):
         codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
@@ -72,7 +72,7 @@ def file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[
 
 
 def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.device) -> tuple[float, ...]:
-    """Bits an image of each level that a prior covers, in float32."""
+    """Return the bits per image of each level that a prior covers, computed in float32."""
     prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first, count = prior.level.number - 1, len(prior.levels)
     spent = np.zeros(count)
@@ -81,8 +81,8 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
     for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
         coarser = [paths.to(device) for paths in model.codeword_indices(codes[:first])]
-        own = [one.to(device) for one in codes[first : first + count]]
-        spent += total_bits(prior, own, coarser, labels.to(device) if prior.level.classes else None)
+        codes_of_prior = [code.to(device) for code in codes[first : first + count]]
+        spent += total_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
     prior.cpu()
     return tuple((spent / len(maps)).tolist())
 
@@ -90,10 +90,10 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
 def measure_rate(
     priors: Priors, model: Autoencoder, entropy_model: EntropyModel, maps: CodeMaps, size: Grid, device: torch.device
 ) -> Rate:
-    """Bits of codes under the priors, and by the entropy model where it is fitted.
+    """Return the bits of codes under the priors, and under the entropy model if it is fitted.
 
     Args:
-        maps: codes of images of `size` pixels, with labels that the priors know where they are class-conditional.
+        maps: codes of images of `size` pixels; their labels are classes of the priors.
     """
     return Rate(
         prior=tuple(bits for prior in priors.networks for bits in prior_bits(prior, model, maps, device)),
@@ -105,7 +105,7 @@ def measure_rate(
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The autoencoder's report; the priors' rate, or why there is none; the quality of samples for each guidance."""
+    """The autoencoder's report, the rate or the reason why it is missing, and the quality of samples per guidance."""
 
     report: Report
     rate: Rate | None
@@ -113,7 +113,7 @@ class Evaluated:
     samples: tuple[SampleQuality, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: the rate's beside the report's, None where there are no priors or no entropy model."""
+        """Return plain values for JSON; the rate is None without priors or an entropy model."""
         values, rate = self.report.to_dict(), self.rate
         bits = {"prior": rate and rate.prior, "file": rate and rate.files}
         values |= {f"{name}_bits_per_image": sum(each) if each else None for name, each in bits.items()}
@@ -138,16 +138,16 @@ def evaluate_run(
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
     lmbda: float | None = None, sample_levels: int | None = None, rate: bool = True,
 ) -> Evaluated:  # fmt: skip
-    """Measure a run's autoencoder, and its priors where every level has one, on a whole split, in float32.
+    """Measure a run's autoencoder on a split, and its priors if every level has one, in float32.
 
     Args:
-        samples: draw so many and have them classified (0: none).
-        guidance: so many with each of these.
-        limit: measure on so many images, spread evenly over the split (None: all).
+        samples: number of samples to draw and measure; 0 draws none.
+        guidance: guidance weights; `samples` are drawn with each of them.
+        limit: number of images, spread evenly over the split; None takes all.
         beam: paths that the search keeps when it encodes; None keeps as many as in training.
-        lmbda: as for `Model.encode`; None measures the usual codes.
-        sample_levels: of the samples (`SamplingParams.levels`).
-        rate: whether the priors are measured.
+        lmbda: rate-distortion trade-off of the codes, as for `Model.encode`; None takes the usual codes.
+        sample_levels: levels to draw (`SamplingParams.levels`); None draws all.
+        rate: whether to measure the priors.
 
     Raises:
         InputError: the run or its data is missing, samples can't be guided, or a lambda that the model can't have.
@@ -173,11 +173,11 @@ def evaluate_run(
     coded = extract(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    found = measure_rate(
+    measured = measure_rate(
         priors, model, trained.entropy_model, coded, (config.data.size, config.data.size), compute.device
     )
     if not samples:
-        return Evaluated(report, found, "")
+        return Evaluated(report, measured, "")
     drawing = Model(run, beam=beam)
     quality = measure_samples(drawing, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
-    return Evaluated(report, found, "", quality)
+    return Evaluated(report, measured, "", quality)
