@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive
+from benchmarks.tuning import SEED, open_trials
 from hrvqvae.comparison.report import versus, welch
-from hrvqvae.comparison.tuning import SEED, open_trials
 from hrvqvae.config import DataConfig
 from hrvqvae.data.loading import load_images
 from hrvqvae.quantize.layer import TreeVQ

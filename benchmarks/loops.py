@@ -1,6 +1,7 @@
-"""TreeVQ in training loops and wrappers that are not ours, on the CPU: what is left of the variance after training.
+"""TreeVQ in other training loops and wrappers, on the CPU: the share of the variance that is left after training.
 
 pip install accelerate ema-pytorch lightning timm
+python -m benchmarks.loops "DDP, 2 processes" Lightning
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
@@ -27,38 +34,42 @@ DIM, STEPS, DECAY = 8, 150, 0.9
 
 
 class Model(nn.Module):
-    """An autoencoder that is nearly the layer alone; its forward gives the loss."""
+    """An autoencoder that is nearly the layer alone; its forward returns the loss."""
 
     def __init__(self, checkpointed: bool = False) -> None:
         super().__init__()
         self.checkpointed = checkpointed
         self.encoder, self.decoder = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
         self.quantizer = TreeVQ(DIM, 4, 3, start_vectors=512)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Let encoder and decoder change nothing."""
         for linear in (self.encoder, self.decoder):
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(values again, indices, loss of the layer)."""
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction, the indices and the layer's loss."""
         quantized, indices, loss = self.quantizer(self.encoder(x))
         return self.decoder(quantized), indices, loss
 
     def forward(self, x: Tensor) -> Tensor:
-        found = checkpoint(self.through, x, use_reentrant=False) if self.checkpointed else self.through(x)
-        values, _, loss = found
+        recomputed = partial(checkpoint, self.reconstruct, use_reentrant=False)
+        values, _, loss = recomputed(x) if self.checkpointed else self.reconstruct(x)
         return (values - x).square().mean() + loss
 
 
 def batches(steps: int = STEPS, seed: int = 0) -> list[Tensor]:
-    """(4, 64, D) each, around forty centres."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return tensors (4, 64, D) around forty centres."""
+    rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(40, DIM, generator=torch.Generator().manual_seed(9), dtype=torch.float32)
-    chosen = torch.randint(40, (steps, 4, 64), generator=generator)
-    return list(centres[chosen] + 0.1 * torch.randn(steps, 4, 64, DIM, generator=generator, dtype=torch.float32))
+    chosen = torch.randint(40, (steps, 4, 64), generator=rng)
+    return list(centres[chosen] + 0.1 * torch.randn(steps, 4, 64, DIM, generator=rng, dtype=torch.float32))
 
 
 def train(model: nn.Module, after: Callable[[], object] = lambda: None, of: Iterable[Tensor] = ()) -> None:
-    """The plain loop."""
+    """Train in a plain loop; call `after` after each step."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-4)  # of float16, too
     for x in of or batches():
         optimizer.zero_grad()
@@ -145,10 +156,51 @@ def _compiled() -> Any:
 def _checkpointed() -> Any:
     model = Model(checkpointed=True)
     train(model)
-    other = _plain()
-    same = zip(model.quantizer.state_dict().values(), other.quantizer.state_dict().values(), strict=True)
-    assert model.quantizer.steps == other.quantizer.steps, "statistics are taken once"
-    assert all(torch.allclose(one, two, atol=0.05, rtol=0.05) for one, two in same)
+    states = [each.quantizer.state_dict().values() for each in (model, _plain())]
+    for value, expected in zip(*states, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
+    return model
+
+
+def _autocast() -> Any:
+    model = Model()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+    train(model)
+    del model.forward
+    return model
+
+
+def _worker(rank: int, kind: str, folder: str) -> None:
+    """Train in one of two processes, on half of each batch; the first process writes the state."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = Model()
+    trained: nn.Module = model
+    if kind == "DDP":
+        trained = DistributedDataParallel(model)
+    else:
+        with torch.device("meta"):
+            trained = model = Model()
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(model.encoder, mesh=mesh)
+        fully_shard(model.decoder, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        model.to_empty(device="cpu")
+        model.reset_parameters()
+        model.quantizer.reset_parameters()
+    train(trained, of=[x.chunk(2)[rank] for x in batches()])
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        torch.save(state, f"{folder}/state.pt")
+    distributed.destroy_process_group()
+
+
+def _two_processes(kind: str) -> Any:
+    model = Model()
+    with TemporaryDirectory() as folder:
+        start_processes(_worker, (kind, folder), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+        model.load_state_dict(torch.load(f"{folder}/state.pt"))
     return model
 
 
@@ -186,7 +238,9 @@ LOOPS: dict[str, Callable[[], Any]] = {
     "plain loop": _plain, "AveragedModel, buffers too": partial(_swa, True), "AveragedModel": partial(_swa, False),
     "timm ModelEmaV2": partial(_timm, "V2"), "timm ModelEmaV3": partial(_timm, "V3"), "ema-pytorch": _ema_pytorch,
     "accelerate, accumulating 2": _accelerate, "Lightning, with validation": _lightning, "torch.compile": _compiled,
-    "activation checkpointing": _checkpointed, "copy.deepcopy": _copied, "pickled to another process": _other_process,
+    "activation checkpointing": _checkpointed, "autocast, bfloat16": _autocast,
+    "DDP, 2 processes": partial(_two_processes, "DDP"), "FSDP2 by meta, 2 processes": partial(_two_processes, "FSDP2"),
+    "copy.deepcopy": _copied, "pickled to another process": _other_process,
     "default bfloat16": partial(_default_dtype, torch.bfloat16),
     "default float16": partial(_default_dtype, torch.float16),
     "default float64": partial(_default_dtype, torch.float64),
@@ -194,15 +248,15 @@ LOOPS: dict[str, Callable[[], Any]] = {
 
 
 def measure(name: str) -> Row:
-    """Row with loop, left (of the variance), used (leaves), or error."""
+    """Return a row with loop, left (of the variance) and used (leaves), or error."""
     torch.manual_seed(0)
     try:
         model = LOOPS[name]().eval()
         x = torch.cat(batches(8, 1))
         with torch.no_grad():
-            values, indices, _ = model.through(x)
-        leaves = model.quantizer.codeword_indices(indices)[..., -1].unique().numel()
-        return {"loop": name, "left": float((values - x).square().mean() / x.var()), "used": leaves, "error": ""}
+            values, indices, _ = model.reconstruct(x)
+        used = len(torch.unique(indices.flatten(0, -2), dim=0))
+        return {"loop": name, "left": float((values - x).square().mean() / x.var()), "used": used, "error": ""}
     except Exception as error:
         return {"loop": name, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"}
 
@@ -211,10 +265,14 @@ COLUMNS = {"loop": "{loop}", "variance left": "{left:.4f}", "leaves of 64": "{us
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train in every loop."""
-    arguments = options(__doc__).parse_args(argv)
+    """Train in every loop, or in those that are named."""
+    parser = options(__doc__)
+    parser.add_argument("loops", nargs="*", metavar="NAME", help=f"{', '.join(LOOPS)} (default: all)")
+    given = parser.parse_args(argv)
+    if unknown := set(given.loops) - set(LOOPS):
+        parser.error(f"there is no loop {', '.join(sorted(unknown))}; there are {', '.join(LOOPS)}")
     warnings.simplefilter("ignore")
-    finish([measure(name) for name in LOOPS], COLUMNS, arguments.json)
+    finish([measure(name) for name in given.loops or LOOPS], COLUMNS, given.json)
 
 
 if __name__ == "__main__":

@@ -68,13 +68,13 @@ Coded = tuple[NDArray[np.int64], Floats]  # codes (N, L), and the vectors that t
 Fit = Callable[[Floats], Callable[[Floats], Coded]]
 
 
-def residual(size: int, levels: int, seed: int) -> Fit:
-    """faiss's residual quantizer with a beam of 4."""
+def residual(size: int, levels: int, seed: int, beam: int = 4) -> Fit:
+    """Fit faiss's residual quantizer with a beam."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
         faiss, bits = _faiss(), size.bit_length() - 1
         quantizer = faiss.ResidualQuantizer(vectors.shape[1], levels, bits)
-        quantizer.max_beam_size, quantizer.cp.seed = 4, seed + 1
+        quantizer.max_beam_size, quantizer.cp.seed = beam, seed + 1
         quantizer.train(vectors)
 
         def encode(some: Floats) -> Coded:
@@ -165,15 +165,22 @@ def bench_vectors(
     """A row for each side: what `measure` gives, means over seeds, with spread and p against each of faiss's.
 
     Args:
-        whole: features of whole images, of which as many are taken, in place of patches.
+        whole: features of whole images in place of patches; each seed draws half of the images.
     """
     train, test = pixels("train", number), pixels("test", test_number)
     values = [features(images) for images, _ in (train, test)] if whole else []
     measured: dict[str, list[Row]] = {}
     for seed in range(seeds):
-        given = values or [patches(train[0], number, 2 * seed), patches(test[0], test_number, 2 * seed + 1)]
+        if whole:  # a seed draws half of the images, so that a p-value covers them, too
+            rng = np.random.default_rng(seed)
+            halves = [rng.choice(len(labels), len(labels) // 2, replace=False) for _, labels in (train, test)]
+            given = [of_split[half] for of_split, half in zip(values, halves, strict=True)]
+            classes = [labels[half] for (_, labels), half in zip((train, test), halves, strict=True)]
+        else:
+            given = [patches(train[0], number, 2 * seed), patches(test[0], test_number, 2 * seed + 1)]
+            classes = []
         for name, fit in sides(bits, seed).items():
-            row = measure(fit, given[0], given[1], (train[1], test[1]) if whole else ())
+            row = measure(fit, given[0], given[1], classes)
             measured.setdefault(name, []).append(row)
             print(f"{name}, seed {seed}: {row}", file=sys.stderr, flush=True)
     rows = []
