@@ -4,6 +4,7 @@ import io
 import math
 import re
 import sys
+import threading
 
 import pytest
 
@@ -37,12 +38,23 @@ def test_a_library_shows_nothing(
     assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
 
 
-@pytest.mark.parametrize(("stream", "said"), [(Terminal(), "hrvqvae: reading ...\n"), (io.StringIO(), "")])
-def test_a_line_for_who_waits_at_a_terminal(stream: io.StringIO, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_line_for_who_waits(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr("hrvqvae.cli.run", lambda argv: waiting("reading") or 0)
     assert main([]) == 0
-    assert stream.getvalue() == said
+    assert stream.getvalue() == "hrvqvae: reading ...\n"
+
+
+def test_work_of_one_long_part_says_so_where_there_is_no_terminal(
+    shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SAY_AFTER_SECONDS", 0.0)
+    said = threading.Event()
+    monkeypatch.setattr(progress.Meter, "say", lambda _, text: (print(text, file=sys.stderr), said.set()))
+    with task("sample", 64):
+        assert said.wait(30)
+    assert capsys.readouterr().err == "sample ...\n"
 
 
 def test_lines_have_the_count_the_rate_and_the_time_left(

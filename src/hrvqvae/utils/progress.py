@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOG = logging.getLogger("hrvqvae")
-LINE_SECONDS = 15.0
+LINE_SECONDS, SAY_AFTER_SECONDS = 15.0, 3.0
 _REFRESH_SECONDS = 0.1
 _running: list[str] = []  # titles of the tasks that are shown at this moment: one at most
 
@@ -117,10 +118,18 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             text = f"{made:,} of {total:,} {unit}  {per} {unit}/s  {left}"
             meter.show(title, made / total if total else 1.0, text)
 
+        def say_title() -> None:
+            if not count and not sys.stderr.isatty():
+                meter.say(f"{title} ...")
+
+        waits = threading.Timer(SAY_AFTER_SECONDS, say_title)
+        waits.daemon = True
+        waits.start()
         _running.append(title)
         try:
             yield advance
         finally:
+            waits.cancel()
             _running.remove(title)
 
 
