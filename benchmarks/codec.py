@@ -1,4 +1,4 @@
-"""Files of codes: bytes by level, speed of entropy coding and of the network, archives."""
+"""Measure files of codes: bytes by level, speed of entropy coding and of the network, archives."""
 
 from __future__ import annotations
 
@@ -28,45 +28,46 @@ _BATCH, _BLOCK, _TIMED = 128, 2048, 512
 
 
 def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, archived: int = 60_000) -> Row:
-    """What files of codes of a run's test images take, in bytes and in time.
+    """Return the bytes and the times of files of codes of a run's test images.
 
     Args:
-        root: where the data is, if it has moved since training.
-        images: test images, evenly spread.
-        archived: images of an archive, the test images again and again.
+        run: a run folder, or a model in the package.
+        root: Folder of the data, if it has moved since training.
+        images: Number of test images, evenly spread.
+        archived: Number of images in an archive, which repeats the test images.
 
     Raises:
-        InputError: the run or its data is missing.
+        InputError: The run or its data is missing.
     """
     model = Model(run)
     pixels = read_images(model.config.with_root(root).data, images)
-    codes = np.concatenate([flat_codes(model.encode(some)) for some in torch.split(pixels, _BATCH)])
+    codes = np.concatenate([flat_codes(model.encode(batch)) for batch in torch.split(pixels, _BATCH)])
     size = (pixels.shape[-2], pixels.shape[-1])
     files = write(model.entropy_model, codes, size)
-    lengths = np.array([one.lengths for one in read(model.entropy_model, files)])
+    lengths = np.array([image_codes.lengths for image_codes in read(model.entropy_model, files)])
     layout = model.entropy_model.layout(size)
     raw = float(sum(np.diff(layout.begins) * np.log2(layout.symbols))) / 8
-    found: Row = {
+    row: Row = {
         "images": len(files), "bytes": float(lengths.sum(1).mean()), "raw": raw, "parts": lengths.mean(0).tolist(),
         "tables": len(model.entropy_model.content) if model.entropy_model.networks else 0,
     }  # fmt: skip
-    found["share"] = found["bytes"] / raw
+    row["share"] = row["bytes"] / raw
     note("speed")
-    found["speed"] = _speed(model, pixels[:_TIMED], codes[:_TIMED], files[:_TIMED], size)
+    row["speed"] = _speed(model, pixels[:_TIMED], codes[:_TIMED], files[:_TIMED], size)
     with tempfile.TemporaryDirectory() as folder:
         note(f"an archive of {archived:,} images")
-        found["archive"] = _archive(
+        row["archive"] = _archive(
             model.entropy_model, codes, size, archived, float(lengths[:, 1:].sum(1).mean()), Path(folder)
         )
-    return found
+    return row
 
 
 def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
-    """Images a second."""
+    """Return images per second of each step."""
     pictures = read(model.entropy_model, files)
     spent = side_by_side(
         {
-            "network, to codes": lambda: [model.encode(some) for some in torch.split(pixels, _BATCH)],
+            "network, to codes": lambda: [model.encode(batch) for batch in torch.split(pixels, _BATCH)],
             "codes to files": lambda: write(model.entropy_model, codes, size),
             "files to codes": lambda: read(model.entropy_model, files),
             "network, to images": lambda: decode_images(model.autoencoder, pictures, model.device),
@@ -79,26 +80,26 @@ def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size:
 def _archive(
     entropy_model: EntropyModel, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path
 ) -> Row:
-    """Size, overhead and times of an archive."""
+    """Return size, overhead and times of an archive."""
     path = folder / "many.hrva"
-    rows = [codes[number % len(codes)] for number in range(count)]
+    rows = [codes[index % len(codes)] for index in range(count)]
     begun = time.perf_counter()
     with appending(path, entropy_model) as writer:
         head = path.stat().st_size
         for start in range(0, count, _BLOCK):
-            some = rows[start : start + _BLOCK]
-            writer.append(some, [size] * len(some), [""] * len(some), len(entropy_model.symbols))
+            block = rows[start : start + _BLOCK]
+            writer.append(block, [size] * len(block), [""] * len(block), len(entropy_model.symbols))
     written = time.perf_counter() - begun
     begun = time.perf_counter()
     archive = open_archive(path)
     opened = time.perf_counter() - begun
     random = np.random.default_rng(0)
-    times = [seconds(partial(archive.read, [number])) for number in random.integers(0, count, 200).tolist()]
+    times = [seconds(partial(archive.read, [index])) for index in random.integers(0, count, 200).tolist()]
     bytes_each = (path.stat().st_size - head) / count
     checks = len(entropy_model.symbols)  # in the files of single images, which `alone` counts
     return {
-        "images": count, "bytes": path.stat().st_size, "bytes an image": bytes_each,
-        "overhead an image": bytes_each - (alone - checks), "images/s written": count / written,
+        "images": count, "bytes": path.stat().st_size, "bytes per image": bytes_each,
+        "overhead per image": bytes_each - (alone - checks), "images/s written": count / written,
         "seconds to open": opened, "milliseconds to read one": 1e3 * float(np.median(times)),
     }  # fmt: skip
 
@@ -111,17 +112,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--archived", type=positive, default=60_000, metavar="N", help="in an archive (default: 60000)")
     parser.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
     arguments = parser.parse_args(argv)
-    found = bench_codec(arguments.run, arguments.data, arguments.images, arguments.archived)
+    row = bench_codec(arguments.run, arguments.data, arguments.images, arguments.archived)
     if arguments.json:
-        print_json(found)
+        print_json(row)
         return
-    names = ["header", *(f"level {number}" for number in range(1, len(found["parts"])))]
-    parts = ", ".join(f"{name} {length:.1f}" for name, length in zip(names, found["parts"], strict=True))
-    print(f"{found['bytes']:.1f} bytes per image ({parts}): {found['share']:.1%} of the raw {found['raw']:.0f}")
-    print(f"{found['images']:,} test images; an entropy model of {found['tables'] / 1e3:.0f} kB")
+    names = ["header", *(f"level {level}" for level in range(1, len(row["parts"])))]
+    parts = ", ".join(f"{name} {length:.1f}" for name, length in zip(names, row["parts"], strict=True))
+    print(f"{row['bytes']:.1f} bytes per image ({parts}): {row['share']:.1%} of the raw {row['raw']:.0f}")
+    print(f"{row['images']:,} test images; an entropy model of {row['tables'] / 1e3:.0f} kB")
     for title in ("speed", "archive"):
         print()
-        rows = [{"name": name, "value": value} for name, value in found[title].items()]
+        rows = [{"name": name, "value": value} for name, value in row[title].items()]
         show(rows, {title: "{name}", "images/s" if title == "speed" else "": "{value:,.4g}"})
 
 

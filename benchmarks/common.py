@@ -1,4 +1,4 @@
-"""What the measurements share: calls timed by turns, test images, rows shown as a table, and the frame of a script."""
+"""Shared by the benchmarks: timing in turns, test images, tables of rows, and the frame of a script."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
 
 Row = dict[str, Any]
-"""What was measured of one thing, by name."""
+"""Measured values by name."""
 Columns = Mapping[str, str]
-"""Head of a column -> format of what it shows of a row, such as "images/s" -> "{images_per_second:.1f}"."""
+"""The format of a row in each column, by its header, such as {"images/s": "{images_per_second:.1f}"}."""
 
 CPU = torch.device("cpu")
 
 
 def seconds(call: Callable[[], object], device: torch.device = CPU) -> float:
-    """Seconds of a call until its device has done the work: a GPU is waited for before and after."""
+    """Return the seconds of a call, waiting for a GPU before and after it."""
     _wait(device)
     begun = time.perf_counter()
     call()
@@ -47,9 +47,9 @@ def _wait(device: torch.device) -> None:
 def side_by_side(
     calls: Mapping[str, Callable[[], object]], rounds: int = 5, device: torch.device = CPU
 ) -> dict[str, float]:
-    """Median seconds of each call, all of them by turns, so that a busy machine meets each alike.
+    """Return the median seconds of each call, in turns, so that a busy machine slows all of them alike.
 
-    A first round does not count: it allocates, and loads compiled code.
+    The first round is not timed: it allocates memory and loads compiled code.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + rounds):
@@ -59,44 +59,41 @@ def side_by_side(
 
 
 def median_seconds(call: Callable[[], object], rounds: int = 5, device: torch.device = CPU) -> float:
-    """Median seconds of one call, timed as by `side_by_side`."""
+    """Return the median seconds of a call, timed as by `side_by_side`."""
     return side_by_side({"": call}, rounds, device)[""]
 
 
 def matrix_rate(device: torch.device = CPU, side: int = 1536, bf16: bool = False, rounds: int = 8) -> float:
-    """FLOP a second of a product of two square matrices with so many rows, in bfloat16 or float32.
-
-    A multiply-add is two FLOP.
-    """
+    """Return the FLOP per second of a product of square matrices, in bfloat16 or float32; a multiply-add is two."""
     kind = torch.bfloat16 if bf16 else torch.float32
-    one, other = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
-    return 2 * side**3 / median_seconds(lambda: one @ other, rounds, device)
+    left, right = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
+    return 2 * side**3 / median_seconds(lambda: left @ right, rounds, device)
 
 
 def read_images(config: DataConfig, limit: int | None = None, split: str = "test") -> Tensor:
-    """Images of a split (N, C, Y, X) uint8, not augmented; `limit` of them at most, spread evenly.
+    """Read the images of a split (N, C, Y, X) uint8, not augmented; at most `limit` of them, evenly spread.
 
     Raises:
-        InputError: the data is not there, or no image could be read.
+        InputError: The data is missing, or no image could be read.
     """
-    batches = [one.images for one in evaluation_batches(load_images(config, split), batch_size=128, limit=limit)]
+    batches = [batch.images for batch in evaluation_batches(load_images(config, split), batch_size=128, limit=limit)]
     if not batches:
         raise InputError(f"no image of the {split} split could be read")
     return torch.cat(batches)
 
 
 def positive(text: str) -> int:
-    """The type of an option that takes a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
+    """Parse a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+    return value
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
-    """The parser of a script, with --json; `about` is its module's docstring."""
+    """Return the parser of a script, with --json; `about` is the docstring of its module."""
     parser = argparse.ArgumentParser(description=(about or "").partition("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="print all that was measured, for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -104,20 +101,22 @@ def preset_of(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     prefix: str = "",
-    given: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> tuple[Any, Config]:
-    """(options, configuration of the preset that they name).
+    """Return the options, and the configuration of the preset that they name.
 
     Args:
-        prefix: of the preset's name, where a part of it is named.
-        given: dotted name -> text, of fields of the configuration; `--section.field VALUE` wins over them.
+        parser: of the script.
+        argv: arguments (None: those of the process).
+        prefix: to put before the name of the preset.
+        overrides: texts of fields of the configuration by dotted name; `--section.field VALUE` wins over them.
 
     Raises:
-        InputError: no such preset or field.
+        InputError: There is no such preset or field.
     """
-    others, fields = split_fields(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(others)
-    return arguments, override(base_config(prefix + arguments.preset), {**(given or {}), **fields})
+    arguments_left, fields = split_fields(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(arguments_left)
+    return arguments, override(base_config(prefix + arguments.preset), {**(overrides or {}), **fields})
 
 
 def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
@@ -165,7 +164,7 @@ def _cell(row: Row, form: str) -> str:
 
 
 def finish(rows: Sequence[Row], columns: Columns, as_json: bool) -> None:
-    """Print rows, for programs or as a table."""
+    """Print rows as JSON or as a table."""
     if as_json:
         print_json(rows)
     else:
@@ -173,7 +172,7 @@ def finish(rows: Sequence[Row], columns: Columns, as_json: bool) -> None:
 
 
 def as_script(main: Callable[[], None]) -> None:
-    """Call the main function of a script. What a user can cause is one line on stderr and exit code 2."""
+    """Call the main function of a script. Errors that a user can cause print one line, and the exit code is 2."""
     try:
         main()
     except InputError as error:

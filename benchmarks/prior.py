@@ -1,4 +1,4 @@
-"""Throughput of training priors: those of the coarsest levels of presets, side by side, on random codes."""
+"""Time the training of the priors of presets' coarsest levels, side by side, on random codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hrvqvae.utils.device import Compute
 
 
 class PriorSide:
-    """The prior of some levels, which takes training steps of a batch of random codes."""
+    """The prior of some levels, with a batch of random codes to train on."""
 
     def __init__(self, config: Config, levels: Levels, batch: int | None = None, bf16: bool = True) -> None:
         training = dataclasses.replace(
@@ -38,17 +38,17 @@ class PriorSide:
         codes = tuple(torch.randint(level.symbols, (size, *level.grid)) for level in prior.levels)
         grids = config.model.latent_grids(config.data.size, config.data.size)
         coarser = zip(prior.level.coarser, grids, strict=False)
-        paths = tuple(torch.randint(codewords, (size, *grid)) for codewords, grid in coarser)
-        self.batch = CodeBatch(codes, paths, torch.randint(10, (size,)))
+        indices = tuple(torch.randint(codewords, (size, *grid)) for codewords, grid in coarser)
+        self.batch = CodeBatch(codes, indices, torch.randint(10, (size,)))
 
     def train(self) -> None:
-        """One training step."""
+        """Take a training step."""
         self.step(self.state, self.batch)
         self.state.step += 1
 
 
 def bench_prior(names: Sequence[str], batch: int, rounds: int) -> list[Row]:
-    """Rows with preset, kind, codes (of an image), parameters, images_per_second (median step of those by turns)."""
+    """Return rows with preset, kind, codes (per image), parameters, images_per_second (median of steps in turns)."""
     sides = {}
     for name in names:
         config = presets.get(name).config
@@ -57,21 +57,21 @@ def bench_prior(names: Sequence[str], batch: int, rounds: int) -> list[Row]:
     return [
         {
             "preset": name, "kind": presets.get(name).config.prior.network.kind, "parameters": side.parameters,
-            "codes": sum(one[0].numel() for one in side.batch.codes), "images_per_second": batch / spent[name],
+            "codes": sum(codes[0].numel() for codes in side.batch.codes), "images_per_second": batch / spent[name],
         }
         for name, side in sides.items()
     ]  # fmt: skip
 
 
 def random_priors(config: Config) -> list[Prior]:
-    """Priors of all levels with random weights, in evaluation mode."""
+    """Build the priors of all levels with random weights, in evaluation mode."""
     torch.manual_seed(0)
     classes = 10 if config.data.labels else 0
     return [build_prior(config, levels, classes).eval().requires_grad_(False) for levels in config.prior_levels]
 
 
 def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[], Codes]:
-    """Draws codes of all levels of so many images."""
+    """Return a function that draws codes of all levels of a batch of images."""
     label: Tensor | None = torch.zeros(batch, dtype=torch.long) if priors[0].level.classes else None
     return lambda: sample_codes(
         priors, model.codeword_indices, range(batch), seed=0, label=label, params=SamplingParams()

@@ -1,4 +1,4 @@
-"""Sampling: the cached sampler against the plain one, same random weights; and whole images, decoded."""
+"""Time the cached sampler against the plain one, with the same random weights; and whole images, decoded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hrvqvae.training.state import count_parameters
 
 
 def multiply_adds(prior: Prior) -> int:
-    """Of one full forward pass of one image, up to the small: what any sampler computes at least once."""
+    """Return the multiply-adds of a forward pass of one image, without small terms: what any sampler computes."""
     assert isinstance(prior, PixelSNAIL | GPT)
     height, width = prior.level.grid
     positions, attentions = height * width, prior.attentions if isinstance(prior, PixelSNAIL) else prior.layers
-    weights = sum(one.numel() for one in prior.parameters() if one.dim() > 1)
-    weights -= sum(one.weight.numel() for one in prior.modules() if isinstance(one, nn.Embedding))
+    weights = sum(part.numel() for part in prior.parameters() if part.dim() > 1)
+    weights -= sum(part.weight.numel() for part in prior.modules() if isinstance(part, nn.Embedding))
     attention = len(attentions) * 2 * prior.config.hidden_units * positions * (positions + 1) // 2
     return weights * positions + attention
 
@@ -38,20 +38,20 @@ def _row(method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: 
 
 
 @torch.inference_mode()
-def level_rows(preset: str, number: int, rounds: int, positions: int, rate: float) -> list[Row]:
-    """Rows as of `bench_sample`, of both samplers that draw what a prior covers (1 is the coarsest) of one image."""
+def level_rows(preset: str, index: int, rounds: int, positions: int, rate: float) -> list[Row]:
+    """Return rows as `bench_sample`, of both samplers that draw one image's levels of a prior (1 is the coarsest)."""
     config = presets.get(preset).config
-    prior, levels = random_priors(config)[number - 1], config.prior_levels[number - 1]
+    prior, levels = random_priors(config)[index - 1], config.prior_levels[index - 1]
     level, generator = prior.level, torch.Generator().manual_seed(0)
     shape = (1, *level.grid)
-    codes = [torch.randint(one.symbols, shape, generator=generator) for one in prior.levels]
+    codes = [torch.randint(entry.symbols, shape, generator=generator) for entry in prior.levels]
     coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
     label = torch.randint(level.classes, (1,), generator=generator) if level.classes else None
     uniforms = [torch.rand(shape, dtype=torch.float64, generator=generator) for _ in codes]
-    given = codes, [torch.zeros(shape, dtype=torch.bool)] * len(codes), coarser, label, uniforms, torch.ones(1)
+    arguments = codes, [torch.zeros(shape, dtype=torch.bool)] * len(codes), coarser, label, uniforms, torch.ones(1)
     step = median_seconds(lambda: prior.level_logits(codes, coarser, label), positions)
-    plain = sum(one.numel() for one in codes) * step
-    cached = median_seconds(lambda: sample_cached(prior, *given, SamplingParams()), rounds)
+    plain = sum(entry.numel() for entry in codes) * step
+    cached = median_seconds(lambda: sample_cached(prior, *arguments, SamplingParams()), rounds)
     drawn = f"{preset}, {level_names(levels)}, {level.grid[0]}x{level.grid[1]}"
     return [
         {**_row("plain", drawn, [prior], 1, plain, rate), "timed_positions": positions},
@@ -60,7 +60,7 @@ def level_rows(preset: str, number: int, rounds: int, positions: int, rate: floa
 
 
 def image_row(preset: str, batch: int, rounds: int, rate: float) -> Row:
-    """Row as of `bench_sample`, of images of which all levels are drawn, and decoded."""
+    """Return a row as `bench_sample`, of images of which all levels are drawn and decoded."""
     config = presets.get(preset).config
     model, priors = build(config).eval().requires_grad_(False), random_priors(config)
     draw, size = draws(model, priors, batch), (config.data.size, config.data.size)
@@ -71,18 +71,20 @@ def image_row(preset: str, batch: int, rounds: int, rate: float) -> Row:
 def bench_sample(
     levels: Sequence[tuple[str, int]], images: Sequence[tuple[str, int]], rounds: int, positions: int
 ) -> list[Row]:
-    """Rows with method, drawn, batch, parameters, seconds_per_image, floor_seconds.
+    """Return rows with method, drawn, batch, parameters, seconds_per_image, floor_seconds.
 
-    The plain sampler makes one forward pass for each code, all alike: it is timed on so many of them, the median
-    scaled to all, and the row says so (timed_positions). ratio is the plain time over the cached. The floor is the
-    multiply-adds of one forward pass of an image at the rate of a large float32 matrix product in the same run.
+    The plain sampler makes one forward pass per code, all alike. Some passes are timed (timed_positions), and the
+    median is scaled to all. ratio is the plain time divided by the cached one. The floor is the multiply-adds of one
+    forward pass of an image at the rate of a large float32 matrix product in the same run.
 
     Args:
-        levels: presets and their priors (1 is of the coarsest level) that both samplers draw.
+        levels: presets and the numbers of their priors (1 is the coarsest) that both samplers draw.
         images: presets and batches of which whole images are drawn.
+        rounds: calls per row.
+        positions: of the plain sampler that are timed.
     """
     rate = matrix_rate()
-    rows = [row for preset, number in levels for row in level_rows(preset, number, rounds, positions, rate)]
+    rows = [row for preset, index in levels for row in level_rows(preset, index, rounds, positions, rate)]
     return rows + [image_row(preset, batch, rounds, rate) for preset, batch in images]
 
 
@@ -94,9 +96,9 @@ COLUMNS = {
 
 
 def _numbered(text: str) -> tuple[str, int]:
-    """The type of PRESET:NUMBER."""
-    preset, _, number = text.rpartition(":")
-    return preset, positive(number)
+    """Parse PRESET:NUMBER."""
+    preset, _, index = text.rpartition(":")
+    return preset, positive(index)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--levels", type=_numbered, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what)
     usual, what = [("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64)], "of which whole images are drawn"
     parser.add_argument("--images", type=_numbered, nargs="*", default=usual, metavar="PRESET:BATCH", help=what)
-    given = parser.parse_args(argv)
-    finish(bench_sample(given.levels, given.images, given.rounds, given.positions), COLUMNS, given.json)
+    arguments = parser.parse_args(argv)
+    rows = bench_sample(arguments.levels, arguments.images, arguments.rounds, arguments.positions)
+    finish(rows, COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

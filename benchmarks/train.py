@@ -1,4 +1,4 @@
-"""Training throughput: this package's training step against the same model in plain form, and where its time goes."""
+"""Time a training step against that of the same model in plain form, and the quantizer's share of it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from hrvqvae.utils.device import Compute
 
 
 def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The greedy search as it is written down: one codeword after the other."""
-    residual, path, paths = latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), []
+    """Search greedily as the definition says, one codeword after the other."""
+    residual, index, indices = latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), []
     for codebook in codebooks:
         children = range(codebook.shape[1])
-        distances = [(residual - codebook[:, child][path]).square().sum(-1) for child in children]
-        path = path * len(children) + torch.stack(distances, 1).argmin(1)
-        residual = residual - codebook.flatten(0, 1)[path]
-        paths.append(path)
-    return torch.stack(paths)
+        distances = [(residual - codebook[:, child][index]).square().sum(-1) for child in children]
+        index = index * len(children) + torch.stack(distances, 1).argmin(1)
+        residual = residual - codebook.flatten(0, 1)[index]
+        indices.append(index)
+    return torch.stack(indices)
 
 
 class AutoencoderSide:
-    """One of those that are compared: takes training steps of a batch of random images, and quantizes alone."""
+    """An autoencoder with a batch of random images to train on; it can also run its quantizers alone."""
 
     def __init__(self, config: Config, *, plain: bool) -> None:
         torch.manual_seed(0)
@@ -41,7 +41,7 @@ class AutoencoderSide:
             config = dataclasses.replace(config, training=form)
         self.compute = Compute.of(config.training)
         self.model = self.compute.place_model(build(config))
-        self.quantizers = [one for one in self.model.modules() if isinstance(one, ResidualQuantizer)]
+        self.quantizers = [quantizer for quantizer in self.model.modules() if isinstance(quantizer, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:
             quantizer.search = plain_search
         shape = (config.training.batch_size, config.data.channels, config.data.size, config.data.size)
@@ -57,16 +57,16 @@ class AutoencoderSide:
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 
     def train(self) -> None:
-        """One training step."""
+        """Take a training step."""
         self.step(self.state, self.batch)
         self.state.step += 1
 
     def quantizing(self) -> Callable[[], object]:
-        """A call of what the quantizers add to a step: search, losses, their gradient, and the codebooks' update."""
+        """Return a call of the quantizers' part of a step: search, losses, gradients, and updates of the codebooks."""
         seen: list[tuple[ResidualQuantizer, torch.Tensor]] = []
         hooks = [
-            one.register_forward_pre_hook(lambda quantizer, inputs: seen.append((quantizer, inputs[0].detach())))
-            for one in self.quantizers
+            quantizer.register_forward_pre_hook(lambda quantizer, inputs: seen.append((quantizer, inputs[0].detach())))
+            for quantizer in self.quantizers
         ]
         with torch.no_grad(), self.compute.autocast():
             self.model.eval()(self.images)
@@ -85,10 +85,10 @@ class AutoencoderSide:
 
 
 def bench_train(config: Config, rounds: int = 12) -> list[Row]:
-    """Rows with method, preset, batch, images_per_second, ratio, step_seconds (median), quantizer_seconds, its share.
+    """Return rows with method, preset, batch, images_per_second, ratio, step_seconds, quantizer_seconds and share.
 
-    "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search; "hrvqvae" is
-    what `train` does.
+    "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search. "hrvqvae" is the
+    step of `hrvqvae train`.
     """
     sides = {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}
     calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
@@ -106,8 +106,8 @@ def bench_train(config: Config, rounds: int = 12) -> list[Row]:
 
 COLUMNS = {
     "method": "{method}", "preset": "{preset}", "batch": "{batch}", "images/s": "{images_per_second:.1f}",
-    "ratio": "{ratio:.2f}", "ms a step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}",
-    "its share": "{share:.1%}",
+    "ratio": "{ratio:.2f}", "ms per step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}",
+    "quantizer's share": "{share:.1%}",
 }  # fmt: skip
 
 

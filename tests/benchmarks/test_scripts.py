@@ -118,7 +118,7 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["images"] == 40, "all test images that there are"
     assert found["bytes"] == pytest.approx(sum(found["parts"]))
     assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
-    assert 0 < found["archive"]["overhead an image"] < 3
+    assert 0 < found["archive"]["overhead per image"] < 3
 
 
 def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

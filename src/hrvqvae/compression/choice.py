@@ -137,10 +137,8 @@ def _change(
 
     Args:
         leaves: (L, n).
-        first: of the offsets of each network that are looked at; offset 0 is the place itself.
-        last: the offset behind them.
+        first: the first of the offsets of each network that are looked at, up to `last` - 1; 0 is the place itself.
         take: give the place these codes, which needs all offsets; otherwise nothing is changed.
-        sums: the state of the image, with bits.
         work: sums, values of the groups before and after, and frequencies, overwritten.
     """
     _, grids, symbols = layout
@@ -311,8 +309,6 @@ class Choice:
         """Begin with the first candidate of each position.
 
         Args:
-            layout: of the levels.
-            networks: of these levels.
             leaves: (n, L), the codes of all levels of each leaf.
             candidates: (N, P, K), indices of leaves.
             window: of tiles, the first row and column, and the grid of the whole image.

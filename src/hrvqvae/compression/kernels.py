@@ -14,16 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.network import FRAME, PLACES, POWERS, STEPS, TOP
-from hrvqvae.compression.range_coder import (
-    begin_decoding,
-    begin_encoding,
-    decode,
-    encode,
-    end_decoding,
-    end_encoding,
-    target_of,
-)
 from hrvqvae.utils.compiled import compiled
 
 Integers = NDArray[np.int64]
@@ -157,7 +149,7 @@ def encode_images(
     state, maps, rows, hidden, frequencies = work
     values, height, width = symbols[level], grids[level, 0], grids[level, 1]
     for image in range(first, last):
-        begin_encoding(state)
+        coder.begin_encoding(state)
         if len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         for y in range(height):
@@ -173,8 +165,8 @@ def encode_images(
                     for k in range(code):
                         before += frequencies[k]
                     put(maps, groups, level, values, y, x, code)
-                encode(state, out, image, before, frequency, total)
-        lengths[image] = end_encoding(state, out, image)
+                coder.encode(state, out, image, before, frequency, total)
+        lengths[image] = coder.end_encoding(state, out, image)
     return last - first
 
 
@@ -190,7 +182,7 @@ def decode_images(
     values, height, width = symbols[level], grids[level, 0], grids[level, 1]
     for image in range(first, last):
         start, stop = starts[image], stops[image]
-        begin_decoding(state, content, start, stop)
+        coder.begin_decoding(state, content, start, stop)
         if len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         place, whole = 0, True
@@ -201,7 +193,7 @@ def decode_images(
                 chosen = find_set(maps, groups, grids, level, selecting, y, x)
                 sum_rows(rows, table, bias, hidden)
                 total = count_frequencies(hidden, len(bias), chosen, weights, offsets, shift, frequencies, values)
-            target = target_of(state, total)
+            target = coder.target_of(state, total)
             whole = target < total and state[2] <= stop - start
             if whole:
                 code, before, frequency = target, target, 1
@@ -212,9 +204,9 @@ def decode_images(
                         code += 1
                     frequency = frequencies[code]
                     put(maps, groups, level, values, y, x, code)
-                decode(state, content, start, stop, before, frequency, total)
+                coder.decode(state, content, start, stop, before, frequency, total)
                 codes[image, begins[level] + place] = code
                 place += 1
-        end = end_decoding(state)
+        end = coder.end_decoding(state)
         ends[image] = start + end if whole and 0 <= end <= stop - start else NOT_WHOLE
     return last - first

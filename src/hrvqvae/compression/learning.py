@@ -45,9 +45,7 @@ def _learn(
     """Learn from codes of images (N, codes of all levels) and return the bits that they took.
 
     Args:
-        images: codes of all levels.
-        order: images to learn from, of which
-        places: (len(order), V) are the positions.
+        order: images to learn from, at the positions `places` (len(order), V).
         rate: the learning rate, which falls by the factor `fading` on the way; at 0 nothing is learned.
     """
     size, values = len(bias), symbols[level]
@@ -192,12 +190,9 @@ def fit(
     bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0,
     say: Callable[[str], None] = print, copies: int = 1,
 ) -> EntropyModel:  # fmt: skip
-    """Return an entropy model with networks that are fitted to codes (N, H_l, W_l) of each level.
+    """Return the bare entropy model with networks that are fitted to codes (N, H_l, W_l) of each level.
 
-    Args:
-        bare: the entropy model without networks.
-        levels: codes of each level, as in `learn_level`, as are effort and copies.
-        say: gets a line per level, with the bits per code of held-out images.
+    `say` gets a line per level, with the bits per code of held-out images.
     """
     networks = list[EntropyNetwork | None]()
     for level, values in enumerate(bare.symbols):

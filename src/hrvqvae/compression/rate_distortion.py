@@ -88,7 +88,6 @@ class RateDistortion:
         """Return the codes of images (B, C, Y, X), one tensor (B, H, W) per level.
 
         Args:
-            images: uint8 or float32 in [0, 1].
             lmbda: of error + lmbda * bits, where the error is squared and summed over the pixel values of an image in
                 [0, 1]; a number, or (B,).
 
@@ -203,14 +202,9 @@ class RateDistortion:
     def _errors(
         self, candidates: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
     ) -> NDArray[np.float32]:
-        """Return by how much an image's error changes with each candidate at each place, (B, P', K).
+        """Return by how much an image's error changes with each candidate (B, P, K) at places (P',): (B, P', K).
 
-        Args:
-            candidates: (B, P, K), indices of leaves.
-            places: (P',).
-            vectors: (B, P, D), the present codewords, with
-            slopes: (B, P, D), the gradient at them.
-            curvature: (B, D, D).
+        `slopes` (B, P, D) is the gradient at the present codewords, `vectors` (B, P, D).
         """
         count, _, most = candidates.shape
         errors = np.empty((count, len(places), most), np.float32)

@@ -132,7 +132,6 @@ class Autoencoder(nn.Module, ABC):
         """Return images (B, C, Y, X) float32 in [0, 1] from codes.
 
         Args:
-            codes: of the first levels.
             levels: How many levels to use, coarse first (None: all).
             size: Height and width in pixels (None: the largest image of that latent grid).
 
@@ -159,8 +158,6 @@ class Autoencoder(nn.Module, ABC):
         """Start from the first training images, if the system does so.
 
         Args:
-            images: (B, C, Y, X).
-            generator: for random draws.
             batch_size: Images per training step, to which usage counts are scaled (None: all of these images).
         """
 

@@ -30,11 +30,7 @@ class Adapter(Quantizer):
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Quantize vectors (1, N, D).
-
-        Returns:
-            Quantized vectors (1, N, D), codes (1, N, L), and the library's losses, which are means over the values.
-        """
+        """Return quantized vectors (1, N, D), codes (1, N, L), and the losses, which are means over the values."""
 
     @abstractmethod
     def _look_up(self, codes: Tensor) -> Tensor:

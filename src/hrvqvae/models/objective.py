@@ -33,8 +33,7 @@ class Learner(Protocol):
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
         """Compute a network's gradient of the sum of the losses, and return the terms, "loss" and "gradient_norm".
 
-        Raises:
-            NonFiniteError: A term or the gradient is NaN or infinite, on a CPU.
+        Raises NonFiniteError if a term or the gradient is NaN or infinite, on a CPU.
         """
 
     def update(self, *names: str) -> None:

@@ -41,8 +41,7 @@ def three_channels(images: Tensor) -> Tensor:
 class LPIPS(PerceptualDistance):
     """Weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018).
 
-    Raises:
-        InputError: VGG16's weights are not on this machine, or damaged.
+    Raises InputError if VGG16's weights are not on this machine, or damaged.
     """
 
     name, title = published.LPIPS.name, "LPIPS (VGG16)"
@@ -121,8 +120,7 @@ def _network() -> nn.Module:
 class EfficientNetDistance(PerceptualDistance):
     """Mean over five resolutions of the squared difference of features, normalized to length 1 at each position.
 
-    Raises:
-        InputError: The network is not installed.
+    Raises InputError if the network is not installed.
     """
 
     name, title = EFFICIENTNET, f"distance, {EFFICIENTNET} features"
@@ -164,11 +162,7 @@ _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
 def choose_perceptual(_: object = None) -> str:
-    """Return the name of the best distance whose network is on this machine; also the default of configurations.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the name of the best distance whose network is on this machine. Raises InputError if there is none."""
     if published.LPIPS.there:
         return LPIPS.name
     if installed():

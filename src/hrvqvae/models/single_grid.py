@@ -22,12 +22,8 @@ class SingleGridAutoencoder(Autoencoder):
         z -> quantizer -> codes, one tensor (B, H, W) per level
         codes of a prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
-    Images are padded by `padding` pixels per side and then, below and to the right, to a multiple of the stride.
-
-    Args:
-        config: of the model.
-        channels: C of the images.
-        quantizer: (default: the residual quantizer of a `SingleGridConfig`).
+    Images are padded by `padding` pixels per side and then, below and to the right, to a multiple of the stride. The
+    default quantizer is the residual one of a `SingleGridConfig`.
     """
 
     config: NetworkConfig
@@ -68,7 +64,6 @@ class SingleGridAutoencoder(Autoencoder):
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents (B, H, W, D).
 
         Args:
-            latents: sums of codewords.
             size: as for `decode`.
             levels: The level count of a prefix, () for all latents or (B,), one each (None: all levels).
         """

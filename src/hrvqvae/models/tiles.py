@@ -59,14 +59,7 @@ def _tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, 
 
 
 def encode(whole: Callable[[Tensor], Codes], images: Tensor, config: NetworkConfig, networks: nn.Module) -> Codes:
-    """Return the codes of images (B, C, Y, X).
-
-    Args:
-        whole: encodes images in one piece, and checks them.
-        images: uint8 or float32 in [0, 1].
-        config: of the model.
-        networks: on which the width of the halo depends.
-    """
+    """Return the codes of images (B, C, Y, X), of which `whole` encodes and checks pieces by these networks."""
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _WHOLE:
         return whole(images)
     grids = config.latent_grids(images.shape[-2], images.shape[-1])
@@ -84,17 +77,9 @@ def decode(
     whole: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, config: NetworkConfig,
     networks: nn.Module,
 ) -> Tensor:  # fmt: skip
-    """Return the images (B, C, Y, X) of codes.
+    """Return the images (B, C, Y, X) of codes, of which `whole` decodes and checks pieces by these networks.
 
-    Args:
-        whole: decodes codes in one piece to a size in pixels, and checks them.
-        codes: of a prefix of the levels.
-        size: Height and width in pixels (None: the largest).
-        config: of the model.
-        networks: on which the width of the halo depends.
-
-    Raises:
-        InputError: The size does not fit.
+    Raises InputError if the size in pixels (None: the largest) does not fit.
     """
     if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _WHOLE:
         return whole(codes, size)

@@ -97,10 +97,8 @@ def with_known_gradient(loss: Tensor, at: Tensor) -> Tensor:
 class AdversarialObjective(Objective):
     """One update of a VQGAN, then one of its discriminator, on the same batch (Esser et al. 2021, equations 5 to 7).
 
-    The discriminator begins after `adversarial_start` steps.
-
-    Raises:
-        InputError: The network of the perceptual loss is not on this machine.
+    The discriminator begins after `adversarial_start` steps. Raises InputError if the network of the perceptual loss is
+    not on this machine.
     """
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:

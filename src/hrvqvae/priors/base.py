@@ -89,7 +89,6 @@ class Prior(nn.Module, ABC):
     """The distribution of the codes of one or several consecutive levels of one grid, given coarser levels and class.
 
     Attributes:
-        config: of the network.
         levels: that it covers, coarse first.
     """
 
@@ -121,7 +120,6 @@ class Prior(nn.Module, ABC):
         Args:
             codes: (B, H, W) of each of its levels.
             coarser: codeword indices of the levels that are coarser than these.
-            label: (B,), or None without classes.
 
         Raises:
             InputError: The coarser levels or labels do not match `level`.

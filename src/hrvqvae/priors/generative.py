@@ -81,11 +81,8 @@ def sample_codes(
         priors: that cover the levels from the coarsest on, in order, on the CPU.
         codeword_indices: returns the codeword indices of codes (`Autoencoder.codeword_indices`).
         indices: of the samples; a sample is the same in every batch.
-        seed: of all draws.
         label: (B,) classes, None if the priors have none.
-        params: how codes are drawn.
         known: codes that are kept, of these levels and perhaps of finer ones.
-        sampler: draws the codes of a prior.
 
     Raises:
         InputError: A parameter or a label is out of range, or a label is missing.
@@ -147,14 +144,9 @@ def sample_images(
 
     Args:
         model: in evaluation mode.
-        priors: of the model.
         size: Height and width of the images in pixels.
-        count: Number of images.
-        seed: A sample depends on the seed and its index alone.
         class_name: Name or index of a class.
-        params: how codes are drawn.
         known: codes of one image that each sample keeps.
-        sampler: draws the codes of a prior.
 
     Raises:
         InputError: An unknown class, or a value out of range.

@@ -16,22 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrvqvae.priors import kernels
 from hrvqvae.priors.gpt import GPT
-from hrvqvae.priors.kernels import (
-    FAST,
-    FIRST,
-    NO_CODE,
-    PART,
-    Floats,
-    add_products,
-    add_rows,
-    attend,
-    copy_rows,
-    draw,
-    draw_workspace,
-    normalize,
-    stack,
-)
+from hrvqvae.priors.kernels import FAST, FIRST, NO_CODE, PART, Floats, add_products, draw_workspace, normalize, stack
 from hrvqvae.priors.sampling import SamplingParams, no_distribution
 from hrvqvae.utils.compiled import compiled, in_parts
 
@@ -58,7 +45,7 @@ def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inn
     norms, widens, widens_bias, narrows, narrows_bias = weights
     rows = len(features)
     normalize(features, norms[index], normed)
-    copy_rows(widens_bias[index], inner)
+    kernels.copy_rows(widens_bias[index], inner)
     add_products(normed, FIRST, widens[index], inner, FIRST)
     for r in range(rows):
         for c in range(inner.shape[1]):  # GELU, with a rational function for erf: a call of erf takes 13 times as long
@@ -69,7 +56,7 @@ def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inn
             for factor in _ERF_BOTTOM:
                 bottom = bottom * squared + factor
             inner[r, c] *= np.float32(0.5) * (np.float32(1.0) + x * top / bottom)
-    add_rows(narrows_bias[index], features)
+    kernels.add_rows(narrows_bias[index], features)
     add_products(inner, FIRST, narrows[index], features, FIRST)
 
 
@@ -84,11 +71,11 @@ def _apply_layers(
     rows = len(features)
     for layer in range(len(inputs)):
         normalize(features, norms[layer], normed)
-        copy_rows(inputs_bias[layer], projected)
+        kernels.copy_rows(inputs_bias[layer], projected)
         add_products(normed, FIRST, inputs[layer], projected, FIRST)
         for r in range(rows):
-            attend(projected, r, place, heads, keys[r, layer], values[r, layer], normed, scores)
-        add_rows(outputs_bias[layer], features)
+            kernels.attend(projected, r, place, heads, keys[r, layer], values[r, layer], normed, scores)
+        kernels.add_rows(outputs_bias[layer], features)
         add_products(normed, FIRST, outputs[layer], features, FIRST)
         _add_network(features, layer, networks, normed, wide)
     normalize(features, last_norm, features)
@@ -144,7 +131,7 @@ def _draw_images(
                     add_products(before, FIRST, before_weights[level], x, copy * images)
                 _add_network(x, level, head_networks, normed, half)
                 normalize(x, last_norms[level], normed)
-                copy_rows(symbols_bias[level], logits)
+                kernels.copy_rows(symbols_bias[level], logits)
                 add_products(normed, FIRST, symbols_weights[level], logits, FIRST)
             for index in range(images):
                 image = begin + index
@@ -155,7 +142,7 @@ def _draw_images(
                         for symbol in range(len(mixed)):
                             mixed[symbol] += mixing[copy] * logits[copy * images + index, symbol]
                     uniform = uniforms[image, level, row, column]
-                    code = draw(mixed, symbols, uniform, temperature, top_k, top_p, room)
+                    code = kernels.draw(mixed, symbols, uniform, temperature, top_k, top_p, room)
                     if code == NO_CODE:
                         return int(place * count + level)
                     codes[image, level, row, column] = code

@@ -19,20 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrvqvae.priors.kernels import (
-    FAST,
-    FIRST,
-    NO_CODE,
-    Floats,
-    add_products,
-    add_rows,
-    attend,
-    copy_rows,
-    draw,
-    draw_workspace,
-    normalize,
-    stack,
-)
+from hrvqvae.priors import kernels
+from hrvqvae.priors.kernels import FAST, FIRST, NO_CODE, Floats, add_products, draw_workspace, normalize, stack
 from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.priors.sampling import SamplingParams, no_distribution
 from hrvqvae.utils.compiled import compiled, in_parts
@@ -60,11 +48,9 @@ def _apply_blocks(
     Args:
         features: (1, C), the first layer's, which become the last one's.
         seen: index of the image among those that are seen.
-        above: (R, S, W, U) of the row, with biases, and
-        conditions: (S, W, R * 2C), likewise; both from `_rows`.
-        kept: what the convolutions took in, as in `_rows`; keys and values (A, S, C, H * W).
+        above: (R, S, W, U) of the row, as conditions (S, W, R * 2C) from `_rows`.
+        kept: the inputs of the convolutions, as in `_rows`; keys and values (A, S, C, H * W).
         weights: as `_weights` returns them.
-        work: arrays as in `_draw_row`, overwritten.
     """
     lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
     taken, keys, values = kept
@@ -91,10 +77,10 @@ def _apply_blocks(
         layer = after[block]
         if layer >= 0:
             normalize(features, norms[layer], attended)
-            copy_rows(inputs_bias[layer], projected)
+            kernels.copy_rows(inputs_bias[layer], projected)
             add_products(attended, FIRST, inputs[layer], projected, FIRST)
-            attend(projected, FIRST, place, heads, keys[layer, seen], values[layer, seen], attended, scores)
-            add_rows(outputs_bias[layer], features)
+            kernels.attend(projected, FIRST, place, heads, keys[layer, seen], values[layer, seen], attended, scores)
+            kernels.add_rows(outputs_bias[layer], features)
             add_products(attended, FIRST, outputs[layer], features, FIRST)
 
 
@@ -128,7 +114,6 @@ def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floa
     """Yield base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C) of each row, with biases.
 
     Args:
-        prior: of the weights.
         base: (S, C, H, W), what does not depend on the codes.
         taken: (R, S, H + q, W + 2q, C), the inputs of the blocks' convolutions up to the row, inside zeros.
     """
@@ -187,12 +172,12 @@ def _draw_row(
                     for c in range(features.shape[1]):
                         value = features[0, c]
                         features[0, c] = value if value > 0 else np.expm1(value)
-                    copy_rows(head_bias, logits)
+                    kernels.copy_rows(head_bias, logits)
                     add_products(features, FIRST, head, logits, FIRST)
                     for symbol in range(len(mixed)):
                         mixed[symbol] += mixing[copy] * logits[0, symbol]
             if not known[image, row, x]:
-                code = draw(mixed, len(mixed), uniforms[image, row, x], temperature, top_k, top_p, room)
+                code = kernels.draw(mixed, len(mixed), uniforms[image, row, x], temperature, top_k, top_p, room)
                 if code == NO_CODE:
                     return x
                 codes[image, row, x] = code

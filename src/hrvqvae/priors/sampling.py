@@ -115,7 +115,6 @@ def sample_plain(
         label: (K * B,) or None, and
         mixing: (K,), as `guided` returns them.
         uniforms: (B, H, W) float64 in [0, 1) of each level, one per draw.
-        params: how codes are drawn.
 
     Raises:
         NonFiniteError: A logit is NaN or infinite; the message names the position.
