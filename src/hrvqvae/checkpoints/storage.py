@@ -126,12 +126,12 @@ def compacted(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Ten
     """What the file holds; `matrices` says whether matrices become int8."""
     found = dict[str, Tensor]()
     for name, tensor in weights.items():
-        if matrices and tensor.is_floating_point() and tensor.ndim > 1:
+        if name.endswith(".total") and name.removesuffix("total") + "count" in weights:
+            found[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
+        elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
             scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
             found[name] = (tensor.float() / _by_row(scale, tensor)).round().to(torch.int8)
             found[name + _SCALE] = scale
-        elif name.endswith(".total") and name.removesuffix("total") + "count" in weights:
-            found[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         else:
             half = tensor.half() if tensor.is_floating_point() else tensor
             found[name] = half if half.isfinite().all() else tensor
@@ -144,11 +144,10 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in stored.items():
         if name + _SCALE in stored:
             found[name] = tensor * _by_row(stored[name + _SCALE], tensor)
-        elif name.endswith(_PRODUCT):
-            codewords, count = (stored[name.removesuffix(f"total{_PRODUCT}") + one] for one in ("codewords", "count"))
-            found[name.removesuffix(_PRODUCT)] = codewords.float() * count.float()[..., None]
-        elif not name.endswith(_SCALE):
+        elif not name.endswith((_SCALE, _PRODUCT)):
             found[name] = tensor
+    for name in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
+        found[f"{name}total"] = found[f"{name}codewords"].float() * found[f"{name}count"].float()[..., None]
     return found
 
 

@@ -10,12 +10,16 @@ from hrvqvae.utils.progress import waiting
 
 
 def _export(arguments: Arguments) -> int:
-    kind = "onnx" if arguments.onnx else "exported"
+    kind = "onnx" if arguments.onnx else "web" if arguments.web else "exported"
     out = arguments.out or Path(f"{Path(arguments.run).name.removesuffix('.safetensors')}-{kind}")
     checked = None
-    if not arguments.onnx:
-        if arguments.beam is not None:
-            raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")
+    if arguments.beam is not None and not arguments.onnx:
+        raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")
+    if arguments.web:
+        from hrvqvae.export.web import export_web
+
+        files = export_web(arguments.run, out)
+    elif not arguments.onnx:
         from hrvqvae.checkpoints.export import export
 
         files = export(arguments.run, out, license=arguments.license, compact=arguments.compact)
@@ -72,14 +76,16 @@ def add(commands: Group) -> None:
     license = option(
         "--license", metavar="ID", help="license in the model card, as the hub spells it, such as mit or cc-by-4.0"
     )
-    about = "write the model of a run and its priors as a small folder, or as ONNX graphs"
-    where = folder("RUN-exported or RUN-onnx")
+    about = "write the model of a run and its priors as a small folder, as ONNX graphs, or for a page"
+    where = folder("RUN-exported, RUN-onnx or RUN-web")
     export = command(commands, "export", about, _export, "run", where, license, "--beam")
     forms = export.add_mutually_exclusive_group()
     what = "half precision for the autoencoder, 8 bits for all else; a few codes and samples differ"
     forms.add_argument("--compact", action="store_true", help=what)
     what = "write encoder and decoder as ONNX graphs, checked against the model"
     forms.add_argument("--onnx", action="store_true", help=what)
+    what = "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)"
+    forms.add_argument("--web", action="store_true", help=what)
 
     actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
     name = option("name", metavar="USER/NAME", help="repository of the hub")

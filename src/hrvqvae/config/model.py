@@ -181,10 +181,14 @@ class SingleGridConfig(CodebookConfig):
     """One encoder, one latent grid, residual quantization, one decoder (docs/method.md, Table 6).
 
     As it stands it is HR-VQVAE's; with one level it is VQVAE's, without links RQ-VAE's.
+
+    Attributes:
+        train_prefixes: train the decoder on all prefixes of the levels, so that it needs no progressive decoder.
     """
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
+    train_prefixes: bool = False
 
     @property
     def num_symbols(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from hrvqvae.models import tiles
 from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
+from hrvqvae.quantize.functional import straight_through
 
 
 class SingleGridAutoencoder(Autoencoder):
@@ -75,9 +76,18 @@ class SingleGridAutoencoder(Autoencoder):
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize and decode; the loss is the paper's (docs/method.md) per pixel value of the batch."""
         unit = unit_images(images, self.channels, training=self.training)
-        quantized: Quantized = self.quantizer(self.latents(unit))
-        output = self.pixels(quantized.latents, (unit.shape[-2], unit.shape[-1]))
-        losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
+        latents = self.latents(unit)
+        quantized: Quantized = self.quantizer(latents)
+        decoded, count = quantized.latents, len(self.prefixes)
+        by_prefix = self.training and getattr(self.config, "train_prefixes", False) and len(unit) >= count
+        if by_prefix:  # image i is decoded from prefix i modulo their number
+            image = torch.arange(len(unit), device=unit.device)
+            prefix = image % count
+            decoded = straight_through(latents, self.prefix_latents(quantized.codes)[prefix, image])
+        output = self.pixels(decoded, (unit.shape[-2], unit.shape[-1]))
+        errors = (output - (unit * 2 - 1)).square()
+        error = relative_error(errors.mean((1, 2, 3)), prefix, count) if by_prefix else errors.mean()
+        losses = {"reconstruction": error}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
 
@@ -139,3 +149,18 @@ class SingleGridAutoencoder(Autoencoder):
         if self.progressive_decoder is not None:
             self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # it goes where the model goes
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def relative_error(errors: Tensor, prefix: Tensor, count: int) -> Tensor:
+    """Return the mean error of the longest prefix, with a gradient in which all prefixes weigh alike.
+
+    Each prefix's error is divided by its own value: the gradient is that of the mean logarithm of the errors.
+
+    Args:
+        errors: (B,) of each image.
+        prefix: (B,) index of the prefix that each image was decoded from; each is there.
+        count: number of prefixes.
+    """
+    sums = errors.new_zeros(count).index_add(0, prefix, errors)
+    sizes = torch.bincount(prefix, minlength=count)
+    return (sums / sums.detach().clamp(min=1e-12)).mean() * (sums[-1] / sizes[-1]).detach()

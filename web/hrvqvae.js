@@ -1,0 +1,220 @@
+// A picture in 24 to 240 bytes, decoded and encoded in the page (docs/web.md).
+//
+//     import { decode, encode, load } from "./hrvqvae.js";
+//     const model = await load("thumb.hrvw");
+//     const bytes = encode(imageData, model, { bytes: 100 });
+//     context.putImageData(decode(bytes, model), 0, 0);
+
+import { ascii, crc32, crc8, inflate, Refused, refuseUnless, uint32, utf8 } from "./bytes.js";
+import { readImage, writeImage } from "./files.js";
+import { buildDecoder, buildEncoder, buildRefiner, Codebooks } from "./network.js";
+import { readTables } from "./tables.js";
+
+export { Refused };
+
+const MAX_BUNDLE = 2 ** 26; // bytes of weights
+const KINDS = { i1: Int8Array, f4: Float32Array };
+
+/** Loads a bundle, which `hrvqvae export --web` writes, from its address. */
+export async function load(address) {
+  const answer = await fetch(address);
+  refuseUnless(answer.ok, `${address}: ${answer.status} ${answer.statusText}`);
+  return readBundle(new Uint8Array(await answer.arrayBuffer()));
+}
+
+/** Reads a bundle: the model that `decode` and `encode` take. Rejects with Refused what is damaged or no bundle. */
+export async function readBundle(bytes) {
+  refuseUnless(bytes.length >= 12 && ascii(bytes, 0, 8) === "HRVQWEB1", "not a bundle of this version");
+  const end = 12 + uint32(bytes, 8);
+  refuseUnless(end <= bytes.length, "the bundle is cut short");
+  let header;
+  try {
+    header = JSON.parse(utf8(bytes.subarray(12, end)));
+  } catch (error) {
+    throw new Refused(`the bundle's header is damaged: ${error.message}`);
+  }
+  const body = await inflate(bytes.subarray(end), MAX_BUNDLE, "the bundle's body");
+  refuseUnless(uint32(body, body.length - 4) === crc32(bytes.subarray(12, end)), "the bundle's header is damaged");
+  let at = 0;
+  const take = (length) => body.slice(at, (at += length));
+  const tables = await readTables(take(header.tables), header.fingerprint);
+  const stored = {};
+  for (const [name, kind, shape] of header.arrays) {
+    const size = shape.reduce((product, side) => product * side, 1);
+    stored[name] = { shape, data: new KINDS[kind](take(size * KINDS[kind].BYTES_PER_ELEMENT).buffer) };
+  }
+  refuseUnless(at + 4 === body.length, "the bundle's arrays are not as long as its body");
+  return buildModel(header, tables, restore(stored));
+}
+
+/** Weights in floats, of arrays in 8 bits times NAME:scale of each row. */
+function restore(stored) {
+  const weights = {};
+  for (const [name, { shape, data }] of Object.entries(stored)) {
+    if (name.endsWith(":scale")) continue;
+    const scale = stored[`${name}:scale`]?.data ?? [1];
+    const row = data.length / scale.length;
+    const whole = scale.length === 1 && !stored[`${name}:scale`];
+    weights[name] = { shape, data: whole ? data : Float32Array.from(data, (v, i) => v * scale[Math.floor(i / row)]) };
+  }
+  return weights;
+}
+
+function buildModel({ name, config, progressive }, tables, weights) {
+  const { model } = config;
+  const { channels } = config.data;
+  const blocks = progressive && config.progressive.network.residual_blocks;
+  return {
+    name, channels, model, tables,
+    codebooks: new Codebooks(weights, model.quantizer),
+    encoder: buildEncoder(weights, "encoder", model),
+    decoder: buildDecoder(weights, "decoder", model),
+    refiner: blocks ? buildRefiner(weights, "progressive.refiner", blocks) : null,
+    prefixDecoder: blocks ? buildDecoder(weights, "progressive.decoder", model) : null,
+  };
+}
+
+/** An ImageData, also where there is none (node). */
+function makeImage(width, height, data) {
+  return typeof ImageData === "undefined" ? { width, height, data } : new ImageData(data, width, height);
+}
+
+/**
+ * Decodes a .hrv, or the beginning of one, with or without transparency.
+ *
+ * Throws Refused where no level is whole, or the file is damaged or of another model. What comes after the whole levels
+ * is passed over, so that a file can be drawn while it arrives; with `strict` a fault there is refused too.
+ */
+export function decode(bytes, model, { strict = false, levels = Infinity } = {}) {
+  const { alpha, at } = readAlpha(bytes);
+  const file = readImage(bytes.subarray(at), model.tables);
+  refuseUnless(!strict || !file.fault, file.fault);
+  const { height, width } = file;
+  const codes = file.levels.slice(0, levels);
+  const pixels = decodeCodes(codes, file.grids[0], model);
+  const { padding } = model.model;
+  const data = new Uint8ClampedArray(4 * width * height);
+  const visible = alpha && enlarge(alpha, width, height);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const [from, to] = [((y + padding) * pixels.width + x + padding) * pixels.channels, y * width + x];
+      for (let c = 0; c < 3; c++) data[4 * to + c] = 127.5 * (pixels.data[from + (c % pixels.channels)] + 1);
+      data[4 * to + 3] = visible ? visible[to] : 255;
+    }
+  }
+  return makeImage(width, height, data);
+}
+
+/** Pixels in [-1, 1], with the padding, of codes on that grid. */
+function decodeCodes(codes, grid, { codebooks, decoder, prefixDecoder, refiner }) {
+  const latents = codebooks.lookup(codes, grid);
+  if (!refiner || codes.length === codebooks.levels) return decoder(latents);
+  return prefixDecoder(refiner(latents, codes.length - 1));
+}
+
+/** Codes of an ImageData, an Int32Array for each level. */
+function encodeCodes({ width, height, data }, { codebooks, encoder, channels, model }) {
+  const { padding, stride } = model;
+  const [rows, columns] = [height, width].map((side) => stride * Math.ceil((side + 2 * padding) / stride));
+  const pixels = new Float32Array(rows * columns * channels);
+  const inside = (place, side) => Math.min(Math.max(place - padding, 0), side - 1); // the border is repeated
+  for (let y = 0; y < rows; y++) {
+    for (let x = 0; x < columns; x++) {
+      const [from, to] = [4 * (inside(y, height) * width + inside(x, width)), channels * (y * columns + x)];
+      const grey = 0.299 * data[from] + 0.587 * data[from + 1] + 0.114 * data[from + 2];
+      for (let c = 0; c < channels; c++) pixels[to + c] = (channels === 1 ? grey : data[from + c]) / 127.5 - 1;
+    }
+  }
+  return codebooks.search(encoder({ height: rows, width: columns, channels, data: pixels }));
+}
+
+/**
+ * Encodes an ImageData.
+ *
+ * `bytes`: the most levels that fit into so many bytes, at least one. `levels`: so many levels. Transparency is kept on a
+ * coarse grid, where there is any.
+ */
+export function encode(image, model, { bytes = Infinity, levels = Infinity } = {}) {
+  const alpha = shrinkAlpha(image);
+  const head = alpha ? writeAlpha(alpha) : [];
+  const codes = encodeCodes(alpha ? withoutHoles(image) : image, model).slice(0, levels);
+  const file = writeImage(model.tables, image.height, image.width, codes);
+  const ends = readImage(file, model.tables).ends.filter((end, i) => i === 0 || head.length + end <= bytes);
+  return Uint8Array.from([...head, ...file.subarray(0, ends[ends.length - 1])]);
+}
+
+/** Where each level ends: bytes.subarray(0, ends[l]) is a file of the first l + 1 levels. */
+export function levelEnds(bytes, model) {
+  const { at } = readAlpha(bytes);
+  return readImage(bytes.subarray(at), model.tables).ends.map((end) => at + end);
+}
+
+// Transparency: a byte 0xDC, rows - 1 and columns - 1 of a grid in one byte, runs (value * 16 + length - 1) of its values
+// from 0 to 15, a check byte (the CRC-8 of what is before it), and then a whole .hrv.
+
+const ALPHA = 0xdc;
+const SPACING = 4; // pixels of the usual grid, which has 16 rows and columns at most
+
+/** { alpha, at }: the grid of transparency, if there is one, and where the .hrv begins. */
+function readAlpha(bytes) {
+  if (bytes[0] !== ALPHA) return { alpha: null, at: 0 };
+  const [height, width] = [(bytes[1] >> 4) + 1, (bytes[1] & 15) + 1];
+  const data = [];
+  let at = 2;
+  while (data.length < height * width) {
+    refuseUnless(at < bytes.length, "the transparency is cut short");
+    for (let i = bytes[at] & 15; i >= 0; i--) data.push(bytes[at] >> 4);
+    at++;
+  }
+  const whole = data.length === height * width && at < bytes.length && crc8(0xff, bytes, 0, at + 1) === 0;
+  refuseUnless(whole, "the transparency is damaged");
+  return { alpha: { height, width, data }, at: at + 1 };
+}
+
+function writeAlpha({ height, width, data }) {
+  const bytes = [ALPHA, (height - 1) * 16 + width - 1];
+  for (let at = 0; at < data.length; ) {
+    let length = 1;
+    while (length < 16 && data[at + length] === data[at]) length++;
+    bytes.push(data[at] * 16 + length - 1);
+    at += length;
+  }
+  bytes.push(crc8(0xff, bytes, 0, bytes.length));
+  return bytes;
+}
+
+/** The means of the transparency on a coarse grid in 16 steps; null where nothing is transparent. */
+function shrinkAlpha({ width, height, data }) {
+  if (data.every((value, i) => i % 4 < 3 || value === 255)) return null;
+  const [rows, columns] = [height, width].map((side) => Math.min(16, Math.ceil(side / SPACING)));
+  const [sums, counts] = [new Float64Array(rows * columns), new Float64Array(rows * columns)];
+  for (let i = 0; i < width * height; i++) {
+    const cell = Math.floor((Math.floor(i / width) * rows) / height) * columns + Math.floor(((i % width) * columns) / width);
+    sums[cell] += data[4 * i + 3];
+    counts[cell]++;
+  }
+  return { height: rows, width: columns, data: Array.from(sums, (sum, i) => Math.round(sum / counts[i] / 17)) };
+}
+
+/** Transparency 0 to 255 of every pixel, linear between the cells' centres. */
+function enlarge(alpha, width, height) {
+  const place = (i, side, cells) => Math.min(Math.max(((i + 0.5) * cells) / side - 0.5, 0), cells - 1);
+  const value = (y, x) => alpha.data[Math.min(y, alpha.height - 1) * alpha.width + Math.min(x, alpha.width - 1)];
+  return Uint8ClampedArray.from({ length: width * height }, (_, i) => {
+    const [y, x] = [place(Math.floor(i / width), height, alpha.height), place(i % width, width, alpha.width)];
+    const [row, column] = [Math.floor(y), Math.floor(x)];
+    const at = (r) => value(r, column) * (column + 1 - x) + value(r, column + 1) * (x - column);
+    return 17 * (at(row) * (row + 1 - y) + at(row + 1) * (y - row));
+  });
+}
+
+/** The image with the mean visible colour shining through where it is transparent, which costs the fewest bytes. */
+function withoutHoles({ width, height, data }) {
+  const mean = [0, 0, 0, 1e-9];
+  for (let i = 0; i < data.length; i++) mean[i % 4] += i % 4 < 3 ? data[i] * data[i - (i % 4) + 3] : data[i];
+  const filled = data.map((value, i) => {
+    const visible = data[i - (i % 4) + 3] / 255;
+    return i % 4 < 3 ? value * visible + (mean[i % 4] / mean[3]) * (1 - visible) : 255;
+  });
+  return { width, height, data: filled };
+}
