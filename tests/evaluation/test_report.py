@@ -75,7 +75,9 @@ def test_damaged_priors_are_not_passed_over(run: Path, tmp_path: Path) -> None:
 
 def test_the_classifier_learns(mnist_root: Path) -> None:
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
+    drawn = torch.get_rng_state()
     first, again = (train_classifier(data, epochs=50) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), drawn), "the caller's generator is as before"
     assert first.accuracy > 0.25, "of 10 classes; each two share a bar, so half is the best there is"
     assert first.accuracy == again.accuracy
 

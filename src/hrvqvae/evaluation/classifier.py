@@ -205,6 +205,7 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
         raise DamagedFileError(f"{path} is no classifier of {config.dataset}; delete it to train one") from error
 
 
+@torch.random.fork_rng(devices=())
 def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 1) -> TrainedClassifier:
     """Train the classifier of a data set on the training split, and measure it on the test split.
 
@@ -218,10 +219,8 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
     recipe = recipe_of(config) or SMALL
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        classifier = recipe.network(config.channels, len(images.classes))
-    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(seed)
+    classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
     note(f"training the classifier of {config.dataset}: {steps:,} steps")
     optimizer = torch.optim.AdamW(
