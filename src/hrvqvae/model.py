@@ -21,7 +21,7 @@ from hrvqvae.compression.archive import is_archive, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
-from hrvqvae.models.base import Autoencoder, framed, unit_images
+from hrvqvae.models.base import Autoencoder, pad_to_grid, unit_images
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KnownCodes, Sampled, Sampler, kept_parts, sample_cached, sample_images
 from hrvqvae.priors.sampling import SamplingParams
@@ -248,10 +248,10 @@ class Model:
                 raise InputError(f"the {what} has {one.shape[-2]}x{one.shape[-1]} pixels; this model completes {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
-        if isinstance(keep, Tensor):  # as the image is framed before it is encoded
+        if isinstance(keep, Tensor):  # as the image is padded before it is encoded
             where = self.config.model.geometry
             height, width = (where.unit * side for side in min(grids))
-            keep = framed(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
+            keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
         return KnownCodes(codes, kept_parts(keep, grids))
 
     def complete(

@@ -10,7 +10,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.models.build import build_progressive_decoder, several_levels
+from hrvqvae.models.build import build_progressive_decoder, require_several_levels
 from tests.trained_run import tiny_run_with_priors
 
 
@@ -27,7 +27,7 @@ def whole(mnist_root: Path, tmp_path: Path) -> Path:
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
     trained = Run(run)
     model, config = trained.load()
-    weights = build_progressive_decoder(several_levels(model, config), config).state_dict()
+    weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
     weights = {name: tensor + 0.05 * torch.ones_like(tensor) for name, tensor in weights.items()}
     progressive_folder(run).path.mkdir()
     save_model(progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=trained.digest)

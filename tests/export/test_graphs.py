@@ -21,7 +21,7 @@ from hrvqvae.config.parsing import from_dict
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.build import build, build_progressive_decoder, several_levels
+from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.quantize import Codes
 from tests.conftest import refused
 from tests.trained_run import tiny_systems
@@ -49,7 +49,7 @@ def saved(system: str, folder: Path) -> Path:
     model, run = model_of(config), RunFolder(folder / system)
     save_model(run.model, config, model.state_dict(), 0)
     if system == "treevq":
-        weights = build_progressive_decoder(several_levels(model, config), config).state_dict()
+        weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
         weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
         progressive_folder(run.path).path.mkdir()
         file = progressive_folder(run.path).model

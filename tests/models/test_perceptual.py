@@ -67,7 +67,7 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
     gradients, features = [], []
     for fast in (False, True):
         if fast:
-            distance.network = perceptual.fast_form(network)
+            distance.network = perceptual.make_fast(network)
         images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
         seen = distance.features(images)
         sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()

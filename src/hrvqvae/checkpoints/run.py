@@ -32,7 +32,7 @@ from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict, from_file
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
-from hrvqvae.models.build import build, build_progressive_decoder, several_levels
+from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
@@ -152,9 +152,11 @@ class Run:
                 config = replace(config, progressive=config_of(about, decoder.file).progressive)
 
                 def make() -> ProgressiveDecoder:
-                    return build_progressive_decoder(several_levels(build(config), config), config)
+                    return build_progressive_decoder(require_several_levels(build(config), config), config)
 
-                several_levels(model, config).use_progressive_decoder(_build_filled(make, weights, decoder.file))
+                require_several_levels(model, config).use_progressive_decoder(
+                    _build_filled(make, weights, decoder.file)
+                )
         return model.to(resolve_device(device)), config
 
     # The artifacts

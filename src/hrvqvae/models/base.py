@@ -64,16 +64,16 @@ def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Ten
     return images.float()
 
 
-def framed(images: Tensor, padding: int, height: int, width: int) -> Tensor:
+def pad_to_grid(images: Tensor, padding: int, height: int, width: int) -> Tensor:
     """Pad images (B, C, Y, X) in [0, 1] to (B, C, height, width) in [-1, 1], `padding` pixels above and to the left.
 
-    The border pixels are repeated. `cropped` removes the padding, which is not part of the loss.
+    The border pixels are repeated. `crop_padding` removes the padding, which is not part of the loss.
     """
     below, right = height - images.shape[-2] - padding, width - images.shape[-1] - padding
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
-def fitting(size: Grid | None, height: int, width: int, padding: int) -> Grid:
+def fit_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
     """Return the size of a decoded image without padding; a size of None is the largest that fits.
 
     Raises:
@@ -86,9 +86,9 @@ def fitting(size: Grid | None, height: int, width: int, padding: int) -> Grid:
     return height, width
 
 
-def cropped(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """Return a decoder's output without the padding, float32, not clamped; size as in `fitting`."""
-    height, width = fitting(size, decoded.shape[-2], decoded.shape[-1], padding)
+def crop_padding(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
+    """Return a decoder's output without the padding, float32, not clamped; size as in `fit_size`."""
+    height, width = fit_size(size, decoded.shape[-2], decoded.shape[-1], padding)
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
 
@@ -148,7 +148,7 @@ class Autoencoder(nn.Module, ABC):
             IndexError: The level count is none of `prefixes`.
         """
         decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
-        return chosen_prefix(decoded, self.prefixes, levels)
+        return select_prefix(decoded, self.prefixes, levels)
 
     def codeword_indices(self, codes: Codes) -> Codes:
         """Return the index of each code's codeword in its level, in the same shapes."""
@@ -169,7 +169,7 @@ class Autoencoder(nn.Module, ABC):
         """Renumber codewords where that makes codes easier to predict; the vectors that codes stand for stay."""
 
 
-def chosen_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
+def select_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
     """Return the entry of values (P, ...), one per prefix, for a level count ().
 
     Raises IndexError if the level count is none of the prefixes; a graph's runtime raises its own error.

@@ -33,7 +33,7 @@ def build_objective(model: Autoencoder, config: Config, place: Place) -> Objecti
     return cast(Objective, imported(system_of(config).objective)(model, config, place))
 
 
-def several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
+def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
     """Return the model. Raises InputError if it has not several levels on one grid, as a progressive decoder needs."""
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
         title = system_of(config).title

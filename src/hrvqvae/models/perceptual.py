@@ -70,7 +70,7 @@ class _EveryOther(nn.Module):
         return seen[:, :, ::2, ::2]
 
 
-def fast_form(network: Any) -> nn.Module:
+def make_fast(network: Any) -> nn.Module:
     """Change a network in place so that it computes the same in a third of the time, but cannot be trained.
 
     Each normalization is folded into the convolution before it, and a depthwise convolution of stride 2 becomes every
@@ -114,7 +114,7 @@ def _network() -> nn.Module:
     except Exception as error:  # what torch raises of a damaged file is of many kinds
         reason = " ".join(str(error).split())[:120]
         raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
-    return fast_form(network.eval())
+    return make_fast(network.eval())
 
 
 class EfficientNetDistance(PerceptualDistance):

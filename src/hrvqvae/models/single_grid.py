@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, chosen_prefix, cropped, framed, unit_images
+from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, select_prefix, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
 from hrvqvae.quantize.functional import straight_through
@@ -54,7 +54,7 @@ class SingleGridAutoencoder(Autoencoder):
         """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""
         rows, columns = self.config.latent_grids(*images.shape[-2:])[0]
         stride = self.config.stride
-        features: Tensor = self.encoder(framed(images, self.config.padding, rows * stride, columns * stride))
+        features: Tensor = self.encoder(pad_to_grid(images, self.config.padding, rows * stride, columns * stride))
         return features.permute(0, 2, 3, 1).float()
 
     def prefix_latents(self, codes: Codes) -> Tensor:
@@ -71,7 +71,7 @@ class SingleGridAutoencoder(Autoencoder):
         features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
         whole = levels is None or progressive is None
         decoded = self.decoder(features) if whole else progressive(features, levels - 1)  # type: ignore
-        return cropped(decoded, self.config.padding, size)
+        return crop_padding(decoded, self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize and decode; the loss is the paper's (docs/method.md) per pixel value of the batch."""
@@ -110,14 +110,14 @@ class SingleGridAutoencoder(Autoencoder):
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Decode only the prefix that is asked for."""
-        latents = chosen_prefix(self.prefix_latents(codes), self.prefixes, levels)
+        latents = select_prefix(self.prefix_latents(codes), self.prefixes, levels)
         whole, progressive = levels == self.prefixes[-1], self.progressive_decoder
         if progressive is not None and torch.compiler.is_compiling():
             decoded = torch.cond(
                 whole, lambda z, _: self.decoder(z), lambda z, n: progressive(z, n - 1),
                 (latents.permute(0, 3, 1, 2), levels),
             )  # fmt: skip
-            output = cropped(decoded, self.config.padding, None)  # a branch of a graph gives no part of a tensor
+            output = crop_padding(decoded, self.config.padding, None)  # a branch of a graph gives no part of a tensor
         else:
             output = self.pixels(latents, None, None if progressive is None or whole else levels)
         return ((output + 1) / 2).clamp(0, 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid, NetworkConfig
-from hrvqvae.models.base import fitting
+from hrvqvae.models.base import fit_size
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.progress import tracked
 
@@ -86,7 +86,7 @@ def decode(
     grid = (codes[0].shape[1], codes[0].shape[2])
     times = [code.shape[1] // grid[0] for code in codes]
     stride = config.stride * times[-1]
-    size = fitting(size, grid[0] * stride, grid[1] * stride, config.padding)
+    size = fit_size(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
     for core, around, inside in _tiles(grid, stride, networks, config, "decode"):
         tile_codes = tuple(code[pixels(around, n)] for code, n in zip(codes, times, strict=True))

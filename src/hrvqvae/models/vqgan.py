@@ -85,7 +85,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return weight.clamp(max=1e4).detach()
 
 
-def with_known_gradient(loss: Tensor, at: Tensor) -> Tensor:
+def fix_gradient(loss: Tensor, at: Tensor) -> Tensor:
     """Return a scalar loss with its gradient with respect to `at` computed now, and with no other gradient.
 
     The adaptive weight and the update both differentiate the loss; so the network between runs backward once.
@@ -122,7 +122,7 @@ class AdversarialObjective(Objective):
         if self.distance is not None:
             with learner.autocast():
                 distance = self.distance(real, fake).float()
-            perceptual = with_known_gradient(self.settings.perceptual_weight * distance, fake)
+            perceptual = fix_gradient(self.settings.perceptual_weight * distance, fake)
             losses[f"perceptual ({self.distance.name})"] = perceptual
             seen = seen + perceptual
         if learner.step < self.settings.adversarial_start:
@@ -132,7 +132,7 @@ class AdversarialObjective(Objective):
         with learner.autocast():
             adversarial = -self.discriminator(fake * 2 - 1).mean().float()
             judged = hinge_loss(self.discriminator(real * 2 - 1), self.discriminator(fake.detach() * 2 - 1)).float()
-        adversarial = with_known_gradient(adversarial, fake)
+        adversarial = fix_gradient(adversarial, fake)
         weight = adaptive_weight(seen, adversarial, cast(nn.ConvTranspose2d, self.model.decoder[-1]).weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)

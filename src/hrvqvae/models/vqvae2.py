@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, cropped, framed, unit_images
+from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
@@ -56,7 +56,7 @@ class VQVAE2(Autoencoder):
         """
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
-        features = [framed(images, self.config.padding, rows * stride, columns * stride)]
+        features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
             features.append(encoder(features[-1]))
         for level, (quantizer, seen) in enumerate(zip(self._quantizers, features[:0:-1], strict=True)):
@@ -71,7 +71,7 @@ class VQVAE2(Autoencoder):
     def _pixels(self, quantized: list[Tensor], size: Grid | None) -> Tensor:
         """Return images (B, C, Y, X) in [-1, 1], not clamped, from the codewords of every grid."""
         raised = [up(codewords.permute(0, 3, 1, 2)) for up, codewords in zip(self.upsamplings, quantized, strict=True)]
-        return cropped(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
+        return crop_padding(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize and decode; the losses of each grid are per pixel value of the batch."""

@@ -20,7 +20,7 @@ from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder, unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
-from hrvqvae.models.build import build_progressive_decoder, several_levels
+from hrvqvae.models.build import build_progressive_decoder, require_several_levels
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, fill
@@ -43,7 +43,7 @@ class ProgressiveTask(ImageTask):
         run = Run(path)
         model, stored = run.load(progressive=False)
         self.autoencoder = run.digest
-        self.model, self.part_of = several_levels(model, stored), Path(path)
+        self.model, self.part_of = require_several_levels(model, stored), Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
         super().__init__(progressive_folder(path), config, training)
 
