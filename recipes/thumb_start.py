@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from hrvqvae.checkpoints.loading import save_model
+from hrvqvae.checkpoints.run import save_model
 from hrvqvae.config import to_dict
 from hrvqvae.config.presets import get
 from hrvqvae.config.schema import replaced

@@ -376,7 +376,7 @@ class EntropyModelArtifact(Artifact):
 
     def fit(
         self, root: str | None = None, effort: float = 1.0, shifts: int = 0, device: torch.device | None = None,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print, small: bool = False,
     ) -> Path:  # fmt: skip
         """Fit the entropy model to the codes of the training split, write it beside the weights, and return its file.
 
@@ -388,6 +388,7 @@ class EntropyModelArtifact(Artifact):
             effort: How long to learn, in multiples of the usual time.
             shifts: Number of copies of the images, each shifted by some pixels, to learn from as well.
             say: Takes the bits per code of each level on held-out images.
+            small: Keep the file to a few kilobytes per level, for a page.
 
         Raises:
             InputError: The run or its data is missing, another process fits it, the weights were replaced meanwhile, or
@@ -407,7 +408,7 @@ class EntropyModelArtifact(Artifact):
                     maps.append(extract(model, config, "train", device, move=move))
             levels = [np.concatenate(copies) for copies in zip(*(copy.levels for copy in maps), strict=True)]
             bare = EntropyModel(config.name, self.run.weights_digest, config.model.geometry, config.model.num_symbols)
-            content = fit(bare, levels, effort, say, len(maps)).content
+            content = fit(bare, levels, effort, say, len(maps), small).content
             if Run(self.run.name).weights_digest != bare.model:
                 raise InputError(f"{self.run.path} was replaced while its entropy model was fitted; fit it again")
             if not self._is_fitted(say):

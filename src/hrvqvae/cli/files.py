@@ -126,7 +126,9 @@ def _fit_entropy_model(arguments: Arguments) -> int:
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
     device = resolve_device(arguments.device)
-    path = Run(arguments.model).entropy_model.fit(arguments.data, arguments.effort, arguments.shifts, device)
+    entropy_model = Run(arguments.model).entropy_model
+    how = (arguments.data, arguments.effort, arguments.shifts, device)
+    path = entropy_model.fit(*how, small=arguments.small)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
@@ -206,7 +208,10 @@ def add(commands: Group) -> None:
     shifts = option(
         "--shifts", type=whole(0), default=0, metavar="N", help="learn from N shifted copies of the images too"
     )
-    command(commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, shifts, "--device")
+    small = flag("--small", "keep it to a few kilobytes per level, for a page (docs/web.md)")
+    command(
+        commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, shifts, small, "--device"
+    )
 
     source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
     command(

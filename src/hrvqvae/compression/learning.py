@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
 from hrvqvae.compression.kernels import fill_maps, find_rows, find_set, put
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import FRAME, STEPS, Contexts, EntropyNetwork, usual_contexts
+from hrvqvae.compression.network import (
+    FRAME,
+    SMALL_FINE,
+    STEPS,
+    Contexts,
+    EntropyNetwork,
+    small_contexts,
+    usual_contexts,
+)
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
 
@@ -123,7 +131,7 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
 
 
 def learn_level(
-    levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1
+    levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1, small: bool = False
 ) -> tuple[EntropyNetwork, float]:
     """Fit the network of the finest of some levels.
 
@@ -134,6 +142,7 @@ def learn_level(
         symbols: values per code of each level.
         effort: factor of the number of updates.
         copies: how many copies of the images follow one another; only the first copy is held out.
+        small: whether to keep the network to a few kilobytes.
 
     Returns:
         The network, and the bits per code of held-out images.
@@ -145,12 +154,13 @@ def learn_level(
     if count < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {count}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
-    contexts = usual_contexts(level, symbols, grids)
+    contexts = small_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
     layout = Layout.of(grids, symbols[: level + 1])
     kind = np.min_scalar_type(max(symbols))
     images = np.concatenate([level_codes.reshape(count * copies, -1) for level_codes in levels], 1).astype(kind)
     random = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
+    hidden = (16 if level < SMALL_FINE else 8) if small else hidden
     parameters: Parameters = (  # small and random; every symbol is as likely
         random.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
         np.full(hidden, 0.1, np.float32),
@@ -188,7 +198,7 @@ def learn_level(
 
 def fit(
     bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0,
-    say: Callable[[str], None] = print, copies: int = 1,
+    say: Callable[[str], None] = print, copies: int = 1, small: bool = False,
 ) -> EntropyModel:  # fmt: skip
     """Return the bare entropy model with networks that are fitted to codes (N, H_l, W_l) of each level.
 
@@ -200,7 +210,7 @@ def fit(
             say(f"level {level + 1} has {values} symbols, more than {MOST_SYMBOLS}: coded in log2 {values} bits a code")
             networks.append(None)
             continue
-        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies)
+        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies, small)
         say(f"level {level + 1}: {bits:.3f} bits a code on held-out images, of {math.log2(values):.3f}")
         networks.append(network)
     return dataclasses.replace(bare, networks=tuple(networks))

@@ -38,6 +38,7 @@ _BEFORE = sorted(
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # earlier in raster order, the nearest first
 _NEAREST, _NEAR, _FAR, _FARTHEST = 2, 6, 12, 24  # how many: as families, groups, codes, codes of the coarsest level
+SMALL_FINE = 4  # level from which on small contexts see one code
 _AROUND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 
 
@@ -139,6 +140,19 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
             selecting = coarser
         last = first - 1
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
+
+
+def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
+    """Choose contexts for an entropy model that a page downloads: a few kilobytes per level.
+
+    The first four levels see the code to the left, the one above and two coarser ones in place; finer levels see the
+    next coarser code in place alone.
+    """
+    near, far = (2, 2) if level < SMALL_FINE else (0, 1)
+    coarser = range(level - 1, max(-1, level - 1 - far), -1)
+    groups = ((level, level), *((one, one) for one in coarser))
+    features = [(0, *offset) for offset in _BEFORE[:near]] + [(number + 1, 0, 0) for number in range(len(coarser))]
+    return Contexts(level, tuple(symbols[: level + 1]), groups, tuple(features), -1)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.entropy_model import load_entropy_model
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import is_hub_name
-from hrvqvae.checkpoints.loading import load_with_config
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel, read_entropy_model
 from hrvqvae.config import to_dict
 from hrvqvae.config.parsing import from_dict
@@ -44,7 +43,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     Raises:
         InputError: The model has several latent grids or another quantizer, or `out` can't be written.
     """
-    model, config = load_with_config(run)
+    loaded = Run(run)
+    model, config = loaded.load()
     if not isinstance(model, SingleGridAutoencoder) or not isinstance(model.quantizer, ResidualQuantizer):
         raise InputError(f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of residuals")
     name = Path(run).name.removesuffix(".safetensors")
@@ -54,7 +54,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     weights |= {f"{_PREFIX}{key}": one for key, one in progressive.state_dict().items()} if progressive else {}
     compact = storage.compacted(weights, matrices=True)
     arrays = {key: one if one.dtype == torch.int8 else one.float() for key, one in compact.items()}
-    entropy_model = load_entropy_model(run, model, config)
+    entropy_model = loaded.entropy_model.load()
     header = {
         "name": name,
         "config": to_dict(without_paths(config)),
