@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
@@ -41,10 +41,6 @@ class Model(nn.Module):
         self.checkpointed = checkpointed
         self.encoder, self.decoder = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
         self.quantizer = TreeVQ(DIM, 4, 3, start_vectors=512)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Let encoder and decoder change nothing."""
         for linear in (self.encoder, self.decoder):
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -187,8 +183,9 @@ def _worker(rank: int, kind: str, folder: str) -> None:
         fully_shard(model.decoder, mesh=mesh)
         fully_shard(model, mesh=mesh)
         model.to_empty(device="cpu")
-        model.reset_parameters()
         model.quantizer.reset_parameters()
+        start = {name: value for name, value in Model().state_dict().items() if not name.startswith("quantizer.")}
+        set_model_state_dict(model, start, options=StateDictOptions(full_state_dict=True, strict=False))
     train(trained, of=[x.chunk(2)[rank] for x in batches()])
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
