@@ -141,6 +141,7 @@ def _append(
     first = next(batches, [])  # no archive is made of nothing
     if not first:
         return
+    model.run.keep_state()
     with archive.appending(path, model.entropy_model) as writer:
         if writer.set_aside:
             left = counted(writer.archive.left_over, "byte")

@@ -213,28 +213,31 @@ class Model:
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0, levels: int | None = None,
+        top_k: int = 0, top_p: float = 1.0, guidance: float | None = None, levels: int | None = None,
     ) -> Tensor:  # fmt: skip
-        """New images (count, C, Y, X) float32 in [0, 1], of the size that was trained on; see `SamplingParams`.
+        """Draw images (count, C, Y, X) float32 in [0, 1] of the size in training; see `SamplingParams`.
 
         Args:
-            class_name: name or number of a class; None draws classes as often as they come in training.
-            seed: a sample depends on it and on its number alone.
+            class_name: Name or number of a class (default: classes as often as in training).
+            seed: A sample depends on the seed and its number alone.
+            guidance: How much samples follow their class; 1 is the prior itself.
+            levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are those that
+                suit the model (sampling.json in its folder), or else 1 and all levels.
 
         Raises:
-            InputError: a level has no prior, or one that can't be guided; an unknown class, a value out of range.
+            InputError: A level has no prior, or one that can't be guided; the class is unknown, or a value out of
+                range.
         """
-        params = SamplingParams(
-            temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, levels=levels
-        )  # fmt: skip
+        options = self.run.sampling_options(guidance, levels)
+        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
     def draw(
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
         known: KnownCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
-        """As `sample`, with the class and the codes of each image; the known codes are kept."""
-        size = self.config.data.size
+        """Draw as `sample` does, and return the class and the codes of each image too; known codes are kept."""
+        size, params = self.config.data.size, params or SamplingParams(**self.run.sampling_options())
         return sample_images(
             self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
             known=known, sampler=sampler,

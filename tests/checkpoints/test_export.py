@@ -19,7 +19,7 @@ from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten, to_dict
 from hrvqvae.config.parsing import override
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import write_picture
 
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -149,3 +149,28 @@ def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Pat
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="config.json describes another model than model.safetensors"):
         hrvqvae.load(tmp_path / "saved")
+
+
+def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole: Path, tmp_path: Path) -> None:
+    plain, second = hrvqvae.load(whole).sample(2, seed=1), hrvqvae.load(whole).sample(2, seed=1, levels=2)
+    RunFolder(whole).sampling.write_text('{"guidance": 1, "levels": 2}')
+    export(whole, tmp_path / "out")
+    model = hrvqvae.load(whole)
+    for drawn in (model.sample(2, seed=1), model.draw(2, seed=1).images):
+        assert torch.equal(drawn, second)
+    assert torch.equal(model.sample(2, seed=1, guidance=1), plain), "the prior itself"
+    assert (
+        "guidance 1 and levels 1 to 2; `--guidance 1` draws from the prior itself"
+        in RunFolder(tmp_path / "out").card.read_text()
+    )
+    assert Run(tmp_path / "out").sampling_options() == {"guidance": 1.0, "levels": 2}
+    for damaged in ("[1]", "{}", '{"guidance": "x"}', '{"guidance": 2, "levels": "all"}', "["):
+        RunFolder(whole).sampling.write_text(damaged)
+        with pytest.raises(DamagedFileError, match=r"sampling\.json is damaged"):
+            model.sample()
+
+
+def test_shipped_defaults() -> None:
+    for name, options in (("treevq-cifar10", {"guidance": 5.0, "levels": 8}), ("treevq-mnist", {"guidance": 1.5})):
+        assert Run(name).sampling_options() == {"levels": None, **options}
+        assert Run(name).sampling_options(guidance=1) == {"guidance": 1.0, "levels": None}

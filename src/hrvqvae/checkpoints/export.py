@@ -87,6 +87,8 @@ def export(
             told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
         elif beside.tables.is_file() and beside.tables not in stale:
             write_atomic(target.tables, beside.tables.read_bytes())
+        if beside.sampling.is_file() and kept:
+            write_atomic(target.sampling, beside.sampling.read_bytes())
         for state in source.earlier_states():
             if compact:
                 told_once(f"left out of {out}: {beside.states}, by which {run} reads its older files of codes")
@@ -95,7 +97,8 @@ def export(
         if beside.card.is_file():
             card = beside.card.read_text()
         else:
-            card = _card(config, name or out.name, meta.get("step"), kept, _measured(beside), license)
+            options, measured = source.sampling_options(), _measured(beside)
+            card = _card(config, name or out.name, meta.get("step"), kept, options, measured, license)
         write_atomic(target.card, _with_front_matter(card, config, license))
         _write_config(target, config)
     return sorted(path for path in out.rglob("*") if path.is_file())
@@ -127,7 +130,7 @@ def push_run(
 
 def _card(
     config: Config, name: str, step: int | None, parts: Mapping[Levels | None, Mapping[str, Any]],
-    measured: str = _UNMEASURED, license: str | None = None,
+    sampling: Mapping[str, Any], measured: str, license: str | None,
 ) -> str:  # fmt: skip
     """A model card in Markdown: training steps, the meta of its parts, and what was measured are for its table."""
     priors = {levels: about for levels, about in parts.items() if levels is not None}
@@ -145,6 +148,7 @@ def _card(
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(priors),
         **({"progressive decoder": f"trained {parts[None]['step']:,} steps"} if None in parts else {}),
+        **({"samples": _sampling(sampling)} if priors else {}),
         "measured": measured,
         "license": license or "not stated",
     }
@@ -164,6 +168,13 @@ def _card(
         f"{drawn}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
         f"```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
     )
+
+
+def _sampling(options: Mapping[str, Any]) -> str:
+    levels = "all levels" if options["levels"] is None else level_names(range(options["levels"]))
+    drawn = f"drawn by default with guidance {options['guidance']:g} and {levels}"
+    own = options == {"guidance": 1.0, "levels": None}
+    return drawn + ("" if own else "; `--guidance 1` draws from the prior itself, with more variety")
 
 
 def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:

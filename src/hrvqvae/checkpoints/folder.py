@@ -10,6 +10,7 @@ RUN/config.yaml         the resolved configuration (where exported: config.json,
     priors/codes/       the codes of the train split; priors/codes-flipped/, codes-shifted-1/, ... of its copies
     priors/level-1/     the run folder of a prior: its model.safetensors is the best held-out state;
                         priors/levels-1-3/ where one prior covers several levels
+    sampling.json       guidance and levels that samples are drawn with by default
     states/DIGEST/      earlier weights by which files of codes were made: model.safetensors, tables.hrvt, prefixes/
     autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that is trained for
     .lock               held by the process that trains here
@@ -56,6 +57,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.codes = path / "priors" / "codes"
         self.states = path / "states"
+        self.sampling = path / "sampling.json"
         self.checkpoints = path / "checkpoints"
 
     def locked(self) -> AbstractContextManager[None]:

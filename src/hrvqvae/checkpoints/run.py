@@ -9,6 +9,7 @@ with a notice: then the decoder of all levels decodes prefixes.
 
 from __future__ import annotations
 
+import json
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.utils.device import resolve_device
-from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, one_line
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import note, told_once
@@ -220,6 +221,27 @@ class Run:
             if names != classes[0][0]:
                 raise InputError(f"{path} was trained on other classes than level 1; delete {prior.path}, train anew")
         return Priors(tuple(networks), *classes[0])
+
+    def sampling_options(self, guidance: float | None = None, levels: int | None = None) -> dict[str, Any]:
+        """Return the guidance and the levels to draw samples with.
+
+        If neither is given, they are those that suit the model, from sampling.json, if it has one. Otherwise what is
+        not given is the prior's own: guidance 1, all levels.
+
+        Raises:
+            DamagedFileError: sampling.json is no JSON object with guidance and levels.
+        """
+        options: dict[str, Any] = {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
+        path = self.folder.sampling
+        if guidance is None and levels is None and path.is_file():
+            try:
+                stored = json.loads(path.read_bytes())
+                options |= {"guidance": float(stored["guidance"]), "levels": stored.get("levels")}
+                if not isinstance(options["levels"], int | None):
+                    raise TypeError("levels is no whole number")
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise DamagedFileError(f"{path} is damaged: {one_line(error)}; delete it, or mend it") from error
+        return options
 
     # Earlier states
 

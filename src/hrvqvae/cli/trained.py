@@ -105,12 +105,13 @@ def _reconstruct(arguments: Arguments) -> int:
 
 def _sampling(arguments: Arguments) -> dict[str, Any]:
     """What `sample` and `complete` have in common."""
+    from hrvqvae.checkpoints.run import Run
     from hrvqvae.priors.sampling import SamplingParams
 
+    options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
     params = SamplingParams(
-        temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p,
-        guidance=arguments.guidance, levels=arguments.levels,
-    )  # fmt: skip
+        temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p, **options
+    )
     return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params, "force": arguments.force}
 
 
@@ -159,7 +160,7 @@ def add(commands: Group) -> None:
         commands, "reconstruct", about, _reconstruct, "run", images, sheet, "--levels", "--beam", "--lmbda", "--force"
     )
 
-    guided = "above 1, draw images more typical of their class; the priors need class dropout (default: 1)"
+    guided = "above 1, draw images more typical of their class; 1: the prior itself (default: as suits the model, or 1)"
     drawing = (
         option(
             "--class", dest="class_name", metavar="C", help="draw images of class C, a name or a number (default: any)"
@@ -173,10 +174,8 @@ def add(commands: Group) -> None:
             metavar="P",
             help="draw from the likeliest codes with probability P together (default: 1)",
         ),
-        option("--guidance", type=float, default=1.0, metavar="W", help=guided),
-        option(
-            "--levels", type=int, metavar="K", help="draw levels 1 to K only: the same images, coarser (default: all)"
-        ),
+        option("--guidance", type=float, metavar="W", help=guided),
+        option("--levels", type=int, metavar="K", help="draw levels 1 to K only (default: as for --guidance, or all)"),
         option("--seed", type=int, default=0, metavar="S", help="draw other images with another S (default: 0)"),
         sheet,
         "--force",
