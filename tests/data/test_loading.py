@@ -61,6 +61,20 @@ def test_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HRVQVAE_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert data_root(None).name == "hrvqvae"
+    for name in ("XDG_CACHE_HOME", "HOME"):  # as in a container with a user of no name
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(InputError, match="HOME is not set: .*HRVQVAE_DATA"):
+        data_root(None)
+    with pytest.raises(InputError, match="give a path without ~"):
+        data_root("~/images")
+
+
+def test_a_root_that_is_given_is_all_of_it(picture_folder: Path) -> None:
+    """Also where a folder in it has the name of the preset's data set."""
+    (picture_folder / "cats").rename(picture_folder / "photos")
+    config = folder_config(picture_folder, dataset="photos", memory_mb=0)
+    assert sum(len(load_images(config, split)) for split in ("train", "test")) == 30
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -283,7 +283,7 @@ def test_names_that_stand_for_files(tmp_path: Path) -> None:
     assert names("*.tar") == ["a-10.tar", "a-8.tar", "a-9.tar", "b-1.tar", "c[1].tar"]
     assert names("c[1].tar") == ["c[1].tar"]
     for pattern, message in (
-        ("a-{8..11}.tar", "a-11.tar is missing; get it, or name those"),
+        ("a-{8..11}.tar", "a-11.tar is missing; get it, or name the files"),
         ("a-{08..10}.tar", "a-08.tar is missing"),
         ("d*.tar", r"no file is named like .*d\*.tar"),
         ("a-{9..8}.tar", "no range"),
@@ -384,8 +384,8 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(sorted(order) == list(range(len(images))) for order in orders)
     assert orders[0].tolist() == orders[3].tolist()
     assert len({tuple(order) for order in orders}) == 3
-    reads, real = list[parquet.Group](), parquet._bytes_of
-    monkeypatch.setattr(parquet, "_bytes_of", lambda group: (reads.append(group), real(group))[1])
+    reads, real = list[parquet.Group](), parquet._read_group
+    monkeypatch.setattr(parquet, "_read_group", lambda group: (reads.append(group), real(group))[1])
     for index in orders[0]:
         images.read(int(index), None)
     assert len(reads) == len(set(reads)) <= len(groups)
@@ -516,3 +516,53 @@ def test_shards_are_no_published_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mnist is not in .*digits.tar .*--data.dataset mine"):
         loaded(root, dataset="mnist")
     assert len(loaded(root, dataset="mine")) == 3
+
+
+def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:
+    """Every form: an image of the same name and size that is another one, and a copy elsewhere that is the same."""
+    files = {f"0/{number}.png": png(number) for number in range(9)}
+    same_size = png(50)[: len(files["0/4.png"])].ljust(len(files["0/4.png"]), b"\0")
+    for form in FORMS:
+        others = files | {"0/4.png": same_size if form in ("folder", "tar") else png(50)}
+        first, again, changed = (
+            loaded(store(form, tmp_path / f"{form}{copy}" / "set", images), split="sorted", train_samples=9).digest()
+            for copy, images in enumerate((files, files, others))
+        )
+        assert first == again != changed, form
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.png", "b/c.jpg", *(f"{number}.HEIC" for number in range(3)), "b/x.gif", "notes.txt")
+    touch(tmp_path, "._a.png", ".Trash-0/d.png", "b/.hidden.png")
+    assert sorted(names_of(tmp_path) + names_of(tmp_path, "test")) == ["a.png", "b/c.jpg"]
+    assert caplog.messages == [f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP"]
+    touch(tmp_path / "split", "train/0.png", "test/1.png", "other/2.png", "3.png")
+    assert names_of(tmp_path / "split") == ["train/0.png"]
+    assert f"{tmp_path / 'split'}: 2 images outside of train/ and test/ left out" in caplog.messages
+
+
+def test_linked_folders_at_any_depth_are_followed_once_around(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "0.png")
+    touch(tmp_path / "set", "a/b/1.png")
+    (tmp_path / "set" / "a" / "b" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set" / "a")
+    names = names_of(tmp_path / "set") + names_of(tmp_path / "set", "test")
+    assert sorted(names) == ["a/b/1.png", "a/b/link/0.png"]
+
+
+def test_inputs_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", images=np.zeros((80_000, 32, 32), np.uint8))
+    with pytest.raises(InputError, match=r"zeros.npz: images has 82 MB in 0\.\d MB, .*numpy.savez"):
+        loaded(tmp_path / "zeros.npz")
+    count = 1_000_000
+    images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([png(0)]))
+    labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array(["x" * 10_000]))
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows.parquet has 1,000,000 rows in [\d,]+ bytes, which are no images"):
+        loaded(tmp_path / "rows.parquet")
+    pictures = [png(number % 50) for number in range(2_000)]
+    table = pa.table({"image": pa.array(pictures), "label": labels[:2_000]})
+    pq.write_table(table, tmp_path / "text.parquet")
+    images_of_text = loaded(tmp_path / "text.parquet", split="sorted", train_samples=2_000)
+    assert images_of_text.classes == ("x" * 10_000,)
+    assert images_of_text.source.labels.nbytes == 8 * 2_000

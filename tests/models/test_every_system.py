@@ -21,7 +21,6 @@ from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.device import Compute
 from tests.conftest import write_file, write_picture
 from tests.trained_run import tiny_systems, undrawn
 
@@ -133,8 +132,7 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
     images = torch.randint(256, (2, config.data.channels, config.data.size, config.data.size), dtype=torch.uint8)
     model.initialize(images, torch.Generator().manual_seed(0))
     task = AutoencoderTask(config, RunFolder(Path()))
-    task.compute = Compute.of(config.training)
-    state = TrainState.start(model, config.training, task.auxiliary(model))
+    state = TrainState.start(model, config.training, task.build_objective(model))
     before = {key: one.clone() for key, one in state.tensors().items() if "model." in key and one.is_floating_point()}
     assert math.isfinite(task.step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
     after = state.tensors()

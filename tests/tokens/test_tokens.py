@@ -26,6 +26,7 @@ from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
+from hrvqvae.tokens import tokenize as tokenize_module
 from hrvqvae.tokens.maps import maps_of_shards
 from hrvqvae.tokens.tokenize import Tokenizer
 from hrvqvae.training.prior import resolve_priors
@@ -223,6 +224,36 @@ def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> No
     refused(["tokenize", "mnist", tmp_path / "nowhere", tmp_path / "out"])
     refused(["tokenize", "no-such-model", digits, tmp_path / "out"])
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
+    """Under their old names, after their shard was written; images of a shard that is not there may change."""
+    folder, out = digit_files(tmp_path / "digits", 4), tmp_path / "out"
+    tokenize("mnist", folder, out, "--shard-size", 2)
+    (out / "part-000001.parquet").unlink()
+    paths = sorted(folder.rglob("*.png"))
+    Image.new("L", (28, 28), 9).save(paths[3])
+    tokenize("mnist", folder, out)
+    Image.new("L", (28, 28), 9).save(paths[0])
+    before = files(out)
+    said = refused(["tokenize", "mnist", folder, out])
+    assert "part-000000.parquet was made of other images of the same names; choose another folder" in said
+    assert files(out) == before
+
+
+def test_workers_read_for_all_shards(
+    digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where processes are spawned, workers for each shard would import everything anew."""
+    begun, real = list[int](), tokenize_module.in_workers
+    monkeypatch.setattr(
+        tokenize_module,
+        "in_workers",
+        lambda reader, samples, workers: (begun.append(workers), real(reader, samples, workers))[1],
+    )
+    assert main(["tokenize", "mnist", str(digits), str(tmp_path), "--shard-size", "20", "--workers", "2"]) == 0
+    assert begun == [2]
+    assert files(tmp_path) == files(shards)
 
 
 def test_two_writers(digits: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.optimizers import learning_rate
 from hrvqvae.training.state import Budget, TrainState, budget_of
 from hrvqvae.utils.errors import InputError
-from tests.conftest import same, with_data, with_quantizer, with_training
+from tests.conftest import same, with_data, with_quantizer, with_training, write_picture
 from tests.trained_run import train_autoencoder
 from tests.training.tasks import Case
 
@@ -101,7 +101,7 @@ class Started:
         self.task = AutoencoderTask(config, RunFolder(Path()))
         self.state = TrainState.start(model, config.training, budget=budget)
         self.task.compute = self.state.compute
-        self.task.auxiliary(model)
+        self.task.build_objective(model)
         self.model, self.batch = model, Batch(images, torch.zeros(8).long())
 
     def train(self) -> dict[str, float]:
@@ -185,7 +185,10 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
     config = with_training(with_data(pictures, on_error="skip"), batch_size=1, checkpoint_every=7)
     whole = trained(config, tmp_path / "run", 40)
     assert same(whole, trained(config, tmp_path / "parts", 23, 40))
-    assert max(one.get("broken_images", 0) for one in Case("autoencoder", tmp_path / "run", config).records()) == 3
+    records = [Case("autoencoder", tmp_path / name, config).records() for name in ("run", "parts")]
+    assert max(record.get("broken_images", 0) for record in records[0]) == 3
+    last = [[record for record in kept if record["step"] == 40] for kept in records]
+    assert last[0] == last[1], "also what was counted and averaged before the run was stopped"
     for path in folder.rglob("*.*"):
         path.write_bytes(b"broken")
     with pytest.raises(InputError, match="broken"):
@@ -203,11 +206,14 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
         (moved / "cats" / f"new-{number}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
     with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
         train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True)
-    checkpoint = RunFolder(tmp_path / "run").saved()[0]
-    tensors, meta = storage.read(checkpoint)
-    del meta["data"]  # as versions before wrote it
-    storage.write(checkpoint, tensors, meta)
+    for path in moved.rglob("new-*.png"):
+        path.unlink()
     assert train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True).step == 5
+    config = with_training(config, max_steps=6)
+    for path in moved.rglob("*.jpg"):  # under their old names
+        write_picture(path, 1)
+    with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
+        train_autoencoder(config, tmp_path / "run", resume=True)
 
 
 def test_codebooks_keep_their_counts_where_a_run_begins_with_another(run: Path, tiny: Config, tmp_path: Path) -> None:

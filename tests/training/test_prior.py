@@ -46,9 +46,9 @@ from hrvqvae.training.prior import (
 )
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
-from tests.conftest import refused
+from tests.conftest import refused, with_data, with_training, write_picture
 from tests.kills import at_step, in_another_process
-from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_levels
+from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_autoencoder, train_levels
 
 STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
@@ -73,6 +73,24 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     assert priors.classes == tuple("0123456789")
     assert sum(priors.class_counts) == 96
     assert not any(prior.training for prior in priors.networks)
+
+
+def test_images_that_were_replaced_are_coded_again(
+    tiny: Config, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3)
+    train_autoencoder(with_training(config, max_steps=3), tmp_path / "run")
+    train_levels(tmp_path / "run", 1, training__max_steps="2")
+    codes = RunFolder(tmp_path / "run").codes / "train-level-1.npy"
+    before = codes.read_bytes()
+    for path in picture_folder.rglob("*.png"):  # under their old names
+        write_picture(path, 1)
+    with pytest.raises(InputError, match="trained on other images"):
+        train_levels(tmp_path / "run", 1, resume=True, training__max_steps="4")
+    assert codes.read_bytes() != before
+    picture_folder.rename(tmp_path / "gone")
+    train_levels(tmp_path / "run", 2, training__max_steps="2")
+    assert "are used without their images" in caplog.text
 
 
 def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +322,8 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     assert main([*told, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [one["guidance"] for one in report["by_guidance"]] == [1, 3]
-    assert report["by_guidance"][0]["frechet"] != report["by_guidance"][1]["frechet"]
+    first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
+    assert first != second
     assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"])
     train_levels(run)
     for command in (["sample", run, "-o", tmp_path / "none.png"], ["evaluate", run, "--samples", "2"]):

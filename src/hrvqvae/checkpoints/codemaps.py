@@ -5,8 +5,7 @@ RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type
                  train.json          what they were made from, the names of the classes, and digests of the arrays
 
 Images are coded without augmentation; each of their moved copies has a folder beside this one. Codes are used again
-while the model and the description of the data are the same; where the images themselves have changed, delete the
-folders.
+while the model, the configuration of the data and the images are the same.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.image_sets import stream
-from hrvqvae.data.loading import load_images
+from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
-from hrvqvae.utils.progress import tracked
+from hrvqvae.utils.progress import note, tracked
 
 Move = Callable[[Tensor], Tensor]
 _BATCH = 128
@@ -124,7 +123,7 @@ def stored_or_extracted(
     Another process that extracts them is waited for, with a line by `say`. Processes that train together extract a part
     each. Raises InputError: no image can be read, or the folder can't be written.
     """
-    source = _source(model_digest, config)
+    source = distributed.on_rank_zero(lambda: _source(folder, model_digest, config, split))
 
     def write() -> None:
         shares = distributed.gather_object(
@@ -181,7 +180,7 @@ def write_about(folder: Path, name: str, source: Mapping[str, Any], levels: int,
 
 def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
     """The codes of a split in the folder, if they are of that model and that data and are whole."""
-    return read_maps(folder, split, _source(model_digest, config), config.model.num_symbols)
+    return read_maps(folder, split, _source(folder, model_digest, config, split), config.model.num_symbols)
 
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
@@ -201,10 +200,19 @@ def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Seque
         return None
 
 
-def _source(model_digest: str, config: Config) -> dict[str, Any]:
-    """The state of what codes depend on, as it stands in their JSON."""
-    fields = {name: value for name, value in to_dict(config.data).items() if name not in ("workers", "memory_mb")}
-    return {"model": model_digest, "data": json.loads(json.dumps(fields))}
+def _source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
+    """Return what codes depend on, as it stands in their JSON; of images that are gone, what it says in the folder."""
+    ignored = ("root", "workers", "memory_mb")
+    fields = {name: value for name, value in to_dict(config.data).items() if name not in ignored}
+    try:
+        images = open_images(config.data, split).digest()
+    except InputError as error:
+        try:
+            images = str(json.loads((folder / f"{split}.json").read_text())["source"]["images"])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise error from None
+        note(f"the codes in {folder} are used without their images: {error}")
+    return {"model": model_digest, "data": json.loads(json.dumps(fields)), "images": images}
 
 
 def _paths(folder: Path, name: str, levels: int) -> list[Path]:

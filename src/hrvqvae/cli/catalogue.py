@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import LOG, waiting
 
 
@@ -108,7 +109,11 @@ def examine() -> dict[str, Any]:
     versions |= {name: version(name) for name in needed.pop("", ())}
     found: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "cores": os.cpu_count()}
     problems = [f"{name} is missing: pip install {name}" for name, there in versions.items() if there is None]
-    folders = {"data sets (HRVQVAE_DATA)": data_root(None)}
+    folders = dict[str, Path]()
+    try:
+        folders["data sets (HRVQVAE_DATA)"] = data_root(None)
+    except InputError as error:
+        problems.append(str(error))
     waiting("loading torch, to see what it computes on")
     try:
         import torch

@@ -145,7 +145,7 @@ def _tokenize(arguments: Arguments) -> int:
         print_json(vars(found))
     else:
         shards = counted(found.shards, "shard")
-        print(f"{counted(found.images, 'image')} in {shards}, {found.made:,} of them made now: {arguments.out}")
+        print(f"{counted(found.images, 'image')} in {shards}, {found.added:,} of them made now: {arguments.out}")
     return 0
 
 

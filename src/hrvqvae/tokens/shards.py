@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -99,28 +99,40 @@ _NAMES = {"keys": "number of images", "keys_digest": "digest of names and labels
 
 
 def metadata(
-    model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str]
-) -> dict[str, str]:
-    """The key-value metadata of a shard, as docs/tokens.md has it; `broken` is key -> why."""
+    model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str],
+    content: str,
+) -> dict[str, str]:  # fmt: skip
+    """Return the key-value metadata of a shard (docs/tokens.md); `broken` has the error of each key."""
     values = {
         "format": FORMAT, "model": model, "config": json.dumps(config, sort_keys=True),
         "image_size": json.dumps(image_size), "classes": json.dumps(list(classes)), "version": __version__,
+        "content": content,
         "broken": json.dumps([{"key": key, "error": error} for key, error in broken.items()]),
     }  # fmt: skip
     return {f"{_PREFIX}{name}": value for name, value in values.items()}
 
 
-def _read_metadata(metadata: Mapping[bytes, bytes] | None, path: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """(model, classes, broken) of a shard. Raises InputError where it is not of this format."""
-    plain = ([one.decode(errors="replace") for one in pair] for pair in (metadata or {}).items())
-    values = {name.removeprefix(_PREFIX): text for name, text in plain if name.startswith(_PREFIX)}
+class _Metadata(NamedTuple):
+    """What the metadata of a shard says."""
+
+    model: str
+    content: str
+    classes: tuple[str, ...]
+    broken: dict[str, str]
+
+
+def _read_metadata(metadata: Mapping[bytes, bytes] | None, path: Path) -> _Metadata:
+    """Read the metadata of a shard. Raises InputError for a file of another format."""
+    texts = ([item.decode(errors="replace") for item in pair] for pair in (metadata or {}).items())
+    values = {name.removeprefix(_PREFIX): text for name, text in texts if name.startswith(_PREFIX)}
     if "format" not in values or "model" not in values:
         raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
     if values["format"] != FORMAT:
         raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
     try:
-        broken = {str(one["key"]): str(one["error"]) for one in json.loads(values.get("broken", "[]"))}
-        return values["model"], tuple(map(str, json.loads(values.get("classes", "[]")))), broken
+        broken = {str(image["key"]): str(image["error"]) for image in json.loads(values.get("broken", "[]"))}
+        classes = tuple(map(str, json.loads(values.get("classes", "[]"))))
+        return _Metadata(values["model"], values.get("content", ""), classes, broken)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
 
@@ -155,7 +167,8 @@ class Shards:
     model: str  # digest of its weights
     classes: tuple[str, ...]  # of the first
     count: int  # images in all
-    broken: Mapping[str, str]  # key -> why, of the images that could not be read
+    broken: Mapping[str, str]  # the error of each image that could not be read, by its key
+    contents: tuple[str, ...]  # of each file, the digest of its images
 
     def rows(self, levels: int) -> Iterator[Rows]:
         """Every row group, with the codes of the first `levels` levels.
@@ -197,20 +210,22 @@ def _rows(table: pa.Table, path: Path, kinds: Mapping[str, pa.DataType], levels:
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
-    """These files as shards that belong together.
+    """Open files as shards of one model.
 
-    Raises InputError where one is none, of another version of the format, or of another model than the first, and
-    DamagedFileError where one is damaged.
+    Raises:
+        InputError: a file is no shard, of another version of the format, or of another model than the first.
+        DamagedFileError: a file is damaged.
     """
-    told, count = [], 0
+    read, count = list[_Metadata](), 0
     for path in paths:
         with opened_parquet(path) as file:
-            told.append(_read_metadata(file.metadata.metadata, path))
+            read.append(_read_metadata(file.metadata.metadata, path))
             count += file.metadata.num_rows
-        if told[-1][0] != told[0][0]:
+        if read[-1].model != read[0].model:
             raise InputError(f"{path} and {paths[0].name} are of two models; shards of one model belong together")
-    model, classes, _ = told[0]
-    return Shards(tuple(paths), model, classes, count, {key: why for *_, broken in told for key, why in broken.items()})
+    broken = {key: error for metadata in read for key, error in metadata.broken.items()}
+    contents = tuple(metadata.content for metadata in read)
+    return Shards(tuple(paths), read[0].model, read[0].classes, count, broken, contents)
 
 
 def named_shards(path: Path) -> Shards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from itertools import islice
@@ -47,10 +46,7 @@ class ImageTask(Task[Batch]):
         data = self.config.data
         self.images, self.test_images = load_images(data, "train"), load_images(data, "test")
         self.samples = len(self.images)
-        digest = hashlib.blake2b(self.images.labels.tobytes(), digest_size=8)
-        for name in (*self.images.classes, *self.images.names):
-            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        self.data = digest.hexdigest()
+        self.data = distributed.on_rank_zero(self.images.digest)
 
     def about(self) -> str:
         return f"{self.config.name}{self.what}: {counted(self.samples, 'training image')}"
@@ -99,7 +95,6 @@ class AutoencoderTask(ImageTask):
 
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
-        self.broken: set[str] = set()
 
     def build(self) -> Autoencoder:
         return build(self.config)
@@ -125,7 +120,7 @@ class AutoencoderTask(ImageTask):
         some = batches(self.images, batch_size=min(wanted, size), seed=self.training.seed)
         return torch.cat([batch.images for batch in islice(some, -(-wanted // size))])[:wanted]
 
-    def auxiliary(self, model: nn.Module) -> Mapping[str, nn.Module]:
+    def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
         assert isinstance(model, Autoencoder)
         self.objective = build_objective(model, self.config, self.compute.place_model)
         return self.objective.auxiliary
@@ -133,7 +128,7 @@ class AutoencoderTask(ImageTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         images, model = state.compute.place_images(batch.images), state.model
         assert isinstance(model, Autoencoder)
-        self.broken.update(batch.broken)
+        state.broken.update(batch.broken)
         learned, codes = self.objective(images, state)
         metrics = dict(learned)
         every = self.config.model.restart_every
@@ -148,9 +143,6 @@ class AutoencoderTask(ImageTask):
         if (state.step + 1) % self.training.log_every == 0:
             counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
             metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level
-            self.broken.update(*distributed.gather_object(self.broken))
-        if self.broken:
-            metrics["broken_images"] = float(len(self.broken))
         return metrics
 
     def _restart_dead_codes(

@@ -12,13 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from hrvqvae import distributed
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import to_dict
 from hrvqvae.config.registry import LOGGERS, Logger, imported
+from hrvqvae.models.objective import Metrics
 from hrvqvae.utils.outputs import write_atomic
 
 Record = Mapping[str, Any]
@@ -37,15 +36,22 @@ class Sink(Protocol):
 class MetricsLog:
     """metrics.jsonl: a JSON object a line, with kind ("train" or "evaluation") and step."""
 
-    def __init__(self, path: Path, first_step: int, sinks: Sequence[Sink] = ()) -> None:
-        """Keeps the records up to `first_step`; what a killed run wrote after its checkpoint is dropped.
+    def __init__(
+        self, path: Path, first_step: int, sinks: Sequence[Sink] = (), window: list[Metrics] | None = None
+    ) -> None:
+        """Keep the records up to `first_step`, and drop what a killed run wrote after its checkpoint.
 
-        Of several processes that train together rank 0 writes; all of them know the records.
+        Rank 0 of the processes that train together writes; all of them know the records.
+
+        Args:
+            path: the file.
+            first_step: steps of the checkpoint; 0 for a new run.
+            sinks: get every record.
+            window: metrics of the steps since the last log, to which steps are appended.
         """
-        self.path, self.sinks = path, sinks
+        self.path, self.sinks, self._window = path, sinks, [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        self._steps: list[Mapping[str, float | Tensor]] = []
         if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
@@ -64,28 +70,27 @@ class MetricsLog:
         for sink in self.sinks:
             sink.write(record)
 
-    def add(self, metrics: Mapping[str, float | Tensor]) -> None:
+    def add(self, metrics: Metrics) -> None:
         """Take the metrics of a step; what a GPU holds stays there."""
-        self._steps.append(metrics)
+        self._window.append(metrics)
 
     def pending(self) -> list[dict[str, float]]:
         """Read and return the metrics of the steps since the last means."""
-        return [{name: float(value) for name, value in metrics.items()} for metrics in self._steps]
+        return [{name: float(value) for name, value in metrics.items()} for metrics in self._window]
 
-    def write_means(self, step: int, batch_size: int) -> Record:
-        """Append the means of what was added since the last ones, if anything was; -> them."""
-        found: dict[str, list[float]] = {}
+    def write_means(self, step: int, batch_size: int, broken_images: int = 0) -> Record:
+        """Append and return the means of the steps since the last means; {} if there was no step."""
+        columns: dict[str, list[float]] = {}
         for metrics in self.pending():
             for name, value in metrics.items():
-                found.setdefault(name, []).append(value)
-        if not found:
+                columns.setdefault(name, []).append(value)
+        if not columns:
             return {}
-        mean = {name: fmean(values) for name, values in found.items()}
-        mean |= {name: sum(values) for name, values in found.items() if name == "restarted"}  # counts, not means
-        mean |= {name: values[-1] for name, values in found.items() if name == "broken_images"}
+        mean = {name: sum(values) if name == "restarted" else fmean(values) for name, values in columns.items()}
+        mean |= {"broken_images": float(broken_images)} if broken_images else {}
         mean["images_per_second"] = batch_size / mean.pop("step_seconds")
         self.write("train", step, mean)
-        self._steps = []
+        self._window.clear()
         return mean
 
 

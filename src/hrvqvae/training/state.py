@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -91,6 +91,8 @@ class TrainState:
         averaged: moving average of the model's weights (Polyak averaging, docs/paper-tables.md, Table 6) and codewords.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
+        window: metrics of the steps since the last log.
+        broken: messages about broken images that were skipped.
     """
 
     networks: dict[str, Network]
@@ -99,6 +101,8 @@ class TrainState:
     budget: Budget
     step: int = 0
     seconds: float = 0.0
+    window: list[Metrics] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
 
     @staticmethod
     def start(
@@ -170,7 +174,11 @@ class TrainState:
         return named
 
     def meta(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "device": self.compute.device.type}
+        window = [{name: float(value) for name, value in metrics.items()} for metrics in self.window]
+        return {
+            "step": self.step, "seconds": self.seconds, "device": self.compute.device.type, "window": window,
+            "broken": sorted(self.broken),
+        }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Take a state back, bit for bit. Raises DamagedFileError where it is of another model."""
@@ -183,6 +191,7 @@ class TrainState:
                 network.module.load_state_dict(part(f"{prefix}model."))
             self.averaged.load_state_dict(part("averaged."))
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+            self.window, self.broken = list(meta["window"]), set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
         for prefix, network in self._named():

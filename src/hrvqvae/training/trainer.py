@@ -92,15 +92,14 @@ class Task(ABC, Generic[B]):
         run: the folder that it is trained into.
         config: what that folder keeps.
         training: its budget and optimization, and how often it logs, saves and evaluates.
-        compute: set before `open`.
-        samples: of an epoch; set, as `data`, by `open`.
-        data: a digest of which samples these are.
-        part_of: the run whose autoencoder it is trained for; None for an autoencoder.
+        compute: device, precision and memory format.
+        samples: number of samples in an epoch; set by `open`.
+        data: digest of the samples; set by `open`.
+        part_of: run of the autoencoder that it is trained for; None for an autoencoder.
         autoencoder: digest of the state of that autoencoder.
-        few_steps: below which a hint says that little is learned.
+        few_steps: warn below this number of steps.
     """
 
-    compute: Compute
     samples: int
     data: str
     part_of: Path | None = None
@@ -109,9 +108,10 @@ class Task(ABC, Generic[B]):
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         self.run, self.config, self.training = run, config, training
+        self.compute = Compute.of(training)
 
     def check(self) -> None:
-        """Raises InputError where it can't be trained into its folder. Called in rank 0."""
+        """Raise InputError if it can't be trained into its folder. Called in rank 0."""
 
     @abstractmethod
     def open(self, say: Say) -> None:
@@ -132,8 +132,8 @@ class Task(ABC, Generic[B]):
     def initialize(self, model: nn.Module) -> None:
         """Start a fresh network from data, on its device."""
 
-    def auxiliary(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """What is trained beside the network, by name, on its device."""
+    def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        """Build what the steps minimize; return the networks trained beside the model, by name, on its device."""
         return MappingProxyType({})
 
     @abstractmethod
@@ -196,10 +196,10 @@ class Trainer(Generic[B]):
             stack.enter_context(worker_errors())
             stack.enter_context(exact_float32())
             batches = stack.enter_context(closing(task.batches(state.step)))
-            stop = stack.enter_context(StopSignal())
+            shared = stack.enter_context(SharedClock())
             self.meter = stack.enter_context(Meter(sys.stdout))
             with saving(run, state.step, "logged"):
-                self.log = MetricsLog(run.metrics, state.step, sinks)
+                self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
             saved = state.step or -1
 
             def due(every: int) -> bool:
@@ -207,8 +207,8 @@ class Trainer(Generic[B]):
 
             if state.step and due(training.evaluate_every) and not self.log.evaluated(state.step):
                 self._evaluate(state)
-            stop.agree()
-            while state.fraction < 1 and stop.agreed is None:
+            shared.tick()
+            while state.fraction < 1 and shared.signal is None:
                 rate = learning_rate(training, state.step, state.fraction)
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
@@ -220,7 +220,7 @@ class Trainer(Generic[B]):
                 except NonFiniteError as error:
                     raise _not_finite(run, state.step, error) from error
                 state.step += 1
-                seconds = stop.agree()
+                seconds = shared.tick()
                 state.seconds += seconds
                 self.log.add({**metrics, "learning_rate": rate, "step_seconds": seconds})
                 logs, evaluates = due(training.log_every), due(training.evaluate_every)
@@ -234,24 +234,21 @@ class Trainer(Generic[B]):
                     saved = state.step
                 if evaluates:
                     self._evaluate(state)
-                state.seconds += stop.agree()
+                state.seconds += shared.tick()
             self._log(state)
             if saved < state.step:
                 self._save(state)
-            if stop.agreed is None and not self.log.evaluated(state.step):
+            if shared.signal is None and not self.log.evaluated(state.step):
                 self._evaluate(state)
-                state.seconds += stop.agree()
-        outcome = Outcome(state.step, stop.agreed, state.seconds, task.compute.peak_bytes())
+                state.seconds += shared.tick()
+        outcome = Outcome(state.step, shared.signal, state.seconds, task.compute.peak_bytes())
         if outcome.signal is None and outcome.step < task.few_steps <= (state.budget.steps or task.few_steps):
             took = counted(outcome.step, "step")
             self.say(f"hint: {took} fitted into the time: little is learned; go on with more minutes and --resume")
         return outcome
 
-    def check(self) -> bool:
-        """Whether the folder holds what is trained for another state of the autoencoder, and is renewed.
-
-        Raises InputError: the folder holds what must not be overwritten, or the task can't be trained as configured.
-        """
+    def check(self) -> None:
+        """Raise InputError if the task can't be trained as configured, or the folder must not be overwritten."""
         task, run, training = self.task, self.task.run, self.task.training
         if training.batch_size % (processes := distributed.world_size()):
             raise InputError(
@@ -259,16 +256,15 @@ class Trainer(Generic[B]):
                 f"choose a batch size that is a multiple of {processes}"
             )
         loggers.require(training.loggers)
-        task.compute = Compute.of(training)
         if distributed.is_distributed() and task.compute.device.index is not None:
             raise InputError(f"device is {training.device!r}, one GPU for all; with --device cuda each process has one")
 
-        def is_stale() -> bool:
+        def check_folder() -> None:
             task.check()
-            if task.part_of is not None and run.is_stale(task.autoencoder):
+            if self._is_stale():
                 if not self.renew:
-                    raise InputError(f"{run.path} was {renewal(task.part_of)}")
-                return True
+                    raise InputError(f"{run.path} was {renewal(task.part_of or run.path)}")
+                return
             otherwise = "choose another --out" if task.part_of is None else "delete that folder to train it anew"
             if run.begun() and not self.resume:
                 raise InputError(f"{run.path} holds a run already: continue it with --resume, or {otherwise}")
@@ -277,14 +273,18 @@ class Trainer(Generic[B]):
                     f"{run.path} holds a model, and no checkpoint to go on from: {otherwise}; "
                     "--init-from begins with the weights of a model"
                 )
-            return False
 
-        return distributed.on_rank_zero(is_stale)
+        distributed.on_rank_zero(check_folder)
+
+    def _is_stale(self) -> bool:
+        """Return whether the folder holds what was trained for another state of the autoencoder. For rank 0."""
+        return self.task.part_of is not None and self.task.run.is_stale(self.task.autoencoder)
 
     def _begin(self) -> TrainState:
-        """The state of the newest whole checkpoint where a run goes on, or that of a fresh model."""
+        """Return the state of the newest whole checkpoint, or that of a fresh model."""
         task, run, training = self.task, self.task.run, self.task.training
-        stale = self.check()
+        self.check()
+        stale = distributed.on_rank_zero(self._is_stale)
         if training.threads:
             torch.set_num_threads(training.threads)
         task.open(self.say)
@@ -312,7 +312,7 @@ class Trainer(Generic[B]):
         if fresh and not beginning:
             task.initialize(model)
         budget = budget_of(training, task.samples)
-        state = TrainState.start(model, training, task.auxiliary(model), budget)
+        state = TrainState.start(model, training, task.build_objective(model), budget)
         if saved is not None:
             self._restore(state, *saved)
         distributed.broadcast(state.tensors().values())
@@ -326,7 +326,7 @@ class Trainer(Generic[B]):
 
     def _restore(self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         task, run = self.task, self.task.run
-        if meta.get("data", task.data) != task.data:
+        if meta["data"] != task.data:
             raise InputError(
                 f"{run.path} was trained on other images: give it those again, or begin another run with its weights, "
                 "by --init-from"
@@ -349,8 +349,9 @@ class Trainer(Generic[B]):
     def _log(self, state: TrainState) -> None:
         """Log and show the means since the last log. Raises NonFiniteError as `_require_finite`."""
         self._require_finite(state)
+        state.broken.update(*distributed.gather_object(state.broken))
         with saving(self.task.run, state.step, "logged"):
-            mean = self.log.write_means(state.step, self.task.training.batch_size)
+            mean = self.log.write_means(state.step, self.task.training.batch_size, len(state.broken))
         if not mean:
             return
         used = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
@@ -371,6 +372,7 @@ class Trainer(Generic[B]):
     def _save(self, state: TrainState) -> None:
         """Write a checkpoint, and then what others load. Raises NonFiniteError as `_require_finite`."""
         self._require_finite(state)
+        state.broken.update(*distributed.gather_object(state.broken))
         if distributed.is_rank_zero():
             with saving(self.task.run, state.step):
                 self.task.run.save(
@@ -389,46 +391,47 @@ class Trainer(Generic[B]):
             self.log.write("evaluation", state.step, found.record)  # last: without it the evaluation is made again
 
 
-class StopSignal:
-    """SIGINT, SIGTERM and SIGHUP ask to end after the step at hand; a second one ends the process at once.
+class SharedClock:
+    """The time spent, and the signal to stop, on which all processes that train together agree at each tick.
+
+    SIGINT, SIGTERM and SIGHUP ask to end after the current step; a second one ends the process at once.
 
     Attributes:
-        agreed: number of the signal, once all processes that train together know of it: all end at the same step.
+        signal: the signal that a process had received at the last tick.
     """
 
     def __init__(self) -> None:
+        self.signal: int | None = None
         self._received: int | None = None
-        self.agreed: int | None = None
-        self._mark = time.monotonic()
+        self._last = time.monotonic()
 
-    def __enter__(self) -> StopSignal:
-        self._before: dict[int, Any] = {}
+    def __enter__(self) -> SharedClock:
+        self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]  # also where a script's background job ignores SIGINT
+            signals = [signal.SIGINT, signal.SIGTERM]  # also where a script's background job ignores SIGINT
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-            if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # which nohup asks for
-                numbers.append(hangup)
-            for number in numbers:
-                self._before[number] = signal.signal(number, self._receive)
+            if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
+                signals.append(hangup)
+            self._handlers = {caught: signal.signal(caught, self._receive) for caught in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for caught, handler in self._handlers.items():
+            signal.signal(caught, handler)
 
-    def agree(self) -> float:
-        """Agree on the signal that any process has received; -> seconds since the last call, in the slowest process."""
+    def tick(self) -> float:
+        """Return the seconds since the last tick in the slowest process, and set `signal`."""
         now = time.monotonic()
-        told = distributed.all_gather_numbers(self._received or 0, now - self._mark)
-        self._mark = now
-        self.agreed = int(max(number for number, _ in told)) or None
-        return max(spent for _, spent in told)
+        gathered = distributed.all_gather_numbers(self._received or 0, now - self._last)
+        self._last = now
+        self.signal = int(max(received for received, _ in gathered)) or None
+        return max(seconds for _, seconds in gathered)
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
+    def _receive(self, received: int, _: FrameType | None) -> None:
         if self._received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self._received = number
+            signal.signal(received, signal.SIG_DFL)
+            signal.raise_signal(received)
+        self._received = received
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -1,16 +1,16 @@
-"""Where images lie: files, tars, Parquet, arrays. Each form is a module, and nothing outside asks which one it is.
-
-Here is what every form gives, and the words by which names tell a split.
-"""
+"""Stored images: files, tars, Parquet, arrays, torch data sets. Each form is a module with one interface, `Source`."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,65 +19,103 @@ from hrvqvae.utils.errors import InputError
 TRAIN = "train"
 HELD_OUT = ("test", "val", "validation")  # names of a given test split, in the order in which they are taken
 WORDS = (TRAIN, *HELD_OUT)
+ENDING = 64  # last bytes of an encoded image: a checksum, or the end of its entropy-coded data
+_MAX_ENDINGS = 10_000  # per digest
 
 
-def encoded(names: Iterable[str]) -> NDArray[np.bytes_]:
-    """Names, with surrogates for what is no UTF-8, as one array, which forked processes do not copy as a list."""
+def user_cache() -> Path:
+    """Return the user's cache folder of this package.
+
+    Raises:
+        InputError: the user has no home folder, as in some containers.
+    """
+    try:
+        return Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)).expanduser()
+    except RuntimeError as error:
+        raise InputError("HOME is not set: name the data by --data, or its folder by HRVQVAE_DATA") from error
+
+
+def encode_names(names: Iterable[str]) -> NDArray[np.bytes_]:
+    """Return names as one array, which forked processes share; surrogates stand for what is not UTF-8."""
     return np.array([name.encode("utf-8", "surrogateescape") for name in names], np.bytes_)
 
 
-def decoded(names: NDArray[np.bytes_], row: int) -> str:
-    """One of these names."""
+def decode_name(names: NDArray[np.bytes_], row: int) -> str:
+    """Return one name of such an array."""
     return str(names[row].decode("utf-8", "surrogateescape"))
 
 
 class Source(ABC):
-    """Stored images in a fixed order. It goes to the processes that decode, so it holds nothing open."""
+    """Stored images in a fixed order. Worker processes get a copy, so a source holds no open file.
 
-    labels: NDArray[Any] | None = None  # (N,) whole numbers or texts; None where an image has none, or nobody asked
-    class_names: tuple[str, ...] = ()  # of labels that are numbers; empty where no names are kept
+    Attributes:
+        labels: (N,) whole numbers or texts; None where an image has none, or labels were not asked for.
+        class_names: names of labels that are numbers; empty where there are none.
+        first: row of the first image of each file, row group or array, and the number of images at the end.
+    """
+
+    labels: NDArray[Any] | None = None
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, counts: Iterable[int]) -> None:
-        """`counts` are the images in each of the files, row groups or arrays that they lie in."""
+        """`counts` are the images of each file, row group or array."""
         self.first = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
-    def place(self, row: int) -> tuple[int, int]:
-        """(number of the file, row group or array, place of the image in it)."""
-        number = int(np.searchsorted(self.first, row, "right")) - 1
-        return number, row - int(self.first[number])
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the index of the file, row group or array of an image, and the index of the image in it."""
+        index = int(np.searchsorted(self.first, row, "right")) - 1
+        return index, row - int(self.first[index])
 
     @abstractmethod
     def name(self, row: int) -> str:
-        """The name by which a split by hash divides: the same on every machine."""
+        """Return the name of an image, the same on every machine. Its hash decides between the splits."""
 
     @abstractmethod
     def where(self, row: int) -> str:
-        """Where an image lies, for messages."""
+        """Return where an image lies, for messages."""
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """An image, opened; raises whatever its decoder or its file runs into."""
+        """Open an image. Raises whatever its decoder or its file runs into."""
 
-    def order(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-        """An order in which to read those rows: a permutation of their places in `rows`, drawn from the generator."""
-        return generator.permutation(len(rows))
+    @abstractmethod
+    def content(self, row: int, ending: bool) -> bytes:
+        """Return the size of a stored image, and with `ending` also bytes that change when its pixels do."""
+
+    def digest(self, rows: NDArray[np.int64]) -> str:
+        """Return a digest of some images: of the names and sizes of all, and the endings of at most 10,000."""
+        state, every = hashlib.blake2b(digest_size=16), -(-len(rows) // _MAX_ENDINGS)
+        for index, row in enumerate(map(int, rows)):
+            state.update(f"{self.name(row)}\0".encode("utf-8", "surrogateescape"))
+            with suppress(OSError):  # an image that can't be opened is reported when it is decoded
+                state.update(self.content(row, ending=index % every == 0))
+        return state.hexdigest()
+
+    def order(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return a random permutation of indices of `rows`, in which they can be read fast."""
+        return rng.permutation(len(rows))
 
 
-class Part(NamedTuple):
-    """What is of one split as a whole: a file, or an array in it."""
+class Shard(NamedTuple):
+    """A file of images, or an array in one. All its images are of one split."""
 
-    name: str  # below the folder, in which a word may tell the split
+    name: str  # below the folder; a word in it may tell the split
     path: Path
     key: str = ""  # of the array in an .npz
 
 
 def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
-    """(word of the train split, word of the test split) of a given split; None where there is none.
+    """Return the words of the train and the test split, or None where the data has no split of its own.
 
-    `words` are those of the names, "" of a name without one. Raises InputError for half of a split.
+    Args:
+        words: the words for splits in the names; "" for a name without one.
+        where: the data, for messages.
+
+    Raises:
+        InputError: half of a split.
     """
     test = next((word for word in HELD_OUT if word in words), None)
     if TRAIN in words and test is not None:

@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1) if there are any.
+"""Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1).
 
 In an .npz the arrays are named `images` or `x`, labels `labels` or `y`, with a word for the split where it holds both:
 `x_train`, `val_labels`. The only array of a file may have any name. Labels of `digits.npy` are in `digits-labels.npy`
@@ -21,50 +21,60 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.sources import Part, Source
+from hrvqvae.data.sources import Shard, Source
 from hrvqvae.utils.errors import InputError, one_line
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
 _LABELS_OF = {"images": "labels", "x": "y"}
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
+_MOST_INFLATED = (2**26, 50)  # bytes of a compressed array: so many, and so many per byte of the file
 
 
 class ArraySource(Source):
     """The images of arrays, one array after another."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = tuple(shards)
         super().__init__(map(len, self._arrays))
 
     @cached_property
     def _arrays(self) -> list[NDArray[np.uint8]]:
-        return [_images(part) for part in self._parts]
+        return [_read_images(shard) for shard in self._shards]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_arrays"}  # pickled, a map is its content
+    def __getstate__(self) -> dict[str, Any]:  # a memory map would be pickled with its content
+        return {name: value for name, value in vars(self).items() if name != "_arrays"}
 
     def name(self, row: int) -> str:
-        number, within = self.place(row)
-        return f"{self._parts[number].name}/{within}"
+        index, within = self.locate(row)
+        return f"{self._shards[index].name}/{within}"
 
     def where(self, row: int) -> str:
-        number, within = self.place(row)
-        return f"{_named(self._parts[number])}: image {within}"
+        index, within = self.locate(row)
+        return f"{_describe(self._shards[index])}: image {within}"
+
+    def _pixels(self, row: int) -> NDArray[np.uint8]:
+        index, within = self.locate(row)
+        pixels: NDArray[np.uint8] = self._arrays[index][within]
+        return pixels
 
     def open(self, row: int) -> Image.Image:
-        number, within = self.place(row)
-        pixels = np.ascontiguousarray(self._arrays[number][within])
+        pixels = np.ascontiguousarray(self._pixels(row))
         return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
+    def content(self, row: int, ending: bool) -> bytes:
+        pixels = self._pixels(row)
+        line: bytes = pixels[len(pixels) // 2].tobytes()  # of every image, since all are of one size
+        return line
 
-def parts(files: Sequence[Path], base: Path) -> list[Part]:
-    """The arrays of images in these files, with names below `base`. Raises InputError where there are none."""
-    found = list[Part]()
+
+def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
+    """Return the arrays of images in files, with names below `base`. Raises InputError where there are none."""
+    shards = list[Shard]()
     for file in files:
         name = file.relative_to(base).as_posix()
         if file.suffix.lower() == ".npy":
-            found += [] if _LABELS.search(file.stem) else [Part(name, file)]
+            shards += [] if _LABELS.search(file.stem) else [Shard(name, file)]
             continue
         keys = _keys(file)
         images = [key for key in keys if _IMAGES.search(key)] or (keys if len(keys) == 1 else [])
@@ -72,25 +82,27 @@ def parts(files: Sequence[Path], base: Path) -> list[Part]:
             raise InputError(
                 f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`, labels `labels` or `y`"
             )
-        found += [Part(f"{name}/{key}", file, key) for key in images]
-    if not found:
+        shards += [Shard(f"{name}/{key}", file, key) for key in images]
+    if not shards:
         raise InputError(f"{files[0]} is named as labels are; name the array of images")
-    return found
+    return shards
 
 
-def read(parts: Sequence[Part], labels: bool) -> ArraySource:
-    """The images of arrays. Raises InputError where one is damaged, or has another type, shape or number of labels."""
-    source = ArraySource(parts)
-    if labels:
-        told = [_labels(part) for part in parts]
-        some = [one for one in told if one is not None]
-        if some and len(some) == len(told):
-            source.labels = np.concatenate(some)
+def read(shards: Sequence[Shard], labels: bool) -> ArraySource:
+    """Return the images of arrays.
+
+    Raises:
+        InputError: an array is damaged, or has another type, shape or number of labels.
+    """
+    source = ArraySource(shards)
+    arrays = [_read_labels(shard) for shard in shards] if labels else []
+    if arrays and all(array is not None for array in arrays):
+        source.labels = np.concatenate([array for array in arrays if array is not None])
     return source
 
 
-def _named(part: Part) -> str:
-    return f"{part.path}: {part.key}" if part.key else str(part.path)
+def _describe(shard: Shard) -> str:
+    return f"{shard.path}: {shard.key}" if shard.key else str(shard.path)
 
 
 def _keys(path: Path) -> list[str]:
@@ -101,26 +113,38 @@ def _keys(path: Path) -> list[str]:
         raise InputError(f"{path} can't be read ({error}); write it again with numpy.savez") from error
 
 
-def _array(part: Part) -> NDArray[Any]:
-    """An array of a file, mapped where it can be."""
+def _read_array(shard: Shard) -> NDArray[Any]:
+    """Return an array of a file, mapped into memory where it is not compressed."""
     try:
-        if not part.key:
-            found: NDArray[Any] = np.load(part.path, mmap_mode="r", allow_pickle=False)
-            return found
-        mapped = _mapped_member(part)
-        return np.asarray(np.load(part.path, allow_pickle=False)[part.key]) if mapped is None else mapped
-    except Exception as error:  # of damaged files, whatever their readers run into
+        if not shard.key:
+            array: NDArray[Any] = np.load(shard.path, mmap_mode="r", allow_pickle=False)
+            return array
+        mapped = _map_member(shard)
+        return np.asarray(np.load(shard.path, allow_pickle=False)[shard.key]) if mapped is None else mapped
+    except InputError:
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they run into
         raise InputError(
-            f"{_named(part)} is damaged or holds no numbers ({one_line(error)}); write it again"
+            f"{_describe(shard)} is damaged or holds no numbers ({one_line(error)}); write it again"
         ) from error
 
 
-def _mapped_member(part: Part) -> NDArray[Any] | None:
-    """An array of an .npz, read when it is looked at; None where it is compressed or empty."""
-    with part.path.open("rb") as stream:
+def _map_member(shard: Shard) -> NDArray[Any] | None:
+    """Return a memory map of an array of an .npz; None for a compressed or an empty array.
+
+    Raises:
+        InputError: a compressed array would take too much memory.
+    """
+    with shard.path.open("rb") as stream:
         with zipfile.ZipFile(stream) as archive:
-            member = archive.getinfo(f"{part.key}.npy")
+            member = archive.getinfo(f"{shard.key}.npy")
         if member.compress_type != zipfile.ZIP_STORED:
+            least, per_byte = _MOST_INFLATED
+            if member.file_size > least + per_byte * member.compress_size:
+                raise InputError(
+                    f"{_describe(shard)} has {member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB, "
+                    "too much to hold in memory; write it with numpy.savez, which does not compress"
+                )
             return None
         stream.seek(member.header_offset)
         name, extra = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
@@ -129,39 +153,41 @@ def _mapped_member(part: Part) -> NDArray[Any] | None:
         shape, fortran, kind = header(stream)
         if kind.hasobject or 0 in shape:
             return None
-        return np.memmap(part.path, kind, "r", stream.tell(), shape, "F" if fortran else "C")
+        return np.memmap(shard.path, kind, "r", stream.tell(), shape, "F" if fortran else "C")
 
 
-def _images(part: Part) -> NDArray[np.uint8]:
-    found = _array(part)
-    if found.dtype != np.uint8:
-        raise InputError(f"{_named(part)} has type {found.dtype}; images are uint8, 0 (black) to 255 (white)")
-    if found.ndim not in (3, 4) or (found.ndim == 4 and found.shape[3] not in (1, 3)) or 0 in found.shape[1:]:
+def _read_images(shard: Shard) -> NDArray[np.uint8]:
+    images = _read_array(shard)
+    if images.dtype != np.uint8:
+        raise InputError(f"{_describe(shard)} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape[1:]:
         raise InputError(
-            f"{_named(part)} has shape {found.shape}; images are (N, Y, X) or (N, Y, X, C) with 1 or 3 channels, "
+            f"{_describe(shard)} has shape {images.shape}; images are (N, Y, X) or (N, Y, X, C) with 1 or 3 channels, "
             "which transpose(0, 2, 3, 1) puts last"
         )
-    return found
+    return images
 
 
-def _labels(part: Part) -> NDArray[np.int64] | None:
-    """The labels that belong to an array of images; None where there are none."""
-    own = part.key or part.path.stem
-    swapped = _IMAGES.sub(lambda found: _LABELS_OF[found[1].lower()], own).lower()
-    names = (swapped,) if swapped != own.lower() else (f"{swapped}-labels", f"{swapped}_labels")
-    if part.key:
-        others = {key.lower(): Part("", part.path, key) for key in _keys(part.path)}
+def _read_labels(shard: Shard) -> NDArray[np.int64] | None:
+    """Return the labels that belong to an array of images; None where there are none."""
+    name = shard.key or shard.path.stem
+    swapped = _IMAGES.sub(lambda word: _LABELS_OF[word[1].lower()], name).lower()
+    names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
+    if shard.key:
+        arrays = {key.lower(): Shard("", shard.path, key) for key in _keys(shard.path)}
     else:
-        others = {other.stem.lower(): Part("", other) for other in part.path.parent.glob("*.npy")}
-    place = next((others[name] for name in names if name in others), None)
+        arrays = {path.stem.lower(): Shard("", path) for path in shard.path.parent.glob("*.npy")}
+    place = next((arrays[name] for name in names if name in arrays), None)
     if place is None:
         return None
-    found = _array(place)
-    if found.dtype.kind not in "iu" or found.ndim not in (1, 2) or found.shape[1:] not in ((), (1,)):
+    labels = _read_array(place)
+    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
         raise InputError(
-            f"{_named(place)} has shape {found.shape} and type {found.dtype}; labels are (N,) whole numbers"
+            f"{_describe(place)} has shape {labels.shape} and type {labels.dtype}; labels are (N,) whole numbers"
         )
-    count = len(_images(part))
-    if len(found) != count:
-        raise InputError(f"{_named(place)} has {len(found):,} labels for the {count:,} images of {_named(part)}")
-    return found.reshape(-1).astype(np.int64)
+    count = len(_read_images(shard))
+    if len(labels) != count:
+        raise InputError(
+            f"{_describe(place)} has {len(labels):,} labels for the {count:,} images of {_describe(shard)}"
+        )
+    return labels.reshape(-1).astype(np.int64)

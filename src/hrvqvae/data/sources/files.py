@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,68 +14,82 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources import WORDS, Source, decoded, encoded, given_split
+from hrvqvae.data.sources import ENDING, WORDS, Source, decode_name, encode_names, given_split
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import TEMPORARY
-from hrvqvae.utils.progress import note
+from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.quantities import counted
 
 LISTS = (".txt", ".list", ".tsv")  # of paths of images
+_OTHER_IMAGES = re.compile(r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jxl|nef|p[bgp]m|psd|svg|tga|tiff?)")
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_UPWARDS = re.compile(r"^(\.\./|/)+")  # of a path in a list, whose name it is no part of
-_MOST_FILES = 1_000_000
+_UPWARDS = re.compile(r"^(\.\./|/)+")  # of a path in a list; not part of its name
+_MAX_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files of a folder, by their names below it.
+    """Image files, by their names below a folder.
 
-    Labels are the folders that they lie in, below so many others, where every image lies in one.
+    Labels are the folders that the files lie in, `depth` folders down, where every file lies in one.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], above: int = 0) -> None:
+    def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
         super().__init__([len(files)])
-        self.folder, self._names = folder, encoded(files)
-        if all(name.count("/") > above for name in files):
-            self.labels = np.array([normal(name).split("/")[above] for name in files])
+        self.folder, self._names = folder, encode_names(files)
+        if all(name.count("/") > depth for name in files):
+            self.labels = np.array([normalize(name).split("/")[depth] for name in files])
 
     def name(self, row: int) -> str:
-        return _UPWARDS.sub("", normal(decoded(self._names, row)))
+        return _UPWARDS.sub("", normalize(decode_name(self._names, row)))
 
     def where(self, row: int) -> str:
-        return str(self.folder / decoded(self._names, row))
+        return str(self.folder / decode_name(self._names, row))
 
     def open(self, row: int) -> Image.Image:
         return opened_file(Path(self.where(row)))
 
+    def content(self, row: int, ending: bool) -> bytes:
+        path = Path(self.where(row))
+        size = path.stat().st_size
+        if not ending:
+            return b"%d" % size
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(max(0, size - ENDING))
+            return b"%d %b" % (size, stream.read(ENDING))
 
-def normal(name: str) -> str:
-    """A name as on every machine: some file systems decompose letters with accents."""
+
+def normalize(name: str) -> str:
+    """Return a name in the Unicode form of every machine: some file systems decompose letters with accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def listed_images(path: Path) -> FolderSource:
-    """The images of a list: a path a line, from its own folder, and after a tab a label. Raises InputError."""
+    """Return the images of a list: a path per line, relative to the list, and after a tab a label.
+
+    Raises:
+        InputError: the list is not UTF-8 or names no image.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a list of images in UTF-8") from error
-    parted = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
-    found = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in parted if name]
-    if not found:
-        raise InputError(f"{path} names no image; it has a path a line")
-    source = FolderSource(path.parent, [name for name, _ in found])
-    source.labels = np.array([label or None for _, label in found])
+    pairs = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
+    images = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in pairs if name]
+    if not images:
+        raise InputError(f"{path} names no image; write a path per line")
+    source = FolderSource(path.parent, [name for name, _ in images])
+    source.labels = np.array([label or None for _, label in images])
     return source
 
 
 def folder_sources(folder: Path) -> dict[str, FolderSource]:
-    """Image files of a folder, sorted by name: those of a given split by its words, else all under the empty word.
+    """Return the image files of a folder, sorted by name: by the words of a given split, or all under "".
 
-    `train/` beside `test/`, `val/` or `validation/` is a given split. Where several of the three are there, the first
-    in this order is the test split; images elsewhere in the folder are in neither. Beside other folders of images,
-    `train/` alone is a class like them, as in CIFAR100. Labels are the folders that the images of a split lie in, where
-    all of them lie in one. Without an image there is no source at all.
+    `train/` beside `test/`, `val/` or `validation/` is a given split. Of several test splits the first in this order is
+    taken; images elsewhere in the folder are in neither split, and are counted in a note. Beside other folders of
+    images, `train/` alone is a class, as in CIFAR100. Labels are the folders of the images in a split. A folder without
+    images has no source.
 
     Raises:
         InputError: half of a given split, two spellings of one name, or a name that is not UTF-8.
@@ -83,60 +98,85 @@ def folder_sources(folder: Path) -> dict[str, FolderSource]:
         raise InputError(f"{folder} is not a folder")
     files = dict[str, str]()
     for file in names_below(folder, SUFFIXES):
-        if files.setdefault(normal(file), file) != file:
+        if files.setdefault(normalize(file), file) != file:
             raise InputError(f"{folder} has {file} in two spellings of Unicode; rename one of them")
     if not files:
         return {}
     words = {name.split("/")[0] for name in files if "/" in name}
-    given = given_split({word if word in WORDS else "" for word in words}, folder)
-    found = dict[str, FolderSource]()
-    for word in given or ("",):
+    split = given_split({word if word in WORDS else "" for word in words}, folder)
+    if split and (outside := sum(name.split("/")[0] not in split for name in files)):
+        told_once(f"{folder}: {counted(outside, 'image')} outside of {split[0]}/ and {split[1]}/ left out")
+    sources = dict[str, FolderSource]()
+    for word in split or ("",):
         start = f"{word}/" if word else ""
         below = sorted(name.removeprefix(start) for name in files if name.startswith(start))
-        found[word] = FolderSource(folder / word, [files[f"{start}{name}"].removeprefix(start) for name in below])
-    return found
+        sources[word] = FolderSource(folder / word, [files[f"{start}{name}"].removeprefix(start) for name in below])
+    return sources
 
 
 def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Names of files with such suffixes at any depth of a folder, in no order.
+    """Yield the names of files with such suffixes at any depth of a folder, in no order.
 
-    Links to folders directly inside are followed, unless they lead back to where they lie. Folders that can't be read
-    are left out, with a line in the log. Raises InputError where a name is not UTF-8.
+    Links to folders are followed, unless they lead back. Names that begin with a dot are passed over. Images in other
+    formats, and folders that can't be read, are counted in a note.
+
+    Raises:
+        InputError: a name is not UTF-8.
     """
+    others = Counter[str]()
+    for file in _walk(folder, {_identity(path) for path in folder.resolve().parents}):
+        suffix = Path(file.name).suffix.lower()
+        if suffix in suffixes:
+            name = Path(file.path).relative_to(folder).as_posix()
+            if not (name.isascii() or name.encode("utf-8", "replace").decode() == name):
+                raise InputError(f"{name!r} in {folder} has a name that is not UTF-8; rename it")
+            yield name
+        elif _OTHER_IMAGES.fullmatch(suffix):
+            others[suffix] += 1
+    if others:
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
+        told_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
 
-    def unreadable(error: OSError) -> None:
-        note(f"{error.filename} can't be read ({error.strerror}); what is in it is left out")
 
-    links = [child for child in folder.iterdir() if child.is_symlink() and child.is_dir()]
-    around = [folder.resolve(), *folder.resolve().parents]
-    for top in (folder, *(link for link in links if link.resolve() not in around)):
-        for where, _, names in os.walk(top, onerror=unreadable):
-            below = Path(where).relative_to(folder).as_posix()
-            for name in names:
-                wanted = name.lower().endswith(suffixes) and not name.startswith(TEMPORARY)
-                if wanted and Path(where, name).is_file():
-                    found = name if below == "." else f"{below}/{name}"
-                    if not (found.isascii() or found.encode("utf-8", "replace").decode() == found):
-                        raise InputError(f"{found!r} in {folder} has a name that is not UTF-8; rename it")
-                    yield found
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
+
+
+def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    """Yield the files at any depth of a folder; `above` are the folders that a link may not lead back to."""
+    try:
+        above = above | {_identity(folder)}
+        with os.scandir(folder) as scanned:
+            entries = [entry for entry in scanned if not entry.name.startswith(".")]
+    except OSError as error:
+        told_once(f"{error.filename} can't be read ({error.strerror}); what is in it is left out")
+        return
+    for entry in entries:
+        if not entry.is_dir():
+            if entry.is_file():
+                yield entry
+        elif not (entry.is_symlink() and _identity(entry.path) in above):
+            yield from _walk(Path(entry.path), above)
 
 
 def _choices(inner: str) -> list[str]:
-    """Inside braces: "08..10" -> 08, 09, 10; "train,test" -> train, test."""
+    """Return what the inside of braces stands for: 08, 09, 10 for "08..10", train and test for "train,test"."""
     matched = _RANGE.fullmatch(inner)
     if matched is None:
         return inner.split(",")
     first, last = int(matched[1]), int(matched[2])
-    if not first <= last < first + _MOST_FILES:
-        raise InputError(f"{{{inner}}} is no range of at most {_MOST_FILES:,} files that goes upwards")
+    if not first <= last < first + _MAX_FILES:
+        raise InputError(f"{{{inner}}} is no range of at most {_MAX_FILES:,} files that goes upwards")
     width = len(matched[1]) if matched[1].startswith("0") else 0
     return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
 def named_files(pattern: Path) -> list[Path]:
-    """Files that a name stands for: itself, or with {00..99}, {a,b}, *, ? and [abc] those that it matches, in order.
+    """Return the file of a name, or those that a pattern with {00..99}, {a,b}, *, ? and [abc] matches, in order.
 
-    Raises InputError where a file that it names without a wildcard is missing, or nothing matches.
+    Raises:
+        InputError: a file that is named without a wildcard is missing, or nothing matches.
     """
     if pattern.is_file():
         return [pattern]
@@ -147,12 +187,12 @@ def named_files(pattern: Path) -> list[Path]:
     for name in names:
         if _WILDCARD.search(name):
             path = Path(name)
-            found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            files += sorted(one for one in found if one.is_file() and not one.name.startswith("."))
+            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            files += sorted(match for match in matches if match.is_file() and not match.name.startswith("."))
         elif Path(name).is_file():
             files.append(Path(name))
         else:
-            raise InputError(f"{name} is missing; get it, or name those that are there")
+            raise InputError(f"{name} is missing; get it, or name the files that are there")
     if not files:
         raise InputError(f"no file is named like {pattern}")
     return list(dict.fromkeys(files))

@@ -1,11 +1,11 @@
 """WebDataset tars: shards of images that are read by index.
 
-A sample is the members that lie beside each other and have one name up to its first dot: `cats/001.png` and
-`cats/001.cls`. Each PNG, JPEG and WebP member is an image. Its label is the whole number in `.cls`, else under "label"
-in `.json`; class names are the lines of `classnames.txt` beside the shards or in the folder above them.
+A sample is a run of members whose names are equal up to the first dot: `cats/001.png` and `cats/001.cls`. Each PNG,
+JPEG and WebP member is an image. Its label is the whole number in `.cls`, else "label" in `.json`; class names are the
+lines of `classnames.txt` beside the shards or in the folder above them.
 
-A shard is opened for each image, so there is no limit of open files. Where each image lies is found by reading the
-headers once, and kept in the user's cache folder for as long as the shards have the same names, sizes and times.
+The headers of all shards are read once. The index of their images is kept in the user's cache folder, and used while
+the shards have the same names, sizes and times. A shard is opened for each image, so any number of shards will do.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, opened_file
-from hrvqvae.data.sources import Part, Source, decoded, encoded
-from hrvqvae.data.sources.files import normal
+from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, user_cache
+from hrvqvae.data.sources.files import normalize
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import note, waiting
@@ -49,42 +48,58 @@ class TarSource(Source):
         self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: NDArray[np.bytes_],
         labels: NDArray[np.int64],
     ) -> None:  # fmt: skip
-        """`places` (N, 2) are where each image begins in its shard and its bytes; `labels` (N,) may be NO_LABEL."""
+        """Take the index of the shards.
+
+        Args:
+            files: the shards.
+            counts: images in each shard.
+            places: (N, 2) where each image begins in its shard, and its bytes.
+            names: (N,) as by `encode_names`.
+            labels: (N,); NO_LABEL for an image without one.
+        """
         super().__init__(counts)
-        self.files, self._places, self._names, self.given = tuple(files), places, names, labels
+        self.files, self._places, self._names, self.stored_labels = tuple(files), places, names, labels
 
     def name(self, row: int) -> str:
-        return normal(decoded(self._names, row))
+        return normalize(decode_name(self._names, row))
 
     def where(self, row: int) -> str:
-        return f"{self.files[self.place(row)[0]]}: {decoded(self._names, row)}"
+        return f"{self.files[self.locate(row)[0]]}: {decode_name(self._names, row)}"
 
     def open(self, row: int) -> Image.Image:
-        start, size = map(int, self._places[row])
-        with self.files[self.place(row)[0]].open("rb", buffering=0) as stream:
-            stream.seek(start)
-            content = stream.read(size)
-        if len(content) != size:
+        size = int(self._places[row, 1])
+        encoded = self._read(row, size)
+        if len(encoded) != size:
             raise OSError("the shard has become shorter")
-        return opened_file(io.BytesIO(content))
+        return opened_file(io.BytesIO(encoded))
+
+    def content(self, row: int, ending: bool) -> bytes:
+        return b"%d %b" % (self._places[row, 1], self._read(row, ENDING) if ending else b"")
+
+    def _read(self, row: int, count: int) -> bytes:
+        """Return the last bytes of an image, at most `count`."""
+        start, size = map(int, self._places[row])
+        with self.files[self.locate(row)[0]].open("rb", buffering=0) as stream:
+            stream.seek(start + max(0, size - count))
+            return stream.read(min(size, count))
 
 
-def read(parts: Sequence[Part], labels: bool) -> TarSource:
-    """The images of shards. Raises InputError as `scan`, and where there is no image in any."""
-    files = [part.path for part in parts]
+def read(shards: Sequence[Shard], labels: bool) -> TarSource:
+    """Return the images of shards. Raises InputError as `scan`, and where no shard has an image."""
+    files = [shard.path for shard in shards]
     try:
         source = _indexed(files)
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
         raise InputError(f"{files[0]}: no PNG, JPEG or WebP image is in it")
-    if labels and NO_LABEL not in source.given:
-        source.labels, source.class_names = source.given, _class_names(files)
+    if labels and NO_LABEL not in source.stored_labels:
+        source.labels, source.class_names = source.stored_labels, _read_class_names(files)
     return source
 
 
-def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """The names of the classes, from the file beside the shards or above them; empty where there is none."""
+def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
+    """Return the names of the classes from the file beside the shards or above them; none without such a file."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         path = folder / CLASS_NAMES
         if path.is_file():
@@ -96,33 +111,34 @@ def _class_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _indexed(files: Sequence[Path]) -> TarSource:
-    """Shards by an index that was kept, or that is made now."""
+    """Return the images of shards by the index in the cache, or by a new index."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    known = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
-    kept = Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)) / "indexes" / f"{known}.npz"
-    with contextlib.suppress(Exception), kept.open("rb") as stream:  # what is damaged raises whatever it runs into
+    name = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
+    # A damaged index raises whatever its reader runs into; without a home folder there is none.
+    with contextlib.suppress(Exception), (user_cache() / "indexes" / f"{name}.npz").open("rb") as stream:
         return TarSource(files, **np.load(stream))
     if len(files) > 1:
-        waiting(f"reading what is in {len(files):,} shards")
-    counts, starts, told, names = list[int](), array("q"), array("q"), list[str]()
+        waiting(f"reading the headers of {len(files):,} shards")
+    counts, starts, numbers, names = list[int](), array("q"), array("q"), list[str]()
     for path in files:
-        scan(path, starts, told, names)
+        scan(path, starts, numbers, names)
         counts.append(len(names) - sum(counts))
-    places, labels = np.array(starts, np.int64).reshape(-1, 2), np.array(told, np.int64)
-    index: dict[str, Any] = {"counts": counts, "places": places, "names": encoded(names), "labels": labels}
+    places, labels = np.array(starts, np.int64).reshape(-1, 2), np.array(numbers, np.int64)
+    index: dict[str, Any] = {"counts": counts, "places": places, "names": encode_names(names), "labels": labels}
     if len(names) >= KEPT_FROM:
         content = io.BytesIO()
         np.savez(content, **index)
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, content.getvalue())
+        with contextlib.suppress(OSError, InputError):
+            folder = user_cache() / "indexes"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / f"{name}.npz", content.getvalue())
     return TarSource(files, **index)
 
 
 def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
-    """Append the image members of a tar by its headers: where each begins, how long it is, its label and name.
+    """Append where each image of a tar begins, its bytes, its label and its name, as the headers say.
 
-    Links are left out, with a line in the log.
+    Links are left out, with a note.
 
     Raises:
         InputError: it is cut short, damaged, or no uncompressed tar; a label is no whole number.
@@ -131,8 +147,8 @@ def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -
     with path.open("rb") as stream:
         samples = ((_KEY.fullmatch(member.name), member) for member in _members(path, stream))
         named = ((matched[1], matched[2], member) for matched, member in samples if matched)
-        for _, members in groupby(named, key=lambda one: one[0]):
-            told, before = dict[str, int](), len(names)
+        for _, members in groupby(named, key=lambda member: member[0]):
+            sample_labels, before = dict[str, int](), len(names)
             for _, kind, member in members:
                 is_image = member.name.lower().endswith(SUFFIXES)
                 if not member.isreg():
@@ -142,14 +158,15 @@ def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -
                     names.append(member.name.removeprefix("./"))
                 elif kind in ("cls", "json"):
                     stream.seek(member.offset_data)
-                    told[kind] = _label(kind, stream.read(member.size), f"{path}: {member.name}")
-            labels.extend([told.get("cls", told.get("json", NO_LABEL))] * (len(names) - before))
+                    sample_labels[kind] = _read_label(kind, stream.read(member.size), f"{path}: {member.name}")
+            label = sample_labels.get("cls", sample_labels.get("json", NO_LABEL))
+            labels.extend([label] * (len(names) - before))
     if links:
         note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The files and links in a tar, in order. Raises InputError where it is cut short, damaged or no tar."""
+    """Yield the files and links in a tar, in order. Raises InputError where it is cut short, damaged or no tar."""
     latest, reason = "", ""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -167,13 +184,13 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     raise InputError(f"{path} {fault}{latest}{reason}; get or pack it again")
 
 
-def _label(kind: str, content: bytes, where: str) -> int:
-    """The label in a `.cls` or a `.json`; `NO_LABEL` where the latter has none."""
-    found: Any = None
+def _read_label(kind: str, content: bytes, where: str) -> int:
+    """Return the label in a `.cls` or a `.json`; `NO_LABEL` for a `.json` without one."""
+    label: Any = None
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-        found = int(content) if kind == "cls" else json.loads(content)["label"]
-    if type(found) is int and NO_LABEL < found < 2**63:
-        return found
+        label = int(content) if kind == "cls" else json.loads(content)["label"]
+    if type(label) is int and NO_LABEL < label < 2**63:
+        return label
     if kind == "cls":
         raise InputError(f"{where} is not the number of a class")
     return NO_LABEL
