@@ -158,7 +158,7 @@ def test_the_page_of_the_layer() -> None:
     assert names["coarse"].shape == (4, 64, 14, 14)
     assert names["leaf"].shape == (4, 14, 14)
     quantize, step, state = names["quantize"], names["step"], names["optimizer"].state
-    quantize.start_vectors, quantize.restart_every = 256, 3
+    quantize.schedule.start_vectors, quantize.schedule.restart_every = 256, 3
     counts = [one for name, one in quantize.named_buffers() if name.endswith("count")]
     generator, moved_rows = torch.Generator().manual_seed(0), 0
     for number in range(6):

@@ -159,7 +159,7 @@ _TREE, _ONE = "quantizer.codebooks.2.codewords", "quantizer.codebook.codewords"
         ("vqvae", _FLAT, (512,), _ONE),
         ("vqvae2", _FLAT, (512,) * 3, "quantizers.2.codebook.codewords"),
         ("vqgan", {**_FLAT, "codewords": 1024}, (1024,), _ONE),
-        ("rqvae", {**_RESIDUAL, "shared": False}, (8, 8, 8), _TREE),
+        ("rqvae", _RESIDUAL, (8, 8, 8), _TREE),
         ("fsq", {"channel_levels": [8, 8, 8], "dim": 32}, (512,), "quantizer.fsq.project_in.weight"),
         ("vqpytorch", {"name": "lfq", "codewords": 512, "levels": 1, "dim": 32}, (512,),
          "quantizer.residual.project_in.weight"),

@@ -75,7 +75,7 @@ def _options(**fields: str) -> list[str]:
     ("system", "options"),
     [
         *((system, []) for system in EVERY),
-        ("rqvae", _options(shared="true")),
+        ("rqvae", _options(joint_beam="true", beam="2")),
         ("hrvqvae", _options(levels="4", linked="2", update="gradient")),
         *(("vqpytorch", _options(name=name, codewords="8")) for name in ("simvq", "lfq", "qinco")),
     ],

@@ -152,7 +152,7 @@ QUANTIZERS: dict[str, QuantizerConfig | FSQQuantizerConfig | LibraryQuantizerCon
     "flat": QuantizerConfig(codewords=7, dim=6),
     "linked": QuantizerConfig(levels=3, codewords=4, dim=6),
     "groups": QuantizerConfig(levels=5, codewords=3, linked=2, dim=6),
-    "shared": QuantizerConfig(levels=3, codewords=4, linked=1, shared=True, dim=6),
+    "joint": QuantizerConfig(levels=3, codewords=4, linked=1, beam=4, joint_beam=True, dim=6),
     "gradient": QuantizerConfig(levels=2, codewords=4, dim=6, update="gradient"),
     "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
     **{f"{name}-{levels}": LibraryQuantizerConfig(name=name, codewords=4, levels=levels, dim=6)

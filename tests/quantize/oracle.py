@@ -1,7 +1,6 @@
 """Residual quantization in numpy and float64, one vector at a time, written from the equations and not from the code.
 
-books[l]: (number, m, D) of each level; `linked` levels make a group, whose paths begin anew. A shared codebook is the
-same array at every level.
+books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew.
 """
 
 from fractions import Fraction
@@ -65,16 +64,17 @@ def batch_sums(vectors, books, linked):
 
 
 def beam(vector, books, width, weight):
-    """The path of each linked level that a beam ends in, from whole numbers, so that equal costs are equal."""
-    size = len(books[0][0])
-    kept = [(Fraction(0), 0, tuple(vector))]  # what the levels before add, path, residual
+    """The index of each level that a beam ends in, from whole numbers, so that equal costs are equal."""
+    kept = [(Fraction(0), [], tuple(vector))]  # what the levels before add, indices, residual
     for level, book in enumerate(books, start=1):
         longer = []
-        for before, path, residual in kept:
-            for child, codeword in enumerate(book[path]):
+        for before, indices, residual in kept:
+            above = indices[-1] if len(book) > 1 else 0
+            for child, codeword in enumerate(book[above]):
                 left = tuple(r - c for r, c in zip(residual, codeword, strict=True))
                 distance = sum(x * x for x in left)
-                longer.append((distance + before, weight * distance + before, path * size + child, left))
-        longer.sort(key=lambda one: one[0])  # stable
-        kept = [one[1:] for one in longer[: width if level < len(books) else 1]]
-    return [kept[0][1] // size ** (len(books) - level) for level in range(1, len(books) + 1)]
+                index = above * len(book[above]) + child
+                longer.append((distance + before, weight * distance + before, [*indices, index], left))
+        longer.sort(key=lambda path: path[0])  # stable
+        kept = [path[1:] for path in longer[: width if level < len(books) else 1]]
+    return kept[0][1]

@@ -54,7 +54,7 @@ def test_a_refit_is_the_mean_of_what_codewords_stand_for() -> None:
     one, vectors = layer(beam=4), vectors_of(400).double()
     leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
     total = torch.zeros(SIZE**LEVELS, DIM, dtype=torch.float64).index_add_(0, leaf, vectors)
-    fitting._refit(one.quantizer, torch.bincount(leaf, minlength=SIZE**LEVELS).float(), total.float(), 0.5)
+    fitting._refit(one.quantizer.levels, torch.bincount(leaf, minlength=SIZE**LEVELS).float(), total.float(), 0.5)
     residual = vectors.clone()
     for level, book in enumerate(one.quantizer.levels):
         path = leaf // SIZE ** (LEVELS - 1 - level)
@@ -97,7 +97,7 @@ def test_training_goes_on_from_there() -> None:
     fitted = copy.deepcopy(one)
     for seed in range(5):
         one(vectors_of(500, seed=seed))
-    assert one.steps == 6
+    assert one.schedule.steps == 6
     assert not equal(one, fitted)
     for book, old in zip(one.quantizer.levels, fitted.quantizer.levels, strict=True):
         assert float(book.count.sum()) == pytest.approx(500, rel=1e-3), "counts are those of a batch"

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from hrvqvae import InputError, QuantizerConfig, TreeVQ
 from hrvqvae.config import presets
+from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import same, state_of
 
@@ -36,7 +38,7 @@ def layer(**options: object) -> TreeVQ:
 def _started() -> dict[str, Tensor]:
     one = layer()
     one(features(10, 20))
-    assert one.steps == 1
+    assert one.schedule.steps == 1
     return one.state_dict()
 
 
@@ -89,6 +91,7 @@ def test_options_of_the_quantizer_arrive() -> None:
         "beta": 0.5, "level_betas": (0.0, 0.1, 0.2), "beam": 4, "coarse_weight": 0.1, "update": "gradient",
         "decay": 0.9, "restart_every": 7, "restart_below": 0.1,
     }  # fmt: skip
+    assert layer(level_betas=0.3).quantizer.config.level_betas == (0.3,)
     expected = QuantizerConfig(dim=DIM, codewords=SIZE, levels=LEVELS, **fields)  # type: ignore[arg-type]
     assert layer(**fields).quantizer.config == expected
 
@@ -127,7 +130,7 @@ def test_a_batch_of_padding_alone_changes_nothing_but_time() -> None:
     one = layer()
     nothing = torch.zeros(2, 5, dtype=torch.bool)
     quantized, indices, loss = one(features(2, 5), nothing)
-    assert (float(loss), one.steps) == (0, 0)
+    assert (float(loss), one.schedule.steps) == (0, 0)
     assert (quantized == 0).all()
     assert (indices == -1).all()
     one(features(10, 20))
@@ -161,12 +164,12 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     error = float((first[0] - batches[0]).square().mean())
     assert error < 0.2 * spread, "the first batch is quantized by what was fitted to it"
     assert one.codeword_indices(first[1])[..., -1].unique().numel() > 15
-    assert one.steps == 0
+    assert one.schedule.steps == 0
     early = books(one)[-1].copy()
     one(batches[1])
     assert np.abs(books(one)[-1] - early).max() < 0.1 * spread, "it only follows in between"
     one(batches[2])
-    assert one.steps == 1
+    assert one.schedule.steps == 1
     counts = one.quantizer.levels[0].count
     assert float(counts.sum()) == pytest.approx(100, rel=1e-4), "counts are those of a batch"
     before = state_of(one)
@@ -174,42 +177,79 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     assert same(before, state_of(one)), "nothing changes in evaluation mode"
 
 
-@pytest.mark.parametrize("after", [3, 6])
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_it_goes_on_from_its_state(tmp_path: Path, after: int, update: str) -> None:
-    """From a file, to the same bits; dead-code restart included."""
-    one = layer(start_vectors=250, restart_every=2, update=update)
-    batches = [features(5, 20, seed=seed) for seed in range(9)]
-    for batch in batches[:after]:
-        one(batch)
-    torch.save(one.state_dict(), tmp_path / "state.pt")
-    save_file(one.state_dict(), tmp_path / "state.safetensors")
-    for read in (lambda: torch.load(tmp_path / "state.pt"), lambda: load_file(tmp_path / "state.safetensors")):
-        other = layer(start_vectors=250, restart_every=2, update=update)
-        other.load_state_dict(read())
+def test_it_goes_on_from_its_state_after_every_step(tmp_path: Path, update: str) -> None:
+    """From a file, to the same bits, in a layer that has seen other batches: start, restarts, last tenth included."""
+    options = {"start_vectors": 250, "restart_every": 2, "total_steps": 8, "update": update}
+    one, batches = layer(**options), [features(5, 20, seed=seed) for seed in range(13)]
+    assert all(value.is_floating_point() for value in one.state_dict().values())
+    waiting = []
+    for after in range(10):
+        save = save_file if after % 2 else torch.save
+        save(one.state_dict(), tmp_path / "state")
+        other, going = layer(**options), copy.deepcopy(one)
+        other(features(5, 20, seed=99))
+        other.load_state_dict(load_file(tmp_path / "state") if after % 2 else torch.load(tmp_path / "state"))
         assert same(state_of(one), state_of(other))
-        going = copy.deepcopy(one)
-        for batch in batches[after:]:
+        for batch in batches[after : after + 4]:
             assert torch.equal(going(batch)[1], other(batch)[1])
         assert same(state_of(going), state_of(other))
+        waiting.append(tuple(one.schedule.waiting.shape))
+        one(batches[after])
+    assert waiting == [(250, DIM)] * 3 + [(1, 1)] * 7
 
 
-def test_a_state_of_an_earlier_version_is_read() -> None:
-    """Whose extra state was the steps, or the vectors that waited for the start (commit f04fe27)."""
-    one = started()
-    state = {name: value for name, value in one.state_dict().items() if name != "steps"}
-    for extra, steps in ((torch.tensor(7), 7), (features(1, 30)[0], 0)):
-        other = layer()
-        other.load_state_dict({**state, "_extra_state": extra})
-        assert int(other.steps) == steps
-        np.testing.assert_array_equal(books(other)[0], books(one)[0])
+def test_nothing_restarts_in_the_last_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, restarted = started(restart_every=3, total_steps=20).train(), list[int]()
+    monkeypatch.setattr(one.quantizer, "restart_dead_codes", lambda *_: restarted.append(one.schedule.steps))
+    for seed in range(22):
+        one(features(2, 5, seed=seed))
+    assert restarted == [3, 6, 9, 12, 15]
+
+
+def test_an_optimizer_forgets_where_codewords_were() -> None:
+    one = layer(update="gradient", restart_every=2)
+    optimizer = torch.optim.Adam(one.parameters(), 0.1)
+    for seed in range(2):
+        one(features(10, 20, seed=seed))[2].backward()
+        one.schedule.forget(optimizer)
+        optimizer.step()
+    first = one.quantizer.levels[0].codewords
+    with torch.no_grad():
+        first[0, 1] = 1e3
+        one.quantizer.levels[0].count[0, 1] = 0
+    one(features(10, 20, seed=2))
+    assert first[0, 1].abs().max() < 1e3
+    one.schedule.forget(optimizer)
+    moment = optimizer.state[first]["exp_avg"]
+    assert not moment[0, 1].any()
+    assert moment[0, 0].all()
+
+
+def test_a_training_step_waits_for_no_device() -> None:
+    """No value is read from a tensor after the start, by the search that a GPU has; nor while the layer is copied."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.count += func.__name__.startswith(("_local_scalar_dense", "equal", "nonzero", "is_nonzero"))
+            return func(*args, **(kwargs or {}))
+
+    one = layer(restart_every=0)
+    one.quantizer.search = search_tensors
+    one(features(10, 20))
+    with Reads() as reads:
+        for seed in range(3):
+            one(features(10, 20, seed=seed))
+    assert reads.count == 0
+    assert one.schedule.steps == 4
 
 
 @pytest.mark.parametrize("buffers", [False, True])
 def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(buffers: bool) -> None:
     """By torch, or as timm's ModelEmaV2 and V3 do, which average every floating value."""
     model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250))
-    assert all(value.is_floating_point() for value in model.state_dict().values())
     averaged = AveragedModel(model, use_buffers=buffers)
     for seed in range(12):
         model(features(5, 20, seed=seed))
@@ -218,24 +258,30 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(bu
     fresh.load_state_dict(averaged.module.state_dict())
     found = fresh[1]
     assert isinstance(found, TreeVQ)
-    before = float(found.steps)
+    before = found.schedule.steps
     fresh(features(5, 20, seed=99))
-    assert float(found.steps) == before + 1 > 1, "it follows, and does not start anew"
+    assert found.schedule.steps == before + 1 > 1, "it follows, and does not start anew"
 
 
+@pytest.mark.parametrize("update", ["ema", "gradient"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_takes_statistics_once(reentrant: bool) -> None:
-    """backward computes the layer anew, which must not be another step of it."""
-    plain = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2))
+def test_activation_checkpointing_gives_the_same_gradients_and_takes_statistics_once(
+    reentrant: bool, update: str
+) -> None:
+    """backward computes the layer anew, here twice per step, when the codebooks have followed or moved already."""
+    plain = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2, update=update))
     other = copy.deepcopy(plain)
     for seed in range(6):
         for one in (plain, other):
             one.zero_grad()
-            x = features(5, 20, seed=seed).requires_grad_()
-            quantized, _, loss = checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
-            (quantized.square().mean() + loss).backward()
+            for part in (0, 10):
+                x = features(5, 20, seed=seed + part).requires_grad_()
+                quantized, _, loss = checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
+                total = quantized.square().mean() + loss + (total if part else 0)  # noqa: F821
+            total.backward()
         assert same(state_of(plain[1]), state_of(other[1]))
-        torch.testing.assert_close(plain[0].weight.grad, other[0].weight.grad, rtol=0.1, atol=0.05)
+        for expected, found in zip(plain.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
     assert other[1].training
     assert other[1].quantizer.training
 
@@ -249,6 +295,83 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
         indices = one(x)[1]
     used = one.codeword_indices(indices)[..., -1].unique().numel()
     assert used > 11 if every else used < 8
+
+
+def test_on_meta_and_then_emptied_it_begins_anew() -> None:
+    with torch.device("meta"):
+        one = layer(start_vectors=250)
+    one.to_empty(device="cpu")
+    for value in one.state_dict().values():
+        value.fill_(torch.nan)
+    one.reset_parameters()
+    assert same(state_of(one), state_of(layer(start_vectors=250)))
+    one(features(10, 20))
+    one.reset_parameters()
+    assert one.schedule.steps == 0
+    assert same(state_of(one), state_of(layer(start_vectors=250)))
+
+
+def test_frozen_it_stays_as_it_is_in_training_mode() -> None:
+    for update in ("ema", "gradient"):
+        one = layer(update=update)
+        one(features(10, 20))
+        before = state_of(one.freeze().train())
+        quantized, _, loss = one(features(10, 20, seed=1).requires_grad_())
+        (quantized.sum() + loss).backward()
+        assert all(parameter.grad is None for parameter in one.parameters())
+        assert same(before, state_of(one))
+        one.unfreeze()(features(10, 20, seed=1))[2].requires_grad_().backward()
+        assert not same(before, state_of(one))
+
+
+def test_losses_of_levels_add_up_to_the_loss() -> None:
+    one = TreeVQ(DIM, SIZE, 11, linked=3, start_vectors=100, beam=1).eval()
+    x = features(10, 20)
+    assert one(x, return_losses=True)[3].shape == (11,)
+    one.train()(x)
+    loss, losses = one.eval()(x, return_losses=True)[2:]
+    torch.testing.assert_close(losses.sum(), loss)
+    left = [(x - one.get_output_from_indices(one(x)[1][..., : n + 1])).square().mean() for n in range(11)]
+    expected = 0.05 * torch.stack(left)
+    expected[-1] += 0.25 * left[-1]
+    torch.testing.assert_close(losses, expected)
+
+
+def test_levels_of_their_own_sizes_and_groups() -> None:
+    """The beam looks beyond a group of linked levels; without links this is residual quantization with a beam."""
+    x = torch.randn(10, 20, DIM, generator=torch.Generator().manual_seed(0))
+    for linked, shapes in (
+        (0, [(1, 5), (5, 2), (10, 4)]),
+        (1, [(1, 5), (1, 2), (1, 4)]),
+        (2, [(1, 5), (5, 2), (1, 4)]),
+    ):
+        greedy, beam = (TreeVQ(DIM, (5, 2, 4), linked=linked, beam=width, coarse_weight=0.0) for width in (1, 8))
+        assert [tuple(book.count.shape) for book in greedy.quantizer.levels] == shapes
+        greedy(x)
+        beam.load_state_dict(greedy.state_dict())
+        (nearest, indices, _), (nearer, _, _) = greedy.eval()(x), beam.eval()(x)
+        assert indices.amax((0, 1)).tolist() == [4, 1, 3]
+        assert (nearer - x).square().sum() < (nearest - x).square().sum()
+
+
+def test_aligned_it_quantizes_as_before() -> None:
+    one = started()
+    x = features(4, 5, seed=1)
+    before = one(x)
+    after = one.align()(x)
+    assert torch.equal(before[0], after[0])
+    assert not torch.equal(before[1], after[1])
+
+
+def test_it_refuses_to_train_under_inference_mode() -> None:
+    one = layer()
+    before = state_of(one)
+    with torch.inference_mode(), pytest.raises(InputError, match="call eval"):
+        one(features(10, 20))
+    assert same(before, state_of(one))
+    with torch.inference_mode():
+        one.fit(features(200))
+    one(features(10, 20))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
@@ -279,6 +402,11 @@ def test_compiled_as_a_part_of_a_model() -> None:
     ("options", "line"),
     [
         ({"decay": 1.0}, "decay is 1.0; it must be at least 0 and below 1"),
+        ({"num_quantizers": 3}, "TreeVQ has no argument num_quantizers; it is called levels here"),
+        ({"commitment_weight": 1.0}, "TreeVQ has no argument commitment_weight; it is called beta here"),
+        ({"coarse_weights": 0.1}, "TreeVQ has no argument coarse_weights; did you mean coarse_weight\\?"),
+        ({"colour": 1}, "TreeVQ has no argument colour"),
+        ({"codewords": (8, 8)}, "level_codewords is .*"),
         ({"level_betas": (0.0, 1.0)}, r"level_betas is \(0.0, 1.0\); it must be none, one or 3 values"),
         ({"start_vectors": 0}, "start_vectors is 0; it must be at least 1"),
         ({"update": "adam"}, "update is 'adam'; it must be 'ema' or 'gradient'"),

@@ -1,9 +1,11 @@
 """Two processes that train with a TreeVQ: the same codebooks to the bit, and those of one process on whole batches."""
 
+import copy
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,30 +27,38 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 class Whole(nn.Module):
-    def __init__(self, update: str) -> None:
+    def __init__(self, update: str, group: Any = None) -> None:
         super().__init__()
         self.encoder = nn.Linear(6, 6)
-        self.layer = TreeVQ(6, 3, 3, update=update, start_vectors=700, restart_every=3, decay=0.5)  # type: ignore[arg-type]
+        self.layer = TreeVQ(
+            6, 3, 3, update=update, start_vectors=700, restart_every=3, decay=0.5, process_group=group  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         quantized, _, loss = self.layer(self.encoder(x), mask)
         return (quantized - x)[mask].square().mean() + loss  # type: ignore[no-any-return]
 
 
-def train(update: str, rank: int, size: int) -> tuple[dict[str, Tensor], int]:
-    """The state after some steps on this process's part of each batch, and how many codewords jumped on the way."""
+def train(update: str, rank: int, size: int, group: Any = None, ddp: bool = True) -> tuple[dict[str, Tensor], int]:
+    """Return the state after some steps on this process's share of each batch, and how many codewords jumped.
+
+    Without `ddp` the layer alone learns, and a copy of it goes on after each step.
+    """
     torch.manual_seed(0)
-    whole = Whole(update)
-    trained = DistributedDataParallel(whole) if size > 1 else whole
+    whole = Whole(update, group)
+    trained = DistributedDataParallel(whole) if size > 1 and ddp else whole
     optimizer = torch.optim.SGD(whole.parameters(), 0.05)
     jumped = 0
     for step in range(STEPS):
-        x, mask = (one.chunk(size)[rank] for one in batch(step))
+        x, mask = (values.chunk(size)[rank] for values in batch(step))
         before = whole.layer.quantizer.levels[0].codewords.detach().clone()
         loss = trained(x, mask)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        if ddp:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        else:
+            trained = whole = copy.deepcopy(whole)
         moved = (whole.layer.quantizer.levels[0].codewords - before).norm(dim=-1)
         jumped += int((moved > 3).sum()) if step > 3 else 0
     return whole.state_dict(), jumped
@@ -56,7 +66,7 @@ def train(update: str, rank: int, size: int) -> tuple[dict[str, Tensor], int]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes on this machine have written; gloo, a file as the meeting place."""
+    """What two processes on this machine have written; a file as the meeting place."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", __name__, str(folder)]
     both = [subprocess.Popen([*command, str(rank)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for rank in range(2)]
@@ -66,23 +76,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def saved(folder: Path, name: str) -> list[tuple[dict[str, Tensor], int]]:
+    return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
+
+
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: str) -> None:
-    (first, jumped), (second, _) = (torch.load(folder / f"{update}-{rank}.pt") for rank in range(2))
+    (first, jumped), (second, _) = saved(folder, update)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert jumped > 0, "something is restarted on the way"
     alone, _ = train(update, 0, 1)
-    assert int(alone["layer.steps"]) == STEPS - 2, "the start has taken three batches"
+    assert alone["layer.schedule.progress"].tolist() == [STEPS - 2, 0], "the start has taken three batches"
     torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
 
+def test_a_backend_without_this_device_gives_the_same_codebooks(folder: Path) -> None:
+    """Tensors on the CPU where the processes have met for GPUs alone."""
+    plain, other = saved(folder, "plain"), saved(folder, "cuda")
+    assert all(torch.equal(value, other[rank][0][name]) for rank in range(2) for name, value in plain[rank][0].items())
+
+
+def test_a_layer_of_a_group_of_one_trains_as_alone(folder: Path) -> None:
+    """Rank 0 trains it; the other process takes no part."""
+    found, expected = torch.load(folder / "group-0.pt")[0], train("ema", 0, 1, ddp=False)[0]
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 def main(folder: Path, rank: int) -> None:
-    """One of the processes: writes FOLDER/UPDATE-RANK.pt."""
+    """One of the processes: writes FOLDER/NAME-RANK.pt."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     for update in ("ema", "gradient"):
         torch.save(train(update, rank, 2), folder / f"{update}-{rank}.pt")
+    torch.save(train("ema", rank, 2, ddp=False), folder / f"plain-{rank}.pt")
+    group = dist.new_group([0])
+    if rank == 0:
+        torch.save(train("ema", 0, 1, group, ddp=False), folder / f"group-{rank}.pt")
+    dist.destroy_process_group()
+    dist.init_process_group("cuda:gloo", init_method=f"file://{folder / 'cuda'}", rank=rank, world_size=2)
+    torch.save(train("ema", rank, 2, ddp=False), folder / f"cuda-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -23,8 +23,8 @@ _COMMON: dict[str, Any] = {"dim": DIM, "beta": 0.4, "decay": 0.9}
 VARIANTS = {
     "flat": QuantizerConfig(levels=1, codewords=7, **_COMMON),
     "one level with a term of its own": QuantizerConfig(levels=1, codewords=4, level_betas=(0.3,), **_COMMON),
-    "shared": QuantizerConfig(levels=3, codewords=4, linked=1, shared=True, level_betas=(0.5, 0.0, 0.2), **_COMMON),
-    "unlinked": QuantizerConfig(levels=3, codewords=4, linked=1, **_COMMON),
+    "unlinked": QuantizerConfig(levels=3, codewords=4, linked=1, level_betas=(0.5, 0.0, 0.2), **_COMMON),
+    "sizes": QuantizerConfig(levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True, **_COMMON),
     "groups": QuantizerConfig(
         levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON
     ),  # the last one is shorter
@@ -41,7 +41,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def random_quantizer(config: QuantizerConfig, seed: int = 0, **other: Any) -> ResidualQuantizer:
     quantizer, random = ResidualQuantizer(dataclasses.replace(config, **other)), generator(seed)
-    for level, book in enumerate(dict.fromkeys(quantizer.levels)):
+    for level, book in enumerate(quantizer.levels):
         vectors = torch.randn(book.num_codewords, config.dim, generator=random) * 0.6**level
         book.set_codewords(torch.arange(len(vectors)), vectors, torch.rand(len(vectors), generator=random) + 1)
     return quantizer
@@ -70,19 +70,23 @@ def flat(tensor: Tensor) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    levels=st.integers(1, 5), size=st.integers(2, 5), dim=st.integers(1, 7), linked=st.integers(0, 5),
-    shared=st.booleans(), seed=st.integers(0, 10**6),
+    levels=st.integers(1, 5), sizes=st.lists(st.integers(2, 5), min_size=5, max_size=5), dim=st.integers(1, 7),
+    linked=st.integers(0, 5), joint=st.booleans(), seed=st.integers(0, 10**6),
 )  # fmt: skip
 def test_codes_and_paths_agree_with_the_oracle(
-    levels: int, size: int, dim: int, linked: int, shared: bool, seed: int
+    levels: int, sizes: list[int], dim: int, linked: int, joint: bool, seed: int
 ) -> None:
-    config = QuantizerConfig(levels=levels, codewords=size, dim=dim, linked=1 if shared else linked, shared=shared)
+    config = QuantizerConfig(
+        levels=levels, level_codewords=tuple(sizes[:levels]), dim=dim, linked=linked, joint_beam=joint
+    )
     quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
     codes = quantizer.encode(z)
     assert [(tuple(code.shape), code.dtype) for code in codes] == [((2, 2, 3), torch.int64)] * levels
     expected = [oracle.search(vector, books_of(quantizer), config.group_size)[0] for vector in flat(z)]
     assert torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1).tolist() == expected
-    assert torch.stack([code.flatten() for code in codes], -1).tolist() == (np.array(expected) % size).tolist()
+    assert (
+        torch.stack([code.flatten() for code in codes], -1).tolist() == (np.array(expected) % sizes[:levels]).tolist()
+    )
     assert all(
         int(path.max()) < n for path, n in zip(quantizer.codeword_indices(codes), config.num_codewords, strict=True)
     )
@@ -115,14 +119,10 @@ def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, upd
     of_vectors, of_books = oracle.gradients(*about)
     assert z.grad is not None
     np.testing.assert_allclose(flat(z.grad), of_vectors, atol=1e-4)
-    for book, gradient in zip(dict.fromkeys(quantizer.levels), _by_book(config, of_books), strict=True):
+    for book, gradient in zip(quantizer.levels, of_books, strict=True):
         if update == "gradient":
             assert book.codewords.grad is not None
             np.testing.assert_allclose(book.codewords.grad.numpy(), gradient, rtol=1e-4, atol=1e-4)
-
-
-def _by_book(config: QuantizerConfig, of_levels: list[np.ndarray]) -> list[np.ndarray]:
-    return [np.sum(of_levels, axis=0)] if config.shared else of_levels
 
 
 def test_another_default_type_changes_nothing() -> None:
@@ -142,19 +142,15 @@ def test_another_default_type_changes_nothing() -> None:
 
 @every_variant
 def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
-    """A shared codebook follows the vectors of all levels in one update."""
     quantizer, z = random_quantizer(config), latents(2, 5, 6)
-    kept = list(dict.fromkeys(quantizer.levels))
-    counts, totals = (
-        _by_book(config, sums) for sums in oracle.batch_sums(flat(z), books_of(quantizer), config.group_size)
-    )
+    counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), config.group_size)
     expected = [
         (0.9 * book.count.double().numpy() + 0.1 * count, 0.9 * book.total.double().numpy() + 0.1 * total)
-        for book, count, total in zip(kept, counts, totals, strict=True)
+        for book, count, total in zip(quantizer.levels, counts, totals, strict=True)
         if book.total is not None
     ]
     quantizer.train()(z)
-    for book, (count, total) in zip(kept, expected, strict=True):
+    for book, (count, total) in zip(quantizer.levels, expected, strict=True):
         assert book.total is not None
         np.testing.assert_allclose(book.count.numpy(), count, rtol=1e-5)
         np.testing.assert_allclose(book.total.numpy(), total, rtol=1e-4, atol=1e-5)
@@ -184,21 +180,23 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_vector_that_overflowed_spoils_no_codebook(bad: float) -> None:
-    """As on a GPU, where no vector is checked."""
+def test_a_vector_that_overflowed_moves_no_codeword(bad: float) -> None:
+    """As on a GPU, where no vector is checked; nor does it in a batch after it."""
     book = LevelCodebooks(1, 3, 2, decay=0.5)
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
-    vectors, path = torch.tensor([[bad, 0], [4, 4], [5, 5]]), torch.tensor([0, 1, 1])
-    book.average(book.statistics(vectors, path))
-    assert book.codewords.isfinite().all()
+    vectors, index = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]]), torch.tensor([0, 0, 1, 1])
+    book.average(*book.statistics(vectors, index))
     torch.testing.assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))
+    for _ in range(3):
+        assert book.codewords[0, 0].tolist() == [1, 1]
+        book.average(*book.statistics(torch.ones(1, 2), torch.tensor([0])))
 
 
 def test_codewords_that_are_not_finite_are_named_by_their_level() -> None:
     for config in VARIANTS.values():
         quantizer = random_quantizer(config)
         quantizer.levels[-1].codewords[:] = float("inf")
-        with pytest.raises(NonFiniteError, match=f"level {1 if config.shared else config.levels}: "):
+        with pytest.raises(NonFiniteError, match=f"level {config.levels}: "):
             quantizer(latents(1, 2, 2))
 
 
@@ -211,15 +209,9 @@ def test_nan_reaches_the_loss_on_a_gpu(config: QuantizerConfig) -> None:
 
 
 def test_names_of_weights_are_those_of_files() -> None:
-    """A flat codebook's too, also where a tree of one level was written as a list."""
     flat_one, tree = random_quantizer(VARIANTS["flat"]), random_quantizer(TREE)
     assert list(flat_one.state_dict()) == ["codebook.count", "codebook.codewords", "codebook.total"]
     assert {name.split(".")[1] for name in tree.state_dict()} == {"0", "1", "2"}
-    assert next(iter(random_quantizer(VARIANTS["shared"]).state_dict())).startswith("codebooks.0.")
-    listed = {f"part.{name.replace('codebook.', 'codebooks.0.')}": one for name, one in flat_one.state_dict().items()}
-    twin = torch.nn.ModuleDict({"part": ResidualQuantizer(VARIANTS["flat"])})
-    twin.load_state_dict(listed)
-    assert torch.equal(twin.state_dict()["part.codebook.codewords"], flat_one.codebook.codewords)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +221,8 @@ def test_names_of_weights_are_those_of_files() -> None:
         ({"linked": -1}, "linked"), ({"beam": 0}, "beam"), ({"coarse_weight": float("nan")}, "coarse_weight"),
         ({"level_betas": (0.1, 0.2)}, "level_betas is .*none, one or 3 values"), ({"beta": -1.0}, "beta"),
         ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"), ({"restart_below": -1.0}, "restart_below"),
-        ({"shared": True}, "shared"), ({"linked": 1, "beam": 2}, "beam"), ({"levels": 14}, r"2\^30"),
+        ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"), ({"linked": 1, "beam": 2}, "beam"),
+        ({"levels": 14}, r"2\^30"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -241,7 +234,7 @@ def test_figures_of_a_configuration() -> None:
     groups = dataclasses.replace(TREE, levels=5, codewords=3, linked=2, beam=2)
     assert (groups.num_codewords, groups.num_codebooks) == ((3, 9, 3, 9, 3), (1, 3, 1, 3, 1))
     assert (dataclasses.replace(groups, linked=9).num_codewords, TREE.group_size) == ((3, 9, 27, 81, 243), 3)
-    assert VARIANTS["shared"].num_codewords == (4, 4, 4)
+    assert (VARIANTS["sizes"].num_codewords, VARIANTS["sizes"].num_codebooks) == ((5, 10, 30, 4), (1, 5, 10, 1))
     assert dataclasses.replace(groups, linked=1, levels=20, beam=1).num_codewords == (3,) * 20, "no tree of 3^20"
     assert TREE.beta_of_levels == (0.4,) * 3
 
@@ -260,25 +253,12 @@ def test_every_level_starts_with_the_means_and_counts_of_what_is_left_to_it(
     codes = quantizer.encode(z)
     errors = [(quantizer.lookup(codes[:n]) - z).detach().square().sum() for n in range(1, config.levels + 1)]
     assert errors == sorted(errors, reverse=True)
-    if not config.shared:
-        for codebook, path in zip(quantizer.levels, quantizer.codeword_indices(codes), strict=True):
-            expected = torch.bincount(path.flatten(), minlength=codebook.num_codewords) / 4
-            torch.testing.assert_close(codebook.count.flatten(), expected)
+    for codebook, index in zip(quantizer.levels, quantizer.codeword_indices(codes), strict=True):
+        expected = torch.bincount(index.flatten(), minlength=codebook.num_codewords) / 4
+        torch.testing.assert_close(codebook.count.flatten(), expected)
     for codebook in quantizer.levels:
         if codebook.total is not None:
             torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
-
-
-def test_a_shared_start_fits_what_every_level_has_to_code() -> None:
-    """A codebook fitted to the latents alone has no codeword as short as the finer levels' residuals."""
-    z = latents(4, 20, 20, dim=2) + torch.tensor([8.0, 0.0])
-    config = QuantizerConfig(linked=1, levels=3, codewords=8, dim=2, shared=True)
-    quantizer, first_alone = ResidualQuantizer(config), ResidualQuantizer(config)
-    quantizer.initialize(z, generator(), weight=0.25)
-    first_alone.levels[0].load_state_dict(started(config, z, levels=1).levels[0].state_dict())
-    one, other = (float((each.lookup(each.encode(z)) - z).square().mean()) for each in (quantizer, first_alone))
-    assert one < other / 2
-    assert float(quantizer.levels[0].count.sum()) == pytest.approx(0.25 * 3 * 1600), "a vector a level"
 
 
 @pytest.mark.parametrize("beam", [1, 4])
@@ -314,10 +294,10 @@ def test_every_level_starts_from_what_the_search_left_it(
 
 
 def starved(config: QuantizerConfig, update: str = "ema") -> tuple[ResidualQuantizer, Tensor]:
-    """A quantizer whose codewords 2 of every codebook lie where nothing is, and the latents that starved them."""
+    """A quantizer whose last codeword of every codebook lies where nothing is, and the latents that starved it."""
     quantizer, z = random_quantizer(config, update=update), latents(4, 8, 8)
-    for codebook in dict.fromkeys(quantizer.levels):
-        where = torch.arange(len(codebook.count)) * config.codewords + 2
+    for codebook in quantizer.levels:
+        where = torch.arange(codebook.num_books) * codebook.size + codebook.size - 1
         codebook.set_codewords(where, torch.full((len(where), DIM), FAR), torch.full((len(where),), 1e-4))
     return quantizer, z
 
@@ -330,18 +310,18 @@ def test_dead_codewords_move_to_data_and_stay(config: QuantizerConfig, update: s
     for seed in (7, 7, 8):
         quantizer, z = starved(config, update)
         visited = [
-            torch.div(path, config.codewords, rounding_mode="floor").unique().tolist()
-            for path in quantizer.codeword_indices(quantizer.encode(z))
+            (index // book.size).unique().tolist()
+            for index, book in zip(quantizer.codeword_indices(quantizer.encode(z)), quantizer.levels, strict=True)
         ]
         assert quantizer.restart_dead_codes(z, generator(seed)) >= 1
-        for level, codebook in enumerate(dict.fromkeys(quantizer.levels)):
-            for node, far in enumerate((codebook.codewords.detach()[:, 2].abs().amax(-1) >= FAR).tolist()):
+        for level, codebook in enumerate(quantizer.levels):
+            for node, far in enumerate((codebook.codewords.detach()[:, -1].abs().amax(-1) >= FAR).tolist()):
                 assert far == (node not in visited[level]), (level, node)
-        moved = quantizer.levels[0].codewords.detach()[0, 2].clone()
-        assert (moved - z.reshape(-1, DIM)).abs().sum(1).min() == 0 or config.shared
+        moved = quantizer.levels[0].codewords.detach()[0, -1].clone()
+        assert (moved - z.reshape(-1, DIM)).abs().sum(1).min() == 0
         states.append(moved)
         quantizer.train()(torch.zeros(1, 1, 1, DIM))
-        assert float((quantizer.levels[0].codewords.detach()[0, 2] - moved).norm()) < 0.5
+        assert float((quantizer.levels[0].codewords.detach()[0, -1] - moved).norm()) < 0.5
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 

@@ -79,7 +79,7 @@ def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], d
     found = form(latents, books)
     assert torch.equal(latents, before)
     assert (found.shape, found.dtype) == ((levels, count), torch.int64)
-    products = form is search_tensors and levels == 1  # |c|^2 - 2 r c: less accurate far from the origin
+    products = form is search_tensors  # |r|^2 + |c|^2 - 2 r c: less accurate far from the origin
     scale = 1e-6 * float(latents.square().sum(-1).max() + books[0].square().sum(-1).max())
     assert_greedy(latents.numpy(), [book.numpy() for book in books], found.numpy(), scale if products else 0.0)
     if kind == "duplicates" and not products:
@@ -91,12 +91,15 @@ def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], d
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
-    levels, size, dim = (data.draw(st.integers(*bounds)) for bounds in ((1, 4), (2, 9), (1, 20)))
-    if size**levels > 1000:
-        levels = 2
+    """Linked or not, with a number of codewords of each level's own."""
+    dim = data.draw(st.integers(1, 20))
+    shapes = [(1, data.draw(st.integers(2, 9)))]
+    for _ in range(data.draw(st.integers(0, 3))):
+        below = shapes[-1][0] * shapes[-1][1]
+        shapes.append((below if below < 100 and data.draw(st.booleans()) else 1, data.draw(st.integers(2, 9))))
     width, weight = data.draw(st.integers(1, 12)), data.draw(st.sampled_from([0, 0.25, 1, 3]))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    books = [random.integers(-4, 5, (size**level, size, dim)) for level in range(levels)]
+    books = [random.integers(-4, 5, (*shape, dim)) for shape in shapes]
     vectors, plain = random.integers(-9, 10, (5, dim)), [book.tolist() for book in books]
     expected = [oracle.beam(one.tolist(), plain, width, Fraction(weight)) for one in vectors]
     arguments = torch.tensor(vectors, dtype=torch.float32), [torch.tensor(book, dtype=torch.float32) for book in books]

@@ -100,7 +100,7 @@ class QuantizerConfig(Section):
         codewords: m, of one codebook.
         linked: consecutive levels in which each codeword has a codebook of its own at the next level; then links begin
             anew, and the last group may be shorter. 0 links all levels, 1 none.
-        shared: one codebook serves every level; where no levels are linked.
+        level_codewords: m of each level, coarse first, where it is not the same; none for `codewords` at every level.
         dim: D, width of a codeword.
         beta: beta_0, weight of the commitment to the sum of the codewords.
         level_betas: beta_l of each level, coarse first; one value for every level; none for `beta` at each of several
@@ -110,14 +110,15 @@ class QuantizerConfig(Section):
         init_vectors: latent vectors that the k-means start takes (0: random codewords at the scale of the latents).
         restart_every: training steps between restarts of dead codewords (0: none).
         restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
-        beam: paths that the search keeps at each of the linked levels; 1 is greedy, as printed.
+        beam: paths that the search keeps at each level; 1 is greedy, as printed.
+        joint_beam: a beam decides after the last level, not after each group of linked levels.
         coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
     """
 
     levels: Positive = 1
     codewords: AtLeastTwo = 512
     linked: Count = 0
-    shared: bool = False
+    level_codewords: tuple[AtLeastTwo, ...] = ()
     dim: Positive = 32
     beta: Weight = 0.25
     level_betas: tuple[Weight, ...] = ()
@@ -127,15 +128,18 @@ class QuantizerConfig(Section):
     restart_every: Count = 100
     restart_below: Weight = 0.03
     beam: Positive = 1
+    joint_beam: bool = False
     coarse_weight: Weight = 0.0
 
     section = "model.quantizer"
 
     def check(self) -> None:
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
-        self.require(not self.shared or self.group_size == 1, "shared", "false where levels are linked")
-        self.require(self.beam == 1 or self.linked != 1, "beam", "1 where no levels are linked")
-        values = self.codewords ** min(self.group_size, 31) * self.dim  # more than 2^30 from 31 levels on
+        self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
+        alone = self.linked == 1 < self.levels and not self.joint_beam
+        self.require(self.beam == 1 or not alone, "beam", "1 where no levels are linked, but with joint_beam")
+        group = min(self.group_size, 31)  # more than 2^30 from 31 levels on
+        values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
         what = "model.quantizer.codewords ** levels * dim"
         require(values <= 2**30, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
 
@@ -148,6 +152,11 @@ class QuantizerConfig(Section):
         return given * self.levels if len(given) == 1 else given
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """m of each level, coarse first."""
+        return self.level_codewords or (self.codewords,) * self.levels
+
+    @property
     def group_size(self) -> int:
         """Levels of a group of linked ones; the last group may have fewer."""
         return min(self.linked or self.levels, self.levels)
@@ -155,12 +164,13 @@ class QuantizerConfig(Section):
     @property
     def num_codebooks(self) -> tuple[int, ...]:
         """Codebooks that each level chooses from: m^l at level l of a group, counted from 0."""
-        return tuple(self.codewords ** (level % self.group_size) for level in range(self.levels))
+        size, sizes = self.group_size, self.sizes
+        return tuple(math.prod(sizes[level - level % size : level]) for level in range(self.levels))
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
         """Codewords of each level in all: m for each of its codebooks."""
-        return tuple(self.codewords * books for books in self.num_codebooks)
+        return tuple(size * books for size, books in zip(self.sizes, self.num_codebooks, strict=True))
 
 
 class CodebookConfig(NetworkConfig):
@@ -192,7 +202,7 @@ class SingleGridConfig(CodebookConfig):
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
-        return (self.quantizer.codewords,) * self.quantizer.levels
+        return self.quantizer.sizes
 
     @property
     def num_codewords(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +21,35 @@ from hrvqvae.utils.errors import InputError
 T = TypeVar("T")
 
 
-def is_distributed() -> bool:
-    """Whether this process is one of several."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+class GroupHandle:
+    """A process group, or all processes (None), in a module that is copied or pickled: copies have the same group."""
+
+    def __init__(self, group: Any = None) -> None:
+        self.group = group
+
+    def __deepcopy__(self, _: object) -> GroupHandle:
+        return self
+
+    def __reduce__(self) -> Any:
+        return GroupHandle, ()  # a group means nothing in another process
+
+
+def is_distributed(group: Any = None) -> bool:
+    """Return whether this process is one of several, of a process group or of all."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def _group_on(device: torch.device, group: Any) -> Any:
+    """Return the group, or a gloo group of the same processes if the group has no backend for the device."""
+    if device.type in str(dist.get_backend_config(group)):
+        return group
+    return _gloo_twin(group or dist.group.WORLD)
+
+
+@cache
+def _gloo_twin(group: Any) -> Any:
+    ranks = dist.get_process_group_ranks(group)
+    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
 
 
 def rank() -> int:
@@ -75,7 +102,7 @@ def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
         return [values]
     found = torch.zeros(world_size(), len(values), dtype=torch.float64)
     found[rank()] = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(found)
+    dist.all_reduce(found, group=_group_on(found.device, None))
     return [tuple(row) for row in found.tolist()]
 
 
@@ -108,14 +135,14 @@ def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]])
         yield
 
 
-def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over the processes of each tensor, by one all-reduce. All are of one dtype."""
-    if not is_distributed():
+def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
+    """Return the sum over the processes of each tensor, by one all-reduce. All have one dtype."""
+    if not is_distributed(group):
         return list(tensors)
-    together = torch.cat([one.reshape(-1) for one in tensors])
-    dist.all_reduce(together)
-    parts = torch.split(together, [one.numel() for one in tensors])
-    return [part.view_as(one) for part, one in zip(parts, tensors, strict=True)]
+    together = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(together, group=_group_on(together.device, group))
+    sums = torch.split(together, [tensor.numel() for tensor in tensors])
+    return [summed.view_as(tensor) for summed, tensor in zip(sums, tensors, strict=True)]
 
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -129,13 +156,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         summed = value.clone()
-        dist.all_reduce(summed)
+        dist.all_reduce(summed, group=_group_on(summed.device, None))
         return summed
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Tensor:
         summed = outer[0].clone()
-        dist.all_reduce(summed)
+        dist.all_reduce(summed, group=_group_on(summed.device, None))
         return summed
 
 
@@ -147,25 +174,29 @@ def all_reduce_with_gradient(value: Tensor) -> Tensor:
     return found
 
 
-def all_gather(vectors: Tensor) -> Tensor:
-    """The entries of all processes in the order of their ranks: (N_rank, ...) -> (sum of N_rank, ...)."""
-    if not is_distributed():
+def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
+    """Return the rows of all processes in the order of their ranks: (N_rank, ...) becomes (sum of N_rank, ...)."""
+    if not is_distributed(group):
         return vectors
-    numbers = [int(number) for (number,) in all_gather_numbers(len(vectors))]
-    filled = vectors.new_zeros(max(numbers), *vectors.shape[1:])  # all_gather takes one shape
+    size, members = dist.get_world_size(group), _group_on(vectors.device, group)
+    counts = [torch.zeros(1, dtype=torch.long, device=vectors.device) for _ in range(size)]
+    dist.all_gather(counts, torch.full_like(counts[0], len(vectors)), group=members)
+    lengths = torch.cat(counts).tolist()
+    filled = vectors.new_zeros(max(lengths), *vectors.shape[1:])  # all_gather takes one shape
     filled[: len(vectors)] = vectors
-    found = [torch.empty_like(filled) for _ in numbers]
-    dist.all_gather(found, filled)
-    return torch.cat([one[:number] for one, number in zip(found, numbers, strict=True)])
+    gathered = [torch.empty_like(filled) for _ in range(size)]
+    dist.all_gather(gathered, filled, group=members)
+    return torch.cat([rows[:length] for rows, length in zip(gathered, lengths, strict=True)])
 
 
-def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of rank 0, since sums on a GPU are not the same to the bit twice."""
-    if is_distributed():
-        for one in tensors:
-            whole = one.contiguous()
-            dist.broadcast(whole, 0)
-            one.copy_(whole)
+def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
+    """Overwrite tensors with those of the first process, since sums on a GPU are not the same to the bit twice."""
+    if is_distributed(group):
+        first = dist.get_process_group_ranks(group)[0]
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            dist.broadcast(whole, first, group=_group_on(whole.device, group))
+            tensor.copy_(whole)
 
 
 def require_same(named: Mapping[str, Tensor], when: str) -> None:
@@ -174,7 +205,7 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
         return
     sums = torch.stack([_checksum(one) for one in named.values()]).cpu()
     both = torch.cat([sums, ~sums])  # the greatest of the complements is the complement of the least
-    dist.all_reduce(both, dist.ReduceOp.MAX)
+    dist.all_reduce(both, dist.ReduceOp.MAX, group=_group_on(both.device, None))
     differs = both[: len(sums)] != ~both[len(sums) :]
     if differs.any():
         names = [name for name, one in zip(named, differs.tolist(), strict=True) if one]

@@ -154,14 +154,14 @@ class Autoencoder(nn.Module, ABC):
         """Return the index of each code's codeword in its level, in the same shapes."""
         return codes
 
-    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+    def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
         """Start from the first training images, if the system does so.
 
         Args:
             batch_size: Images per training step, to which usage counts are scaled (None: all of these images).
         """
 
-    def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
+    def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         """Restart dead codewords from a training batch, and return how many."""
         return 0
 

@@ -62,10 +62,10 @@ class Adapter(Quantizer):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
 
     @torch.no_grad()
-    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
+    def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
         """Show the library latents (..., D): some of its quantizers start from the first vectors that they see."""
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
             self.encode(latents)
 
 

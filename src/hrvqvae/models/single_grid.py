@@ -126,13 +126,13 @@ class SingleGridAutoencoder(Autoencoder):
         return self.quantizer.codeword_indices(codes)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+    def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
         latents = self.latents(unit_images(images, self.channels))
-        self.quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
+        self.quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
 
     @torch.no_grad()
-    def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
-        return self.quantizer.restart_dead_codes(self.latents(unit_images(images, self.channels)), generator)
+    def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
+        return self.quantizer.restart_dead_codes(self.latents(unit_images(images, self.channels)), rng)
 
     def align(self) -> None:
         if isinstance(self.quantizer, ResidualQuantizer):

@@ -107,16 +107,16 @@ class VQVAE2(Autoencoder):
         return tiles.decode(whole, codes, size, self.config, self)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator, batch_size: int | None = None) -> None:
+    def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
         words = list[Tensor]()
         for quantizer, latents in self._top_down(unit_images(images, self.channels), words):
-            quantizer.initialize(latents, generator, (batch_size or len(images)) / len(images))
+            quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
             words.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()
-    def restart_dead_codes(self, images: Tensor, generator: torch.Generator) -> int:
+    def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         restarted, words = 0, list[Tensor]()
         for quantizer, latents in self._top_down(unit_images(images, self.channels), words):
             words.append(quantizer.lookup(quantizer.encode(latents)))  # before any codeword moves
-            restarted += quantizer.restart_dead_codes(latents, generator)
+            restarted += quantizer.restart_dead_codes(latents, rng)
         return restarted

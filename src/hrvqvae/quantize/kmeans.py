@@ -8,45 +8,61 @@ from torch import Tensor
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
 
-ITERATIONS = 20
+_MANY = 512  # clusters, above which seeds are drawn in rounds and few iterations follow
+_ITERATIONS, _ITERATIONS_OF_MANY, _ROUNDS = 20, 5, 64
 
 
-def seed_clusters(vectors: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ seeds (Arthur and Vassilvitskii 2007): (N, D) -> (num_clusters, D), each one of the vectors.
+def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw k-means++ seeds (Arthur and Vassilvitskii 2007) from vectors (N, D): (num_clusters, D).
 
-    Fewer distinct vectors than clusters leave duplicates.
+    Many clusters are drawn in some 64 rounds: each draws several seeds by the same distances. Fewer distinct vectors
+    than clusters leave duplicates.
     """
-    first = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
-    centers = vectors[first].repeat(num_clusters, 1)
-    distance = (vectors - centers[0]).square().sum(-1)
-    for cluster in range(1, num_clusters):
+    first = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
+    centers, new = vectors[first], vectors[first]
+    distance = torch.full_like(vectors[:, 0], torch.inf)
+    squares = vectors.square().sum(-1)
+    most = num_clusters // _ROUNDS if num_clusters > _MANY else 1
+    while True:
+        if len(new) == 1:
+            nearer = (vectors - new[0]).square().sum(-1)
+        else:
+            products = torch.addmm(new.square().sum(-1), vectors, new.T, alpha=-2)
+            nearer = (products.amin(1) + squares).clamp(min=0)
+        distance = torch.minimum(distance, nearer)
         mass = distance.double().cumsum(0)
-        if mass[-1] <= 0:
-            break  # every vector is a center already
-        draw = torch.rand(1, generator=generator, dtype=torch.float64).to(mass.device) * mass[-1]
-        centers[cluster] = vectors[torch.searchsorted(mass, draw).clamp(max=len(vectors) - 1)]
-        distance = torch.minimum(distance, (vectors - centers[cluster]).square().sum(-1))
-    return centers
+        if len(centers) == num_clusters or mass[-1] <= 0:  # or every vector is a center already
+            return torch.cat([centers, vectors[first].expand(num_clusters - len(centers), -1)])
+        count = max(1, min(most, len(centers) // 2, num_clusters - len(centers)))
+        draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
+        drawn = torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1)
+        new = vectors[torch.unique(drawn)]
+        centers = torch.cat([centers, new])
 
 
-def kmeans(vectors: Tensor, num_clusters: int, generator: torch.Generator, even: bool = False) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from k-means++ seeds, with the search of training, so that no N x num_clusters matrix exists.
-
-    (N, D) float32 -> centers (num_clusters, D), and the number of vectors that are nearest to each, (num_clusters,)
-    float32. Of duplicate centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
+def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool = False) -> tuple[Tensor, Tensor]:
+    """Run Lloyd's algorithm from k-means++ seeds, with the search of training, so no N x num_clusters matrix exists.
 
     Args:
+        vectors: (N, D) float32.
+        num_clusters: how many.
+        rng: of the random draws.
         even: clusters get about equally many vectors: a center's squared distances are raised by a price, the square
-            of one more coordinate, which rises while the cluster has too many. The numbers include the prices.
+            of one more coordinate, which rises while the cluster has too many. The sizes include the prices.
+
+    Returns:
+        Centers (num_clusters, D), and how many vectors are nearest to each, (num_clusters,) float32. Of duplicate
+        centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
     """
-    centers = seed_clusters(vectors, num_clusters, generator)
+    centers = seed_clusters(vectors, num_clusters, rng)
     if even:
-        vectors, centers = (torch.nn.functional.pad(one, (0, 1)) for one in (vectors, centers))
+        vectors, centers = (torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers))
     prices = centers.new_zeros(num_clusters)
-    for iteration in range(ITERATIONS + 1):
+    iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
+    for iteration in range(iterations + 1):
         (nearest,) = search(vectors, [centers.unsqueeze(0)])
         sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
-        if iteration < ITERATIONS:
+        if iteration < iterations:
             means = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
             if even:
                 scale = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()

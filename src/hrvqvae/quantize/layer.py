@@ -1,16 +1,15 @@
-"""The tree of linked codebooks as a layer for any model: it starts, follows and restarts its codewords by itself.
+"""The tree of linked codebooks as a layer for any model: codebooks start, follow and restart by themselves.
 
 >>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
 >>> quantized, indices, loss = quantize(features)  # (B, N, 256) -> (B, N, 256), (B, N, 4), a scalar
 >>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), of two levels
 
-docs/layer.md has more. Shapes: D channels, L levels, m codewords a codebook; positions are all dimensions but the
+docs/layer.md has more. Shapes: D channels, L levels, m codewords per codebook; positions are all dimensions but the
 channels, such as (B, N) or (B, H, W).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -20,13 +19,22 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize import identifiers
 from hrvqvae.quantize.fitting import Vectors, batches_of, fit
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
-from hrvqvae.utils.errors import InputError, require
+from hrvqvae.quantize.schedule import CodebookSchedule
+from hrvqvae.utils.errors import InputError, near_names, require
 
 PADDING = -1  # the index of a position that the mask leaves out
-_START_A_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
+_START_PER_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
+_ELSEWHERE = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
+    "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
+    "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
+    "embedding_dim": "dim", "commitment_weight": "beta", "commitment_cost": "beta", "accept_image_fmap": "channel_last",
+    "channel_first": "channel_last", "ema_update": "update", "threshold_ema_dead_code": "restart_below",
+    "kmeans_init": "start_vectors", "beam_size": "beam",
+}  # fmt: skip
 
 
 class TreeVQ(nn.Module):
@@ -37,40 +45,44 @@ class TreeVQ(nn.Module):
 
     In training mode k-means fits the codebooks to the first batch, and once more as soon as enough vectors have come;
     after that they follow each batch, and codewords that are no longer used move to where vectors are. In evaluation
-    mode nothing changes. Codebooks and their statistics stay in float32. Processes that train together
-    (torch.distributed) have the same codebooks, which follow the batches of all.
+    mode, and after `freeze`, nothing changes. Codebooks and their statistics stay in float32. Processes that train
+    together (torch.distributed) have the same codebooks, which follow the batches of all.
 
     Args:
         dim: D, channels of what is quantized.
-        codewords: m, of one codebook.
-        levels: L. Indices take L * log2(m) bits a position.
+        codewords: m, of one codebook: a number, or one per level, coarse first.
+        levels: L. Indices take L * log2(m) bits per position.
+        linked: consecutive levels that are linked before links begin anew; 0 links all, 1 none (residual quantization).
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
         beta: weight of the commitment to the sum of the codewords; a quarter of that of the `treevq` presets, whose
             other values are the defaults here: many models weigh a quantizer's loss more than ours do.
-        level_betas: weight of each level's own term, coarse first, or one for all of them; none is `beta` for all.
+        level_betas: weight of each level's own term: a number, or one per level, coarse first. Empty for `beta`.
         beam: paths that the search keeps at each level; 1 takes the nearest codeword of each level. With more the leaf
             is nearer, for about so many times the search.
         coarse_weight: weight of the coarser levels' squared residuals in what a beam minimizes; a little (0.1) keeps
             prefixes of the levels good.
         update: codewords follow moving averages of what they stand for, or the gradient of the loss.
         decay: of those moving averages, and of those of how often codewords are used.
-        start_vectors: vectors that the k-means start waits for; None is eight a leaf, from 4,096 to 65,536.
-        restart_every: training steps between restarts of dead codewords; 0 is none. May be set at any time.
+        start_vectors: vectors that the k-means start waits for; None for eight per leaf, from 4,096 to 65,536.
+        restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
+        total_steps: steps of the whole training, if known: nothing restarts in the last tenth.
+        process_group: processes that train this layer together; None for all.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is out of its range, or an argument is unknown.
     """
 
     def __init__(
         self,
         dim: int,
-        codewords: int = 8,
+        codewords: int | Sequence[int] = 8,
         levels: int = 3,
         *,
+        linked: int = 0,
         channel_last: bool = True,
         beta: float = 0.25,
-        level_betas: Sequence[float] = (0.05,),
+        level_betas: float | Sequence[float] = 0.05,
         beam: int = 4,
         coarse_weight: float = 0.1,
         update: Literal["ema", "gradient"] = "ema",
@@ -78,41 +90,52 @@ class TreeVQ(nn.Module):
         start_vectors: int | None = None,
         restart_every: int = 100,
         restart_below: float = 0.03,
+        total_steps: int | None = None,
+        process_group: Any = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        for name in unknown:
+            near = _ELSEWHERE.get(name) or near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
+            hint = f"; it is called {near} here" if name in _ELSEWHERE else f"; did you mean {near}?" if near else ""
+            raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         require(start_vectors is None or start_vectors >= 1, "start_vectors", start_vectors, "at least 1")
+        per_level = () if isinstance(codewords, int) else tuple(codewords)
+        betas = (level_betas,) if isinstance(level_betas, int | float) else tuple(level_betas)
         try:
             config = QuantizerConfig(
-                dim=dim, codewords=codewords, levels=levels, beta=beta, level_betas=tuple(level_betas) or (beta,),
-                beam=beam, coarse_weight=coarse_weight, update=update, decay=decay, restart_every=restart_every,
-                restart_below=restart_below,
+                dim=dim, codewords=max(per_level) if per_level else codewords, level_codewords=per_level,  # type: ignore[arg-type]
+                levels=levels, linked=linked, beta=beta, level_betas=betas or (beta,), beam=beam,
+                joint_beam=linked not in (0, levels), coarse_weight=coarse_weight, update=update, decay=decay,
+                restart_every=restart_every, restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None
-        self.quantizer = ResidualQuantizer(config)
-        self.channel_last, self.restart_every = channel_last, restart_every
-        self.start_vectors = start_vectors or min(max(_LEAST_START, _START_A_LEAF * codewords**levels), _MOST_START)
-        # Since the start; 0 until it is done. A float, so that an average of models is above 0 if one of them is.
-        self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
-        self.steps: Tensor
-        self._waiting: Tensor | None = None  # (N, D), for the start; in no state
+        self.channel_last, group = channel_last, distributed.GroupHandle(process_group)
+        self.quantizer = ResidualQuantizer(config, group)
+        most = min(max(_LEAST_START, _START_PER_LEAF * max(config.num_codewords)), _MOST_START)
+        self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or most, dim, group)
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
         """Quantize features of any floating type; in training mode, let the codebooks follow.
 
         Args:
             features: (B, ..., D), or (B, D, ...) without `channel_last`.
-            mask: bool, of the positions' shape (B, ...): False leaves a position out, of the codebooks' statistics and
-                of the loss as well. Its output is zero and its indices are -1.
+            mask: bool, of the positions' shape (B, ...): False leaves a position out of the codebooks' statistics and
+                of the loss. Its output is zero and its indices are -1.
+            return_losses: also return the loss of each level.
 
         Returns:
             Quantized features, as the input in shape and type, with its gradient (straight-through). Indices (B, ...,
-            L) int64. The loss: commitment terms, and codebook terms where the gradient moves the codewords, each the
-            mean over the values of the positions that count; a float32 scalar, to be added to the model's own.
+            L) int64. The loss: commitment terms, and codebook terms if the gradient moves the codewords, each the
+            mean over the values of the positions that count; a float32 scalar, to be added to the model's own. With
+            `return_losses`, also a tensor (L,) whose sum is the loss: terms of the sum of the codewords count to the
+            last level, whose residual they have.
 
         Raises:
-            InputError: features or mask have another shape, or the features are not floating-point.
+            InputError: features or mask have another shape, the features are not floating-point, or the layer is in
+                training mode under `torch.inference_mode`.
             NonFiniteError: a feature is NaN or infinite (on a CPU; on a GPU the loss is then NaN).
         """
         last = self._channels_last(features)
@@ -120,31 +143,101 @@ class TreeVQ(nn.Module):
             shape = tuple(last.shape[:-1])
             raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; the positions take bool {shape}")
         vectors = last.flatten(0, -2) if mask is None else last[mask]
-        quantize = self.quantizer if not self.training else self._learn
-        if self.training and torch.compiler.is_compiling():  # what it does depends on the step
-            quantize = torch.compiler.disable(self._learn)  # type: ignore[no-untyped-call]
-        found: Quantized = quantize(vectors)
-        loss = torch.stack(list(found.losses.values())).sum() / max(1, vectors.numel())
-        quantized, indices = found.latents.to(features.dtype), torch.stack(found.codes, -1)
+        quantize: Callable[[Tensor], Quantized] = self.quantizer
+        if self.training and not self.quantizer.frozen:
+            quantize = self._learn
+            if torch.compiler.is_compiling():  # what it does depends on the step
+                quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
+        result = quantize(vectors)
+        losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
+        quantized, indices = result.latents.to(features.dtype), torch.stack(result.codes, -1)
         if mask is None:
             quantized, indices = quantized.reshape(last.shape), indices.reshape(*last.shape[:-1], -1)
         else:
             quantized = torch.zeros_like(last).masked_scatter(mask.unsqueeze(-1), quantized)
             padding = indices.new_full((*mask.shape, indices.shape[-1]), PADDING)
             indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
-        return self._as_input(quantized), indices, loss
+        outputs = quantized if self.channel_last else quantized.movedim(-1, 1), indices
+        if not return_losses:
+            return *outputs, torch.stack(list(losses.values())).sum()
+        per_level = [vectors.new_zeros((), dtype=torch.float32)] * indices.shape[-1]
+        for name, loss in losses.items():
+            level = int(name.partition("_")[2] or 0) - 1
+            per_level[level] = per_level[level] + loss
+        return *outputs, torch.stack(per_level).sum(), torch.stack(per_level)
 
-    def fit(self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0) -> TreeVQ:
-        """Fit the codebooks to vectors that are there already, whatever the mode; -> itself.
+    def _learn(self, vectors: Tensor) -> Quantized:
+        """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
+        schedule = self.schedule
+        if torch._C._current_graph_task_id() != -1:  # within backward: activation checkpointing, of a step taken before
+            return self._repeat(vectors)
+        if torch.is_inference_mode_enabled():
+            raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() before")
+        steps = schedule.steps
+        if steps == 0 and (fitted := schedule.collect(vectors.detach().float())) is not None:
+            with schedule.moving(self.quantizer):
+                self.quantizer.initialize(fitted[0], schedule.rng(0), fitted[1])
+        result: Quantized = self.quantizer(vectors)
+        schedule.remember(vectors, result.chosen)
+        if steps and schedule.restart_due(steps):
+            gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
+            with schedule.moving(self.quantizer):
+                self.quantizer.restart_dead_codes(gathered, schedule.rng(steps))
+        schedule.steps += steps > 0
+        return result
+
+    def _repeat(self, vectors: Tensor) -> Quantized:
+        """Quantize as an earlier forward pass did, by what it chose; if that is not known, by the codebooks of now."""
+        recalled = self.schedule.recall(vectors)
+        self.quantizer.eval()
+        try:
+            return self.quantizer(vectors, recalled)  # type: ignore[no-any-return]
+        finally:
+            self.quantizer.train()
+
+    def freeze(self) -> TreeVQ:
+        """Let nothing change in training mode either; return the layer. `model.train()` does not undo it."""
+        self.quantizer.frozen = True
+        self.quantizer.requires_grad_(False)
+        return self
+
+    def unfreeze(self) -> TreeVQ:
+        """Let codebooks follow in training mode again; return the layer."""
+        self.quantizer.frozen = False
+        self.quantizer.requires_grad_(True)
+        return self
+
+    def reset_parameters(self) -> None:
+        """Begin anew, as the layer was built; also after `to_empty`."""
+        for module in self.modules():
+            if module is not self and callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()  # type: ignore[operator]
+
+    def align(self) -> TreeVQ:
+        """Renumber children, so that a number means about the same below every parent; return the layer.
+
+        Indices of before have other numbers afterwards; what vectors are quantized to stays.
+        """
+        self.quantizer.align()
+        return self
+
+    @torch.inference_mode(False)
+    def fit(
+        self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0, align: bool = False
+    ) -> TreeVQ:
+        """Fit the codebooks to vectors that are there already, whatever the mode; return the layer.
 
         k-means on `start_vectors` of them, drawn evenly; then passes over all, each a step of Lloyd's algorithm with
-        the layer's own search. Codewords that get no vector split those that get most, where there are eight vectors a
+        the layer's own search. Codewords that get no vector split those that get most, if there are eight vectors per
         codeword. Equal batches and seeds give equal codebooks (on a CPU). Training afterwards goes on from there.
 
         Args:
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped; or an iterable of such
                 that can be iterated again, as each pass does.
+            passes: over all vectors.
             batch: vectors that are in memory together, beside the start's.
+            seed: of the random draws.
+            align: renumber the children at the end, as `align` does.
 
         Raises:
             InputError: there are no vectors, they have another shape or type, or can be iterated once only.
@@ -155,21 +248,42 @@ class TreeVQ(nn.Module):
         if isinstance(vectors, Iterator):
             raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
         batches = partial(batches_of, vectors, batch, self.quantizer.config.dim)
-        fit(self.quantizer, batches, self.start_vectors, passes, seed)
-        self._waiting = None
-        self.steps.fill_(1)
-        return self
+        fit(self.quantizer, batches, self.schedule.start_vectors, passes, seed)
+        self.schedule.finish_start()
+        return self.align() if align else self
 
     @torch.no_grad()
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
-        """Vectors as `fit` takes them -> indices (N, L) int64, on the CPU; nothing is changed. Raises as `fit`."""
+        """Return the indices (N, L) int64, on the CPU, of vectors as `fit` takes them. Raises as `fit`."""
         device = self.quantizer.levels[0].count.device
         batches = batches_of(vectors, batch, self.quantizer.config.dim)
-        found = [torch.stack(self.quantizer.encode(some.to(device)), -1).cpu() for some in batches]
-        return torch.cat(found) if found else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
+        indices = [torch.stack(self.quantizer.encode(part.to(device)), -1).cpu() for part in batches]
+        return torch.cat(indices) if indices else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
+
+    @torch.no_grad()
+    def unique_indices(self, vectors: Vectors) -> Tensor:
+        """Return indices (N, L) int64, on the CPU, of which no two are equal, for items' vectors as `fit` takes them.
+
+        The item nearest to a leaf keeps it. Every other item of that leaf gets the next best free leaf of its beam, in
+        the order of distance; the beam grows until it holds one.
+
+        Raises:
+            InputError: there are more vectors than leaves, or they have another shape or type.
+            NonFiniteError: a value is NaN or infinite.
+        """
+        batches = batches_of(vectors, 65_536, self.quantizer.config.dim)
+        return identifiers.unique_indices(self.quantizer, batches)
+
+    def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
+        """Return which indices may follow prefixes (..., l), so that one of the items' indices (N, L) can be reached.
+
+        Returns:
+            bool (..., m), m codewords of level l + 1; all False for a prefix that no item has.
+        """
+        return identifiers.valid_next(prefixes, indices, self.quantizer.config.sizes)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B, ..., l) of the first l levels, 1 to L -> the sum of their codewords, placed as the input is.
+        """Return the sum of the codewords of indices (B, ..., l) of the first l levels, 1 to L, placed as the input is.
 
         Indices are of any integer type. float32, without gradient to the indices; zero where the indices are -1.
 
@@ -178,11 +292,11 @@ class TreeVQ(nn.Module):
         """
         indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
-        found = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1))
-        return self._as_input(found.masked_fill(padding, 0))
+        summed = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1)).masked_fill(padding, 0)
+        return summed if self.channel_last else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B, ..., l) without padding -> numbers of the codewords among all m^l of their level, same shape."""
+        """Return the index of each codeword among all m^l of its level: the shape of indices (B, ..., l)."""
         return torch.stack(self.quantizer.codeword_indices(indices.unbind(-1)), -1)
 
     def _channels_last(self, features: Tensor) -> Tensor:
@@ -196,64 +310,18 @@ class TreeVQ(nn.Module):
             )
         return last
 
-    def _as_input(self, last: Tensor) -> Tensor:
-        return last if self.channel_last else last.movedim(-1, 1)
-
-    def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
-        if torch._C._current_graph_task_id() != -1:  # within backward: activation checkpointing, of a step taken before
-            self.quantizer.eval()
-            try:
-                return self.quantizer(vectors)  # type: ignore[no-any-return]
-            finally:
-                self.quantizer.train()
-        steps = math.ceil(self.steps)
-        if steps == 0:
-            self._start(vectors.detach().float())
-        found: Quantized = self.quantizer(vectors)
-        if steps and self.restart_every and steps % self.restart_every == 0:
-            self.quantizer.restart_dead_codes(distributed.all_gather(vectors.detach().float()), self._generator())
-            self._share_codebooks()
-        self.steps += self._waiting is None
-        return found
-
-    def _start(self, vectors: Tensor) -> None:
-        """Fit the codebooks to the first vectors (N, D) that come, and to all of them once there are enough."""
-        batch = distributed.all_gather(vectors)
-        waiting = batch[:0] if self._waiting is None else self._waiting.to(batch.device)
-        known = torch.cat([waiting, batch])
-        enough = len(known) >= self.start_vectors
-        if (len(known) and not len(waiting)) or enough:
-            some = torch.randperm(len(known), generator=self._generator())[: self.start_vectors]
-            fitted = known[some.to(known.device)]
-            self.quantizer.initialize(fitted, self._generator(), len(batch) / len(fitted))
-            self._share_codebooks()
-        self._waiting = None if enough else known
-
-    def _share_codebooks(self) -> None:
-        distributed.broadcast(one.detach() for one in self.quantizer.state_dict().values())
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(math.ceil(self.steps))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """As torch's; take the steps from the extra state of an earlier version, too. A start that was not done begins
-        anew."""
-        if (earlier := state_dict.pop(f"{prefix}_extra_state", None)) is not None:
-            state_dict[f"{prefix}steps"] = earlier.float() if earlier.ndim == 0 else torch.zeros_like(self.steps)
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
         """Move to another device, but let codebooks and statistics be float32: bfloat16 can't count to 257."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def extra_repr(self) -> str:
         config = self.quantizer.config
-        about = f"dim={config.dim}, codewords={config.codewords}, levels={config.levels}, update={config.update!r}"
+        sizes = list(config.sizes) if config.level_codewords else config.codewords
+        about = f"dim={config.dim}, codewords={sizes}, levels={config.levels}, update={config.update!r}"
         return about if self.channel_last else f"{about}, channel_last=False"

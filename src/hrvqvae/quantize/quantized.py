@@ -15,50 +15,54 @@ from hrvqvae.utils.errors import InputError, NonFiniteError
 Codes = tuple[Tensor, ...]
 """int64 tensors (B, H_l, W_l), coarse first."""
 
+Chosen = Sequence[tuple[Tensor, Tensor]]
+"""Of each level, the index (N,) and the codeword (N, D) that each vector got."""
+
 
 @dataclass(frozen=True)
 class Quantized:
     """Latents after quantization."""
 
-    latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient of what came in
+    latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient to the input
     codes: Codes
     losses: Mapping[str, Tensor]  # codebook and commitment terms, beta included; squared errors summed over the batch
+    chosen: Chosen = ()
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (B, H, W, D) of one grid -> codes of one or several levels, (B, H, W) each, and back."""
+    """Turn latents (B, H, W, D) of one grid into codes of one or several levels, (B, H, W) each, and back."""
 
     config: Any  # with the field `dim`, D
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize; in training mode, let the codewords follow. Raises NonFiniteError where a latent is not finite."""
+        """Quantize; in training mode, let the codewords follow. Raises NonFiniteError if a latent is not finite."""
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Codes:
-        """The codes alone; nothing is changed. Raises as `forward`."""
+        """Return the codes alone; change nothing. Raises as `forward`."""
 
     @abstractmethod
     def lookup(self, codes: Codes) -> Tensor:
-        """(B, H, W, D) of the codes of a prefix of the levels. Raises InputError where they are not such codes."""
+        """Return latents (B, H, W, D) of codes of a prefix of the levels. Raises InputError for other codes."""
 
     def codeword_indices(self, codes: Codes) -> Codes:
-        """Number of each code's codeword among all of its level: same shapes."""
+        """Return the index of each code's codeword in its level: same shapes."""
         return codes
 
-    def initialize(self, latents: Tensor, generator: torch.Generator, weight: float = 1.0) -> None:
-        """Start from (..., D) latents, each of which weighs `weight` in the codewords' counts."""
+    def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
+        """Start from latents (..., D), each of which weighs `weight` in the codewords' counts."""
 
-    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
-        """Move dead codewords to (..., D) latents of a training batch; -> how many."""
+    def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
+        """Move dead codewords to latents (..., D) of a training batch; return how many moved."""
         return 0
 
 
 def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
-    """Raises InputError where codes are not int64 of a prefix of the levels, (B, H_l, W_l) in [0, size) each.
+    """Raise InputError if codes are not int64 of a prefix of the levels, (B, H_l, W_l) in [0, size) each.
 
-    Each level's grid has `scale` times the rows and columns of the one before. Values are not known while a graph is
-    traced, and are not looked at then.
+    Each level's grid has `scale` times the rows and columns of the coarser level's. Values are not known while a graph
+    is traced, and are not checked then.
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
@@ -73,8 +77,8 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
-    """Raises NonFiniteError with the count where a latent or a codeword is NaN or infinite: nothing is nearest."""
-    named = {"latents": latents} | {f"codebook of level {level}": one for level, one in enumerate(codebooks, start=1)}
+    """Raise NonFiniteError, with the count, if a latent or a codeword is NaN or infinite: nothing is nearest."""
+    named = {"latents": latents} | {f"codebook of level {level}": book for level, book in enumerate(codebooks, start=1)}
     for name, values in named.items():
         finite = torch.isfinite(values)
         if not finite.all():

@@ -1,215 +1,245 @@
 """Residual quantization, from one flat codebook to the tree of HR-VQVAE (docs/method.md).
 
-Shapes: (B, H, W, D) latents, L levels, m codewords a codebook; N = B * H * W. With three levels, all linked:
+Shapes: (B, H, W, D) latents, L levels, m codewords per codebook; N = B * H * W. With three levels, all linked:
 
     z = r_0 --+--> level 1: nearest of m in the one codebook --> e_1 --+
               |                                                        | k_1 names the codebook below
-    r_1 = r_0 - e_1 --> level 2: nearest of m in codebook p_1 --> e_2 --+
-    r_2 = r_1 - e_2 --> level 3: nearest of m in codebook p_2 --> e_3 --+--> z_q = e_1 + e_2 + e_3
+    r_1 = r_0 - e_1 --> level 2: nearest of m in codebook i_1 --> e_2 --+
+    r_2 = r_1 - e_2 --> level 3: nearest of m in codebook i_2 --> e_3 --+--> z_q = e_1 + e_2 + e_3
 
-Levels that are not linked have one codebook each. Between the two lie groups of linked levels: a group searches what
-the groups before it left, and its paths begin at its own root.
+Levels that are not linked have one codebook each. Between the two lie groups of linked levels, each with its own root.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
+from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, follow, random_latents
-from hrvqvae.quantize.losses import residual_losses
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
+from hrvqvae.quantize.quantized import Chosen, Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
 
-_LARGEST_ALIGNED = 64  # codewords of a codebook: their pairs are gone through
+_LARGEST_ALIGNED = 1024  # codewords of a codebook: alignment takes m^2 values per codebook
 
 Start = Callable[[LevelCodebooks, Tensor, Tensor, torch.Generator, float], None]
 """As `LevelCodebooks.initialize`."""
 
 
 class ResidualQuantizer(Quantizer):
-    """L levels on one latent grid: VQ with one level, RQ where none are linked, HR-VQVAE where all are.
+    """L levels on one latent grid: VQ with one level, RQ if none are linked, HR-VQVAE if all are.
 
-    The codebooks of a group's level l, counted from 0, are (m^l, m, D). Codewords change in training mode alone.
-    Everything is computed in float32, whatever autocast says.
+    The codebooks of a group's level l, counted from 0, are (m^l, m, D). Codewords change in training mode alone, and
+    not while `frozen`. Everything is computed in float32, whatever autocast says.
+
+    Args:
+        config: its shape and its updates.
+        group: the processes that train together.
     """
 
     config: QuantizerConfig
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: QuantizerConfig, group: GroupHandle | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.group, self.frozen = config, group or GroupHandle(), False
         self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
-        numbers = config.num_codebooks[:1] if config.shared else config.num_codebooks
-        each = (config.codewords, config.dim, config.decay, config.update)
-        books = nn.ModuleList(LevelCodebooks(number, *each) for number in numbers)
+        shapes = zip(config.num_codebooks, config.sizes, strict=True)
+        books = nn.ModuleList(LevelCodebooks(*shape, config.dim, config.decay, config.update) for shape in shapes)
         if config.levels == 1:
             self.codebook = books[0]  # the name of its weights in all files, whose digests depend on it
         else:
             self.codebooks = books
+        firsts = range(0, config.levels, config.group_size)
+        self.groups = [range(first, min(first + config.group_size, config.levels)) for first in firsts]  # linked levels
+        self._together = [range(config.levels)] if config.joint_beam else self.groups  # levels that are searched so
 
     @property
     def levels(self) -> Sequence[LevelCodebooks]:
-        """The codebooks of each level, coarse first; a shared one stands for every level."""
-        books: list[Any] = [self.codebook] if self.config.levels == 1 else [*self.codebooks]
-        return books * self.config.levels if self.config.shared else books
+        """The codebooks of each level, coarse first."""
+        books: Any = [self.codebook] if self.config.levels == 1 else self.codebooks
+        return books  # type: ignore[no-any-return]
 
-    @property
-    def _groups(self) -> list[Sequence[LevelCodebooks]]:
-        """The codebooks of each group of linked levels, coarse first."""
-        size = self.config.group_size
-        return [self.levels[first : first + size] for first in range(0, self.config.levels, size)]
-
-    def forward(self, latents: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
         """Quantize (B, H, W, D); in training mode, let the codewords follow.
 
-        Raises NonFiniteError where a latent is NaN or infinite.
+        Args:
+            latents: what is quantized.
+            recalled: what the latents got before; nothing is searched, and no codeword follows.
+
+        Raises:
+            NonFiniteError: a latent is NaN or infinite.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            flat = self._flat(latents)
-            paths = self._search(flat)
-            chosen = list(zip(self.levels, paths, strict=True))
-            quantized, losses = residual_losses(flat, chosen, self.config.beta, self.config.beta_of_levels)
-            if self.training:
-                follow(self._assigned(flat.detach(), paths))
+            flat = latents.reshape(-1, latents.shape[-1]).float()
+            chosen, residuals = self.descend(flat, recalled)
+            quantized, losses = self._losses(flat, residuals, [codeword for _, codeword in chosen])
+            indices = [index for index, _ in chosen]
+            if self.training and not self.frozen and recalled is None:
+                follow(self.levels, residuals[:-1], indices, self.group.group)
             through = vq.straight_through(flat, quantized).view(latents.shape)
-        return Quantized(through, self._codes(paths, latents.shape[:-1]), losses)
+        return Quantized(through, self._codes(indices, latents.shape[:-1]), losses, chosen)
 
+    def descend(self, flat: Tensor, recalled: Chosen | None = None) -> tuple[Chosen, list[Tensor]]:
+        """Search all levels.
+
+        Returns:
+            Index and codeword of each level, and the residuals r_0 to r_L of vectors (N, D). Codewords have the
+            gradient to the codebooks, residuals that to the vectors.
+        """
+        residuals: list[Tensor] = [flat]
+        chosen: list[tuple[Tensor, Tensor]] = []
+        for levels in self._together:
+            if recalled is None:
+                indices = self._search(residuals[-1], levels)
+            for place, level in enumerate(levels):
+                if recalled is None:
+                    index = indices[place]
+                    codeword = self.levels[level].lookup(index)
+                else:  # the codebooks may have changed: the gradient is theirs, the value is of before
+                    index, before = recalled[level]
+                    codeword = vq.straight_through(self.levels[level].lookup(index), before)
+                chosen.append((index, codeword))
+                residuals.append(residuals[-1] - codeword.detach())
+        return chosen, residuals
+
+    def _search(self, residual: Tensor, levels: range) -> Tensor:
+        """Return the indices (l, N) of vectors (N, D) at levels that are searched together."""
+        try:
+            return self.search(residual.detach(), [self.levels[level].codewords.detach() for level in levels])
+        except NonFiniteError:  # it counts these levels alone
+            require_finite(residual, [book.codewords for book in self.levels])
+            raise
+
+    def _losses(
+        self, flat: Tensor, residuals: Sequence[Tensor], codewords: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the codewords (N, D), and the terms of docs/method.md after the reconstruction error.
+
+        A residual is the encoder's own output minus detached codewords, never of a straight-through tensor. So every
+        level's commitment reaches the encoder, and no level's reaches another level's codewords. A term of weight 0 is
+        left out. Terms are sums over the vectors.
+        """
+        losses: dict[str, Tensor] = {}
+        betas, quantized = self.config.beta_of_levels, torch.zeros_like(flat)
+        for level, codeword in enumerate(codewords):
+            if self.config.update == "gradient" and betas:
+                losses[f"codebook_{level + 1}"] = (residuals[level].detach() - codeword).square().sum()
+            quantized = quantized + codeword
+            if betas and betas[level]:
+                losses[f"commitment_{level + 1}"] = betas[level] * residuals[level + 1].square().sum()
+        if self.config.update == "gradient":
+            losses["codebook"] = (flat.detach() - quantized).square().sum()
+        losses["commitment"] = self.config.beta * (flat - quantized.detach()).square().sum()
+        return quantized, losses
+
+    @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
-        return self._codes(self._search(self._flat(latents)), latents.shape[:-1])
+        flat = latents.reshape(-1, latents.shape[-1]).float()
+        whole = self._together[0]
+        if len(whole) == self.config.levels:
+            indices = list(self._search(flat, whole))
+        else:
+            indices = [index for index, _ in self.descend(flat)[0]]
+        return self._codes(indices, latents.shape[:-1])
 
     def lookup(self, codes: Codes) -> Tensor:
-        """Sum of the codewords of the levels that are given."""
-        check_codes(codes, (self.config.codewords,) * self.config.levels)
+        """Return the sum of the codewords of a prefix of the levels."""
+        check_codes(codes, self.config.sizes)
         quantized = torch.zeros((), device=codes[0].device)
-        for codebook, path in zip(self.levels, self.codeword_indices(codes), strict=False):
-            quantized = quantized + codebook.lookup(path)
+        for book, index in zip(self.levels, self.codeword_indices(codes), strict=False):
+            quantized = quantized + book.lookup(index)
         return quantized
 
     def codeword_indices(self, codes: Codes) -> Codes:
-        """Numbers are counted from the root of a group."""
-        found: list[Tensor] = []
-        for level, code in enumerate(codes):
-            begins = level % self.config.group_size == 0
-            found.append(code if begins else found[-1] * self.config.codewords + code)
-        return tuple(found)
+        """Return the index of each code's codeword in its level, counted from the root of a group."""
+        indices: list[Tensor] = []
+        for code, books, size in zip(codes, self.config.num_codebooks, self.config.sizes, strict=False):
+            indices.append(code if books == 1 else indices[-1] * size + code)
+        return tuple(indices)
+
+    def _codes(self, indices: Sequence[Tensor], shape: Sequence[int]) -> Codes:
+        return tuple((index % size).view(shape) for index, size in zip(indices, self.config.sizes, strict=True))
 
     @torch.no_grad()
     def initialize(
-        self, latents: Tensor, generator: torch.Generator, weight: float = 1.0, start: Start | None = None
+        self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, start: Start | None = None
     ) -> None:
-        """k-means, level by level and codebook by codebook, on what the coarser ones leave; or, random codewords.
+        """Start by k-means, level by level and codebook by codebook, on what the coarser levels leave.
 
-        A shared codebook is fitted to what all levels so far have to code, once for each level: fitted to the latents
-        alone, it would hold no codeword as short as the finer levels' residuals.
+        With `init_vectors` 0, start from random codewords.
         """
         if not self.config.init_vectors:
-            latents, weight = random_latents(latents, max(self.config.num_codewords), generator), 1.0
-        left = self._flat(latents)
-        for level in range(1, self.config.levels + 1) if self.config.shared else ():
-            ((codebook, vectors, _),) = self._assigned(left, self._search(left)[:level])
-            codebook.initialize(vectors, vectors.new_zeros(len(vectors)).long(), generator, weight)
-        for books in () if self.config.shared else self._groups:
-            residual, path = left, left.new_zeros(len(left)).long()  # the root of a group
-            for number, codebook in enumerate(books, start=1):
-                (start or LevelCodebooks.initialize)(codebook, residual, path, generator, weight)
-                paths = self.search(left, [book.codewords.detach() for book in books[:number]])
-                path = paths[-1]  # a beam may change its mind at any level
-                residual = left - sum(book.lookup(chosen) for book, chosen in zip(books, paths, strict=False))
+            latents, weight = random_latents(latents, max(self.config.num_codewords), rng), 1.0
+        left = latents.reshape(-1, latents.shape[-1]).float()
+        for levels in self._together:
+            residual, index = left, left.new_zeros(len(left), dtype=torch.long)
+            for level in levels:
+                book = self.levels[level]
+                (start or LevelCodebooks.initialize)(
+                    book, residual, index * 0 if book.num_books == 1 else index, rng, weight
+                )
+                indices = self._search(left, range(levels.start, level + 1))
+                index = indices[-1]  # a beam may change its mind at any level
+                coded = [self.levels[coarse].lookup(one) for coarse, one in zip(levels, indices, strict=False)]
+                residual = left - torch.stack(coded).sum(0)
             left = residual
 
     @torch.no_grad()
-    def restart_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
-        """Move dead codewords to latents of a training batch.
+    def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
+        """Move dead codewords to latents of a training batch; return how many moved.
 
-        The subtree below a restarted codeword begins as a copy of the one below the codeword that had its vector: what
-        it held before belongs to the place that was left.
+        The subtree below a restarted codeword begins as a copy of the donor's, the codeword that had its vector.
         """
-        flat = self._flat(latents)
-        assigned = self._assigned(flat, self._search(flat))  # before any codeword moves
-        kept = torch.ones_like(assigned[0][2], dtype=torch.bool)
+        flat = latents.reshape(-1, latents.shape[-1]).float()
+        chosen, residuals = self.descend(flat)  # before any codeword moves
+        kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
         restarted = 0
-        for level, (codebook, residual, path) in enumerate(assigned):
-            known = path[kept]
-            moved, source = codebook.restart_dead_codes(
-                residual[kept], known // self.config.codewords, known, self.config.restart_below, generator
-            )
+        for level, (book, residual, (index, _)) in enumerate(zip(self.levels, residuals, chosen, strict=False)):
+            moved, source = book.restart_dead_codes(residual[kept], index[kept], self.config.restart_below, rng)
             self.copy_subtrees(level, source, moved)
-            kept &= ~torch.isin(path, moved)  # what a finer level has to code there is of the place that was left
+            kept &= ~torch.isin(index, moved)  # a vector whose codeword has moved leaves the finer levels
             restarted += len(moved)
         return restarted
+
+    def _linked_below(self, level: int) -> list[LevelCodebooks]:
+        """The finer levels that are linked to a level."""
+        return list(takewhile(lambda book: book.num_books > 1, list(self.levels)[level + 1 :]))
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,).
 
         Counts are in proportion to the codewords' own. A source is alive, so its count is not zero.
         """
-        size, levels, linked = self.config.codewords, self.levels, self.config.group_size
-        count = levels[level].count.view(-1)
+        count = self.levels[level].count.view(-1)
         weight = count[target] / count[source]
-        children = torch.arange(size, device=source.device)
-        for codebook in levels[level + 1 : level - level % linked + linked]:
-            source, target = ((path[:, None] * size + children).flatten() for path in (source, target))
-            weight = weight.repeat_interleave(size)
-            codebook.set_codewords(target, codebook.lookup(source), codebook.count.view(-1)[source] * weight)
+        for book in self._linked_below(level):
+            children = torch.arange(book.size, device=source.device)
+            source, target = ((index[:, None] * book.size + children).flatten() for index in (source, target))
+            weight = weight.repeat_interleave(book.size)
+            book.set_codewords(target, book.lookup(source), book.count.view(-1)[source] * weight)
 
     @torch.no_grad()
     def align(self) -> None:
-        """Renumber the children of every codeword, so that a number means about the same below each of them.
+        """Renumber the children of every codeword, so that a child's number means about the same below each of them.
 
         Children keep the subtrees below them: images have other codes, which a prior learns more easily, and the same
-        reconstructions. Codebooks of more than 64 codewords are left as they are.
+        reconstructions. Codebooks of more than 1,024 codewords are left as they are.
         """
-        size = self.config.codewords
-        for books in self._groups if size <= _LARGEST_ALIGNED and not self.config.shared else ():
-            for level, codebook in enumerate(books[1:], start=1):
-                order = vq.alignment(codebook.codewords, codebook.count)
-                path = (torch.arange(len(order), device=order.device)[:, None] * size + order).flatten()
-                for finer in books[level:]:
-                    finer.reorder(path)
-                    path = (path[:, None] * size + torch.arange(size, device=path.device)).flatten()
-
-    def _flat(self, latents: Tensor) -> Tensor:
-        return latents.reshape(-1, latents.shape[-1]).float()
-
-    def _search(self, flat: Tensor) -> list[Tensor]:
-        """Paths of vectors (N, D) at each level, (N,) each."""
-        residual = flat.detach()
-        paths: list[Tensor] = []
-        for books in self._groups:
-            try:
-                found = self.search(residual, [book.codewords.detach() for book in books])
-            except NonFiniteError:  # it counts the levels of a group
-                require_finite(flat, [book.codewords for book in self.levels])
-                raise
-            paths.extend(found)
-            for book, path in zip(books, found, strict=True) if len(paths) < self.config.levels else ():
-                residual = residual - book.lookup(path).detach()
-        return paths
-
-    def _assigned(self, flat: Tensor, paths: Sequence[Tensor]) -> list[tuple[LevelCodebooks, Tensor, Tensor]]:
-        """Codebooks with the vectors (n, D) that they coded at the levels of these paths, and their paths (n,)."""
-        residuals = [flat]
-        for codebook, path in zip(self.levels, paths[:-1], strict=False):
-            residuals.append(residuals[-1] - codebook.lookup(path).detach())
-        if self.config.shared:
-            return [(self.levels[0], torch.cat(residuals), torch.cat(list(paths)))]
-        return list(zip(self.levels, residuals, paths, strict=True))
-
-    def _codes(self, paths: Sequence[Tensor], shape: Sequence[int]) -> Codes:
-        return tuple((path % self.config.codewords).view(shape) for path in paths)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """As torch's, and take the one codebook of weights that were written where every quantizer had a list."""
-        if self.config.levels == 1:
-            listed = f"{prefix}codebooks.0."
-            for name in [name for name in state_dict if name.startswith(listed)]:
-                state_dict[f"{prefix}codebook.{name[len(listed) :]}"] = state_dict.pop(name)
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        for level, book in enumerate(self.levels):
+            if book.num_books == 1 or book.size > _LARGEST_ALIGNED:
+                continue
+            order = vq.alignment(book.codewords, book.count)
+            index = (torch.arange(book.num_books, device=order.device)[:, None] * book.size + order).flatten()
+            book.reorder(index)
+            for finer in self._linked_below(level):
+                children = torch.arange(finer.size, device=index.device)
+                index = (index[:, None] * finer.size + children).flatten()
+                finer.reorder(index)

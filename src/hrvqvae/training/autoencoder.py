@@ -22,13 +22,13 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, fill, generator
 from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
-RESTART_SHARE = 0.9  # of the budget, in which dead codewords are restarted
 _SHEET_IMAGES = 8
 
 
@@ -86,15 +86,13 @@ class ImageTask(Task[Batch]):
 
 
 class AutoencoderTask(ImageTask):
-    """An autoencoder; dead codewords are restarted every so many steps, but in the last tenth of the budget.
-
-    What is restarted later has no time to learn where it belongs, and would be left where it was drawn.
-    """
+    """An autoencoder; dead codewords restart every so many steps, but not in the last tenth of the budget."""
 
     few_steps = 100
 
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
+        self.schedule = CodebookSchedule(config.model.restart_every)
 
     def build(self) -> Autoencoder:
         return build(self.config)
@@ -131,39 +129,20 @@ class AutoencoderTask(ImageTask):
         state.broken.update(batch.broken)
         learned, codes = self.objective(images, state)
         metrics = dict(learned)
-        every = self.config.model.restart_every
-        moved: dict[str, Tensor] = {}
-        if every and (state.step + 1) % every == 0 and state.fraction < RESTART_SHARE:
-            restarted, moved = self._restart_dead_codes(state, model, images)
-            metrics["restarted"] = float(restarted)
+        if self.schedule.restart_due(state.step + 1, state.fraction):
+            metrics["restarted"] = float(self._restart_dead_codes(state, model, images))
         state.averaged.update_parameters(model)
-        averaged, own = state.averaged.module.state_dict(), model.state_dict()
-        for name, rows in moved.items():
-            averaged[name][rows] = own[name][rows]  # no mean of two places
+        self.schedule.forget(state.optimizer, state.averaged.module)
         if (state.step + 1) % self.training.log_every == 0:
             counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
             metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level
         return metrics
 
-    def _restart_dead_codes(
-        self, state: TrainState, model: Autoencoder, images: Tensor
-    ) -> tuple[int, dict[str, Tensor]]:
-        """Restart dead codewords; -> how many, and the rows that moved of each codebook's tensor, by name.
-
-        Adam's moments of those rows begin anew: they belong to the place that was left.
-        """
-        own = model.state_dict()
-        before = {name: one.clone() for name, one in own.items() if name.endswith(".codewords")}
-        with state.autocast():
-            whole = state.compute.place_images(distributed.all_gather(images))  # every process restarts the same
-            restarted = model.restart_dead_codes(whole, generator(self.training.seed, state.step))
-        distributed.broadcast(own.values())
-        moved = {name: (own[name] != one).any(-1) for name, one in before.items()}
-        parameters, moments = dict(model.named_parameters()), state.optimizer.state
-        for name in moved.keys() & parameters.keys():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                moments[parameters[name]][moment][moved[name]] = 0
-        return restarted, moved
+    def _restart_dead_codes(self, state: TrainState, model: Autoencoder, images: Tensor) -> int:
+        """Restart dead codewords from the images of all processes; return how many moved."""
+        whole = state.compute.place_images(distributed.all_gather(images))  # every process restarts the same
+        with state.autocast(), self.schedule.moving(model):
+            return model.restart_dead_codes(whole, generator(self.training.seed, state.step))
 
     def averaged(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module

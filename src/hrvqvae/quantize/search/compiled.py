@@ -11,6 +11,7 @@ The kernels get the addresses of codebooks, so that one signature serves every n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,21 +48,21 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 
 @compiled()
 def _search_greedy(
-    latents: Floats, books: Integers, shape: Any, indices: Integers, work: Any, first: int, last: int
+    latents: Floats, books: Integers, shapes: Integers, indices: Integers, work: Any, first: int, last: int
 ) -> float:
     """Search latents[first:last] (N, D), and return the sum of the squared residuals that are left.
 
     A few vectors go down together, so that the codebook of a later one can be on its way while one is searched.
 
     Args:
-        books: addresses of the codebooks of each level, (m^l, G, W) floats as `_pad_codebooks` returns them.
-        shape: m, G and W.
+        books: addresses of the codebooks of each level, (num_books, G, W) floats as `_pad_codebooks` returns them.
+        shapes: (L, 3), of each level m, G, and num_books, but 0 for 1 codebook, which any vector is searched in.
         indices: (L, N), written to.
         work: residuals (`_TOGETHER`, W), zero from D on, and indices (`_TOGETHER`,), overwritten.
     """
-    size, padded, width = shape
     residual, index = work
-    row, book_bytes = 4 * width, 4 * width * padded
+    width = residual.shape[1]
+    row = 4 * width
     left = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
@@ -69,11 +70,14 @@ def _search_greedy(
             index[i] = 0
             for d in range(latents.shape[1]):
                 residual[i, d] = latents[start + i, d]
-        level_bytes = book_bytes
         for level in range(len(books)):
             address, vector = books[level], np.int64(residual.ctypes.data)
+            size, padded, num_books = shapes[level, 0], shapes[level, 1], shapes[level, 2]
+            book_bytes, linked = row * padded, min(1, num_books)
             for i in range(count):
-                if level_bytes > _NEAR_BYTES and i + _AHEAD < count:
+                index[i] *= linked
+            for i in range(count):
+                if num_books * book_bytes > _NEAR_BYTES and i + _AHEAD < count:
                     for line in range(0, book_bytes, 64):
                         prefetch(address + index[i + _AHEAD] * book_bytes + line)
                 codebook = address + index[i] * book_bytes
@@ -88,24 +92,24 @@ def _search_greedy(
                 else:
                     subtract(vector, codebook + child * row, vector, width)
                 vector += row
-            level_bytes *= size
     return left
 
 
 @compiled()
 def _search_beam(
-    latents: Floats, books: Integers, shape: Any, indices: Integers, work: Any, beam: int, weight: np.float32,
+    latents: Floats, books: Integers, shapes: Integers, indices: Integers, work: Any, beam: int, weight: np.float32,
     first: int, last: int,
 ) -> float:  # fmt: skip
     """Search as `_search_greedy`, with a beam and the weight of the distances at coarser levels.
 
     Args:
-        work: of the two generations of kept indices, residuals (2, beam, W), indices and distances (2, beam); then
-            distances and keys of all candidates (beam * G,). All are overwritten.
+        work: of the two generations of kept paths, residuals (2, beam, W) and costs (2, beam); indices (L + 1, beam),
+            zero at first, and places of the parents (L, beam) of the paths of each level; distances and keys of all
+            candidates (beam * G,). All are overwritten.
     """
-    size, padded, width = shape
-    residual, index, before, distances, keys = work
-    levels, row, book_bytes = len(books), 4 * width, 4 * width * padded
+    residual, before, index, parent, distances, keys = work
+    levels, width = len(books), residual.shape[2]
+    row = 4 * width
     residual_at, distances_at = np.int64(residual.ctypes.data), np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
     left = 0.0
@@ -113,12 +117,13 @@ def _search_beam(
         now = 0
         for d in range(latents.shape[1]):
             residual[0, 0, d] = latents[i, d]
-        index[0, 0], before[0, 0], count = 0, np.float32(0), 1
+        before[0, 0], count = np.float32(0), 1
         for level in range(levels):
-            book, then = books[level], 1 - now
+            book, then, linked = books[level], 1 - now, min(1, shapes[level, 2])
+            size, padded, book_bytes = shapes[level, 0], shapes[level, 1], row * shapes[level, 1]
             vector, next_vector = residual_at + now * beam * row, residual_at + then * beam * row
             for w in range(count):
-                codebook = book + index[now, w] * book_bytes
+                codebook = book + index[level, w] * linked * book_bytes
                 for place in range(w * padded, (w + 1) * padded, SIDE_BY_SIDE):
                     meet_eight(
                         vector + w * row, codebook, width, before[now, w], place,
@@ -135,18 +140,19 @@ def _search_beam(
                 keys[place] = _LARGEST_KEY
                 w = place // padded
                 child = min(place - w * padded, size - 1)  # of the padding where the latent is not finite
-                index[then, k] = index[now, w] * size + child
+                above = index[level, w] * linked
+                index[level + 1, k], parent[level, k] = above * size + child, w
                 if finest:
                     left += float(distances[place])
                 else:
                     before[then, k] = weight * distances[place] + before[now, w]
-                    codeword = book + index[now, w] * book_bytes + child * row
+                    codeword = book + above * book_bytes + child * row
                     subtract(vector + w * row, codeword, next_vector + k * row, width)
             count, now = kept, then
-        leaf = index[now, 0]
+        place = 0
         for level in range(levels - 1, -1, -1):
-            indices[level, i] = leaf
-            leaf //= size
+            indices[level, i] = index[level + 1, place]
+            place = parent[level, place]
     return left
 
 
@@ -209,7 +215,7 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
     Raises:
         NonFiniteError: A latent or a codeword that is met is NaN, infinite, or too large to be squared.
     """
-    size, beam, levels = codebooks[0].shape[1], min(width, len(codebooks[-1])), len(codebooks)
+    beam, levels = min(width, math.prod(book.shape[1] for book in codebooks[:-1])), len(codebooks)
     indices = torch.empty(levels, len(latents), dtype=torch.long)
     vectors, out, one_thread_up_to = latents.detach().float().contiguous().numpy(), indices.numpy(), ONE_THREAD_UP_TO
     if levels == 1:
@@ -218,7 +224,8 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
     else:
         padded = [_pad_codebooks(codebook) for codebook in codebooks]  # kept here, since the kernels get addresses
         books = np.array([codebook.data_ptr() for codebook in padded])
-        shape = (size, padded[0].shape[1], padded[0].shape[2])
+        sizes = [(book.shape[1], rows.shape[1], len(book)) for book, rows in zip(codebooks, padded, strict=True)]
+        shapes, wide = np.array([(m, filled, n if n > 1 else 0) for m, filled, n in sizes]), padded[0].shape[2]
 
     def run(first: int, last: int) -> float:
         if levels == 1:
@@ -226,14 +233,15 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
             work: tuple[Any, ...] = np.zeros((_BLOCK, vectors.shape[1]), np.float32), best, groups
             return float(_search_flat(vectors, book, out[0], work, first, last))
         if beam == 1:
-            work = np.zeros((_TOGETHER, shape[2]), np.float32), np.empty(_TOGETHER, np.int64)
-            return float(_search_greedy(vectors, books, shape, out, work, first, last))
-        candidates = beam * shape[1]
+            work = np.zeros((_TOGETHER, wide), np.float32), np.empty(_TOGETHER, np.int64)
+            return float(_search_greedy(vectors, books, shapes, out, work, first, last))
+        candidates = beam * int(shapes[:, 1].max())
         work = (
-            np.zeros((2, beam, shape[2]), np.float32), np.zeros((2, beam), np.int64), np.zeros((2, beam), np.float32),
+            np.zeros((2, beam, wide), np.float32), np.zeros((2, beam), np.float32),
+            np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64),
             np.empty(candidates, np.float32), np.empty(candidates, np.int64),
         )  # fmt: skip
-        return float(_search_beam(vectors, books, shape, out, work, beam, np.float32(coarse_weight), first, last))
+        return float(_search_beam(vectors, books, shapes, out, work, beam, np.float32(coarse_weight), first, last))
 
     left = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(left):  # the least distances are finite unless a latent or codeword is not; so is their sum
