@@ -1,8 +1,7 @@
 """The compiled parts of both cached samplers: products, normalization, attention, and the draw of a code.
 
 Arrays are 2-D, one row per image that goes through a layer together, and a kernel names the rows that it works on. A
-kernel has one signature, allocates nothing and assigns no slices, because each of these takes longer to compile than
-the loop.
+kernel has one signature and assigns no slices, because each of these takes longer to compile than the loop.
 """
 
 from __future__ import annotations
@@ -24,6 +23,24 @@ PART: dict[str, Any] = {"no_cpython_wrapper": True}  # of functions that only co
 NO_CODE = -1
 FIRST = np.int64(0)  # a row; a literal 0 would be a signature of its own
 _EPSILON = 1e-5  # of layer normalization, torch's
+
+
+@compiled(**FAST, **PART)
+def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
+    """Add vector (n,) @ matrix (n, m) to out (m,), four rows of the matrix at a time.
+
+    For a single row this takes a tenth less time than `add_products`.
+    """
+    rows, columns = matrix.shape
+    whole = rows - rows % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = vector[i], vector[i + 1], vector[i + 2], vector[i + 3]
+        for j in range(columns):
+            out[j] += a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
+    for i in range(whole, rows):
+        a = vector[i]
+        for j in range(columns):
+            out[j] += a * matrix[i, j]
 
 
 @compiled(**FAST, **PART)

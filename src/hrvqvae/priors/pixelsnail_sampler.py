@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors import kernels
-from hrvqvae.priors.kernels import FAST, FIRST, NO_CODE, Floats, add_products, draw_workspace, normalize, stack
+from hrvqvae.priors.kernels import FAST, FIRST, NO_CODE, Floats, add_product, draw_workspace, normalize, stack
 from hrvqvae.priors.pixelsnail import PixelSNAIL
 from hrvqvae.priors.sampling import SamplingParams, no_distribution
 from hrvqvae.utils.compiled import compiled, in_parts
@@ -65,23 +65,23 @@ def _apply_blocks(
         for c in range(inner):
             narrow[0, c] = above[block, seen, x, c]
         for tap in range(taps):
-            add_products(came, x + tap, lefts[block, tap], narrow, FIRST)
+            add_product(came[x + tap], lefts[block, tap], narrow[0])
         for c in range(inner):
             value = narrow[0, c]
             narrow[0, c] = value if value > 0 else np.expm1(value)
         for c in range(2 * hidden):
             gated[0, c] = conditions[seen, x, block * 2 * hidden + c]
-        add_products(narrow, FIRST, pointwise[block], gated, FIRST)
+        add_product(narrow[0], pointwise[block], gated[0])
         for c in range(hidden):
             features[0, c] += gated[0, c] / (np.float32(1.0) + np.exp(-gated[0, hidden + c]))
         layer = after[block]
         if layer >= 0:
             normalize(features, norms[layer], attended)
             kernels.copy_rows(inputs_bias[layer], projected)
-            add_products(attended, FIRST, inputs[layer], projected, FIRST)
+            add_product(attended[0], inputs[layer], projected[0])
             kernels.attend(projected, FIRST, place, heads, keys[layer, seen], values[layer, seen], attended, scores)
             kernels.add_rows(outputs_bias[layer], features)
-            add_products(attended, FIRST, outputs[layer], features, FIRST)
+            add_product(attended[0], outputs[layer], features[0])
 
 
 def _first_table(prior: PixelSNAIL) -> Floats:
@@ -151,12 +151,19 @@ def _draw_row(
     Args:
         codes: (B, H, W), as are known and uniforms; mixing (K,); table (taps, m, C), head (C, m); the rest as in
             `_apply_blocks`.
-        work: features (1, C), logits (1, m), mixed logits (m,), room to draw, and the arrays of the blocks.
+        work: mixed logits (m,), room to draw, and scores (H * W,). Others are made inside: the compiler then knows
+            that they do not overlap, which saves 3% of the time.
 
     Returns:
         -1, or the first column whose code has no distribution.
     """
-    features, logits, mixed, room, blocks_work = work
+    mixed, room, scores = work
+    hidden, inner = weights[0].shape[2], weights[0].shape[3]
+    features, logits = np.empty((1, hidden), np.float32), np.empty((1, len(mixed)), np.float32)
+    blocks_work = (
+        np.empty((1, 2 * hidden), np.float32), np.empty((1, inner), np.float32),
+        np.empty((1, 3 * hidden), np.float32), np.empty((1, hidden), np.float32), scores,
+    )  # fmt: skip
     reach = (kept[0].shape[3] - codes.shape[2]) // 2
     for image in range(begin, end):
         for x in range(codes.shape[2]):
@@ -173,7 +180,7 @@ def _draw_row(
                         value = features[0, c]
                         features[0, c] = value if value > 0 else np.expm1(value)
                     kernels.copy_rows(head_bias, logits)
-                    add_products(features, FIRST, head, logits, FIRST)
+                    add_product(features[0], head, logits[0])
                     for symbol in range(len(mixed)):
                         mixed[symbol] += mixing[copy] * logits[0, symbol]
             if not known[image, row, x]:
@@ -204,17 +211,12 @@ def sample_pixelsnail(
         mixing.numpy(), *params.values(),
     )  # fmt: skip
 
-    symbols, inner = prior.level.symbols, prior.config.residual_units
-
-    def rows(*columns: int) -> list[Floats]:
-        return [np.empty((1, count), np.float32) for count in columns]
+    symbols = prior.level.symbols
 
     for row, parts in enumerate(_rows(prior, base, taken)):
 
         def draw_row(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
-            scores, mixed = np.empty(height * width, np.float32), np.empty(symbols, np.float32)
-            blocks_work = (*rows(2 * hidden, inner, 3 * hidden, hidden), scores)
-            work = (*rows(hidden, symbols), mixed, draw_workspace(symbols), blocks_work)
+            work = (np.empty(symbols, np.float32), draw_workspace(symbols), np.empty(height * width, np.float32))
             return int(_draw_row(begin, end, row, *arrays, *parts, *fixed, work))
 
         column = max(in_parts(batch, draw_row))
