@@ -246,9 +246,10 @@ class Model:
     def known_part(self, image: Tensor, keep: str | Tensor) -> KnownCodes:
         """Codes of an image (C, size, size), and which of them a completion keeps: see `complete`."""
         size = self.config.data.size
-        for what, one in {"image": image, "mask": keep}.items():
-            if isinstance(one, Tensor) and one.shape[-2:] != (size, size):
-                raise InputError(f"the {what} has {one.shape[-2]}x{one.shape[-1]} pixels; this model completes {size}")
+        for what, pixels in {"image": image, "mask": keep}.items():
+            if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
+                height, width = pixels.shape[-2:]
+                raise InputError(f"the {what} has {height}x{width} pixels; this model completes {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # as the image is padded before it is encoded

@@ -40,7 +40,9 @@ def export(
     run: str | Path, out: Path, *, name: str | None = None, license: str | None = None, compact: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write the model of a run, its priors in half precision, and a model card; -> the files. Whole or not at all.
+    """Write the model of a run, its priors in half precision, and a model card; return the files.
+
+    All is written or nothing.
 
     What is stale is left out, with a line on standard error. A model card in the run's folder is kept.
 
@@ -135,13 +137,13 @@ def _card(
     """A model card in Markdown: training steps, the meta of its parts, and what was measured are for its table."""
     priors = {levels: about for levels, about in parts.items() if levels is not None}
     data, training, model = config.data, config.training, config.model
-    known = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
-    known = re.sub(r",? \d+x\d+ \w+", "", known)  # a training may have other sizes than the data set
+    images = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
+    images = re.sub(r",? \d+x\d+ \w+", "", images)  # a training may have other sizes than the data set
     grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     steps = f", {step:,} steps" if step else ""
     rows = {
-        "data": f"{known}; trained on {data.size}x{data.size} pixels, {colours}",
+        "data": f"{images}; trained on {data.size}x{data.size} pixels, {colours}",
         "recipe": f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()} at "
         f"{training.learning_rate:g}, seed {training.seed}{steps}; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
@@ -173,8 +175,8 @@ def _card(
 def _sampling(options: Mapping[str, Any]) -> str:
     levels = "all levels" if options["levels"] is None else level_names(range(options["levels"]))
     drawn = f"drawn by default with guidance {options['guidance']:g} and {levels}"
-    own = options == {"guidance": 1.0, "levels": None}
-    return drawn + ("" if own else "; `--guidance 1` draws from the prior itself, with more variety")
+    plain = options == {"guidance": 1.0, "levels": None}
+    return drawn + ("" if plain else "; `--guidance 1` draws from the prior itself, with more variety")
 
 
 def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
@@ -184,7 +186,7 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     for levels, about in priors.items():
         kind = about["config"]["prior"]["network"]["kind"]
         titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
-        bits += [f"{one:.3f}" for one in about.get("level_bits_per_code", [about["bits_per_code"]])]
+        bits += [f"{each:.3f}" for each in about.get("level_bits_per_code", [about["bits_per_code"]])]
     return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
 
 

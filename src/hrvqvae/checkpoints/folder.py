@@ -151,19 +151,19 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     Raises:
         InputError: two cover the same level.
     """
-    found = list[Levels]()
+    covered = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
         named = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
         if named and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
-            found.append(range(int(named[1]) - 1, int(named[2] or named[1])))
-    found.sort(key=lambda levels: (levels.start, levels.stop))
-    for one, other in pairwise(found):
-        if other.start < one.stop:
+            covered.append(range(int(named[1]) - 1, int(named[2] or named[1])))
+    covered.sort(key=lambda levels: (levels.start, levels.stop))
+    for before, after in pairwise(covered):
+        if after.start < before.stop:
+            paths = prior_folder(run, *before).path, prior_folder(run, *after).path.name
             raise InputError(
-                f"{prior_folder(run, *one).path} and {prior_folder(run, *other).path.name} both hold a prior of level "
-                f"{other.start + 1}; delete one of them"
+                f"{paths[0]} and {paths[1]} both hold a prior of level {after.start + 1}; delete one of them"
             )
-    return {levels: prior_folder(run, *levels) for levels in found}
+    return {levels: prior_folder(run, *levels) for levels in covered}
 
 
 def progressive_folder(run: str | Path) -> RunFolder:
@@ -208,9 +208,9 @@ def locate(run: str | Path) -> Path:
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
-    known = f"models inside the package: {', '.join(list_models())}"
+    names = f"models inside the package: {', '.join(list_models())}"
     if str(run) in presets.names():
         train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
-        raise InputError(f"{run} is a preset, not a trained model; {known}; train one: {train}")
+        raise InputError(f"{run} is a preset, not a trained model; {names}; train one: {train}")
     get = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
-    raise InputError(f"{path}: there is no such run folder; {known}{get}")
+    raise InputError(f"{path}: there is no such run folder; {names}{get}")

@@ -26,7 +26,7 @@ def found_or_fetched(name: str | Path, **options: Any) -> Path:
 
 
 def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:
-    """Get the folder of the model user/name from the hub, or from its cache on this machine; -> the folder.
+    """Return the folder of the model user/name, from the hub or its cache on this machine.
 
     Args:
         revision: branch, tag or commit; None is the newest.
@@ -43,17 +43,17 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
         return into
     with _library(name, revision) as hub:
         wanted = {"allow_patterns": [*_OURS], "library_name": "hrvqvae"}
-        found = Path(hub.snapshot_download(name, revision=revision, **wanted, **options))
-    if not RunFolder(found).model.is_file():
+        folder = Path(hub.snapshot_download(name, revision=revision, **wanted, **options))
+    if not RunFolder(folder).model.is_file():
         raise InputError(f"{name} of the hub is no model of hrvqvae (it has no model.safetensors)")
-    return found
+    return folder
 
 
 def push(
     folder: Path, name: str, *, private: bool | None = None, token: str | bool | None = None,
     commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
 ) -> str:  # fmt: skip
-    """Put a folder that `export` wrote on the hub; -> where it is. Raises InputError as `fetch`."""
+    """Upload a folder that `export` wrote, and return its address. Raises InputError as `fetch`."""
     if not is_hub_name(name):
         raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     with _library(name, branch) as hub:

@@ -46,7 +46,9 @@ def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """The digest of weights as a model has them, half precision in float32, without configuration: 32 digits."""
     plain = _plain(tensors)
-    return _digest({name: one.float() if one.dtype == torch.float16 else one for name, one in plain.items()})
+    return _digest(
+        {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in plain.items()}
+    )
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -124,31 +126,31 @@ def digest(path: Path) -> str:
 
 def compacted(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tensor]:
     """What the file holds; `matrices` says whether matrices become int8."""
-    found = dict[str, Tensor]()
+    compact = dict[str, Tensor]()
     for name, tensor in weights.items():
         if name.endswith(".total") and name.removesuffix("total") + "count" in weights:
-            found[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
+            compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
             scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-            found[name] = (tensor.float() / _by_row(scale, tensor)).round().to(torch.int8)
-            found[name + _SCALE] = scale
+            compact[name] = (tensor.float() / _by_row(scale, tensor)).round().to(torch.int8)
+            compact[name + _SCALE] = scale
         else:
             half = tensor.half() if tensor.is_floating_point() else tensor
-            found[name] = half if half.isfinite().all() else tensor
-    return found
+            compact[name] = half if half.isfinite().all() else tensor
+    return compact
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights from what a file holds; those of a file that is not compact are as they are."""
-    found = dict[str, Tensor]()
+    weights = dict[str, Tensor]()
     for name, tensor in stored.items():
         if name + _SCALE in stored:
-            found[name] = tensor * _by_row(stored[name + _SCALE], tensor)
+            weights[name] = tensor * _by_row(stored[name + _SCALE], tensor)
         elif not name.endswith((_SCALE, _PRODUCT)):
-            found[name] = tensor
+            weights[name] = tensor
     for name in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
-        found[f"{name}total"] = found[f"{name}codewords"].float() * found[f"{name}count"].float()[..., None]
-    return found
+        weights[f"{name}total"] = weights[f"{name}codewords"].float() * weights[f"{name}count"].float()[..., None]
+    return weights
 
 
 def _by_row(scale: Tensor, tensor: Tensor) -> Tensor:
