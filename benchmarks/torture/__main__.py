@@ -4,8 +4,12 @@ python -m benchmarks.torture --minutes 30 --seed 0, or make torture MINUTES=30. 
 tried and by a number; --case "archive 17" runs it again and tells what happens. Exit code 1 where something is wrong.
 
 A reader may refuse a file in words (InputError, OSError), or read what is whole in it and say so. Wrong are other
-errors and signals, more than 5 s of computing, more than 1 GB, and content that differs from the file's without a word:
-where the format has check bytes, more often than these let pass. A command that was disturbed must end well, or with
+errors and signals, more than 5 s of computing, more memory than 64 MB and 50 times the input, and content that differs
+from the file's without a word: where the format has check bytes, more often than these let pass. Beside random damage
+there are constructed cases: files that ask for much (bombs.py), and names, links and files that exist for every command
+that writes (escapes.py, --only escapes). What could not be run, as without a disk to mount, counts as not run.
+
+A command that was disturbed must end well, or with
 exit code 2 and a line. Then the same command, with --force where the line names it, must leave the files that one
 leaves which was never disturbed, as far as two of these leave the same.
 """
@@ -21,6 +25,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,8 +37,10 @@ import yaml
 from PIL import Image
 
 from benchmarks.common import Row, as_script, finish, options
+from benchmarks.torture.bombs import BOMBS
 from benchmarks.torture.commands import COMMANDS, Disturbances
-from benchmarks.torture.readers import MODEL, READERS, SECONDS, Parts
+from benchmarks.torture.escapes import WRITERS, wrong
+from benchmarks.torture.readers import MODEL, READERS, SECONDS, Measured, Parts
 from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.cli import main as hrvqvae
@@ -51,58 +58,91 @@ class Torture:
 
     def __init__(self, ground: Path, seed: int) -> None:
         self.ground, self.seed, self._disturb = ground, seed, Disturbances(ground, seed)
-        self.found: dict[str, Counter[str]] = {}
-        self.faults: dict[tuple[str, str], list[int]] = {}  # numbers of cases, by name and what is wrong
+        self.counts: dict[str, Counter[str]] = {}
+        self.most: dict[str, Measured] = {}  # the case of a reader that took the most memory for its input
+        self.slowest: dict[str, float] = {}
+        self.faults: dict[tuple[str, str], list[int | str]] = {}  # cases, by name and what is wrong
         self._expected: dict[str, dict[str, Parts]] = {}
 
     def run(self, name: str, numbers: Sequence[int]) -> str:
-        """Run some cases of a reader or a command; -> what commands told."""
-        counts, told, faults = self.found.setdefault(name, Counter()), "", list[str]()
+        """Run some cases of a reader or a command. Return what commands told."""
+        told = ""
         if name in READERS:
             if name not in self._expected:
                 self._expected[name] = READERS[name].expected(self.ground)
-            faults += READERS[name].run(self.ground, self.seed, numbers, self._expected[name])
+            cases = READERS[name].run(self.ground, self.seed, numbers, self._expected[name])
+            for number, measured in zip(numbers, cases, strict=True):
+                self._count(name, number, measured)
         else:
             for number in numbers:
                 fault, told = self._disturb.case(name, number)
-                faults.append(fault)
-        for number, fault in zip(numbers, faults, strict=True):
-            counts.update(["cases", fault.partition(":")[0]])
-            if fault and (fault != "accepted" or name in COMMANDS or READERS[name].check > 8):
-                self.faults.setdefault((name, fault), []).append(number)
+                self._count(name, number, Measured(fault, 0, 0.0, 0))
         return told
+
+    def _count(self, name: str, case: int | str, measured: Measured) -> None:
+        fault = measured.fault
+        self.counts.setdefault(name, Counter()).update(["cases", fault.partition(":")[0]])
+        if measured.excess >= (self.most[name].excess if name in self.most else 0.0):
+            self.most[name] = measured
+        self.slowest[name] = max(measured.seconds, self.slowest.get(name, 0.0))
+        if fault and fault != "not run" and (fault != "accepted" or name in COMMANDS or READERS[name].check > 8):
+            self.faults.setdefault((name, fault), []).append(case)
+
+    def construct(self, only: Sequence[str]) -> None:
+        """Run the constructed cases: bombs for readers, and names and links for writers."""
+        for (name, case), make in BOMBS.items():
+            if name in only:
+                with TemporaryDirectory(dir=self.ground) as folder:
+                    self._count(name, case, READERS[name].bomb(partial(make, self.ground), Path(folder)))
+        for name in WRITERS:
+            if "escapes" in only:
+                with TemporaryDirectory(dir=self.ground) as folder:
+                    (Path(folder) / "box").mkdir()
+                    fault, told = wrong(name, self.ground, Path(folder) / "box")
+                    self.counts.setdefault("escapes", Counter()).update(["cases", fault.partition(":")[0]])
+                    if fault:
+                        self.faults.setdefault(("escapes", f"{fault}\n{told}"), []).append(name)
 
     def go_on(self, names: Sequence[str], until: float) -> None:
         """Run cases in turn, half of the time those of readers."""
-        kinds = [[one for one in names if one in known] for known in (READERS, COMMANDS)]
+        kinds = [[name for name in names if name in table] for table in (READERS, COMMANDS)]
         spent, turn = [0.0, 0.0], [0, 0]
-        while time.monotonic() < until:
+        while time.monotonic() < until and any(kinds):
             kind = 1 if not kinds[0] or (kinds[1] and spent[1] < spent[0]) else 0
             name, began = kinds[kind][turn[kind] % len(kinds[kind])], time.monotonic()
-            first = self.found.get(name, Counter())["cases"]
+            first = turn[kind] // len(kinds[kind]) * (1 if kind else _CHUNK)
             self.run(name, range(first, first + (1 if kind else _CHUNK)))
             turn[kind] += 1
             spent[kind] += time.monotonic() - began
 
     def tell(self, as_json: bool) -> bool:
-        """Print the table and the faults; -> whether nothing was wrong."""
+        """Print the table and the faults. Return whether nothing was wrong."""
         rows: list[Row] = []
-        for name, counts in self.found.items():
-            row: Row = {"what": name, "accepted": 0, "crash": 0, "hang": 0, "memory": 0, "check": "-", **counts}
+        for name, counts in self.counts.items():
+            row: Row = dict.fromkeys(("accepted", "crash", "hang", "memory", "not run"), 0)
+            row |= {"what": name, "check": "-", "megabytes": "-", "times": "-", "seconds": "-"} | counts
             if name in READERS:
                 bits, sealed = READERS[name].check, READERS[name].sealed is not None
                 row["check"] = "made right" if sealed else f"{2.0**-bits:.0e}" if bits else "none"
                 if bits and row["accepted"] > 2 + 3 * row["cases"] * 2.0**-bits:
                     self.faults[name, f"more is accepted than {bits} check bits let pass"] = []
-            rows.append({**row, "share": row["accepted"] / row["cases"]})
+                most = self.most[name]
+                row["megabytes"], row["times"] = f"{most.bytes / 1e6:.0f}", f"{most.bytes / max(most.size, 1):,.0f}"
+                row["seconds"] = f"{self.slowest[name]:.1f}"
+            rows.append({**row, "share": row["accepted"] / row["cases"], "missing": row["not run"]})
         heads = {
-            "reader or command": "{what}", "cases": "{cases:,}", "crashes": "{crash}", f"over {SECONDS} s": "{hang}",
-            "over 1 GB": "{memory}", "other content accepted": "{accepted}", "share": "{share:.1e}",
-            "what a check lets pass": "{check}",
+            "reader or command": "{what}", "cases": "{cases:,}", "not run": "{missing}", "crashes": "{crash}",
+            f"over {SECONDS} s": "{hang}", "over 64 MB + 50 x input": "{memory}", "most memory, MB": "{megabytes}",
+            "x its input": "{times}", "longest, s": "{seconds}", "other content accepted": "{accepted}",
+            "share": "{share:.1e}", "what a check lets pass": "{check}",
         }  # fmt: skip
         finish(rows, heads, as_json)
-        for (name, fault), numbers in self.faults.items():
-            print(f"{name}: {fault}: {counted(len(numbers), 'case')}, {', '.join(map(str, numbers[:5]))}")
+        print(
+            f"{len(READERS)} readers, {len(COMMANDS)} commands that write; constructed: {len(BOMBS)} files, "
+            f"{len(WRITERS)} commands with names that lead out, links and files that exist"
+        )
+        for (name, fault), cases in self.faults.items():
+            print(f"{name}: {fault}: {counted(len(cases), 'case')}, {', '.join(map(str, cases[:5]))}")
         return not self.faults
 
 
@@ -191,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     known = {**READERS, **COMMANDS}
     named, _, number = (arguments.case or "").rpartition(" ")
-    chosen = [named] if arguments.case else [one for one in arguments.only.split(",") if one] or [*known]
-    if unknown := {*chosen} - {*known}:
+    chosen = [named] if arguments.case else [one for one in arguments.only.split(",") if one] or [*known, "escapes"]
+    if unknown := {*chosen} - {*known, "escapes"}:
         raise InputError(f"no reader or command is named {', '.join(unknown)}; there are: {', '.join(known)}")
     torch.set_num_threads(1)
     with TemporaryDirectory(prefix="torture-") as folder:
@@ -201,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.case:
             print(torture.run(named, [int(number)]))
         else:
-            torture.go_on(chosen, time.monotonic() + 60 * arguments.minutes)
+            until = time.monotonic() + 60 * arguments.minutes
+            torture.construct(chosen)
+            torture.go_on(chosen, until)
         sys.exit(0 if torture.tell(arguments.json) else 1)
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.torture.readers import BYTES, MODEL, digest, resident
+from benchmarks.torture.readers import MODEL, digest, resident
 from hrvqvae.cli import main as hrvqvae
 from hrvqvae.utils.errors import InputError
 
 KINDS = ("killed", "full disk", "read-only", "two at once")
+_BYTES = 1 << 30  # that a command may take
 _PATIENCE = 60  # seconds of a command beyond ten times what it takes undisturbed
 
 
@@ -79,7 +80,7 @@ class Ended:
 
     def fault(self, refused: bool) -> str:
         """What is wrong in that: it may be refused in a line, where that is allowed."""
-        if self.bytes > BYTES:
+        if self.bytes > _BYTES:
             return "memory"
         line = self.told.strip().rpartition("\n")[2]
         well = self.code == 0 or (refused and self.code == 2 and line.startswith("hrvqvae: "))
@@ -191,10 +192,12 @@ class Disturbances:
         with TemporaryDirectory(dir=self.ground) as folder:
             box = Box(Path(folder) / "box", room)
             try:
+                if kind == "full disk" and not box.mounted:
+                    return "not run", "no disk could be mounted"
                 with contextlib.suppress(OSError, shutil.Error):
                     self._fill(command, box.path)
                 if kind == "read-only" and not box.lock():
-                    return "", "no disk could be mounted"
+                    return "not run", "no disk could be mounted"
                 return self._disturbed(command, kind, share, box)
             finally:
                 box.remove()

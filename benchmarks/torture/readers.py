@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import hashlib
 import json
@@ -41,7 +42,7 @@ from hrvqvae.utils.errors import InputError
 Parts = dict[str, str]
 """Digest of each thing that a file holds, by name; "told" is there where the reader says that something is wrong."""
 
-SECONDS, BYTES = 5, 1 << 30  # of a case, at most
+SECONDS, BASE, PER_BYTE = 5, 64 << 20, 50  # a case takes at most 5 s, and 64 MB and 50 times its input
 MODEL = "treevq-mnist"
 _PATIENCE = 60  # seconds of a case by the clock
 _NASTY = (
@@ -84,6 +85,26 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 @dataclass
+class Measured:
+    """What a case took: what is wrong, "" for nothing; bytes above those at its start; seconds; bytes of the input."""
+
+    fault: str
+    bytes: int
+    seconds: float
+    size: int
+
+    @classmethod
+    def ended(cls, code: int, size: int = 0) -> Measured:
+        """A case in which the process ended."""
+        return cls("hang" if code in (-signal.SIGXCPU, -signal.SIGALRM) else f"crash: exit code {code}", 0, 0.0, size)
+
+    @property
+    def excess(self) -> float:
+        """Its memory as a multiple of what it may take."""
+        return self.bytes / (BASE + PER_BYTE * self.size)
+
+
+@dataclass
 class Reader:
     """What reads a kind of file.
 
@@ -123,8 +144,8 @@ class Reader:
             raise InputError(f"the files in {ground / self.folder} can't be read undamaged: {told}")
         return found
 
-    def run(self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]) -> Iterator[str]:
-        """What is wrong in each case, in order; "" for nothing. Where a process ends in one, another goes on."""
+    def run(self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]) -> Iterator[Measured]:
+        """Yield what each case took, in order. If a process ends in one, another goes on."""
         left = list(numbers)
         while left:
             before = {path: path.read_bytes() for path in self.paths(ground)}
@@ -134,31 +155,53 @@ class Reader:
                     code = int(line.split()[-1])
                 else:
                     left.pop(0)
-                    yield line
+                    yield Measured(**json.loads(line))
             if left:
                 for path, content in before.items():
                     path.write_bytes(content)
                 left.pop(0)
-                yield "hang" if code in (-signal.SIGXCPU, -signal.SIGALRM) else f"crash: exit code {code}"
+                yield Measured.ended(code)
 
     def _run(
         self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts], say: Callable[[str], None]
     ) -> None:
-        faulthandler.enable()
-        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + 4 * BYTES, resource.RLIM_INFINITY))
         for number in numbers:
             path, content = self.case(ground, seed, number)
             before = path.read_bytes()
-            signal.alarm(_PATIENCE)
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS + 1, resource.RLIM_INFINITY))
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-            begun, rest = time.process_time(), resident("VmRSS")
             path.write_bytes(content)
-            fault = _fault(self.read, path, expected[str(path)])
+            measured = self.measure(path, expected[str(path)], len(content))
             path.write_bytes(before)
-            if not fault and time.process_time() - begun > SECONDS:
-                fault = "hang"
-            say(fault or ("memory" if resident("VmHWM") - rest > BYTES else ""))
+            say(json.dumps(vars(measured)))
+
+    def measure(self, path: Path, expected: Parts, size: int) -> Measured:
+        """Read a file of a case in this process, whose memory and time are limited from now on."""
+        faulthandler.enable()
+        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + (4 << 30), resource.RLIM_INFINITY))
+        signal.alarm(_PATIENCE)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 4 * SECONDS, resource.RLIM_INFINITY))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+        begun, rest = time.process_time(), resident("VmRSS")
+        fault = _fault(self.read, path, expected)
+        measured = Measured(fault, resident("VmHWM") - rest, time.process_time() - begun, size)
+        if not fault or fault == "accepted":
+            measured.fault = "hang" if measured.seconds > SECONDS else "memory" if measured.excess > 1 else fault
+        return measured
+
+    def bomb(self, make: Callable[[Path], Path], folder: Path) -> Measured:
+        """Yield what a constructed case took, of which nothing has to be read."""
+        path = make(folder)
+        size = sum(
+            file.stat().st_size for file in ([path] if path.parent == folder else folder.rglob("*")) if file.is_file()
+        )
+
+        def work(say: Callable[[str], None]) -> None:
+            say(json.dumps(vars(self.measure(path, {}, size))))
+
+        *_, last = [*_in_child(work)] or ["exit code -6"]
+        if last.startswith("exit code"):
+            return Measured.ended(int(last.split()[-1]), size)
+        measured = Measured(**json.loads(last))
+        return dataclasses.replace(measured, fault=measured.fault.replace("accepted", ""))
 
 
 def _in_child(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:

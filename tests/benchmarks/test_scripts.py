@@ -215,13 +215,16 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert expected == {str(tmp_path / "x" / "a.json"): {"": "as it was"}}
     found = list(reader.run(tmp_path, 0, range(60), expected))
     told = {0: "", 1: "crash: exit code -6", 2: "memory", 3: "crash: KeyError, test_scripts.py:", 4: "", 5: "accepted"}
-    for number, fault in enumerate(found):
+    for number, fault in enumerate(one.fault for one in found):
         path, content = reader.case(tmp_path, 0, number)
         assert path.read_bytes() == b'{"a": 1234}', "the file is put back"
         same = content == b'{"a": 1234}'
         assert fault.startswith("" if same else told[len(content) % 6])
         assert bool(fault) == bool(told[len(content) % 6]) or same
-    assert len({fault.partition(":")[0] for fault in found}) == 4
+    assert len({one.fault.partition(":")[0] for one in found}) == 4
+    big = Reader("x", lambda path: {"": str(len(bytearray(200 << 20)))})
+    (folder := tmp_path / "bomb").mkdir()
+    assert big.bomb(lambda folder: folder / "none", folder).fault == "memory"
     assert "KeyError" in capfd.readouterr().err
 
 

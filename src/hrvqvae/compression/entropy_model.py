@@ -23,6 +23,7 @@ MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # of a level that has a network
 MOST_CODES = 1 << 27  # of an image
 _MOST_BYTES = 1 << 28
+_BODY, _BODY_PER_BYTE = 1 << 22, 8  # most bytes of the unpacked arrays, by the bytes of the file
 _CHECK = 4
 FINGERPRINT = 3
 _KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
@@ -108,7 +109,7 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         length = int.from_bytes(content[8:12], "little")
         text = content[12 : 12 + length]
         unpack = zlib.decompressobj()
-        body = unpack.decompress(content[12 + length :], _MOST_BYTES)
+        body = unpack.decompress(content[12 + length :], min(_MOST_BYTES, _BODY + _BODY_PER_BYTE * len(content)))
         if not unpack.eof or unpack.unused_data:
             raise DamagedFileError(f"{name} is damaged: it ends too early, or too late")
         if body[-_CHECK:] != zlib.crc32(text).to_bytes(_CHECK, "little"):

@@ -1,0 +1,173 @@
+"""Names that lead out of a folder, links, and files that exist, for every command that writes: what must stay as it is.
+
+A case is refused in a line with exit code 2, or ends well; then every file outside the output, every file that was
+there before and every input is as it was, and nothing that the command printed can control a terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.torture.commands import Running
+from benchmarks.torture.readers import MODEL, digest
+from hrvqvae.compression.archive import appending
+from hrvqvae.model import Model
+
+NAMES = (
+    "../../out",
+    "/tmp/hrvqvae-torture-out",
+    "a/../../../out",
+    "..\\..\\out",
+    "C:/out",
+    "D:out",
+    "a:stream",
+    "CON",
+    "nul.txt",
+    "LPT1",
+    ".lock",
+    ".writing-1",
+    "x" * 250,
+    "d/" * 400 + "x",
+    "a\x1b[2J\x07",
+    "two\nlines",
+    "\u202egnp",
+    "a ",
+    "b.",
+    "~/x",
+    "$(touch x)",
+    "-rf",
+    "caf\u00e9",
+    "cafe\u0301",
+    "CAF\u00c9",
+    "same",
+    "SAME",
+    "same.png/x",
+    'a|b?*<>"',
+)
+"""Of images in archives, shards and tars, and of classes."""
+
+
+def _archive(ground: Path, folder: Path) -> Path:
+    model = Model(MODEL).entropy_model
+    codes = np.zeros(model.layout((28, 28)).begins[-1], np.int32)
+    path = folder / "names.hrva"
+    with appending(path, model) as writer:
+        writer.append([codes] * len(NAMES), [(28, 28)] * len(NAMES), NAMES, 5)
+    return path
+
+
+def _tar(ground: Path, folder: Path) -> Path:
+    content = (ground / "image" / "grey.png").read_bytes()
+    path = folder / "names.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in NAMES:
+            info = tarfile.TarInfo(f"{name}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _shards(ground: Path, folder: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shutil.copytree(ground / "shards", folder / "shards")
+    for path in sorted((folder / "shards").glob("[!.]*.parquet")):
+        table = pq.read_table(path)
+        keys = pa.array(
+            [
+                NAMES[row % len(NAMES)].replace("\x00", "") + f"{path.stem}" * (row >= len(NAMES))
+                for row in range(len(table))
+            ]
+        )
+        pq.write_table(table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys), path)
+    return folder / "shards"
+
+
+def _classes(ground: Path, folder: Path) -> Path:
+    """A run whose priors have such classes."""
+    from hrvqvae.checkpoints import storage
+
+    shutil.copytree(ground / "trained", folder / "run")
+    for path in (folder / "run" / "priors").rglob("model.safetensors"):
+        tensors, meta = storage.read(path)
+        if "classes" in meta:
+            meta["classes"] = [NAMES[index] for index in range(len(meta["classes"]))]
+            storage.write(path, tensors, meta)
+    return folder / "run"
+
+
+Prepare = Callable[[Path, Path], Path]
+WRITERS: dict[str, tuple[Prepare | None, str]] = {
+    "decompress names": (_archive, "decompress {source} -o {out}"),
+    "decompress over a link": (_archive, "decompress {source} -o {linked} --force"),
+    "compress names to files": (_tar, "compress {model} {source} -o {out}"),
+    "compress names to an archive": (_tar, "compress {model} {source} -o {out}/x.hrva"),
+    "detokenize names": (_shards, "detokenize {source} {out}"),
+    "detokenize over a link": (_shards, "detokenize {source} {linked} --force"),
+    "sample names": (_classes, "sample {source} -n 6 -o {out}/sheet.png --save-dir {out}/each"),
+    "reconstruct over a picture": (None, "reconstruct {model} {mine} -o {out}/mine.png"),
+    "reconstruct over its input": (None, "reconstruct {model} {mine} -o {mine} --force"),
+    "reconstruct over a link to its input": (None, "reconstruct {model} {mine} -o {link} --force"),
+    "complete over its input": (None, "complete {model} {mine} -n 1 -o {mine} --force"),
+    "inspect over a picture": (None, "inspect {file} -o {mine}"),
+    "compress over its input": (None, "compress {model} {mine} -o {mine} --force"),
+    "compress over a file": (None, "compress {model} {mine} -o {file}"),
+    "compress to a typo": (None, "compress {model} {mine} -o {out}/x.hvr"),
+    "decompress over a picture": (None, "decompress {file} -o {mine}"),
+    "decompress over its input": (None, "decompress {file} -o {file} --force"),
+    "salvage over its input": (None, "salvage {archive} {archive}"),
+    "export over a folder": (None, "export {ground}/trained {out}"),
+    "tokenize into a file": (None, "tokenize {model} {ground}/pictures {mine} --workers 0"),
+}
+"""What a command reads, made in a folder, and its words."""
+
+
+def _tree(folder: Path) -> dict[str, str]:
+    """Every file, folder and link below a folder, with what it holds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = str(path.readlink()) if path.is_symlink() else digest(path.read_bytes()) if path.is_file() else ""
+        found[path.relative_to(folder).as_posix()] = content
+    return found
+
+
+def wrong(name: str, ground: Path, folder: Path) -> tuple[str, str]:
+    """Return what is wrong in a case, "" for nothing, and what the command told."""
+    prepare, words = WRITERS[name]
+    place = {key: folder / "inside" / "deep" / key for key in ("out", "linked")}
+    place["outside"] = folder / "outside"
+    for path in place.values():
+        path.mkdir(parents=True)
+    place |= {
+        "mine": place["out"] / "mine.png",
+        "file": place["out"] / "mine.hrv",
+        "archive": place["out"] / "mine.hrva",
+    }
+    place["link"] = place["out"] / "link.png"
+    shutil.copy(ground / "image" / "grey.png", place["mine"])
+    shutil.copy(next((ground / "codes").rglob("*.hrv")), place["file"])
+    shutil.copy(ground / "archive" / "x.hrva", place["archive"])
+    place["link"].symlink_to(place["mine"])
+    for link in ("same.png", "d", "two_lines.png"):
+        (place["linked"] / link).symlink_to(place["outside"] / ("none.png" if link.endswith("g") else ""))
+    source = prepare(ground, folder) if prepare else folder
+    before, elsewhere = _tree(folder), Path("/tmp/hrvqvae-torture-out.png")
+    split = [word.format(ground=ground, source=source, model=MODEL, **place) for word in words.split()]
+    ended = Running(split, folder.parent, 300).wait()
+    after = _tree(folder)
+    changed = [path for path, content in before.items() if after.get(path) != content]
+    new = [path for path in after if path not in before and not path.startswith("inside/deep/out")]
+    new = [path for path in new if not path.endswith((".lock", ".lock-holder"))]
+    fault = ended.fault(refused=True)
+    if not fault and (changed or new or elsewhere.exists() or (ended.code == 0 and "over" in name.split())):
+        fault = f"written: {', '.join([*changed, *new]) or 'outside'}"
+    if not fault and any(ord(letter) < 32 and letter != "\n" for letter in ended.told):
+        fault = "control characters"
+    return fault, ended.told
