@@ -1,8 +1,10 @@
 """Files of codes on the command line: tables, compress, inspect, decompress, archives."""
 
+import io
 import re
 import shutil
 import tarfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 import torch
 
 import hrvqvae
-from hrvqvae import image_files
+from hrvqvae import image_files, pictures
+from hrvqvae.cli import main
 from hrvqvae.compression import hrv
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
+from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import do, done, refused, write_picture
 from tests.data.stored import folder_of, write_parquet, write_tar
@@ -279,3 +283,26 @@ def test_a_folder_of_an_image_s_name_and_what_a_killed_writer_left_are_no_images
     for name in ("a.png", f"{TEMPORARY}b.png"):
         shutil.copy(images / "0.png", mixed / name)
     assert "1 image," in do("compress", run, mixed, "-o", tmp_path / "x.hrva")
+
+
+def test_a_strict_terminal_prints_names_that_are_no_text(run: Path, images: Path, tmp_path: Path) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict")
+    with redirect_stdout(out):
+        assert main(["compress", str(run), str(images / "0.png"), "-o", str(tmp_path / "caf\udce9.hrv")]) == 0
+        out.flush()
+    assert b"caf\\udce9.hrv" in out.buffer.getvalue()
+
+
+def test_a_class_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("../victim/photo", "t-shirt/top", "CON", "a")
+    drawn = Sampled(torch.zeros(4, 1, 8, 8), names, ())
+    monkeypatch.setattr(pictures.Model, "draw", lambda *_, **__: drawn)
+    (tmp_path / "victim").mkdir()
+    command = ["sample", "mnist", "-n", 4, "-o", tmp_path / "sheet.png", "--save-dir", tmp_path / "each"]
+    do(*command)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    files = {"each/_._victim_photo-0000.png", "each/t-shirt_top-0001.png", "each/CON-0002.png", "each/a-0003.png"}
+    assert written == files | {"sheet.png"}
+    assert "exists already" in refused(command)
+    assert "has images already" in refused([*command[:5], tmp_path / "new.png", *command[6:]])
+    assert "is empty; name a file or a folder" in refused([*command[:5], ""])

@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.torture.bombs import BOMBS
+from benchmarks.torture.readers import READERS
 from benchmarks.torture.salvage import damage, missing, whole_images, write_archive
 from hrvqvae.compression.archive import appending, open_archive, salvage
 from hrvqvae.compression.entropy_model import EntropyModel
@@ -229,3 +232,11 @@ def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     longer += bytes([crc8(longer)])
     crafted(path, sound[:4] + bytes([len(longer)]) + sound[5:], longer)
     assert open_archive(path).read([0])[0].fault
+
+
+@pytest.mark.parametrize("name", [name for reader, name in BOMBS if reader in ("archive", "file of codes", "tables")])
+def test_memory_is_bounded_by_the_bytes_of_a_file(name: str, tmp_path: Path) -> None:
+    ((reader, make),) = ((reader, make) for (reader, other), make in BOMBS.items() if other == name)
+    measured = READERS[reader].bomb(partial(make, tmp_path), tmp_path)
+    assert measured.excess <= 1
+    assert measured.fault in ("", "hang")  # how long it takes depends on the machine

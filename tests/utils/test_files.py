@@ -117,3 +117,27 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     for there in (out, Path(), Path("/")):
         with pytest.raises(InputError, match="exists already; choose another"), create_folder(there):
             pass
+
+
+def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
+    """By a link, and under a name that leaves no room for the lock's own."""
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    with in_another_process(tmp_path / "x", "lock_file"), pytest.raises(InUseError), lock_file(tmp_path / "link"):
+        pass
+    with lock_file(tmp_path / ("x" * 255)):
+        write_atomic(tmp_path / ("x" * 255), b"")
+
+
+def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from hrvqvae.utils.locks import is_locked\n"
+    program += "print(flush=True)\nwhile True: is_locked(Path(sys.argv[1]))"
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            for _ in range(200):
+                with lock_folder(tmp_path):
+                    pass
+                (tmp_path / ".lock-holder").write_text("1")  # as of a killed process
+        finally:
+            process.kill()

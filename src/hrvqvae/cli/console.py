@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hrvqvae.utils.errors import InputError, near_names
@@ -33,8 +34,16 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or a folder")
+    return Path(text)
+
+
 def option(*names: str, **settings: Any) -> Option:
     """Return an argument of a command; `settings` are those of argparse's `add_argument`."""
+    if settings.get("type") is Path:
+        settings["type"] = _path
     return names, settings
 
 

@@ -166,7 +166,7 @@ def add(commands: Group) -> None:
         commands, "compress", "encode images as files of codes (.hrv) or into an archive (.hrva)", _compress,
         "model",
         option("images", nargs="+", type=Path, metavar="IMAGE", help="files, folders, lists, tars, Parquet, arrays"),
-        option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva, filled up"),
+        option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva to append to"),
         option("--levels", type=int, metavar="K", help="write levels 1..K only"),
         "--force",
         option("--on-error", choices=("stop", "skip"), default="stop", help="at an image that can't be read"),
