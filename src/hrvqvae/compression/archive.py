@@ -38,7 +38,7 @@ _MAGIC, _BLOCK = b"HRVA\x01", b"HRVB"  # with the version
 _HEAD = 20  # bytes before the index of a block
 _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
 _INDEX, _INDEX_PER_BYTE = 1280, 16  # most bytes of an unpacked index, by the bytes of its block
-_CODES, _CODES_PER_BYTE = 1 << 24, 256  # most codes of all images, by the bytes of the archive
+_CODES, _CODES_PER_BYTE = 1 << 24, 128  # most codes of all images, by the bytes of the archive
 _SEARCH, _SEARCH_PER_BYTE, _UNPACKING = (
     1 << 28,
     8,
@@ -148,6 +148,7 @@ class Archive:
         path: The file.
         entropy_model: By which its codes are read.
         entries: Its images, in order.
+        codes: How many codes these have.
         damaged: Bytes that were blocks.
         damaged_blocks: How many blocks they were, as far as their first bytes tell.
         left_over: Bytes at the end that can be the beginning of a block.
@@ -156,6 +157,7 @@ class Archive:
     path: Path
     entropy_model: EntropyModel
     entries: Entries
+    codes: int
     damaged: int
     damaged_blocks: int
     left_over: int
@@ -264,7 +266,7 @@ def _opened(path: Path, stream: BinaryIO, fallback: EntropyModel | None = None) 
     left = size - end
     if left and not (_BLOCK.startswith(head[:4]) and (len(head) < _HEAD or end + length > size)):
         left, damaged, damaged_blocks = 0, damaged + left, damaged_blocks + max(1, blocks.wrong)
-    return Archive(path, model, blocks.entries, damaged, damaged_blocks, left)
+    return Archive(path, model, blocks.entries, blocks.codes, damaged, damaged_blocks, left)
 
 
 def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
@@ -292,13 +294,14 @@ class _Blocks:
 
     Attributes:
         entries: The images of the blocks that were found.
+        codes: How many codes these have.
         wrong: How many beginnings since the last whole block belong to none.
     """
 
     def __init__(self, stream: BinaryIO, size: int, model: EntropyModel) -> None:
-        self.entries, self.wrong = Entries(), 0
+        self.entries, self.codes, self.wrong = Entries(), 0, 0
         self._stream, self._size, self._model = stream, size, model
-        self._work, self._codes = _SEARCH + _SEARCH_PER_BYTE * size, _CODES + _CODES_PER_BYTE * size
+        self._work = _SEARCH + _SEARCH_PER_BYTE * size
         self._window, self._begin = b"", 0  # bytes of the file, and where they begin
 
     def find_all(self, place: int) -> Iterator[tuple[int, int, int]]:
@@ -350,12 +353,18 @@ class _Blocks:
             plain = unpack.decompress(index, most)
             if not unpack.eof or unpack.unused_data:
                 raise DamagedFileError("longer than it may be")
-            self._codes -= self.entries.add(plain, count, records, record_bytes, self._model, self._codes)
+            left = _most_codes(self._size) - self.codes
+            self.codes += self.entries.add(plain, count, records, record_bytes, self._model, left)
         except (zlib.error, DamagedFileError, IndexError, UnicodeDecodeError):
             self._work -= _UNPACKING * len(plain)
             return None
         self._work += index_bytes
         return end
+
+
+def _most_codes(archive_bytes: int) -> int:
+    """Return how many codes the images of an archive may have."""
+    return _CODES + _CODES_PER_BYTE * archive_bytes
 
 
 def _most_index(block_bytes: int) -> int:
@@ -472,7 +481,7 @@ class ArchiveWriter:
             self.set_aside = path.with_name(f"{path.name}.{end}-{zlib.crc32(rest):08x}.damaged")
             write_atomic(self.set_aside, rest)
             stream.truncate(end)
-        self.archive, self._stream = archive, stream
+        self.archive, self._stream, self._codes = archive, stream, archive.codes
         self._entries: dict[str, ArchiveEntry | None] = {entry.name: entry for entry in archive.entries if entry.name}
 
     def append(
@@ -508,9 +517,17 @@ class ArchiveWriter:
             new.append(index)
             added[name] = None
         if new:
-            chosen = [(records[index], sizes[index], names[index]) for index in new]
+            block = _block_of(
+                levels, *zip(*((records[index], sizes[index], names[index]) for index in new), strict=True)
+            )
+            layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
+            self._codes += sum(int(layout.begins[levels]) for layout in layouts)
+            if self._codes > _most_codes(self._stream.seek(0, os.SEEK_END) + len(block)):
+                raise InputError(
+                    f"the images have too few bytes for so many pixels in {path}; write files (.hrv) of them"
+                )
             with explain_write_errors(path):
-                self._stream.write(_block_of(levels, *zip(*chosen, strict=True)))
+                self._stream.write(block)
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
             self._entries |= added
