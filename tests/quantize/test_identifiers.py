@@ -49,7 +49,8 @@ def test_what_may_come_next_is_what_items_have() -> None:
     indices = tree.unique_indices(vectors_of(15, seed=1))
     items = {tuple(row) for row in indices.tolist()}
     for length, size in enumerate((5, 3, 2)):
-        every = torch.tensor(list(product(*map(range, (5, 3, 2)[:length]))), dtype=torch.long).reshape(-1, length)
+        rows = list(product(*map(range, (5, 3, 2)[:length])))
+        every = torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
         mask = tree.valid_next(every, indices)
         assert mask.shape == (len(every), size)
         for prefix, row in zip(every.tolist(), mask.tolist(), strict=True):
