@@ -35,9 +35,10 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "layer_tuned": (
-        "--size 2 3 1 --steps 4 --seeds 2 --images 40 --trials 3 --layers TreeVQ VectorQuantize",
-        ("layer", "rate", "decay"), 2,
+        "--size 2 3 1 --steps 4 --seeds 2 --images 40 --trials 3",
+        ("layer", "rate", "decay"), 4,
     ),
+    "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "items"), 3),
     "train": (
         f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
         ("method", "preset", "batch"), 2,

@@ -56,8 +56,9 @@ class Adapter(Quantizer):
         self.train(training)
         return codes
 
-    def lookup(self, codes: Codes) -> Tensor:
-        check_codes(codes, self.sizes)
+    def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
+        if check:
+            check_codes(codes, self.sizes)
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
 

@@ -59,7 +59,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def prefix_latents(self, codes: Codes) -> Tensor:
         """Return the sum of codewords of every prefix of the levels, (L, B, H, W, D)."""
-        return torch.stack([self.quantizer.lookup(codes[:prefix]) for prefix in self.prefixes])
+        return torch.stack([self.quantizer.lookup(codes[:prefix], check=False) for prefix in self.prefixes])
 
     def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents (B, H, W, D).

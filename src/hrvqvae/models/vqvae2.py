@@ -91,7 +91,7 @@ class VQVAE2(Autoencoder):
             codes, words = list[Tensor](), list[Tensor]()
             for quantizer, latents in self._top_down(unit_images(part, self.channels), words):
                 codes += quantizer.encode(latents)
-                words.append(quantizer.lookup((codes[-1],)))
+                words.append(quantizer.lookup((codes[-1],), check=False))
             return tuple(codes)
 
         return tiles.encode(whole, images, self.config, self)

@@ -43,8 +43,11 @@ class Quantizer(nn.Module, ABC):
         """Return the codes alone; change nothing. Raises as `forward`."""
 
     @abstractmethod
-    def lookup(self, codes: Codes) -> Tensor:
-        """Return latents (B, H, W, D) of codes of a prefix of the levels. Raises InputError for other codes."""
+    def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
+        """Return latents (B, H, W, D) of codes of a prefix of the levels.
+
+        Raises InputError for other codes, unless `check` is false: a GPU is waited for to check them.
+        """
 
     def codeword_indices(self, codes: Codes) -> Codes:
         """Return the index of each code's codeword in its level: same shapes."""

@@ -150,9 +150,10 @@ class ResidualQuantizer(Quantizer):
             indices = [index for index, _ in self.descend(flat)[0]]
         return self._codes(indices, latents.shape[:-1])
 
-    def lookup(self, codes: Codes) -> Tensor:
+    def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         """Return the sum of the codewords of a prefix of the levels."""
-        check_codes(codes, self.config.sizes)
+        if check:
+            check_codes(codes, self.config.sizes)
         quantized = torch.zeros((), device=codes[0].device)
         for book, index in zip(self.levels, self.codeword_indices(codes), strict=False):
             quantized = quantized + book.lookup(index)

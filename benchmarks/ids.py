@@ -1,0 +1,113 @@
+"""IDs for items: TreeVQ's unique indices of image features, or of a million synthetic vectors, beside residual k-means.
+
+Features are those of efficientnet-lite0 for the training images of CIFAR10. Synthetic vectors have 64 values: the sum
+of one of 64 random centres, one of 64 that are half as far apart, and normal noise of half the first deviation.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import Row, as_script, finish, options, positive
+from benchmarks.vectors import Floats, features, pixels, residual
+from hrvqvae.quantize.layer import TreeVQ
+
+NEIGHBOURS, QUERIES = 10, 1_000
+
+
+def synthetic(count: int, seed: int, dim: int = 64, centres: int = 64) -> Floats:
+    """Return vectors (count, dim): a centre of each of two levels, and noise."""
+    rng = np.random.default_rng(seed)
+    vectors: Floats = rng.standard_normal((count, dim), dtype=np.float32) / np.float32(2)
+    for distance in (1.0, 0.5):
+        placed = rng.standard_normal((centres, dim), dtype=np.float32) * np.float32(distance)
+        vectors += placed[rng.integers(centres, size=count)]
+    return vectors
+
+
+def neighbours_kept(vectors: Floats, codes: NDArray[np.int64], seed: int) -> list[float]:
+    """Return, for prefixes of 1 and 2 levels, the share of the nearest neighbours that have an item's prefix."""
+    queries = np.random.default_rng(seed).choice(len(vectors), min(QUERIES, len(vectors)), replace=False)
+    found, all_vectors = list[NDArray[Any]](), torch.from_numpy(vectors)
+    for chosen in np.array_split(queries, -(-len(queries) // 100)):
+        distances = all_vectors.square().sum(1) - 2 * all_vectors[chosen] @ all_vectors.T
+        found.append(distances.topk(NEIGHBOURS + 1, largest=False).indices[:, 1:].numpy())
+    near = np.concatenate(found)
+    return [float((codes[near, :n] == codes[queries, None, :n]).all(-1).mean()) for n in (1, 2)]
+
+
+def collisions(codes: NDArray[np.int64]) -> int:
+    """Return how many items have the indices of an item before them."""
+    return len(codes) - len(np.unique(codes, axis=0))
+
+
+def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: int) -> list[Row]:
+    """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2, seconds and bytes."""
+    spent = dict[str, float]()
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        result = call()
+        spent[name] = time.process_time() - begun
+        return result
+
+    def error(codes: torch.Tensor) -> float:
+        total = 0.0
+        for start in range(0, len(vectors), 50_000):
+            values = tree.get_output_from_indices(codes[start : start + 50_000]).numpy()
+            total += float(np.square(vectors[start : start + 50_000] - values).sum(dtype=np.float64))
+        return total / len(vectors)
+
+    tree = TreeVQ(vectors.shape[1], codewords, levels)
+    timed("fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed, align=True))
+    codes = timed("encode_seconds", lambda: tree.encode(vectors))
+    unique = timed("unique_seconds", lambda: tree.unique_indices(vectors))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    moved, added = float((codes != unique).any(1).double().mean()), error(unique) / error(codes) - 1
+    rows: list[Row] = [{"side": "TreeVQ", "collisions": collisions(codes.numpy()), **spent}]
+    rows.append({"side": "TreeVQ, unique", "collisions": collisions(unique.numpy()), "moved": moved, "added": added,
+                 "unique_seconds": spent["unique_seconds"], "peak_bytes": peak})  # fmt: skip
+    encode = timed("fit_seconds", lambda: residual(codewords, levels, seed, beam=1)(vectors))
+    theirs = timed("encode_seconds", lambda: encode(vectors)[0])
+    rows.append({"side": "residual k-means", "collisions": collisions(theirs), **spent})
+    del rows[-1]["unique_seconds"]
+    for row, of_side in zip(rows, (codes.numpy(), unique.numpy(), theirs), strict=True):
+        one, two = neighbours_kept(vectors, of_side, seed)
+        row |= {"items": len(vectors), "shape": f"{codewords}^{levels}", "kept_1": one, "kept_2": two}
+    return rows
+
+
+COLUMNS = {
+    "IDs by": "{side}", "items": "{items:,}", "shape": "{shape}", "collisions": "{collisions:,}",
+    "moved": "{moved:.1%}", "error added": "{added:+.2%}",
+    "neighbours, 1 level": "{kept_1:.3f}", "2 levels": "{kept_2:.3f}",
+    "fit s": "{fit_seconds:.1f}", "encode s": "{encode_seconds:.1f}", "unique s": "{unique_seconds:.1f}",
+    "peak MB": "{peak_MB:,.0f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Give IDs to items, and measure them."""
+    parser = options(__doc__)
+    parser.add_argument("--synthetic", type=positive, metavar="N", help="so many synthetic vectors, not CIFAR10's")
+    parser.add_argument("--images", type=positive, default=50_000, metavar="N", help="images (default: 50000)")
+    parser.add_argument("--size", type=positive, nargs=2, default=(64, 3), metavar=("M", "L"), help="(default: 64 3)")
+    parser.add_argument("--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    vectors = synthetic(given.synthetic, given.seed) if given.synthetic else features(pixels("train", given.images)[0])
+    print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
+    finish(bench_ids(vectors, given.size[0], given.size[1], given.passes, given.seed), COLUMNS, given.json)
+
+
+if __name__ == "__main__":
+    as_script(main)
