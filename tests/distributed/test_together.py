@@ -22,7 +22,7 @@ from tests.distributed import together
 from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = tuple(SYSTEMS.built_in)
+EVERY = tuple(SYSTEMS)
 OWN_START = {"vqpytorch"}  # the library starts its codebooks otherwise where there are several processes
 STEPS = 10
 

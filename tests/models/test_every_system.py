@@ -24,7 +24,7 @@ from hrvqvae.training.state import TrainState
 from tests.conftest import write_file, write_picture
 from tests.trained_run import tiny_systems, undrawn
 
-EVERY = tuple(SYSTEMS.built_in)
+EVERY = tuple(SYSTEMS)
 
 
 def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ...], priors: bool = True) -> None:
