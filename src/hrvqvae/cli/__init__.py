@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # of a strict encoding: a name that is no text must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     LOG.addHandler(handler)
     # Of processes that train together, the first logs.
     LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
