@@ -22,7 +22,7 @@ from hrvqvae.cli.console import split_fields
 from hrvqvae.cli.train import comparison_of
 from hrvqvae.comparison.report import compare, table
 from hrvqvae.config import presets
-from hrvqvae.config.schema import flatten, to_dict
+from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.utils.outputs import write_atomic
 
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")

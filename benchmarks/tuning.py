@@ -23,7 +23,7 @@ from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
-from hrvqvae.config.schema import flatten, to_dict
+from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.utils.errors import InputError
 

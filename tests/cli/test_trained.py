@@ -112,11 +112,11 @@ def test_bad_runs_and_images(run: Path, tmp_path: Path) -> None:
     image, out = tmp_path / "grey.png", tmp_path / "sheet.png"
     write_picture(image, 1, mode="L")
     for command, message in (
-        (["reconstruct", run, image, "-o", out, "--levels", 0], "levels is 0; this model decodes 1, 2, 3"),
+        (["reconstruct", run, image, "-o", out, "--levels", 0], "--levels is 0; it must be at least 1"),
         (["reconstruct", run, image, "-o", out, "--levels", 4], "levels is 4; this model decodes 1, 2, 3"),
         (["reconstruct", tmp_path, image, "-o", out], "is not a run folder"),
         (["reconstruct", run, image, "-o", tmp_path / "nowhere" / "sheet.png"], "can't be written"),
-        (["evaluate", run, "--split", "dev"], "--split: invalid choice: 'dev'"),
+        (["evaluate", run, "--split", "dev"], "unknown --split 'dev': there are test, train"),
         (["evaluate", run, "--data", tmp_path / "nowhere"], "get it with"),
         (["evaluate", run, "--images", 0], "--images is 0; it must be at least 1"),
     ):

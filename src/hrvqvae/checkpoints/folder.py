@@ -33,7 +33,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.distributed.launch import job_id
-from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, near_names
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
@@ -101,6 +101,8 @@ class RunFolder:
     def read_config(self) -> Config:
         """The configuration. Raises InputError where there is none, and as `from_file`."""
         if not self.config.is_file():
+            if not self.path.exists() and str(self.path) in list_models():
+                require_own(self.path)
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
         return from_file(self.config)
 
@@ -202,13 +204,16 @@ def locate(run: str | Path) -> Path:
     """
     path = run_folder(run)
     folder = RunFolder(path)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"{path} is no model: give a run folder, a file .safetensors or a model of the package")
     if path.is_file() or folder.model.is_file():
         return path if path.is_file() else folder.model
     if folder.config.is_file():
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
-    names = f"models inside the package: {', '.join(list_models())}"
+    near = near_names(str(run).lower(), list_models())
+    names = f"did you mean {near}?" if near else f"models of the package: {', '.join(list_models())}"
     if str(run) in presets.names():
         train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
         raise InputError(f"{run} is a preset, not a trained model; {names}; train one: {train}")

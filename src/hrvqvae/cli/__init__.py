@@ -54,8 +54,12 @@ def run(argv: Sequence[str]) -> int:
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
     unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
     if unknown:
-        near = near_names(unknown[0].partition("=")[0], arguments.options)
-        hint = f"did you mean {near}?" if near else f"see {arguments.parser.prog} --help"
+        near = near_names(unknown[0].partition("=")[0].lstrip("-"), arguments.options)
+        hint = (
+            f"did you mean --{near.replace(' or ', ' or --')}?"
+            if near and unknown[0].startswith("-")
+            else f"see {arguments.parser.prog} --help"
+        )
         raise InputError(f"unknown argument {unknown[0]!r} of {arguments.parser.prog}: {hint}")
     arguments.fields = fields
     code: int = arguments.call(arguments)
@@ -112,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        LOG.error("%s%s", f"{error.filename!r}: " if error.filename else "", error.strerror or error)
+        known = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
+        what = known.get(type(error), error.strerror or error)
+        LOG.error("%s%s", f"{error.filename!r}: " if error.filename else "", what)
         return 2
     except KeyboardInterrupt:
         LOG.error("interrupted")

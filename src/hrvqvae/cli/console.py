@@ -17,6 +17,15 @@ Group = Any  # argparse's subparsers
 Call = Callable[[Arguments], int]
 Option = tuple[tuple[str, ...], dict[str, Any]]
 _CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
+_MESSAGES = {
+    "^argument ([^:]+): is ": r"\1 is ",  # of `whole`
+    "^argument ([^:]+): invalid (.*) value: (.*)$": r"\1 is \3; it must be a \2",
+    "a int$": "a whole number",
+    "a float$": "a number",
+    "^argument ([^:]+): expected .*argument$": r"\1 needs a value",
+    "^argument ([^:]+): ignored explicit argument (.*)$": r"\1 takes no value; \2 is given",
+}
+"""What argparse says, and what we say."""
 _OPTION = re.compile(r"-[^\d.]")  # and not a negative number
 
 
@@ -24,7 +33,8 @@ class Parser(argparse.ArgumentParser):
     """Errors in the form of every other error: one line, exit code 2."""
 
     def error(self, message: str) -> Any:
-        message = re.sub("^argument ([^:]+): is ", r"\1 is ", message)  # of `whole_number`
+        for theirs, ours in _MESSAGES.items():
+            message = re.sub(theirs, ours, message)
         if choice := _CHOICE.match(message):
             name, value, names = choice.groups()
             names = names.replace("'", "").split(", ")
@@ -72,12 +82,12 @@ COMMON: Mapping[str, Option] = {
     "--device": option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"),
     "--data": option("--data", metavar="DIR", help="read the data from DIR (default: where it was in training)"),
     "--force": flag("--force", "overwrite files that exist"),
-    "--levels": option("--levels", type=int, metavar="K", help="use levels 1 to K only (default: all)"),
+    "--levels": option("--levels", type=whole(1), metavar="K", help="use levels 1 to K only (default: all)"),
     "--model": option(
         "--model", metavar="RUN", help="run that encoded the files (default: the models of the package)",
     ),
     "--beam": option(
-        "--beam", type=int, metavar="N",
+        "--beam", type=whole(1), metavar="N",
         help="keep the N best codewords per level in the search for the codes of an image (default: as in training)",
     ),
     "--lmbda": option(
@@ -100,7 +110,7 @@ def command(under: Group, name: str, about: str, call: Call, *options: Option | 
     declared = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
     for names, settings in declared:
         added.add_argument(*names, **settings)
-    known = [name for names, _ in declared for name in names if name.startswith("-")]
+    known = [name[2:] for names, _ in declared for name in names if name.startswith("--")]
     added.set_defaults(call=call, takes_fields=bool(fields), parser=added, options=known)
     return added
 

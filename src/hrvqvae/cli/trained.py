@@ -180,7 +180,7 @@ def add(commands: Group) -> None:
         sheet,
         "--force",
     )
-    count = {"dest": "count", "type": int, "metavar": "N"}
+    count = {"dest": "count", "type": whole(1), "metavar": "N"}
     command(
         commands, "sample", "draw new images with the priors of a run", _sample,
         "run", option("-n", default=64, help="draw N images (default: 64)", **count), *drawing,

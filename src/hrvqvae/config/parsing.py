@@ -25,10 +25,8 @@ from hrvqvae.config.schema import (
     Config,
     decided,
     default_config,
-    flatten,
-    to_dict,
 )
-from hrvqvae.config.section import AUTO
+from hrvqvae.config.section import AUTO, flatten, to_dict
 from hrvqvae.utils.errors import InputError, one_line
 
 # Where a run computes, and how often it logs, evaluates and saves: nothing that changes its result.

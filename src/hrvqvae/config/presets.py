@@ -15,10 +15,9 @@ from hrvqvae.config.schema import (
     PriorConfig,
     bits_per_image,
     compression_ratio,
-    flatten,
-    to_dict,
     training_steps,
 )
+from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.config.systems import OURS, RATIOS, TABLE_5_STEPS, Settings, column
 from hrvqvae.utils.errors import InputError, near_names
 

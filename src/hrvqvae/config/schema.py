@@ -7,7 +7,7 @@ The dotted name of a field is its option on the command line (`--model.quantizer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -22,7 +22,6 @@ DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
-_MOST_NESTED = 8  # sections inside sections of a file
 
 
 class DataConfig(Section):
@@ -289,22 +288,6 @@ def decided(config: Config, *sections: str) -> Config:
         undecided = (name for name in part.decided_by if getattr(part, name) == AUTO)
         values |= {f"{part.section}.{name}": imported(part.decided_by[name])(part) for name in undecided}
     return config.replace(**values)
-
-
-def to_dict(section: Section) -> dict[str, Any]:
-    """Return a configuration as nested plain values, for JSON and YAML."""
-    return {name: to_dict(value) if isinstance(value, Section) else value for name, value in section.items()}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if it is too deep."""
-    if prefix.count(".") > _MOST_NESTED:
-        raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:

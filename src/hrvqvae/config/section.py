@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, T
 from hrvqvae.utils.errors import InputError, near_names, require
 
 AUTO: Final = "auto"
+_MOST_NESTED = 8  # sections inside sections of a file
 T = TypeVar("T")
 
 
@@ -123,7 +124,10 @@ class Section:
         for name, value in changes.items():
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
-                near = near_names(first, fields)
+                leaf = name.rpartition(".")[2]
+                same = (self._dotted(field) for field, _ in flatten(to_dict(self)) if field.endswith(f".{leaf}"))
+                near = " or ".join(same)
+                near = near or near_names(first, fields)
                 hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
                 raise InputError(f"unknown field {self._dotted(name)!r}: {hint}")
             if rest:
@@ -135,3 +139,19 @@ class Section:
 
     def _dotted(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name
+
+
+def to_dict(section: Section) -> dict[str, Any]:
+    """Return a configuration as nested plain values, for JSON and YAML."""
+    return {name: to_dict(value) if isinstance(value, Section) else value for name, value in section.items()}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if it is too deep."""
+    if prefix.count(".") > _MOST_NESTED:
+        raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

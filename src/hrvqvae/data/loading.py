@@ -213,6 +213,8 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
     elif is_stored(path):
         files = named_files(path)
         base = Path(os.path.commonpath([file.parent for file in files]))
+    elif not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
     else:
         raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack what is compressed")
     kinds = sorted({file.suffix.lower() for file in files})

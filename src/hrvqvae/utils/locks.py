@@ -67,7 +67,7 @@ def _holder(path: Path) -> Path:
 
 @contextmanager
 def _lock(what: Path, path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    with explain_write_errors(what, "; choose another --out"):
+    with explain_write_errors(what, "; choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True)
         outermost = not lock.is_locked
