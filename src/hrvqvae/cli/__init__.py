@@ -54,17 +54,24 @@ def run(argv: Sequence[str]) -> int:
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
     unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
     if unknown:
-        near = near_names(unknown[0].partition("=")[0].lstrip("-"), arguments.options)
-        hint = (
-            f"did you mean --{near.replace(' or ', ' or --')}?"
-            if near and unknown[0].startswith("-")
-            else f"see {arguments.parser.prog} --help"
-        )
-        raise InputError(f"unknown argument {unknown[0]!r} of {arguments.parser.prog}: {hint}")
+        raise InputError(f"unknown argument {unknown[0]!r} of {arguments.parser.prog}: {_hint(unknown[0], arguments)}")
     arguments.fields = fields
     code: int = arguments.call(arguments)
     sys.stdout.flush()
     return code
+
+
+def _hint(argument: str, arguments: argparse.Namespace) -> str:
+    """Return what may have been meant by an argument that a command does not know."""
+    name, near = argument.partition("=")[0].lstrip("-"), ""
+    if argument.startswith("--") and arguments.takes_fields:
+        from hrvqvae.config import Config, flatten, to_dict
+
+        leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
+        near = " or --".join(field for field, _ in flatten(to_dict(Config())) if field.rpartition(".")[2] == leaf)
+    if argument.startswith("-"):
+        near = near or near_names(name, arguments.options).replace(" or ", " or --")
+    return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -89,6 +89,8 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
 def base_config(name: str) -> Config:
     """Return the configuration of a preset, a YAML or JSON file, or a run folder. Raises InputError for any other."""
     path = Path(name, "config.yaml") if Path(name, "config.yaml").is_file() else Path(name)
+    if path.is_dir() and name not in presets.names():
+        raise InputError(f"{name} is a folder, not a preset; give a preset, and a folder of images as --data {name}")
     return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
 
 
