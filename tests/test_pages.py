@@ -183,7 +183,7 @@ def test_a_logger_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import my_package  # type: ignore[import-not-found]
 
     assert 'print = "my_package:LOGGER"' in found["toml"]
-    monkeypatch.setitem(LOGGERS._loaded, "print", my_package.LOGGER)
+    monkeypatch.setitem(LOGGERS._entries, "print", my_package.LOGGER)
     (words,) = [words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]]
     both = [word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))]
     assert "mnist 2 {'train/" in replay(both)

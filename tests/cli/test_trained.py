@@ -70,8 +70,9 @@ def test_lambda_is_of_the_levels_that_are_shown(run: Path, tmp_path: Path) -> No
     sheet = ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels"]
     for command in ([*sheet, 1], [*sheet, 3], ["evaluate", run, "--device", "cpu"]):
         errors = []
-        for some in ([], ["--lmbda", "0"]):
-            errors.append(float(re.findall(r"MSE ([\d.e+-]+)", do(*command, *some))[0]))
+        for options in ([], ["--lmbda", "0"]):
+            (tmp_path / "sheet.png").unlink(missing_ok=True)
+            errors.append(float(re.findall(r"MSE ([\d.e+-]+)", do(*command, *options))[0]))
         assert errors[1] < errors[0], command
     for weight, told in ((-1, "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
         line = refused(["evaluate", run, "--lmbda", weight])
@@ -101,7 +102,7 @@ def test_reconstruction(run: Path, tmp_path: Path) -> None:
     write_picture(tmp_path / "b.jpg", 2, (33, 21), "L")
     pixels = torch.from_numpy(read_image(image, 1))[None]
     for levels in (1, 3):
-        printed = do("reconstruct", run, image, tmp_path / "b.jpg", "-o", out, "--levels", levels)
+        printed = do("reconstruct", run, image, tmp_path / "b.jpg", "-o", out, "--levels", levels, "--force")
         decoded = model.decode(model.encode(pixels), levels=levels, size=(12, 12))
         error = float((decoded - pixels / 255).square().mean().detach())
         assert f"a.png: MSE {error:.3e}, PSNR {-10 * math.log10(error):.2f} dB\n" in printed
@@ -115,7 +116,6 @@ def test_bad_runs_and_images(run: Path, tmp_path: Path) -> None:
         (["reconstruct", run, image, "-o", out, "--levels", 0], "--levels is 0; it must be at least 1"),
         (["reconstruct", run, image, "-o", out, "--levels", 4], "levels is 4; this model decodes 1, 2, 3"),
         (["reconstruct", tmp_path, image, "-o", out], "is not a run folder"),
-        (["reconstruct", run, image, "-o", tmp_path / "nowhere" / "sheet.png"], "can't be written"),
         (["evaluate", run, "--split", "dev"], "unknown --split 'dev': there are test, train"),
         (["evaluate", run, "--data", tmp_path / "nowhere"], "get it with"),
         (["evaluate", run, "--images", 0], "--images is 0; it must be at least 1"),

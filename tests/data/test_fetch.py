@@ -33,7 +33,7 @@ def register(monkeypatch: pytest.MonkeyPatch, *ways: Way, files: dict[str, str] 
     named = tuple((way.__name__, way.__name__) for way in ways)
     entry = DATASETS.get("mnist")
     changed = dataclasses.replace(entry, ways=named, files=files or entry.files)
-    monkeypatch.setitem(DATASETS._loaded, "mnist", changed)
+    monkeypatch.setitem(DATASETS._entries, "mnist", changed)
     monkeypatch.setattr(fetch, "imported", {way.__name__: way for way in ways}.__getitem__)
 
 

@@ -240,7 +240,7 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sam
 def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     place = f"{Table.__module__}:Table"
     entry = PriorNetwork(name="table", title="a table", config=TableConfig, network=place)
-    monkeypatch.setitem(PRIORS._loaded, "table", entry)
+    monkeypatch.setitem(PRIORS._entries, "table", entry)
     prior = Table(Level(grid=(3, 40), symbols=3), [0.2, 0.5, 0.3])
     (codes,) = drawn(sample_cached, prior, 5, 0)
     assert torch.equal(codes, drawn(sample_plain, prior, 5, 0)[0])

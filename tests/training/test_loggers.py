@@ -102,7 +102,7 @@ class Full:
 
 def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here of a logger that another package registers."""
-    monkeypatch.setitem(LOGGERS._loaded, "full", Logger(name="full", sink=f"{__name__}:Full", needs="json"))
+    monkeypatch.setitem(LOGGERS._entries, "full", Logger(name="full", sink=f"{__name__}:Full", needs="json"))
     with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
         train_autoencoder(with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path)
     assert Full.closed == 2
