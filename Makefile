@@ -24,10 +24,10 @@ test: setup-dev
 test-browser: setup-dev
 	command -v chromium chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
-	$(BIN)/pytest -o addopts= -q tests/play/served
+	$(BIN)/pytest -o addopts= -q tests/play/served tests/web/served
 
 test-newest: $(NEWEST)/.installed
-	$(NEWEST)/bin/pytest -o addopts= -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/play/served
+	$(NEWEST)/bin/pytest -o addopts= -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/play/served --ignore=tests/web/served
 
 torture: setup-dev
 	$(BIN)/python -m benchmarks.torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)

@@ -13,7 +13,7 @@ import { readTables } from "./tables.js";
 export { Refused };
 
 const MAX_BUNDLE = 2 ** 26; // bytes of weights
-const KINDS = { i1: Int8Array, f4: Float32Array };
+const KINDS = { i1: Int8Array, i2: Int16Array, f4: Float32Array };
 
 /** Loads a bundle, which `hrvqvae export --web` writes, from its address. */
 export async function load(address) {
@@ -47,7 +47,7 @@ export async function readBundle(bytes) {
   return buildModel(header, tables, restore(stored));
 }
 
-/** Weights in floats, of arrays in 8 bits times NAME:scale of each row. */
+/** Weights in floats, of arrays in 8 or 16 bits times NAME:scale of each row. */
 function restore(stored) {
   const weights = {};
   for (const [name, { shape, data }] of Object.entries(stored)) {

@@ -45,7 +45,7 @@ function multiply(rows, filters, bias, count, size, outputs, out) {
 /** Rows (height * width, taps * channels) of what lies at offsets (dy, dx) from (stride * y, stride * x); 0 outside. */
 function gather(input, height, width, stride, offsets) {
   const { channels, data } = input;
-  const rows = new Float32Array(height * width * offsets.length * channels);
+  const rows = new Float64Array(height * width * offsets.length * channels);
   let at = 0;
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
@@ -66,7 +66,7 @@ function gather(input, height, width, stride, offsets) {
 function filtersAt({ shape, data }, taps, transposed) {
   const [first, second, rows, columns] = shape;
   const [outputs, inputs] = transposed ? [second, first] : [first, second];
-  const filters = new Float32Array(outputs * taps.length * inputs);
+  const filters = new Float64Array(outputs * taps.length * inputs); // in 64 bits, so that nothing is converted
   let at = 0;
   for (let o = 0; o < outputs; o++) {
     for (const [y, x] of taps) {
@@ -223,17 +223,25 @@ export class Codebooks {
     let paths = [{ residual: vector, index: 0, before: 0, codes: [] }];
     for (let level = first; level < last; level++) {
       const book = this.books[level];
-      const children = [];
+      const kept = []; // children in order of their costs, at most as many as the beam has paths
+      const most = level + 1 < last ? this.beam : 1;
       for (const parent of paths) {
+        const { residual, index, before } = parent;
         for (let k = 0; k < size; k++) {
-          const at = (parent.index * size + k) * dim;
+          const at = (index * size + k) * dim;
           let distance = 0;
-          for (let d = 0; d < dim; d++) distance += (parent.residual[d] - book[at + d]) ** 2;
-          children.push({ parent, k, cost: distance + parent.before, before: weight * distance + parent.before });
+          for (let d = 0; d < dim; d++) {
+            const difference = residual[d] - book[at + d];
+            distance += difference * difference;
+          }
+          const cost = distance + before;
+          if (kept.length === most && cost >= kept[most - 1].cost) continue;
+          const rank = kept.findIndex((other) => cost < other.cost);
+          kept.splice(rank < 0 ? kept.length : rank, 0, { parent, k, cost, before: weight * distance + before });
+          if (kept.length > most) kept.pop();
         }
       }
-      children.sort((a, b) => a.cost - b.cost);
-      paths = children.slice(0, level + 1 < last ? this.beam : 1).map(({ parent, k, before }) => {
+      paths = kept.map(({ parent, k, before }) => {
         const index = parent.index * size + k;
         const residual = parent.residual.map((value, d) => value - book[index * dim + d]);
         return { residual, index, before, codes: [...parent.codes, k] };

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,16 @@ def digest(path: Path) -> str:
     return read_with_digest(path)[2]
 
 
-def compacted(weights: Mapping[str, Tensor], *, matrices: bool) -> dict[str, Tensor]:
-    """What the file holds; `matrices` says whether matrices become int8."""
+def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()) -> dict[str, Tensor]:
+    """What the file holds; `matrices` says whether matrices become int8, those in `fine` int16."""
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
         if name.endswith(".total") and name.removesuffix("total") + "count" in weights:
             compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
-            scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-            compact[name] = (tensor.float() / _by_row(scale, tensor)).round().to(torch.int8)
+            scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (32767 if name in fine else 127)
+            whole = (tensor.float() / _by_row(scale, tensor)).round()
+            compact[name] = whole.to(torch.int16 if name in fine else torch.int8)
             compact[name + _SCALE] = scale
         else:
             half = tensor.half() if tensor.is_floating_point() else tensor

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import without_paths
@@ -28,13 +29,14 @@ SUFFIX = ".hrvw"
 _MAGIC = b"HRVQWEB1"
 _PREFIX = "progressive."
 _LARGEST = 1 << 26  # bytes of the body
-_KINDS = {"i1": torch.int8, "f4": torch.float32}
+_KINDS = {"i1": torch.int8, "i2": torch.int16, "f4": torch.float32}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def export_web(run: str | Path, out: Path) -> list[Path]:
     """Write the bundle of a model into a new folder.
 
-    Matrices and codebooks are in 8 bits with a scale for each row, all else in floats.
+    Matrices and codebooks are in 8 bits with a scale for each row, transposed convolutions in 16, all else in floats.
 
     Args:
         run: A run folder, a weights file or the name of a model inside the package.
@@ -52,8 +54,13 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     weights = {key: one for key, one in model.state_dict().items() if not key.endswith((".count", ".total"))}
     progressive = model.progressive_decoder
     weights |= {f"{_PREFIX}{key}": one for key, one in progressive.state_dict().items()} if progressive else {}
-    compact = storage.compacted(weights, matrices=True)
-    arrays = {key: one if one.dtype == torch.int8 else one.float() for key, one in compact.items()}
+    parts = [("", model), *([(_PREFIX, progressive)] if progressive else [])]
+    fine = {
+        f"{prefix}{key}.weight" for prefix, part in parts for key, layer in part.named_modules()
+        if isinstance(layer, nn.ConvTranspose2d)
+    }  # fmt: skip
+    compact = storage.compacted(weights, matrices=True, fine=fine)
+    arrays = {key: one.float() if one.is_floating_point() else one for key, one in compact.items()}
     entropy_model = loaded.entropy_model.load()
     header = {
         "name": name,
@@ -61,7 +68,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         "progressive": progressive is not None,
         "tables": len(entropy_model.content),
         "fingerprint": list(entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT)),
-        "arrays": [[key, "i1" if one.dtype == torch.int8 else "f4", list(one.shape)] for key, one in arrays.items()],
+        "arrays": [[key, _NAMES[one.dtype], list(one.shape)] for key, one in arrays.items()],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     stored = b"".join(one.contiguous().numpy().tobytes() for one in arrays.values())

@@ -1,0 +1,131 @@
+"""The module and the page of web/ in Chromium: `make test-browser`."""
+
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from selenium import webdriver
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from hrvqvae.export.web import export_web, read_bundle
+from tests.play.served import conftest
+from tests.web.test_module import FILES, WEB, codes_file, decoded, images_of_many_sizes, pixels_of, text_of
+
+browser = conftest.browser
+
+DECODE = """
+const [files, done] = arguments;
+import("./hrvqvae.js").then(async ({ decode, encode, load }) => {
+  const model = await load("thumb.hrvw");
+  const base64 = (data) => btoa(Array.from(data, (v) => String.fromCharCode(v)).join(""));
+  const bytes = files.map((file) => Uint8Array.from(atob(file), (c) => c.charCodeAt(0)));
+  const results = bytes.map((file) => {
+    const { width, height, data } = decode(file, model);
+    return { width, height, data: base64(data) };
+  });
+  const image = decode(bytes[0], model);
+  const time = (run) => {
+    const from = performance.now();
+    run();
+    return performance.now() - from;
+  };
+  const decoding = Array.from({ length: 100 }, () => time(() => decode(bytes[0], model)));
+  const encoding = Array.from({ length: 10 }, () => time(() => encode(image, model)));
+  done({ results, decoding, encoding });
+}).catch((error) => done({ error: String(error) }));
+"""
+DROP = """
+const [base64, done] = arguments;
+const file = new File([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], "x.png", { type: "image/png" });
+const data = new DataTransfer();
+data.items.add(file);
+dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+setTimeout(done, 200);
+"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("site") / "web"
+    shutil.copytree(WEB, folder)
+    (bundle,) = export_web("thumb", folder / "bundle")
+    shutil.move(bundle, folder / "thumb.hrvw")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", folder
+    server.shutdown()
+
+
+def wait_for(driver: webdriver.Chrome, script: str, *arguments: Any) -> Any:
+    return WebDriverWait(driver, 120).until(lambda _: driver.execute_script(f"return {script}", *arguments))
+
+
+@torch.inference_mode()
+def test_pixels_in_chromium_are_those_of_python(
+    browser: webdriver.Chrome, site: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, folder = site
+    model, entropy_model = read_bundle(folder / "thumb.hrvw")
+    images = images_of_many_sizes(FILES, model.channels)
+    files = [codes_file(model, entropy_model, one, i % model.prefixes[-1] + 1) for i, one in enumerate(images)]
+    browser.get(address + "package.json")
+    browser.set_script_timeout(600)
+    found = browser.execute_async_script(DECODE, [text_of(file) for file in files])
+    assert "error" not in found, found
+    for file, result in zip(files, found["results"], strict=True):
+        difference = pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model, file)
+        assert np.abs(difference).max() <= 1
+    with capsys.disabled():
+        middle = {name: round(float(np.median(found[name])), 2) for name in ("decoding", "encoding")}
+        print(f"{len(files)} files; 32 pixels: ms {middle}, 100 in {sum(found['decoding']):.0f} ms", file=sys.stderr)
+
+
+@pytest.mark.parametrize("as_one_file", [False, True])
+def test_page(browser: webdriver.Chrome, site: tuple[str, Path], as_one_file: bool) -> None:
+    address, folder = site
+    if as_one_file:
+        sys.path.insert(0, str(WEB))
+        from inline import main
+
+        main(str(folder / "thumb.hrvw"), str(folder / "one.html"))
+        address = (folder / "one.html").as_uri()
+    browser.get(address)
+    figure = "document.getElementById('figure-thumb')?.textContent"
+    first = wait_for(browser, figure)
+    assert "bytes" in first
+    assert "dB" in first
+    assert len(browser.find_elements("css selector", "#examples button")) == 10
+    slider = browser.find_element("id", "bytes")
+    for _ in range(100):
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert browser.find_element("id", "limit").text == "200"
+    more = wait_for(browser, f"{figure} !== arguments[0] && {figure}", first)
+    assert int(more.removeprefix("thumb").split()[0]) > int(first.removeprefix("thumb").split()[0])
+    code = browser.find_element("id", "code").get_attribute("value")
+    browser.find_element("id", "copy").send_keys(Keys.ENTER)
+    wait_for(browser, "document.getElementById('status').textContent.startsWith('copied')")
+    png = json.loads((folder / "examples.json").read_text())[3]["png"]
+    browser.set_script_timeout(60)
+    browser.execute_async_script(DROP, png)
+    wait_for(browser, "document.getElementById('code').value !== arguments[0]", code)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert [
+        entry
+        for entry in browser.get_log("browser")
+        if entry["level"] == "SEVERE" and "favicon" not in entry["message"]
+    ] == []
