@@ -175,13 +175,13 @@ class TreeVQ(nn.Module):
             raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() before")
         steps = schedule.steps
         if steps == 0 and (fitted := schedule.collect(vectors.detach().float())) is not None:
-            with schedule.moving(self.quantizer):
+            with schedule.track_moves(self.quantizer):
                 self.quantizer.initialize(fitted[0], schedule.rng(0), fitted[1])
         result: Quantized = self.quantizer(vectors)
         schedule.remember(vectors, result.chosen)
         if steps and schedule.restart_due(steps):
             gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
-            with schedule.moving(self.quantizer):
+            with schedule.track_moves(self.quantizer):
                 self.quantizer.restart_dead_codes(gathered, schedule.rng(steps))
         schedule.steps += steps > 0
         return result

@@ -141,7 +141,7 @@ class AutoencoderTask(ImageTask):
     def _restart_dead_codes(self, state: TrainState, model: Autoencoder, images: Tensor) -> int:
         """Restart dead codewords from the images of all processes; return how many moved."""
         whole = state.compute.place_images(distributed.all_gather(images))  # every process restarts the same
-        with state.autocast(), self.schedule.moving(model):
+        with state.autocast(), self.schedule.track_moves(model):
             return model.restart_dead_codes(whole, generator(self.training.seed, state.step))
 
     def averaged(self, state: TrainState) -> Autoencoder:
