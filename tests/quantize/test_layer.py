@@ -423,7 +423,7 @@ def test_what_it_is_given_is_checked() -> None:
     for wrong, mask, line in (
         (x.movedim(-1, 1), None, r"float32 \(2, 6, 5\); they must be floating-point \(B, ..., 6\) \(channel_last="),
         (x[0, 0], None, r"float32 \(6,\)"), (x.long(), None, r"int64 \(2, 5, 6\)"),
-        (x, torch.ones(2, 4).bool(), r"mask is torch.bool \(2, 4\); the positions take bool \(2, 5\)"),
+        (x, torch.ones(2, 4).bool(), r"mask is torch.bool \(2, 4\); it must be bool \(2, 5\)"),
         (x, torch.ones(2, 5), r"mask is torch.float32"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=line):

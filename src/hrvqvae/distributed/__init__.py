@@ -1,7 +1,7 @@
-"""Processes that train together: the rank of this one; objects, sums and means of tensors over all of them.
+"""Ranks and collectives of the processes that train together.
 
-Every function is the identity in a process that trains alone. Where there are several, each has to call it, at the same
-place. Rank 0 is the one that writes and prints.
+In a single process every function is the identity. Otherwise all processes must call it at the same point. Only rank 0
+writes and prints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class GroupHandle:
-    """A process group, or all processes (None), in a module that is copied or pickled: copies have the same group."""
+    """A process group, or all processes (None), in a module that can be copied and pickled."""
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
@@ -31,11 +31,11 @@ class GroupHandle:
         return self
 
     def __reduce__(self) -> Any:
-        return GroupHandle, ()  # a group means nothing in another process
+        return GroupHandle, ()  # groups can't be pickled
 
 
 def is_distributed(group: Any = None) -> bool:
-    """Return whether this process is one of several, of a process group or of all."""
+    """Return whether a process group, or all processes (None), has several members."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
@@ -53,29 +53,29 @@ def _gloo_twin(group: Any) -> Any:
 
 
 def rank() -> int:
-    """The number of this process, 0 for the first."""
+    """Return the rank of this process."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process writes and prints."""
     return rank() == 0
 
 
 @dataclass(frozen=True)
 class RankSlice:
-    """The share of one process in common work: the `number`-th of `count` contiguous slices."""
+    """The share of one process in common work: slice `number` of `count` contiguous slices."""
 
     number: int = 0
     count: int = 1
 
     def of(self, total: int) -> range:
-        """Its places among `total`; the parts are disjoint, and differ by one in length at most."""
+        """Return the positions of this slice in `total`. Slices are disjoint and differ by at most one in length."""
         return range(total * self.number // self.count, total * (self.number + 1) // self.count)
 
 
@@ -83,49 +83,49 @@ WHOLE = RankSlice()
 
 
 def rank_slice() -> RankSlice:
-    """The share of this process."""
+    """Return the slice of this process."""
     return RankSlice(rank(), world_size())
 
 
 def gather_object(value: T) -> list[T]:
-    """In rank 0 the values, which must pickle, of all processes by their ranks; elsewhere only the own one."""
+    """Return the values of all processes by rank in rank 0, and only the process's value elsewhere."""
     if not is_distributed():
         return [value]
-    found: list[Any] | None = [None] * world_size() if is_rank_zero() else None
-    dist.gather_object(value, found)
-    return found or [value]
+    gathered: list[Any] | None = [None] * world_size() if is_rank_zero() else None
+    dist.gather_object(value, gathered)
+    return gathered or [value]
 
 
 def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
-    """The numbers of all processes in the order of their ranks: a fast `gather_object` to all."""
+    """Return the numbers of all processes by rank, in every process."""
     if not is_distributed():
         return [values]
-    found = torch.zeros(world_size(), len(values), dtype=torch.float64)
-    found[rank()] = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(found, group=_group_on(found.device, None))
-    return [tuple(row) for row in found.tolist()]
+    rows = torch.zeros(world_size(), len(values), dtype=torch.float64)
+    rows[rank()] = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(rows, group=_group_on(rows.device, None))
+    return [tuple(row) for row in rows.tolist()]
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:
-    """Call in rank 0 alone; -> its result, which must pickle, in every process. An InputError is raised in all."""
+    """Call a function in rank 0; return its result, or raise its InputError, in every process."""
     if not is_distributed():
         return call()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result, error
     if is_rank_zero():
         try:
-            told[0] = call()
+            outcome[0] = call()
         except InputError as error:
-            told[1] = error
-    dist.broadcast_object_list(told, 0, device=torch.device("cpu"))
-    found, raised = told
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, 0, device=torch.device("cpu"))
+    result, raised = outcome
     if raised is not None:
         raise raised
-    return found  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]
 
 
 @contextmanager
 def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """A context that rank 0 enters and leaves. Its InputError is raised in every process."""
+    """Enter and leave a context in rank 0. Its InputError is raised in every process."""
     with ExitStack() as stack:
 
         def enter() -> None:
@@ -136,22 +136,22 @@ def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]])
 
 
 def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
-    """Return the sum over the processes of each tensor, by one all-reduce. All have one dtype."""
+    """Return the sum of each tensor over the processes, by one all-reduce. All tensors have the same dtype."""
     if not is_distributed(group):
         return list(tensors)
-    together = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(together, group=_group_on(together.device, group))
-    sums = torch.split(together, [tensor.numel() for tensor in tensors])
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat, group=_group_on(flat.device, group))
+    sums = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [summed.view_as(tensor) for summed, tensor in zip(sums, tensors, strict=True)]
 
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over the processes of each tensor; as `all_reduce`."""
-    return [one / world_size() for one in all_reduce(tensors)] if is_distributed() else list(tensors)
+    """Return the mean of each tensor over the processes, by one all-reduce."""
+    return [summed / world_size() for summed in all_reduce(tensors)] if is_distributed() else list(tensors)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes, and the sum of their gradients."""
+    """Sum over the processes; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -167,30 +167,29 @@ class _Sum(torch.autograd.Function):
 
 
 def all_reduce_with_gradient(value: Tensor) -> Tensor:
-    """The sum over the processes of a contiguous tensor, with its gradient."""
+    """Return the sum of a contiguous tensor over the processes, with its gradient."""
     if not is_distributed():
         return value
-    found: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
-    return found
+    return _Sum.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
-    """Return the rows of all processes in the order of their ranks: (N_rank, ...) becomes (sum of N_rank, ...)."""
+    """Return the rows of all processes in order of rank: (n, ...) becomes (N, ...), with another n per process."""
     if not is_distributed(group):
         return vectors
     size, members = dist.get_world_size(group), _group_on(vectors.device, group)
     counts = [torch.zeros(1, dtype=torch.long, device=vectors.device) for _ in range(size)]
     dist.all_gather(counts, torch.full_like(counts[0], len(vectors)), group=members)
     lengths = torch.cat(counts).tolist()
-    filled = vectors.new_zeros(max(lengths), *vectors.shape[1:])  # all_gather takes one shape
-    filled[: len(vectors)] = vectors
-    gathered = [torch.empty_like(filled) for _ in range(size)]
-    dist.all_gather(gathered, filled, group=members)
+    padded = vectors.new_zeros(max(lengths), *vectors.shape[1:])  # all_gather takes one shape
+    padded[: len(vectors)] = vectors
+    gathered = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(gathered, padded, group=members)
     return torch.cat([rows[:length] for rows, length in zip(gathered, lengths, strict=True)])
 
 
 def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
-    """Overwrite tensors with those of the first process, since sums on a GPU are not the same to the bit twice."""
+    """Overwrite tensors with those of the first process: sums on a GPU may differ in their last bits."""
     if is_distributed(group):
         first = dist.get_process_group_ranks(group)[0]
         for tensor in tensors:
@@ -200,15 +199,15 @@ def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
 
 
 def require_same(named: Mapping[str, Tensor], when: str) -> None:
-    """Raises InputError where a checksum of a tensor differs between processes; `when` is such as "at step 50"."""
+    """Raise InputError if a tensor differs between processes. `when` completes the message, as in "at step 50"."""
     if not is_distributed():
         return
-    sums = torch.stack([_checksum(one) for one in named.values()]).cpu()
-    both = torch.cat([sums, ~sums])  # the greatest of the complements is the complement of the least
+    sums = torch.stack([_checksum(tensor) for tensor in named.values()]).cpu()
+    both = torch.cat([sums, ~sums])  # the largest complement is the complement of the smallest sum
     dist.all_reduce(both, dist.ReduceOp.MAX, group=_group_on(both.device, None))
     differs = both[: len(sums)] != ~both[len(sums) :]
     if differs.any():
-        names = [name for name, one in zip(named, differs.tolist(), strict=True) if one]
+        names = [name for name, different in zip(named, differs.tolist(), strict=True) if different]
         raise InputError(
             f"the processes have drifted apart {when}: {names[0]} is not the same in all of them "
             f"({len(names)} of {len(named)} tensors); give every process the same kind of device"
@@ -216,7 +215,7 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
 
 
 def _checksum(values: Tensor) -> Tensor:
-    """The sum of a tensor's values, their bits read as whole numbers: (), int64."""
+    """Return the sum of a tensor's values with their bits read as integers, () int64."""
     flat = values.detach().reshape(-1)
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
     return flat.view(whole).sum(dtype=torch.int64)

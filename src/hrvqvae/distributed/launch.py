@@ -1,4 +1,4 @@
-"""How processes that torchrun started come together, and how they end."""
+"""Join the processes that torchrun started, and leave them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from torch.distributed.rendezvous import rendezvous
 from hrvqvae.distributed import all_gather_numbers, on_rank_zero
 from hrvqvae.utils.errors import InputError
 
-TIMEOUT = timedelta(minutes=30)  # for which the others are waited for; those that end are noticed at once
+TIMEOUT = timedelta(minutes=30)  # longest wait for other processes; one that has ended is noticed at once
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started, where it did; leave them at the end.
+    """Join the processes that torchrun started, if any, and leave them at the end.
 
-    GPUs talk by NCCL where each process of this machine has one, by LOCAL_RANK; else all talk by gloo. Only rank 0
-    prints. Where an error ends all of them one process tells it; the others exit with code 2. Raises InputError where
-    another process has ended.
+    The backend is NCCL if each process of this machine has a GPU, chosen by LOCAL_RANK; otherwise it is gloo. Only rank
+    0 prints. After an error one process reports it and the others exit with code 2.
+
+    Raises:
+        InputError: Another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ or dist.is_initialized():
@@ -43,21 +45,21 @@ def process_group() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices else backend
     store = None
     try:
-        common, number, size = next(rendezvous("env://", timeout=TIMEOUT))
-        store = PrefixStore(_name_of_these(common, number, size), common)
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+        common, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        store = PrefixStore(_agree_on_name(common, rank, size), common)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         with ExitStack() as stack:
-            if number:  # only rank 0 prints
-                nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
-                stack.enter_context(redirect_stdout(nowhere))
-                stack.enter_context(redirect_stderr(nowhere))
+            if rank:  # only rank 0 prints
+                devnull = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+                stack.enter_context(redirect_stdout(devnull))
+                stack.enter_context(redirect_stderr(devnull))
             yield
-        dist.barrier()  # rank 0 ends last: it evaluates and draws, and a process that left before it has been aborted
+        dist.barrier()  # rank 0 ends last, since it evaluates and plots; gloo aborts processes that leave earlier
         _wait_for_all(store, size)
         dist.destroy_process_group()
     except Exception as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left: the line is told before
-        if store is not None and not _tells(store):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others; report first
+        if store is not None and not _is_first_to_report(store):
             sys.exit(2)
         if _is_lost(error):
             raise InputError(
@@ -67,42 +69,42 @@ def process_group() -> Iterator[None]:
         raise
 
 
-def _name_of_these(store: Any, number: int, size: int) -> str:
-    """A new name for the processes that come together now.
+def _agree_on_name(store: Any, rank: int, size: int) -> str:
+    """Return a new name that all processes of this start share.
 
-    torchrun keeps one store for all its restarts, with what earlier processes wrote. So each of the others asks under a
-    random word, and rank 0 answers until all have the name.
+    torchrun keeps one store for all its restarts, with the keys of earlier processes. So every other process asks with
+    a random word, and rank 0 answers until all have the name.
     """
     word = uuid.uuid4().hex
-    if number:
-        store.set(f"asks/{number}", word)
+    if rank:
+        store.set(f"asks/{rank}", word)
         name: str = store.get(f"answer/{word}").decode()
-        store.set(f"heard/{name}/{number}", "")
+        store.set(f"heard/{name}/{rank}", "")
         return name
-    missing, ends = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    missing, deadline = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
     while missing:
-        for other in sorted(missing):
-            if store.check([f"asks/{other}"]):
-                store.set(f"answer/{store.get(f'asks/{other}').decode()}", word)
-        missing = {other for other in missing if not store.check([f"heard/{word}/{other}"])}
-        if time.monotonic() > ends:
+        for peer in sorted(missing):
+            if store.check([f"asks/{peer}"]):
+                store.set(f"answer/{store.get(f'asks/{peer}').decode()}", word)
+        missing = {peer for peer in missing if not store.check([f"heard/{word}/{peer}"])}
+        if time.monotonic() > deadline:
             raise InputError(f"{len(missing)} of {size} processes have not come; start the training again")
         time.sleep(0.01)
     return word
 
 
 def _wait_for_all(store: Any, size: int) -> None:
-    """Wait until all have left the barrier: gloo aborts a process that is still in it when another closes."""
-    ends = time.monotonic() + 10
+    """Wait until all processes have left the barrier: gloo aborts one that is still in it when another closes."""
+    deadline = time.monotonic() + 10
     with suppress(Exception):  # the machine that kept the store is gone
-        here = store.add("left", 1)
-        while here < size and time.monotonic() < ends:
+        left = store.add("left", 1)
+        while left < size and time.monotonic() < deadline:
             time.sleep(0.01)
-            here = store.add("left", 0)
+            left = store.add("left", 0)
 
 
-def _tells(store: Any) -> bool:
-    """Whether this process is the first that has an error to tell."""
+def _is_first_to_report(store: Any) -> bool:
+    """Return whether this process is the first with an error to report."""
     try:
         return bool(store.add("told", 1) == 1)
     except Exception:  # the machine that kept the store is gone
@@ -110,18 +112,19 @@ def _tells(store: Any) -> bool:
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether an error of torch means that a process has ended. Gloo's errors have no class of their own."""
-    said = str(error)
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo" in said or "peer" in said or "NCCL" in said)
-    )
+    """Return whether an error of torch means that a process has ended."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "NCCL"))
 
 
 def is_restarted(began: Callable[[], bool]) -> bool:
-    """Whether torchrun started these processes to go on with a training of processes that have ended.
+    """Return whether torchrun restarted these processes, so that they should resume.
 
-    torchrun does not count it as a restart when machines come or go; then the name of the job tells. `began`, called in
-    rank 0, tells whether the run bears the mark of this job already (`job_id`).
+    torchrun counts no restart when machines join or leave; the name of the job (--rdzv-id) shows it instead.
+
+    Args:
+        began: called in rank 0; returns whether the run already bears the mark of this job (`job_id`).
     """
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -130,9 +133,9 @@ def is_restarted(began: Callable[[], bool]) -> bool:
 
 
 def job_id() -> str:
-    """A mark of this training that torchrun's restarts share; empty where torchrun did not start it.
+    """Return a mark of this job that survives torchrun's restarts; empty without torchrun.
 
-    That is the name given by --rdzv-id, which outlives a machine's loss, or else the number of torchrun's process.
+    It is the name from --rdzv-id, which also survives the loss of a machine, or else the process ID of torchrun.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{platform.node()} {os.getppid()}" if name == "none" else name

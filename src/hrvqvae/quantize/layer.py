@@ -1,11 +1,11 @@
-"""The tree of linked codebooks as a layer for any model: codebooks start, follow and restart by themselves.
+"""The tree of linked codebooks as a layer for any model, which updates its codebooks by itself.
 
 >>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
->>> quantized, indices, loss = quantize(features)  # (B, N, 256) -> (B, N, 256), (B, N, 4), a scalar
->>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), of two levels
+>>> quantized, indices, loss = quantize(features)  # (B, N, 256), (B, N, 4) and a scalar, of (B, N, 256)
+>>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), from two levels
 
-docs/layer.md has more. Shapes: D channels, L levels, m codewords per codebook; positions are all dimensions but the
-channels, such as (B, N) or (B, H, W).
+The guide is docs/layer.md. Shapes: D channels, L levels, m codewords per codebook. Positions are all dimensions but
+the channels, such as (B, N) or (B, H, W).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, near_names, require
 
-PADDING = -1  # the index of a position that the mask leaves out
+PADDING = -1  # index at masked positions
 _START_PER_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
-_ELSEWHERE = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
+_ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
     "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
     "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
     "embedding_dim": "dim", "commitment_weight": "beta", "commitment_cost": "beta", "accept_image_fmap": "channel_last",
@@ -40,37 +40,35 @@ _ELSEWHERE = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-
 class TreeVQ(nn.Module):
     """Residual quantization with linked codebooks (docs/method.md) between any encoder and any decoder.
 
-    A position becomes L indices in [0, m), coarse first. The codeword that is chosen at one level decides which
-    codebook the next level searches: a position costs L * m distances, and has m^L leaves within reach.
+    A position becomes L indices in [0, m), coarse first. The codeword of one level decides which codebook the next
+    level searches, so a position costs L * m distances and reaches m^L leaves.
 
-    In training mode k-means fits the codebooks to the first batch, and once more as soon as enough vectors have come;
-    after that they follow each batch, and codewords that are no longer used move to where vectors are. In evaluation
-    mode, and after `freeze`, nothing changes. Codebooks and their statistics stay in float32. Processes that train
-    together (torch.distributed) have the same codebooks, which follow the batches of all.
+    In training mode k-means fits the codebooks to the first batch, and again as soon as `start_vectors` vectors have
+    come. Then codebooks follow each batch, and dead codewords restart. Nothing changes in evaluation mode and after
+    `freeze`. Codebooks and statistics stay in float32. Under torch.distributed all processes have the same codebooks,
+    which follow the batches of all.
 
     Args:
-        dim: D, channels of what is quantized.
-        codewords: m, of one codebook: a number, or one per level, coarse first.
+        dim: D, number of channels.
+        codewords: m, codewords per codebook: a number, or one per level, coarse first.
         levels: L. Indices take L * log2(m) bits per position.
-        linked: consecutive levels that are linked before links begin anew; 0 links all, 1 none (residual quantization).
+        linked: levels in a group of linked levels; 0 links all, 1 none (residual quantization).
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
-        beta: weight of the commitment to the sum of the codewords; a quarter of that of the `treevq` presets, whose
-            other values are the defaults here: many models weigh a quantizer's loss more than ours do.
-        level_betas: weight of each level's own term: a number, or one per level, coarse first. Empty for `beta`.
-        beam: paths that the search keeps at each level; 1 takes the nearest codeword of each level. With more the leaf
-            is nearer, for about so many times the search.
-        coarse_weight: weight of the coarser levels' squared residuals in what a beam minimizes; a little (0.1) keeps
-            prefixes of the levels good.
-        update: codewords follow moving averages of what they stand for, or the gradient of the loss.
-        decay: of those moving averages, and of those of how often codewords are used.
-        start_vectors: vectors that the k-means start waits for; None for eight per leaf, from 4,096 to 65,536.
+        beta: weight of the commitment to the sum of the codewords. It is a quarter of that of the `treevq` presets,
+            because many models weigh a quantizer's loss more; all other defaults are the presets' values.
+        level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty for `beta`.
+        beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
+        coarse_weight: weight of the coarser levels' squared residuals in the cost of a beam; 0.1 keeps prefixes good.
+        update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
+        decay: decay of all moving averages.
+        start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
-        total_steps: steps of the whole training, if known: nothing restarts in the last tenth.
+        total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
         process_group: processes that train this layer together; None for all.
 
     Raises:
-        InputError: a value is out of its range, or an argument is unknown.
+        InputError: A value is out of its range, or an argument is unknown.
     """
 
     def __init__(
@@ -96,8 +94,8 @@ class TreeVQ(nn.Module):
     ) -> None:
         super().__init__()
         for name in unknown:
-            near = _ELSEWHERE.get(name) or near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
-            hint = f"; it is called {near} here" if name in _ELSEWHERE else f"; did you mean {near}?" if near else ""
+            near = _ALIASES.get(name) or near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
+            hint = f"; it is called {near} here" if name in _ALIASES else f"; did you mean {near}?" if near else ""
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         require(start_vectors is None or start_vectors >= 1, "start_vectors", start_vectors, "at least 1")
@@ -114,39 +112,38 @@ class TreeVQ(nn.Module):
             raise InputError(str(error).replace("model.quantizer.", "")) from None
         self.channel_last, group = channel_last, distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
-        most = min(max(_LEAST_START, _START_PER_LEAF * max(config.num_codewords)), _MOST_START)
-        self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or most, dim, group)
+        default_start = min(max(_LEAST_START, _START_PER_LEAF * max(config.num_codewords)), _MOST_START)
+        self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or default_start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
-        """Quantize features of any floating type; in training mode, let the codebooks follow.
+        """Quantize features of any floating type; in training mode, update the codebooks.
 
         Args:
             features: (B, ..., D), or (B, D, ...) without `channel_last`.
-            mask: bool, of the positions' shape (B, ...): False leaves a position out of the codebooks' statistics and
-                of the loss. Its output is zero and its indices are -1.
+            mask: bool (B, ...), one value per position. Positions with False have no part in the statistics and the
+                loss. Their output is zero and their indices are -1.
             return_losses: also return the loss of each level.
 
         Returns:
-            Quantized features, as the input in shape and type, with its gradient (straight-through). Indices (B, ...,
-            L) int64. The loss: commitment terms, and codebook terms if the gradient moves the codewords, each the
-            mean over the values of the positions that count; a float32 scalar, to be added to the model's own. With
-            `return_losses`, also a tensor (L,) whose sum is the loss: terms of the sum of the codewords count to the
-            last level, whose residual they have.
+            Quantized features with the shape, type and gradient (straight-through) of the input; indices (B, ..., L)
+            int64; and the loss, a float32 scalar. The loss is the sum of the commitment terms and, with "gradient", of
+            the codebook terms, each a mean over all values that are not masked. With `return_losses`, also the losses
+            (L,), which add up to the loss; the last level's includes the terms of the sum of the codewords.
 
         Raises:
-            InputError: features or mask have another shape, the features are not floating-point, or the layer is in
-                training mode under `torch.inference_mode`.
-            NonFiniteError: a feature is NaN or infinite (on a CPU; on a GPU the loss is then NaN).
+            InputError: Features or mask have a wrong shape or type, or the layer is in training mode under
+                `torch.inference_mode`.
+            NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
         last = self._channels_last(features)
         if mask is not None and (mask.shape != last.shape[:-1] or mask.dtype != torch.bool):
             shape = tuple(last.shape[:-1])
-            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; the positions take bool {shape}")
+            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {shape}")
         vectors = last.flatten(0, -2) if mask is None else last[mask]
         quantize: Callable[[Tensor], Quantized] = self.quantizer
         if self.training and not self.quantizer.frozen:
             quantize = self._learn
-            if torch.compiler.is_compiling():  # what it does depends on the step
+            if torch.compiler.is_compiling():  # the update depends on the step
                 quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
         result = quantize(vectors)
         losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
@@ -167,12 +164,12 @@ class TreeVQ(nn.Module):
         return *outputs, torch.stack(per_level).sum(), torch.stack(per_level)
 
     def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize (N, D) and let the codebooks follow; start them before and restart dead ones after it, when due."""
+        """Quantize vectors (N, D) and update the codebooks, with a start before and a restart after it if due."""
         schedule = self.schedule
-        if torch._C._current_graph_task_id() != -1:  # within backward: activation checkpointing, of a step taken before
+        if torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing repeats a forward pass
             return self._repeat(vectors)
         if torch.is_inference_mode_enabled():
-            raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() before")
+            raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() first")
         steps = schedule.steps
         if steps == 0 and (fitted := schedule.collect(vectors.detach().float())) is not None:
             with schedule.track_moves(self.quantizer):
@@ -187,7 +184,7 @@ class TreeVQ(nn.Module):
         return result
 
     def _repeat(self, vectors: Tensor) -> Quantized:
-        """Quantize as an earlier forward pass did, by what it chose; if that is not known, by the codebooks of now."""
+        """Quantize with the codewords of the earlier forward pass, or by a new search if they were not kept."""
         recalled = self.schedule.recall(vectors)
         self.quantizer.eval()
         try:
@@ -196,27 +193,27 @@ class TreeVQ(nn.Module):
             self.quantizer.train()
 
     def freeze(self) -> TreeVQ:
-        """Let nothing change in training mode either; return the layer. `model.train()` does not undo it."""
+        """Keep the codebooks unchanged in training mode too, also after `model.train()`; return the layer."""
         self.quantizer.frozen = True
         self.quantizer.requires_grad_(False)
         return self
 
     def unfreeze(self) -> TreeVQ:
-        """Let codebooks follow in training mode again; return the layer."""
+        """Undo `freeze`; return the layer."""
         self.quantizer.frozen = False
         self.quantizer.requires_grad_(True)
         return self
 
     def reset_parameters(self) -> None:
-        """Begin anew, as the layer was built; also after `to_empty`."""
+        """Reset to the state of a new layer, also after `to_empty`."""
         for module in self.modules():
             if module is not self and callable(getattr(module, "reset_parameters", None)):
                 module.reset_parameters()  # type: ignore[operator]
 
     def align(self) -> TreeVQ:
-        """Renumber children, so that a number means about the same below every parent; return the layer.
+        """Renumber children so that an index means about the same below every parent; return the layer.
 
-        Indices of before have other numbers afterwards; what vectors are quantized to stays.
+        Indices change, quantized vectors do not.
         """
         self.quantizer.align()
         return self
@@ -225,23 +222,23 @@ class TreeVQ(nn.Module):
     def fit(
         self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0, align: bool = False
     ) -> TreeVQ:
-        """Fit the codebooks to vectors that are there already, whatever the mode; return the layer.
+        """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
-        k-means on `start_vectors` of them, drawn evenly; then passes over all, each a step of Lloyd's algorithm with
-        the layer's own search. Codewords that get no vector split those that get most, if there are eight vectors per
-        codeword. Equal batches and seeds give equal codebooks (on a CPU). Training afterwards goes on from there.
+        k-means on `start_vectors` vectors, drawn uniformly, is followed by passes over all vectors. Each pass is a step
+        of Lloyd's algorithm with the layer's own search. Codewords without a vector split the fullest ones, if there
+        are eight vectors per codeword. On a CPU, equal batches and seeds give equal codebooks.
 
         Args:
-            vectors: array or tensor (N, D) of a floating type, which may be memory-mapped; or an iterable of such
-                that can be iterated again, as each pass does.
-            passes: over all vectors.
-            batch: vectors that are in memory together, beside the start's.
-            seed: of the random draws.
-            align: renumber the children at the end, as `align` does.
+            vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a collection of them
+                that can be iterated several times.
+            passes: number of passes over all vectors.
+            batch: most vectors in memory at once, beside those of the start.
+            seed: random seed.
+            align: call `align` at the end.
 
         Raises:
-            InputError: there are no vectors, they have another shape or type, or can be iterated once only.
-            NonFiniteError: a value is NaN or infinite.
+            InputError: There are no vectors, they have a wrong shape or type, or they are an iterator.
+            NonFiniteError: A value is NaN or infinite.
         """
         require(passes >= 1, "passes", passes, "at least 1")
         require(batch >= 1, "batch", batch, "at least 1")
@@ -254,41 +251,41 @@ class TreeVQ(nn.Module):
 
     @torch.no_grad()
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
-        """Return the indices (N, L) int64, on the CPU, of vectors as `fit` takes them. Raises as `fit`."""
+        """Return the indices of vectors, (N, L) int64 on the CPU. Takes and raises the same as `fit`."""
         device = self.quantizer.levels[0].count.device
         batches = batches_of(vectors, batch, self.quantizer.config.dim)
-        indices = [torch.stack(self.quantizer.encode(part.to(device)), -1).cpu() for part in batches]
+        indices = [torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches]
         return torch.cat(indices) if indices else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
 
     @torch.no_grad()
     def unique_indices(self, vectors: Vectors) -> Tensor:
-        """Return indices (N, L) int64, on the CPU, of which no two are equal, for items' vectors as `fit` takes them.
+        """Return unique indices for the vectors of items, (N, L) int64 on the CPU. Takes the same as `fit`.
 
-        The item nearest to a leaf keeps it. Every other item of that leaf gets the next best free leaf of its beam, in
-        the order of distance; the beam grows until it holds one.
+        The nearest item keeps a leaf. Every other item takes the nearest free leaf of its beam, nearest items first.
+        The beam grows until it has a free leaf.
 
         Raises:
-            InputError: there are more vectors than leaves, or they have another shape or type.
-            NonFiniteError: a value is NaN or infinite.
+            InputError: There are more vectors than leaves, or they have a wrong shape or type.
+            NonFiniteError: A value is NaN or infinite.
         """
         batches = batches_of(vectors, 65_536, self.quantizer.config.dim)
         return identifiers.unique_indices(self.quantizer, batches)
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return which indices may follow prefixes (..., l), so that one of the items' indices (N, L) can be reached.
+        """Return which indices of level l + 1 may follow prefixes (..., l): bool (..., m).
 
-        Returns:
-            bool (..., m), m codewords of level l + 1; all False for a prefix that no item has.
+        An index may follow if an item among `indices` (N, L) begins so. A prefix that no item has gives all False.
         """
         return identifiers.valid_next(prefixes, indices, self.quantizer.config.sizes)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Return the sum of the codewords of indices (B, ..., l) of the first l levels, 1 to L, placed as the input is.
+        """Return the sum of the codewords of the first l levels, in float32 and in the layout of the input.
 
-        Indices are of any integer type. float32, without gradient to the indices; zero where the indices are -1.
+        Args:
+            indices: (B, ..., l) of any integer type, 1 <= l <= L. The sum is zero where they are -1.
 
         Raises:
-            InputError: no level, more levels than there are, or an index that is neither -1 nor in [0, m).
+            InputError: The number of levels is wrong, or an index is neither -1 nor in [0, m).
         """
         indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
@@ -296,10 +293,11 @@ class TreeVQ(nn.Module):
         return summed if self.channel_last else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
-        """Return the index of each codeword among all m^l of its level: the shape of indices (B, ..., l)."""
+        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level."""
         return torch.stack(self.quantizer.codeword_indices(indices.unbind(-1)), -1)
 
     def _channels_last(self, features: Tensor) -> Tensor:
+        """Return features (B, ..., D), or raise InputError."""
         last = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
         dim = self.quantizer.config.dim
         if features.ndim < 2 or last.shape[-1] != dim or not features.is_floating_point():
@@ -311,7 +309,7 @@ class TreeVQ(nn.Module):
         return last
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
-        """Move to another device, but let codebooks and statistics be float32: bfloat16 can't count to 257."""
+        """Move to another device, but keep codebooks and statistics in float32: bfloat16 can't count to 257."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

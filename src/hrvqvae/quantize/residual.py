@@ -3,11 +3,11 @@
 Shapes: (B, H, W, D) latents, L levels, m codewords per codebook; N = B * H * W. With three levels, all linked:
 
     z = r_0 --+--> level 1: nearest of m in the one codebook --> e_1 --+
-              |                                                        | k_1 names the codebook below
+              |                                                        | i_1 is the codebook of level 2
     r_1 = r_0 - e_1 --> level 2: nearest of m in codebook i_1 --> e_2 --+
     r_2 = r_1 - e_2 --> level 3: nearest of m in codebook i_2 --> e_3 --+--> z_q = e_1 + e_2 + e_3
 
-Levels that are not linked have one codebook each. Between the two lie groups of linked levels, each with its own root.
+Without links each level has one codebook. With groups of linked levels the first level of each group has one codebook.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from hrvqvae.utils.errors import NonFiniteError
 _LARGEST_ALIGNED = 1024  # codewords of a codebook: alignment takes m^2 values per codebook
 
 Start = Callable[[LevelCodebooks, Tensor, Tensor, torch.Generator, float], None]
-"""As `LevelCodebooks.initialize`."""
+"""Start of a level's codebooks, with the arguments of `LevelCodebooks.initialize`."""
 
 
 class ResidualQuantizer(Quantizer):
-    """L levels on one latent grid: VQ with one level, RQ if none are linked, HR-VQVAE if all are.
+    """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all are.
 
-    The codebooks of a group's level l, counted from 0, are (m^l, m, D). Codewords change in training mode alone, and
-    not while `frozen`. Everything is computed in float32, whatever autocast says.
+    The codebooks of level l of a group, counted from 0, are (m^l, m, D). Codewords change only in training mode, and
+    not while `frozen`. Everything is computed in float32, also under autocast.
 
     Args:
-        config: its shape and its updates.
-        group: the processes that train together.
+        config: levels, codebooks, search and update.
+        group: processes that train together.
     """
 
     config: QuantizerConfig
@@ -54,12 +54,12 @@ class ResidualQuantizer(Quantizer):
         shapes = zip(config.num_codebooks, config.sizes, strict=True)
         books = nn.ModuleList(LevelCodebooks(*shape, config.dim, config.decay, config.update) for shape in shapes)
         if config.levels == 1:
-            self.codebook = books[0]  # the name of its weights in all files, whose digests depend on it
+            self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
             self.codebooks = books
         firsts = range(0, config.levels, config.group_size)
         self.groups = [range(first, min(first + config.group_size, config.levels)) for first in firsts]  # linked levels
-        self._together = [range(config.levels)] if config.joint_beam else self.groups  # levels that are searched so
+        self._searches = [range(config.levels)] if config.joint_beam else self.groups  # levels of each search
 
     @property
     def levels(self) -> Sequence[LevelCodebooks]:
@@ -68,14 +68,14 @@ class ResidualQuantizer(Quantizer):
         return books  # type: ignore[no-any-return]
 
     def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
-        """Quantize (B, H, W, D); in training mode, let the codewords follow.
+        """Quantize latents (B, H, W, D); in training mode, update the codewords.
 
         Args:
-            latents: what is quantized.
-            recalled: what the latents got before; nothing is searched, and no codeword follows.
+            latents: (B, H, W, D).
+            recalled: indices and codewords from an earlier pass, used without a search and without an update.
 
         Raises:
-            NonFiniteError: a latent is NaN or infinite.
+            NonFiniteError: A latent is NaN or infinite.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.reshape(-1, latents.shape[-1]).float()
@@ -88,44 +88,39 @@ class ResidualQuantizer(Quantizer):
         return Quantized(through, self._codes(indices, latents.shape[:-1]), losses, chosen)
 
     def descend(self, flat: Tensor, recalled: Chosen | None = None) -> tuple[Chosen, list[Tensor]]:
-        """Search all levels.
+        """Return index and codeword per level of vectors (N, D), and their residuals r_0 to r_L.
 
-        Returns:
-            Index and codeword of each level, and the residuals r_0 to r_L of vectors (N, D). Codewords have the
-            gradient to the codebooks, residuals that to the vectors.
+        Codewords carry the gradient to the codebooks, residuals the gradient to the vectors.
         """
         residuals: list[Tensor] = [flat]
         chosen: list[tuple[Tensor, Tensor]] = []
-        for levels in self._together:
+        for levels in self._searches:
             if recalled is None:
                 indices = self._search(residuals[-1], levels)
-            for place, level in enumerate(levels):
-                if recalled is None:
-                    index = indices[place]
-                    codeword = self.levels[level].lookup(index)
-                else:  # the codebooks may have changed: the gradient is theirs, the value is of before
-                    index, before = recalled[level]
-                    codeword = vq.straight_through(self.levels[level].lookup(index), before)
+            for level in levels:
+                index = indices[level - levels.start] if recalled is None else recalled[level][0]
+                codeword = self.levels[level].lookup(index)
+                if recalled is not None:  # the codebooks may have changed: keep their gradient, but the old value
+                    codeword = vq.straight_through(codeword, recalled[level][1])
                 chosen.append((index, codeword))
                 residuals.append(residuals[-1] - codeword.detach())
         return chosen, residuals
 
     def _search(self, residual: Tensor, levels: range) -> Tensor:
-        """Return the indices (l, N) of vectors (N, D) at levels that are searched together."""
+        """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
         try:
             return self.search(residual.detach(), [self.levels[level].codewords.detach() for level in levels])
-        except NonFiniteError:  # it counts these levels alone
+        except NonFiniteError:  # whose message counts from the first of these levels
             require_finite(residual, [book.codewords for book in self.levels])
             raise
 
     def _losses(
         self, flat: Tensor, residuals: Sequence[Tensor], codewords: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the codewords (N, D), and the terms of docs/method.md after the reconstruction error.
+        """Return the sum of the codewords (N, D) and the quantizer's terms of the loss (docs/method.md).
 
-        A residual is the encoder's own output minus detached codewords, never of a straight-through tensor. So every
-        level's commitment reaches the encoder, and no level's reaches another level's codewords. A term of weight 0 is
-        left out. Terms are sums over the vectors.
+        Residuals are the encoder's output minus detached codewords. So the commitment of every level reaches the
+        encoder, and not the codewords of other levels. Terms are sums over the vectors; those of weight 0 are left out.
         """
         losses: dict[str, Tensor] = {}
         betas, quantized = self.config.beta_of_levels, torch.zeros_like(flat)
@@ -143,7 +138,7 @@ class ResidualQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
         flat = latents.reshape(-1, latents.shape[-1]).float()
-        whole = self._together[0]
+        whole = self._searches[0]
         if len(whole) == self.config.levels:
             indices = list(self._search(flat, whole))
         else:
@@ -173,31 +168,30 @@ class ResidualQuantizer(Quantizer):
     def initialize(
         self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, start: Start | None = None
     ) -> None:
-        """Start by k-means, level by level and codebook by codebook, on what the coarser levels leave.
+        """Start by k-means on the residuals, level by level and codebook by codebook.
 
         With `init_vectors` 0, start from random codewords.
         """
         if not self.config.init_vectors:
             latents, weight = random_latents(latents, max(self.config.num_codewords), rng), 1.0
-        left = latents.reshape(-1, latents.shape[-1]).float()
-        for levels in self._together:
-            residual, index = left, left.new_zeros(len(left), dtype=torch.long)
+        flat = latents.reshape(-1, latents.shape[-1]).float()
+        start = start or LevelCodebooks.initialize
+        for levels in self._searches:
+            residual, parent = flat, flat.new_zeros(len(flat), dtype=torch.long)
             for level in levels:
                 book = self.levels[level]
-                (start or LevelCodebooks.initialize)(
-                    book, residual, index * 0 if book.num_books == 1 else index, rng, weight
-                )
-                indices = self._search(left, range(levels.start, level + 1))
-                index = indices[-1]  # a beam may change its mind at any level
-                coded = [self.levels[coarse].lookup(one) for coarse, one in zip(levels, indices, strict=False)]
-                residual = left - torch.stack(coded).sum(0)
-            left = residual
+                start(book, residual, parent * 0 if book.num_books == 1 else parent, rng, weight)
+                indices = self._search(flat, range(levels.start, level + 1))  # a beam may change coarser levels too
+                parent = indices[-1]
+                codewords = [self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)]
+                residual = flat - torch.stack(codewords).sum(0)
+            flat = residual
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
         """Move dead codewords to latents of a training batch; return how many moved.
 
-        The subtree below a restarted codeword begins as a copy of the donor's, the codeword that had its vector.
+        The subtree below a restarted codeword becomes a copy of the subtree of the donor, which had the vector before.
         """
         flat = latents.reshape(-1, latents.shape[-1]).float()
         chosen, residuals = self.descend(flat)  # before any codeword moves
@@ -206,21 +200,21 @@ class ResidualQuantizer(Quantizer):
         for level, (book, residual, (index, _)) in enumerate(zip(self.levels, residuals, chosen, strict=False)):
             moved, source = book.restart_dead_codes(residual[kept], index[kept], self.config.restart_below, rng)
             self.copy_subtrees(level, source, moved)
-            kept &= ~torch.isin(index, moved)  # a vector whose codeword has moved leaves the finer levels
+            kept &= ~torch.isin(index, moved)  # drop the vectors of moved codewords
             restarted += len(moved)
         return restarted
 
     def _linked_below(self, level: int) -> list[LevelCodebooks]:
-        """The finer levels that are linked to a level."""
+        """Return the finer levels of the same group."""
         return list(takewhile(lambda book: book.num_books > 1, list(self.levels)[level + 1 :]))
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
-        """Let the subtrees below codewords `target` (K,) of a level be copies of those below `source` (K,).
+        """Copy the subtrees below codewords `source` (K,) of a level to those below `target` (K,).
 
-        Counts are in proportion to the codewords' own. A source is alive, so its count is not zero.
+        Counts are scaled to the count of the target.
         """
         count = self.levels[level].count.view(-1)
-        weight = count[target] / count[source]
+        weight = count[target] / count[source]  # a source is alive, so its count is not zero
         for book in self._linked_below(level):
             children = torch.arange(book.size, device=source.device)
             source, target = ((index[:, None] * book.size + children).flatten() for index in (source, target))
@@ -229,10 +223,10 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def align(self) -> None:
-        """Renumber the children of every codeword, so that a child's number means about the same below each of them.
+        """Renumber children so that an index means about the same below every parent.
 
-        Children keep the subtrees below them: images have other codes, which a prior learns more easily, and the same
-        reconstructions. Codebooks of more than 1,024 codewords are left as they are.
+        Children keep their subtrees. So codes change and are easier for a prior, and reconstructions stay the same.
+        Codebooks of more than 1,024 codewords are left as they are.
         """
         for level, book in enumerate(self.levels):
             if book.num_books == 1 or book.size > _LARGEST_ALIGNED:

@@ -186,7 +186,8 @@ class Trainer(Generic[B]):
             InUseError: another process trains in that folder.
             InputError: bad data, a folder that can't be written, one that holds another training, a full disk;
                 processes that train together no longer hold the same weights and codebooks.
-            NonFiniteError: a loss or gradient is not finite; nothing of that step was saved.
+            NonFiniteError: a loss or gradient is not finite. Nothing of that step is saved; in memory, moving-average
+                codebooks may have followed it.
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
