@@ -79,14 +79,14 @@ def _patched(form: Callable[..., Any]) -> Any:
     return mock.patch.object(gpt, "self_attention", partial(self_attention, form=form))
 
 
-def _rounded(matrix: Any, exact: Callable[..., Any] = optimizers.orthogonalized) -> Any:
+def _rounded(matrix: Any, exact: Callable[..., Any] = optimizers.orthogonalize) -> Any:
     return exact(matrix.bfloat16()).float()
 
 
 PATCHES: dict[str, Callable[[], Any]] = {
     "attention with whole matrices": lambda: _patched(_whole),
     "torch's fused attention": lambda: _patched(_fused),
-    "Muon's iteration in bf16": lambda: mock.patch.object(optimizers, "orthogonalized", _rounded),
+    "Muon's iteration in bf16": lambda: mock.patch.object(optimizers, "orthogonalize", _rounded),
 }
 
 

@@ -35,7 +35,7 @@ from hrvqvae.config.parsing import from_file
 from hrvqvae.data.images import decode_image
 from hrvqvae.data.loading import load_images, open_whole
 from hrvqvae.model import Model
-from hrvqvae.tokens.shards import Plan, named_shards
+from hrvqvae.tokens.shards import Plan, find_shards
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
 
@@ -330,11 +330,11 @@ def _of_file(path: Path) -> Parts:
 
 
 def _of_shards(path: Path) -> Parts:
-    shards, found = named_shards(path.parent), Parts()
+    shards, found = find_shards(path.parent), Parts()
     for rows in shards.rows(2):
         for place, key in enumerate(rows.keys):
             found[key] = digest([rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]])
-    return found | {"about": digest([shards.broken, shards.classes, str(Plan.of(path.parent))])}
+    return found | {"about": digest([shards.broken, shards.classes, str(Plan.read(path.parent))])}
 
 
 def _of_images(path: Path) -> Parts:

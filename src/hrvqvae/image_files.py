@@ -16,13 +16,13 @@ from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images, flat_codes
-from hrvqvae.data.image_sets import runs
+from hrvqvae.data.image_sets import chunk_by_size
 from hrvqvae.data.images import (
     SUFFIXES,
     BrokenImageError,
     Open,
-    conversions,
     decode_image,
+    describe_conversions,
     to_pil,
     without_suffix,
     write_image,
@@ -87,7 +87,7 @@ def _read_batches(model: Model, images: _Images, written: Written, skip: bool) -
             yield name, torch.from_numpy(pixels)
 
     area = lambda image: max(math.prod(image[1].shape[1:]), _PIXELS // _IMAGES)  # noqa: E731
-    return tracked(runs(read(), area, _PIXELS), "compress", len(images), len)
+    return tracked(chunk_by_size(read(), area, _PIXELS), "compress", len(images), len)
 
 
 def compress_files(
@@ -128,7 +128,7 @@ def compress_files(
                 written.bytes += len(content)
     if not written.lost:
         raise InputError("no image could be read")
-    if converted := conversions(written.lost):
+    if converted := describe_conversions(written.lost):
         note(converted)
     return written
 
@@ -227,7 +227,9 @@ def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tu
     """Yield each target with its image; what is wrong with an image goes to `faults`."""
     opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
     faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
-    for group in runs(job.targets, lambda index: math.prod(opened.entries[index].size) if opened else 0, hrv.TOGETHER):
+    for group in chunk_by_size(
+        job.targets, lambda index: math.prod(opened.entries[index].size) if opened else 0, hrv.TOGETHER
+    ):
         whole = list[tuple[Path, ImageCodes]]()
         for index, codes in zip(group, _read_codes(job, group, levels), strict=True):
             name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
-from hrvqvae.data.images import conversions, decode_image, read_image, to_pil, write_image
+from hrvqvae.data.images import decode_image, describe_conversions, read_image, to_pil, write_image
 from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
@@ -75,7 +75,7 @@ def reconstruct(
             originals.append(pixels)
             decoded.append(shown)
             errors.append((path, error / pixels.numel()))
-    if converted := conversions(lost):
+    if converted := describe_conversions(lost):
         note(converted)
     caption = f"reconstruction, {level_names(range(most))}{'' if levels == 1 else f' of {model.prefixes[-1]}'}"
     write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
@@ -154,7 +154,7 @@ def complete(
     model = Model(run)
     data = model.config.data
     read, lost = decode_image(path, data.channels, data.max_pixels, data.size)
-    if converted := conversions({path: lost}):
+    if converted := describe_conversions({path: lost}):
         note(converted)
     pixels = torch.from_numpy(read)
     mask = torch.from_numpy(read_image(Path(keep), 1))[0] > 127 if Path(keep).is_file() else keep

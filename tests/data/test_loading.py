@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import batches, evaluation_batches, sample_stream, worker_errors
-from hrvqvae.data.image_sets import ImageSet, stream
+from hrvqvae.data.batches import batches, evaluation_batches, explain_worker_errors, sample_stream
+from hrvqvae.data.image_sets import ImageSet, make_rng
 from hrvqvae.data.loading import data_root, load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.errors import InputError
@@ -143,7 +143,7 @@ def test_flips_in_memory() -> None:
 def test_every_stream_is_its_own() -> None:
     """A number more, another number and another purpose are other streams; numpy takes (3, 1) and (3, 1, 0) for one."""
     numbers = ((), (0,), (3,), (3, 1), (1, 3), (3, 1, 0), (3, 1, 0, 0), (2**31, 1))
-    drawn = {stream(purpose, *some).bytes(16) for purpose in ("order", "augmentation") for some in numbers}
+    drawn = {make_rng(purpose, *some).bytes(16) for purpose in ("order", "augmentation") for some in numbers}
     assert len(drawn) == 2 * len(numbers)
 
 
@@ -181,9 +181,9 @@ def test_one_core_gets_one_worker(picture_folder: Path) -> None:
 
 def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
     """torch raises this from a signal handler, wherever the main process is: a real kill would hit the test runner."""
-    with pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"), worker_errors():
+    with pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"), explain_worker_errors():
         raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
-    with pytest.raises(RuntimeError, match="something else"), worker_errors():
+    with pytest.raises(RuntimeError, match="something else"), explain_worker_errors():
         raise RuntimeError("something else")
 
 

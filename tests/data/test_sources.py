@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from hrvqvae.data.batches import batches, evaluation_batches
-from hrvqvae.data.image_sets import ImageSet, stream
+from hrvqvae.data.image_sets import ImageSet, make_rng
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import HELD_OUT, parquet, tars
@@ -393,7 +393,7 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (np.diff(rows) != 0).mean() > 0.5, "images of several row groups are mixed"
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 10**6)
     whole = loaded(tmp_path, test_fraction=0.3)
-    assert whole.order(1, 0).tolist() == stream("order", 1, 0).permutation(len(whole)).tolist(), "as of a folder"
+    assert whole.order(1, 0).tolist() == make_rng("order", 1, 0).permutation(len(whole)).tolist(), "as of a folder"
 
 
 def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:

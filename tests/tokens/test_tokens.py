@@ -27,7 +27,7 @@ from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.tokens import tokenize as tokenize_module
-from hrvqvae.tokens.maps import maps_of_shards
+from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.tokens.tokenize import Tokenizer
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.errors import InputError
@@ -245,10 +245,10 @@ def test_workers_read_for_all_shards(
     digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where processes are spawned, workers for each shard would import everything anew."""
-    begun, real = list[int](), tokenize_module.in_workers
+    begun, real = list[int](), tokenize_module.map_in_workers
     monkeypatch.setattr(
         tokenize_module,
-        "in_workers",
+        "map_in_workers",
         lambda reader, samples, workers: (begun.append(workers), real(reader, samples, workers))[1],
     )
     assert main(["tokenize", "mnist", str(digits), str(tmp_path), "--shard-size", "20", "--workers", "2"]) == 0
@@ -309,7 +309,7 @@ def test_ray_writes_the_same_bytes(
         "from types import SimpleNamespace as Made\nfrom hrvqvae.cli import main\nfrom hrvqvae.tokens import tokenize\n"
         "ended = main(sys.argv[1:])\n"
         "none = Made(of=('no/run', False, None), images=None, workers=0, device=Made(type='cpu'))\n"
-        "try:\n    list(tokenize._on_ray(none, {tokenize.Path('x'): range(1)}, print))\n"
+        "try:\n    list(tokenize._write_on_ray(none, {tokenize.Path('x'): range(1)}, print))\n"
         "except tokenize.InputError as error:\n    print(error)\nsys.exit(ended)"
     )
     command = ["tokenize", "mnist", str(digits), str(tmp_path / "out"), "--shard-size", "20", "--engine", "ray"]
@@ -472,7 +472,7 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, own_sha
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     model, config = Run(run).load()
-    maps = maps_of_shards(RunFolder(run).codes, own_shards, model, config)
+    maps = load_shard_maps(RunFolder(run).codes, own_shards, model, config)
     own = codemaps.stored(RunFolder(tmp_path / "own").codes, storage.digest(run / "model.safetensors"), config, "train")
     assert own is not None
     assert all(isinstance(level, np.memmap) and level.dtype == np.uint8 for level in maps.levels)
@@ -495,12 +495,12 @@ def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> 
     (tmp_path / "other").mkdir()
     pq.write_table(wide.replace_schema_metadata(told), tmp_path / "other" / "all.parquet", row_group_size=7)
     model, config = Run(run).load()
-    found = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
-    expected = maps_of_shards(tmp_path / "b", own_shards, model, config)
+    found = load_shard_maps(tmp_path / "a", tmp_path / "other", model, config)
+    expected = load_shard_maps(tmp_path / "b", own_shards, model, config)
     assert all(np.array_equal(one, other) for one, other in zip(found.levels, expected.levels, strict=True))
     names = json.dumps([f"digit {number}" for number in reversed(range(10))])
     _rewritten(tmp_path / "other" / "all.parquet", classes=names)
-    named = maps_of_shards(tmp_path / "a", tmp_path / "other", model, config)
+    named = load_shard_maps(tmp_path / "a", tmp_path / "other", model, config)
     assert named.classes == tuple(json.loads(names)), "numbers index the names"
     assert named.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
     assert np.array_equal(found.labels, expected.labels)
@@ -509,12 +509,12 @@ def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> 
 
 def test_shards_that_change_are_laid_out_anew(run: Path, own_shards: Path, tmp_path: Path) -> None:
     model, config = Run(run).load()
-    first = maps_of_shards(tmp_path / "codes", own_shards, model, config)
+    first = load_shard_maps(tmp_path / "codes", own_shards, model, config)
     laid_out = (tmp_path / "codes" / "shards.json").stat().st_mtime_ns
-    maps_of_shards(tmp_path / "codes", own_shards, model, config)
+    load_shard_maps(tmp_path / "codes", own_shards, model, config)
     assert (tmp_path / "codes" / "shards.json").stat().st_mtime_ns == laid_out
     assert len(first) == 96
-    assert len(maps_of_shards(tmp_path / "codes", own_shards / "part-000002.parquet", model, config)) == 16
+    assert len(load_shard_maps(tmp_path / "codes", own_shards / "part-000002.parquet", model, config)) == 16
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: 
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            maps_of_shards(tmp_path / "codes", own_shards, model, config, say)
+            load_shard_maps(tmp_path / "codes", own_shards, model, config, say)
     assert said == [f"{tmp_path / 'codes'} is in use by another process (pid {pid}); waiting for it"]
 
 

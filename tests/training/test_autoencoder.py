@@ -16,7 +16,7 @@ from hrvqvae.models.build import build
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.optimizers import learning_rate
-from hrvqvae.training.state import Budget, TrainState, budget_of
+from hrvqvae.training.state import Budget, TrainState, make_budget
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same, with_data, with_quantizer, with_training, write_picture
 from tests.trained_run import train_autoencoder
@@ -79,7 +79,7 @@ def test_polyak_averaging_is_the_printed_recursion(tiny: Config) -> None:
     ],
 )
 def test_budgets(fields: dict[str, object], steps: int | None, seconds: float | None, tiny: Config) -> None:
-    assert budget_of(with_training(tiny, **fields).training, 96) == (steps, seconds)
+    assert make_budget(with_training(tiny, **fields).training, 96) == (steps, seconds)
 
 
 def test_learning_rates(tiny: Config) -> None:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hrvqvae.config import Config
 from hrvqvae.config.registry import LOGGERS, Logger
-from hrvqvae.training.loggers import read_records, require, values
+from hrvqvae.training.loggers import flatten_record, read_records, require_packages
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, with_training, write_file
 from tests.trained_run import train_autoencoder
@@ -21,7 +21,7 @@ from tests.trained_run import train_autoencoder
 def expected(folder: Path) -> dict[tuple[str, int], float]:
     """(name, step) -> value of every number in metrics.jsonl."""
     records = read_records(folder / "metrics.jsonl")
-    return {(name, one["step"]): value for one in records for name, value in values(one).items()}
+    return {(name, one["step"]): value for one in records for name, value in flatten_record(one).items()}
 
 
 def shown(folder: Path) -> dict[tuple[str, int], float]:
@@ -43,7 +43,7 @@ def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Confi
 def test_what_a_system_can_not_measure_is_left_out() -> None:
     """A prefix that VQ-VAE-2 does not decode, and the similarity of images below 11 pixels."""
     record = {"kind": "evaluation", "step": 1, "mse": 0.5, "ssim": None, "level_mse": [None, 0.5]}
-    assert values(record) == {"evaluation/mse": 0.5, "evaluation/level_mse/level-2": 0.5}
+    assert flatten_record(record) == {"evaluation/mse": 0.5, "evaluation/level_mse/level-2": 0.5}
 
 
 def test_damaged_records_are_dropped(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_names_and_packages_are_asked_for_before_anything_is_written(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"unknown logger 'tensorbord': did you mean tensorboard"):
-        require("tensorbord")
+        require_packages("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
     said = refused(["train", path, "--out", tmp_path / "run"])

@@ -9,7 +9,7 @@ from torch.optim import Adam
 
 from hrvqvae.config import Config
 from hrvqvae.priors.causal import CausalConv2d
-from hrvqvae.training.optimizers import Muon, make_optimizer, matrices, orthogonalized
+from hrvqvae.training.optimizers import Muon, make_optimizer, matrix_weights, orthogonalize
 from tests.conftest import with_training
 
 
@@ -20,7 +20,7 @@ def filled(shape: tuple[int, ...], seed: int) -> Tensor:
 @pytest.mark.parametrize(("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
 def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, int], size: float) -> None:
     matrix = size * filled(shape, 0)
-    found = orthogonalized(matrix)
+    found = orthogonalize(matrix)
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     along = left.T @ found.double() @ right.T  # in the matrix's own directions: a diagonal
     values = along.diagonal()
@@ -28,7 +28,7 @@ def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape: tuple[in
     kept = sizes > 0.02 * sizes.norm()
     assert float(values[kept].min()) > 0.6
     assert float(values.max()) < 1.3
-    assert not orthogonalized(0 * matrix).any()
+    assert not orthogonalize(0 * matrix).any()
 
 
 def test_matrices_are_the_weights_between_layers() -> None:
@@ -37,13 +37,13 @@ def test_matrices_are_the_weights_between_layers() -> None:
         nn.ConvTranspose2d(8, 1, 4), nn.Embedding(8, 8),
     )  # fmt: skip
     names = {id(one): name for name, one in module.named_parameters()}
-    assert {names[id(one)] for one in matrices(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
+    assert {names[id(one)] for one in matrix_weights(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
 
 
 def test_tied_weights_are_one_matrix() -> None:
     module = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     module[0].weight = module[2].weight = module[1].weight
-    assert [id(one) for one in matrices(module)] == [id(module[1].weight)]
+    assert [id(one) for one in matrix_weights(module)] == [id(module[1].weight)]
     assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
 
 
@@ -83,7 +83,7 @@ def test_a_step_is_that_of_the_paper() -> None:
         gradient = weight.grad.clone()
         momentum = 0.95 * momentum + 0.05 * gradient
         ahead = (0.05 * gradient + 0.95 * momentum).reshape(6, 72)
-        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalized(ahead).reshape(weight.shape)
+        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalize(ahead).reshape(weight.shape)
         optimizer.step()
         torch.testing.assert_close(weight.detach(), expected)
 

@@ -20,7 +20,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
-from hrvqvae.data.image_sets import stream
+from hrvqvae.data.image_sets import make_rng
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.evaluation import classifier
@@ -38,11 +38,11 @@ from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import (
     CodeBatch,
     PriorTask,
-    held_out_split,
+    drop_classes,
     read_codes,
     resolve_priors,
+    split_held_out,
     train_priors,
-    withheld,
 )
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
@@ -107,7 +107,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     assert best["step"] < 90, "this one overfits, or there is nothing to keep"
     _, meta = storage.read(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
-    batch = read_codes([maps], model, range(1, 2), held_out_split(len(maps), 0.05, 0)[1])
+    batch = read_codes([maps], model, range(1, 2), split_held_out(len(maps), 0.05, 0)[1])
     with torch.inference_mode():
         nats = float(code_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
@@ -118,7 +118,7 @@ def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.
     stored = load_images(config.data, "train")
     images = torch.stack([torch.from_numpy(stored.read(index, None)).float() / 255 for index in range(len(stored))])
     size, reach = images.shape[-1], images.shape[-1] // 8
-    drawn = stream("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
+    drawn = make_rng("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
     down, right = next(one for one in drawn if one != [reach, reach])
     copies = list[Tensor]()
     for some in (images, images.flip(3)):
@@ -132,19 +132,19 @@ def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.
         return original(self, state, batch)
 
     monkeypatch.setattr(PriorTask, "step", step)
-    kept, _ = held_out_split(len(images), 0.05, 0)
+    kept, _ = split_held_out(len(images), 0.05, 0)
     train_levels(run, 1, flip="true", shifts="1", training__batch_size=str(len(kept)), training__max_steps="4")
     assert sorted(seen) == sorted(maps[image].tobytes() for maps in coded for image in kept)
 
 
 def test_held_out_images_are_never_trained_on() -> None:
-    kept, held_out = held_out_split(97, 0.1, 5)
+    kept, held_out = split_held_out(97, 0.1, 5)
     assert len(held_out) == 10
     assert sorted([*kept, *held_out]) == list(range(97))
-    assert not np.array_equal(held_out, held_out_split(97, 0.1, 6)[1])
-    assert [len(part) for part in held_out_split(2, 0.01, 0)] == [1, 1]
+    assert not np.array_equal(held_out, split_held_out(97, 0.1, 6)[1])
+    assert [len(part) for part in split_held_out(2, 0.01, 0)] == [1, 1]
     with pytest.raises(InputError, match="at least 2"):
-        held_out_split(1, 0.1, 0)
+        split_held_out(1, 0.1, 0)
 
 
 def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
@@ -258,7 +258,7 @@ _LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
 
 def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     label = torch.arange(64) % 4
-    drawn = [withheld(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)]
+    drawn = [drop_classes(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)]
     gone = torch.stack([one == 4 for one in drawn if one is not None])
     assert float(gone.double().mean()) == pytest.approx(0.25, abs=0.02)
     assert all(torch.equal(one[~of], label[~of]) for one, of in zip(drawn, gone, strict=True) if one is not None)
@@ -266,9 +266,9 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
     halves = []
     for number in range(2):
         monkeypatch.setattr("hrvqvae.distributed.rank_slice", lambda number=number: RankSlice(number, 2))
-        halves.append(withheld(label[number * 32 : number * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
+        halves.append(drop_classes(label[number * 32 : number * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
     assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"  # type: ignore[arg-type]
-    assert withheld(None, _LEVEL, 0.5, 0, 0) is None
+    assert drop_classes(None, _LEVEL, 0.5, 0, 0) is None
 
 
 def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
 from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.image_sets import stream
+from hrvqvae.data.image_sets import make_rng
 from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
@@ -69,7 +69,7 @@ def moved_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Move | None]]:
         if not number:
             return images
         reach = [size // 8 for size in images.shape[2:]]
-        drawn = stream("shift", number).integers(0, [2 * most + 1 for most in reach], (100, 2)).tolist()
+        drawn = make_rng("shift", number).integers(0, [2 * most + 1 for most in reach], (100, 2)).tolist()
         down, right = next((one for one in drawn if one != reach), reach)
         padded = pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
         return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]

@@ -25,8 +25,8 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import MOST_PIXELS, TOGETHER, ImageCodes, crc8, read_levels, read_varint, varint
 from hrvqvae.compression.levels import encode_level, least_bytes
 from hrvqvae.config import Grid
-from hrvqvae.data.batches import same_size
-from hrvqvae.data.image_sets import runs
+from hrvqvae.data.batches import group_by_size
+from hrvqvae.data.image_sets import chunk_by_size
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import check_output, replace_file, write_atomic
@@ -185,7 +185,7 @@ class Archive:
 
     def faults(self) -> list[str]:
         """Decode the codes of all images, and return what is wrong with each; "" for nothing."""
-        groups = runs(range(len(self.entries)), lambda index: math.prod(self.entries[index].size), TOGETHER)
+        groups = chunk_by_size(range(len(self.entries)), lambda index: math.prod(self.entries[index].size), TOGETHER)
         return [image.fault for group in groups for image in self.read(group)]
 
     def find(self, names: Sequence[str]) -> list[int]:
@@ -207,7 +207,7 @@ class Archive:
         entries, images = [self.entries[index] for index in indices], dict[int, ImageCodes]()
         with self.path.open("rb") as stream:
             records = [_read_at(stream, entry) for entry in entries]
-        for group in same_size([(*entry.size, entry.levels) for entry in entries], TOGETHER):
+        for group in group_by_size([(*entry.size, entry.levels) for entry in entries], TOGETHER):
             size, stored = entries[group[0]].size, entries[group[0]].levels
             if math.prod(size) > max_pixels:
                 large = ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")

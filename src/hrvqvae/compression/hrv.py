@@ -12,7 +12,7 @@ from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel
 from hrvqvae.compression.kernels import NOT_WHOLE
 from hrvqvae.compression.levels import decode_level, encode_level, least_bytes
 from hrvqvae.config import Grid
-from hrvqvae.data.batches import same_size
+from hrvqvae.data.batches import group_by_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.quantities import counted
 
@@ -198,7 +198,7 @@ def read(
     for header, name in zip(headers, names, strict=True):
         _require_model(model, header, name)
     images: dict[int, ImageCodes] = {}
-    for group in same_size([(*header.size, header.by_tables) for header in headers], TOGETHER):
+    for group in group_by_size([(*header.size, header.by_tables) for header in headers], TOGETHER):
         header, coder = headers[group[0]], model if headers[group[0]].by_tables else model.bare
         contents = [files[index] for index in group]
         decoded = read_levels(coder, contents, header.size, levels, len(model.symbols), header.length)

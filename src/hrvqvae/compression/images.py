@@ -18,7 +18,7 @@ from torch import Tensor
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
 from hrvqvae.compression.rate_distortion import RateDistortion, why_no_lambda
-from hrvqvae.data.batches import same_size
+from hrvqvae.data.batches import group_by_size
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -51,7 +51,7 @@ def compress(
     if len(names) != len(images):
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: dict[int, bytes] = {}
-    for indices in same_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
+    for indices in group_by_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
         if max_bytes is None:
             contents = write(entropy_model, flat_codes(encode(batch)), (batch.shape[-2], batch.shape[-1]), levels)
@@ -151,7 +151,7 @@ def decode_images(
             )
         used.append(decodable[-1])
     images: dict[int, Tensor] = {}
-    for indices in same_size(
+    for indices in group_by_size(
         [(*image_codes.size, prefix) for image_codes, prefix in zip(files, used, strict=True)], _PIXELS
     ):
         prefix, size = used[indices[0]], files[indices[0]].size

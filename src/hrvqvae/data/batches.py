@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hrvqvae.data.image_sets import Augmentation, ImageSet, runs, stream
+from hrvqvae.data.image_sets import Augmentation, ImageSet, chunk_by_size, make_rng
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
@@ -43,7 +43,7 @@ class Batch:
     fatal: InputError | None = None  # an error that no setting skips
 
 
-def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
+def group_by_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
     """Numbers of the images that go through a network together: of one size, and of at most so many pixels in all.
 
     Args:
@@ -54,7 +54,7 @@ def same_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[in
     for number, size in enumerate(sizes):
         alike.setdefault(size, []).append(number)
     for (height, width, *_), numbers in alike.items():
-        yield from runs(numbers, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
+        yield from chunk_by_size(numbers, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
 
 
 def sample_stream(
@@ -76,7 +76,7 @@ def sample_stream(
             epoch, within = divmod(step * batch_size + place, num_images)
             if epoch != current:
                 current = epoch
-                indices = order(seed, epoch) if order else stream("order", seed, epoch).permutation(num_images)
+                indices = order(seed, epoch) if order else make_rng("order", seed, epoch).permutation(num_images)
             index = int(indices[within])
             samples.append((index, (seed, epoch, index)))
         yield samples
@@ -115,12 +115,12 @@ def evaluation_batches(
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [place * len(images) // count for place in part.of(count)]
-    for batch in read_batches(images, in_order(indices, batch_size), workers):
+    for batch in read_batches(images, chunk_samples(indices, batch_size), workers):
         if len(batch.images):
             yield batch
 
 
-def in_order(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
+def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
     """The samples of batches of these images as they are."""
     for start in range(0, len(indices), batch_size):
         yield [(index, None) for index in indices[start : start + batch_size]]
@@ -128,7 +128,7 @@ def in_order(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
 
 def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
     """A batch for each list of samples, empty where all its images are broken. Raises as `batches` does."""
-    for batch in in_workers(_Batches(images), samples, workers if images.pixels is None else 0):
+    for batch in map_in_workers(_BatchReader(images), samples, workers if images.pixels is None else 0):
         if batch.fatal:
             raise batch.fatal
         if batch.broken and images.config.on_error == "stop":
@@ -138,7 +138,7 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
         yield batch
 
 
-class _Batches(Dataset[Batch]):
+class _BatchReader(Dataset[Batch]):
     """Reads batches. In training a broken image gives its place to the next one, so that every batch is full."""
 
     def __init__(self, images: ImageSet) -> None:
@@ -168,22 +168,22 @@ class _Batches(Dataset[Batch]):
 # The processes that decode
 
 
-def in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
+def map_in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
     """What a data set gives for each of the samples, in their order, decoded by at most as many processes as cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
-        dataset, batch_size=None, sampler=samples, collate_fn=_as_it_is, worker_init_fn=_quiet,
+        dataset, batch_size=None, sampler=samples, collate_fn=_return_unchanged, worker_init_fn=_ignore_signals,
         num_workers=min(workers, cores),
     )  # fmt: skip
-    with worker_errors():
+    with explain_worker_errors():
         yield from loader
 
 
-def _as_it_is(value: Any) -> Any:
+def _return_unchanged(value: Any) -> Any:
     return value
 
 
-def _quiet(_: int) -> None:
+def _ignore_signals(_: int) -> None:
     """Let the main process alone answer a signal to the whole group: it ends its workers when it has saved."""
 
     def once(number: int, _: FrameType | None) -> None:
@@ -196,7 +196,7 @@ def _quiet(_: int) -> None:
 
 
 @contextmanager
-def worker_errors() -> Iterator[None]:
+def explain_worker_errors() -> Iterator[None]:
     """Raises InputError where a worker was ended from outside, for which torch has a RuntimeError."""
     try:
         yield

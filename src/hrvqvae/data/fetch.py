@@ -26,7 +26,7 @@ def check(dataset: Dataset, folder: Path) -> None:
         if not path.is_file():
             raise DamagedFileError(f"{path} is missing")
         if expected:
-            found = hashlib.md5(unpacked(path), usedforsecurity=False).hexdigest()
+            found = hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest()
             if found != expected:
                 raise DamagedFileError(f"{path} has MD5 {found}, published is {expected}")
 
@@ -70,7 +70,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     raise InputError(f"{name} could not be got. " + "; ".join(failures))
 
 
-def unpacked(path: Path) -> bytes:
+def read_unpacked(path: Path) -> bytes:
     """Content of a file, decompressed where its name ends in .gz. Raises DamagedFileError where it can't be."""
     try:
         content = path.read_bytes()

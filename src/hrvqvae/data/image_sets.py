@@ -24,7 +24,7 @@ Augmentation = tuple[int, int, int]
 """(seed, epoch, index), on which alone augmentation depends."""
 
 
-def stream(purpose: str, *numbers: int) -> np.random.Generator:
+def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
     """Return a generator that depends on its purpose and numbers alone.
 
     The count of numbers is part of the seed, since numpy gives (seed, epoch) and (seed, epoch, 0) the same generator.
@@ -32,7 +32,7 @@ def stream(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
 
-def runs(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+def chunk_by_size(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
     """Yield the items in order, in lists of at most `most` total size; a larger item is alone."""
     run, filled = list[T](), 0
     for item in items:
@@ -88,7 +88,7 @@ class ImageSet:
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
         config, place, lost = self.config, (0.5, 0.5), ""
-        rng = stream("augmentation", *augmentation) if augmentation is not None else None
+        rng = make_rng("augmentation", *augmentation) if augmentation is not None else None
         if self.pixels is not None:
             pixels = self.pixels[index]
         else:
@@ -108,7 +108,7 @@ class ImageSet:
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the order of an epoch, a permutation of the indices (N,) that depends on (seed, epoch) alone."""
-        rng = stream("order", seed, epoch)
+        rng = make_rng("order", seed, epoch)
         if self.source and self.pixels is None:
             return self.source.order(self.rows, rng)
         return rng.permutation(len(self))

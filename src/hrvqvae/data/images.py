@@ -41,7 +41,7 @@ def without_suffix(name: str) -> str:
     return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
-def opened_file(file: Path | BinaryIO) -> Image.Image:
+def open_image_file(file: Path | BinaryIO) -> Image.Image:
     """A PNG, JPEG or WebP image, opened and not yet decoded. Raises what Pillow and the file system raise."""
     return Image.open(file, formats=FORMATS)
 
@@ -68,8 +68,8 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            upright, lost = _upright(image, name, max_pixels)
-            found = _converted(upright, channels, lost)
+            upright, lost = _load_upright(image, name, max_pixels)
+            found = _convert(upright, channels, lost)
     except BrokenImageError:
         raise
     except FileNotFoundError as error:
@@ -92,9 +92,9 @@ def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixel
     return decode_image(path, channels, max_pixels).pixels
 
 
-def _upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
+def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
     """(image, what its first frame in 8 bits has lost), which only the file as it was opened says."""
-    with opened_file(image) if isinstance(image, Path) else image() as opened:
+    with open_image_file(image) if isinstance(image, Path) else image() as opened:
         if opened.width * opened.height > max_pixels:
             raise BrokenImageError(
                 f"{name} has {opened.width}x{opened.height} pixels; data.max_pixels admits {max_pixels}"
@@ -106,7 +106,7 @@ def _upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Imag
         return ImageOps.exif_transpose(opened), lost
 
 
-def _converted(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
+def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
     """In mode L (1 channel) or RGB (3); what that loses is appended."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
@@ -127,7 +127,7 @@ def _converted(image: Image.Image, channels: int, lost: list[str]) -> Image.Imag
     return image.convert("L")
 
 
-def conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
+def describe_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
     """A line about the converted ones of images, by what each lost; empty where none lost anything."""
     losing = {name: what for name, what in lost.items() if what}
     if not losing:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
 from hrvqvae.config.registry import DATASETS, Dataset, imported
-from hrvqvae.data.batches import in_order, read_batches
+from hrvqvae.data.batches import chunk_samples, read_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
@@ -132,7 +132,7 @@ def _in_memory(images: ImageSet, split: str) -> ImageSet:
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     labels, count = np.empty(len(images), np.int64), 0
     broken = list[str]()
-    for batch in read_batches(images, in_order(range(len(images)), _BATCH), config.workers):
+    for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), config.workers):
         target = slice(count, count := count + len(batch.images))
         pixels[target], labels[target] = batch.images.numpy().reshape(-1, *pixels.shape[1:]), batch.labels.numpy()
         broken += batch.broken

@@ -20,8 +20,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import evaluation_batches, in_order, read_batches
-from hrvqvae.data.image_sets import ImageSet, stream
+from hrvqvae.data.batches import chunk_samples, evaluation_batches, read_batches
+from hrvqvae.data.image_sets import ImageSet, make_rng
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
 from hrvqvae.model import Model
@@ -285,13 +285,13 @@ def _distances_of_subsets(real: RealImages, images: ImageSet, subsets: Sequence[
 
 def random_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
     """Return the indices of up to `count` disjoint subsets of `size` images, always the same ones."""
-    order = stream("subsets", 0).permutation(len(images))
+    order = make_rng("subsets", 0).permutation(len(images))
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]
 
 
 def images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
     """Yield the images of these indices as batches (B, C, Y, X) in [0, 1]."""
-    for batch in read_batches(images, in_order(indices.tolist(), _BATCH), images.config.workers):
+    for batch in read_batches(images, chunk_samples(indices.tolist(), _BATCH), images.config.workers):
         yield batch.images.float() / 255
 
 

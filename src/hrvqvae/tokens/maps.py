@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _NAME = "shards"
 
 
-def maps_of_shards(
+def load_shard_maps(
     folder: Path, path: Path, model: Autoencoder, config: Config, say: Callable[[str], None] = print
 ) -> CodeMaps:
     """The code maps of shards of a model's codes; laid out in the folder first, unless they lie there.
@@ -45,10 +45,10 @@ def maps_of_shards(
             the folder can't be written.
         DamagedFileError: a shard is damaged, or holds codes that the model has not.
     """
-    from hrvqvae.tokens.shards import named_shards
+    from hrvqvae.tokens.shards import find_shards
 
     def opened() -> tuple[Shards, dict[str, Any]]:
-        shards, digest = named_shards(path), weights_digest(model.state_dict())
+        shards, digest = find_shards(path), weights_digest(model.state_dict())
         if shards.model != digest:
             raise InputError(f"{path} holds codes of another model than this run's")
         if not shards.count:
@@ -60,14 +60,14 @@ def maps_of_shards(
         with explain_write_errors(f"the folder of codes {folder}"):
             remove_temporaries(folder)
             (folder / f"{_NAME}.json").unlink(missing_ok=True)
-            _lay_out(folder, shards, config, source)
+            _write_maps(folder, shards, config, source)
 
     shards, source = distributed.on_rank_zero(opened)
     symbols, rank_zero = config.model.num_symbols, partial(distributed.on_rank_zero, write)
     return stored_or_written(folder, _NAME, source, symbols, rank_zero, say)
 
 
-def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any]) -> None:
+def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, Any]) -> None:
     symbols, size = config.model.num_symbols, config.data.size
     grids = config.model.latent_grids(size, size)
     labels = list[str | int | None]()
@@ -81,19 +81,19 @@ def _lay_out(folder: Path, shards: Shards, config: Config, source: dict[str, Any
             np.lib.format.write_array_header_1_0(streams[-1], header)
         for rows in shards.rows(len(symbols)):
             for level, stream in enumerate(streams):
-                codes = _checked(rows, level, grids[level], symbols[level], size)
+                codes = _stack_codes(rows, level, grids[level], symbols[level], size)
                 stream.write(codes.astype(kinds[level]).tobytes())
             labels += rows.labels if config.data.labels else [None] * len(rows)
             advance(len(rows))
         without = labels.count(None)
         if 0 < without < len(labels):
             raise InputError(f"{without:,} of {len(labels):,} images have no label; label all of them, or none")
-        classes, numbers = ((), np.zeros(without, np.int64)) if without else _classes(labels, shards.classes)
+        classes, numbers = ((), np.zeros(without, np.int64)) if without else _number_classes(labels, shards.classes)
     write_array(folder / f"{_NAME}-labels.npy", numbers)
     write_about(folder, _NAME, source, len(symbols), classes)
 
 
-def _checked(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:
+def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:
     """The codes of a level, one after the other."""
     for key, found in zip(rows.keys, rows.codes[level], strict=True):
         if found.shape != tuple(grid):
@@ -108,7 +108,7 @@ def _checked(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: 
     return codes
 
 
-def _classes(labels: Sequence[Any], named: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _number_classes(labels: Sequence[Any], named: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """(names of the classes, the class of each label): numbers index the names that the shards say, if they do."""
     values, numbers = np.unique(labels, return_inverse=True)
     if named and values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(named):

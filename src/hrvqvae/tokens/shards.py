@@ -28,7 +28,7 @@ from hrvqvae import __version__
 from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
-from hrvqvae.data.batches import same_size
+from hrvqvae.data.batches import group_by_size
 from hrvqvae.data.images import to_pil, without_suffix, write_image
 from hrvqvae.data.sources.parquet import opened_parquet
 from hrvqvae.models.base import Autoencoder
@@ -62,7 +62,7 @@ class Plan:
         return {f"part-{number:06d}{SUFFIX}": some for number, some in enumerate(places)}
 
     @staticmethod
-    def of(folder: Path) -> Plan | None:
+    def read(folder: Path) -> Plan | None:
         """The plan of a folder; None where there is none. Raises DamagedFileError."""
         path = folder / MANIFEST
         if not path.is_file():
@@ -75,14 +75,14 @@ class Plan:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
 
-    def begin(self, folder: Path) -> None:
+    def write_or_compare(self, folder: Path) -> None:
         """Write the plan of a new folder, or compare it with the folder's own.
 
         Raises:
             InputError: the folder was begun otherwise, or holds shards without a plan.
             OSError: the folder can't be written.
         """
-        found = Plan.of(folder)
+        found = Plan.read(folder)
         if found is None:
             if any(folder.glob(f"*{SUFFIX}")):
                 raise InputError(f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder")
@@ -98,7 +98,7 @@ class Plan:
 _NAMES = {"keys": "number of images", "keys_digest": "digest of names and labels"}
 
 
-def metadata(
+def make_metadata(
     model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str],
     content: str,
 ) -> dict[str, str]:  # fmt: skip
@@ -150,7 +150,7 @@ class Rows:
         return len(self.keys)
 
 
-def schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
+def make_schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
     """The columns of the shards of a model with so many symbols a level, in the smallest type that holds them."""
     columns = [("key", pa.string()), ("label", label), ("height", pa.int32()), ("width", pa.int32())]
     for level, number in enumerate(symbols, start=1):
@@ -228,7 +228,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     return Shards(tuple(paths), read[0].model, read[0].classes, count, broken, contents)
 
 
-def named_shards(path: Path) -> Shards:
+def find_shards(path: Path) -> Shards:
     """The shards of a folder, in the order of their names, or one file.
 
     Raises as `open_shards`, and InputError where there are none, or `tokenize` has not finished the folder.
@@ -237,7 +237,7 @@ def named_shards(path: Path) -> Shards:
         return open_shards([path])
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file")
-    plan = Plan.of(path)
+    plan = Plan.read(path)
     left = [name for name in plan.parts if not (path / name).is_file()] if plan else []
     if plan and left:
         raise InputError(
@@ -269,21 +269,21 @@ def detokenize(
         InputError: shards of another model, levels out of range, or a file that is there or can't be written.
         DamagedFileError: a shard is damaged.
     """
-    opened = named_shards(shards)
-    painter = _model_of(opened, shards, model, device)
+    opened = find_shards(shards)
+    painter = _load_model(opened, shards, model, device)
     used = painter.check_levels(levels)
     outputs, count = Outputs(out, force=force), 0
     with task("detokenize", opened.count) as advance:
         for rows in opened.rows(used):
             paths = [outputs.reserve(without_suffix(key), ".png") for key in rows.keys]
-            for place, image in _painted(painter, rows, used, str(shards)):
+            for place, image in _decode_rows(painter, rows, used, str(shards)):
                 write_image(to_pil(image), paths[place], optimize=False)
                 count += 1
                 advance(1)
     return count
 
 
-def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
+def _load_model(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
     """The model that is named, or the one inside the package, by which the shards were made."""
     wanted = opened.model
     for name in [named] if named is not None else list_models():
@@ -297,11 +297,11 @@ def _model_of(opened: Shards, path: Path, named: str | None, device: str) -> Aut
 
 
 @torch.inference_mode()
-def _painted(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
+def _decode_rows(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
     """(place, image (C, Y, X)) of every row; those of one size and grid go through the network together."""
     device = next(model.parameters()).device
     sizes = [(*size, *(one.shape for one in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
-    for some in same_size(sizes, _PIXELS):
+    for some in group_by_size(sizes, _PIXELS):
         stacked = (np.stack([level[place] for place in some]).astype(np.int64) for level in rows.codes)
         codes = tuple(torch.from_numpy(level).to(device) for level in stacked)
         try:

@@ -29,11 +29,11 @@ from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
-from hrvqvae.data.batches import in_workers, same_size
+from hrvqvae.data.batches import group_by_size, map_in_workers
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
-from hrvqvae.tokens.shards import SUFFIX, Plan, metadata, open_shards, schema
+from hrvqvae.tokens.shards import SUFFIX, Plan, make_metadata, make_schema, open_shards
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -78,7 +78,7 @@ class KeyedImages:
         return self.source.digest(self.rows[[index for index in indices if self.key(index) not in broken]])
 
 
-def keyed_images(path: Path) -> KeyedImages:
+def load_keyed_images(path: Path) -> KeyedImages:
     """Return the images of a folder, a list, tars, Parquet files or arrays (`open_whole`), with their names as keys.
 
     Raises:
@@ -147,7 +147,7 @@ class Tokenizer:
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Read]:
         """Decode the images of shards, one shard after the other, in one set of worker processes."""
-        return in_workers(self._reader, (chunk for shard in shards for chunk in self._split(shard)), self.workers)
+        return map_in_workers(self._reader, (chunk for shard in shards for chunk in self._split(shard)), self.workers)
 
     def write(
         self, path: Path, indices: Sequence[int], reads: Iterator[Read] | None = None,
@@ -169,14 +169,14 @@ class Tokenizer:
             InputError: a worker process was ended from outside.
         """
         reads = self.read([indices]) if reads is None else reads
-        columns = schema(self._symbols, self.images.labels.type)
+        columns = make_schema(self._symbols, self.images.labels.type)
         rows, unread, losses = list[Row](), dict[str, str](), list[str]()
         with (
             replace_file(path) as temporary,
             pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
         ):
             for read, broken, lost in itertools.islice(reads, sum(1 for _ in self._split(indices))):
-                rows += self._coded(read)
+                rows += self._encode(read)
                 unread |= broken
                 losses += lost
                 while len(rows) >= ROWS:
@@ -186,16 +186,16 @@ class Tokenizer:
             if rows:
                 self._append(file, rows, columns)
             content = self.images.content_digest(indices, unread)
-            about = metadata(self.digest, self._described, self.size, self.images.classes, unread, content)
+            about = make_metadata(self.digest, self._described, self.size, self.images.classes, unread, content)
             file.add_key_value_metadata(about)
         return len(indices), losses
 
     @torch.inference_mode()
-    def _coded(self, read: dict[int, Pixels]) -> list[Row]:
+    def _encode(self, read: dict[int, Pixels]) -> list[Row]:
         """Encode images; return their rows in the order of their indices."""
         rows, indices = list[Row](), list(read)
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in read.values()]
-        for batch in same_size(sizes, _PIXELS.get(self.device.type, _PIXELS["cpu"])):
+        for batch in group_by_size(sizes, _PIXELS.get(self.device.type, _PIXELS["cpu"])):
             images = torch.from_numpy(np.stack([read[indices[place]] for place in batch]))
             codes = [level.cpu().numpy() for level in self.model.encode(images.to(self.device))]
             rows += [(indices[place], sizes[place], [*levels]) for place, *levels in zip(batch, *codes, strict=True)]
@@ -235,7 +235,7 @@ def tokenize(
 
     Args:
         model: a run, or the name of a model inside the package.
-        source: a folder of images, a list of images, tars, Parquet files or arrays (`keyed_images`).
+        source: a folder of images, a list of images, tars, Parquet files or arrays (`load_keyed_images`).
         out: the folder of the shards.
         shard_size: images of a shard; None takes the folder's own, or 10,000.
         full_size: code images at their own sizes; else each is cropped to a square and brought to the size of training.
@@ -250,27 +250,27 @@ def tokenize(
     """
     if not (model in list_models() and not Path(model).exists()):
         model = str(Path(model).absolute())  # other processes may work elsewhere
-    images = keyed_images(source)
+    images = load_keyed_images(source)
     tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
     try:
         with lock_folder(out):
             remove_temporaries(out)
-            before = Plan.of(out)
+            before = Plan.read(out)
             plan = Plan(
                 model=tokenizer.digest, image_size=tokenizer.size, keys=len(images.keys), keys_digest=images.digest(),
                 shard_size=shard_size or (before.shard_size if before else SHARD_SIZE), beam=beam,
             )  # fmt: skip
-            plan.begin(out)
-            return _finish(tokenizer, plan, out, engine == "ray", retry_broken)
+            plan.write_or_compare(out)
+            return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
     except OSError as error:
         raise InputError(
             f"{out} can't be written ({error.strerror or error}); finished shards stay, and the same command goes on"
         ) from error
 
 
-def _finish(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool) -> Tokenized:
+def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool) -> Tokenized:
     """Write the shards that are missing, and with `retry` shards of the images that were broken before."""
-    _, before, broken = _read_present(out, plan, tokenizer.images)
+    _, before, broken = _read_existing(out, plan, tokenizer.images)
     planned = {out / name: indices for name, indices in plan.parts.items()}
     left: dict[Path, Sequence[int]] = {path: indices for path, indices in planned.items() if not path.is_file()}
     again = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken] if retry else []
@@ -281,12 +281,12 @@ def _finish(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool)
     with task("tokenize", plan.keys, done=before + len(broken) - len(again)) as advance:
         reads = tokenizer.read(left.values())
         in_turn = (tokenizer.write(path, indices, reads, advance) for path, indices in left.items())
-        for _, losses in _on_ray(tokenizer, left, advance) if ray else in_turn:
+        for _, losses in _write_on_ray(tokenizer, left, advance) if ray else in_turn:
             lost += losses
     for path in left.keys() - planned.keys():
         if not pq.read_metadata(path).num_rows:
             path.unlink()
-    shards, images, broken = _read_present(out, plan, tokenizer.images)
+    shards, images, broken = _read_existing(out, plan, tokenizer.images)
     if broken:
         lines = [json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n" for key in sorted(broken)]
         write_atomic(out / BROKEN, "".join(lines).encode())
@@ -298,7 +298,7 @@ def _finish(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool)
     return Tokenized(images, len(broken), shards, images - before)
 
 
-def _read_present(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int, dict[str, str]]:
+def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int, dict[str, str]]:
     """Return the number of shards in a folder, of images in them, and errors of the images that could not be read.
 
     Raises:
@@ -318,7 +318,9 @@ def _read_present(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int,
     return len(shards.paths), shards.count, {key: why for key, why in shards.broken.items() if key not in read}
 
 
-def _on_ray(tokenizer: Tokenizer, left: dict[Path, Sequence[int]], advance: Advance) -> Iterator[tuple[int, list[str]]]:
+def _write_on_ray(
+    tokenizer: Tokenizer, left: dict[Path, Sequence[int]], advance: Advance
+) -> Iterator[tuple[int, list[str]]]:
     """Write shards on the cluster that RAY_ADDRESS names, else on this machine.
 
     Each actor holds the model, on one GPU if the cluster has GPUs. The folder, the images and the model have the same

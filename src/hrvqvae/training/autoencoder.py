@@ -24,7 +24,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, fill, generator
+from hrvqvae.training.state import TrainState, copy_weights, step_generator
 from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
@@ -35,7 +35,7 @@ _SHEET_IMAGES = 8
 class ImageTask(Task[Batch]):
     """What is trained on images, and evaluated as an autoencoder."""
 
-    what = ""  # of the run that its configuration names
+    name_suffix = ""  # of the run that its configuration names
 
     @abstractmethod
     def averaged(self, state: TrainState) -> Autoencoder:
@@ -48,8 +48,8 @@ class ImageTask(Task[Batch]):
         self.samples = len(self.images)
         self.data = distributed.on_rank_zero(self.images.digest)
 
-    def about(self) -> str:
-        return f"{self.config.name}{self.what}: {counted(self.samples, 'training image')}"
+    def describe(self) -> str:
+        return f"{self.config.name}{self.name_suffix}: {counted(self.samples, 'training image')}"
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
@@ -68,9 +68,9 @@ class ImageTask(Task[Batch]):
             "level_mse": [level.mse for level in levels], "usage": [level.usage for level in levels],
             "perplexity": [level.perplexity for level in levels],
         }  # fmt: skip
-        return Evaluation(record, f"test {self.line(report)}", report, model, self._few_test_images)
+        return Evaluation(record, f"test {self.format_report(report)}", report, model, self._few_test_images)
 
-    def line(self, report: Report) -> str:
+    def format_report(self, report: Report) -> str:
         """A report as a line for a person."""
         used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
@@ -100,7 +100,7 @@ class AutoencoderTask(ImageTask):
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
         source, config = Run(name).load(progressive=False)
-        fill(model, source.state_dict(), name)  # codebooks with their counts
+        copy_weights(model, source.state_dict(), name)  # codebooks with their counts
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
     def initialize(self, model: nn.Module) -> None:
@@ -108,7 +108,7 @@ class AutoencoderTask(ImageTask):
         waiting("fitting the first codewords to images")
         first = self.compute.place_images(self._first_images())
         with self.compute.autocast():
-            model.initialize(first, generator(self.training.seed, 0), self.training.batch_size)
+            model.initialize(first, step_generator(self.training.seed, 0), self.training.batch_size)
 
     def _first_images(self) -> Tensor:
         """Training images for the data-dependent start, of which `start_vectors` latents are made."""
@@ -142,7 +142,7 @@ class AutoencoderTask(ImageTask):
         """Restart dead codewords from the images of all processes; return how many moved."""
         whole = state.compute.place_images(distributed.all_gather(images))  # every process restarts the same
         with state.autocast(), self.schedule.track_moves(model):
-            return model.restart_dead_codes(whole, generator(self.training.seed, state.step))
+            return model.restart_dead_codes(whole, step_generator(self.training.seed, state.step))
 
     def averaged(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module

@@ -55,7 +55,7 @@ class MetricsLog:
         if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
-    def evaluated(self, step: int) -> bool:
+    def has_evaluation(self, step: int) -> bool:
         """Whether there is an evaluation of that step."""
         return any(record["kind"] == "evaluation" and record["step"] == step for record in self.records)
 
@@ -106,7 +106,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def values(record: Record) -> dict[str, float]:
+def flatten_record(record: Record) -> dict[str, float]:
     """The numbers of a record by the names that charts are grouped by: "train/loss", "evaluation/usage/level-1"."""
     found: dict[str, Any] = {}
     for name, value in record.items():
@@ -118,25 +118,25 @@ def values(record: Record) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}  # what a system can't measure
 
 
-def _entries(names: str) -> list[Logger]:
+def _find_loggers(names: str) -> list[Logger]:
     return [LOGGERS.get(name.strip()) for name in names.split(",") if name.strip()]
 
 
-def require(names: str) -> None:
+def require_packages(names: str) -> None:
     """Raises InputError for an unknown one of these names, ModuleNotFoundError for a missing package."""
-    for logger in _entries(names):
+    for logger in _find_loggers(names):
         importlib.import_module(logger.needs)
 
 
 @contextmanager
-def opened(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
+def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
     """The sinks of these loggers in rank 0, closed at the end.
 
     Records after `first_step` that an earlier process wrote come again.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []
-        for logger in _entries(names) if distributed.is_rank_zero() else ():
+        for logger in _find_loggers(names) if distributed.is_rank_zero() else ():
             sinks.append(imported(logger.sink)(run, first_step))
             stack.callback(sinks[-1].close)
         yield sinks
@@ -151,7 +151,7 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, record: Record) -> None:
-        for name, value in values(record).items():
+        for name, value in flatten_record(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class WandbSink:
         )  # fmt: skip
 
     def write(self, record: Record) -> None:
-        self._run.log(values(record), step=record["step"])
+        self._run.log(flatten_record(record), step=record["step"])
 
     def close(self) -> None:
         self._run.finish()

@@ -34,7 +34,7 @@ def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T (n, k), roughly: all singular values that are not tiny come to lie near 1.
 
     By five steps of Newton and Schulz's iteration with coefficients that bring small values up fast, so that the values
@@ -50,7 +50,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     return found.T if tall else found
 
 
-def matrices(module: nn.Module) -> list[Tensor]:
+def matrix_weights(module: nn.Module) -> list[Tensor]:
     """Weights that are taken as matrices: filters of convolutions and weights of linear layers, with enough channels.
 
     Not among them are those that see or make pixels, embeddings, codewords, biases and scales.
@@ -61,7 +61,7 @@ def matrices(module: nn.Module) -> list[Tensor]:
 
 
 class Muon(Adam):
-    """Momentum whose matrices are orthogonalized before the step (Jordan et al. 2024); Adam for all that is no matrix.
+    """Momentum whose matrices are orthogonalize before the step (Jordan et al. 2024); Adam for all that is no matrix.
 
     A filter (outputs, inputs, rows, columns) is the matrix (outputs, inputs * rows * columns); that of a transposed
     convolution, which torch keeps as (inputs, outputs, rows, columns), is (inputs, outputs * rows * columns). The step
@@ -70,13 +70,13 @@ class Muon(Adam):
     filters, and has no Adam beside it.
 
     Args:
-        module: whose parameters are trained; `matrices` says which are taken as matrices.
+        module: whose parameters are trained; `matrix_weights` says which are taken as matrices.
         learning_rate: of both.
         betas: decays of Adam's moments.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> None:
-        orthogonal = matrices(module)
+        orthogonal = matrix_weights(module)
         chosen = {id(one) for one in orthogonal}
         rest = [one for one in module.parameters() if id(one) not in chosen]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
@@ -104,4 +104,4 @@ class Muon(Adam):
         momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
         ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
         scale = _LIKE_ADAM * math.sqrt(max(ahead.shape))
-        parameter.add_(orthogonalized(ahead).view(parameter.shape), alpha=-learning_rate * scale)
+        parameter.add_(orthogonalize(ahead).view(parameter.shape), alpha=-learning_rate * scale)

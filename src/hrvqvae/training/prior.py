@@ -27,14 +27,14 @@ from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import prior_config
 from hrvqvae.data.batches import sample_stream
-from hrvqvae.data.image_sets import stream
+from hrvqvae.data.image_sets import make_rng
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, build_prior, code_loss, total_bits
-from hrvqvae.tokens.maps import maps_of_shards
+from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, fill
-from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, saving
+from hrvqvae.training.state import TrainState, copy_weights
+from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, explain_save_errors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -64,19 +64,19 @@ def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, ind
     return CodeBatch(own[levels.start : levels.stop], model.codeword_indices(own[: levels.start]), label)
 
 
-def held_out_split(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(trained on, held out): numbers of images, at least one of each; the held-out ones in an order drawn by the seed.
 
     Raises InputError where there is only one image.
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
-    order = stream("held out", seed, images).permutation(images)
+    order = make_rng("held out", seed, images).permutation(images)
     count = min(images - 1, max(1, round(images * share)))
     return np.sort(order[count:]), order[:count]
 
 
-def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
+def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
     """The labels (B,) of this process's part of a batch, of which about that share is "no class" instead.
 
     Which images of the whole batch lose their class depends on (seed, step) alone.
@@ -85,7 +85,7 @@ def withheld(label: Tensor | None, level: Level, share: float, seed: int, step: 
         return label
     part = distributed.rank_slice()
     places = part.of(len(label) * part.count)
-    drawn = stream("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
+    drawn = make_rng("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
     return torch.where(torch.from_numpy(drawn < share).to(label.device, non_blocking=True), level.no_class, label)
 
 
@@ -96,24 +96,24 @@ class PriorTask(Task[CodeBatch]):
     run's autoencoder, its configuration and its digest.
     """
 
-    part_of: Path
+    parent_run: Path
 
     def __init__(
         self, path: str | Path, levels: Levels, config: Config, trained: tuple[Autoencoder, Config, str]
     ) -> None:
         super().__init__(prior_folder(path, *levels), config, config.prior.training_of(levels.start))
-        self.part_of, self.levels = Path(path), levels
+        self.parent_run, self.levels = Path(path), levels
         self.model, self.trained, self.autoencoder = trained
 
     def check(self) -> None:
-        found = prior_folders(self.part_of)
+        found = prior_folders(self.parent_run)
         others = [one for one in found if one != self.levels and set(one) & set(self.levels)]
         if others:
             names, paths = ", ".join(map(level_names, others)), ", ".join(str(found[one].path) for one in others)
             raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
-        prior, codes = self.config.prior, RunFolder(self.part_of).codes
+        prior, codes = self.config.prior, RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.trained, data=self.config.data)
         if prior.codes is None:
             of = (self.model, self.autoencoder, config, "train", self.compute.device, say)
@@ -124,17 +124,17 @@ class PriorTask(Task[CodeBatch]):
         elif prior.flip or prior.shifts:
             raise InputError("prior.flip and prior.shifts need the run's own images: leave them or prior.codes out")
         else:
-            self.maps = [maps_of_shards(codes, Path(prior.codes), self.model, config, say)]
+            self.maps = [load_shard_maps(codes, Path(prior.codes), self.model, config, say)]
         self.labels, self.classes = self.maps[0].labels, self.maps[0].classes
         if prior.class_dropout and not self.classes:
             raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
-        self.kept, self.held_out = held_out_split(len(self.labels), prior.held_out, self.training.seed)
+        self.kept, self.held_out = split_held_out(len(self.labels), prior.held_out, self.training.seed)
         self.samples = len(self.kept) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
         self.data = digest.hexdigest()
 
-    def about(self) -> str:
+    def describe(self) -> str:
         images = f"{counted(len(self.kept), 'image')}, {len(self.held_out):,} held out"
         return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
@@ -154,18 +154,18 @@ class PriorTask(Task[CodeBatch]):
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, about = prior.read()
         anew = list[str]()
-        for of_classes in self._of_classes():
+        for of_classes in self._find_class_tensors():
             if self.classes != tuple(about["classes"]):
                 anew.append(of_classes)
             elif of_classes in weights and weights[of_classes].shape != own[of_classes].shape:
                 rows, labels = weights[of_classes], model.level.labels
                 more = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
                 weights[of_classes] = torch.cat([rows, more])[:labels]
-        fill(model, weights, f"{name}, {level_names(self.levels)},", anew)
+        copy_weights(model, weights, f"{name}, {level_names(self.levels)},", anew)
         told = f"beginning with the prior of {level_names(self.levels)} of {name}"
         return told + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
 
-    def _of_classes(self) -> list[str]:
+    def _find_class_tensors(self) -> list[str]:
         """Names of the tensors whose shapes depend on the number of classes."""
         with torch.device("meta"):
             one, two = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
@@ -181,7 +181,7 @@ class PriorTask(Task[CodeBatch]):
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model, placed = state.model, batch.to(state.compute.device)
         assert isinstance(model, Prior)
-        label = withheld(placed.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
+        label = drop_classes(placed.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
         with state.autocast():
             loss = code_loss(model, placed.codes, placed.coarser, label)
         metrics = state.take_gradient({"nats_per_code": loss})
@@ -199,7 +199,7 @@ class PriorTask(Task[CodeBatch]):
         best = min((one["bits_per_code"] for one in records if one["kind"] == "evaluation"), default=math.inf)
         if found <= best and distributed.is_rank_zero():  # before the log: a kill in between leaves it to be made again
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
-            with saving(self.run, state.step):
+            with explain_save_errors(self.run, state.step):
                 save_model(
                     self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
                     autoencoder=self.autoencoder, classes=list(self.classes), class_counts=counts.tolist(),

@@ -23,7 +23,7 @@ from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
-from hrvqvae.training.state import TrainState, fill
+from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import Say
 from hrvqvae.utils.errors import InputError
 
@@ -37,13 +37,13 @@ class ProgressiveTask(ImageTask):
     Raises InputError: no trained autoencoder, or one without prefixes.
     """
 
-    what = ", prefixes"
+    name_suffix = ", prefixes"
 
     def __init__(self, path: str | Path, config: Config) -> None:
         run = Run(path)
         model, stored = run.load(progressive=False)
         self.autoencoder = run.digest
-        self.model, self.part_of = require_several_levels(model, stored), Path(path)
+        self.model, self.parent_run = require_several_levels(model, stored), Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
         super().__init__(progressive_folder(path), config, training)
 
@@ -59,7 +59,7 @@ class ProgressiveTask(ImageTask):
         source = getattr(Run(name).load()[0], "progressive_decoder", None)
         if source is None:
             raise InputError(f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}")
-        fill(model, source.state_dict(), f"the progressive decoder of {name}")
+        copy_weights(model, source.state_dict(), f"the progressive decoder of {name}")
         return f"beginning with the progressive decoder of {name}"
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
@@ -95,7 +95,7 @@ class ProgressiveTask(ImageTask):
         self.model.use_progressive_decoder(decoder.eval())
         return self.model
 
-    def line(self, report: Report) -> str:
+    def format_report(self, report: Report) -> str:
         return ", ".join(report.captions())
 
     def save(self, state: TrainState) -> None:

@@ -26,7 +26,7 @@ from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 
-def generator(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, step: int) -> torch.Generator:
     """Of the random draws of a step."""
     return torch.Generator().manual_seed((seed << 32) + step)
 
@@ -37,7 +37,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(values.numel() for values in (*model.parameters(), *codewords))
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
     """Copy weights into a model but those named `anew`. Raises InputError at the first that does not fit."""
     own = model.state_dict()
     given = {name: tensor for name, tensor in weights.items() if name not in anew}
@@ -66,7 +66,7 @@ class Budget(NamedTuple):
 _NO_LIMIT = Budget()
 
 
-def budget_of(config: TrainingConfig, samples: int) -> Budget:
+def make_budget(config: TrainingConfig, samples: int) -> Budget:
     """The budget of a configuration, with so many samples in an epoch."""
     limits = [config.max_steps] if config.max_steps else []
     if config.epochs:
@@ -75,7 +75,7 @@ def budget_of(config: TrainingConfig, samples: int) -> Budget:
 
 
 @dataclass
-class Network:
+class TrainedNetwork:
     """A network that is trained, and its optimizer."""
 
     module: nn.Module
@@ -95,7 +95,7 @@ class TrainState:
         broken: messages about broken images that were skipped.
     """
 
-    networks: dict[str, Network]
+    networks: dict[str, TrainedNetwork]
     averaged: AveragedModel
     compute: Compute
     budget: Budget
@@ -110,9 +110,9 @@ class TrainState:
         budget: Budget = _NO_LIMIT,
     ) -> TrainState:  # fmt: skip
         """That of a model on its device before its first step."""
-        averaged = AveragedModel(model, multi_avg_fn=_moving_average(config.polyak_decay), use_buffers=True)
+        averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
         modules = {MODEL: model, **auxiliary}
-        networks = {name: Network(one, make_optimizer(one, config)) for name, one in modules.items()}
+        networks = {name: TrainedNetwork(one, make_optimizer(one, config)) for name, one in modules.items()}
         return TrainState(networks, averaged, Compute.of(config), budget)
 
     @property
@@ -167,7 +167,7 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by its name on disk."""
         named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-        for prefix, network in self._named():
+        for prefix, network in self._prefixed_networks():
             named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
             for index, values in network.optimizer.state_dict()["state"].items():
                 named |= {f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()}
@@ -187,22 +187,22 @@ class TrainState:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
         try:
-            for prefix, network in self._named():
+            for prefix, network in self._prefixed_networks():
                 network.module.load_state_dict(part(f"{prefix}model."))
             self.averaged.load_state_dict(part("averaged."))
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
             self.window, self.broken = list(meta["window"]), set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
-        for prefix, network in self._named():
+        for prefix, network in self._prefixed_networks():
             _restore(network.optimizer, part(f"{prefix}optimizer."))
 
-    def _named(self) -> list[tuple[str, Network]]:
+    def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
         """(prefix of its names on disk, network) of each."""
         return [("" if name == MODEL else f"{name}_", network) for name, network in self.networks.items()]
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
     """torch's, but for whole numbers, which have no mean: the averaged model takes those of the model."""
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 

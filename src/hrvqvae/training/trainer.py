@@ -28,15 +28,15 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import renewal
 from hrvqvae.config import Config, TrainingConfig
-from hrvqvae.data.batches import worker_errors
-from hrvqvae.data.image_sets import stream
+from hrvqvae.data.batches import explain_worker_errors
+from hrvqvae.data.image_sets import make_rng
 from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import learning_rate
-from hrvqvae.training.state import TrainState, budget_of, count_parameters, require_finite
+from hrvqvae.training.state import TrainState, count_parameters, make_budget, require_finite
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.outputs import write_atomic
@@ -95,14 +95,14 @@ class Task(ABC, Generic[B]):
         compute: device, precision and memory format.
         samples: number of samples in an epoch; set by `open`.
         data: digest of the samples; set by `open`.
-        part_of: run of the autoencoder that it is trained for; None for an autoencoder.
+        parent_run: run of the autoencoder that it is trained for; None for an autoencoder.
         autoencoder: digest of the state of that autoencoder.
         few_steps: warn below this number of steps.
     """
 
     samples: int
     data: str
-    part_of: Path | None = None
+    parent_run: Path | None = None
     autoencoder = ""
     few_steps = 0
 
@@ -118,7 +118,7 @@ class Task(ABC, Generic[B]):
         """Read the data. Raises InputError where there is none."""
 
     @abstractmethod
-    def about(self) -> str:
+    def describe(self) -> str:
         """What is trained, and on how much: the beginning of a line."""
 
     @abstractmethod
@@ -192,21 +192,21 @@ class Trainer(Generic[B]):
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
             stack.enter_context(distributed.context_on_rank_zero(run.locked))
-            state = self._begin()
-            sinks = stack.enter_context(loggers.opened(training.loggers, run.path, state.step))
-            stack.enter_context(worker_errors())
+            state = self._prepare_state()
+            sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
+            stack.enter_context(explain_worker_errors())
             stack.enter_context(exact_float32())
             batches = stack.enter_context(closing(task.batches(state.step)))
             shared = stack.enter_context(SharedClock())
             self.meter = stack.enter_context(Meter(sys.stdout))
-            with saving(run, state.step, "logged"):
+            with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
             saved = state.step or -1
 
             def due(every: int) -> bool:
                 return state.step % every == 0
 
-            if state.step and due(training.evaluate_every) and not self.log.evaluated(state.step):
+            if state.step and due(training.evaluate_every) and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
             shared.tick()
             while state.fraction < 1 and shared.signal is None:
@@ -219,7 +219,7 @@ class Trainer(Generic[B]):
                 try:
                     metrics = task.step(state, next(batches))
                 except NonFiniteError as error:
-                    raise _not_finite(run, state.step, error) from error
+                    raise _non_finite_error(run, state.step, error) from error
                 state.step += 1
                 seconds = shared.tick()
                 state.seconds += seconds
@@ -239,7 +239,7 @@ class Trainer(Generic[B]):
             self._log(state)
             if saved < state.step:
                 self._save(state)
-            if shared.signal is None and not self.log.evaluated(state.step):
+            if shared.signal is None and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
                 state.seconds += shared.tick()
         outcome = Outcome(state.step, shared.signal, state.seconds, task.compute.peak_bytes())
@@ -256,7 +256,7 @@ class Trainer(Generic[B]):
                 f"{processes} processes can't share a batch of {training.batch_size} equally; "
                 f"choose a batch size that is a multiple of {processes}"
             )
-        loggers.require(training.loggers)
+        loggers.require_packages(training.loggers)
         if distributed.is_distributed() and task.compute.device.index is not None:
             raise InputError(f"device is {training.device!r}, one GPU for all; with --device cuda each process has one")
 
@@ -264,9 +264,9 @@ class Trainer(Generic[B]):
             task.check()
             if self._is_stale():
                 if not self.renew:
-                    raise InputError(f"{run.path} was {renewal(task.part_of or run.path)}")
+                    raise InputError(f"{run.path} was {renewal(task.parent_run or run.path)}")
                 return
-            otherwise = "choose another --out" if task.part_of is None else "delete that folder to train it anew"
+            otherwise = "choose another --out" if task.parent_run is None else "delete that folder to train it anew"
             if run.begun() and not self.resume:
                 raise InputError(f"{run.path} holds a run already: continue it with --resume, or {otherwise}")
             if run.model.is_file() and not run.saved():
@@ -279,9 +279,9 @@ class Trainer(Generic[B]):
 
     def _is_stale(self) -> bool:
         """Return whether the folder holds what was trained for another state of the autoencoder. For rank 0."""
-        return self.task.part_of is not None and self.task.run.is_stale(self.task.autoencoder)
+        return self.task.parent_run is not None and self.task.run.is_stale(self.task.autoencoder)
 
-    def _begin(self) -> TrainState:
+    def _prepare_state(self) -> TrainState:
         """Return the state of the newest whole checkpoint, or that of a fresh model."""
         task, run, training = self.task, self.task.run, self.task.training
         self.check()
@@ -298,7 +298,7 @@ class Trainer(Generic[B]):
             for path in (run.model, *run.saved()) if stale else ():
                 path.unlink(missing_ok=True)
             run.prepare(task.config)
-            if task.part_of is not None:
+            if task.parent_run is not None:
                 write_atomic(run.source, task.autoencoder.encode())
 
         distributed.on_rank_zero(prepare)
@@ -312,7 +312,7 @@ class Trainer(Generic[B]):
         model = task.compute.place_model(model)
         if fresh and not beginning:
             task.initialize(model)
-        budget = budget_of(training, task.samples)
+        budget = make_budget(training, task.samples)
         state = TrainState.start(model, training, task.build_objective(model), budget)
         if saved is not None:
             self._restore(state, *saved)
@@ -322,7 +322,7 @@ class Trainer(Generic[B]):
             self.say(f"bf16 is emulated on this {kind}, which is slow: a run keeps the precision it began with")
         if not state.step and budget.steps is not None and budget.steps < task.few_steps:
             self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
-        self.say(f"{task.about()}, {count_parameters(model):,} parameters, {task.compute.precision}")
+        self.say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
 
     def _restore(self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -344,14 +344,14 @@ class Trainer(Generic[B]):
         with suppress(InputError, OSError, KeyError):
             step = storage.read_meta(run.model)["step"]
         if distributed.is_rank_zero() and step != state.step:  # killed between checkpoint and model
-            with saving(run, state.step):
+            with explain_save_errors(run, state.step):
                 task.save(state)
 
     def _log(self, state: TrainState) -> None:
         """Log and show the means since the last log. Raises NonFiniteError as `_require_finite`."""
         self._require_finite(state)
         state.broken.update(*distributed.gather_object(state.broken))
-        with saving(self.task.run, state.step, "logged"):
+        with explain_save_errors(self.task.run, state.step, "logged"):
             mean = self.log.write_means(state.step, self.task.training.batch_size, len(state.broken))
         if not mean:
             return
@@ -368,21 +368,21 @@ class Trainer(Generic[B]):
             try:
                 require_finite(metrics)
             except NonFiniteError as error:
-                raise _not_finite(self.task.run, step, error) from error
+                raise _non_finite_error(self.task.run, step, error) from error
 
     def _save(self, state: TrainState) -> None:
         """Write a checkpoint, and then what others load. Raises NonFiniteError as `_require_finite`."""
         self._require_finite(state)
         state.broken.update(*distributed.gather_object(state.broken))
         if distributed.is_rank_zero():
-            with saving(self.task.run, state.step):
+            with explain_save_errors(self.task.run, state.step):
                 self.task.run.save(
                     state.step, state.tensors(), {**state.meta(), "data": self.task.data, "spent": state.fraction}
                 )
                 self.task.save(state)
 
     def _evaluate(self, state: TrainState) -> None:
-        with saving(self.task.run, state.step, "evaluated"):
+        with explain_save_errors(self.task.run, state.step, "evaluated"):
             found = self.task.evaluate(state, self.log.records)
             self.meter.say(f"step {state.step}  {found.line}")
             if distributed.is_rank_zero():
@@ -441,12 +441,12 @@ def seed_step(seed: int, step: int) -> None:
     Each of several processes that train together draws other numbers, which depend on its rank as well.
     """
     rank = distributed.rank()
-    others = stream("step", seed, step, rank)
+    others = make_rng("step", seed, step, rank)
     torch.manual_seed(int(others.integers(2**63)) if rank else (seed << 32) + step)
 
 
 @contextmanager
-def saving(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
+def explain_save_errors(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
     """Turns an OSError while a step is saved or logged into an InputError with the step and the last good checkpoint.
 
     So is an InputError that comes of a full disk.
@@ -461,16 +461,16 @@ def saving(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
         reason = os.strerror(number) if number and isinstance(error, OSError) else error
         mend = "make room" if full else "mend that"
         raise InputError(
-            f"step {step} could not be {how} ({reason}); {_last_good(run)}: {mend} and continue with --resume"
+            f"step {step} could not be {how} ({reason}); {_report_checkpoint(run)}: {mend} and continue with --resume"
         ) from error
 
 
-def _not_finite(run: RunFolder, step: int, error: NonFiniteError) -> NonFiniteError:
+def _non_finite_error(run: RunFolder, step: int, error: NonFiniteError) -> NonFiniteError:
     return NonFiniteError(
-        f"step {step}: {error}; it was not saved, {_last_good(run)}; try a lower learning rate in a new run"
+        f"step {step}: {error}; it was not saved, {_report_checkpoint(run)}; try a lower learning rate in a new run"
     )
 
 
-def _last_good(run: RunFolder) -> str:
+def _report_checkpoint(run: RunFolder) -> str:
     kept = run.saved()
     return f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"

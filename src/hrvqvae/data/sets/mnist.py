@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.config.registry import Dataset
 from hrvqvae.config.systems import OURS, TABLE_5, column, settings
-from hrvqvae.data.fetch import quiet_network, run_program, unpacked
+from hrvqvae.data.fetch import quiet_network, read_unpacked, run_program
 from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
 
@@ -73,7 +73,7 @@ FASHION_MNIST = Dataset(
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Array of bytes in an IDX file, plain or gzip. Raises DamagedFileError where it is none, or cut short."""
-    raw = unpacked(path)
+    raw = read_unpacked(path)
     try:
         zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{num_dims}I", raw, 4)
@@ -144,7 +144,7 @@ def fashion_from_debian(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path("/")
         if not (root / DEBIAN_FOLDER).is_dir():
-            root = Path(scratch) / "unpacked"
+            root = Path(scratch) / "read_unpacked"
             run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=scratch)
             (package,) = Path(scratch).glob("*.deb")
             run_program("dpkg-deb", "-x", str(package), str(root), folder=scratch)

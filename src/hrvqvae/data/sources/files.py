@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hrvqvae.data.images import SUFFIXES, opened_file
+from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.data.sources import ENDING, WORDS, Source, decode_name, encode_names, given_split
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
@@ -47,7 +47,7 @@ class FolderSource(Source):
         return str(self.folder / decode_name(self._names, row))
 
     def open(self, row: int) -> Image.Image:
-        return opened_file(Path(self.where(row)))
+        return open_image_file(Path(self.where(row)))
 
     def content(self, row: int, ending: bool) -> bytes:
         path = Path(self.where(row))

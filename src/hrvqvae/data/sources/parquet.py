@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.images import opened_file
+from hrvqvae.data.images import open_image_file
 from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
@@ -88,7 +88,7 @@ class ParquetSource(Source):
         encoded = self._read[index][within].as_py()
         if encoded is None:
             raise ValueError("the row holds no bytes")
-        return opened_file(io.BytesIO(encoded))
+        return open_image_file(io.BytesIO(encoded))
 
     def content(self, row: int, ending: bool) -> bytes:
         return self._footers

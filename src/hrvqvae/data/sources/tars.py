@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.images import SUFFIXES, opened_file
+from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, user_cache
 from hrvqvae.data.sources.files import normalize
 from hrvqvae.utils.errors import InputError
@@ -71,7 +71,7 @@ class TarSource(Source):
         encoded = self._read(row, size)
         if len(encoded) != size:
             raise OSError("the shard has become shorter")
-        return opened_file(io.BytesIO(encoded))
+        return open_image_file(io.BytesIO(encoded))
 
     def content(self, row: int, ending: bool) -> bytes:
         return b"%d %b" % (self._places[row, 1], self._read(row, ENDING) if ending else b"")
