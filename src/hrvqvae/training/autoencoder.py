@@ -1,4 +1,4 @@
-"""The task of training an autoencoder, and what tasks on images have in common."""
+"""Train an autoencoder; the base class of tasks that train on images."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _SHEET_IMAGES = 8
 
 
 class ImageTask(Task[Batch]):
-    """What is trained on images, and evaluated as an autoencoder."""
+    """A task that trains on images and is evaluated as an autoencoder."""
 
-    name_suffix = ""  # of the run that its configuration names
+    name_suffix = ""  # follows the name of the configuration in messages
 
     @abstractmethod
     def averaged(self, state: TrainState) -> Autoencoder:
-        """The autoencoder that is evaluated, with what is trained averaged, in evaluation mode."""
+        """Return the autoencoder with averaged weights, in evaluation mode."""
 
     def open(self, say: Say) -> None:
         waiting("reading the images")
@@ -71,7 +71,7 @@ class ImageTask(Task[Batch]):
         return Evaluation(record, f"test {self.format_report(report)}", report, model, self._few_test_images)
 
     def format_report(self, report: Report) -> str:
-        """A report as a line for a person."""
+        """Return a report as one line of text."""
         used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
 
@@ -86,7 +86,7 @@ class ImageTask(Task[Batch]):
 
 
 class AutoencoderTask(ImageTask):
-    """An autoencoder; dead codewords restart every so many steps, but not in the last tenth of the budget."""
+    """Train an autoencoder; dead codewords restart every `restart_every` steps, but not in the last tenth."""
 
     few_steps = 100
 
@@ -111,7 +111,7 @@ class AutoencoderTask(ImageTask):
             model.initialize(first, step_generator(self.training.seed, 0), self.training.batch_size)
 
     def _first_images(self) -> Tensor:
-        """Training images for the data-dependent start, of which `start_vectors` latents are made."""
+        """Return the training images whose latents, about `start_vectors`, initialize the codebooks."""
         config, size = self.config, self.training.batch_size
         rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
         wanted = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))

@@ -1,4 +1,4 @@
-"""What the run folders below a folder hold: the rows of `hrvqvae runs`."""
+"""List the run folders below a folder, for `hrvqvae runs`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hrvqvae.utils.locks import is_locked
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """A row for each run in a folder or below it, by path; priors and progressive decoders belong to their run.
+    """Return a row per run in a folder or below it, sorted by path.
 
-    A row has run (a path), system, preset, step, budget, mse (of the last evaluation on test images), priors, stale (a
-    list each), in_use (another process trains there) and fault: why the rest could not be read, or "".
+    A row has run (its path), system, preset, step, budget, mse (of the last evaluation on test images), priors and
+    stale (lists), in_use (another process trains there) and fault (why the run could not be read, or "").
 
     Raises:
         InputError: there is no such folder.
@@ -44,14 +44,15 @@ def _row(run: RunFolder) -> dict[str, Any]:
         config = run.read_config() if run.config.is_file() else from_dict(about["config"], str(run.model))
         limits = {"step": config.training.max_steps, "epoch": config.training.epochs}
         minutes = config.training.max_minutes
-        budget = [f"{number:,} {name}s" for name, number in limits.items() if number]
+        budget = [f"{limit:,} {unit}s" for unit, limit in limits.items() if limit]
         budget += [f"{minutes:g} minutes"] if minutes else []
+        folders = prior_folders(run.path).items()
         errors = [record["mse"] for record in read_records(run.metrics) if "mse" in record]
         row |= {
             "system": config.model.system, "preset": config.name,
             "step": max([about.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
             "budget": ", ".join(budget), "mse": errors[-1] if errors else None,
-            "priors": [level_names(one) for one, prior in prior_folders(run.path).items() if prior.model.is_file()],
+            "priors": [level_names(levels) for levels, folder in folders if folder.model.is_file()],
             "stale": [str(part) for part in Run(run.path).stale_artifacts()] if run.model.is_file() else [],
         }  # fmt: skip
     except (OSError, InputError, KeyError) as error:

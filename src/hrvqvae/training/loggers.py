@@ -1,4 +1,4 @@
-"""The records of a training: metrics.jsonl, and loggers, whose sinks get every record, too."""
+"""The records of a training: metrics.jsonl, and the sinks of further loggers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """What gets the records of a training."""
+    """Receives the records of a training."""
 
     def write(self, record: Record) -> None:
         """Take a record, with `kind` and `step`. Called between two steps, so it must be fast."""
@@ -34,19 +34,19 @@ class Sink(Protocol):
 
 
 class MetricsLog:
-    """metrics.jsonl: a JSON object a line, with kind ("train" or "evaluation") and step."""
+    """metrics.jsonl: one JSON object per line, with kind ("train" or "evaluation") and step."""
 
     def __init__(
         self, path: Path, first_step: int, sinks: Sequence[Sink] = (), window: list[Metrics] | None = None
     ) -> None:
         """Keep the records up to `first_step`, and drop what a killed run wrote after its checkpoint.
 
-        Rank 0 of the processes that train together writes; all of them know the records.
+        Rank 0 writes the file; every process has the records.
 
         Args:
             path: the file.
             first_step: steps of the checkpoint; 0 for a new run.
-            sinks: get every record.
+            sinks: receive every record.
             window: metrics of the steps since the last log, to which steps are appended.
         """
         self.path, self.sinks, self._window = path, sinks, [] if window is None else window
@@ -56,11 +56,11 @@ class MetricsLog:
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether there is an evaluation of that step."""
+        """Return whether that step has an evaluation."""
         return any(record["kind"] == "evaluation" and record["step"] == step for record in self.records)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append a record. Raises OSError where the disk is full."""
+        """Append a record. Raises OSError if the disk is full."""
         record = {"kind": kind, "step": step, **values}
         self.records.append(record)
         if not distributed.is_rank_zero():
@@ -71,7 +71,7 @@ class MetricsLog:
             sink.write(record)
 
     def add(self, metrics: Metrics) -> None:
-        """Take the metrics of a step; what a GPU holds stays there."""
+        """Add the metrics of a step; values on a GPU stay there."""
         self._window.append(metrics)
 
     def pending(self) -> list[dict[str, float]]:
@@ -95,7 +95,7 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics file; a last line cut short by a kill is dropped, and any that is damaged."""
+    """Read the records of a metrics file, without damaged lines, such as one cut short by a kill."""
     records = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
@@ -107,15 +107,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def flatten_record(record: Record) -> dict[str, float]:
-    """The numbers of a record by the names that charts are grouped by: "train/loss", "evaluation/usage/level-1"."""
-    found: dict[str, Any] = {}
+    """Return the numbers of a record by chart names such as "train/loss" and "evaluation/usage/level-1"."""
+    flat: dict[str, Any] = {}
     for name, value in record.items():
-        whole = f"{record['kind']}/{name}"
+        full_name = f"{record['kind']}/{name}"
         if isinstance(value, Sequence) and not isinstance(value, str):
-            found |= {f"{whole}/level-{level}": one for level, one in enumerate(value, start=1)}
+            flat |= {f"{full_name}/level-{level}": number for level, number in enumerate(value, start=1)}
         elif name not in ("kind", "step"):
-            found[whole] = value
-    return {name: float(value) for name, value in found.items() if value is not None}  # what a system can't measure
+            flat[full_name] = value
+    return {name: float(value) for name, value in flat.items() if value is not None}  # None: not measurable
 
 
 def _find_loggers(names: str) -> list[Logger]:
@@ -123,16 +123,16 @@ def _find_loggers(names: str) -> list[Logger]:
 
 
 def require_packages(names: str) -> None:
-    """Raises InputError for an unknown one of these names, ModuleNotFoundError for a missing package."""
+    """Raise InputError for an unknown logger, ModuleNotFoundError if its package is missing."""
     for logger in _find_loggers(names):
         importlib.import_module(logger.needs)
 
 
 @contextmanager
 def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
-    """The sinks of these loggers in rank 0, closed at the end.
+    """Open the sinks of these loggers in rank 0, and close them at the end.
 
-    Records after `first_step` that an earlier process wrote come again.
+    Records after `first_step` that an earlier process wrote are sent again.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []
@@ -161,9 +161,9 @@ class TensorBoardSink:
 class WandbSink:
     """A run of Weights & Biases with the configuration, its files in the folder `wandb` of the run.
 
-    Its id is kept there, so that a resumed training goes on in the same run. After a kill some steps are logged again;
-    Weights & Biases keeps the first values of a step. Its environment variables give entity, mode and project, which
-    is "hrvqvae" by default.
+    The folder keeps the run's id, so that a resumed training goes on in the same run. After a kill some steps are
+    logged again; Weights & Biases keeps the first values of a step. Its environment variables set entity, mode and
+    project (default: "hrvqvae").
     """
 
     def __init__(self, run: Path, first_step: int) -> None:

@@ -1,4 +1,4 @@
-"""What turns gradients into steps: Adam, or Muon for the weights between layers and Adam for the rest; their rate."""
+"""Optimizers and the learning rate: Adam alone, or Muon for matrices and Adam for the other parameters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hrvqvae.config import StageConfig
 _ITERATION = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 _ITERATIONS = 5
 _MOMENTUM = 0.95
-_LIKE_ADAM = 0.2  # root mean square of an entry of Adam's usual step, in learning rates (Liu et al. 2025)
-_FEWEST_CHANNELS = 4  # on both sides of a weight that is taken as a matrix: not of those that see or make pixels
+_LIKE_ADAM = 0.2  # root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
+_FEWEST_CHANNELS = 4  # inputs and outputs of a matrix; layers that read or write pixels have fewer
 
 
 def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
-    """The optimizer of a network that a stage's configuration asks for."""
+    """Return the optimizer that a stage's configuration names, for the parameters of a network."""
     betas = (0.9, config.adam_beta2)
     if config.optimizer == "muon":
         return Muon(module, config.learning_rate, betas)
@@ -27,7 +27,7 @@ def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
 
 
 def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
-    """Rate of a step, `fraction` of the budget being spent: constant, or linear warm-up and a cosine down to zero."""
+    """Return the learning rate of a step after `fraction` of the budget: constant, or warm-up and a cosine to 0."""
     if config.schedule == "constant":
         return config.learning_rate
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
@@ -35,55 +35,54 @@ def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T (n, k), roughly: all singular values that are not tiny come to lie near 1.
+    """Return approximately U V^T of a matrix U S V^T (n, k).
 
-    By five steps of Newton and Schulz's iteration with coefficients that bring small values up fast, so that the values
-    end between 0.7 and 1.2 (Jordan et al. 2024). 0 stays 0.
+    Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2, with coefficients that
+    raise small values fast (Jordan et al. 2024). A zero matrix stays zero.
     """
     first, third, fifth = _ITERATION
     tall = matrix.shape[0] > matrix.shape[1]
-    found: Tensor = matrix.T if tall else matrix
-    found = found / (found.norm() + 1e-7)
+    wide: Tensor = matrix.T if tall else matrix
+    wide = wide / (wide.norm() + 1e-7)
     for _ in range(_ITERATIONS):
-        square = found @ found.T
-        found = first * found + (third * square + fifth * square @ square) @ found
-    return found.T if tall else found
+        square = wide @ wide.T
+        wide = first * wide + (third * square + fifth * square @ square) @ wide
+    return wide.T if tall else wide
 
 
 def matrix_weights(module: nn.Module) -> list[Tensor]:
-    """Weights that are taken as matrices: filters of convolutions and weights of linear layers, with enough channels.
+    """Return the weights that Muon treats as matrices: filters of convolutions and weights of linear layers.
 
-    Not among them are those that see or make pixels, embeddings, codewords, biases and scales.
+    Layers that read or write pixels, embeddings, codewords, biases and scales are not among them.
     """
-    linear = {id(one.weight) for one in module.modules() if isinstance(one, nn.Linear)}
-    found = [one for one in module.parameters() if one.ndim == 4 or id(one) in linear]  # each once, tied ones too
-    return [one for one in found if min(one.shape[:2]) >= _FEWEST_CHANNELS]
+    linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
+    weights = [weight for weight in module.parameters() if weight.ndim == 4 or id(weight) in linear]
+    return [weight for weight in weights if min(weight.shape[:2]) >= _FEWEST_CHANNELS]
 
 
 class Muon(Adam):
-    """Momentum whose matrices are orthogonalize before the step (Jordan et al. 2024); Adam for all that is no matrix.
+    """Muon for matrices: momentum that is orthogonalized before the step (Jordan et al. 2024). Adam for the rest.
 
-    A filter (outputs, inputs, rows, columns) is the matrix (outputs, inputs * rows * columns); that of a transposed
-    convolution, which torch keeps as (inputs, outputs, rows, columns), is (inputs, outputs * rows * columns). The step
-    is the learning rate times 0.2 * sqrt(the longer side) times the orthogonal matrix. Its entries are about as large
-    as those of Adam's steps, so that both take the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no
-    filters, and has no Adam beside it.
+    A filter is flattened to a matrix from its second dimension on, so (outputs, inputs * rows * columns); filters of
+    transposed convolutions become (inputs, outputs * rows * columns). The step is the learning rate times
+    0.2 * sqrt(longer side) times the orthogonal matrix. Its entries are about as large as those of Adam's steps, so
+    both use the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam.
 
     Args:
-        module: whose parameters are trained; `matrix_weights` says which are taken as matrices.
-        learning_rate: of both.
+        module: the network to train; `matrix_weights` selects its matrices.
+        learning_rate: the rate of Muon and of Adam.
         betas: decays of Adam's moments.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> None:
         orthogonal = matrix_weights(module)
-        chosen = {id(one) for one in orthogonal}
-        rest = [one for one in module.parameters() if id(one) not in chosen]
+        matrix_ids = {id(weight) for weight in orthogonal}
+        rest = [parameter for parameter in module.parameters() if id(parameter) not in matrix_ids]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
         super().__init__([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Optimizer.__setstate__(self, state)  # Adam's own asks every parameter for a number of steps
+        Optimizer.__setstate__(self, state)  # Adam's __setstate__ expects a step count for every parameter
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

@@ -1,6 +1,6 @@
-"""The task of training a prior on the codes of a trained autoencoder; held-out images tell how good it is.
+"""Train priors on the codes of a trained autoencoder, and evaluate them on held-out images.
 
-Class dropout: a prior that is trained without the class of some images can be guided (Ho and Salimans 2022).
+Class dropout hides the class of some images, so that the prior can be guided (Ho and Salimans 2022).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from hrvqvae.utils.quantities import counted
 
 
 class CodeBatch(NamedTuple):
-    """Codes of some images as a prior sees them."""
+    """A batch of the codes of the levels that a prior covers, with its conditions."""
 
-    codes: tuple[Tensor, ...]  # (B, H, W) int64 of each level that it covers
-    coarser: tuple[Tensor, ...]  # paths of the coarser levels, (B, H_j, W_j) int64
+    codes: tuple[Tensor, ...]  # per level of the prior, (B, H, W) int64
+    coarser: tuple[Tensor, ...]  # codeword indices of the coarser levels, (B, H_j, W_j) int64
     label: Tensor | None  # (B,) int64
 
     def to(self, device: torch.device) -> CodeBatch:
@@ -55,19 +55,19 @@ class CodeBatch(NamedTuple):
 
 
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
-    """The codes of some images of a split, as the prior of some levels sees them; numbers go on from map to map."""
-    which, places = np.divmod(indices, len(maps[0]))
-    of_maps = [one.read(places[which == number]) for number, one in enumerate(maps)]
-    back = torch.from_numpy(np.argsort(np.argsort(which, kind="stable")))  # from the order of maps to that of indices
-    own = tuple(torch.cat(each)[back] for each in zip(*(codes for codes, _ in of_maps), strict=True))
-    label = torch.cat([labels for _, labels in of_maps])[back] if maps[0].classes else None
-    return CodeBatch(own[levels.start : levels.stop], model.codeword_indices(own[: levels.start]), label)
+    """Read the codes of images for the prior of `levels`; `indices` count through the maps one after the other."""
+    map_indices, rows = np.divmod(indices, len(maps[0]))
+    reads = [code_map.read(rows[map_indices == index]) for index, code_map in enumerate(maps)]
+    restore = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # back to the order of `indices`
+    codes = tuple(torch.cat(level)[restore] for level in zip(*(codes for codes, _ in reads), strict=True))
+    label = torch.cat([labels for _, labels in reads])[restore] if maps[0].classes else None
+    return CodeBatch(codes[levels.start : levels.stop], model.codeword_indices(codes[: levels.start]), label)
 
 
 def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(trained on, held out): numbers of images, at least one of each; the held-out ones in an order drawn by the seed.
+    """Divide images into training indices, sorted, and held-out indices, in an order drawn with the seed.
 
-    Raises InputError where there is only one image.
+    Each set has at least one image. Raises InputError if there is only one image.
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
@@ -77,23 +77,26 @@ def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int
 
 
 def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
-    """The labels (B,) of this process's part of a batch, of which about that share is "no class" instead.
+    """Replace about `share` of the labels (B,) of this process by "no class".
 
-    Which images of the whole batch lose their class depends on (seed, step) alone.
+    The images of the whole batch that lose their class depend on (seed, step) alone.
     """
     if label is None or not share:
         return label
     part = distributed.rank_slice()
-    places = part.of(len(label) * part.count)
-    drawn = make_rng("class dropout", seed, step).random(len(label) * part.count)[places.start : places.stop]
+    positions = part.of(len(label) * part.count)
+    drawn = make_rng("class dropout", seed, step).random(len(label) * part.count)[positions.start : positions.stop]
     return torch.where(torch.from_numpy(drawn < share).to(label.device, non_blocking=True), level.no_class, label)
 
 
 class PriorTask(Task[CodeBatch]):
-    """The prior of some levels of a run. What is kept is the averaged state that codes held-out images in fewest bits.
+    """Train the prior of consecutive levels; keep the averaged weights that need fewest bits for held-out images.
 
-    `config` is that of the run, with `prior` as it is to be trained; `trained` is the
-    run's autoencoder, its configuration and its digest.
+    Args:
+        path: the run folder.
+        levels: the levels that the prior covers.
+        config: the run's configuration, with the `prior` section of this training.
+        trained: the run's autoencoder, its configuration and its digest.
     """
 
     parent_run: Path
@@ -106,19 +109,22 @@ class PriorTask(Task[CodeBatch]):
         self.model, self.trained, self.autoencoder = trained
 
     def check(self) -> None:
-        found = prior_folders(self.parent_run)
-        others = [one for one in found if one != self.levels and set(one) & set(self.levels)]
+        folders = prior_folders(self.parent_run)
+        others = [levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)]
         if others:
-            names, paths = ", ".join(map(level_names, others)), ", ".join(str(found[one].path) for one in others)
+            names, paths = (
+                ", ".join(map(level_names, others)),
+                ", ".join(str(folders[levels].path) for levels in others),
+            )
             raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
         prior, codes = self.config.prior, RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.trained, data=self.config.data)
         if prior.codes is None:
-            of = (self.model, self.autoencoder, config, "train", self.compute.device, say)
+            source = (self.model, self.autoencoder, config, "train", self.compute.device, say)
             self.maps = [
-                stored_or_extracted(codes.with_name(name), *of, move)
+                stored_or_extracted(codes.with_name(name), *source, move)
                 for name, move in moved_copies(prior.flip, prior.shifts)
             ]
         elif prior.flip or prior.shifts:
@@ -142,40 +148,40 @@ class PriorTask(Task[CodeBatch]):
         return build_prior(self.config, self.levels, len(self.classes))
 
     def init_from(self, model: nn.Module) -> str:
-        """From the prior of the same levels.
+        """Copy the weights of the other run's prior of the same levels.
 
-        Where the classes differ, what belongs to a class begins anew. Where only one of the two priors knows
-        "no class", that is left out, or begins as the mean of the classes.
+        If the classes differ, the weights of classes are initialized anew. If only one of the two priors has
+        "no class", its row is left out, or begins as the mean of the classes.
         """
         assert isinstance(model, Prior)
-        name, own = self.training.init_from, model.state_dict()
+        name, initial = self.training.init_from, model.state_dict()
         prior = Run(name).priors.get(self.levels)
         if prior is None or not prior.exists():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, about = prior.read()
         anew = list[str]()
-        for of_classes in self._find_class_tensors():
+        for tensor_name in self._find_class_tensors():
             if self.classes != tuple(about["classes"]):
-                anew.append(of_classes)
-            elif of_classes in weights and weights[of_classes].shape != own[of_classes].shape:
-                rows, labels = weights[of_classes], model.level.labels
+                anew.append(tensor_name)
+            elif tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape:
+                rows, labels = weights[tensor_name], model.level.labels
                 more = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
-                weights[of_classes] = torch.cat([rows, more])[:labels]
+                weights[tensor_name] = torch.cat([rows, more])[:labels]
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", anew)
-        told = f"beginning with the prior of {level_names(self.levels)} of {name}"
-        return told + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
+        message = f"beginning with the prior of {level_names(self.levels)} of {name}"
+        return message + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
 
     def _find_class_tensors(self) -> list[str]:
-        """Names of the tensors whose shapes depend on the number of classes."""
+        """Return the names of the tensors whose shapes depend on the number of classes."""
         with torch.device("meta"):
-            one, two = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
-        return [name for name, tensor in two.items() if tensor.shape != one[name].shape]
+            one_class, two_classes = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
+        return [name for name, tensor in two_classes.items() if tensor.shape != one_class[name].shape]
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
         for samples in sample_stream(self.samples, size, seed, first_step, distributed.rank_slice()):
-            flipped, places = np.divmod([index for index, _ in samples], len(self.kept))
-            images = flipped * len(self.labels) + self.kept[places]
+            map_indices, rows = np.divmod([index for index, _ in samples], len(self.kept))
+            images = map_indices * len(self.labels) + self.kept[rows]
             yield read_codes(self.maps, self.model, self.levels, images)
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
@@ -190,14 +196,15 @@ class PriorTask(Task[CodeBatch]):
         return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Bits that held-out codes take under the averaged prior, which is kept if none before needed fewer."""
+        """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior needed fewer."""
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
-        an_image = self._bits_per_image(prior)
-        levels = [bits / math.prod(prior.level.grid) for bits in an_image]
-        found, more = sum(levels) / len(levels), {"level_bits_per_code": levels} if len(levels) > 1 else {}
-        best = min((one["bits_per_code"] for one in records if one["kind"] == "evaluation"), default=math.inf)
-        if found <= best and distributed.is_rank_zero():  # before the log: a kill in between leaves it to be made again
+        bits_per_image = self._bits_per_image(prior)
+        levels = [bits / math.prod(prior.level.grid) for bits in bits_per_image]
+        bits_per_code, more = sum(levels) / len(levels), {"level_bits_per_code": levels} if len(levels) > 1 else {}
+        previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
+        best = min(previous, default=math.inf)
+        if bits_per_code <= best and distributed.is_rank_zero():  # before the log: after a kill it is evaluated again
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with explain_save_errors(self.run, state.step):
                 save_model(
@@ -205,38 +212,38 @@ class PriorTask(Task[CodeBatch]):
                     autoencoder=self.autoencoder, classes=list(self.classes), class_counts=counts.tolist(),
                     bits_per_code=mean(levels), **({"levels": len(levels)} if more else {}), **more,
                 )  # fmt: skip
-        record = {"bits_per_code": found, "bits_per_image": sum(an_image)}
-        compared = "best so far, kept" if found <= best else f"best: {best:.4f}"
-        line = f"held out: {found:.4f} bits a code, {sum(an_image):.1f} bits an image  ({compared})"
+        record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image)}
+        compared = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
+        line = f"held out: {bits_per_code:.4f} bits a code, {sum(bits_per_image):.1f} bits an image  ({compared})"
         return Evaluation({**record, **more}, line)
 
     def _bits_per_image(self, prior: Prior) -> list[float]:
-        """Bits an image of each level, over the held-out images of all processes."""
+        """Return the bits per image of each level, averaged over the held-out images of all processes."""
         spent, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
         held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
         held_out = held_out[distributed.rank_slice().of(len(held_out))]
         for start in range(0, len(held_out), size):
-            some = held_out[start : start + size]
-            placed = read_codes(self.maps[:1], self.model, self.levels, some).to(self.compute.device)
+            indices = held_out[start : start + size]
+            placed = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
             with self.compute.autocast():
                 spent += torch.tensor(total_bits(prior, *placed))
-            images += len(some)
-        every = distributed.all_gather_numbers(*spent.tolist(), images)
-        *levels, number = (sum(each) for each in zip(*every, strict=True))
-        return [bits / number for bits in levels]
+            images += len(indices)
+        gathered = distributed.all_gather_numbers(*spent.tolist(), images)
+        *level_bits, total_images = (sum(column) for column in zip(*gathered, strict=True))
+        return [bits / total_images for bits in level_bits]
 
     def save(self, state: TrainState) -> None:
-        """Nothing: evaluations write the prior."""
+        """Do nothing: `evaluate` saves the prior."""
 
 
 def train_priors(
     path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, renew: bool = False,
     callbacks: Sequence[Callback] = (), say: Say = print,
 ) -> dict[Levels, Outcome]:  # fmt: skip
-    """Train priors of a run, one after the other; -> how each ended. Ends early where a signal stopped one.
+    """Train priors of a run one after the other, and return how each ended. A signal ends them all.
 
-    The options are those of `Trainer`. Raises InputError: no trained autoencoder; as `Trainer.train`, before any prior
-    is trained where that can be known.
+    The options are those of `Trainer`. Raises as `Trainer.train`, if possible before the first prior is trained, and
+    InputError without a trained autoencoder.
     """
     run = Run(path)
     trained = (*run.load(progressive=False), run.digest)
@@ -250,7 +257,7 @@ def train_priors(
         for trainer in trainers.values():
             trainer.check()
         next(iter(trainers.values())).task.open(say)
-        for trainer in trainers.values():  # what was asked for holds for priors that a signal keeps from beginning
+        for trainer in trainers.values():  # keeps the options of priors that a signal stops before they begin
             distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
         for levels, trainer in trainers.items():
             outcomes[levels] = trainer.train()
@@ -260,15 +267,15 @@ def train_priors(
 
 
 def resolve_priors(
-    path: str | Path, level: int | None, given: Mapping[str, str], *, resume: bool
+    path: str | Path, level: int | None, fields: Mapping[str, str], *, resume: bool
 ) -> dict[Levels, Config]:
-    """The levels that each prior of a run covers, coarse first -> its configuration.
+    """Return the configurations of a run's priors by the levels that they cover, coarse first.
 
-    With `resume`, priors that have begun keep their networks; the levels that are left get new priors.
+    With `resume`, priors that have begun keep their networks; the remaining levels get new priors.
 
     Args:
-        level: counted from 1: the prior that covers it, alone; None takes all.
-        given: dotted name -> text.
+        level: return only the prior that covers this level, counted from 1; None returns all.
+        fields: texts of fields by dotted name.
 
     Raises:
         InputError: no such run or level, or as `prior_config`.
@@ -279,13 +286,13 @@ def resolve_priors(
         raise InputError(f"--level is {level}; this model has levels 1 to {count}")
     wanted = range(count) if level is None else range(level - 1, level)
     configs = {
-        levels: prior_config(stored, given, folder.read_config())
+        levels: prior_config(stored, fields, folder.read_config())
         for levels, folder in prior_folders(path).items()
         if resume and {*levels} & {*wanted} and folder.config.is_file()
     }
     covered = {index for levels in configs for index in levels}
     if not {*wanted} <= covered:
-        new = prior_config(stored, given)
+        new = prior_config(stored, fields)
         configs |= {levels: new for levels in new.prior_levels if {*levels} & {*wanted} and not {*levels} & covered}
     if len({config.prior.codes for config in configs.values()}) > 1:
         raise InputError("the levels were begun with codes of several places; go on with one at a time: --level L")

@@ -1,6 +1,7 @@
-"""The task of training a progressive decoder: a decoder of the first levels of a trained autoencoder.
+"""Train a progressive decoder, which decodes the first levels of a trained autoencoder.
 
-The autoencoder is frozen. The progressive decoder begins as its decoder behind a refiner that changes nothing.
+The autoencoder is frozen. The progressive decoder begins as a copy of its decoder, behind a refiner that is the
+identity at first.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from hrvqvae.utils.errors import InputError
 
 
 class ProgressiveTask(ImageTask):
-    """A progressive decoder: each image of a batch is cut to a prefix, in turn.
+    """Train a progressive decoder: the images of a batch are cut to the prefixes of the levels in turn.
 
-    The error of each prefix is divided by its own value, so that none outweighs another: what grows is the mean of
-    their PSNR. `config` is that of the run, with `progressive` as it is to be trained.
+    The error of each prefix is divided by its value, so that all weigh the same: this raises the mean PSNR of the
+    prefixes. `config` is the run's configuration, with the `progressive` section of this training.
 
-    Raises InputError: no trained autoencoder, or one without prefixes.
+    Raises InputError without a trained autoencoder, or if it has no prefixes.
     """
 
     name_suffix = ", prefixes"
@@ -69,25 +70,25 @@ class ProgressiveTask(ImageTask):
         placed = state.compute.place_images(batch.images)
         images = unit_images(placed, self.model.channels)
         prefixes, part = self.model.prefixes[:-1], distributed.rank_slice()
-        first = part.of(len(images) * part.count).start  # of this process's part of the batch
-        which = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)
+        first = part.of(len(images) * part.count).start  # position in the batch of all processes
+        assigned = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)
         with state.autocast():
-            every = self.model.prefix_latents(self.model.encode(placed))
-            latents = every[which, torch.arange(len(images), device=images.device)]
-            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), which + 1)
+            all_latents = self.model.prefix_latents(self.model.encode(placed))
+            latents = all_latents[assigned, torch.arange(len(images), device=images.device)]
+            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
-        chosen = which == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
+        chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
         sums, counts = (chosen * errors).sum(1), chosen.sum(1).to(errors)
-        total, number = distributed.all_reduce_mean([sums.detach(), counts])
-        relative = sums / total.clamp(min=1e-12)
-        losses = {f"relative_{levels}": one for levels, one in zip(prefixes, relative, strict=True)}
+        mean_sums, mean_counts = distributed.all_reduce_mean([sums.detach(), counts])
+        relative = sums / mean_sums.clamp(min=1e-12)
+        losses = {f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)}
         norm = state.take_gradient(losses)["gradient_norm"]
         state.update(MODEL)
         state.averaged.update_parameters(decoder)
-        means, images_of_all = total / number, len(images) * part.count
-        shown = {(place + state.step) % len(prefixes) for place in range(min(len(prefixes), images_of_all))}
-        found = {f"reconstruction_{prefixes[index]}": means[index] for index in sorted(shown)}
-        return {**found, "loss": sum(found.values()), "gradient_norm": norm}
+        errors_of_prefixes, batch_size = mean_sums / mean_counts, len(images) * part.count
+        present = {(position + state.step) % len(prefixes) for position in range(min(len(prefixes), batch_size))}
+        reconstruction = {f"reconstruction_{prefixes[index]}": errors_of_prefixes[index] for index in sorted(present)}
+        return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
 
     def averaged(self, state: TrainState) -> Autoencoder:
         decoder = state.averaged.module
@@ -99,17 +100,17 @@ class ProgressiveTask(ImageTask):
         return ", ".join(report.captions())
 
     def save(self, state: TrainState) -> None:
-        weights, of = state.averaged.module.state_dict(), {"autoencoder": self.autoencoder}
-        save_model(self.run.model, self.config, weights, state.step, "prefixes", **of)
+        weights = state.averaged.module.state_dict()
+        save_model(self.run.model, self.config, weights, state.step, "prefixes", autoencoder=self.autoencoder)
 
 
-def resolve_progressive(path: str | Path, given: Mapping[str, str], *, resume: bool) -> Config:
-    """The configuration of a run, with the training of the progressive decoder as it begins or is resumed.
+def resolve_progressive(path: str | Path, fields: Mapping[str, str], *, resume: bool) -> Config:
+    """Return the configuration of a run with the `progressive` section of a new or resumed training.
 
-    `given` is dotted name -> text. Raises InputError: no such folder, or as `progressive_config`.
+    `fields` are texts by dotted name. Raises as `progressive_config`, and InputError if there is no such folder.
     """
     stored = Run(path).described_config
     require_own(path)
     folder = progressive_folder(path)
     begun = folder.read_config() if resume and folder.config.is_file() else None
-    return progressive_config(stored, given, begun)
+    return progressive_config(stored, fields, begun)

@@ -1,4 +1,4 @@
-"""What a training must remember between two steps, its form on disk, and the gradient of a step.
+"""The state of a training between two steps, how it is stored, and the gradient of a step.
 
 The order of the data, the augmentation and every random draw depend on (seed, step) alone, so the state is the weights,
 their moving average, the optimizer, the step, and the seconds spent.
@@ -27,25 +27,25 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Of the random draws of a step."""
+    """Return the generator of a step's random draws."""
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trained values of a model: its parameters, and codewords that moving averages lead."""
+    """Count the trained values of a model: parameters, and codewords that follow moving averages."""
     codewords = (buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords")
     return sum(values.numel() for values in (*model.parameters(), *codewords))
 
 
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
-    """Copy weights into a model but those named `anew`. Raises InputError at the first that does not fit."""
-    own = model.state_dict()
-    given = {name: tensor for name, tensor in weights.items() if name not in anew}
-    for name in sorted({*own, *given} - set(anew)):
-        here, there = (str(list(one[name].shape)) if name in one else "absent" for one in (own, given))
+    """Copy weights into a model, except those named in `anew`. Raises InputError at the first that does not fit."""
+    current = model.state_dict()
+    copied = {name: tensor for name, tensor in weights.items() if name not in anew}
+    for name in sorted({*current, *copied} - set(anew)):
+        here, there = (str(list(state[name].shape)) if name in state else "absent" for state in (current, copied))
         if here != there:
             raise InputError(f"{source} does not fit: {name} is {there} there, {here} here; choose the same shapes")
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(copied, strict=False)
 
 
 def require_finite(metrics: Mapping[str, float]) -> None:
@@ -57,7 +57,7 @@ def require_finite(metrics: Mapping[str, float]) -> None:
 
 
 class Budget(NamedTuple):
-    """A training ends with what comes first; None is no such limit."""
+    """The limits of a training, which ends at the first it reaches; None is no limit."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -67,7 +67,7 @@ _NO_LIMIT = Budget()
 
 
 def make_budget(config: TrainingConfig, samples: int) -> Budget:
-    """The budget of a configuration, with so many samples in an epoch."""
+    """Return the budget of a configuration for epochs of `samples` samples."""
     limits = [config.max_steps] if config.max_steps else []
     if config.epochs:
         limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
@@ -84,10 +84,10 @@ class TrainedNetwork:
 
 @dataclass
 class TrainState:
-    """What is trained, and how far it is: the `models.objective.Learner` of objectives.
+    """The networks of a training and its progress; objectives see it as a `models.objective.Learner`.
 
     Attributes:
-        networks: the model, and what is trained beside it, by name.
+        networks: the model and the networks trained beside it, by name.
         averaged: moving average of the model's weights (Polyak averaging, docs/paper-tables.md, Table 6) and codewords.
         step: steps taken.
         seconds: wall-clock time spent in training, evaluation included, over all resumptions.
@@ -109,10 +109,10 @@ class TrainState:
         model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
         budget: Budget = _NO_LIMIT,
     ) -> TrainState:  # fmt: skip
-        """That of a model on its device before its first step."""
+        """Return the state of a model on its device before its first step."""
         averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
         modules = {MODEL: model, **auxiliary}
-        networks = {name: TrainedNetwork(one, make_optimizer(one, config)) for name, one in modules.items()}
+        networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
         return TrainState(networks, averaged, Compute.of(config), budget)
 
     @property
@@ -121,12 +121,12 @@ class TrainState:
 
     @property
     def optimizer(self) -> Optimizer:
-        """Of the model."""
+        """The model's optimizer."""
         return self.networks[MODEL].optimizer
 
     @property
     def fraction(self) -> float:
-        """Share of the budget that is spent, by the limit that is nearer."""
+        """Spent share of the budget, by the limit that is nearer."""
         steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
@@ -134,38 +134,38 @@ class TrainState:
         return self.compute.autocast()
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Give a network the gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
+        """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
 
-        Where several processes train together, all of it is the mean over them, by one all-reduce. On a GPU the numbers
-        stay there, and `require_finite` reads them when the trainer logs.
+        Gradients and terms are averaged over all processes by one all-reduce. On a GPU the terms stay there;
+        `require_finite` reads them when the trainer logs.
 
         Raises:
-            NonFiniteError: a term or the gradient is NaN or infinite, in whichever process, on a CPU.
+            NonFiniteError: on a CPU, if a term or the gradient of any process is NaN or infinite.
         """
         network = self.networks[of]
         terms = torch.stack(list(losses.values()))
         network.optimizer.zero_grad(set_to_none=True)
         terms.sum().backward()  # type: ignore[no-untyped-call]
         terms = terms.detach()
-        gradients = [one.grad for one in network.module.parameters() if one.grad is not None]
-        own = [terms, *gradients]
-        for one, mean in zip(own, distributed.all_reduce_mean(own), strict=True):
-            one.copy_(mean)  # which keeps its memory format
+        gradients = [weight.grad for weight in network.module.parameters() if weight.grad is not None]
+        tensors = [terms, *gradients]
+        for tensor, mean in zip(tensors, distributed.all_reduce_mean(tensors), strict=True):
+            tensor.copy_(mean)  # keeps the memory format of the tensor
         norm = torch.nn.utils.get_total_norm(gradients)
         if terms.device.type != "cpu":
             return {**dict(zip(losses, terms, strict=True)), "loss": terms.sum(), "gradient_norm": norm}
         values = dict(zip(losses, terms.tolist(), strict=True))
-        found = {**values, "loss": math.fsum(values.values()), "gradient_norm": float(norm)}
-        require_finite(found)
-        return found
+        metrics = {**values, "loss": math.fsum(values.values()), "gradient_norm": float(norm)}
+        require_finite(metrics)
+        return metrics
 
     def update(self, *names: str) -> None:
-        """Move networks by the gradients they were given."""
+        """Update networks by their gradients."""
         for name in names:
             self.networks[name].optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by its name on disk."""
+        """Return every tensor of the state by its name in the checkpoint."""
         named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for prefix, network in self._prefixed_networks():
             named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
@@ -181,7 +181,7 @@ class TrainState:
         }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Take a state back, bit for bit. Raises DamagedFileError where it is of another model."""
+        """Restore a saved state bit for bit. Raises DamagedFileError if it is of another model."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -198,17 +198,17 @@ class TrainState:
             _restore(network.optimizer, part(f"{prefix}optimizer."))
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
-        """(prefix of its names on disk, network) of each."""
+        """Return each network with the prefix of its names in the checkpoint."""
         return [("" if name == MODEL else f"{name}_", network) for name, network in self.networks.items()]
 
 
 def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """torch's, but for whole numbers, which have no mean: the averaged model takes those of the model."""
+    """Return an update by exponential moving averages; integers are copied."""
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        if averaged[0].is_floating_point():  # torch hands in one type at a time
+        if averaged[0].is_floating_point():  # torch passes tensors of one type at a time
             average(averaged, current, steps)
         else:
             for mean, value in zip(averaged, current, strict=True):
@@ -218,7 +218,7 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _restore(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Give an optimizer its moments back, from names such as "3.exp_avg"."""
+    """Restore the moments of an optimizer from names such as "3.exp_avg"."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():
