@@ -1,7 +1,7 @@
-"""The codebooks of one level: how their codewords learn, start and restart.
+"""The codebooks of one level: start, update and restart of their codewords.
 
-Shapes: a level has num_books codebooks of m codewords of width D; N vectors are quantized, and the index says which
-codeword of the level each vector got: index = book * m + child.
+Shapes: a level has num_books codebooks of m codewords of width D. The index of a codeword in its level is
+book * m + child. N is the number of vectors.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hrvqvae.quantize.kmeans import kmeans
 def random_latents(latents: Tensor, num_leaves: int, rng: torch.Generator) -> Tensor:
     """Return normal vectors (N, D) for a random start, four per leaf, with mean and deviation of latents (..., D).
 
-    So codewords begin apart from each other, in a tree and in a flat codebook alike, and no farther than latents are:
-    from N(0, 1), far from the latents of an untrained encoder, few codewords are ever chosen (docs/comparison.md).
+    Codewords from N(0, 1) would lie far from the latents of an untrained encoder, and few would ever be chosen
+    (docs/comparison.md).
     """
     flat = latents.reshape(-1, latents.shape[-1]).float()
     noise = torch.randn(max(1024, 4 * num_leaves), flat.shape[-1], generator=rng, dtype=torch.float32)
@@ -29,15 +29,15 @@ def random_latents(latents: Tensor, num_leaves: int, rng: torch.Generator) -> Te
 
 
 class LevelCodebooks(nn.Module):
-    """The codebooks of one level, (num_books, m, D), with the moving average of how often each codeword is used.
+    """The codebooks of one level, (num_books, m, D), with a moving average of how often each codeword is used.
 
-    With the update "ema" codewords are a buffer, the moving average of the vectors that chose them (VQVAE's appendix
-    A.1; VQVAE-2); with "gradient" a parameter, which the codebook loss moves (docs/method.md, the loss as printed).
+    With the update "ema" the codewords are a buffer: the moving average of the vectors that chose them (appendix A.1 of
+    VQVAE). With "gradient" they are a parameter, which the codebook loss moves (docs/method.md).
     """
 
     codewords: Tensor
-    count: Tensor  # (num_books, m): moving average of assignments per batch
-    total: Tensor | None  # (num_books, m, D): that of the sum of the vectors assigned, with "ema"
+    count: Tensor  # (num_books, m): moving average of the vectors per batch that chose a codeword
+    total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
 
     def __init__(
         self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema"
@@ -54,7 +54,7 @@ class LevelCodebooks(nn.Module):
         self.register_buffer("total", torch.zeros_like(codewords) if follows else None)
 
     def reset_parameters(self) -> None:
-        """Begin anew; after `to_empty`, too."""
+        """Reset to the state of new codebooks, also after `to_empty`."""
         every = torch.arange(self.num_codewords, device=self.count.device)
         self.set_codewords(every, self.count.new_zeros(()), self.count.new_ones(()))
 
@@ -63,7 +63,7 @@ class LevelCodebooks(nn.Module):
         return self.codewords.flatten(0, 1)[index]
 
     def set_codewords(self, index: Tensor, vectors: Tensor, count: Tensor) -> None:
-        """Place the codewords of indices (K,) at vectors (K, D), with the count (K,) that they begin with."""
+        """Set the codewords of indices (K,) to vectors (K, D), with counts (K,)."""
         self.codewords.data.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
         if self.total is not None:
@@ -77,19 +77,16 @@ class LevelCodebooks(nn.Module):
                 flat.copy_(flat[index])
 
     def statistics(self, residual: Tensor, index: Tensor) -> list[Tensor]:
-        """Return what a batch adds to each moving average: counts, then sums of residuals (N, D) by index (N,).
-
-        The statistics of several batches add up to those of all of them together.
-        """
+        """Return counts and sums of residuals (N, D) by index (N,). The statistics of several batches add up."""
         counts = vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
         if self.total is None:
             return [counts]
         return [counts, vq.sums(residual, index, self.num_codewords).view_as(self.total)]
 
     def average(self, counts: Tensor, sums: Tensor | None = None) -> None:
-        """Take the statistics of a batch into the moving averages, and let the codewords follow.
+        """Update the moving averages and the codewords by the statistics of a batch.
 
-        A codeword whose sum is not finite, as of a vector that overflowed on a GPU, stays as it is.
+        A codeword whose sum is not finite stays as it is, for example after an overflow on a GPU.
         """
         if self.total is not None and sums is not None:
             finite = sums.isfinite().all(-1)
@@ -103,21 +100,22 @@ class LevelCodebooks(nn.Module):
     def initialize(
         self, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False
     ) -> None:
-        """Run k-means in each codebook that gets data; a codebook that gets none starts near zero residual.
+        """Run k-means in each codebook that gets vectors; start the others with small random codewords.
 
         Each codeword begins with the count of its cluster, so that the first batches refine it instead of replacing it.
 
         Args:
-            residual: (N, D), what this level has to code.
-            parent: (N,), the codebook that each vector is searched in.
-            weight: of a vector in the counts: vectors of a training batch over N, since counts are those of a batch.
+            residual: (N, D), input of this level.
+            parent: (N,), codebook of each vector.
+            rng: random generator.
+            weight: weight of a vector in the counts: vectors per training batch, divided by N.
             even: codewords get about equally many vectors (`kmeans`).
         """
         size, dim = self.size, residual.shape[-1]
         scale = residual.std(0, correction=0) * 0.1
         start = torch.randn(self.num_codewords, dim, generator=rng, dtype=torch.float32).to(residual.device) * scale
         count = torch.zeros(self.num_codewords, device=residual.device, dtype=torch.float32)
-        for book, members in vq.nodes(parent, self.num_books):
+        for book, members in vq.group_by_book(parent, self.num_books):
             children = slice(book * size, (book + 1) * size)
             start[children], count[children] = kmeans(residual[members], size, rng, even)
         self.set_codewords(torch.arange(self.num_codewords, device=residual.device), start, count * weight)
@@ -126,25 +124,26 @@ class LevelCodebooks(nn.Module):
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Move dead codewords of codebooks that get data to vectors of theirs, drawn at random.
+        """Move dead codewords to random vectors of their codebook.
 
-        A codeword is dead when its moving average of assignments is below `below` / m of its codebook's. Vectors are
-        drawn from those of codewords that are not dead. Those that are placed begin with the codebook's mean count, so
-        that the next update does not undo it.
+        The vectors are drawn from those of living codewords. A moved codeword begins with the mean count of its
+        codebook, so that the next update does not undo the move.
 
         Args:
-            residual: (N, D), what this level has to code.
-            index: (N,), the codeword that each vector has.
+            residual: (N, D), input of this level.
+            index: (N,), codeword of each vector.
+            below: a codeword is dead when its share of its codebook's count is below this / m.
+            rng: random generator.
 
         Returns:
-            Indices of the codewords that moved, and of those that had the vectors they moved to: (K,) each.
+            Indices (K,) of the moved codewords, and indices (K,) of the codewords whose vectors they took.
         """
         total = self.count.sum(1, keepdim=True)
         dead = self.count < total * (below / self.size)
         moved, source = [index[:0]], [index[:0]]
-        drawable = (~dead.view(-1)[index]).nonzero().flatten()
-        for book, places in vq.nodes(index[drawable] // self.size, self.num_books) if dead.any() else ():
-            members = drawable[places]
+        candidates = (~dead.view(-1)[index]).nonzero().flatten()
+        for book, positions in vq.group_by_book(index[candidates] // self.size, self.num_books) if dead.any() else ():
+            members = candidates[positions]
             children = dead[book].nonzero().flatten()[: len(members)]
             if len(children) == 0:
                 continue
@@ -160,9 +159,13 @@ class LevelCodebooks(nn.Module):
 def follow(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
-    """Let codebooks follow a batch: of each level the residuals (N, D) that it coded, and their indices (N,).
+    """Update the codebooks of all levels by a batch.
 
-    The processes of a group add up their statistics in one all-reduce for all levels.
+    Args:
+        levels: codebooks of each level.
+        residuals: (N, D), input of each level.
+        indices: (N,), codewords that the residuals chose, per level.
+        group: processes that sum their statistics, by one all-reduce.
     """
     statistics = [level.statistics(*batch) for level, *batch in zip(levels, residuals, indices, strict=True)]
     summed = iter(distributed.all_reduce([values for level in statistics for values in level], group))

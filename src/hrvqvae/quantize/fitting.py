@@ -1,6 +1,6 @@
-"""Fit codebooks to vectors that lie there whole: a k-means start, then passes that each refit all levels.
+"""Fit codebooks to an array or to batches: a k-means start, then passes that refit all levels.
 
-Shapes: vectors (N, D), which come in batches (n, D); L levels, m codewords per codebook.
+Shapes: N vectors (N, D) in batches (n, D); L levels, m codewords per codebook.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
 _RICH = 8  # minimum vectors per codeword for a k-means in each codebook of a level; below it, they share one k-means
-_PRIOR = 2.0  # pseudo-count of the shared mean: the mean of a number's codewords over all codebooks of a level
+_PRIOR = 2.0  # pseudo-count of the mean, over the codebooks of a level, of the codewords with the same code
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
-    """Yield an array (N, D), or those of an iterable, as float32 batches of at most `batch`. Raises as `TreeVQ.fit`."""
+    """Yield an array (N, D) or an iterable of arrays in float32 batches; raise InputError for other types or shapes."""
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
         shape, kind = tuple(np.shape(array)), str(getattr(array, "dtype", type(array).__name__))
@@ -43,11 +43,10 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
 def fit(
     quantizer: ResidualQuantizer, batches: Callable[[], Iterator[Tensor]], start: int, passes: int, seed: int
 ) -> None:
-    """Fit all levels to the vectors of `batches()`; `start` vectors, drawn evenly, are for the k-means start.
+    """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
-    Each pass searches all vectors with the quantizer's own search and makes each codeword the mean of what it stands
-    for, so that a pass is a step of Lloyd's algorithm for the leaves of a group of linked levels. Codewords without a
-    vector then become copies, a little apart, of the fullest codewords of their codebook.
+    Each pass is a step of Lloyd's algorithm with the quantizer's own search: every leaf becomes the mean of its
+    vectors. Then codewords without a vector split the fullest codewords of their codebook.
     """
     rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
     sample, keys, count, largest = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
@@ -60,19 +59,19 @@ def fit(
     if count == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
-    even = quantizer.config.beam > 1  # a beam can look beyond the nearest: clusters of like size
+    even = quantizer.config.beam > 1  # a beam makes more of clusters of similar size
     quantizer.initialize(sample.to(device), rng, start=partial(_start, even=even))
     groups = [[quantizer.levels[level] for level in group] for group in quantizer.groups]
     with task("fit", count * passes, "vectors") as advance:
         for _ in range(passes):
             counts = [torch.zeros(levels[-1].num_codewords, device=device) for levels in groups]
-            totals = [torch.zeros(len(one), sample.shape[1], device=device) for one in counts]
+            totals = [torch.zeros(len(leaves), sample.shape[1], device=device) for leaves in counts]
             for part in batches():
                 chosen, residuals = quantizer.descend(part.to(device))
-                for place, group in enumerate(quantizer.groups):
+                for group, leaves, total in zip(quantizer.groups, counts, totals, strict=True):
                     leaf = chosen[group[-1]][0]
-                    counts[place] += vq.counts(leaf, len(counts[place]))
-                    totals[place].index_add_(0, leaf, residuals[group.start])
+                    leaves += vq.counts(leaf, len(leaves))
+                    total.index_add_(0, leaf, residuals[group.start])
                 advance(len(part))
             for levels, leaves, total in zip(groups, counts, totals, strict=True):
                 _refit(levels, leaves, total, largest / count)
@@ -82,7 +81,7 @@ def fit(
 def _start(
     level: LevelCodebooks, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float, *, even: bool
 ) -> None:
-    """As `LevelCodebooks.initialize`; with few vectors, all codebooks begin with one k-means of all vectors."""
+    """Start a level as `LevelCodebooks.initialize` does, but share one k-means if there are few vectors."""
     if len(residual) >= _RICH * level.num_codewords:
         level.initialize(residual, parent, rng, weight, even)
     else:
@@ -94,10 +93,14 @@ def _start(
 def _refit(levels: Sequence[LevelCodebooks], count: Tensor, total: Tensor, weight: float) -> None:
     """Set the codewords of linked levels from the counts (K,) and sums (K, D) of their leaves.
 
-    With few vectors a codeword leans on the mean of the codewords of its number in all codebooks of its level.
+    A codeword with few vectors is drawn towards the mean, over the codebooks of its level, of the codewords with the
+    same code.
 
     Args:
-        weight: as of `LevelCodebooks.initialize`.
+        levels: codebooks of the linked levels.
+        count: (K,), vectors of each leaf.
+        total: (K, D), their sums.
+        weight: weight of a vector in the codewords' counts.
     """
     dim, sums = total.shape[1], [(count, total)]
     for finer in reversed(levels[1:]):
@@ -115,7 +118,7 @@ def _refit(levels: Sequence[LevelCodebooks], count: Tensor, total: Tensor, weigh
 
 
 def _restart(quantizer: ResidualQuantizer, rng: torch.Generator, count: int) -> None:
-    """Split the fullest codewords of codebooks where others have none of the `count` vectors, at rich levels."""
+    """Let codewords without a vector split the fullest of their codebook, if `count` vectors are enough."""
     for index, level in enumerate(quantizer.levels):
         if count < _RICH * level.num_codewords:
             continue

@@ -1,4 +1,4 @@
-"""k-means, which codebooks start from."""
+"""k-means for the start of codebooks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
 
-_MANY = 512  # clusters, above which seeds are drawn in rounds and few iterations follow
+_MANY = 512  # with more clusters, seeds are drawn in rounds and few iterations follow
 _ITERATIONS, _ITERATIONS_OF_MANY, _ROUNDS = 20, 5, 64
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw k-means++ seeds (Arthur and Vassilvitskii 2007) from vectors (N, D): (num_clusters, D).
 
-    Many clusters are drawn in some 64 rounds: each draws several seeds by the same distances. Fewer distinct vectors
-    than clusters leave duplicates.
+    Many seeds are drawn in about 64 rounds, several per round by the same distances. With fewer distinct vectors than
+    clusters there are duplicates.
     """
     first = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
     centers, new = vectors[first], vectors[first]
@@ -41,22 +41,24 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
 
 
 def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool = False) -> tuple[Tensor, Tensor]:
-    """Run Lloyd's algorithm from k-means++ seeds, with the search of training, so no N x num_clusters matrix exists.
+    """Run Lloyd's algorithm from k-means++ seeds, without a matrix of N x num_clusters distances.
 
     Args:
         vectors: (N, D) float32.
-        num_clusters: how many.
-        rng: of the random draws.
-        even: clusters get about equally many vectors: a center's squared distances are raised by a price, the square
-            of one more coordinate, which rises while the cluster has too many. The sizes include the prices.
+        num_clusters: number of clusters.
+        rng: random generator.
+        even: give clusters about equally many vectors. A price is added to the squared distances of each center and
+            rises while its cluster has too many vectors.
 
     Returns:
-        Centers (num_clusters, D), and how many vectors are nearest to each, (num_clusters,) float32. Of duplicate
-        centers, which fewer distinct vectors than clusters leave, one gets all the vectors.
+        Centers (num_clusters, D) and sizes of the clusters (num_clusters,) float32, in which prices count. One of
+        several equal centers gets all their vectors.
     """
     centers = seed_clusters(vectors, num_clusters, rng)
     if even:
-        vectors, centers = (torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers))
+        vectors, centers = (
+            torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers)
+        )  # last: root of the price
     prices = centers.new_zeros(num_clusters)
     iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
     for iteration in range(iterations + 1):

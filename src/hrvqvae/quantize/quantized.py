@@ -1,4 +1,4 @@
-"""The contract of every quantizer, and the checks of what it is given."""
+"""The interface of all quantizers, and checks of their input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Codes = tuple[Tensor, ...]
 """int64 tensors (B, H_l, W_l), coarse first."""
 
 Chosen = Sequence[tuple[Tensor, Tensor]]
-"""Of each level, the index (N,) and the codeword (N, D) that each vector got."""
+"""Index (N,) and codeword (N, D) of each vector, per level."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,28 @@ class Quantized:
 
     latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient to the input
     codes: Codes
-    losses: Mapping[str, Tensor]  # codebook and commitment terms, beta included; squared errors summed over the batch
+    losses: Mapping[str, Tensor]  # weighted terms, summed over the batch
     chosen: Chosen = ()
 
 
 class Quantizer(nn.Module, ABC):
-    """Turn latents (B, H, W, D) of one grid into codes of one or several levels, (B, H, W) each, and back."""
+    """Base class: latents (B, H, W, D) of one grid to codes of one or several levels, (B, H, W) each, and back."""
 
     config: Any  # with the field `dim`, D
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize; in training mode, let the codewords follow. Raises NonFiniteError if a latent is not finite."""
+        """Quantize; in training mode, update the codewords. Raise NonFiniteError if a latent is not finite."""
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Codes:
-        """Return the codes alone; change nothing. Raises as `forward`."""
+        """Return the codes only, without an update; raise the same errors as `forward`."""
 
     @abstractmethod
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        """Return latents (B, H, W, D) of codes of a prefix of the levels.
+        """Return latents (B, H, W, D) for codes of the first levels.
 
-        Raises InputError for other codes, unless `check` is false: a GPU is waited for to check them.
+        Raise InputError for invalid codes, unless `check` is false, which saves a wait for the GPU.
         """
 
     def codeword_indices(self, codes: Codes) -> Codes:
@@ -54,7 +54,7 @@ class Quantizer(nn.Module, ABC):
         return codes
 
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
-        """Start from latents (..., D), each of which weighs `weight` in the codewords' counts."""
+        """Start from latents (..., D); `weight` is the weight of each in the codewords' counts."""
 
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
         """Move dead codewords to latents (..., D) of a training batch; return how many moved."""
@@ -62,10 +62,9 @@ class Quantizer(nn.Module, ABC):
 
 
 def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
-    """Raise InputError if codes are not int64 of a prefix of the levels, (B, H_l, W_l) in [0, size) each.
+    """Raise InputError unless codes are int64 (B, H_l, W_l) in [0, size) of the first levels.
 
-    Each level's grid has `scale` times the rows and columns of the coarser level's. Values are not known while a graph
-    is traced, and are not checked then.
+    Each level has `scale` times the rows and columns of the coarser one. Values are not checked in graphs.
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
@@ -80,9 +79,9 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
-    """Raise NonFiniteError, with the count, if a latent or a codeword is NaN or infinite: nothing is nearest."""
-    named = {"latents": latents} | {f"codebook of level {level}": book for level, book in enumerate(codebooks, start=1)}
-    for name, values in named.items():
+    """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
+    tensors = {"latents": latents} | {f"codebook of level {i}": book for i, book in enumerate(codebooks, start=1)}
+    for name, values in tensors.items():
         finite = torch.isfinite(values)
         if not finite.all():
             raise NonFiniteError(f"{name}: {int((~finite).sum())} of {values.numel()} values are NaN or infinite")

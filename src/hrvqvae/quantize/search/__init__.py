@@ -1,19 +1,19 @@
-"""Find the nearest codewords through several levels: the greedy search, and a beam of several paths.
+"""Find the nearest codewords through several levels, by a greedy search or by a beam.
 
-The greedy search, which the paper has, takes the nearest child at each level. The leaf that it ends in need not be the
-nearest of all, since a codeword that is a little farther may have better children. A beam keeps the `width` paths of
-the least cost at each level; one as wide as there are paths before the last level finds the leaf of the least cost.
+The greedy search of the paper takes the nearest child at each level. It need not find the nearest leaf, since a farther
+codeword may have better children. A beam keeps the `width` branches of the least cost at each level. A branch is a
+choice of one codeword per level so far, and its cost after level l is
 
-    cost of a path = ||r_L||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{L-1}||^2)
+    ||r_l||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{l-1}||^2)
 
-With a coarse weight of 0 a beam gives up the coarser levels for the sake of the finest; a little weight keeps prefixes
-of the levels good (docs/method.md). A beam of one path is the greedy search, and one level is a flat codebook.
+A small coarse weight keeps prefixes of the levels good (docs/method.md). A beam of width 1 is the greedy search, and a
+beam as wide as there are branches before the last level finds the least cost of all leaves.
 
-There are two forms with the same answers: `compiled` runs on a CPU, `tensors` on a GPU and in graphs. Of equal costs
-the path is taken whose parent costs less, then the path with the lower child.
+Two forms give the same results: `compiled` runs on a CPU, `tensors` on a GPU and in graphs. Of equal costs the branch
+with the cheaper parent wins, then the branch with the lower child.
 
-Shapes: N vectors of width D, L levels; a level's codebooks are (num_books, m, D). A level with one codebook is not
-linked to the level before it; any other level has a codebook for each codeword of the level before it.
+Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). A level has one codebook if it
+is not linked to the coarser level, and otherwise a codebook for each codeword of the coarser level.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import torch
 from torch import Tensor
 
 Search = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""From vectors (N, D) and the codebooks of L levels to the index of a codeword in each level: (L, N) int64."""
+"""A search takes vectors (N, D) and the codebooks of L levels and returns indices (L, N) int64."""
 
 
 def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
-    """Search by the form that is fastest on the vectors' device; return indices (L, N).
+    """Search on the vectors' device; return indices (L, N).
 
     Args:
         latents: (N, D) float32.
         codebooks: codebooks of the levels to search, on the same device.
-        width: paths that are kept at each level, as far as there are so many.
+        width: number of branches kept at each level.
         coarse_weight: weight of the squared residuals of all levels but the last.
 
     Raises:
-        NonFiniteError: a latent or a codeword is NaN or infinite. A GPU is not waited for, and graphs hold no check:
-            NaN goes into the loss there, which stops the training step.
+        NonFiniteError: A latent or a codeword is NaN or infinite. On a GPU and in graphs nothing is raised; NaN
+            reaches the loss, which stops the training.
     """
     if latents.device.type != "cpu" or torch.compiler.is_compiling():
         from hrvqvae.quantize.search.tensors import search_tensors
