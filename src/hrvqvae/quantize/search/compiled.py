@@ -1,12 +1,11 @@
 """The search as loops that numba compiles, for a CPU, around the innermost loops of `vectors.py`.
 
-All levels are searched in one pass over the vectors. A residual (D floats) and the m codewords of one codebook stay in
-the innermost cache, nothing of size (N, m, D) exists, and only the indices are written. The work is N * L * m * D
-subtractions and multiply-adds, with a beam N * (1 + (L - 1) * beam) * m * D; m is padded to a multiple of 8 and D to
-one of 16. Distances are summed in the direct form sum((r - c)^2), which keeps its accuracy where codewords lie far from
-the origin.
+One pass over the vectors searches all levels. A residual (D floats) and the m codewords of one codebook stay in the
+innermost cache, no array has the size (N, m, D), and only the indices are written. The work is N * L * m * D
+subtractions and multiply-adds, or N * (1 + (L - 1) * beam) * m * D with a beam. m is padded to a multiple of 8, and D
+to a multiple of 16. Distances are sums of (r - c)^2, which are accurate far from the origin.
 
-The kernels get the addresses of codebooks, so that one signature serves every number of levels, and arrays to work in.
+The kernels take addresses of codebooks, so that one signature fits every number of levels, and work arrays.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
-_TOGETHER, _AHEAD = 64, 4  # vectors that go down the tree together; how far ahead a codebook is prefetched
-_NEAR_BYTES = 2**16  # of a level whose codewords are in the innermost caches anyway
-_BLOCK = 128  # vectors per reading of a flat codebook
+_TOGETHER, _AHEAD = 64, 4  # vectors that descend together; vectors between a prefetch and its use
+_NEAR_BYTES = 2**16  # levels up to this size stay in the innermost caches and need no prefetch
+_BLOCK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 
 
@@ -50,13 +49,13 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 def _search_greedy(
     latents: Floats, books: Integers, shapes: Integers, indices: Integers, work: Any, first: int, last: int
 ) -> float:
-    """Search latents[first:last] (N, D), and return the sum of the squared residuals that are left.
+    """Search latents[first:last] (N, D), and return the sum of the final squared residuals.
 
-    A few vectors go down together, so that the codebook of a later one can be on its way while one is searched.
+    Several vectors descend together, so that the codebook of a later vector is fetched while another is searched.
 
     Args:
         books: addresses of the codebooks of each level, (num_books, G, W) floats as `_pad_codebooks` returns them.
-        shapes: (L, 3), of each level m, G, and num_books, but 0 for 1 codebook, which any vector is searched in.
+        shapes: (L, 3), m, G and num_books of each level, with 0 in place of 1 for num_books.
         indices: (L, N), written to.
         work: residuals (`_TOGETHER`, W), zero from D on, and indices (`_TOGETHER`,), overwritten.
     """
@@ -103,9 +102,9 @@ def _search_beam(
     """Search as `_search_greedy`, with a beam and the weight of the distances at coarser levels.
 
     Args:
-        work: of the two generations of kept paths, residuals (2, beam, W) and costs (2, beam); indices (L + 1, beam),
-            zero at first, and places of the parents (L, beam) of the paths of each level; distances and keys of all
-            candidates (beam * G,). All are overwritten.
+        work: arrays to overwrite: residuals (2, beam, W) and costs (2, beam) of the branches before and after a level;
+            their indices (L + 1, beam), zero at first, and the positions of their parents (L, beam); distances and
+            keys of all candidates (beam * G,).
     """
     residual, before, index, parent, distances, keys = work
     levels, width = len(books), residual.shape[2]
@@ -158,7 +157,7 @@ def _search_beam(
 
 @compiled()
 def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, first: int, last: int) -> float:
-    """Search as `_search_greedy`, for one level, by blocks of vectors for which each codeword is read once.
+    """Search one level as `_search_greedy` does, in blocks of vectors that read each codeword once.
 
     Args:
         book: (K / `GROUP`, D, `GROUP`), codewords of a group side by side, infinity in the padding.
@@ -197,14 +196,14 @@ def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, fi
 def _pad_codebooks(codebooks: Tensor) -> Tensor:
     """Pad (books, m, D) to multiples of 8 codewords, infinitely far away, and of 16 zeros per row."""
     _, size, dim = codebooks.shape
-    padded = codebooks.detach().float()  # `pad` copies, also where nothing is missing
+    padded = codebooks.detach().float()  # `pad` copies even if nothing is missing
     padded = pad(padded, (0, -dim % LANES)) if dim % LANES else padded
     padded = pad(padded, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else padded
     return padded.contiguous()
 
 
 def _group_codewords(codebook: Tensor) -> Floats:
-    """Return the codewords (K, D) as `_search_flat` takes them."""
+    """Return codewords (K, D) in the layout of `_search_flat`."""
     padded = pad(codebook.detach().float(), (0, 0, 0, -len(codebook) % GROUP), value=torch.inf)
     return padded.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
 
@@ -213,7 +212,7 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
     """Search as `search`, for tensors on the CPU.
 
     Raises:
-        NonFiniteError: A latent or a codeword that is met is NaN, infinite, or too large to be squared.
+        NonFiniteError: A latent or a compared codeword is NaN, infinite, or too large to be squared.
     """
     beam, levels = min(width, math.prod(book.shape[1] for book in codebooks[:-1])), len(codebooks)
     indices = torch.empty(levels, len(latents), dtype=torch.long)
@@ -222,7 +221,7 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
         book = _group_codewords(codebooks[0][0])
         one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
-        padded = [_pad_codebooks(codebook) for codebook in codebooks]  # kept here, since the kernels get addresses
+        padded = [_pad_codebooks(codebook) for codebook in codebooks]  # keeps alive what the kernels get addresses of
         books = np.array([codebook.data_ptr() for codebook in padded])
         sizes = [(book.shape[1], rows.shape[1], len(book)) for book, rows in zip(codebooks, padded, strict=True)]
         shapes, wide = np.array([(m, filled, n if n > 1 else 0) for m, filled, n in sizes]), padded[0].shape[2]
@@ -244,7 +243,7 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
         return float(_search_beam(vectors, books, shapes, out, work, beam, np.float32(coarse_weight), first, last))
 
     left = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
-    if not np.isfinite(left):  # the least distances are finite unless a latent or codeword is not; so is their sum
+    if not np.isfinite(left):  # the least distances are finite if all latents and codewords are
         require_finite(latents, codebooks)
         raise NonFiniteError("latents or codewords are too large for their distances to be squared in float32")
     return indices

@@ -1,7 +1,7 @@
 """The innermost loops of the search, over vectors of sixteen floats, as LLVM's portable vector instructions.
 
-numba's own loops end each distance with a horizontal sum that costs more than the distance. Here eight distances have
-one register each and are summed together, or a few vectors are compared in registers with codewords side by side.
+In numba's own loops the horizontal sum of a distance costs more than the distance. Here eight distances have a register
+each and are summed together, or several vectors are compared with codewords that lie side by side.
 
 Addresses are in bytes (int64); widths are in floats, multiples of sixteen.
 """
@@ -31,7 +31,7 @@ def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[...
             value = emit(builder, *arguments)
             return context.get_dummy_value() if value is None else value
 
-        @wraps(emit)  # numba asks for its parameters
+        @wraps(emit)  # numba inspects the parameters
         def typed(_: Any, *arguments: Any) -> Any:
             return returns(*kinds), generate
 
@@ -61,7 +61,7 @@ def _everywhere(builder: Any, kind: Any, value: Any) -> Any:
 
 
 def _add_square(builder: Any, vectors: Any, others: Any, total: Any) -> Any:
-    """total + (one - other)^2 of vectors, fused where the processor can."""
+    """Return total + (vectors - others)^2, fused if the processor can."""
     difference = builder.fsub(vectors, others)
     fused = _function(builder, _FLOATS, [_FLOATS] * 3, f"llvm.fmuladd.v{LANES}f32")
     return builder.call(fused, [difference, difference, total])
@@ -124,7 +124,7 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
 
 @_intrinsic(types.int64)
 def prefetch(builder: Any, address: Any) -> None:
-    """Load the cache line at an address, without waiting for it."""
+    """Prefetch the cache line at an address."""
     pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
@@ -176,10 +176,15 @@ def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -
 
 @_intrinsic(*[types.int64] * 6)
 def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, index: Any) -> None:
-    """A few vectors against a group of codewords that lie side by side: lower the distances at `best` (vectors, group)
-    and write `number` at `place` (vectors, group) where they get lower.
+    """Compare vectors with a group of codewords; where a distance is less, write it and the index of the group.
 
-    Addresses of vectors (`ROWS`, D), group (D, `GROUP`), best and place; D; the group's number.
+    Args:
+        vectors: address of the vectors (`ROWS`, D).
+        group: address of the codewords (D, `GROUP`).
+        dim: D.
+        best: address of the least distances so far (`ROWS`, `GROUP`).
+        place: address of their groups (`ROWS`, `GROUP`).
+        index: index of the group.
     """
     integers, row_bytes = ir.VectorType(_INT, LANES), builder.mul(dim, _LONG(4))
 
