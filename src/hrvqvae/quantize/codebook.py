@@ -36,7 +36,7 @@ class LevelCodebooks(nn.Module):
     """
 
     codewords: Tensor
-    count: Tensor  # (num_books, m): moving average of the vectors per batch that chose a codeword
+    count: Tensor  # (num_books, m): moving average of the number of vectors per batch
     total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
 
     def __init__(

@@ -127,9 +127,9 @@ def _restart(quantizer: ResidualQuantizer, rng: torch.Generator, count: int) -> 
         book, child = (dead & (level.count.gather(1, fullest) > 0)).nonzero(as_tuple=True)
         if len(book):
             target, source = book * level.size + child, book * level.size + fullest[book, child]
-            words, half = level.lookup(source).detach(), level.count.view(-1)[source] / 2
-            noise = torch.randn(words.shape, generator=rng, dtype=torch.float32).to(words.device)
-            apart = noise * words.std() / 20
-            level.set_codewords(source, words - apart, half)
-            level.set_codewords(target, words + apart, half)
+            codewords, half = level.lookup(source).detach(), level.count.view(-1)[source] / 2
+            noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32).to(codewords.device)
+            apart = noise * codewords.std() / 20
+            level.set_codewords(source, codewords - apart, half)
+            level.set_codewords(target, codewords + apart, half)
             quantizer.copy_subtrees(index, source, target)

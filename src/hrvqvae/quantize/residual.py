@@ -110,7 +110,7 @@ class ResidualQuantizer(Quantizer):
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
         try:
             return self.search(residual.detach(), [self.levels[level].codewords.detach() for level in levels])
-        except NonFiniteError:  # whose message counts from the first of these levels
+        except NonFiniteError:  # its message numbers the levels of this search; name them by their number in the model
             require_finite(residual, [book.codewords for book in self.levels])
             raise
 
