@@ -169,9 +169,9 @@ def prepare(ground: Path) -> None:
     np.savez(ground / "arrays" / "b.npz", x=images, y=labels)
     np.savez_compressed(ground / "arrays" / "c.npz", x=images, y=labels)
     maps = [images[:, :5, :5] % 4, images.astype(np.uint16)[:, :6, :6], labels.astype(np.int64)]
-    for path, array in zip(codemaps._paths(ground / "maps", "train", 2), maps, strict=True):
+    for path, array in zip(codemaps.array_paths(ground / "maps", "train", 2), maps, strict=True):
         codemaps.write_array(path, array)
-    codemaps.write_about(ground / "maps", "train", {"of": 1}, 2, ["a", "b"])
+    codemaps.write_description(ground / "maps", "train", {"of": 1}, 2, ["a", "b"])
     given = {
         "data.root": str(ground / "data"), "data.size": "12", "data.workers": "0", "model.hidden_units": "8",
         "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",

@@ -111,9 +111,9 @@ MAPS = CodeMaps(
 def taken(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], CodeMaps]:
     """Gives the code maps of a folder, where they are extracted if need be."""
     assert tiny.model.num_symbols == (3, 3)
-    monkeypatch.setattr(codemaps, "extract", lambda *_, **__: MAPS)
+    monkeypatch.setattr(codemaps, "extract_codes", lambda *_, **__: MAPS)
     model = build(tiny)
-    return lambda: codemaps.stored_or_extracted(tmp_path, model, "digest", tiny, "train")
+    return lambda: codemaps.load_or_extract(tmp_path, model, "digest", tiny, "train")
 
 
 def array(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -161,7 +161,7 @@ def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path: Pat
     config = with_quantizer(tiny, levels=1, codewords=symbols, dim=1)
     model = build(config)
     model.encode = lambda images: (torch.full((len(images), 7, 7), symbols - 1),)  # type: ignore[method-assign]
-    maps = codemaps.stored_or_extracted(tmp_path, model, "digest", config, "test")
+    maps = codemaps.load_or_extract(tmp_path, model, "digest", config, "test")
     assert maps.levels[0].dtype == kind
     assert isinstance(maps.levels[0], np.memmap)
     (codes,), _ = maps.read(np.arange(40))
@@ -171,14 +171,14 @@ def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path: Pat
 def test_codes_are_those_of_the_model(whole: Path) -> None:
     run = Run(whole)
     model, config = run.load()
-    maps = codemaps.stored(run.folder.codes, run.digest, config, "train")
+    maps = codemaps.load_stored(run.folder.codes, run.digest, config, "train")
     assert maps is not None
     codes, labels = maps.read(np.arange(96))
-    again, expected = codemaps.extract(model, config, "train").read(np.arange(96))
+    again, expected = codemaps.extract_codes(model, config, "train").read(np.arange(96))
     assert all(torch.equal(one, other) for one, other in zip(codes, again, strict=True))
     assert torch.equal(labels, expected)
-    assert codemaps.stored(run.folder.codes, run.digest, with_data(config, size=11), "train") is None
-    assert codemaps.stored(RunFolder(whole).codes, "another", config, "train") is None
+    assert codemaps.load_stored(run.folder.codes, run.digest, with_data(config, size=11), "train") is None
+    assert codemaps.load_stored(RunFolder(whole).codes, "another", config, "train") is None
 
 
 # Files of tensors

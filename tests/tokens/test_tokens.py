@@ -473,7 +473,9 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, own_sha
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     model, config = Run(run).load()
     maps = load_shard_maps(RunFolder(run).codes, own_shards, model, config)
-    own = codemaps.stored(RunFolder(tmp_path / "own").codes, storage.digest(run / "model.safetensors"), config, "train")
+    own = codemaps.load_stored(
+        RunFolder(tmp_path / "own").codes, storage.digest(run / "model.safetensors"), config, "train"
+    )
     assert own is not None
     assert all(isinstance(level, np.memmap) and level.dtype == np.uint8 for level in maps.levels)
     assert all(np.array_equal(one, other) for one, other in zip(maps.levels, own.levels, strict=True))

@@ -96,11 +96,11 @@ def test_images_that_were_replaced_are_coded_again(
 def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_levels(run, 1)
     model, config = Run(run).load()
-    maps = codemaps.stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
+    maps = codemaps.load_stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     assert maps is not None
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))  # what can only be learned by heart
-    monkeypatch.setattr("hrvqvae.training.prior.stored_or_extracted", lambda *_: maps)
+    monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     fields = {"training__max_steps": "90", "training__evaluate_every": "10", "training__learning_rate": "0.02"}
     train_levels(run, 2, **fields, network__dropout="0.0")
     best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
@@ -273,8 +273,8 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
 
 def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = Run(run).load()
-    maps = dataclasses.replace(codemaps.extract(model, config, "train"), classes=())
-    monkeypatch.setattr("hrvqvae.training.prior.stored_or_extracted", lambda *_: maps)
+    maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
+    monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     with pytest.raises(InputError, match="prior.class_dropout is 0.3; it must be 0"):
         train_levels(run, 1, class_dropout="0.3")
     with pytest.raises(InputError, match="prior.class_dropout is 1"):

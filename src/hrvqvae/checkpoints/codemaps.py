@@ -1,11 +1,11 @@
-"""The codes of a split: extracted once, held in small integers, memory-mapped from the run folder.
+"""Code maps: the codes of a split as memory-mapped arrays in the run folder.
 
-RUN/priors/codes/train-level-1.npy   (N, H_1, W_1) in the smallest unsigned type that holds the symbols of the level
+RUN/priors/codes/train-level-1.npy   (N, H_1, W_1), the smallest unsigned type that holds the symbols of the level
                  train-labels.npy    (N,) int64
-                 train.json          what they were made from, the names of the classes, and digests of the arrays
+                 train.json          source of the codes, class names, array digests
 
-Images are coded without augmentation; each of their moved copies has a folder beside this one. Codes are used again
-while the model, the configuration of the data and the images are the same.
+These are the codes of the images without augmentation. The codes of each flipped or shifted copy are in a folder beside
+this one. Codes are extracted again if the model, the data configuration or the images have changed.
 """
 
 from __future__ import annotations
@@ -36,172 +36,195 @@ from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import note, tracked
 
-Move = Callable[[Tensor], Tensor]
+Augment = Callable[[Tensor], Tensor]
 _BATCH = 128
 
 
 @dataclass(frozen=True)
 class CodeMaps:
-    """Codes of N images."""
+    """The codes of N images.
 
-    levels: tuple[NDArray[Any], ...]  # (N, H_l, W_l) of each level, coarse first, unsigned
-    labels: NDArray[np.int64]  # (N,), zeros where there are no classes
-    classes: tuple[str, ...]  # names; may be empty
+    Attributes:
+        levels: One unsigned array (N, H_l, W_l) per level, coarse first.
+        labels: (N,), zeros if there are no classes.
+        classes: Class names; may be empty.
+    """
+
+    levels: tuple[NDArray[Any], ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """(codes, labels) of some images: int64 (B, H_l, W_l) of each level, and (B,)."""
+        """Return the codes, int64 (B, H_l, W_l) per level, and the labels (B,) of the images with these indices."""
         codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
         return codes, torch.from_numpy(self.labels[indices])
 
 
-def moved_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Move | None]]:
-    """The copies of the images whose codes are learned from: the folder of its codes, and how the images move.
+def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]:
+    """Yield each copy of the images to extract codes from: the folder of its codes, and its augmentation.
 
-    The first is the images as they are. Each further one is shifted by its own number of pixels, up to an eighth of a
-    side, the border mirrored; with `flip` each is there as its mirror image too.
+    The first copy is the images themselves (None). Each of the `shifts` further copies is shifted by its own offset of
+    at most an eighth of a side, with the border mirrored. With `flip`, a mirror image of each copy is added.
     """
 
-    def moved(images: Tensor, number: int, mirrored: bool) -> Tensor:
-        images = images.flip(3) if mirrored else images
-        if not number:
+    def augment(images: Tensor, shift: int, flipped: bool) -> Tensor:
+        images = images.flip(3) if flipped else images
+        if not shift:
             return images
         reach = [size // 8 for size in images.shape[2:]]
-        drawn = make_rng("shift", number).integers(0, [2 * most + 1 for most in reach], (100, 2)).tolist()
-        down, right = next((one for one in drawn if one != reach), reach)
+        offsets = make_rng("shift", shift).integers(0, [2 * limit + 1 for limit in reach], (100, 2)).tolist()
+        down, right = next((offset for offset in offsets if offset != reach), reach)  # `reach` itself is no shift
         padded = pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
         return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
 
-    for number in range(shifts + 1):
-        name = f"codes-shifted-{number}" if number else "codes"
-        yield name, partial(moved, number=number, mirrored=False) if number else None
+    for shift in range(shifts + 1):
+        name = f"codes-shifted-{shift}" if shift else "codes"
+        yield name, partial(augment, shift=shift, flipped=False) if shift else None
         if flip:
-            yield f"{name}-flipped", partial(moved, number=number, mirrored=True)
+            yield f"{name}-flipped", partial(augment, shift=shift, flipped=True)
 
 
 @torch.inference_mode()
-def extract(
+def extract_codes(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
-    part: RankSlice = WHOLE, encode: Encode | None = None, move: Move | None = None,
+    rank_slice: RankSlice = WHOLE, encode: Encode | None = None, augment: Augment | None = None,
 ) -> CodeMaps:  # fmt: skip
-    """Codes of the images of a split, in order, in float32; the model ends on the CPU.
+    """Encode the images of a split, in order, in float32; afterwards the model is on the CPU.
 
     Args:
-        limit: so many images, spread evenly over the split.
-        part: of these images, for one of several processes.
-        encode: used in place of the model's.
-        move: applied to the images (B, C, Y, X) before they are coded.
+        limit: Number of images, spread evenly over the split (default: all).
+        rank_slice: The share of these images that this process encodes.
+        encode: Called in place of the model's `encode`.
+        augment: Applied to the images (B, C, Y, X) before they are encoded.
+
+    Raises:
+        InputError: No image could be read.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
     model.to(device)
     encode = encode or model.encode
-    kinds = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
-    levels: list[list[NDArray[Any]]] = [[] for _ in kinds]
+    dtypes = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
+    levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]
     labels = []
-    batches = evaluation_batches(images, batch_size=_BATCH, limit=limit, workers=config.data.workers, part=part)
-    total = len(part.of(len(images) if limit is None else min(limit, len(images))))
+    batches = evaluation_batches(images, batch_size=_BATCH, limit=limit, workers=config.data.workers, part=rank_slice)
+    total = len(rank_slice.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
-        placed = batch.images.to(device)
-        for level, kind, codes in zip(levels, kinds, encode(move(placed) if move else placed), strict=True):
-            level.append(codes.cpu().numpy().astype(kind))
+        inputs = batch.images.to(device)
+        for level, dtype, codes in zip(levels, dtypes, encode(augment(inputs) if augment else inputs), strict=True):
+            level.append(codes.cpu().numpy().astype(dtype))
     model.cpu()
     if not labels:
         raise InputError(f"no image of the {split} split could be read")
     return CodeMaps(tuple(np.concatenate(level) for level in levels), np.concatenate(labels), images.classes)
 
 
-def stored_or_extracted(
+def load_or_extract(
     folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
-    device: torch.device | None = None, say: Callable[[str], None] = print, move: Move | None = None,
+    device: torch.device | None = None, say: Callable[[str], None] = print, augment: Augment | None = None,
 ) -> CodeMaps:  # fmt: skip
-    """The codes of a split from the folder; extracted and written there first where they are missing or damaged.
+    """Load the codes of a split from a folder; extract and write them first if they are missing, stale or damaged.
 
-    Another process that extracts them is waited for, with a line by `say`. Processes that train together extract a part
-    each. Raises InputError: no image can be read, or the folder can't be written.
+    Processes that train together extract a share each. If another process works in the folder, wait for it.
+
+    Args:
+        say: Called with a line before the wait.
+        augment: As for `extract_codes`.
+
+    Raises:
+        InputError: No image can be read, or the folder can't be written.
     """
-    source = distributed.on_rank_zero(lambda: _source(folder, model_digest, config, split))
+    source = distributed.on_rank_zero(lambda: _describe_source(folder, model_digest, config, split))
 
     def write() -> None:
-        shares = distributed.gather_object(
-            extract(model, config, split, device, part=distributed.rank_slice(), move=move)
-        )
-        distributed.on_rank_zero(lambda: _write(folder, split, shares, source))
+        share = extract_codes(model, config, split, device, rank_slice=distributed.rank_slice(), augment=augment)
+        shares = distributed.gather_object(share)
+        distributed.on_rank_zero(lambda: _write_maps(folder, split, shares, source))
 
-    return stored_or_written(folder, split, source, config.model.num_symbols, write, say)
+    return load_or_write(folder, split, source, config.model.num_symbols, write, say)
 
 
-def stored_or_written(
+def load_or_write(
     folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], write: Callable[[], None],
     say: Callable[[str], None],
 ) -> CodeMaps:  # fmt: skip
-    """The code maps of that name and source in the folder, which `write`, called in every process, writes if need be.
+    """Load code maps from a folder; if they are missing, stale or damaged, write them first.
 
-    Another process that works in the folder is waited for, with a line by `say`.
+    Args:
+        source: What the codes must have been made from.
+        symbols: Number of symbols of each level.
+        write: Called in every process to write the maps.
+        say: Called with a line before a wait for another process that works in the folder.
     """
     with distributed.context_on_rank_zero(lambda: lock_folder(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
             write()
-        found = read_maps(folder, name, source, symbols)
-    if found is None:
+        maps = read_maps(folder, name, source, symbols)
+    if maps is None:
         raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
-    return found
+    return maps
 
 
-def _write(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
-    """Write the code maps of several parts, one after the other."""
-    arrays = [np.concatenate(parts) for parts in zip(*((*one.levels, one.labels) for one in shares), strict=True)]
+def _write_maps(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
+    """Write the code maps of all processes, concatenated by rank."""
+    arrays = [np.concatenate(parts) for parts in zip(*((*share.levels, share.labels) for share in shares), strict=True)]
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)
-        for path, array in zip(_paths(folder, name, len(arrays) - 1), arrays, strict=True):
+        for path, array in zip(array_paths(folder, name, len(arrays) - 1), arrays, strict=True):
             write_array(path, array)
-        write_about(folder, name, source, len(arrays) - 1, shares[0].classes)
+        write_description(folder, name, source, len(arrays) - 1, shares[0].classes)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an .npy file, atomically. Raises OSError."""
+    """Write an .npy file atomically. Raises OSError."""
     with replace_file(path) as temporary:
         np.save(temporary, array, allow_pickle=False)
 
 
-def write_about(folder: Path, name: str, source: Mapping[str, Any], levels: int, classes: Sequence[str]) -> None:
-    """Write the JSON that makes code maps of arrays that are written. Raises OSError."""
-    arrays = _arrays(folder, name, levels)
-    about = {
+def write_description(
+    folder: Path, name: str, source: Mapping[str, Any], num_levels: int, classes: Sequence[str]
+) -> None:
+    """Write the JSON file that describes arrays already written: without it they are no code maps. Raises OSError."""
+    arrays = _open_arrays(folder, name, num_levels)
+    description = {
         "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
-        "digests": _digests(arrays, classes),
+        "digests": _hash_arrays(arrays, classes),
     }  # fmt: skip
-    write_atomic(folder / f"{name}.json", json.dumps(about).encode())
+    write_atomic(folder / f"{name}.json", json.dumps(description).encode())
 
 
-def stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
-    """The codes of a split in the folder, if they are of that model and that data and are whole."""
-    return read_maps(folder, split, _source(folder, model_digest, config, split), config.model.num_symbols)
+def load_stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
+    """Load the codes of a split from a folder; None if they are missing, damaged, or of another model or other data."""
+    return read_maps(folder, split, _describe_source(folder, model_digest, config, split), config.model.num_symbols)
 
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
-    """The code maps of that name in a folder, mapped into memory, if they are of that source and are whole."""
+    """Map code maps into memory; return None if they are missing, damaged or of another source."""
     try:
-        about = json.loads((folder / f"{name}.json").read_text())
-        *levels, labels = arrays = _arrays(folder, name, len(symbols))
+        description = json.loads((folder / f"{name}.json").read_text())
+        *levels, labels = arrays = _open_arrays(folder, name, len(symbols))
         fits = (
-            about["source"] == source
-            and about["shapes"] == [list(level.shape) for level in levels]
-            and [array.dtype for array in arrays] == [*(np.min_scalar_type(number - 1) for number in symbols), np.int64]
+            description["source"] == source
+            and description["shapes"] == [list(level.shape) for level in levels]
+            and [array.dtype for array in arrays] == [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
         )
-        digests = _digests(arrays, about["classes"]) if fits else []  # all is read for them
-        whole = fits and about["digests"] in (digests, digests[:-1])  # earlier versions have none of the names
-        return CodeMaps(tuple(levels), np.array(labels), tuple(about["classes"])) if whole else None
-    except Exception:  # what is damaged raises whatever its reader runs into
+        digests = _hash_arrays(arrays, description["classes"]) if fits else []  # reads every byte, so it comes last
+        whole = fits and description["digests"] in (digests, digests[:-1])  # older files lack the digest of the classes
+        return CodeMaps(tuple(levels), np.array(labels), tuple(description["classes"])) if whole else None
+    except Exception:  # damaged files raise whatever their reader runs into
         return None
 
 
-def _source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
-    """Return what codes depend on, as it stands in their JSON; of images that are gone, what it says in the folder."""
+def _describe_source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
+    """Return what the codes of a split depend on, as JSON types.
+
+    If the images can't be opened, their digest is taken from the JSON file in the folder, with a notice.
+    """
     ignored = ("root", "workers", "memory_mb")
     fields = {name: value for name, value in to_dict(config.data).items() if name not in ignored}
     try:
@@ -215,16 +238,18 @@ def _source(folder: Path, model_digest: str, config: Config, split: str) -> dict
     return {"model": model_digest, "data": json.loads(json.dumps(fields)), "images": images}
 
 
-def _paths(folder: Path, name: str, levels: int) -> list[Path]:
-    return [*(folder / f"{name}-level-{level}.npy" for level in range(1, levels + 1)), folder / f"{name}-labels.npy"]
+def array_paths(folder: Path, name: str, num_levels: int) -> list[Path]:
+    """Return the files of code maps: one per level, coarse first, then the labels."""
+    levels = [folder / f"{name}-level-{level}.npy" for level in range(1, num_levels + 1)]
+    return [*levels, folder / f"{name}-labels.npy"]
 
 
-def _arrays(folder: Path, name: str, levels: int) -> list[NDArray[Any]]:
-    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in _paths(folder, name, levels)]
+def _open_arrays(folder: Path, name: str, num_levels: int) -> list[NDArray[Any]]:
+    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in array_paths(folder, name, num_levels)]
 
 
-def _digests(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:
-    """Of each array, and of the names of the classes."""
+def _hash_arrays(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:
+    """Return the digest of each array, and last that of the class names."""
     names = np.frombuffer(json.dumps(list(classes)).encode(), np.uint8)
     contents = [np.ascontiguousarray(array).data for array in (*arrays, names)]
     return [hashlib.blake2b(content, digest_size=16).hexdigest() for content in contents]

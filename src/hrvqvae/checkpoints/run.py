@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps, extract, moved_copies, stored_or_extracted
+from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, list_copies, load_or_extract
 from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
@@ -422,12 +422,12 @@ class EntropyModelArtifact(Artifact):
             model, config = self.run.load()
             config, folder = config.with_root(root), self.run.folder
             maps = list[CodeMaps]()
-            for name, move in moved_copies(config.data.flip, shifts):
+            for name, augment in list_copies(config.data.flip, shifts):
                 if folder.config.is_file():
                     of = (model, self.run.digest, config, "train", device, say)
-                    maps.append(stored_or_extracted(folder.codes.with_name(name), *of, move))
+                    maps.append(load_or_extract(folder.codes.with_name(name), *of, augment))
                 else:
-                    maps.append(extract(model, config, "train", device, move=move))
+                    maps.append(extract_codes(model, config, "train", device, augment=augment))
             levels = [np.concatenate(copies) for copies in zip(*(copy.levels for copy in maps), strict=True)]
             bare = EntropyModel(config.name, self.run.weights_digest, config.model.geometry, config.model.num_symbols)
             content = fit(bare, levels, effort, say, len(maps), small).content

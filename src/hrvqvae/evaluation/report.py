@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrvqvae.checkpoints.codemaps import CodeMaps, extract
+from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
@@ -170,7 +170,7 @@ def evaluate_run(
     if not samples and (command := trained.run.missing_priors()):
         return Evaluated(report, None, f"train them: {command}")
     priors = trained.priors
-    coded = extract(model, config, split, compute.device, limit, encode=encode)
+    coded = extract_codes(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:
         raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
     measured = measure_rate(

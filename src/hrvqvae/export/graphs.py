@@ -1,11 +1,11 @@
-"""A run's autoencoder as a folder of two ONNX graphs that give its codes, except at ties, and its images.
+"""A run's autoencoder as two ONNX graphs.
 
-encoder: images (B, C, Y, X) float32 in [0, 1] -> a tensor of codes (B, H_l, W_l) int64 for each level, coarse first
-decoder: codes of every level, levels () int64 -> images (B, C, Y', X') float32 in [0, 1]
+encoder: takes images (B, C, Y, X) float32 in [0, 1]; gives the codes (B, H_l, W_l) int64 of each level, coarse first
+decoder: takes the codes of every level and `levels`, () int64; gives images (B, C, Y', X') float32 in [0, 1]
 
-B, Y and X are free. The encoder's graph repeats an image's last rows and columns where it does not fill its grid, as
-`encode` does. The decoder's graph gives all that the grid holds: the image is its part `[..., :Y, :X]`. Values are not
-checked inside a graph: a code out of range is an error of the runtime, or another codeword.
+B, Y and X are free. The encoder repeats the last rows and columns of an image that does not fill its grid, as `encode`
+does. The decoder gives the whole grid; the image is `[..., :Y, :X]`. The graphs check no values: a code out of range is
+an error of the runtime, or another codeword. Codes equal those of the model, except at ties.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder
 from hrvqvae.utils.quantities import counted
 
-PIXELS = 1e-4
-"""What rounding may change of an image, on the scale [0, 1]."""
+TOLERANCE = 1e-4
+"""Largest difference that rounding may make to an image, whose values are in [0, 1]."""
 
-_ABOUT = "hrvqvae"  # the name of a file's metadata: JSON with the configuration and the numbers of levels to decode
-_PARTS = ("encoder", "decoder")
-_NEEDS = ("onnx", "onnxscript", "onnxruntime")
-_NEAR = 32  # images that are looked at beside one whose codes differ
-_EXAMPLE = 3  # images, and positions of the coarsest grid a side: a size of 1 would be taken for a constant
+_METADATA = "hrvqvae"  # key of a file's metadata: JSON with the configuration and the numbers of levels to decode
+_GRAPHS = ("encoder", "decoder")
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_NUM_NEIGHBOURS = 32  # noisy copies of the images that tell ties from errors
+_EXAMPLE = 3  # batch size and coarsest grid of the traced example: torch.export takes a size of 1 for a constant
 
 
 class _Encoder(nn.Module):
@@ -58,44 +58,48 @@ class _Decoder(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
-        self.progressive = getattr(autoencoder, "progressive_decoder", None)  # whose weights are the graph's too
+        self.progressive = getattr(autoencoder, "progressive_decoder", None)  # registers its weights
 
     def forward(self, codes: Codes, levels: Tensor) -> Tensor:
         return self.autoencoder.decode_prefix(codes, levels)
 
 
 def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
-    """(encoder, decoder, least image size a side) of a model in evaluation mode on the CPU.
+    """Trace a model, in evaluation mode on the CPU, into two graphs.
 
-    The least size has two positions a side on the coarsest grid: torch takes one for a constant. Raises InputError
-    where torch.export can't trace the system.
+    Returns:
+        The encoder, the decoder, and the smallest side of an image that both take. It has two positions on the coarsest
+        grid, because torch.export takes one position for a constant.
+
+    Raises:
+        InputError: torch.export can't trace the system.
     """
 
-    def rows_of(size: int) -> int:
+    def coarsest_side(size: int) -> int:
         return min(config.model.latent_grids(size, size)[0])
 
-    least = next(size for size in itertools.count(1) if rows_of(size) >= 2)
-    size = next(one for one in itertools.count(least + 1) if rows_of(one) >= _EXAMPLE)
+    smallest = next(size for size in itertools.count(1) if coarsest_side(size) >= 2)
+    size = next(size for size in itertools.count(smallest + 1) if coarsest_side(size) >= _EXAMPLE)
     names = tuple(f"codes_{level}" for level in range(1, len(config.model.num_symbols) + 1))
-    batch, height, width = Dim("batch", min=1), Dim("height", min=least), Dim("width", min=least)
-    images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + least)
-    about = {"config": to_dict(without_paths(config)), "prefixes": list(autoencoder.prefixes)}
-    with torch.no_grad(), _silent():
+    batch, height, width = Dim("batch", min=1), Dim("height", min=smallest), Dim("width", min=smallest)
+    images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + smallest)
+    metadata = {"config": to_dict(without_paths(config)), "prefixes": list(autoencoder.prefixes)}
+    with torch.no_grad(), _silence_torch():
         codes = autoencoder.encode(images)
         free = ({0: batch, 2: height, 3: width},)
-        encoder = _traced(_Encoder(autoencoder), (images,), free, ("images",), names, about)
-        rows, columns = Dim("rows", min=rows_of(least)), Dim("columns", min=rows_of(least))
-        times = [len(code[0]) // len(codes[0][0]) for code in codes]  # coarse first: a whole number
-        sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in times]
-        grids = tuple({0: batch, 1: height_of_grid, 2: width_of_grid} for height_of_grid, width_of_grid in sides)
-        given = (codes, torch.tensor(1))
-        decoder = _traced(_Decoder(autoencoder), given, (grids, None), (*names, "levels"), ("images",), about)
-    return encoder, decoder, least
+        encoder = _build_graph(_Encoder(autoencoder), (images,), free, ("images",), names, metadata)
+        rows, columns = Dim("rows", min=coarsest_side(smallest)), Dim("columns", min=coarsest_side(smallest))
+        factors = [len(code[0]) // len(codes[0][0]) for code in codes]  # each grid is a multiple of the coarsest
+        sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in factors]
+        grids = tuple({0: batch, 1: grid_height, 2: grid_width} for grid_height, grid_width in sides)
+        example = (codes, torch.tensor(1))
+        decoder = _build_graph(_Decoder(autoencoder), example, (grids, None), (*names, "levels"), ("images",), metadata)
+    return encoder, decoder, smallest
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing is printed or logged by torch, which reports its internals when it traces and reads graphs."""
+def _silence_torch() -> Iterator[None]:
+    """Hide what torch prints and logs about its internals while it traces and reads graphs."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -106,136 +110,165 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _traced(
-    module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, ...], inputs: tuple[str, ...],
-    outputs: tuple[str, ...], about: dict[str, Any],
+def _build_graph(
+    module: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...], inputs: tuple[str, ...],
+    outputs: tuple[str, ...], metadata: dict[str, Any],
 ) -> bytes:  # fmt: skip
-    """The file of a graph, with what it is about as JSON; `dynamic`: the inputs' free sizes as for torch.export."""
+    """Trace a module into the content of an ONNX file.
+
+    Args:
+        arguments: Example arguments of the module.
+        dynamic_shapes: The free sizes of the arguments, as torch.export takes them.
+        inputs: Names of the graph's inputs.
+        outputs: Names of the graph's outputs.
+        metadata: Stored in the file as JSON.
+    """
     try:
-        program = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:  # torch names many kinds
-        reason, system = " ".join(str(error).split())[:160], about["config"]["model"]["system"]
+        program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:  # torch raises errors of many types
+        reason, system = " ".join(str(error).split())[:160], metadata["config"]["model"]["system"]
         raise InputError(f"torch.export can't trace the system {system} ({reason})") from error
     exported = torch.onnx.export(
         program, dynamo=True, verbose=False, external_data=False, input_names=inputs, output_names=outputs,
-        dynamic_shapes=dynamic,
+        dynamic_shapes=dynamic_shapes,
     )  # fmt: skip
     assert exported is not None
     for node in exported.model.graph.all_nodes():
-        node.metadata_props.clear()  # with the paths of this machine
-    exported.model.metadata_props[_ABOUT] = json.dumps(about, sort_keys=True)
+        node.metadata_props.clear()  # paths of this machine
+    exported.model.metadata_props[_METADATA] = json.dumps(metadata, sort_keys=True)
     return exported.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
 
 class OnnxModel:
-    """The encoder and the decoder of a folder, run by onnxruntime on the CPU with as many threads as torch has."""
+    """The encoder and the decoder in a folder, run by onnxruntime on the CPU with torch's number of threads."""
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # its errors are raised
+        options.log_severity_level = 4  # fatal only: errors are raised too
         self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(folder / f"{part}.onnx", options, ["CPUExecutionProvider"]) for part in _PARTS
+            onnxruntime.InferenceSession(folder / f"{name}.onnx", options, ["CPUExecutionProvider"]) for name in _GRAPHS
         )
 
     def encode(self, images: Tensor) -> Codes:
-        """Codes of images (B, C, Y, X), float32 in [0, 1]: (B, H_l, W_l) int64 of each level, coarse first."""
+        """Return the codes of images (B, C, Y, X) float32 in [0, 1]: (B, H_l, W_l) int64 per level, coarse first."""
         return self._run(self._encoder, images)
 
     def decode(self, codes: Codes, levels: int) -> Tensor:
-        """Images (B, C, Y', X') float32 in [0, 1], as large as the grid, from codes of every level."""
+        """Return images (B, C, Y', X') float32 in [0, 1], as large as the grid, from the codes of every level.
+
+        Args:
+            levels: Number of levels to use, coarse first.
+        """
         return self._run(self._decoder, *codes, torch.tensor(levels))[0]
 
     @staticmethod
     def _run(session: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given = {one.name: tensor.numpy() for one, tensor in zip(session.get_inputs(), inputs, strict=True)}
-        return tuple(torch.from_numpy(one) for one in session.run(None, given))
+        feed = {node.name: tensor.numpy() for node, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        return tuple(torch.from_numpy(output) for output in session.run(None, feed))
 
 
 @dataclass
 class Agreement:
-    """The outcome of a comparison; a code that is neither equal nor an error is a tie."""
+    """The outcome of a comparison of graphs with their model.
+
+    Attributes:
+        images: Number of images compared.
+        codes: Number of codes compared.
+        equal: Number of equal codes.
+        errors: Number of codes that differ and are no tie; all other codes that differ are ties.
+        difference: The largest difference of decoded images, over every number of levels.
+    """
 
     images: int = 0
     codes: int = 0
     equal: int = 0
-    errors: int = 0  # codes that differ and are no tie
-    pixels: float = 0.0  # the largest difference of decoded images, over all numbers of levels
+    errors: int = 0
+    difference: float = 0.0
 
     def __str__(self) -> str:
         tied = self.codes - self.equal - self.errors
         wrong = f", {self.errors:,} wrong" if self.errors else ""
         return (
             f"{counted(self.images, 'image')}: {self.equal:,} of {self.codes:,} codes equal, {tied:,} tied{wrong}; "
-            f"decoded images differ by at most {self.pixels:.1e}"
+            f"decoded images differ by at most {self.difference:.1e}"
         )
 
 
 @torch.inference_mode()
-def compare(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tensor]) -> Agreement:
-    """Compare on batches of images (B, C, Y, X), float32 in [0, 1]."""
-    found = Agreement()
+def compare_graphs(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tensor]) -> Agreement:
+    """Compare graphs with their model on batches of images (B, C, Y, X), float32 in [0, 1]."""
+    agreement = Agreement()
     for images in batches:
-        ours, theirs = model.encode(images), graphs.encode(images)
-        found.images += len(images)
-        found.codes += sum(one.numel() for one in ours)
-        if [one.shape for one in ours] != [one.shape for one in theirs]:
-            found.errors, found.pixels = found.codes, torch.inf
+        expected, codes = model.encode(images), graphs.encode(images)
+        agreement.images += len(images)
+        agreement.codes += sum(code.numel() for code in expected)
+        if [code.shape for code in expected] != [code.shape for code in codes]:
+            agreement.errors, agreement.difference = agreement.codes, torch.inf
             break
         for levels in model.prefixes:
-            one, other = model.decode(ours[:levels], levels), graphs.decode(ours, levels)
-            apart = float((one - other).abs().max()) if one.shape == other.shape else torch.inf
-            found.pixels = max(found.pixels, apart)
-        found.equal += sum(int((one == other).sum()) for one, other in zip(ours, theirs, strict=True))
-        found.errors += count_errors(model, images, ours, theirs)
-    return found
+            right, decoded = model.decode(expected[:levels], levels), graphs.decode(expected, levels)
+            difference = float((right - decoded).abs().max()) if right.shape == decoded.shape else torch.inf
+            agreement.difference = max(agreement.difference, difference)
+        agreement.equal += sum(int((a == b).sum()) for a, b in zip(expected, codes, strict=True))
+        agreement.errors += count_errors(model, images, expected, codes)
+    return agreement
 
 
-def count_errors(model: Autoencoder, images: Tensor, ours: Codes, theirs: Codes) -> int:
-    """How many codes of a graph are those of no image near the one that it was given: what differs else is a tie."""
-    errors = [one != other for one, other in zip(ours, theirs, strict=True)]
+def count_errors(model: Autoencoder, images: Tensor, expected: Codes, codes: Codes) -> int:
+    """Count the codes of a graph that differ from the model's and are no tie.
+
+    A code is a tie if the model gives it to an image within TOLERANCE of the original.
+    """
+    errors = [a != b for a, b in zip(expected, codes, strict=True)]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_NEAR):
-        if not any(one.any() for one in errors):
+    for _ in range(_NUM_NEIGHBOURS):
+        if not any(error.any() for error in errors):
             break
         noise = torch.rand(images.shape, generator=generator) * 2 - 1
-        codes = model.encode((images + PIXELS * noise).clamp(0, 1))
-        errors = [one & (code != other) for one, code, other in zip(errors, codes, theirs, strict=True)]
-    return sum(int(one.sum()) for one in errors)
+        nearby = model.encode((images + TOLERANCE * noise).clamp(0, 1))
+        errors = [error & (a != b) for error, a, b in zip(errors, nearby, codes, strict=True)]
+    return sum(int(error.sum()) for error in errors)
 
 
-def _check_images(config: Config, least: int) -> list[Tensor]:
-    """3 images of the size of training, and 1 that need not fill the grid; `least` or more pixels a side."""
-    generator, size = torch.Generator().manual_seed(0), max(config.data.size, least)
-    sizes = (3, size, size), (1, size + 3, size + size // 2 + 1)
-    return [torch.rand(count, config.data.channels, *side, generator=generator) for count, *side in sizes]
+def _check_images(config: Config, smallest: int) -> list[Tensor]:
+    """Return 3 images of the training size, and 1 that need not fill the grid; no side is below `smallest`."""
+    generator, size = torch.Generator().manual_seed(0), max(config.data.size, smallest)
+    shapes = (3, size, size), (1, size + 3, size + size // 2 + 1)
+    return [torch.rand(count, config.data.channels, *sides, generator=generator) for count, *sides in shapes]
 
 
 def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[list[Path], Agreement]:
-    """Write the encoder and the decoder of a run as graphs that agree with it, whole or not at all; -> the files.
+    """Write the encoder and the decoder of a run as graphs, and compare them with the model.
+
+    Everything is written or nothing.
 
     Args:
-        beam: paths that the encoder's search keeps at each level; None keeps as many as in training.
+        out: The new folder.
+        beam: Number of candidates that the encoder's search keeps per level (default: as many as in training).
+
+    Returns:
+        The files, and the outcome of the comparison.
 
     Raises:
-        InputError: the run has no model, or no linked codebooks for a beam, the system can't be traced, the graphs fail
-            or do not agree with the model, `out` exists or can't be written.
-        ModuleNotFoundError: a package is missing.
+        InputError: The run has no model, or no linked codebooks for a beam; the system can't be traced; the graphs fail
+            or do not agree with the model; `out` exists or can't be written.
+        ModuleNotFoundError: A package is missing.
     """
     with create_folder(out) as folder:
-        for module in _NEEDS:
-            importlib.import_module(module)
+        for package in _PACKAGES:
+            importlib.import_module(package)
         model, config = Run(run).load(beam=beam)
-        encoder, decoder, least = trace(model, config)
-        for part, content in zip(_PARTS, (encoder, decoder), strict=True):
-            (folder / f"{part}.onnx").write_bytes(content)
+        encoder, decoder, smallest = trace(model, config)
+        for name, content in zip(_GRAPHS, (encoder, decoder), strict=True):
+            (folder / f"{name}.onnx").write_bytes(content)
         try:
-            agreement = compare(model, OnnxModel(folder), _check_images(config, least))
-        except Exception as error:  # of the runtime, where a size was taken for a constant
-            why = " ".join(str(error).split())[-200:]
-            raise InputError(f"the graphs fail on images of another number or size ({why})") from error
-        if agreement.errors or agreement.pixels > PIXELS:
+            agreement = compare_graphs(model, OnnxModel(folder), _check_images(config, smallest))
+        except Exception as error:  # from the runtime, if tracing took a size for a constant
+            reason = " ".join(str(error).split())[-200:]
+            raise InputError(f"the graphs fail on images of another number or size ({reason})") from error
+        if agreement.errors or agreement.difference > TOLERANCE:
             raise InputError(f"the graphs of {run} do not agree with the model ({agreement})")
     return sorted(out.iterdir()), agreement

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, stored_or_written, write_about, write_array
+from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_write, write_array, write_description
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
@@ -38,7 +38,7 @@ def load_shard_maps(
     Args:
         folder: of the run's codes; made if it does not exist.
         path: a folder of shards, or one.
-        say: as for `stored_or_written`.
+        say: as for `load_or_write`.
 
     Raises:
         InputError: no shards, those of another model, codes of images of another size, labels of some images only, or
@@ -64,7 +64,7 @@ def load_shard_maps(
 
     shards, source = distributed.on_rank_zero(opened)
     symbols, rank_zero = config.model.num_symbols, partial(distributed.on_rank_zero, write)
-    return stored_or_written(folder, _NAME, source, symbols, rank_zero, say)
+    return load_or_write(folder, _NAME, source, symbols, rank_zero, say)
 
 
 def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, 
             raise InputError(f"{without:,} of {len(labels):,} images have no label; label all of them, or none")
         classes, numbers = ((), np.zeros(without, np.int64)) if without else _number_classes(labels, shards.classes)
     write_array(folder / f"{_NAME}-labels.npy", numbers)
-    write_about(folder, _NAME, source, len(symbols), classes)
+    write_description(folder, _NAME, source, len(symbols), classes)
 
 
 def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:

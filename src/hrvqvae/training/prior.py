@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, moved_copies, stored_or_extracted
+from hrvqvae.checkpoints.codemaps import CodeMaps, list_copies, load_or_extract
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
@@ -124,8 +124,8 @@ class PriorTask(Task[CodeBatch]):
         if prior.codes is None:
             source = (self.model, self.autoencoder, config, "train", self.compute.device, say)
             self.maps = [
-                stored_or_extracted(codes.with_name(name), *source, move)
-                for name, move in moved_copies(prior.flip, prior.shifts)
+                load_or_extract(codes.with_name(name), *source, augment)
+                for name, augment in list_copies(prior.flip, prior.shifts)
             ]
         elif prior.flip or prior.shifts:
             raise InputError("prior.flip and prior.shifts need the run's own images: leave them or prior.codes out")
